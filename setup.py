@@ -1,0 +1,155 @@
+"""Builds clinattn._C, the compiled CPU backend, when torch, a C++ compiler and ninja are at hand.
+
+Without one of them the install succeeds all the same and the reference backend serves.
+CLINATTN_FORCE_BUILD=1 makes a failed build an error. MAX_JOBS limits the compiler processes.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+CSRC = Path("csrc")
+FORCE = os.environ.get("CLINATTN_FORCE_BUILD") == "1"
+
+# ninja may live in the virtual environment, which pip does not put on PATH.
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+os.chdir(ROOT)
+
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"]
+AMX = [*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"]
+ISA_FLAGS = {"scalar": [], "avx2": AVX2, "avx512": AVX512, "amx": AMX}
+
+COMMON_FLAGS = ["-O3", "-g0", "-fPIC", "-fvisibility=hidden", "-fno-math-errno"]
+# A contraction that the compiler chooses would differ between instruction sets and versions.
+ISA_COMMON_FLAGS = [*COMMON_FLAGS, "-std=c++20", "-ffp-contract=off", "-Wall", "-Wextra"]
+
+
+def compiler() -> list[str]:
+    return shlex.split(os.environ.get("CXX", "c++"))
+
+
+def accepts(flags: list[str]) -> bool:
+    """Whether the compiler knows these flags: an older one may lack AMX and serve the rest."""
+    command = [*compiler(), *flags, "-fsyntax-only", "-x", "c++", os.devnull]
+    try:
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False
+
+
+def missing() -> str | None:
+    """What stands between this machine and the compiled backend, in words."""
+    if not (CSRC / "module.cpp").exists():
+        return "the C++ sources are not part of this tree"
+    try:
+        import torch.utils.cpp_extension  # noqa: F401
+    except ImportError as error:
+        return f"torch cannot be imported ({error}); install it first, then --no-build-isolation"
+    if shutil.which(compiler()[0]) is None:
+        return f"no C++ compiler: {compiler()[0]!r} is not on PATH (install g++ or set CXX)"
+    if shutil.which("ninja") is None:
+        return "ninja is not on PATH (pip install ninja)"
+    return None
+
+
+def give_up(reason: str) -> None:
+    if FORCE:
+        sys.exit(f"clinattn: CLINATTN_FORCE_BUILD=1, but the compiled backend failed: {reason}")
+    print(f"clinattn: installing without the compiled CPU backend: {reason}", file=sys.stderr)
+
+
+def isa_sources() -> dict[str, Path]:
+    """The instruction-set units that this machine's architecture and compiler can build."""
+    units = {path.stem.removeprefix("isa_"): path for path in sorted(CSRC.glob("cpu/isa_*.cpp"))}
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        units = {name: path for name, path in units.items() if name == "scalar"}
+    return {name: path for name, path in units.items() if accepts(ISA_FLAGS[name])}
+
+
+def isa_objects(units: dict[str, Path], folder: Path) -> list[str]:
+    """Compile each unit with the flags of its own instruction set, and without torch's headers.
+
+    setuptools has one set of flags for all the sources of an extension, hence a ninja file of ours.
+    """
+    lines = [
+        f"cxx = {shlex.join(compiler())}",
+        "rule cxx",
+        "  command = $cxx -MMD -MF $out.d $flags -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+    ]
+    for name, path in units.items():
+        source = str(path.resolve()).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+        flags = shlex.join([*ISA_COMMON_FLAGS, *ISA_FLAGS[name]])
+        lines += [f"build isa_{name}.o: cxx {source}", f"  flags = {flags}"]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "build.ninja").write_text("\n".join(lines) + "\n")
+    jobs = os.environ.get("MAX_JOBS")
+    subprocess.run(["ninja", "-C", str(folder), *(["-j", jobs] if jobs else [])], check=True)
+    return [str(folder / f"isa_{name}.o") for name in units]
+
+
+def extension() -> dict:
+    import torch
+    from torch.utils.cpp_extension import BuildExtension, CppExtension
+
+    units = isa_sources()
+    openmp = ["-fopenmp"] if accepts(["-fopenmp"]) else []
+
+    class Build(BuildExtension):
+        def finalize_options(self) -> None:
+            super().finalize_options()
+            # pip builds in a folder that it throws away; one that stays makes a rebuild quick.
+            tag = f"{self.plat_name}-{sys.implementation.cache_tag}-torch{torch.__version__}"
+            self.build_temp = str(ROOT / "build" / tag)
+
+        def run(self) -> None:
+            try:
+                super().run()
+            except (Exception, SystemExit) as error:
+                give_up(f"the build stopped: {error}")
+
+        def build_extensions(self) -> None:
+            for ext in self.extensions:
+                ext.extra_objects = isa_objects(units, Path(self.build_temp) / "isa")
+            super().build_extensions()
+
+    module = CppExtension(
+        "clinattn._C",
+        [str(path) for path in (CSRC / "module.cpp", CSRC / "cpu" / "attention.cpp")],
+        include_dirs=[str(ROOT / CSRC)],
+        # at::parallel_for is serial without it. Nothing is linked for it: the runtime is the one
+        # that torch brings, so that there is one pool of threads in the process.
+        extra_compile_args=[*COMMON_FLAGS, *openmp]
+        + [f"-DCLINATTN_HAVE_{name.upper()}" for name in units],
+        extra_link_args=["-s"] if sys.platform == "linux" else [],
+        optional=not FORCE,
+    )
+    return {"ext_modules": [module], "cmdclass": {"build_ext": Build}}
+
+
+def extensions() -> dict:
+    reason = missing()
+    if reason is None:
+        return extension()
+    give_up(reason)
+    return {}
+
+
+setup(
+    # kernels/ at the root is installed as clinattn.kernels and as nothing else: a top-level
+    # module `kernels` would stand in the way of the package of that name.
+    packages=sorted({"clinattn", *find_packages(include=["clinattn.*"]), "clinattn.kernels"}),
+    package_dir={"clinattn.kernels": "kernels"},
+    **extensions(),
+)
