@@ -1,0 +1,16 @@
+"""Clinical sequences to run models on: length profiles, and real ones from a MEDS folder."""
+
+from .meds import MedsDataset, MedsError, Timeline, read_meds
+from .profiles import PROFILES, sample_lengths
+from .vocabulary import SPECIAL_TOKENS, Vocabulary
+
+__all__ = [
+    "PROFILES",
+    "SPECIAL_TOKENS",
+    "MedsDataset",
+    "MedsError",
+    "Timeline",
+    "Vocabulary",
+    "read_meds",
+    "sample_lengths",
+]

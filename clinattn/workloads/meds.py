@@ -1,0 +1,233 @@
+"""MEDS folders (medical-event-data-standard/meds 0.3 and 0.4): parquet events to token ids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+
+from .vocabulary import CLS, UNK, Vocabulary
+
+NO_TIME = np.iinfo(np.int64).min  # a static fact; sorts before every event
+MICROSECONDS_PER_HOUR = 3_600_000_000
+LAYOUT = "a MEDS folder: data/**/*.parquet with columns subject_id, time, code"
+
+
+class MedsError(ValueError):
+    """A MEDS folder that cannot be used; the message names it, what it holds and what it should."""
+
+
+class Timeline(NamedTuple):
+    """One patient, [CLS] first. hours since the first timed event kept; static facts stand at 0."""
+
+    subject_id: int
+    token_ids: torch.Tensor  # (N,) int64
+    hours: torch.Tensor  # (N,) float64, non-decreasing
+    values: torch.Tensor  # (N,) float32, NaN where the event has none
+
+
+@dataclass(frozen=True)
+class MedsDataset:
+    """All patients end to end: patient p owns the events offsets[p] : offsets[p + 1].
+
+    Events are sorted by time within a patient, in file order where times are equal; static facts
+    come first, with times = NO_TIME.
+    """
+
+    subject_ids: np.ndarray  # (P,) int64
+    offsets: np.ndarray  # (P + 1,) int64
+    token_ids: np.ndarray  # (E,) int32
+    times: np.ndarray  # (E,) int64, microseconds since 1970-01-01
+    values: np.ndarray  # (E,) float32
+    vocabulary: Vocabulary
+
+    def __len__(self) -> int:
+        return len(self.subject_ids)
+
+    def lengths(self, max_tokens: int | None = None) -> np.ndarray:
+        """Tokens per patient, [CLS] included, after truncation: (P,) int64."""
+        lengths = np.diff(self.offsets) + 1
+        return lengths if max_tokens is None else np.minimum(lengths, max_tokens)
+
+    def timeline(self, index: int, max_tokens: int | None = None) -> Timeline:
+        """Patient `index` as tokens: [CLS], the static facts, then the most recent events that fit.
+
+        Raises ValueError for max_tokens below 1.
+        """
+        if max_tokens is not None and max_tokens < 1:
+            raise ValueError(f"max_tokens={max_tokens}: expected at least 1")
+        start, end = int(self.offsets[index]), int(self.offsets[index + 1])
+        static_end = start + int(np.searchsorted(self.times[start:end], NO_TIME, side="right"))
+        room = end - start if max_tokens is None else min(max_tokens - 1, end - start)
+        static = min(static_end - start, room)
+        kept = np.r_[start : start + static, end - (room - static) : end]
+        times = self.times[kept]
+        micros = np.where(times == NO_TIME, 0, times - (times[static] if room > static else 0))
+        return Timeline(
+            int(self.subject_ids[index]),
+            torch.from_numpy(np.r_[CLS, self.token_ids[kept]].astype(np.int64)),
+            torch.from_numpy(np.r_[0, micros] / MICROSECONDS_PER_HOUR),
+            torch.from_numpy(np.r_[np.float32("nan"), self.values[kept]]),
+        )
+
+
+def read_meds(
+    meds_dir: str | Path,
+    *,
+    split: str | None = None,
+    vocabulary: Vocabulary | None = None,
+    min_count: int = 1,
+    max_vocab: int | None = None,
+) -> MedsDataset:
+    """Read a MEDS folder into memory (24 bytes an event).
+
+    split: only the subjects of that split in metadata/subject_splits.parquet, or, without that
+        file, only data/<split>/; None reads everything.
+    vocabulary: None builds one from the events read, leaving codes seen fewer than min_count
+        times, and those past max_vocab tokens, to [UNK]. Give the training split's to the others.
+    Raises MedsError (a ValueError) naming meds_dir where the folder cannot be used.
+    """
+    root = Path(meds_dir)
+    paths = _parquet_files(root)
+    subjects = None
+    if split is not None:
+        subjects, paths = _select_split(root, paths, split)
+
+    lookup: dict[str, int] = {}  # code -> its number over all files
+    shards = [_read_shard(root, path, lookup) for path in paths]
+    subject, times, codes, values = (np.concatenate(column) for column in zip(*shards, strict=True))
+    if subjects is not None:
+        keep = np.isin(subject, subjects)
+        subject, times, codes, values = (a[keep] for a in (subject, times, codes, values))
+    if not len(subject):
+        of_split = "" if split is None else f" for split={split!r}"
+        raise MedsError(
+            f"meds_dir={str(root)!r} has no events{of_split} in its {len(paths)} parquet file(s): "
+            "expected at least one"
+        )
+
+    order = np.lexsort((times, subject))  # stable: equal times keep the order of the file
+    subject = subject[order]
+    if vocabulary is None:
+        counts = np.bincount(codes, minlength=len(lookup))
+        vocabulary = Vocabulary.build(list(lookup), counts, max(min_count, 1), max_vocab)
+    starts = np.flatnonzero(np.r_[True, subject[1:] != subject[:-1]])
+    return MedsDataset(
+        subject_ids=subject[starts],
+        offsets=np.r_[starts, len(subject)].astype(np.int64),
+        token_ids=vocabulary.ids(list(lookup))[codes[order]],
+        times=times[order],
+        values=values[order],
+        vocabulary=vocabulary,
+    )
+
+
+def unknown_share(dataset: MedsDataset) -> float:
+    """The share of events whose code is [UNK]."""
+    return float((dataset.token_ids == UNK).mean())
+
+
+def _parquet_files(root: Path) -> list[Path]:
+    if not root.exists():
+        raise MedsError(f"meds_dir={str(root)!r} does not exist: expected {LAYOUT}")
+    if not root.is_dir():
+        raise MedsError(f"meds_dir={str(root)!r} is a file: expected {LAYOUT}")
+    paths = sorted((root / "data").rglob("*.parquet"))
+    if not paths:
+        found = sorted(path.name for path in root.iterdir())[:8]
+        raise MedsError(
+            f"meds_dir={str(root)!r} has no data/**/*.parquet (it holds {found}): expected {LAYOUT}"
+        )
+    return paths
+
+
+def _select_split(
+    root: Path, paths: list[Path], split: str
+) -> tuple[np.ndarray | None, list[Path]]:
+    """The subject ids of a split, or the files of its folder where no table lists subjects."""
+    listed = root / "metadata" / "subject_splits.parquet"
+    if listed.exists():
+        table = _read_columns(root, listed, ["subject_id", "split"], [])
+        names = np.array(table["split"].to_pylist(), dtype=object)
+        found = set(names)
+        subjects = table["subject_id"].to_numpy()[names == split]
+        if len(subjects):
+            return subjects, paths
+    else:
+        folders = [path.relative_to(root / "data").parts[0] for path in paths]
+        found = set(folders)
+        chosen = [path for path, folder in zip(paths, folders, strict=True) if folder == split]
+        if chosen:
+            return None, chosen
+    raise MedsError(
+        f"meds_dir={str(root)!r} has no split={split!r}: expected one of {sorted(map(str, found))}"
+    )
+
+
+def _read_columns(root: Path, path: Path, required: list[str], optional: list[str]) -> pa.Table:
+    where = f"meds_dir={str(root)!r}: {path.relative_to(root)}"
+    try:
+        names = pq.read_schema(path).names
+        missing = [name for name in required if name not in names]
+        if missing:
+            raise MedsError(
+                f"{where} has no column {missing} (it has {names}): expected {required}"
+            )
+        return pq.read_table(
+            path, columns=required + [name for name in optional if name in names], partitioning=None
+        )
+    except (pa.ArrowException, OSError) as error:
+        raise MedsError(f"{where} cannot be read ({error}): expected a parquet file") from error
+
+
+def _read_shard(
+    root: Path, path: Path, lookup: dict[str, int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """subject_id, time, code number, numeric_value of one file; new codes are added to lookup."""
+    table = _read_columns(root, path, ["subject_id", "time", "code"], ["numeric_value"])
+    where = f"meds_dir={str(root)!r}: {path.relative_to(root)}"
+
+    def expect(name: str, good: bool, expected: str) -> None:
+        if not good:
+            kind = table.schema.field(name).type
+            raise MedsError(f"{where} column {name!r} has type {kind}: expected {expected}")
+        if name != "time" and table[name].null_count:
+            raise MedsError(
+                f"{where} column {name!r} has {table[name].null_count} nulls: expected none"
+            )
+
+    kinds = pa.types
+    expect("subject_id", kinds.is_integer(table.schema.field("subject_id").type), "int64")
+    time_type = table.schema.field("time").type
+    good_time = kinds.is_timestamp(time_type) or kinds.is_date(time_type)
+    expect("time", good_time or kinds.is_null(time_type), "timestamp[us]")
+    code = table["code"]
+    if kinds.is_dictionary(code.type):
+        code = code.cast(code.type.value_type)
+    expect("code", kinds.is_string(code.type) or kinds.is_large_string(code.type), "string")
+
+    times = table["time"].cast(pa.timestamp("us"), safe=False).cast(pa.int64())
+    encoded = pc.dictionary_encode(code.combine_chunks())
+    if isinstance(encoded, pa.ChunkedArray):
+        encoded = encoded.combine_chunks()
+    numbers = np.array(
+        [lookup.setdefault(name, len(lookup)) for name in encoded.dictionary.to_pylist()],
+        dtype=np.int64,
+    )
+    if "numeric_value" in table.column_names:
+        numeric = table["numeric_value"].cast(pa.float32(), safe=False)
+        values = pc.fill_null(numeric, float("nan")).to_numpy()
+    else:
+        values = np.full(len(table), np.nan, dtype=np.float32)
+    return (
+        table["subject_id"].cast(pa.int64()).to_numpy(),
+        pc.fill_null(times, int(NO_TIME)).to_numpy(),
+        numbers[encoded.indices.to_numpy()],
+        values,
+    )

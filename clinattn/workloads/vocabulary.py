@@ -1,0 +1,50 @@
+"""Codes to token ids: five special tokens, then the codes by falling frequency."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+PAD, UNK, CLS, SEP, MASK = range(len(SPECIAL_TOKENS))
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """tokens[i] is the code of token id i."""
+
+    tokens: tuple[str, ...]
+
+    @classmethod
+    def build(
+        cls,
+        codes: Sequence[str],
+        counts: np.ndarray,
+        min_count: int = 1,
+        max_size: int | None = None,
+    ) -> Vocabulary:
+        """The codes seen at least min_count times, most frequent first, ties by code.
+
+        max_size counts the special tokens too; None is no limit.
+        """
+        if max_size is not None and max_size <= len(SPECIAL_TOKENS):
+            raise ValueError(
+                f"max_size={max_size}: expected more than the {len(SPECIAL_TOKENS)} special tokens"
+            )
+        ranked = sorted(
+            (-int(count), code)
+            for code, count in zip(codes, counts, strict=True)
+            if count >= min_count and code not in SPECIAL_TOKENS
+        )
+        kept = tuple(code for _, code in ranked)
+        return cls((SPECIAL_TOKENS + kept)[:max_size])
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def ids(self, codes: Sequence[str]) -> np.ndarray:
+        """int32 token ids; [UNK] for a code that is not in the vocabulary."""
+        index = {token: i for i, token in enumerate(self.tokens)}
+        return np.array([index.get(code, UNK) for code in codes], dtype=np.int32)
