@@ -1,7 +1,8 @@
 """Builds clinattn._C, the compiled CPU backend, when torch, a C++ compiler and ninja are at hand.
 
 Without one of them the install succeeds all the same and the reference backend serves.
-CLINATTN_FORCE_BUILD=1 makes a failed build an error. MAX_JOBS limits the compiler processes.
+CLINATTN_FORCE_BUILD=1 makes a failed build an error, CLINATTN_SKIP_EXT=1 leaves the extension out,
+CXX names the compiler, MAX_JOBS limits its processes.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import Extension, find_packages, setup
+from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
 CSRC = Path("csrc")
@@ -36,6 +37,11 @@ ISA_COMMON_FLAGS = [*COMMON_FLAGS, "-std=c++20", "-ffp-contract=off", "-Wall", "
 
 def compiler() -> list[str]:
     return shlex.split(os.environ.get("CXX", "c++"))
+
+
+def compiler_version() -> str:
+    command = [*compiler(), "--version"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def accepts(flags: list[str]) -> bool:
@@ -85,6 +91,7 @@ def isa_objects(units: dict[str, Path], folder: Path) -> list[str]:
         f"cxx = {shlex.join(compiler())}",
         "rule cxx",
         "  command = $cxx -MMD -MF $out.d $flags -c $in -o $out",
+        "  description = $out $flags",
         "  depfile = $out.d",
         "  deps = gcc",
     ]
@@ -104,7 +111,10 @@ def extension() -> dict:
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 
     units = isa_sources()
+    # at::parallel_for is serial without it. GCC's calls are left to the runtime that torch brings,
+    # so that there is one pool of threads in the process; Clang's have another name and library.
     openmp = ["-fopenmp"] if accepts(["-fopenmp"]) else []
+    link_openmp = openmp if "clang" in compiler_version() else []
 
     class Build(BuildExtension):
         def finalize_options(self) -> None:
@@ -118,6 +128,9 @@ def extension() -> dict:
                 super().run()
             except (Exception, SystemExit) as error:
                 give_up(f"the build stopped: {error}")
+                if self.inplace:  # an older build would not match the sources
+                    for path in Path("clinattn").glob("_C.*"):
+                        path.unlink()
 
         def build_extensions(self) -> None:
             for ext in self.extensions:
@@ -128,17 +141,18 @@ def extension() -> dict:
         "clinattn._C",
         [str(path) for path in (CSRC / "module.cpp", CSRC / "cpu" / "attention.cpp")],
         include_dirs=[str(ROOT / CSRC)],
-        # at::parallel_for is serial without it. Nothing is linked for it: the runtime is the one
-        # that torch brings, so that there is one pool of threads in the process.
         extra_compile_args=[*COMMON_FLAGS, *openmp]
         + [f"-DCLINATTN_HAVE_{name.upper()}" for name in units],
-        extra_link_args=["-s"] if sys.platform == "linux" else [],
+        extra_link_args=link_openmp,
+        depends=[str(path) for path in sorted(CSRC.rglob("*.[ch]*"))],
         optional=not FORCE,
     )
     return {"ext_modules": [module], "cmdclass": {"build_ext": Build}}
 
 
 def extensions() -> dict:
+    if os.environ.get("CLINATTN_SKIP_EXT") == "1":
+        return {}
     reason = missing()
     if reason is None:
         return extension()

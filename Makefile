@@ -1,0 +1,98 @@
+# Two commands: `make bench` and `make test`. Each makes .venv, installs, builds and runs; a second
+# call reuses all of it. `make help` lists the rest.
+
+PYTHON ?= python3
+TORCH  ?= torch==2.13.0
+# A folder in MEDS layout; without one the benchmark draws from the embedded length profiles.
+MEDS_DIR ?= $(wildcard ../shared/data/mimic-iv-demo-meds)
+QUICK ?=
+# OFFLINE=1 asks no registry: it takes torch and the tools from what $(PYTHON) already has.
+OFFLINE ?=
+
+VENV ?= $(if $(OFFLINE),.venv-offline,.venv)
+BIN  := $(VENV)/bin
+PIP  := $(BIN)/python -m pip --disable-pip-version-check
+CSRC := $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup ext bench test lint format doctor gpu gpu-here clean FORCE
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@echo "  variables: PYTHON=$(PYTHON) TORCH=$(TORCH) MEDS_DIR=$(MEDS_DIR) QUICK= OFFLINE="
+
+setup: $(VENV)/.built  ## make .venv, install, build the extension
+
+bench: setup  ## time the encoder on clinical sequences: table, plot, report
+	MEDS_DIR="$(MEDS_DIR)" QUICK="$(QUICK)" $(BIN)/clinattn bench
+
+test: setup  ## run the tests (PYTEST_ARGS="-k name")
+	PYTHONSAFEPATH=1 $(BIN)/pytest $(PYTEST_ARGS)
+
+doctor: setup  ## say what can run on this machine, and why the rest cannot
+	$(BIN)/clinattn doctor
+
+lint: setup $(VENV)/.lint  ## ruff, mypy, clang-format
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(if $(CSRC),$(BIN)/clang-format --dry-run --Werror $(CSRC))
+
+format: $(VENV)/.lint  ## sort imports, mend what ruff can, format the C++
+	$(BIN)/ruff check --fix .
+	$(if $(CSRC),$(BIN)/clang-format -i $(CSRC))
+
+# A machine with its own CUDA torch keeps it: nothing is downloaded there.
+gpu:  ## build, test and measure on the GPU of this machine
+	@if $(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; \
+	then $(MAKE) --no-print-directory OFFLINE=1 gpu-here; \
+	else $(MAKE) --no-print-directory gpu-here; fi
+
+gpu-here: setup
+	$(BIN)/python bench/gpu.py
+
+ext: $(VENV)/.installed  ## rebuild the extension alone, loudly
+	CLINATTN_FORCE_BUILD=1 $(BIN)/python setup.py -q build_ext --inplace
+
+clean:  ## remove what was built, not the environment
+	rm -rf build dist *.egg-info clinattn/_C.* .pytest_cache .mypy_cache .ruff_cache
+	rm -f $(VENV)/.built
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "clinattn: Python 3.10 to 3.13 is needed; choose one: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || [ -n "$(OFFLINE)" ] || { \
+	  echo "clinattn: $(PYTHON) cannot make environments (on Debian: apt install python3-venv)" >&2; \
+	  exit 1; }
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(if $(OFFLINE),--without-pip) $(VENV)
+	@touch $@
+
+# Holds the requirement, so that another TORCH= installs and builds anew.
+$(VENV)/.torch: $(VENV)/.made FORCE
+	@echo '$(TORCH)' | cmp -s - $@ || { $(get-torch) && echo '$(TORCH)' > $@; }
+
+ifdef OFFLINE
+# The packages of $(PYTHON) are seen through a path file, also where it is itself an environment.
+get-torch = $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+  > "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/offline.pth"
+get-clinattn = $(PIP) install --quiet --no-deps --no-build-isolation -e . && \
+  printf '\#!%s\nimport sys, pytest\nsys.exit(pytest.main())\n' "$(abspath $(BIN)/python)" \
+  > $(BIN)/pytest && chmod +x $(BIN)/pytest
+else
+get-torch = $(PIP) install --quiet --upgrade pip 'setuptools>=77,<82' ninja && \
+  $(PIP) install '$(TORCH)'
+get-clinattn = $(PIP) install --quiet --no-build-isolation -e '.[bench,test]'
+endif
+
+# The extension is left to the next rule, which shows its progress and says what is missing.
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml
+	CLINATTN_SKIP_EXT=1 PYTHONWARNINGS=ignore $(get-clinattn)
+	@touch $@
+
+$(VENV)/.built: $(VENV)/.installed setup.py $(CSRC)
+	@$(BIN)/python setup.py -q build_ext --inplace
+	@if ls clinattn/_C.* >/dev/null 2>&1; then touch $@; fi
+
+$(VENV)/.lint: $(VENV)/.torch pyproject.toml
+	$(PIP) install --quiet --group lint
+	@touch $@
