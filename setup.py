@@ -97,7 +97,7 @@ def isa_objects(units: dict[str, Path], folder: Path) -> list[str]:
     ]
     for name, path in units.items():
         source = str(path.resolve()).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
-        flags = shlex.join([*ISA_COMMON_FLAGS, *ISA_FLAGS[name]])
+        flags = shlex.join([*ISA_COMMON_FLAGS, *ISA_FLAGS[name], f"-I{ROOT / CSRC}"])
         lines += [f"build isa_{name}.o: cxx {source}", f"  flags = {flags}"]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "build.ninja").write_text("\n".join(lines) + "\n")
@@ -139,7 +139,7 @@ def extension() -> dict:
 
     module = CppExtension(
         "clinattn._C",
-        [str(path) for path in (CSRC / "module.cpp", CSRC / "cpu" / "attention.cpp")],
+        [str(path) for path in (CSRC / "module.cpp", CSRC / "cpu" / "attention.cpp", CSRC / "cpu" / "dispatch.cpp")],
         include_dirs=[str(ROOT / CSRC)],
         extra_compile_args=[*COMMON_FLAGS, *openmp]
         + [f"-DCLINATTN_HAVE_{name.upper()}" for name in units],

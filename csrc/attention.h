@@ -1,0 +1,52 @@
+// One attention call as plain data: pointers, strides, sizes, visibility. No torch.
+#pragma once
+
+#include <cstdint>
+
+namespace clinattn {
+
+enum class DType : int32_t { kFloat32, kBFloat16, kFloat16, kFloat64, kBool };
+
+// Element strides of a (batch, head, row, head_dim) view whose last stride is 1.
+// Packed (row, head, head_dim) tensors have batch stride 0 and start rows from cu_seqlens.
+struct Strides {
+  int64_t batch = 0, head = 0, row = 0;
+};
+
+// Additive or boolean mask that broadcasts to (batch, head, query, key); a broadcast side has stride 0.
+struct Mask {
+  const void* ptr = nullptr;
+  DType dtype = DType::kBool;
+  int64_t batch = 0, head = 0, row = 0, key = 0;
+};
+
+struct AttentionParams {
+  DType dtype;
+  int64_t num_seqs, heads, kv_heads, head_dim;
+  int64_t max_q, max_k;      // dense: rows of q and k; packed: the longest sequence
+  int64_t total_q, total_k;  // packed: rows in all
+
+  const void *q, *k, *v;
+  Strides q_strides, k_strides, v_strides;
+  void* o;    // forward writes, backward reads
+  void* lse;  // natural log; float, or double for kFloat64: (batch, head, row) or (head, total_q)
+  Strides o_strides;
+
+  // Backward only. dq, dk and dv are contiguous.
+  const void *dout = nullptr, *dlse = nullptr;
+  Strides do_strides;
+  void *dq = nullptr, *dk = nullptr, *dv = nullptr;
+  Strides dq_strides, dk_strides, dv_strides;
+
+  Mask mask;
+
+  // Visibility: query i sees keys [lo, hi) as interval.h computes them.
+  const int32_t *cu_seqlens_q = nullptr, *cu_seqlens_k = nullptr;  // (num_seqs + 1), packed only
+  const int32_t *q_lengths = nullptr, *kv_start = nullptr, *kv_end = nullptr;  // (num_seqs), dense
+  int64_t window_left = -1, window_right = -1;                     // -1: unbounded
+  bool bottom_right = false;
+
+  double scale;
+};
+
+}  // namespace clinattn

@@ -1,0 +1,60 @@
+// What an instruction-set unit offers to the torch side, and which of them this machine can run.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+
+#include "../attention.h"
+
+namespace clinattn {
+
+// Query rows [row0, row1) of every query head that shares one kv head of one sequence.
+struct ForwardTask {
+  int64_t seq, kv_head, row0, row1;
+};
+
+// One tile of keys (counted from the first valid key) of one kv head, or with tile < 0 the block
+// of query rows that backward_prepare works on.
+struct BackwardTask {
+  int64_t seq, kv_head, tile;
+};
+
+// What the backward tasks of one call share. Rows are laid out as lse is, dq_acc as dq is.
+struct BackwardShared {
+  void* lse2;    // log2 normaliser, +inf where a query sees nothing
+  void* delta;   // rowsum(do * o) - dlse
+  void* dq_acc;  // accumulates dq over key tiles in the type of the arithmetic; may be dq itself
+  Strides dq_acc_strides;
+  // (sequence, head, query block): key tiles folded into dq so far. Tiles take turns in key order.
+  std::atomic<int32_t>* turns;
+  const int64_t* block_offsets;  // (num_seqs): first turn of a sequence
+};
+
+struct CpuKernels {
+  const char* name;
+  int64_t forward_rows;    // queries of a forward tile
+  int64_t backward_rows;   // queries of a backward block
+  int64_t backward_keys;   // keys of a backward tile
+  int64_t vector;          // dq_acc rows are padded to a multiple of this
+  int64_t (*forward_chunk)(const AttentionParams&);   // query rows of a forward task
+  size_t (*forward_scratch)(const AttentionParams&);  // bytes, 64-byte aligned
+  void (*forward)(const AttentionParams&, const ForwardTask&, void* scratch);
+  size_t (*backward_scratch)(const AttentionParams&);
+  void (*backward_prepare)(const AttentionParams&, const BackwardShared&, int64_t seq, int64_t head,
+                           int64_t block);
+  void (*backward)(const AttentionParams&, const BackwardShared&, const BackwardTask&, void* scratch);
+};
+
+void yield_thread();  // from the torch side: no std:: inline code in these units
+
+const CpuKernels& scalar_kernels();
+const CpuKernels& scalar_f64_kernels();
+#ifdef CLINATTN_HAVE_AVX2
+const CpuKernels& avx2_kernels();
+#endif
+#ifdef CLINATTN_HAVE_AVX512
+const CpuKernels& avx512_kernels();
+#endif
+
+}  // namespace clinattn

@@ -1,0 +1,150 @@
+// Portable C++: arrays that any compiler turns into the machine's own vectors. Also serves fp64.
+#include "tiles.h"
+
+namespace {
+
+template <class Number, int kLanes>
+struct Portable {
+  using T = Number;
+  struct F {
+    T x[kLanes];
+  };
+  static constexpr int kWidth = kLanes;
+  static constexpr int kMicroRows = 4, kMicroVectors = 1, kStrip = kMicroVectors * kWidth;
+  static constexpr int kForwardRows = 32, kForwardKeys = 64;
+  static constexpr int kBackwardRows = 32, kBackwardKeys = 64;
+
+  template <class Op>
+  static F each(Op op) {
+    F y;
+    for (int i = 0; i < kLanes; ++i) y.x[i] = op(i);
+    return y;
+  }
+  static F load(const T* p) {
+    return each([&](int i) { return p[i]; });
+  }
+  static void store(T* p, F a) {
+    for (int i = 0; i < kLanes; ++i) p[i] = a.x[i];
+  }
+  static F set1(T v) {
+    return each([&](int) { return v; });
+  }
+  static F zero() { return set1(0); }
+  static F add(F a, F b) {
+    return each([&](int i) { return a.x[i] + b.x[i]; });
+  }
+  static F sub(F a, F b) {
+    return each([&](int i) { return a.x[i] - b.x[i]; });
+  }
+  static F mul(F a, F b) {
+    return each([&](int i) { return a.x[i] * b.x[i]; });
+  }
+  static F div(F a, F b) {
+    return each([&](int i) { return a.x[i] / b.x[i]; });
+  }
+  // two roundings: without the hardware a fused one is a slow library call
+  static F fma(F a, F b, F c) {
+    return each([&](int i) { return a.x[i] * b.x[i] + c.x[i]; });
+  }
+  static F max(F a, F b) {
+    return each([&](int i) { return a.x[i] > b.x[i] ? a.x[i] : b.x[i]; });
+  }
+  static T hmax(F a) {
+    T y = a.x[0];
+    for (int i = 1; i < kLanes; ++i) y = a.x[i] > y ? a.x[i] : y;
+    return y;
+  }
+  static T hsum(F a) {
+    T y = 0;
+    for (int i = 0; i < kLanes; ++i) y += a.x[i];
+    return y;
+  }
+  static F zero_where_hidden(F a, F mask) {
+    return each([&](int i) { return mask.x[i] == -static_cast<T>(__builtin_inf()) ? T(0) : a.x[i]; });
+  }
+
+  // 2^x; in single precision about 1 ulp and 0 below 2^-126, so that no denormal is made
+  static T exp2_scalar(T v) {
+    if constexpr (sizeof(T) == 8) {
+      return __builtin_exp2(v);
+    } else {
+      constexpr float kRound = 0x1.8p23f;  // adding it rounds to an integer in the low bits
+      const float t = v < 129.0f ? v : 129.0f, safe = t > -127.0f ? t : -127.0f;
+      const float shifted = safe + kRound, r = safe - (shifted - kRound);
+      float y = kExp2[5];
+      for (int i = 4; i >= 0; --i) y = y * r + kExp2[i];
+      y = y * r + 1;
+      int32_t e;
+      memcpy(&e, &shifted, 4);
+      e -= 0x4b400000;
+      const uint32_t low = static_cast<uint32_t>(e / 2 + 127) << 23;
+      const uint32_t high = static_cast<uint32_t>(e - e / 2 + 127) << 23;
+      float a, b;
+      memcpy(&a, &low, 4);
+      memcpy(&b, &high, 4);
+      y = y * a * b;
+      return v < -126 ? 0 : v == v ? y : v;
+    }
+  }
+  static F exp2(F a) {
+    return each([&](int i) { return exp2_scalar(a.x[i]); });
+  }
+
+  static F load_as(const T* p) { return load(p); }
+  template <class E>
+  static F load_as(const E* p) {
+    return each([&](int i) { return static_cast<T>(widen(p[i])); });
+  }
+  static void store_as(T* p, F a) { store(p, a); }
+  template <class E>
+  static void store_as(E* p, F a) {
+    for (int i = 0; i < kLanes; ++i) narrow(static_cast<float>(a.x[i]), p + i);
+  }
+  static void narrow(float v, BFloat16* p) {
+    uint32_t bits;
+    memcpy(&bits, &v, 4);
+    p->bits = v != v ? 0x7fc0 : static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+  }
+  static void narrow(float v, Float16* p) {
+    uint32_t bits;
+    memcpy(&bits, &v, 4);
+    const uint32_t sign = bits >> 16 & 0x8000;
+    bits &= 0x7fffffff;
+    uint32_t y;
+    if (bits > 0x7f800000) {
+      y = 0x7e00;
+    } else if (bits >= 0x477ff000) {  // 65520 and above round to inf
+      y = 0x7c00;
+    } else if (bits < 0x38800000) {  // subnormal: adding 0.5 leaves the rounded value in the low bits
+      float f;
+      memcpy(&f, &bits, 4);
+      f += 0.5f;
+      memcpy(&y, &f, 4);
+      y -= 0x3f000000;
+    } else {
+      y = (bits - 0x38000000 + 0xfff + (bits >> 13 & 1)) >> 13;
+    }
+    p->bits = static_cast<uint16_t>(sign | y);
+  }
+
+  static void transpose(const T* src, int64_t ld_src, T* dst, int64_t ld_dst) {
+    for (int i = 0; i < kLanes; ++i)
+      for (int j = 0; j < kLanes; ++j) dst[j * ld_dst + i] = src[i * ld_src + j];
+  }
+};
+
+}  // namespace
+
+namespace clinattn {
+
+const CpuKernels& scalar_kernels() {
+  static const CpuKernels kernels = make_kernels<Portable<float, 8>>("scalar");
+  return kernels;
+}
+
+const CpuKernels& scalar_f64_kernels() {
+  static const CpuKernels kernels = make_kernels<Portable<double, 4>>("scalar");
+  return kernels;
+}
+
+}  // namespace clinattn

@@ -1,0 +1,38 @@
+// clinattn._C: facts about the compiled kernels. Importing it registers them with torch's dispatcher.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <torch/version.h>
+
+#include <map>
+
+#include "cpu/dispatch.h"
+
+namespace {
+
+std::map<std::string, std::string> build_info() {
+  return {
+#ifdef __VERSION__
+      {"compiler", __VERSION__},
+#endif
+      {"torch", TORCH_VERSION},
+      {"instruction_sets", "scalar"
+#ifdef CLINATTN_HAVE_AVX2
+                           " avx2"
+#endif
+#ifdef CLINATTN_HAVE_AVX512
+                           " avx512"
+#endif
+      },
+  };
+}
+
+}  // namespace
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  m.doc() = "Compiled attention kernels and what this machine can run of them.";
+  m.def("instruction_sets", clinattn::instruction_sets, "Instruction sets usable here, best last.");
+  m.def("instruction_set", clinattn::instruction_set, "The instruction set in force.");
+  m.def("set_instruction_set", clinattn::set_instruction_set, pybind11::arg("name"),
+        "Forces an instruction set; '' goes back to the best one.");
+  m.def("build_info", build_info, "What the module was built with.");
+}
