@@ -1,0 +1,13 @@
+"""Exact attention for clinical models: one operator, one meaning, on CPU and GPU."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from clinattn.attention import FusedAttention, fused_attention, fused_attention_varlen
+from clinattn.backends import backends
+
+try:
+    __version__ = version("clinattn")
+except PackageNotFoundError:  # a source tree that was never installed
+    __version__ = "0"
+
+__all__ = ["FusedAttention", "backends", "fused_attention", "fused_attention_varlen"]

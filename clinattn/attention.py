@@ -1,0 +1,332 @@
+"""The public functions, FusedAttention, and the Functions of its derivatives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._functorch.utils import unwrap_dead_wrappers
+
+from clinattn import checks, ops  # noqa: F401  (ops registers torch.ops.clinattn)
+from clinattn.visibility import Window, fold_window, prepare_mask
+
+FORWARD = torch.ops.clinattn.attention_forward.default
+BACKWARD = torch.ops.clinattn.attention_backward.default
+DOUBLE_BACKWARD = torch.ops.clinattn.attention_double_backward.default
+
+N_TENSORS, N_ARGS = 9, 16
+
+
+def _complete(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    cu_seqlens_q: Tensor | None = None,
+    cu_seqlens_k: Tensor | None = None,
+    q_lengths: Tensor | None = None,
+    kv_start: Tensor | None = None,
+    kv_end: Tensor | None = None,
+    scale: float | None = None,
+    window_left: int = -1,
+    window_right: int = -1,
+    bottom_right: bool = False,
+    max_seqlen_q: int | None = None,
+    max_seqlen_k: int | None = None,
+    backend: str = "",
+    return_lse: bool = False,
+) -> tuple[tuple[Any, ...], bool]:
+    """The arguments of the forward op with defaults filled in, and return_lse."""
+    tokens = 2 if cu_seqlens_q is None else 0
+    args = (
+        *(q, k, v, mask, cu_seqlens_q, cu_seqlens_k, q_lengths, kv_start, kv_end),
+        q.shape[-1] ** -0.5 if scale is None else scale,
+        *(window_left, window_right, bottom_right),
+        q.shape[tokens] if max_seqlen_q is None else max_seqlen_q,
+        k.shape[tokens] if max_seqlen_k is None else max_seqlen_k,
+        backend,
+    )
+    return args, return_lse
+
+
+class _Function(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @classmethod
+    def run(cls, *args: Any) -> Any:
+        """apply, with every argument given; torch's own spends 40 us on inspecting the signature."""
+        if torch._C._are_functorch_transforms_active():
+            return torch.autograd.Function.apply.__func__(cls, *args)  # type: ignore[attr-defined]
+        return super(torch.autograd.Function, cls).apply(*unwrap_dead_wrappers(args))
+
+
+def _run(function: type[_Function], *args: Any) -> Any:
+    # torch.compile knows `apply` by its name and looks into no other method.
+    return function.apply(*args) if torch.compiler.is_compiling() else function.run(*args)
+
+
+class FusedAttention(_Function):
+    """Attention with its gradients; `apply(q, k, v)` is the plain call and returns o.
+
+    Further arguments are those of the op clinattn::attention_forward, in its order and with
+    defaults; return_lse=True returns (o, lse). fused_attention takes the user's words instead.
+    """
+
+    @classmethod
+    def apply(cls, *args: Any, **kwargs: Any) -> Any:
+        # torch.compile does not come through here: it traces forward and backward themselves.
+        args, return_lse = _complete(*args, **kwargs)
+        checks.check_tensors(*args[:3])
+        check = checks.check_dense if args[4] is None else checks.check_packed
+        check(*args[:3], enable_gqa=True)
+        o, lse = cls.run(*args, True)
+        return (o, lse) if return_lse else o
+
+    @staticmethod
+    def forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Any:  # type: ignore[override]
+        args, return_lse = _complete(q, k, v, *rest)
+        o, lse = FORWARD(*args)
+        return (o, lse) if return_lse else o
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        args, return_lse = _complete(*inputs)
+        o, lse = output if return_lse else (output, None)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*args[:N_TENSORS], o, lse)
+        ctx.scalars = args[N_TENSORS:]
+
+    @staticmethod
+    def backward(ctx: Any, do: Tensor | None, dlse: Tensor | None = None) -> Any:  # type: ignore[override]
+        no_grads = (None,) * (N_ARGS + 1 - 3)
+        if do is None and dlse is None:
+            return None, None, None, *no_grads
+        *tensors, o, lse = ctx.saved_tensors
+        args = (*tensors, *ctx.scalars)
+        if lse is None:  # a compiled apply(q, k, v), whose forward has no second output
+            o, lse = FORWARD(*args)
+        do = torch.zeros_like(o) if do is None else do
+        return *_run(FusedAttentionGrad, do, dlse, o, lse, *args), *no_grads
+
+
+class FusedAttentionGrad(_Function):
+    """The backward op, itself differentiable once more."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        do: Tensor, dlse: Tensor | None, o: Tensor, lse: Tensor, *args: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return BACKWARD(do, dlse, o, lse, *args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        do, dlse, _, lse, *args = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(do, dlse, lse, *args[:N_TENSORS])
+        ctx.scalars = args[N_TENSORS:]
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> Any:  # type: ignore[override]
+        no_grads = (None,) * (N_ARGS - 3)
+        if all(x is None for x in cotangents):
+            return (None,) * 7 + no_grads
+        do, dlse, lse, *tensors = ctx.saved_tensors
+        given = [
+            torch.zeros_like(x) if ct is None else ct
+            for x, ct in zip(tensors[:3], cotangents, strict=True)
+        ]
+        grads = _run(FusedAttentionDoubleGrad, *given, do, dlse, lse, *tensors, *ctx.scalars[:-1])
+        grad_do, grad_dlse, *grad_qkv = grads
+        # o and lse are functions of q, k and v: their share is part of grad_qkv.
+        return grad_do, None if dlse is None else grad_dlse, None, None, *grad_qkv, *no_grads
+
+
+class FusedAttentionDoubleGrad(_Function):
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, ...]:  # type: ignore[override]
+        return DOUBLE_BACKWARD(*args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:  # type: ignore[override]
+        raise NotImplementedError("clinattn: attention has no third derivative")
+
+
+def _attend(*args: Any) -> tuple[Tensor, Tensor]:
+    """(o, lse) of complete and checked arguments."""
+    q, k, v = args[:3]
+    if torch.compiler.is_compiling():
+        # torch.compile refuses a Function that gets the same tensor twice, as in self-attention.
+        tensors = [x if x is None else x.view_as(x) for x in args[:N_TENSORS]]
+        return FusedAttention.apply(*tensors, *args[N_TENSORS:], True)
+    if (
+        torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    ) or torch._C._are_functorch_transforms_active():
+        return FusedAttention.run(*args, True)
+    return FORWARD(*args)
+
+
+def _autocast(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What autocast does to torch's own attention: all but fp64 in the lower precision."""
+    device_type = query.device.type
+    if torch.is_autocast_enabled(device_type):
+        dtype = torch.get_autocast_dtype(device_type)
+        query, key, value = (
+            x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x
+            for x in (query, key, value)
+        )
+    return query, key, value
+
+
+def fused_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    window: Window = None,
+    kv_lengths: Tensor | None = None,
+    q_lengths: Tensor | None = None,
+    segment_ids: Tensor | None = None,
+    times: Tensor | None = None,
+    time_window: Any = None,
+    time_decay: Any = None,
+    alibi_slopes: Tensor | None = None,
+    softcap: float | None = None,
+    global_prefix: int = 0,
+    return_lse: bool = False,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Exact softmax attention in O(N) memory.
+
+    query: (B, H, Nq, D); key, value: (B, Hkv, Nk, D), with 1 <= D <= 256, of one device and one
+    dtype: fp32, bf16, fp16, or on the CPU fp64. Any strides; a last stride of 1 avoids a copy.
+    attn_mask: bool (True = visible) or floating (added to the scores), broadcasts to
+    (B, H, Nq, Nk); it is never expanded, and one of the keys alone is read as Nk values. May be
+    given together with is_causal: what both allow is visible.
+    is_causal: query i sees the keys j <= i, aligned at the top left as in torch.
+    scale: factor of the scores; default D ** -0.5.
+    enable_gqa: allows H to be a multiple of Hkv; query head h uses kv head h // (H // Hkv).
+    window: w or (left, right), each >= 0 or None for no bound: query i sees i - left <= j <=
+    i + right, counted in positions of the tensors.
+    kv_lengths, q_lengths: (B,) int32 or int64: what lies beyond is not read, and queries beyond
+    q_lengths return 0. On a GPU values out of range are clamped, on the CPU they are refused.
+    backend: "triton", "cuda", "cpu" or "reference"; None chooses (see clinattn.backends()).
+    dropout_p, segment_ids, times, time_window, time_decay, alibi_slopes, softcap and global_prefix
+    are not served yet.
+
+    Returns o (B, H, Nq, D), and with return_lse also the natural log of the softmax normaliser,
+    (B, H, Nq), in fp32 (fp64 for fp64 inputs); both have gradients. A query that sees no key
+    returns o = 0 and lse = -inf, and zero gradients. Follows Dao, FlashAttention-2 (2023).
+    Raises TypeError or ValueError for wrong arguments, NotImplementedError for those not served,
+    RuntimeError where the backend asked for cannot run.
+    """
+    checks.check_tensors(query, key, value)
+    checks.check_dropout(dropout_p)
+    if (
+        dropout_p or segment_ids is not None or times is not None or time_window is not None
+        or time_decay is not None or alibi_slopes is not None or softcap is not None
+        or global_prefix
+    ):  # fmt: skip
+        checks.refuse(
+            dropout_p=dropout_p, segment_ids=segment_ids, times=times, time_window=time_window,
+            time_decay=time_decay, alibi_slopes=alibi_slopes, softcap=softcap,
+            global_prefix=global_prefix,
+        )  # fmt: skip
+    query, key, value = _autocast(query, key, value)
+    checks.check_dense(query, key, value, enable_gqa)
+    batch, heads, n_queries, head_dim = query.shape
+    n_keys = key.shape[2]
+    left, right = fold_window(checks.check_window(window), is_causal)
+    kv_start = kv_end = None
+    if attn_mask is not None:
+        checks.check_mask(attn_mask, (batch, heads, n_queries, n_keys), query.device)
+        attn_mask, kv_start, kv_end = prepare_mask(attn_mask, batch, n_keys, query.dtype)
+    if kv_lengths is not None:
+        lengths = checks.check_lengths("kv_lengths", kv_lengths, batch, n_keys, query.device)
+        kv_end = lengths if kv_end is None else torch.minimum(kv_end, lengths)
+    if q_lengths is not None:
+        q_lengths = checks.check_lengths("q_lengths", q_lengths, batch, n_queries, query.device)
+    o, lse = _attend(
+        query, key, value, attn_mask, None, None, q_lengths, kv_start, kv_end,
+        head_dim**-0.5 if scale is None else scale, left, right, False, n_queries, n_keys,
+        checks.check_backend(backend),
+    )  # fmt: skip
+    return (o, lse) if return_lse else o
+
+
+def fused_attention_varlen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor | None = None,
+    max_seqlen_q: int | None = None,
+    max_seqlen_k: int | None = None,
+    *,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    window: Window = None,
+    times: Tensor | None = None,
+    time_window: Any = None,
+    time_decay: Any = None,
+    alibi_slopes: Tensor | None = None,
+    softcap: float | None = None,
+    global_prefix: int = 0,
+    return_lse: bool = False,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Exact softmax attention over sequences packed one after the other, without padding.
+
+    query: (Tq, H, D); key, value: (Tk, Hkv, D). cu_seqlens_q: int32 (S + 1,), sequence s has the
+    rows [cu_seqlens_q[s], cu_seqlens_q[s + 1]); starts at 0, never decreases, ends at most at Tq.
+    cu_seqlens_k: the same for the keys; default cu_seqlens_q. Rows past the last end see nothing.
+    max_seqlen_q, max_seqlen_k: upper bounds of the lengths. Left out, they are read from cu_seqlens:
+    on a GPU that waits for the device, and under torch.compile the totals Tq and Tk stand in.
+    is_causal and window count positions within a sequence, aligned at its start. The other
+    arguments are those of fused_attention.
+
+    Returns o (Tq, H, D), and with return_lse also lse (H, Tq). Raises as fused_attention does.
+    """
+    checks.check_tensors(query, key, value)
+    checks.check_dropout(dropout_p)
+    if (
+        dropout_p or times is not None or time_window is not None or time_decay is not None
+        or alibi_slopes is not None or softcap is not None or global_prefix
+    ):  # fmt: skip
+        checks.refuse(
+            dropout_p=dropout_p, times=times, time_window=time_window, time_decay=time_decay,
+            alibi_slopes=alibi_slopes, softcap=softcap, global_prefix=global_prefix,
+        )  # fmt: skip
+    query, key, value = _autocast(query, key, value)
+    checks.check_packed(query, key, value, enable_gqa)
+    left, right = fold_window(checks.check_window(window), is_causal)
+    max_seqlen_q = checks.check_cu_seqlens(
+        "q", cu_seqlens_q, max_seqlen_q, query.shape[0], query.device
+    )
+    if cu_seqlens_k is None:
+        cu_seqlens_k = cu_seqlens_q
+    max_seqlen_k = checks.check_cu_seqlens(
+        "k", cu_seqlens_k, max_seqlen_k, key.shape[0], key.device
+    )
+    if len(cu_seqlens_k) != len(cu_seqlens_q):
+        raise ValueError(
+            f"cu_seqlens_k: got {len(cu_seqlens_k) - 1} sequences, "
+            f"expected the {len(cu_seqlens_q) - 1} of cu_seqlens_q"
+        )
+    o, lse = _attend(
+        query, key, value, None, cu_seqlens_q, cu_seqlens_k, None, None, None,
+        query.shape[2] ** -0.5 if scale is None else scale, left, right, False,
+        max_seqlen_q, max_seqlen_k, checks.check_backend(backend),
+    )  # fmt: skip
+    return (o, lse) if return_lse else o

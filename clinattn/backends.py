@@ -1,0 +1,180 @@
+"""What can run here, and why not."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+NAMES = ("triton", "cuda", "cpu", "reference")
+
+LOW_PRECISION = (torch.bfloat16, torch.float16)
+DTYPES = {
+    "triton": (torch.float32, *LOW_PRECISION),
+    "cuda": (torch.float32, *LOW_PRECISION),
+    "cpu": (torch.float64, torch.float32, *LOW_PRECISION),
+    "reference": (torch.float64, torch.float32, *LOW_PRECISION),
+}
+
+# Triton generates code for compute capability 8.0 and newer.
+TRITON_CAPABILITY = (8, 0)
+
+try:
+    from clinattn import _C  # registers clinattn::cpu_forward and cpu_backward
+
+    extension_error: str | None = None
+except Exception as error:  # absent, or built against another torch: any error means "not here"
+    _C = None
+    extension_error = f"the compiled module clinattn._C does not load ({error})"
+
+
+class Status(NamedTuple):
+    """Whether a backend can run here; true when it can, else it carries the reasons why not."""
+
+    reasons: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        return not self.reasons
+
+    def __repr__(self) -> str:
+        return "usable" if self else "not usable: " + "; ".join(self.reasons)
+
+
+class Statuses(dict[str, Status]):
+    def __repr__(self) -> str:
+        return "\n".join(f"{name:<10} {status!r}" for name, status in self.items())
+
+
+class Implementation(NamedTuple):
+    """The two functions behind a backend; their arguments are those of the ops, less `backend`."""
+
+    name: str
+    forward: Callable[..., tuple[torch.Tensor, torch.Tensor]]
+    backward: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+
+
+def backends() -> dict[str, Status]:
+    """For each backend, by name: usable here (true), or the reasons why not (false)."""
+    return Statuses({name: Status(tuple(reasons_against(name))) for name in NAMES})
+
+
+def triton_interpreter() -> bool:
+    """Whether Triton kernels run in Python on CPU tensors: TRITON_INTERPRET=1."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
+
+
+@functools.cache
+def triton_error() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed (pip install triton)"
+    try:
+        importlib.import_module("clinattn.kernels.forward")
+        importlib.import_module("clinattn.kernels.backward")
+    except Exception as error:  # a Triton too old or broken raises all kinds of errors
+        return f"its kernels cannot be imported ({type(error).__name__}: {error})"
+    return None
+
+
+def reasons_against(name: str, device: torch.device | None = None) -> list[str]:
+    """Why this backend cannot run, here or on the given device; empty when it can."""
+    if name == "reference":
+        return []
+    if name == "cpu":
+        reasons = []
+        if extension_error is not None:
+            reasons.append(
+                f"{extension_error}; with a C++ compiler and ninja at hand, run "
+                "pip install --no-build-isolation ."
+            )
+        if device is not None and device.type != "cpu":
+            reasons.append(f"it serves CPU tensors, and these are on {device}")
+        return reasons
+    if name == "cuda":
+        return ["this version of clinattn has no compiled CUDA kernel"]
+    return _reasons_against_triton(device)
+
+
+def _reasons_against_triton(device: torch.device | None) -> list[str]:
+    error = triton_error()
+    if error is not None:
+        return [error]
+    if triton_interpreter() and (device is None or device.type == "cpu"):
+        return []
+    if device is not None and device.type != "cuda":
+        return [f"it serves CUDA tensors, and these are on {device}; TRITON_INTERPRET=1 runs it"]
+    if not torch.cuda.is_available():
+        return ["torch sees no CUDA device; TRITON_INTERPRET=1 runs it on CPU tensors, slowly"]
+    capability = torch.cuda.get_device_capability(device)
+    if capability < TRITON_CAPABILITY:
+        need = ".".join(map(str, TRITON_CAPABILITY))
+        return [f"compute capability {'.'.join(map(str, capability))} < {need} that Triton needs"]
+    return []
+
+
+def implementation(name: str, tensor: torch.Tensor) -> Implementation:
+    """The implementation for a tensor's device and dtype; `name` "" lets this module choose."""
+    return _select(name or os.environ.get("CLINATTN_BACKEND", ""), tensor.device, tensor.dtype)
+
+
+@functools.cache
+def _select(name: str, device: torch.device, dtype: torch.dtype) -> Implementation:
+    if name:
+        return _by_name(name, device, dtype)
+    preferred = {"cuda": ("triton", "cuda"), "cpu": ("cpu",)}.get(device.type, ())
+    against = {}
+    for candidate in preferred:
+        reasons = reasons_against(candidate, device)
+        if not reasons and dtype not in DTYPES[candidate]:
+            reasons = [f"it does not serve {dtype}"]
+        if not reasons:
+            return _load(candidate)
+        against[candidate] = "; ".join(reasons)
+    _warn_about_reference(device, against)
+    return _load("reference")
+
+
+def _by_name(name: str, device: torch.device, dtype: torch.dtype) -> Implementation:
+    if name not in NAMES:
+        raise ValueError(f"backend: got {name!r}, expected one of {', '.join(NAMES)}")
+    reasons = reasons_against(name, device)
+    if reasons:
+        raise RuntimeError(f"backend {name!r} cannot be used: {'; '.join(reasons)}")
+    if dtype not in DTYPES[name]:
+        able = [other for other in NAMES if dtype in DTYPES[other]]
+        raise NotImplementedError(
+            f"backend {name!r} does not serve {dtype}; these do: {', '.join(able) or 'none'}"
+        )
+    return _load(name)
+
+
+@functools.cache
+def _load(name: str) -> Implementation:
+    if name == "cpu":
+        ops = torch.ops.clinattn
+        return Implementation(name, ops.cpu_forward.default, ops.cpu_backward.default)
+    if name == "triton":
+        forward = importlib.import_module("clinattn.kernels.forward")
+        backward = importlib.import_module("clinattn.kernels.backward")
+        return Implementation(name, forward.attention_forward, backward.attention_backward)
+    reference = importlib.import_module("clinattn.reference")
+    return Implementation(name, reference.attention_forward, reference.attention_backward)
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+
+def _warn_about_reference(device: torch.device, against: dict[str, str]) -> None:
+    why = ". ".join(f"{name}: {reason}" for name, reason in against.items())
+    _warn_once(
+        f"clinattn falls back to its slow reference backend on {device.type}. "
+        f"{why or f'No other backend serves {device.type} tensors'}. "
+        "See clinattn.backends(); backend='reference' asks for it without this warning."
+    )

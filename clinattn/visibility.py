@@ -1,0 +1,126 @@
+"""The user's words (causal, window, lengths, masks) turned into what the ops take.
+
+Query i of a sequence with nq queries and nk keys sees the keys [lo, hi):
+
+    off = nk - nq if bottom_right else 0
+    lo  = max(kv_start, i + off - window_left)
+    hi  = min(nk,       i + off + window_right + 1)
+
+where a window side of -1 has no bound. A mask tensor is intersected with that.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+Window = int | tuple[int | None, int | None] | None
+
+
+def concrete(x: Tensor) -> bool:
+    """Whether x can be read without waiting for a device and without breaking a trace."""
+    return (
+        not torch.compiler.is_compiling()
+        and type(x) is Tensor
+        and x.device.type == "cpu"
+        and not torch._C._are_functorch_transforms_active()
+    )
+
+
+def fold_window(window: Window, is_causal: bool) -> tuple[int, int]:
+    """(left, right) with -1 for no bound; causal is a right side of 0."""
+    left, right = window if isinstance(window, tuple) else (window, window)
+    left = -1 if left is None else left
+    right = -1 if right is None else right
+    return left, 0 if is_causal else right
+
+
+def unexpanded(mask: Tensor) -> Tensor:
+    """The mask as 4-D, with size 1 wherever it only repeats itself."""
+    mask = mask[(None,) * (4 - mask.dim())]
+    for dim, (size, stride) in enumerate(zip(mask.shape, mask.stride(), strict=True)):
+        if stride == 0 and size > 1:
+            mask = mask.narrow(dim, 0, 1)
+    return mask
+
+
+def key_range(visible: Tensor) -> tuple[Tensor, Tensor]:
+    """First visible key and one past the last, int32 (b,), of visible (b, Nk); 0, 0 if none."""
+    position = torch.arange(visible.shape[-1], device=visible.device, dtype=torch.int32)
+    end = torch.where(visible, position + 1, 0).amax(-1)
+    start = torch.where(visible, position, visible.shape[-1]).amin(-1)
+    return torch.minimum(start, end), end
+
+
+def prepare_mask(
+    mask: Tensor, batch: int, n_keys: int, dtype: torch.dtype
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """(mask, kv_start, kv_end) as the ops take them, from a checked attn_mask.
+
+    A mask of the keys alone also gives the range that its visible keys lie in, so that kernels
+    start there and skip the rest; where it can be seen to be nothing but a range, it is dropped.
+    """
+    if mask.dtype != torch.bool:
+        accumulator = torch.float64 if dtype == torch.float64 else torch.float32
+        if mask.dtype not in (dtype, accumulator):
+            mask = mask.to(accumulator)
+    mask = unexpanded(mask)
+    if mask.shape[-1] > 1 and mask.stride(-1) != 1:
+        mask = mask.contiguous()
+    if mask.shape[1] != 1 or mask.shape[2] != 1 or n_keys == 0:
+        return mask, None, None
+    visible = mask[:, 0, 0]
+    if mask.dtype != torch.bool:
+        visible = visible != -float("inf")
+    start, end = key_range(visible.expand(-1, n_keys))
+    if mask.dtype == torch.bool and concrete(mask):
+        if mask.shape[-1] == 1 or torch.equal(visible.sum(-1), end - start):
+            mask = None
+    if start.shape[0] != batch:
+        start, end = start.expand(batch).contiguous(), end.expand(batch).contiguous()
+    return mask, start, end
+
+
+def visible_pairs(
+    q: Tensor,
+    k: Tensor,
+    mask: Tensor | None,
+    cu_seqlens_q: Tensor | None,
+    cu_seqlens_k: Tensor | None,
+    q_lengths: Tensor | None,
+    kv_start: Tensor | None,
+    kv_end: Tensor | None,
+    scale: float,
+    window_left: int,
+    window_right: int,
+    bottom_right: bool,
+    *_: Any,
+) -> int:
+    """How many (query, key) pairs of one head the intervals leave, over the whole batch.
+
+    A mask tensor is not looked into. Values that are only traced count as the full sequence.
+    """
+    if cu_seqlens_q is not None and cu_seqlens_k is not None:
+        if isinstance(cu_seqlens_q, FakeTensor):
+            return q.shape[0] * k.shape[0]
+        nq_of, nk_of = cu_seqlens_q.long().diff(), cu_seqlens_k.long().diff()
+        first = cu_seqlens_q[:-1].repeat_interleave(nq_of, output_size=None)
+        i = torch.arange(len(first), device=q.device) - first
+        nq, nk = nq_of.repeat_interleave(nq_of), nk_of.repeat_interleave(nq_of)
+        start: Tensor | int = 0
+    else:
+        batch, n_queries, n_keys = q.shape[0], q.shape[2], k.shape[2]
+        known = not isinstance(q, FakeTensor)
+        full = torch.ones(batch, 1, dtype=torch.long, device=q.device if known else "cpu")
+        nq = q_lengths.long()[:, None] if known and q_lengths is not None else full * n_queries
+        nk = kv_end.long()[:, None] if known and kv_end is not None else full * n_keys
+        start = kv_start.long()[:, None] if known and kv_start is not None else 0
+        i = torch.arange(n_queries, device=full.device)
+    off = nk - nq if bottom_right else torch.zeros_like(nk)
+    lo = (i + off - window_left if window_left >= 0 else torch.zeros_like(off)).clamp(min=0)
+    lo = lo.maximum(torch.as_tensor(start, device=lo.device))
+    hi = nk.minimum(i + off + window_right + 1) if window_right >= 0 else nk
+    return int(((hi - lo).clamp(min=0) * (i < nq)).sum())
