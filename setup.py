@@ -41,7 +41,7 @@ def compiler() -> list[str]:
 
 def compiler_version() -> str:
     command = [*compiler(), "--version"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
 
 def accepts(flags: list[str]) -> bool:
@@ -74,12 +74,12 @@ def give_up(reason: str) -> None:
     print(f"clinattn: installing without the compiled CPU backend: {reason}", file=sys.stderr)
 
 
-def isa_sources() -> dict[str, Path]:
+def isa_units() -> dict[str, Path]:
     """The instruction-set units that this machine's architecture and compiler can build."""
-    units = {path.stem.removeprefix("isa_"): path for path in sorted(CSRC.glob("cpu/isa_*.cpp"))}
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        units = {name: path for name, path in units.items() if name == "scalar"}
-    return {name: path for name, path in units.items() if accepts(ISA_FLAGS[name])}
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    names = [name for name in (ISA_FLAGS if x86 else ["scalar"]) if accepts(ISA_FLAGS[name])]
+    units = {name: CSRC / "cpu" / f"isa_{name}.cpp" for name in names}
+    return {name: path for name, path in units.items() if path.exists()}
 
 
 def isa_objects(units: dict[str, Path], folder: Path) -> list[str]:
@@ -110,7 +110,7 @@ def extension() -> dict:
     import torch
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 
-    units = isa_sources()
+    units = isa_units()
     # at::parallel_for is serial without it. GCC's calls are left to the runtime that torch brings,
     # so that there is one pool of threads in the process; Clang's have another name and library.
     openmp = ["-fopenmp"] if accepts(["-fopenmp"]) else []
@@ -128,18 +128,24 @@ def extension() -> dict:
                 super().run()
             except (Exception, SystemExit) as error:
                 give_up(f"the build stopped: {error}")
-                if self.inplace:  # an older build would not match the sources
-                    for path in Path("clinattn").glob("_C.*"):
-                        path.unlink()
+                self.drop_older_builds()
+
+        def drop_older_builds(self) -> None:
+            """What an earlier build left does not match the sources any more."""
+            in_place = self.inplace or self.editable_mode
+            for folder in [Path(self.build_lib), *([ROOT] if in_place else [])]:
+                for path in folder.glob("clinattn/_C.*"):
+                    path.unlink()
 
         def build_extensions(self) -> None:
             for ext in self.extensions:
                 ext.extra_objects = isa_objects(units, Path(self.build_temp) / "isa")
             super().build_extensions()
 
+    sources = [path for path in CSRC.rglob("*.cpp") if not path.stem.startswith("isa_")]
     module = CppExtension(
         "clinattn._C",
-        [str(path) for path in (CSRC / "module.cpp", CSRC / "cpu" / "attention.cpp", CSRC / "cpu" / "dispatch.cpp")],
+        sorted(map(str, sources)),
         include_dirs=[str(ROOT / CSRC)],
         extra_compile_args=[*COMMON_FLAGS, *openmp]
         + [f"-DCLINATTN_HAVE_{name.upper()}" for name in units],
