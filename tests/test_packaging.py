@@ -1,0 +1,134 @@
+"""What an install puts where: clinattn alone, with or without the compiled module."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from email.parser import HeaderParser
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+NO_COMPILER = {"CXX": "/nonexistent/c++"}
+BLOCK_OPTIONAL_MODULES = """
+import sys
+for name in ("triton", "clinattn._C", "numpy", "pyarrow", "typer", "matplotlib"):
+    sys.modules[name] = None
+import clinattn
+assert "cpu" in clinattn.backends() and not clinattn.backends()["cpu"]
+"""
+CALL_ON_THE_REFERENCE = """
+import warnings
+import torch
+import clinattn
+print(clinattn.__file__)
+q = torch.randn(1, 2, 5, 8)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    for _ in range(2):
+        out = clinattn.fused_attention(q, q, q)
+torch.testing.assert_close(out, torch.nn.functional.scaled_dot_product_attention(q, q, q))
+messages = [str(w.message) for w in caught if "clinattn" in str(w.message)]
+assert len(messages) == 1 and "C++ compiler" in messages[0], messages
+"""
+
+
+def run(*command, cwd, check=True, **environment):
+    """Run a command away from the repository's root, with the error output in the failure."""
+    keep = {k: v for k, v in os.environ.items() if not k.startswith("CLINATTN_")}
+    done = subprocess.run(
+        list(map(str, command)), cwd=cwd, env=keep | environment, capture_output=True, text=True
+    )
+    if check:
+        assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """A copy of the sources, so that a build here touches nothing of the repository."""
+    folder = tmp_path_factory.mktemp("tree")
+    for name in ("clinattn", "kernels", "csrc"):
+        skip = shutil.ignore_patterns("__pycache__", "_C.*")
+        shutil.copytree(ROOT / name, folder / name, ignore=skip)
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(tree):
+    """The wheel that pip builds on a machine without a C++ compiler."""
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    run(*pip, "--wheel-dir", tree / "dist", tree, cwd=tree.parent, **NO_COMPILER)
+    (path,) = (tree / "dist").glob("*.whl")
+    return zipfile.ZipFile(path)
+
+
+def sources(folder):
+    paths = (path.relative_to(ROOT / folder) for path in (ROOT / folder).rglob("*.py"))
+    return {path.as_posix() for path in paths}
+
+
+def test_the_wheel_holds_clinattn_and_nothing_beside_it(wheel):
+    names = [name for name in wheel.namelist() if ".dist-info/" not in name]
+    assert {name.split("/")[0] for name in names} == {"clinattn"}
+    python = {name.removeprefix("clinattn/") for name in names if name.endswith(".py")}
+    assert python == sources("clinattn") | {f"kernels/{name}" for name in sources("kernels")}
+    (top_level,) = (name for name in wheel.namelist() if name.endswith("/top_level.txt"))
+    assert wheel.read(top_level).decode().split() == ["clinattn"]
+
+
+def test_the_requirements_leave_triton_to_torch(wheel):
+    (metadata,) = (name for name in wheel.namelist() if name.endswith("/METADATA"))
+    headers = HeaderParser().parsestr(wheel.read(metadata).decode())
+    requirements = [r for r in headers.get_all("Requires-Dist") if "extra ==" not in r]
+    assert sorted(r.split(";")[0].strip() for r in requirements) == ["torch<2.16,>=2.11", "triton"]
+    assert headers["Requires-Python"] == ">=3.10"
+
+
+def test_without_a_compiler_the_reference_backend_serves(wheel, tmp_path):
+    wheel.extractall(tmp_path / "site")
+    # -S: the finder of an editable install would serve this tree's own compiled module.
+    path = os.pathsep.join([str(tmp_path / "site"), *sys.path])
+    done = run(sys.executable, "-S", "-c", CALL_ON_THE_REFERENCE, cwd=tmp_path, PYTHONPATH=path)
+    assert done.stdout.startswith(str(tmp_path / "site"))
+
+
+@pytest.mark.parametrize("force", ["0", "1"])
+def test_a_failed_build_is_an_error_only_when_forced(tree, force):
+    build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    environment = {**NO_COMPILER, "CLINATTN_FORCE_BUILD": force}
+    done = run(*build, cwd=tree, check=False, **environment)
+    assert done.returncode == int(force), done.stderr
+    assert "no C++ compiler: '/nonexistent/c++'" in done.stderr
+    assert not list(tree.glob("clinattn/_C.*"))
+
+
+def test_no_module_named_kernels_is_installed(tmp_path):
+    code = "from importlib.util import find_spec; spec = find_spec('kernels'); print(spec)"
+    assert str(ROOT) not in run(sys.executable, "-c", code, cwd=tmp_path).stdout
+    assert "clinattn" not in packages_distributions().get("kernels", [])
+    assert str(ROOT) not in sys.path
+
+
+def test_kernels_are_installed_as_a_subpackage(tmp_path):
+    code = "import clinattn.kernels; print(clinattn.kernels.__file__)"
+    assert run(sys.executable, "-c", code, cwd=tmp_path).stdout.strip().endswith("__init__.py")
+
+
+def test_import_needs_torch_alone(tmp_path):
+    run(sys.executable, "-c", BLOCK_OPTIONAL_MODULES, cwd=tmp_path)
+
+
+def test_an_instruction_set_unit_shares_no_code_with_another():
+    """A shared inline function compiled with AVX-512 could be linked in on a machine without it."""
+    objects = list(ROOT.glob("build/*/isa/isa_*.o"))
+    if not objects or shutil.which("nm") is None:
+        pytest.skip("no objects of a build here, or no nm to read them")
+    for path in objects:
+        symbols = [line.split() for line in run("nm", path, cwd=ROOT).stdout.splitlines()]
+        assert not [name for *_, kind, name in symbols if kind in "WVu"], path
