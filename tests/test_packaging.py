@@ -1,6 +1,7 @@
 """What an install puts where: clinattn alone, with or without the compiled module."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -122,6 +123,13 @@ def test_kernels_are_installed_as_a_subpackage(tmp_path):
 
 def test_import_needs_torch_alone(tmp_path):
     run(sys.executable, "-c", BLOCK_OPTIONAL_MODULES, cwd=tmp_path)
+
+
+def test_the_examples_of_the_readme_run(tmp_path):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert blocks
+    for code in blocks:
+        run(sys.executable, "-c", code, cwd=tmp_path)
 
 
 def test_an_instruction_set_unit_shares_no_code_with_another():
