@@ -59,8 +59,8 @@ clean:  ## remove what was built, not the environment
 	rm -f $(VENV)/.built
 
 $(VENV)/.made:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
-	  echo "clinattn: Python 3.10 to 3.13 is needed; choose one: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
+	  echo "clinattn: $(PYTHON) is not Python 3.10 or newer; choose one: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || [ -n "$(OFFLINE)" ] || { \
 	  echo "clinattn: $(PYTHON) cannot make environments (on Debian: apt install python3-venv)" >&2; \
 	  exit 1; }

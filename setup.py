@@ -59,7 +59,7 @@ def missing() -> str | None:
         return "the C++ sources are not part of this tree"
     try:
         import torch.utils.cpp_extension  # noqa: F401
-    except ImportError as error:
+    except Exception as error:  # a broken torch raises all kinds
         return f"torch cannot be imported ({error}); install it first, then --no-build-isolation"
     if shutil.which(compiler()[0]) is None:
         return f"no C++ compiler: {compiler()[0]!r} is not on PATH (install g++ or set CXX)"
