@@ -69,16 +69,15 @@ def wheel(tree):
     return zipfile.ZipFile(path)
 
 
-def sources(folder):
-    paths = (path.relative_to(ROOT / folder) for path in (ROOT / folder).rglob("*.py"))
-    return {path.as_posix() for path in paths}
+def files(folder):
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix() for path in paths}
 
 
-def test_the_wheel_holds_clinattn_and_nothing_beside_it(wheel):
-    names = [name for name in wheel.namelist() if ".dist-info/" not in name]
-    assert {name.split("/")[0] for name in names} == {"clinattn"}
-    python = {name.removeprefix("clinattn/") for name in names if name.endswith(".py")}
-    assert python == sources("clinattn") | {f"kernels/{name}" for name in sources("kernels")}
+def test_the_wheel_holds_clinattn_and_nothing_beside_it(tree, wheel):
+    names = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    kernels = {f"clinattn/kernels/{name}" for name in files(tree / "kernels")}
+    assert names == {f"clinattn/{name}" for name in files(tree / "clinattn")} | kernels
     (top_level,) = (name for name in wheel.namelist() if name.endswith("/top_level.txt"))
     assert wheel.read(top_level).decode().split() == ["clinattn"]
 
