@@ -13,7 +13,8 @@ struct Strides {
   int64_t batch = 0, head = 0, row = 0;
 };
 
-// Additive or boolean mask that broadcasts to (batch, head, query, key); a broadcast side has stride 0.
+// Additive or boolean mask that broadcasts to (batch, head, query, key); a broadcast side has
+// stride 0.
 struct Mask {
   const void* ptr = nullptr;
   DType dtype = DType::kBool;
@@ -43,7 +44,7 @@ struct AttentionParams {
   // Visibility: query i sees keys [lo, hi) as interval.h computes them.
   const int32_t *cu_seqlens_q = nullptr, *cu_seqlens_k = nullptr;  // (num_seqs + 1), packed only
   const int32_t *q_lengths = nullptr, *kv_start = nullptr, *kv_end = nullptr;  // (num_seqs), dense
-  int64_t window_left = -1, window_right = -1;                     // -1: unbounded
+  int64_t window_left = -1, window_right = -1;                                 // -1: unbounded
   bool bottom_right = false;
 
   double scale;

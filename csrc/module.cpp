@@ -1,4 +1,5 @@
-// clinattn._C: facts about the compiled kernels. Importing it registers them with torch's dispatcher.
+// clinattn._C: facts about the compiled kernels. Importing it registers them with torch's
+// dispatcher.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/version.h>
@@ -15,12 +16,13 @@ std::map<std::string, std::string> build_info() {
       {"compiler", __VERSION__},
 #endif
       {"torch", TORCH_VERSION},
-      {"instruction_sets", "scalar"
+      {"instruction_sets",
+       "scalar"
 #ifdef CLINATTN_HAVE_AVX2
-                           " avx2"
+       " avx2"
 #endif
 #ifdef CLINATTN_HAVE_AVX512
-                           " avx512"
+       " avx512"
 #endif
       },
   };

@@ -39,8 +39,8 @@ DType dtype_of(const Tensor& t, const char* name) {
 
 void check_layout(const Tensor& t, const char* name, at::IntArrayRef sizes, const Tensor& like) {
   TORCH_CHECK(t.device().is_cpu(), name, " is on ", t.device(), "; expected cpu");
-  TORCH_CHECK(t.scalar_type() == like.scalar_type(), name, " has dtype ", t.scalar_type(), "; expected ",
-              like.scalar_type());
+  TORCH_CHECK(t.scalar_type() == like.scalar_type(), name, " has dtype ", t.scalar_type(),
+              "; expected ", like.scalar_type());
   TORCH_CHECK(t.sizes() == sizes, name, " has shape ", t.sizes(), "; expected ", sizes);
   TORCH_CHECK(t.numel() == 0 || t.stride(-1) == 1 || t.size(-1) == 1, name, " has last stride ",
               t.stride(-1), "; expected 1");
@@ -54,21 +54,22 @@ Strides strides_of(const Tensor& t) {
 
 const int32_t* int32_values(const OptionalTensor& t, const char* name, int64_t count) {
   if (!t) return nullptr;
-  TORCH_CHECK(t->device().is_cpu() && t->scalar_type() == at::kInt && t->is_contiguous() && t->dim() == 1 &&
-                  t->size(0) == count,
+  TORCH_CHECK(t->device().is_cpu() && t->scalar_type() == at::kInt && t->is_contiguous() &&
+                  t->dim() == 1 && t->size(0) == count,
               name, " is ", t->scalar_type(), " of shape ", t->sizes(), " on ", t->device(),
               "; expected contiguous int32 of shape [", count, "] on cpu");
   return t->const_data_ptr<int32_t>();
 }
 
 const int32_t* cumulative(const OptionalTensor& t, const char* name, int64_t total) {
-  TORCH_CHECK(t->dim() == 1 && t->size(0) >= 1, name, " has shape ", t->sizes(), "; expected (sequences + 1)");
+  TORCH_CHECK(t->dim() == 1 && t->size(0) >= 1, name, " has shape ", t->sizes(),
+              "; expected (sequences + 1)");
   const int32_t* c = int32_values(t, name, t->size(0));
   TORCH_CHECK(c[0] == 0, name, " starts at ", c[0], "; expected 0");
   for (int64_t i = 1; i < t->size(0); ++i)
     TORCH_CHECK(c[i] >= c[i - 1], name, " decreases at ", i, ": ", c[i - 1], " to ", c[i]);
-  TORCH_CHECK(c[t->size(0) - 1] <= total, name, " ends at ", c[t->size(0) - 1], "; the tensor has ", total,
-              " rows");
+  TORCH_CHECK(c[t->size(0) - 1] <= total, name, " ends at ", c[t->size(0) - 1], "; the tensor has ",
+              total, " rows");
   return c;
 }
 
@@ -91,17 +92,19 @@ AttentionParams check(const Arguments& a) {
   AttentionParams p{};
   const bool packed = a.cu_seqlens_q.has_value();
   const int64_t rank = packed ? 3 : 4;
-  TORCH_CHECK(packed == a.cu_seqlens_k.has_value(), "give both cu_seqlens_q and cu_seqlens_k, or neither");
-  TORCH_CHECK(a.q.dim() == rank && a.k.dim() == rank, "q and k have rank ", a.q.dim(), " and ", a.k.dim(),
-              "; expected ", rank);
+  TORCH_CHECK(packed == a.cu_seqlens_k.has_value(),
+              "give both cu_seqlens_q and cu_seqlens_k, or neither");
+  TORCH_CHECK(a.q.dim() == rank && a.k.dim() == rank, "q and k have rank ", a.q.dim(), " and ",
+              a.k.dim(), "; expected ", rank);
   p.dtype = dtype_of(a.q, "q");
   TORCH_CHECK(p.dtype != DType::kBool, "q is bool; expected a floating-point type");
   p.head_dim = a.q.size(-1);
   p.heads = a.q.size(1);
   p.kv_heads = a.k.size(1);
-  TORCH_CHECK(p.head_dim >= 1 && p.head_dim <= 256, "head_dim is ", p.head_dim, "; expected 1 to 256");
-  TORCH_CHECK(p.kv_heads > 0 ? p.heads % p.kv_heads == 0 : p.heads == 0, "q has ", p.heads, " heads, k ",
-              p.kv_heads, "; expected a multiple");
+  TORCH_CHECK(p.head_dim >= 1 && p.head_dim <= 256, "head_dim is ", p.head_dim,
+              "; expected 1 to 256");
+  TORCH_CHECK(p.kv_heads > 0 ? p.heads % p.kv_heads == 0 : p.heads == 0, "q has ", p.heads,
+              " heads, k ", p.kv_heads, "; expected a multiple");
   check_layout(a.q, "q", a.q.sizes(), a.q);
   if (packed) {
     p.total_q = a.q.size(0);
@@ -109,8 +112,9 @@ AttentionParams check(const Arguments& a) {
     p.num_seqs = a.cu_seqlens_q->numel() - 1;
     p.cu_seqlens_q = cumulative(a.cu_seqlens_q, "cu_seqlens_q", p.total_q);
     p.cu_seqlens_k = cumulative(a.cu_seqlens_k, "cu_seqlens_k", p.total_k);
-    TORCH_CHECK(a.cu_seqlens_k->numel() == p.num_seqs + 1, "cu_seqlens_k has ", a.cu_seqlens_k->numel(),
-                " entries, cu_seqlens_q ", p.num_seqs + 1, "; expected as many");
+    TORCH_CHECK(a.cu_seqlens_k->numel() == p.num_seqs + 1, "cu_seqlens_k has ",
+                a.cu_seqlens_k->numel(), " entries, cu_seqlens_q ", p.num_seqs + 1,
+                "; expected as many");
     p.max_q = longest(p.cu_seqlens_q, p.num_seqs);
     p.max_k = longest(p.cu_seqlens_k, p.num_seqs);
     check_layout(a.k, "k", {p.total_k, p.kv_heads, p.head_dim}, a.q);
@@ -180,8 +184,8 @@ void* thread_scratch(size_t bytes) {
   return block.get();
 }
 
-// Runs task(i, scratch) for i in [0, count) on torch's threads. Tasks start in order of i, each as soon
-// as a thread is free.
+// Runs task(i, scratch) for i in [0, count) on torch's threads. Tasks start in order of i, each as
+// soon as a thread is free.
 template <class Task>
 void run_tasks(int64_t count, size_t scratch_bytes, const Task& task) {
   std::atomic<int64_t> next{0};
@@ -198,7 +202,8 @@ template <class Task>
 std::vector<Task> by_cost(const std::vector<Task>& tasks, const std::vector<double>& cost) {
   std::vector<int64_t> order(tasks.size());
   std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return cost[a] > cost[b]; });
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int64_t a, int64_t b) { return cost[a] > cost[b]; });
   std::vector<Task> sorted;
   sorted.reserve(tasks.size());
   for (int64_t i : order) sorted.push_back(tasks[i]);
@@ -218,7 +223,8 @@ std::vector<ForwardTask> forward_tasks(const AttentionParams& p, const CpuKernel
       for (int64_t i = 0; i < seq.rows_q; i += chunk) {
         const int64_t end = std::min(i + chunk, seq.rows_q), last = std::min(end, seq.q_end) - 1;
         tasks.push_back({b, h, i, end});
-        cost.push_back(last < i ? 0 : static_cast<double>(last + 1 - i) * (seq.hi(last) - seq.lo(i)));
+        cost.push_back(last < i ? 0
+                                : static_cast<double>(last + 1 - i) * (seq.hi(last) - seq.lo(i)));
       }
   }
   return by_cost(tasks, cost);
@@ -226,11 +232,12 @@ std::vector<ForwardTask> forward_tasks(const AttentionParams& p, const CpuKernel
 
 std::tuple<Tensor, Tensor> cpu_forward(
     const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& mask,
-    const OptionalTensor& cu_seqlens_q, const OptionalTensor& cu_seqlens_k, const OptionalTensor& q_lengths,
-    const OptionalTensor& kv_start, const OptionalTensor& kv_end, double scale, int64_t window_left,
-    int64_t window_right, bool bottom_right, int64_t /*max_seqlen_q*/, int64_t /*max_seqlen_k*/) {
-  AttentionParams p = check({q, k, v, mask, cu_seqlens_q, cu_seqlens_k, q_lengths, kv_start, kv_end, scale,
-                             window_left, window_right, bottom_right});
+    const OptionalTensor& cu_seqlens_q, const OptionalTensor& cu_seqlens_k,
+    const OptionalTensor& q_lengths, const OptionalTensor& kv_start, const OptionalTensor& kv_end,
+    double scale, int64_t window_left, int64_t window_right, bool bottom_right,
+    int64_t /*max_seqlen_q*/, int64_t /*max_seqlen_k*/) {
+  AttentionParams p = check({q, k, v, mask, cu_seqlens_q, cu_seqlens_k, q_lengths, kv_start, kv_end,
+                             scale, window_left, window_right, bottom_right});
   const auto stat = q.options().dtype(math_type(q));
   Tensor o = allocate(q.sizes(), q.options());
   Tensor lse = p.cu_seqlens_q ? allocate({p.heads, p.total_q}, stat)
@@ -260,7 +267,8 @@ std::vector<BackwardTask> backward_tasks(const AttentionParams& p, const CpuKern
   std::vector<double> cost;
   for (int64_t b = 0; b < p.num_seqs; ++b) {
     const Sequence seq(p, b);
-    const int64_t tiles = std::max<int64_t>(1, ceil_div(seq.k_end - seq.k_begin, kernels.backward_keys));
+    const int64_t tiles =
+        std::max<int64_t>(1, ceil_div(seq.k_end - seq.k_begin, kernels.backward_keys));
     for (int64_t h = 0; h < p.kv_heads; ++h) {
       heads.push_back({b, h, tiles});
       cost.push_back(static_cast<double>(tiles) * seq.q_end);
@@ -284,17 +292,19 @@ std::vector<BackwardTask> backward_tasks(const AttentionParams& p, const CpuKern
 }
 
 std::tuple<Tensor, Tensor, Tensor> cpu_backward(
-    const Tensor& dout, const OptionalTensor& dlse, const Tensor& o, const Tensor& lse, const Tensor& q,
-    const Tensor& k, const Tensor& v, const OptionalTensor& mask, const OptionalTensor& cu_seqlens_q,
-    const OptionalTensor& cu_seqlens_k, const OptionalTensor& q_lengths, const OptionalTensor& kv_start,
-    const OptionalTensor& kv_end, double scale, int64_t window_left, int64_t window_right, bool bottom_right,
+    const Tensor& dout, const OptionalTensor& dlse, const Tensor& o, const Tensor& lse,
+    const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& mask,
+    const OptionalTensor& cu_seqlens_q, const OptionalTensor& cu_seqlens_k,
+    const OptionalTensor& q_lengths, const OptionalTensor& kv_start, const OptionalTensor& kv_end,
+    double scale, int64_t window_left, int64_t window_right, bool bottom_right,
     int64_t /*max_seqlen_q*/, int64_t /*max_seqlen_k*/) {
-  AttentionParams p = check({q, k, v, mask, cu_seqlens_q, cu_seqlens_k, q_lengths, kv_start, kv_end, scale,
-                             window_left, window_right, bottom_right});
+  AttentionParams p = check({q, k, v, mask, cu_seqlens_q, cu_seqlens_k, q_lengths, kv_start, kv_end,
+                             scale, window_left, window_right, bottom_right});
   const bool packed = p.cu_seqlens_q != nullptr;
   const auto stat = q.options().dtype(math_type(q));
-  const std::vector<int64_t> stat_sizes = packed ? std::vector<int64_t>{p.heads, p.total_q}
-                                                 : std::vector<int64_t>{p.num_seqs, p.heads, p.max_q};
+  const std::vector<int64_t> stat_sizes = packed
+                                              ? std::vector<int64_t>{p.heads, p.total_q}
+                                              : std::vector<int64_t>{p.num_seqs, p.heads, p.max_q};
   check_layout(dout, "do", q.sizes(), q);
   check_layout(o, "o", q.sizes(), q);
   const Tensor like = at::empty({0}, stat);
@@ -325,8 +335,8 @@ std::tuple<Tensor, Tensor, Tensor> cpu_backward(
 
   const CpuKernels& kernels = cpu_kernels(p.dtype);
   BackwardShared shared{};
-  const Tensor lse2 = at::empty(stat_sizes, stat), delta = at::empty(stat_sizes, stat);
-  shared.lse2 = lse2.mutable_data_ptr();
+  const Tensor seen_lse = at::empty(stat_sizes, stat), delta = at::empty(stat_sizes, stat);
+  shared.lse = seen_lse.mutable_data_ptr();
   shared.delta = delta.mutable_data_ptr();
   // dq itself accumulates when its rows are whole vectors of the arithmetic's type
   const int64_t width = round_up(p.head_dim, kernels.vector);
@@ -343,7 +353,7 @@ std::tuple<Tensor, Tensor, Tensor> cpu_backward(
   std::vector<std::pair<int64_t, int64_t>> rows;  // (sequence, block)
   for (int64_t b = 0; b < p.num_seqs; ++b) {
     block_offsets[b] = static_cast<int64_t>(rows.size()) * p.heads;
-    const int64_t blocks = ceil_div(Sequence(p, b).rows_q, kernels.backward_rows);
+    const int64_t blocks = ceil_div(Sequence(p, b).rows_q, kernels.backward_rows) + 1;
     for (int64_t i = 0; i < blocks; ++i) rows.push_back({b, i});
   }
   const int64_t blocks = static_cast<int64_t>(rows.size());
@@ -352,7 +362,8 @@ std::tuple<Tensor, Tensor, Tensor> cpu_backward(
   shared.block_offsets = block_offsets.data();
   at::parallel_for(0, blocks * p.heads, 16, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i)
-      kernels.backward_prepare(p, shared, rows[i % blocks].first, i / blocks, rows[i % blocks].second);
+      kernels.backward_prepare(p, shared, rows[i % blocks].first, i / blocks,
+                               rows[i % blocks].second);
   });
   const auto tasks = backward_tasks(p, kernels);
   run_tasks(tasks.size(), kernels.backward_scratch(p),

@@ -19,7 +19,8 @@ struct Choice {
 std::vector<Choice> usable() {
   std::vector<Choice> list{{"scalar", scalar_kernels}};
 #ifdef CLINATTN_HAVE_AVX2
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+      __builtin_cpu_supports("f16c"))
     list.push_back({"avx2", avx2_kernels});
 #endif
 #ifdef CLINATTN_HAVE_AVX512
@@ -41,7 +42,8 @@ Getter choose(const std::string& name) {
     if (name == c.name) return c.kernels;
     names += (names.empty() ? "" : ", ") + std::string(c.name);
   }
-  throw std::invalid_argument("instruction set '" + name + "' is not usable here; usable: " + names);
+  throw std::invalid_argument("instruction set '" + name +
+                              "' is not usable here; usable: " + names);
 }
 
 Getter current() {
@@ -64,7 +66,9 @@ std::vector<std::string> instruction_sets() {
 
 std::string instruction_set() { return current()().name; }
 
-void set_instruction_set(const std::string& name) { in_force.store(choose(name), std::memory_order_release); }
+void set_instruction_set(const std::string& name) {
+  in_force.store(choose(name), std::memory_order_release);
+}
 
 const CpuKernels& cpu_kernels(DType dtype) {
   return dtype == DType::kFloat64 ? scalar_f64_kernels() : current()();

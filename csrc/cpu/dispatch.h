@@ -1,5 +1,5 @@
-// Which instruction set is in force: the best that is compiled in and that this machine runs, unless
-// CLINATTN_CPU_ISA or set_instruction_set names another.
+// Which instruction set is in force: the best that is compiled in and that this machine runs,
+// unless CLINATTN_CPU_ISA or set_instruction_set names another.
 #pragma once
 
 #include <string>
@@ -9,8 +9,8 @@
 
 namespace clinattn {
 
-std::vector<std::string> instruction_sets();         // usable here, best last
-std::string instruction_set();                       // in force
+std::vector<std::string> instruction_sets();        // usable here, best last
+std::string instruction_set();                      // in force
 void set_instruction_set(const std::string& name);  // "" is automatic; throws std::invalid_argument
 const CpuKernels& cpu_kernels(DType dtype);
 

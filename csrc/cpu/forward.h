@@ -23,7 +23,9 @@ struct Forward {
   const int64_t group, width;  // query heads of a kv head; head_dim padded to the vector
   T *q, *o, *m, *l;            // (group, chunk rows): (.., width) or scalars
   T *kt, *v;                   // the panel: K^T in strips, V (kKeys, width)
-  T *s, *alpha, *mask_row;      // the tile's scores, its rescale factors, one row of the mask
+  T *s, *alpha, *mask_row;     // the tile's scores, its rescale factors, one row of the mask
+  T* lanes;                    // (kWidth, kWidth): one vector for each of kWidth rows
+  int64_t head_rows;           // rows that a query head's state takes, a multiple of the vector
   bool finite;                 // of the V panel
 
   // Rows are chosen so that the packing of K (a transpose, about 0.3 cycles an element) is small
@@ -46,6 +48,7 @@ struct Forward {
     s = a.take<T>(kRows * kKeys);  // 48 x 128 x 4 bytes = 24 KB in L1
     alpha = a.take<T>(kRows);
     mask_row = a.take<T>(kKeys);
+    lanes = a.take<T>(V::kWidth * V::kWidth);
     if (bytes) *bytes = a.used;
   }
 
@@ -60,6 +63,7 @@ struct Forward {
     const int64_t row1 = min64(task.row1, max64(task.row0, seq.q_end)), rows = row1 - task.row0;
     write_empty(seq, task, row1);
     if (rows == 0) return;
+    head_rows = round_up(rows, V::kWidth);
     load_queries(seq, task, rows);
     const int64_t lo = seq.lo(task.row0), hi = seq.hi(row1 - 1);
     if (lo < hi) {
@@ -73,7 +77,7 @@ struct Forward {
     const auto sign = V::set1(p.scale < 0 ? -1 : 1);
     for (int64_t g = 0; g < group; ++g) {
       for (int64_t i = 0; i < rows; ++i) {
-        T* dst = q + (g * rows + i) * width;
+        T* dst = q + (g * head_rows + i) * width;
         load_row<V>(dst,
                     row_at(p.q, p.dtype, p.q_strides, seq.index, task.kv_head * group + g,
                            seq.q_row0 + task.row0 + i),
@@ -83,8 +87,8 @@ struct Forward {
             V::store(dst + d, V::mul(V::load(dst + d), sign));
       }
     }
-    for (int64_t i = 0; i < group * rows; ++i) m[i] = -kInf, l[i] = 0;
-    for (int64_t i = 0; i < group * rows * width; i += V::kWidth) V::store(o + i, V::zero());
+    for (int64_t i = 0; i < group * head_rows; ++i) m[i] = -kInf, l[i] = 0;
+    for (int64_t i = 0; i < group * head_rows * width; i += V::kWidth) V::store(o + i, V::zero());
   }
 
   void pack(const Sequence& seq, const ForwardTask& task, int64_t k0, int64_t keys) {
@@ -95,10 +99,10 @@ struct Forward {
         T *k_row = rows + (j - j0) * width, *v_row = v + j * width;
         if (visible) {
           const int64_t row = seq.k_row0 + k0 + j;
-          load_row<V>(k_row, row_at(p.k, p.dtype, p.k_strides, seq.index, task.kv_head, row), p.dtype,
-                      p.head_dim);
-          load_row<V>(v_row, row_at(p.v, p.dtype, p.v_strides, seq.index, task.kv_head, row), p.dtype,
-                      p.head_dim);
+          load_row<V>(k_row, row_at(p.k, p.dtype, p.k_strides, seq.index, task.kv_head, row),
+                      p.dtype, p.head_dim);
+          load_row<V>(v_row, row_at(p.v, p.dtype, p.v_strides, seq.index, task.kv_head, row),
+                      p.dtype, p.head_dim);
         } else {
           for (int64_t d = 0; d < width; d += V::kWidth) {
             V::store(k_row + d, V::zero());
@@ -126,50 +130,48 @@ struct Forward {
         if (!packed) pack(seq, task, k0, keys), packed = true;
         bool masked = by_mask == Sight::kEdge;
         bool edge = masked || by_interval == Sight::kEdge || keys % V::kWidth;
-        tile(seq, head, i0, n, k0, keys, g * rows + i, edge, masked);
+        tile(seq, head, i0, n, k0, keys, g * head_rows + i, edge, masked);
       }
     }
   }
 
   // Folds keys [k0, k0 + keys) into queries [i0, i0 + n), whose state starts at row r.
-  void tile(const Sequence& seq, int64_t head, int64_t i0, int64_t n, int64_t k0, int64_t keys, int64_t r,
-            bool edge, bool masked) {
+  void tile(const Sequence& seq, int64_t head, int64_t i0, int64_t n, int64_t k0, int64_t keys,
+            int64_t r, bool edge, bool masked) {
     // columns that some row sees, rounded out to whole vectors on the right and strips on the left
-    const int64_t end = min64(round_up(seq.hi(i0 + n - 1) - k0, V::kWidth), round_up(keys, V::kWidth));
+    const int64_t end =
+        min64(round_up(seq.hi(i0 + n - 1) - k0, V::kWidth), round_up(keys, V::kWidth));
     const int64_t begin = max64(0, seq.lo(i0) - k0) / V::kStrip * V::kStrip;
-    gemm<V, false, Init::kZero>(n, end - begin, width, q + r * width, width,
-                                kt + begin / V::kStrip * (V::kStrip * width), V::kStrip,
-                                V::kStrip * width, s + begin, kKeys);
+    gemm<V, false, Update::kSet>(n, end - begin, width, q + r * width, width,
+                                 kt + begin / V::kStrip * (V::kStrip * width), V::kStrip,
+                                 V::kStrip * width, s + begin, kKeys);
     const T scale2 = static_cast<T>(__builtin_fabs(p.scale) * kLog2e);
-    for (int64_t i = 0; i < n; ++i) {
+    const bool scaled = masked || scale2 == 0;  // 0 * -inf would be NaN
+    for (int64_t i = 0; edge && i < n; ++i) {
       T* x = s + i * kKeys;
-      const bool scaled = masked || scale2 == 0;  // 0 * -inf would be NaN
       if (scaled) add_mask(seq, head, i0 + i, k0, begin, end, keys, x, scale2, masked);
-      if (edge) hide(seq, i0 + i, k0, begin, end, x);
-      softmax(x, begin, end, scaled ? 1 : scale2, r + i, alpha + i);
+      hide(seq, i0 + i, k0, begin, end, x);
     }
+    for (int64_t i = 0; i < n; i += V::kWidth)
+      softmax(i, min64(V::kWidth, n - i), begin, end, scaled && edge ? 1 : scale2, r + i);
     if (edge && !finite) {
-      for (int64_t i = 0; i < n; ++i)
-        for (int64_t d = 0; d < width; d += V::kWidth) {
-          T* c = o + (r + i) * width + d;
-          V::store(c, V::mul(V::load(c), V::set1(alpha[i])));
-        }
-      gemm_skip_zeros<V, false>(n, width, end - begin, s + begin, kKeys, v + begin * width, width,
-                                o + r * width, width);
+      gemm_skip_zeros<V, false, Update::kScaleAdd>(n, width, end - begin, s + begin, kKeys,
+                                                   v + begin * width, width, o + r * width, width,
+                                                   alpha);
     } else {
-      gemm<V, false, Init::kScaled>(n, width, end - begin, s + begin, kKeys, v + begin * width, width,
-                                    V::kStrip, o + r * width, width, alpha);
+      gemm<V, false, Update::kScaleAdd>(n, width, end - begin, s + begin, kKeys, v + begin * width,
+                                        width, V::kStrip, o + r * width, width, alpha);
     }
   }
 
   // x <- scale2 * x + mask
-  void add_mask(const Sequence& seq, int64_t head, int64_t i, int64_t k0, int64_t begin, int64_t end,
-                int64_t keys, T* x, T scale2, bool masked) {
+  void add_mask(const Sequence& seq, int64_t head, int64_t i, int64_t k0, int64_t begin,
+                int64_t end, int64_t keys, T* x, T scale2, bool masked) {
     for (int64_t j = begin; j < end; j += V::kWidth)
       V::store(x + j, V::mul(V::load(x + j), V::set1(scale2)));
     if (!masked) return;
     const int64_t last = min64(end, keys);
-    load_mask(mask_row + begin, p.mask, seq.index, head, i, k0 + begin, last - begin);
+    load_mask(mask_row + begin, p.mask, seq.index, head, i, k0 + begin, last - begin, kLog2e);
     for (int64_t j = begin; j < last; ++j) x[j] = mask_row[j] == -kInf ? -kInf : x[j] + mask_row[j];
   }
 
@@ -180,22 +182,38 @@ struct Forward {
     for (int64_t j = hi; j < end; ++j) x[j] = -kInf;
   }
 
-  void softmax(T* x, int64_t begin, int64_t end, T scale2, int64_t row, T* rescale) {
-    auto top = V::load(x + begin);
-    for (int64_t j = begin + V::kWidth; j < end; j += V::kWidth) top = V::max(top, V::load(x + j));
-    const T row_top = V::hmax(top) * scale2;
-    const T m_new = row_top > m[row] ? row_top : m[row];
-    const T m_safe = m_new == -kInf ? 0 : m_new;  // a row that has seen nothing would give inf - inf
-    const auto shift = V::set1(-m_safe), scale = V::set1(scale2);
-    auto sum = V::zero();
-    for (int64_t j = begin; j < end; j += V::kWidth) {
-      auto e = V::exp2(V::fma(V::load(x + j), scale, shift));
-      V::store(x + j, e);
-      sum = V::add(sum, e);
+  // Rows [i, i + n) of the tile, at most a vector of them, so that the reductions along rows are
+  // done for all at once and no row waits for another.
+  void softmax(int64_t i, int64_t n, int64_t begin, int64_t end, T scale2, int64_t r) {
+    T* x = s + i * kKeys;
+    for (int64_t row = 0; row < n; ++row) {
+      auto top = V::load(x + row * kKeys + begin);
+      for (int64_t j = begin + V::kWidth; j < end; j += V::kWidth)
+        top = V::max(top, V::load(x + row * kKeys + j));
+      V::store(lanes + row * V::kWidth, top);
     }
-    *rescale = V::exp2_scalar(m[row] - m_safe);
-    l[row] = l[row] * *rescale + V::hsum(sum);
-    m[row] = m_new;
+    const auto m_old = V::load(m + r);
+    const auto m_new = V::max(V::mul(V::max_rows(lanes), V::set1(scale2)), m_old);
+    // a row that has seen nothing would give inf - inf
+    const auto m_safe = V::zero_where_hidden(m_new, m_new);
+    const auto rescale = V::exp2(V::sub(m_old, m_safe));
+    V::store(m + r, m_new);
+    V::store(alpha + i, rescale);
+    alignas(64) T shift[V::kWidth];
+    V::store(shift, V::sub(V::zero(), m_safe));
+    const auto scale = V::set1(scale2);
+    for (int64_t row = 0; row < n; ++row) {
+      const auto row_shift = V::set1(shift[row]);
+      auto sum = V::zero();
+      for (int64_t j = begin; j < end; j += V::kWidth) {
+        T* at = x + row * kKeys + j;
+        const auto e = V::exp2(V::fma(V::load(at), scale, row_shift));
+        V::store(at, e);
+        sum = V::add(sum, e);
+      }
+      V::store(lanes + row * V::kWidth, sum);
+    }
+    V::store(l + r, V::fma(V::load(l + r), rescale, V::sum_rows(lanes)));
   }
 
   T* lse_at(const Sequence& seq, int64_t head, int64_t row) {
@@ -221,7 +239,7 @@ struct Forward {
   void write(const Sequence& seq, const ForwardTask& task, int64_t rows) {
     for (int64_t g = 0; g < group; ++g)
       for (int64_t i = 0; i < rows; ++i) {
-        const int64_t head = task.kv_head * group + g, r = g * rows + i;
+        const int64_t head = task.kv_head * group + g, r = g * head_rows + i;
         const bool empty = l[r] == 0;
         const auto norm = V::set1(empty ? 1 : l[r]);
         store_row<V>(o_at(seq, head, task.row0 + i), o + r * width, p.dtype, p.head_dim,
@@ -231,7 +249,8 @@ struct Forward {
   }
 
   static T log_normaliser(T m, T l) {
-    constexpr T kLowest = sizeof(T) == 8 ? static_cast<T>(-__DBL_MAX__) : static_cast<T>(-__FLT_MAX__);
+    constexpr T kLowest =
+        sizeof(T) == 8 ? static_cast<T>(-__DBL_MAX__) : static_cast<T>(-__FLT_MAX__);
     return m == kLowest ? kLowest : static_cast<T>(m * kLn2 + __builtin_log(l));
   }
 };

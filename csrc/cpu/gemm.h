@@ -1,30 +1,32 @@
-// C <- C * alpha + A B in registers: the one matrix product under every step of fp32 and fp64 attention.
+// C <- A B, C + A B or C alpha + A B in registers: the one matrix product under every step of fp32
+// and fp64 attention.
 #pragma once
 
 #include <cstdint>
 
 namespace {
 
-enum class Init { kZero, kLoad, kScaled };
+// What becomes of a finished sum: C <- sum, C + sum or C alpha + sum.
+enum class Update { kSet, kAdd, kScaleAdd };
 
-// Each element of C is one chain of fused multiply-adds in the order of k, whatever the blocking,
-// so its bits do not depend on the tile that it falls into.
-template <class V, int kM, int kN, bool kTransA, Init kInit>
-inline void micro(int64_t k, const typename V::T* a, int64_t lda, const typename V::T* b, int64_t ldb,
-                  typename V::T* c, int64_t ldc, const typename V::T* alpha) {
+template <class V, Update kUpdate>
+inline void update(typename V::T* c, typename V::F sum, typename V::T alpha) {
+  if constexpr (kUpdate == Update::kAdd) sum = V::add(V::load(c), sum);
+  if constexpr (kUpdate == Update::kScaleAdd) sum = V::fma(V::load(c), V::set1(alpha), sum);
+  V::store(c, sum);
+}
+
+// Each sum is one chain of fused multiply-adds in the order of k that starts at 0, whatever the
+// blocking of rows and columns, so its bits do not depend on the tile that it falls into.
+template <class V, int kM, int kN, bool kTransA, Update kUpdate>
+inline void micro(int64_t k, const typename V::T* a, int64_t lda, const typename V::T* b,
+                  int64_t ldb, typename V::T* c, int64_t ldc, const typename V::T* alpha) {
   using F = typename V::F;
   F acc[kM][kN];
 #pragma GCC unroll 16
-  for (int i = 0; i < kM; ++i) {
-    F scale = kInit == Init::kScaled ? V::set1(alpha[i]) : V::zero();
+  for (int i = 0; i < kM; ++i)
 #pragma GCC unroll 16
-    for (int j = 0; j < kN; ++j) {
-      if constexpr (kInit == Init::kZero) acc[i][j] = V::zero();
-      if constexpr (kInit == Init::kLoad) acc[i][j] = V::load(c + i * ldc + j * V::kWidth);
-      if constexpr (kInit == Init::kScaled)
-        acc[i][j] = V::mul(V::load(c + i * ldc + j * V::kWidth), scale);
-    }
-  }
+    for (int j = 0; j < kN; ++j) acc[i][j] = V::zero();
   for (int64_t kk = 0; kk < k; ++kk) {
     F bv[kN];
 #pragma GCC unroll 16
@@ -39,60 +41,64 @@ inline void micro(int64_t k, const typename V::T* a, int64_t lda, const typename
 #pragma GCC unroll 16
   for (int i = 0; i < kM; ++i)
 #pragma GCC unroll 16
-    for (int j = 0; j < kN; ++j) V::store(c + i * ldc + j * V::kWidth, acc[i][j]);
+    for (int j = 0; j < kN; ++j)
+      update<V, kUpdate>(c + i * ldc + j * V::kWidth, acc[i][j],
+                         kUpdate == Update::kScaleAdd ? alpha[i] : 0);
 }
 
-template <class V, int kM, int kN, bool kTransA, Init kInit>
+template <class V, int kM, int kN, bool kTransA, Update kUpdate>
 inline void micro_rows(int64_t m, int64_t k, const typename V::T* a, int64_t lda,
                        const typename V::T* b, int64_t ldb, typename V::T* c, int64_t ldc,
                        const typename V::T* alpha) {
   if (m == kM) {
-    micro<V, kM, kN, kTransA, kInit>(k, a, lda, b, ldb, c, ldc, alpha);
+    micro<V, kM, kN, kTransA, kUpdate>(k, a, lda, b, ldb, c, ldc, alpha);
   } else if constexpr (kM > 1) {
-    micro_rows<V, kM - 1, kN, kTransA, kInit>(m, k, a, lda, b, ldb, c, ldc, alpha);
+    micro_rows<V, kM - 1, kN, kTransA, kUpdate>(m, k, a, lda, b, ldb, c, ldc, alpha);
   }
 }
 
-template <class V, int kN, bool kTransA, Init kInit>
+template <class V, int kN, bool kTransA, Update kUpdate>
 inline void strip(int64_t m, int64_t n, int64_t k, const typename V::T* a, int64_t lda,
                   const typename V::T* b, int64_t ldb, typename V::T* c, int64_t ldc,
                   const typename V::T* alpha) {
   if (n == kN * V::kWidth) {
     for (int64_t i = 0; i < m; i += V::kMicroRows) {
       int64_t rows = m - i < V::kMicroRows ? m - i : V::kMicroRows;
-      micro_rows<V, V::kMicroRows, kN, kTransA, kInit>(rows, k, a + (kTransA ? i : i * lda), lda, b, ldb,
-                                                       c + i * ldc, ldc, alpha + i);
+      micro_rows<V, V::kMicroRows, kN, kTransA, kUpdate>(rows, k, a + (kTransA ? i : i * lda), lda,
+                                                         b, ldb, c + i * ldc, ldc, alpha + i);
     }
   } else if constexpr (kN > 1) {
-    strip<V, kN - 1, kTransA, kInit>(m, n, k, a, lda, b, ldb, c, ldc, alpha);
+    strip<V, kN - 1, kTransA, kUpdate>(m, n, k, a, lda, b, ldb, c, ldc, alpha);
   }
 }
 
-// C (m, n) <- init + A (m, k) B (k, n); n is a multiple of the vector width. B lies in strips of
+// Updates C (m, n) by A (m, k) B (k, n); n is a multiple of the vector width. B lies in strips of
 // V::kStrip columns, strip_stride apart, rows ldb apart. kTransA: A is stored (k, m).
-template <class V, bool kTransA, Init kInit>
-void gemm(int64_t m, int64_t n, int64_t k, const typename V::T* a, int64_t lda, const typename V::T* b,
-          int64_t ldb, int64_t strip_stride, typename V::T* c, int64_t ldc,
+template <class V, bool kTransA, Update kUpdate>
+void gemm(int64_t m, int64_t n, int64_t k, const typename V::T* a, int64_t lda,
+          const typename V::T* b, int64_t ldb, int64_t strip_stride, typename V::T* c, int64_t ldc,
           const typename V::T* alpha = nullptr) {
   for (int64_t j = 0; j < n; j += V::kStrip) {
     int64_t cols = n - j < V::kStrip ? n - j : V::kStrip;
-    strip<V, V::kMicroVectors, kTransA, kInit>(m, cols, k, a, lda, b + j / V::kStrip * strip_stride, ldb,
-                                               c + j, ldc, alpha);
+    strip<V, V::kMicroVectors, kTransA, kUpdate>(
+        m, cols, k, a, lda, b + j / V::kStrip * strip_stride, ldb, c + j, ldc, alpha);
   }
 }
 
 // The same sums without the terms whose A element is 0, for a B with NaN or inf in rows that some
 // rows of A do not see: 0 * NaN must not reach them. B is plain (k, n).
-template <class V, bool kTransA>
+template <class V, bool kTransA, Update kUpdate>
 void gemm_skip_zeros(int64_t m, int64_t n, int64_t k, const typename V::T* a, int64_t lda,
-                     const typename V::T* b, int64_t ldb, typename V::T* c, int64_t ldc) {
+                     const typename V::T* b, int64_t ldb, typename V::T* c, int64_t ldc,
+                     const typename V::T* alpha = nullptr) {
   for (int64_t i = 0; i < m; ++i) {
-    for (int64_t kk = 0; kk < k; ++kk) {
-      auto x = kTransA ? a[kk * lda + i] : a[i * lda + kk];
-      if (x == 0) continue;
-      for (int64_t j = 0; j < n; j += V::kWidth)
-        V::store(c + i * ldc + j,
-                 V::fma(V::set1(x), V::load(b + kk * ldb + j), V::load(c + i * ldc + j)));
+    for (int64_t j = 0; j < n; j += V::kWidth) {
+      auto acc = V::zero();
+      for (int64_t kk = 0; kk < k; ++kk) {
+        const auto x = kTransA ? a[kk * lda + i] : a[i * lda + kk];
+        if (x != 0) acc = V::fma(V::set1(x), V::load(b + kk * ldb + j), acc);
+      }
+      update<V, kUpdate>(c + i * ldc + j, acc, kUpdate == Update::kScaleAdd ? alpha[i] : 0);
     }
   }
 }

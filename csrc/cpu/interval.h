@@ -1,4 +1,5 @@
-// Visibility as an interval: which keys query i of one sequence sees. See DESIGN: lo and hi never decrease.
+// Visibility as an interval: which keys query i of one sequence sees. See DESIGN: lo and hi never
+// decrease.
 #pragma once
 
 #include "../attention.h"
@@ -21,7 +22,8 @@ struct Sequence {
   int64_t k_begin, k_end;  // valid keys; key tiles start at k_begin
   int64_t offset, left, right;
 
-  Sequence(const AttentionParams& p, int64_t b) : index(b), left(p.window_left), right(p.window_right) {
+  Sequence(const AttentionParams& p, int64_t b)
+      : index(b), left(p.window_left), right(p.window_right) {
     q_row0 = p.cu_seqlens_q ? p.cu_seqlens_q[b] : 0;
     k_row0 = p.cu_seqlens_k ? p.cu_seqlens_k[b] : 0;
     rows_q = p.cu_seqlens_q ? p.cu_seqlens_q[b + 1] - q_row0 : p.max_q;
@@ -32,7 +34,9 @@ struct Sequence {
     offset = p.bottom_right ? k_end - q_end : 0;
   }
 
-  int64_t lo(int64_t i) const { return left < 0 ? k_begin : clamp(i + offset - left, k_begin, k_end); }
+  int64_t lo(int64_t i) const {
+    return left < 0 ? k_begin : clamp(i + offset - left, k_begin, k_end);
+  }
   int64_t hi(int64_t i) const {
     return right < 0 ? k_end : clamp(i + offset + right + 1, k_begin, k_end);
   }

@@ -22,7 +22,7 @@ struct BackwardTask {
 
 // What the backward tasks of one call share. Rows are laid out as lse is, dq_acc as dq is.
 struct BackwardShared {
-  void* lse2;    // log2 normaliser, +inf where a query sees nothing
+  void* lse;     // as given, but +inf where a query sees nothing
   void* delta;   // rowsum(do * o) - dlse
   void* dq_acc;  // accumulates dq over key tiles in the type of the arithmetic; may be dq itself
   Strides dq_acc_strides;
@@ -33,17 +33,18 @@ struct BackwardShared {
 
 struct CpuKernels {
   const char* name;
-  int64_t forward_rows;    // queries of a forward tile
-  int64_t backward_rows;   // queries of a backward block
-  int64_t backward_keys;   // keys of a backward tile
-  int64_t vector;          // dq_acc rows are padded to a multiple of this
-  int64_t (*forward_chunk)(const AttentionParams&);   // query rows of a forward task
+  int64_t forward_rows;                              // queries of a forward tile
+  int64_t backward_rows;                             // queries of a backward block
+  int64_t backward_keys;                             // keys of a backward tile
+  int64_t vector;                                    // dq_acc rows are padded to a multiple of this
+  int64_t (*forward_chunk)(const AttentionParams&);  // query rows of a forward task
   size_t (*forward_scratch)(const AttentionParams&);  // bytes, 64-byte aligned
   void (*forward)(const AttentionParams&, const ForwardTask&, void* scratch);
   size_t (*backward_scratch)(const AttentionParams&);
   void (*backward_prepare)(const AttentionParams&, const BackwardShared&, int64_t seq, int64_t head,
                            int64_t block);
-  void (*backward)(const AttentionParams&, const BackwardShared&, const BackwardTask&, void* scratch);
+  void (*backward)(const AttentionParams&, const BackwardShared&, const BackwardTask&,
+                   void* scratch);
 };
 
 void yield_thread();  // from the torch side: no std:: inline code in these units

@@ -24,10 +24,22 @@ struct Avx2 {
   static F div(F a, F b) { return _mm256_div_ps(a, b); }
   static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
   static F max(F a, F b) { return _mm256_max_ps(a, b); }
-  static float hmax(F a) {
-    __m128 x = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
-    x = _mm_max_ps(x, _mm_movehl_ps(x, x));
-    return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
+  // Element i is the maximum (sum) of row i of a (8 x 8).
+  static F max_rows(const float* a) {
+    alignas(32) float t[64];
+    transpose(a, 8, t, 8);
+    F y = load(t);
+#pragma GCC unroll 8
+    for (int i = 1; i < 8; ++i) y = max(y, load(t + 8 * i));
+    return y;
+  }
+  static F sum_rows(const float* a) {
+    alignas(32) float t[64];
+    transpose(a, 8, t, 8);
+    F y = load(t);
+#pragma GCC unroll 8
+    for (int i = 1; i < 8; ++i) y = add(y, load(t + 8 * i));
+    return y;
   }
   static float hsum(F a) {
     __m128 x = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
@@ -40,27 +52,37 @@ struct Avx2 {
 
   // 2^x, about 1 ulp; 0 below 2^-126, so that no denormal is made
   static F exp2(F x) {
-    const F normal = _mm256_cmp_ps(x, set1(-126), _CMP_NLT_UQ);
-    // beyond 2^128 the exponent is put in by two products, so that inf comes out
-    const F n = _mm256_round_ps(_mm256_min_ps(set1(254), x), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    const F r = sub(_mm256_min_ps(set1(254), x), n);
+    const F top = _mm256_min_ps(set1(254), x), n = round(top);
+    return ldexp_normal(exp2_fraction(sub(top, n)), n, x);
+  }
+  // e^x likewise: 2^n e^r, where the two parts of ln 2 keep r exact for large x
+  static F exp(F x) {
+    const F top = _mm256_min_ps(set1(176), x), x2 = mul(top, set1(kLog2e)), n = round(x2);
+    const F r = fma(n, set1(-kLn2Low), fma(n, set1(-kLn2High), top));
+    return ldexp_normal(exp2_fraction(mul(r, set1(kLog2e))), n, x2);
+  }
+  static F round(F x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  static F exp2_fraction(F r) {
     F y = set1(kExp2[5]);
 #pragma GCC unroll 8
     for (int i = 4; i >= 0; --i) y = fma(y, r, set1(kExp2[i]));
-    const __m256i e = _mm256_cvtps_epi32(_mm256_max_ps(n, set1(-126)));
-    const __m256i half = _mm256_srai_epi32(e, 1);
-    y = mul(mul(fma(y, r, set1(1)), power_of_two(half)), power_of_two(_mm256_sub_epi32(e, half)));
-    return _mm256_and_ps(y, normal);
+    return fma(y, r, set1(1));
+  }
+  // Two products put the exponent in, so that what is too large becomes inf.
+  static F ldexp_normal(F y, F n, F x) {
+    const __m256i e = _mm256_cvtps_epi32(_mm256_max_ps(n, set1(-126))),
+                  half = _mm256_srai_epi32(e, 1);
+    y = mul(mul(y, power_of_two(half)), power_of_two(_mm256_sub_epi32(e, half)));
+    return _mm256_and_ps(y, _mm256_cmp_ps(x, set1(-126), _CMP_NLT_UQ));
   }
   static F power_of_two(__m256i e) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(e, _mm256_set1_epi32(127)), 23));
   }
-  static float exp2_scalar(float x) { return _mm256_cvtss_f32(exp2(set1(x))); }
 
   static F load_as(const float* p) { return load(p); }
   static F load_as(const BFloat16* p) {
-    return _mm256_castsi256_ps(
-        _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), 16));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(
+        _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), 16));
   }
   static F load_as(const Float16* p) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
@@ -73,7 +95,8 @@ struct Avx2 {
     const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
     const __m256i rounded = _mm256_blendv_epi8(even, _mm256_set1_epi32(0x7fc00000), nan);
     const __m256i high = _mm256_srli_epi32(rounded, 16);
-    const __m128i packed = _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
+    const __m128i packed =
+        _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), packed);
   }
   static void store_as(Float16* p, F x) {

@@ -24,7 +24,23 @@ struct Avx512 {
   static F div(F a, F b) { return _mm512_div_ps(a, b); }
   static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
   static F max(F a, F b) { return _mm512_max_ps(a, b); }
-  static float hmax(F a) { return _mm512_reduce_max_ps(a); }
+  // Element i is the maximum (sum) of row i of a (16 x 16).
+  static F max_rows(const float* a) {
+    alignas(64) float t[256];
+    transpose(a, 16, t, 16);
+    F y = load(t);
+#pragma GCC unroll 16
+    for (int i = 1; i < 16; ++i) y = max(y, load(t + 16 * i));
+    return y;
+  }
+  static F sum_rows(const float* a) {
+    alignas(64) float t[256];
+    transpose(a, 16, t, 16);
+    F y = load(t);
+#pragma GCC unroll 16
+    for (int i = 1; i < 16; ++i) y = add(y, load(t + 16 * i));
+    return y;
+  }
   static float hsum(F a) { return _mm512_reduce_add_ps(a); }
   static F zero_where_hidden(F x, F mask) {
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(mask, set1(-__builtin_inff()), _CMP_NEQ_UQ), x);
@@ -32,20 +48,30 @@ struct Avx512 {
 
   // 2^x, about 1 ulp; 0 below 2^-126, so that no denormal is made
   static F exp2(F x) {
-    const __mmask16 normal = _mm512_cmp_ps_mask(x, set1(-126), _CMP_NLT_UQ);
     const F n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    const F r = sub(x, n);
+    return ldexp_normal(exp2_fraction(sub(x, n)), n, x);
+  }
+  // e^x likewise: 2^n e^r, where the two parts of ln 2 keep r exact for large x
+  static F exp(F x) {
+    const F x2 = mul(x, set1(kLog2e));
+    const F n = _mm512_roundscale_ps(x2, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const F r = fma(n, set1(-kLn2Low), fma(n, set1(-kLn2High), x));
+    return ldexp_normal(exp2_fraction(mul(r, set1(kLog2e))), n, x2);
+  }
+  static F exp2_fraction(F r) {
     F y = set1(kExp2[5]);
 #pragma GCC unroll 8
     for (int i = 4; i >= 0; --i) y = fma(y, r, set1(kExp2[i]));
-    return _mm512_maskz_scalef_ps(normal, fma(y, r, set1(1)), n);
+    return fma(y, r, set1(1));
   }
-  static float exp2_scalar(float x) { return _mm512_cvtss_f32(exp2(set1(x))); }
+  static F ldexp_normal(F y, F n, F x) {
+    return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, set1(-126), _CMP_NLT_UQ), y, n);
+  }
 
   static F load_as(const float* p) { return load(p); }
   static F load_as(const BFloat16* p) {
-    return _mm512_castsi512_ps(
-        _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(
+        _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16));
   }
   static F load_as(const Float16* p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
@@ -57,7 +83,8 @@ struct Avx512 {
     const __m512i even = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
     const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
     const __m512i rounded = _mm512_mask_mov_epi32(even, nan, _mm512_set1_epi32(0x7fc00000));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                        _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
   }
   static void store_as(Float16* p, F x) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),

@@ -49,9 +49,18 @@ struct Portable {
   static F max(F a, F b) {
     return each([&](int i) { return a.x[i] > b.x[i] ? a.x[i] : b.x[i]; });
   }
-  static T hmax(F a) {
-    T y = a.x[0];
-    for (int i = 1; i < kLanes; ++i) y = a.x[i] > y ? a.x[i] : y;
+  // Element i is the maximum (sum) of row i of a (kLanes x kLanes).
+  static F max_rows(const T* a) {
+    F y = set1(-static_cast<T>(__builtin_inf()));
+    for (int i = 0; i < kLanes; ++i)
+      for (int j = 0; j < kLanes; ++j)
+        y.x[i] = a[i * kLanes + j] > y.x[i] ? a[i * kLanes + j] : y.x[i];
+    return y;
+  }
+  static F sum_rows(const T* a) {
+    F y = zero();
+    for (int i = 0; i < kLanes; ++i)
+      for (int j = 0; j < kLanes; ++j) y.x[i] += a[i * kLanes + j];
     return y;
   }
   static T hsum(F a) {
@@ -60,34 +69,45 @@ struct Portable {
     return y;
   }
   static F zero_where_hidden(F a, F mask) {
-    return each([&](int i) { return mask.x[i] == -static_cast<T>(__builtin_inf()) ? T(0) : a.x[i]; });
+    return each(
+        [&](int i) { return mask.x[i] == -static_cast<T>(__builtin_inf()) ? T(0) : a.x[i]; });
   }
 
-  // 2^x; in single precision about 1 ulp and 0 below 2^-126, so that no denormal is made
-  static T exp2_scalar(T v) {
-    if constexpr (sizeof(T) == 8) {
-      return __builtin_exp2(v);
-    } else {
-      constexpr float kRound = 0x1.8p23f;  // adding it rounds to an integer in the low bits
-      const float t = v < 129.0f ? v : 129.0f, safe = t > -127.0f ? t : -127.0f;
-      const float shifted = safe + kRound, r = safe - (shifted - kRound);
-      float y = kExp2[5];
-      for (int i = 4; i >= 0; --i) y = y * r + kExp2[i];
-      y = y * r + 1;
-      int32_t e;
-      memcpy(&e, &shifted, 4);
-      e -= 0x4b400000;
-      const uint32_t low = static_cast<uint32_t>(e / 2 + 127) << 23;
-      const uint32_t high = static_cast<uint32_t>(e - e / 2 + 127) << 23;
-      float a, b;
-      memcpy(&a, &low, 4);
-      memcpy(&b, &high, 4);
-      y = y * a * b;
-      return v < -126 ? 0 : v == v ? y : v;
-    }
-  }
+  // 2^x and e^x; in single precision about 1 ulp and 0 below 2^-126, so that no denormal is made
   static F exp2(F a) {
-    return each([&](int i) { return exp2_scalar(a.x[i]); });
+    return each([&](int i) -> T {
+      if constexpr (sizeof(T) == 8) return __builtin_exp2(a.x[i]);
+      const T n = round(a.x[i]);
+      return ldexp_normal(a.x[i] - n, n, a.x[i]);
+    });
+  }
+  static F exp(F a) {
+    return each([&](int i) -> T {
+      if constexpr (sizeof(T) == 8) return __builtin_exp(a.x[i]);
+      const float x2 = a.x[i] * static_cast<float>(kLog2e), n = round(x2);
+      const float r = (a.x[i] - n * kLn2High) - n * kLn2Low;
+      return ldexp_normal(r * static_cast<float>(kLog2e), n, x2);
+    });
+  }
+  // The nearest integer from -127 to 254: adding 1.5 * 2^23 rounds to an integer in the low bits.
+  static float round(float x) {
+    const float t = x < 254.0f ? x : 254.0f;
+    return (t > -127.0f ? t : -127.0f) + 0x1.8p23f - 0x1.8p23f;
+  }
+  // 2^(n + r), 0 where x says that it is no normal number. Two products put the exponent in, so
+  // that what is too large becomes inf.
+  static float ldexp_normal(float r, float n, float x) {
+    float y = kExp2[5];
+    for (int i = 4; i >= 0; --i) y = y * r + kExp2[i];
+    const int32_t e = static_cast<int32_t>(n == n ? n : 0);
+    y = (y * r + 1) * power_of_two(e / 2) * power_of_two(e - e / 2);
+    return x < -126 ? 0 : x == x ? y : x;
+  }
+  static float power_of_two(int32_t e) {
+    const uint32_t bits = static_cast<uint32_t>(e + 127) << 23;
+    float y;
+    memcpy(&y, &bits, 4);
+    return y;
   }
 
   static F load_as(const T* p) { return load(p); }
@@ -115,7 +135,8 @@ struct Portable {
       y = 0x7e00;
     } else if (bits >= 0x477ff000) {  // 65520 and above round to inf
       y = 0x7c00;
-    } else if (bits < 0x38800000) {  // subnormal: adding 0.5 leaves the rounded value in the low bits
+    } else if (bits <
+               0x38800000) {  // subnormal: adding 0.5 leaves the rounded value in the low bits
       float f;
       memcpy(&f, &bits, 4);
       f += 0.5f;

@@ -94,12 +94,16 @@ inline bool all_finite(const typename V::T* x, int64_t n) {
 }
 
 // 2^r on [-1/2, 1/2] is 1 + r (c0 + r (c1 + ...)): minimax of the relative error, 2.6e-9
-constexpr float kExp2[6] = {0.69314724f, 0.24022652f, 0.055503103f, 0.0096176928f, 0.0013406643f, 0.00015594681f};
+constexpr float kExp2[6] = {0.69314724f,   0.24022652f,   0.055503103f,
+                            0.0096176928f, 0.0013406643f, 0.00015594681f};
 constexpr double kLog2e = 1.4426950408889634074;
 constexpr double kLn2 = 0.69314718055994530942;
+constexpr float kLn2High = 0.693359375f,
+                kLn2Low = -2.12194440e-4f;  // high has 9 bits: n high is exact
 
 template <class T, class E, class Op>
-inline void mask_elements(T* dst, const void* ptr, int64_t offset, int64_t stride, int64_t n, Op op) {
+inline void mask_elements(T* dst, const void* ptr, int64_t offset, int64_t stride, int64_t n,
+                          Op op) {
   const E* src = static_cast<const E*>(ptr) + offset;
   if (stride == 1) {
     for (int64_t j = 0; j < n; ++j) dst[j] = op(src[j]);
@@ -133,20 +137,21 @@ inline float widen(Float16 x) {
   return f;
 }
 
-// What a mask element adds to a base-2 score. -inf hides a key; finite values stay finite, so that a
-// row of finfo.min is an average as in plain mathematics.
+// What a mask element adds to a score in base 2 (unit log2 e) or e (unit 1). -inf hides a key;
+// finite values stay finite, so that a row of finfo.min is an average as in plain mathematics.
 template <class T>
-inline T to_base2(T x) {
+inline T to_score(T x, double unit) {
   constexpr T kInf = static_cast<T>(__builtin_inf());
-  constexpr T kLowest = sizeof(T) == 8 ? static_cast<T>(-__DBL_MAX__) : static_cast<T>(-__FLT_MAX__);
-  T y = x * static_cast<T>(kLog2e);
+  constexpr T kLowest =
+      sizeof(T) == 8 ? static_cast<T>(-__DBL_MAX__) : static_cast<T>(-__FLT_MAX__);
+  T y = x * static_cast<T>(unit);
   return y < kLowest && x != -kInf ? kLowest : y;
 }
 
 // dst (n) <- the mask for one query and keys [key, key + n)
 template <class T>
 inline void load_mask(T* dst, const Mask& m, int64_t seq, int64_t head, int64_t row, int64_t key,
-                      int64_t n) {
+                      int64_t n, double unit) {
   constexpr T kHidden = -static_cast<T>(__builtin_inf());
   int64_t offset = seq * m.batch + head * m.head + row * m.row + key * m.key;
   switch (m.dtype) {
@@ -155,30 +160,32 @@ inline void load_mask(T* dst, const Mask& m, int64_t seq, int64_t head, int64_t 
                                 [](uint8_t x) { return x ? T(0) : kHidden; });
       break;
     case DType::kFloat32:
-      mask_elements<T, float>(dst, m.ptr, offset, m.key, n, [](float x) { return to_base2(T(x)); });
+      mask_elements<T, float>(dst, m.ptr, offset, m.key, n,
+                              [=](float x) { return to_score(T(x), unit); });
       break;
     case DType::kFloat64:
-      mask_elements<T, double>(dst, m.ptr, offset, m.key, n, [](double x) { return to_base2(T(x)); });
+      mask_elements<T, double>(dst, m.ptr, offset, m.key, n,
+                               [=](double x) { return to_score(T(x), unit); });
       break;
     case DType::kBFloat16:
       mask_elements<T, BFloat16>(dst, m.ptr, offset, m.key, n,
-                                 [](BFloat16 x) { return to_base2(T(widen(x))); });
+                                 [=](BFloat16 x) { return to_score(T(widen(x)), unit); });
       break;
     case DType::kFloat16:
       mask_elements<T, Float16>(dst, m.ptr, offset, m.key, n,
-                                [](Float16 x) { return to_base2(T(widen(x))); });
+                                [=](Float16 x) { return to_score(T(widen(x)), unit); });
       break;
   }
 }
 
-// What the mask leaves of keys [k0, k0 + keys) for one head: a mask that is the same for all queries
-// may hide or show them all. buffer holds keys elements.
+// What the mask leaves of keys [k0, k0 + keys) for one head: a mask that is the same for all
+// queries may hide or show them all. buffer holds keys elements.
 template <class T>
 inline Sight mask_sight(const AttentionParams& p, const Sequence& seq, int64_t head, int64_t k0,
                         int64_t keys, T* buffer) {
   if (!p.mask.ptr) return Sight::kFull;
   if (p.mask.row != 0) return Sight::kEdge;
-  load_mask(buffer, p.mask, seq.index, head, 0, k0, keys);
+  load_mask(buffer, p.mask, seq.index, head, 0, k0, keys, 1);
   bool any = false, all = p.mask.dtype == DType::kBool;
   for (int64_t j = 0; j < keys; ++j) {
     any |= buffer[j] != -static_cast<T>(__builtin_inf());
@@ -187,14 +194,15 @@ inline Sight mask_sight(const AttentionParams& p, const Sequence& seq, int64_t h
   return !any ? Sight::kNone : all ? Sight::kFull : Sight::kEdge;
 }
 
-// Whether a mask that is the same for all queries shows the key to some head of the group. A key that
-// it does not is padding: its k and v are packed as zeros.
-inline bool seen_by_group(const AttentionParams& p, const Sequence& seq, int64_t kv_head, int64_t key) {
+// Whether a mask that is the same for all queries shows the key to some head of the group. A key
+// that it does not is padding: its k and v are packed as zeros.
+inline bool seen_by_group(const AttentionParams& p, const Sequence& seq, int64_t kv_head,
+                          int64_t key) {
   if (!p.mask.ptr || p.mask.row != 0) return true;
   const int64_t group = p.heads / p.kv_heads;
   for (int64_t g = 0; g < (p.mask.head ? group : 1); ++g) {
     float x = 0;
-    load_mask(&x, p.mask, seq.index, kv_head * group + g, 0, key, 1);
+    load_mask(&x, p.mask, seq.index, kv_head * group + g, 0, key, 1, 1);
     if (x != -__builtin_inff()) return true;
   }
   return false;

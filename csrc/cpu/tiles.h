@@ -16,12 +16,13 @@ clinattn::CpuKernels make_kernels(const char* name) {
       V::kWidth,
       Forward<V>::chunk,
       Forward<V>::scratch,
-      [](const AttentionParams& p, const ForwardTask& t, void* scratch) { Forward<V>(p, scratch).run(t); },
+      [](const AttentionParams& p, const ForwardTask& t, void* scratch) {
+        Forward<V>(p, scratch).run(t);
+      },
       Backward<V>::scratch,
       Backward<V>::prepare,
-      [](const AttentionParams& p, const BackwardShared& shared, const BackwardTask& t, void* scratch) {
-        Backward<V>(p, shared, scratch).run(t);
-      },
+      [](const AttentionParams& p, const BackwardShared& shared, const BackwardTask& t,
+         void* scratch) { Backward<V>(p, shared, scratch).run(t); },
   };
 }
 
