@@ -26,11 +26,10 @@ DTYPES = {
 TRITON_CAPABILITY = (8, 0)
 
 try:
-    from clinattn import _C  # registers clinattn::cpu_forward and cpu_backward
+    importlib.import_module("clinattn._C")  # registers clinattn::cpu_forward and cpu_backward
 
     extension_error: str | None = None
 except Exception as error:  # absent, or built against another torch: any error means "not here"
-    _C = None
     extension_error = f"the compiled module clinattn._C does not load ({error})"
 
 

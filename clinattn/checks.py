@@ -1,7 +1,7 @@
 """What the public functions accept. A message names the argument, what was given and expected.
 
-Values of lengths and cu_seqlens are looked at where that costs no wait: on the CPU, not traced. On a
-GPU the kernels clamp them into range instead, so that a wrong one never reads out of bounds.
+Values of lengths and cu_seqlens are looked at where that costs no wait: on the CPU, not traced.
+On a GPU the kernels clamp them into range instead, so that none ever reads out of bounds.
 """
 
 from __future__ import annotations
@@ -68,9 +68,7 @@ def _check_kind(query: Tensor, key: Tensor, value: Tensor) -> None:
             "expected one device"
         )
     if key.shape != value.shape:
-        raise ValueError(
-            f"value: got shape {_shape(value)}, expected that of key, {_shape(key)}"
-        )
+        raise ValueError(f"value: got shape {_shape(value)}, expected that of key, {_shape(key)}")
 
 
 def _raise_rank(name: str, x: Tensor, layout: str) -> NoReturn:
@@ -106,21 +104,24 @@ def check_backend(backend: str | None) -> str:
     return backend
 
 
-def check_dropout(dropout_p: float) -> None:
+def check_served(dropout_p: float, **others: Any) -> None:
+    """Refuse what no backend computes yet."""
     if not 0.0 <= dropout_p <= 1.0:
         raise ValueError(f"dropout_p: got {dropout_p}, expected a probability from 0 to 1")
+    for name, value in (("dropout_p", dropout_p), *others.items()):
+        if value is not None and not (isinstance(value, (int, float)) and value == 0):
+            raise NotImplementedError(
+                f"{name}: no backend serves this argument yet (of {', '.join(NAMES)})"
+            )
 
 
-def refuse(**arguments: Any) -> NoReturn:
-    """Refuse what no backend computes yet."""
-    given = [
-        name
-        for name, value in arguments.items()
-        if value is not None and not (isinstance(value, (int, float)) and value == 0)
-    ]
-    raise NotImplementedError(
-        f"{', '.join(given)}: no backend serves this yet (of {', '.join(NAMES)})"
-    )
+def check_scale(scale: float | None, head_dim: int) -> float:
+    """The factor of the scores, D ** -0.5 unless given."""
+    if scale is None:
+        return head_dim**-0.5
+    if not isinstance(scale, (int, float, torch.SymInt, torch.SymFloat)):
+        raise TypeError(f"scale: got {type(scale).__name__}, expected a float")
+    return scale
 
 
 def check_window(window: Window) -> Window:
@@ -149,7 +150,9 @@ def check_mask(attn_mask: Any, shape: tuple[int, int, int, int], device: torch.d
             "floating dtype (added to the scores)"
         )
     if attn_mask.device != device:
-        raise ValueError(f"attn_mask: got device {attn_mask.device}, expected that of query, {device}")
+        raise ValueError(
+            f"attn_mask: got device {attn_mask.device}, expected that of query, {device}"
+        )
     given = attn_mask.shape
     fits = len(given) <= 4 and all(
         size == 1 or size == full
@@ -208,9 +211,7 @@ def check_cu_seqlens(
     lengths = list(map(operator.sub, ends[1:], ends))
     if min(lengths, default=0) < 0:
         at = next(i for i, length in enumerate(lengths) if length < 0)
-        raise ValueError(
-            f"{name}: got {ends[at]} followed by {ends[at + 1]}, expected values that never decrease"
-        )
+        raise ValueError(f"{name}: got {ends[at]} followed by {ends[at + 1]}, expected no decrease")
     if ends[-1] > total:
         raise ValueError(f"{name}: got a last value of {ends[-1]}, expected at most {total} tokens")
     longest = max(lengths, default=0)
@@ -218,7 +219,7 @@ def check_cu_seqlens(
         return longest
     if max_seqlen < longest:
         raise ValueError(
-            f"max_seqlen_{side}: got {max_seqlen}, expected at least the longest sequence, {longest}"
+            f"max_seqlen_{side}: got {max_seqlen}, expected at least the longest, {longest}"
         )
     return max_seqlen
 

@@ -5,6 +5,7 @@ attention_forward and attention_backward are opaque to autograd; clinattn.attent
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,8 +28,8 @@ SCHEMAS = {
     "attention_forward": f"({ARGS}, str backend) -> (Tensor o, Tensor lse)",
     "attention_backward": f"({GRAD_ARGS}, {ARGS}, str backend)"
     " -> (Tensor dq, Tensor dk, Tensor dv)",
-    "attention_double_backward": f"(Tensor ddq, Tensor ddk, Tensor ddv, Tensor do, "
-    f"Tensor? dlse, Tensor lse, {ARGS}) -> (Tensor ddo, Tensor ddlse, Tensor dq, Tensor dk, Tensor dv)",
+    "attention_double_backward": "(Tensor ddq, Tensor ddk, Tensor ddv, Tensor do, Tensor? dlse, "
+    f"Tensor lse, {ARGS}) -> (Tensor grad_do, Tensor grad_dlse, Tensor dq, Tensor dk, Tensor dv)",
     "cpu_forward": f"({ARGS}) -> (Tensor o, Tensor lse)",
     "cpu_backward": f"({GRAD_ARGS}, {ARGS}) -> (Tensor dq, Tensor dk, Tensor dv)",
 }
@@ -66,6 +67,7 @@ def attention_backward(
     if q.numel() == 0 or k.numel() == 0:
         return q.new_zeros(q.shape), k.new_zeros(k.shape), v.new_zeros(v.shape)
     do, q, k, v = (with_unit_last_stride(x) for x in (do, q, k, v))
+    dlse = None if dlse is None else dlse.contiguous()
     return implementation(backend, q).backward(do, dlse, o, lse, q, k, v, *args)
 
 
@@ -89,11 +91,16 @@ IMPLEMENTATIONS = {
     "attention_backward": attention_backward,
     "attention_double_backward": reference.attention_double_backward,
 }
+FAKES: dict[str, Callable[..., Any]] = {
+    "attention_forward": forward_fake,
+    "attention_backward": backward_fake,
+    "attention_double_backward": double_backward_fake,
+    "cpu_forward": forward_fake,
+    "cpu_backward": backward_fake,
+}
 for _name, _function in IMPLEMENTATIONS.items():
     LIB.impl(_name, _function, "CompositeExplicitAutograd")
-for _name in SCHEMAS:
-    _fake = double_backward_fake if "double" in _name else forward_fake
-    _fake = backward_fake if _name.endswith("_backward") and "double" not in _name else _fake
+for _name, _fake in FAKES.items():
     torch.library.register_fake(f"clinattn::{_name}", _fake, lib=LIB)
 
 

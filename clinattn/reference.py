@@ -134,7 +134,7 @@ class Problem:
     def masked(
         self, batch: slice, i: slice, j: slice, visible: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None]:
-        """(visible, bias) with the mask tensor folded in, broadcasting to (b, Hkv, G, rows, keys)."""
+        """(visible, bias) of a block, with the mask tensor folded in."""
         if self.mask is None:
             return visible, None
         whole = slice(None)

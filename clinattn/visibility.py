@@ -76,12 +76,14 @@ def prepare_mask(
     if mask.dtype != torch.bool:
         visible = visible != -float("inf")
     start, end = key_range(visible.expand(-1, n_keys))
-    if mask.dtype == torch.bool and concrete(mask):
-        if mask.shape[-1] == 1 or torch.equal(visible.sum(-1), end - start):
-            mask = None
+    range_only = (
+        mask.dtype == torch.bool
+        and concrete(mask)
+        and torch.equal(visible.expand(-1, n_keys).sum(-1), (end - start).long())
+    )
     if start.shape[0] != batch:
         start, end = start.expand(batch).contiguous(), end.expand(batch).contiguous()
-    return mask, start, end
+    return None if range_only else mask, start, end
 
 
 def visible_pairs(
@@ -107,7 +109,7 @@ def visible_pairs(
         if isinstance(cu_seqlens_q, FakeTensor):
             return q.shape[0] * k.shape[0]
         nq_of, nk_of = cu_seqlens_q.long().diff(), cu_seqlens_k.long().diff()
-        first = cu_seqlens_q[:-1].repeat_interleave(nq_of, output_size=None)
+        first = cu_seqlens_q[:-1].long().repeat_interleave(nq_of)
         i = torch.arange(len(first), device=q.device) - first
         nq, nk = nq_of.repeat_interleave(nq_of), nk_of.repeat_interleave(nq_of)
         start: Tensor | int = 0

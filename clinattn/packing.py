@@ -1,0 +1,103 @@
+"""Between padded batches (B, N, ...) and packed tokens (T, ...), and batches of bounded size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Packed(NamedTuple):
+    """Tokens of several sequences one after the other.
+
+    values (T, ...); cu_seqlens int32 (B + 1,), where each sequence starts and the last ends;
+    max_seqlen, the longest; indices int64 (T,), where each token was in the flattened (B * N,).
+    """
+
+    values: Tensor
+    cu_seqlens: Tensor
+    max_seqlen: int
+    indices: Tensor
+
+
+def cu_seqlens_from_lengths(lengths: Tensor) -> Tensor:
+    """Lengths (B,) of any integer dtype -> int32 (B + 1,), from 0 to their sum."""
+    cu_seqlens = lengths.new_zeros(lengths.shape[0] + 1, dtype=torch.int32)
+    torch.cumsum(lengths, 0, dtype=torch.int32, out=cu_seqlens[1:])
+    return cu_seqlens
+
+
+def cu_seqlens_from_mask(mask: Tensor) -> Tensor:
+    """Mask (B, N), nonzero = a token -> int32 (B + 1,)."""
+    return cu_seqlens_from_lengths(mask.ne(0).sum(1))
+
+
+def mask_from_lengths(lengths: Tensor, seqlen: int) -> Tensor:
+    """Lengths (B,) -> bool (B, seqlen), True at the tokens; a right-padded batch."""
+    return torch.arange(seqlen, device=lengths.device) < lengths[:, None]
+
+
+def unpad(padded: Tensor, lengths: Tensor | None = None, mask: Tensor | None = None) -> Packed:
+    """Keep the tokens of a padded batch; differentiable, the inverse of pad.
+
+    padded: (B, N, ...). Either lengths (B,), the tokens being the first of each row, or mask
+    (B, N), nonzero = a token, wherever it lies in its row. Reading how many there are waits for a
+    GPU once.
+    Raises ValueError unless exactly one of lengths and mask is given, in its shape.
+    """
+    batch, seqlen = padded.shape[:2]
+    if (lengths is None) == (mask is None):
+        raise ValueError("unpad: expected exactly one of lengths and mask")
+    if lengths is not None:
+        if lengths.shape != (batch,):
+            raise ValueError(f"lengths: got shape {tuple(lengths.shape)}, expected ({batch},)")
+        mask = mask_from_lengths(lengths, seqlen)
+    assert mask is not None
+    if mask.shape != (batch, seqlen):
+        raise ValueError(f"mask: got shape {tuple(mask.shape)}, expected ({batch}, {seqlen})")
+    counts = mask.ne(0).sum(1) if lengths is None else lengths
+    indices = mask.flatten().nonzero().squeeze(1)
+    max_seqlen = int(counts.max()) if batch else 0
+    if max_seqlen > seqlen:
+        raise ValueError(f"lengths: got values up to {max_seqlen}, expected at most {seqlen}")
+    values = padded.flatten(0, 1).index_select(0, indices)
+    return Packed(values, cu_seqlens_from_lengths(counts), max_seqlen, indices)
+
+
+def pad(values: Tensor, indices: Tensor, batch: int, seqlen: int) -> Tensor:
+    """Put packed tokens (T, ...) back into (batch, seqlen, ...), zeros elsewhere; differentiable.
+
+    indices: int64 (T,), places in the flattened (batch * seqlen,), as unpad returns them.
+    """
+    padded = values.new_zeros(batch * seqlen, *values.shape[1:])
+    return padded.index_copy(0, indices, values).unflatten(0, (batch, seqlen))
+
+
+def batch_by_tokens(
+    lengths: Sequence[int], max_tokens: int, *, padded: bool = False
+) -> list[list[int]]:
+    """Cut sequences into batches of at most max_tokens tokens each; returns their positions.
+
+    The longest come first, equal ones in their order, and each joins the batch at hand or starts
+    the next, so the result depends on the arguments alone. padded=True counts every sequence of a
+    batch as long as its longest.
+    Raises ValueError for a sequence longer than max_tokens.
+    """
+    batches: list[list[int]] = []
+    used = 0
+    for position in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        length = lengths[position]
+        if length > max_tokens:
+            raise ValueError(
+                f"lengths: got {length} at position {position}, expected at most {max_tokens}"
+            )
+        cost = lengths[batches[-1][0]] if padded and batches else length
+        if batches and used + cost <= max_tokens:
+            batches[-1].append(position)
+            used += cost
+        else:
+            batches.append([position])
+            used = length
+    return batches

@@ -1,0 +1,167 @@
+"""The table of attention problems that every backend is held against.
+
+CASES is what to parametrize over: `@pytest.mark.parametrize("case", CASES, ids=str)`. A test on a
+slow device picks from it, such as [c for c in CASES if c.work < 1e5].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Case:
+    """One problem.
+
+    nq, nk: tokens of the dense layout, or a tuple with those of each packed sequence.
+    mask: None, or kind:shape, with a kind of bool, float (some -inf), left (bool, left padding),
+    right (bool, right padding) or none (bool, nothing visible), and a shape in letters of "bhqk",
+    1 where it broadcasts. expand_mask: handed over as an expanded view of the full shape.
+    strides: contiguous, transposed (as (B, N, H, D)), sliced (from a longer last dimension),
+    reversed (a last stride that is not 1) or expanded (one head's keys for all).
+    cotangent: random, expanded (one number for all, as of a sum), o or lse (the other has none).
+    logits: the largest |score|, where it is to be set. tail: packed rows past the last sequence.
+    """
+
+    id: str
+    batch: int = 2
+    heads: int = 2
+    kv_heads: int | None = None
+    nq: int | tuple[int, ...] = 65
+    nk: int | tuple[int, ...] | None = None
+    dim: int = 16
+    causal: bool = False
+    window: int | tuple[int | None, int | None] | None = None
+    mask: str | None = None
+    expand_mask: bool = False
+    q_lengths: tuple[int, ...] | None = None
+    kv_lengths: tuple[int, ...] | None = None
+    scale: float | None = None
+    strides: str = "contiguous"
+    cotangent: str = "random"
+    logits: float | None = None
+    tail: int = 0
+
+    @property
+    def packed(self) -> bool:
+        return isinstance(self.nq, tuple)
+
+    @property
+    def work(self) -> int:
+        """Multiply-adds of the scores, masked ones included."""
+        nk = self.nq if self.nk is None else self.nk
+        if isinstance(self.nq, tuple) and isinstance(nk, tuple):
+            pairs = sum(a * b for a, b in zip(self.nq, nk, strict=True))
+        else:
+            pairs = self.batch * self.nq * nk
+        return pairs * self.heads * self.dim
+
+    def __str__(self) -> str:
+        return self.id
+
+
+SIZES = [
+    Case("one-key", batch=64, heads=4, nq=1, nk=1, dim=16),
+    Case("one-query", nq=1, nk=113),
+    Case("one-key-many-queries", nq=65, nk=1),
+    *(Case(f"dim{d}", nq=63, nk=65, dim=d) for d in (1, 16, 24, 40, 64, 96, 128, 256)),
+    Case("dim-odd", nq=33, nk=47, dim=37),
+    Case("keys-longer", nq=17, nk=200, dim=40),
+    Case("queries-longer", nq=200, nk=17, dim=40),
+    Case("long", batch=1, heads=1, nq=1000, dim=24),
+    Case("gqa", heads=6, kv_heads=2, nq=65, nk=33, dim=24),
+    Case("mqa", heads=5, kv_heads=1, nq=31, nk=64, dim=16),
+    Case("scale", nq=31, scale=0.7),
+    Case("scale-negative", nq=31, scale=-0.3),
+    Case("scale-zero", nq=31, scale=0.0),
+]
+
+WINDOWS = [
+    Case("causal", nq=113, causal=True),
+    Case("causal-keys-longer", nq=33, nk=130, causal=True),
+    Case("causal-queries-longer", nq=130, nk=33, causal=True),
+    Case("causal-gqa", heads=4, kv_heads=2, nq=65, causal=True),
+    Case("window", nq=200, window=16),
+    Case("window0", nq=65, window=0),
+    Case("window-wide", nq=65, window=1000),
+    Case("window-left", nq=130, window=(20, 0)),
+    Case("window-right", nq=130, window=(0, 20)),
+    Case("window-left-open", nq=65, window=(None, 3)),
+    Case("window-right-open", nq=65, window=(3, None)),
+    Case("window-causal", nq=130, window=33, causal=True),
+    Case("window-past-the-keys", nq=200, nk=33, window=5),
+    Case("window-gqa-long", batch=1, heads=2, kv_heads=1, nq=1000, dim=24, window=64),
+]
+
+LENGTHS = [
+    Case("kv-lengths", batch=3, nk=113, kv_lengths=(113, 40, 1)),
+    Case("kv-lengths-empty", batch=3, kv_lengths=(65, 0, 7)),
+    Case("q-lengths", batch=3, q_lengths=(65, 0, 30)),
+    Case("lengths", batch=3, nq=113, q_lengths=(113, 40, 0), kv_lengths=(113, 40, 0)),
+    Case("lengths-causal", batch=2, nq=113, q_lengths=(90, 64), kv_lengths=(100, 64), causal=True),
+    Case("lengths-window", batch=2, nq=150, q_lengths=(150, 65), kv_lengths=(140, 65), window=9),
+    Case("lengths-gqa", heads=4, kv_heads=2, nq=65, q_lengths=(65, 9), kv_lengths=(64, 9), dim=40),
+    Case("kv-lengths-mask", batch=2, nq=65, kv_lengths=(65, 20), mask="bool:11qk"),
+]
+
+MASKS = [
+    *(
+        Case(f"mask-{kind}-{shape}", heads=3, nq=65, nk=70, mask=f"{kind}:{shape}")
+        for kind in ("bool", "float")
+        for shape in ("qk", "11qk", "b1qk", "1hqk", "bhqk", "b11k", "bh1k", "k", "bhq1", "1h11")
+    ),
+    Case("mask-bool-causal", nq=65, mask="bool:qk", causal=True),
+    Case("mask-float-window", nq=113, mask="float:1hqk", window=20),
+    Case("mask-bool-gqa", heads=4, kv_heads=2, nq=65, mask="bool:bhqk"),
+    Case("mask-float-gqa", heads=4, kv_heads=2, nq=65, mask="float:bhqk"),
+    Case("mask-bool-gqa-kv-lengths", heads=4, kv_heads=1, mask="bool:b11k", kv_lengths=(65, 31)),
+    Case("mask-expanded", heads=3, nq=65, mask="bool:b11k", expand_mask=True),
+    Case("mask-float-expanded", heads=3, nq=65, mask="float:1hqk", expand_mask=True),
+    Case("mask-left-padding", batch=3, nq=113, mask="left:b11k"),
+    Case("mask-right-padding", batch=3, nq=113, mask="right:b11k"),
+    Case("mask-right-padding-causal", batch=3, nq=113, mask="right:b11k", causal=True),
+    Case("mask-left-padding-window", batch=3, nq=113, mask="left:b11k", window=20),
+    Case("mask-none-visible", nq=33, mask="none:qk"),
+    Case("mask-none-visible-keys", nq=33, mask="none:b11k"),
+]
+
+MEMORY = [
+    *(
+        Case(f"strides-{strides}", heads=3, nq=65, nk=66, dim=24, strides=strides)
+        for strides in ("transposed", "sliced", "reversed", "expanded")
+    ),
+    Case("cotangent-expanded", nq=65, cotangent="expanded"),
+    Case("cotangent-o-only", nq=65, cotangent="o"),
+    Case("cotangent-lse-only", nq=65, cotangent="lse"),
+    Case("cotangent-lse-only-gqa", heads=4, kv_heads=2, nq=65, cotangent="lse", causal=True),
+    Case("logits-100", nq=65, logits=1e2),
+    Case("logits-1e4", nq=65, logits=1e4),
+    Case("logits-1e4-causal", nq=65, logits=1e4, causal=True),
+    Case("logits-tiny", nq=65, logits=1e-4),
+]
+
+PACKED = [
+    Case("packed-one", nq=(65,)),
+    Case("packed", nq=(63, 1, 113, 16), dim=24),
+    Case("packed-empty-sequences", nq=(0, 33, 0, 0, 65, 0)),
+    Case("packed-all-empty", nq=(0, 0)),
+    Case("packed-no-keys", nq=(7, 9), nk=(0, 9)),
+    Case("packed-cross", nq=(5, 64, 1), nk=(33, 7, 100), dim=40),
+    Case("packed-causal", nq=(113, 40, 1), causal=True),
+    Case("packed-cross-causal", nq=(33, 64), nk=(64, 33), causal=True),
+    Case("packed-window", nq=(200, 31, 64), window=10),
+    Case("packed-window-causal", nq=(130, 31), window=(9, 4), causal=True),
+    Case("packed-gqa", heads=6, kv_heads=2, nq=(65, 33), dim=40),
+    Case("packed-mqa-window", heads=3, kv_heads=1, nq=(65, 33), window=7),
+    Case("packed-many-short", nq=tuple(i % 4 for i in range(64))),
+    Case("packed-tail", nq=(33, 20), tail=9),
+    Case("packed-transposed", nq=(33, 20), strides="transposed"),
+    Case("packed-sliced", nq=(33, 20), dim=24, strides="sliced"),
+    Case("packed-expanded-cotangent", nq=(33, 20), cotangent="expanded"),
+    Case("packed-lse-only", nq=(33, 20), cotangent="lse"),
+    Case("packed-logits-1e4", nq=(65, 20), logits=1e4),
+    Case("packed-dim128", nq=(65, 20), dim=128),
+]
+
+DENSE = [*SIZES, *WINDOWS, *LENGTHS, *MASKS, *MEMORY]
+CASES = [*DENSE, *PACKED]

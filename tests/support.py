@@ -1,0 +1,391 @@
+"""Inputs, truth and tolerance for a Case; used by every test that compares numbers.
+
+problem = Problem(case, dtype)                 # inputs drawn in dtype, NaN in the padding
+actual = problem.run(backend)                  # {"o", "lse", "dq", "dk", "dv"}
+problem.check(actual)                          # against fp64 truth, see assert_close
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from functools import cached_property
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from cases import Case
+from torch import Tensor
+
+import clinattn
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+# Those that serve CPU tensors here. The compiled backend is tested wherever it is built.
+BACKENDS = [name for name in ("reference", "cpu") if clinattn.backends()[name]]
+# Those that promise the same bits in any batch, packing and number of threads.
+KERNELS = [name for name in BACKENDS if name != "reference"]
+
+# `clinattn.backends` is the function; this is the module.
+backends_module = importlib.import_module("clinattn.backends")
+
+
+def dtype_id(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def rounding_unit(truth: Tensor, dtype: torch.dtype) -> float:
+    """The spacing of `dtype` at the largest result: sums that reach it are rounded at its scale."""
+    largest = truth.abs().max().item() if truth.numel() else 0.0
+    info = torch.finfo(dtype)
+    return info.eps * 2.0 ** math.floor(math.log2(max(largest, info.tiny)))
+
+
+def max_error(actual: Tensor, truth: Tensor) -> float:
+    return (actual.double() - truth).abs().max().item() if truth.numel() else 0.0
+
+
+def assert_close(name: str, actual: Tensor, truth: Tensor, *naive: Tensor) -> None:
+    """Error at most twice that of plain same-dtype maths, plus two rounding units.
+
+    Several naive results are several ways to write the plain maths; the worst of them counts.
+    """
+    assert actual.shape == truth.shape, f"{name}: shape {actual.shape}, expected {truth.shape}"
+    known = truth.isfinite()
+    assert torch.equal(actual[~known].double(), truth[~known]), f"{name}: differs where infinite"
+    actual, truth = actual[known], truth[known]
+    assert actual.isfinite().all(), f"{name}: {(~actual.isfinite()).sum()} values are not finite"
+    error = max_error(actual, truth)
+    plain_error = max(max_error(x[known], truth) for x in naive)
+    bound = 2 * plain_error + 2 * rounding_unit(truth, actual.dtype)
+    assert error <= bound, f"{name}: error {error:.3g}, bound {bound:.3g}"
+
+
+def plain_attention(
+    q: Tensor, k: Tensor, v: Tensor, visible: Tensor, bias: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """The definition with the whole N x N matrix, in the dtype of its inputs."""
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    s = scale * (q @ k.mT)
+    if bias is not None:
+        s = s + bias.to(s.dtype)
+    some = visible.any(-1, keepdim=True)
+    s = torch.where(visible, s, -float("inf"))
+    s = torch.where(some, s, 0.0)
+    p = torch.where(some, s.softmax(-1), 0.0)
+    lse = torch.where(some, s.logsumexp(-1, keepdim=True), -float("inf"))
+    return p @ v, lse.squeeze(-1)
+
+
+def plain_backward(
+    do: Tensor,
+    dlse: Tensor,
+    o: Tensor,
+    lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    visible: Tensor,
+    bias: Tensor | None,
+    scale: float,
+) -> dict[str, Tensor]:
+    """The gradients as they are defined, from o and lse: ds is a difference of two sums.
+
+    Where these cancel, as with a single key, autograd through softmax has less error than any
+    algorithm that keeps no N x N matrix can have; this is the plain maths of the latter.
+    """
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    s = scale * (q @ k.mT)
+    if bias is not None:
+        s = s + bias.to(s.dtype)
+    p = torch.where(visible, (s - torch.where(lse.isinf(), 0, lse)[..., None]).exp(), 0)
+    delta = (do * o).sum(-1) - dlse
+    ds = p * (do @ v.mT - delta[..., None]) * scale
+    dk, dv = (x.unflatten(1, (-1, groups)).sum(2) for x in (ds.mT @ q, p.mT @ do))
+    return {"dq": ds @ k, "dk": dk, "dv": dv}
+
+
+def long_double(q, k, v, do, dlse, visible, bias, scale) -> dict[str, Tensor]:
+    """The definition once more, for fp64: in numpy's long double, 64 bits of mantissa on x86."""
+    groups = q.shape[1] // k.shape[1]
+    q, k, v, do, dlse = (x.cpu().numpy().astype(np.longdouble) for x in (q, k, v, do, dlse))
+    k, v = np.repeat(k, groups, 1), np.repeat(v, groups, 1)
+    visible = visible.cpu().numpy()
+    s = np.longdouble(scale) * (q @ k.swapaxes(-1, -2))
+    if bias is not None:
+        s = s + bias.cpu().numpy()
+    m = s.max(-1, keepdims=True, initial=-np.inf, where=visible)
+    m_safe = np.where(np.isinf(m), 0, m)
+    p = np.where(visible, np.exp(np.minimum(s - m_safe, 0)), 0)
+    total = p.sum(-1, keepdims=True)
+    p = p / np.where(total == 0, 1, total)
+    lse = m_safe + np.log(total, out=np.full_like(total, -np.inf), where=total > 0)
+    o = p @ v
+    delta = (do * o).sum(-1) - dlse
+    ds = p * (do @ v.swapaxes(-1, -2) - delta[..., None]) * np.longdouble(scale)
+    dk, dv = (
+        x.reshape(x.shape[0], x.shape[1] // groups, groups, *x.shape[2:]).sum(2)
+        for x in (ds.swapaxes(-1, -2) @ q, p.swapaxes(-1, -2) @ do)
+    )
+    results = {"o": o, "lse": lse[..., 0], "dq": ds @ k, "dk": dk, "dv": dv}
+    return {name: torch.from_numpy(x.astype(np.float64)) for name, x in results.items()}
+
+
+def gradients(o, lse, do, dlse, inputs) -> dict[str, Tensor]:
+    outputs = [(x, dx) for x, dx in ((o, do), (lse, dlse)) if dx is not None]
+    grads = torch.autograd.grad(
+        [x for x, _ in outputs],
+        inputs,
+        [dx.to(x.dtype) for x, dx in outputs],
+        allow_unused=True,
+        materialize_grads=True,
+    )
+    results = {"o": o, "lse": lse, **dict(zip(("dq", "dk", "dv"), grads, strict=True))}
+    return {name: x.detach() for name, x in results.items()}
+
+
+class Problem:
+    """A Case with numbers: q k v do dlse as the package gets them, and the same without NaN.
+
+    Dense tensors are (B, H, N, D). Packed ones are seen by plain_attention as one long sequence,
+    (1, H, T, D), whose visibility is block diagonal.
+    """
+
+    def __init__(self, case: Case, dtype: torch.dtype, device: str = "cpu", seed: int = 0) -> None:
+        self.case, self.dtype, self.device = case, dtype, device
+        self.random = torch.Generator().manual_seed(seed)
+        nq, nk = case.nq, case.nq if case.nk is None else case.nk
+        self.lengths_q, self.lengths_k = nq, nk
+        self.batch = 1 if case.packed else case.batch
+        self.nq = sum(nq) + case.tail if isinstance(nq, tuple) else nq
+        self.nk = sum(nk) + case.tail if isinstance(nk, tuple) else nk
+        self.heads, self.kv_heads = case.heads, case.kv_heads or case.heads
+        self.scale = case.dim**-0.5 if case.scale is None else case.scale
+        self.mask = self.make_mask()
+        self.bias = None
+        if self.mask is not None and self.mask.dtype != torch.bool:
+            self.bias = torch.where(self.mask == -float("inf"), 0, self.mask)
+        self.visible = self.make_visible()  # (batch, heads or 1, nq, nk)
+        self.q = self.draw(self.heads, self.nq)
+        self.k, self.v = (self.draw(self.kv_heads, self.nk) for _ in range(2))
+        if case.logits is not None and self.nq and self.nk:
+            groups = self.heads // self.kv_heads
+            s = self.scale * self.q.double() @ self.k.double().repeat_interleave(groups, 1).mT
+            self.q = (self.q * (case.logits / s.abs().max())).to(dtype)
+        self.make_cotangents()
+
+    def draw(self, heads: int, tokens: int) -> Tensor:
+        x = torch.randn(self.batch, heads, tokens, self.case.dim, generator=self.random)
+        return x.to(self.device, self.dtype)
+
+    def make_mask(self) -> Tensor | None:
+        if self.case.mask is None:
+            return None
+        kind, letters = self.case.mask.split(":")
+        full = {"b": self.batch, "h": self.heads, "q": self.nq, "k": self.nk, "1": 1}
+        shape = [full[letter] for letter in letters]
+        draw = torch.rand(shape, generator=self.random)
+        if kind in ("left", "right"):  # the sequences lose 0, 1/3, 2/3, ... of their keys
+            lost = torch.arange(shape[0]) * self.nk // max(shape[0], 1)
+            ahead = torch.arange(self.nk)
+            kept = ahead >= lost[:, None] if kind == "left" else ahead < self.nk - lost[:, None]
+            mask = kept[:, None, None]
+        elif kind == "none":
+            mask = torch.zeros(shape, dtype=torch.bool)
+        elif kind == "bool":
+            mask = draw < 0.7
+        else:
+            mask = torch.randn(shape, generator=self.random).masked_fill(draw > 0.8, -float("inf"))
+            mask = mask.to(self.dtype)
+        if self.case.expand_mask:
+            mask = mask.expand(self.batch, self.heads, self.nq, self.nk)
+        return mask.to(self.device)
+
+    def make_visible(self) -> Tensor:
+        case = self.case
+        if case.packed:
+            owner_q, i = positions(self.lengths_q, case.tail, -1)
+            owner_k, j = positions(self.lengths_k, case.tail, -2)
+            visible = (owner_q[:, None] == owner_k)[None, None]
+        else:
+            i, j = torch.arange(self.nq), torch.arange(self.nk)
+            visible = torch.ones(self.batch, 1, self.nq, self.nk, dtype=torch.bool)
+            if case.q_lengths is not None:
+                visible &= (i < torch.tensor(case.q_lengths)[:, None])[:, None, :, None]
+            if case.kv_lengths is not None:
+                visible &= (j < torch.tensor(case.kv_lengths)[:, None])[:, None, None, :]
+        ahead = j - i[:, None]
+        left, right = case.window if isinstance(case.window, tuple) else (case.window, case.window)
+        if case.causal:
+            visible = visible & (ahead <= 0)
+        if left is not None:
+            visible = visible & (ahead >= -left)
+        if right is not None:
+            visible = visible & (ahead <= right)
+        visible = visible.to(self.device)
+        if self.mask is not None:
+            allowed = self.mask if self.mask.dtype == torch.bool else self.mask != -float("inf")
+            visible = visible & allowed
+        return visible
+
+    def make_cotangents(self) -> None:
+        shape, kind = self.q.shape, self.case.cotangent
+        self.do = torch.randn(shape, generator=self.random).to(self.device, self.dtype)
+        lse_dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
+        self.lse_like = torch.empty(shape[:-1], dtype=lse_dtype, device=self.device)
+        self.dlse = torch.randn(shape[:-1], generator=self.random).to(self.lse_like)
+        if kind == "expanded":
+            self.do = torch.full((), 0.5, dtype=self.dtype, device=self.device).expand(shape)
+            self.dlse = self.lse_like.new_full((), -0.5).expand(shape[:-1])
+        if kind == "o":
+            self.dlse = None
+        if kind == "lse":
+            self.do = None
+
+    # What the package sees
+
+    @cached_property
+    def arguments(self) -> tuple[list[Tensor], dict]:
+        """(query, key, value) in the strides of the case, NaN in their padding, and keywords."""
+        case = self.case
+        q, k, v = (self.to_strides(x) for x in (self.q, self.k, self.v))
+        self.poison(q, k, v)
+        keywords = {
+            "is_causal": case.causal,
+            "window": case.window,
+            "scale": case.scale,
+            "enable_gqa": self.heads != self.kv_heads,
+            "return_lse": True,
+        }
+        if case.packed:
+            cu_seqlens = [
+                torch.tensor([0, *lengths]).cumsum(0).int().to(self.device)
+                for lengths in (self.lengths_q, self.lengths_k)
+            ]
+            names = ("cu_seqlens_q", "cu_seqlens_k")
+            keywords |= dict(zip(names, cu_seqlens, strict=True))
+        else:
+            keywords["attn_mask"] = self.mask
+            for name in ("q_lengths", "kv_lengths"):
+                lengths = getattr(case, name)
+                if lengths is not None:
+                    keywords[name] = torch.tensor(lengths, device=self.device)
+        return [self.given(x).detach().requires_grad_() for x in (q, k, v)], keywords
+
+    def given(self, x: Tensor) -> Tensor:
+        """(1, H, T, D) -> (T, H, D) in the packed layout."""
+        return x[0].transpose(0, 1) if self.case.packed else x
+
+    def to_strides(self, x: Tensor) -> Tensor:
+        """The same values in the strides of the case, always in memory of their own."""
+        kind = self.case.strides
+        # "transposed" is (B, N, H, D) or (H, T, D) in memory: not the layout the package is given.
+        if (kind == "transposed") != self.case.packed:
+            return x.transpose(1, 2).clone(memory_format=torch.contiguous_format).transpose(1, 2)
+        if kind == "sliced":
+            return torch.cat([x, x + 1], -1)[..., : x.shape[-1]]
+        if kind == "reversed":
+            return x.mT.clone(memory_format=torch.contiguous_format).mT
+        if kind == "expanded" and x is not self.q:
+            return x[:, :1].clone().expand(x.shape)
+        return x.clone()
+
+    def poison(self, q: Tensor, k: Tensor, v: Tensor) -> None:
+        """NaN into queries that see nothing and keys that nothing sees."""
+        if self.case.strides == "expanded":
+            return
+        q[~self.alive_q] = math.nan
+        k[~self.alive_k] = math.nan
+        v[~self.alive_k] = math.inf
+
+    @cached_property
+    def alive_q(self) -> Tensor:
+        return self.visible.any(-1).expand(self.batch, self.heads, self.nq)
+
+    @cached_property
+    def alive_k(self) -> Tensor:
+        seen = self.visible.any(-2).expand(self.batch, self.heads, self.nk)
+        return seen.unflatten(1, (self.kv_heads, -1)).any(2)
+
+    def cotangents(self) -> tuple[Tensor | None, Tensor | None]:
+        """(do, dlse) as the package gets them; NaN where they belong to padding."""
+        do, dlse = self.do, self.dlse
+        if self.case.cotangent != "expanded":
+            dead = ~self.alive_q
+            do = do if do is None else torch.where(dead[..., None], math.nan, do)
+            dlse = dlse if dlse is None else torch.where(dead, math.inf, dlse)
+        if self.case.packed:
+            do = do if do is None else do[0].transpose(0, 1)
+            dlse = dlse if dlse is None else dlse[0]
+        return do, dlse
+
+    def run(self, backend: str | None = None, **changed) -> dict[str, Tensor]:
+        inputs, keywords = self.arguments
+        call = clinattn.fused_attention_varlen if self.case.packed else clinattn.fused_attention
+        o, lse = call(*inputs, **{**keywords, "backend": backend, **changed})
+        return gradients(o, lse, *self.cotangents(), inputs)
+
+    # What it should give
+
+    @cached_property
+    def clean(self) -> list[Tensor]:
+        """q, k, v, do and dlse without NaN, (1, H, T, D) in the packed layout."""
+        k, v = self.k, self.v
+        if self.case.strides == "expanded":
+            k, v = (x[:, :1].expand(x.shape) for x in (k, v))
+        do = torch.zeros_like(self.q) if self.do is None else self.do
+        dlse = torch.zeros_like(self.lse_like) if self.dlse is None else self.dlse
+        return [self.q, k, v, do, dlse.masked_fill(~self.alive_q, 0)]
+
+    def plain(self, dtype: torch.dtype, attention=plain_attention) -> dict[str, Tensor]:
+        """Plain maths in a dtype, differentiated by autograd."""
+        *inputs, do, dlse = (x.detach().to(dtype) for x in self.clean)
+        q, k, v = (x.requires_grad_() for x in inputs)
+        o, lse = attention(q, k, v, self.visible, self.bias, self.scale)
+        return self.all_given(gradients(o, lse, do, dlse, (q, k, v)))
+
+    @cached_property
+    def truth(self) -> dict[str, Tensor]:
+        if self.dtype != torch.float64:
+            return self.plain(torch.float64)
+        return self.all_given(long_double(*self.clean, self.visible, self.bias, self.scale))
+
+    @cached_property
+    def naive(self) -> dict[str, Tensor]:
+        return self.plain(self.dtype)
+
+    @cached_property
+    def naive_backward(self) -> dict[str, Tensor]:
+        """plain_backward from o in the dtype at hand, summed in fp32 or better, rounded once."""
+        q, k, v, do, dlse = (x.to(self.lse_like.dtype) for x in self.clean)
+        o, lse = plain_attention(q, k, v, self.visible, self.bias, self.scale)
+        o = o.to(self.dtype).to(o.dtype)
+        grads = plain_backward(do, dlse, o, lse, q, k, v, self.visible, self.bias, self.scale)
+        return self.all_given({name: x.to(self.dtype) for name, x in grads.items()})
+
+    def all_given(self, results: dict[str, Tensor]) -> dict[str, Tensor]:
+        if not self.case.packed:
+            return results
+        return {name: x[0] if name == "lse" else self.given(x) for name, x in results.items()}
+
+    def check(self, actual: dict[str, Tensor]) -> None:
+        for name, truth in self.truth.items():
+            naive = [x[name] for x in (self.naive, self.naive_backward) if name in x]
+            assert_close(name, actual[name], truth, *naive)
+
+
+def sdpa(q, k, v, visible, bias, scale) -> tuple[Tensor, Tensor]:
+    """torch's own attention; it has no lse, so a zero stands in."""
+    mask = visible if bias is None else torch.where(visible, bias.to(q.dtype), -float("inf"))
+    o = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+    )
+    return o, (0 * o).sum(-1)
+
+
+def positions(lengths: tuple[int, ...], tail: int, tail_owner: int) -> tuple[Tensor, Tensor]:
+    """For packed tokens: the sequence that each belongs to, and its index there."""
+    owner = [s for s, n in enumerate(lengths) for _ in range(n)] + [tail_owner] * tail
+    index = [i for n in lengths for i in range(n)] + list(range(tail))
+    return torch.tensor(owner, dtype=torch.long), torch.tensor(index, dtype=torch.long)

@@ -1,0 +1,140 @@
+"""What can run here, which backend a call gets, and what is said when it cannot have one."""
+
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+from support import BACKENDS, backends_module
+
+import clinattn
+from clinattn import fused_attention
+
+Q = torch.randn(1, 2, 5, 8)
+
+
+@pytest.fixture
+def fresh(monkeypatch):
+    """The backends module with nothing chosen or warned about yet."""
+
+    def clear():
+        for cached in ("_select", "_warn_once", "triton_error"):
+            getattr(backends_module, cached).cache_clear()
+
+    monkeypatch.delenv("CLINATTN_BACKEND", raising=False)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    clear()
+    yield monkeypatch
+    monkeypatch.undo()
+    clear()
+
+
+@pytest.fixture
+def no_extension(fresh):
+    fresh.setattr(backends_module, "extension_error", "the compiled module does not load (gone)")
+    return fresh
+
+
+def chosen(device="cpu", dtype=torch.float32, name=""):
+    return backends_module._select(name, torch.device(device), dtype).name
+
+
+def test_every_backend_is_listed():
+    status = clinattn.backends()
+    assert list(status) == ["triton", "cuda", "cpu", "reference"]
+    assert status["reference"] and status["reference"].reasons == ()
+    assert not status["cuda"] and "no compiled CUDA kernel" in status["cuda"].reasons[0]
+    text = repr(status)
+    assert "reference  usable" in text
+    assert "cuda       not usable: this version" in text
+
+
+def test_cpu_tensors_get_the_compiled_backend(fresh):
+    assert chosen() == ("cpu" if "cpu" in BACKENDS else "reference")
+
+
+def test_reference_is_the_last_resort_with_one_warning(no_extension):
+    with pytest.warns(RuntimeWarning, match="slow reference.*does not load.*pip install") as seen:
+        fused_attention(Q, Q, Q)
+        fused_attention(Q, Q, Q)
+        fused_attention(Q.double(), Q.double(), Q.double())
+    assert len(seen) == 1
+    assert not clinattn.backends()["cpu"]
+
+
+def test_asking_for_reference_does_not_warn(no_extension):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fused_attention(Q, Q, Q, backend="reference")
+
+
+def test_a_backend_asked_for_runs_or_raises(no_extension):
+    for backend, match in (
+        ("cpu", "'cpu' cannot be used: the compiled module does not load .gone.; with a C.."),
+        ("cuda", "'cuda' cannot be used: this version of clinattn has no compiled CUDA"),
+        ("triton", "'triton' cannot be used: "),
+    ):
+        with pytest.raises(RuntimeError, match=match):
+            fused_attention(Q, Q, Q, backend=backend)
+
+
+def test_the_environment_forces_a_backend(fresh):
+    fresh.setenv("CLINATTN_BACKEND", "reference")
+    assert backends_module.implementation("", Q).name == "reference"
+    fresh.setenv("CLINATTN_BACKEND", "cuda")
+    with pytest.raises(RuntimeError, match="'cuda' cannot be used"):
+        fused_attention(Q, Q, Q)
+    assert backends_module.implementation("reference", Q).name == "reference"
+    fresh.setenv("CLINATTN_BACKEND", "gpu")
+    with pytest.raises(ValueError, match="got 'gpu', expected one of triton, cuda, cpu, ref"):
+        fused_attention(Q, Q, Q)
+
+
+def test_cuda_tensors_get_triton_unless_the_card_is_too_old(fresh):
+    fresh.setattr(backends_module, "triton_error", lambda: None)
+    fresh.setattr(torch.cuda, "is_available", lambda: True)
+    fresh.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    assert chosen("cuda:0") == "triton"
+    with pytest.warns(RuntimeWarning, match="it does not serve torch.float64"):
+        assert chosen("cuda:0", torch.float64) == "reference"
+    with pytest.raises(NotImplementedError, match="'triton' does not serve torch.float64; these"):
+        chosen("cuda:0", torch.float64, "triton")
+    with pytest.raises(RuntimeError, match="'cpu' cannot be used: .*these are on cuda:0"):
+        chosen("cuda:0", name="cpu")
+    fresh.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
+    with pytest.warns(RuntimeWarning, match="compute capability 7.5 < 8.0"):
+        assert chosen("cuda:1") == "reference"
+
+
+def test_triton_on_cpu_tensors_needs_the_interpreter(fresh):
+    fresh.setattr(backends_module, "triton_error", lambda: None)
+    fresh.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(RuntimeError, match="serves CUDA tensors, and these are on cpu; TRITON_INT"):
+        chosen(name="triton")
+    fresh.setenv("TRITON_INTERPRET", "1")
+    assert backends_module.reasons_against("triton", torch.device("cpu")) == []
+    assert chosen() != "triton"
+
+
+def test_without_triton(fresh):
+    fresh.setattr(backends_module.importlib.util, "find_spec", lambda name: None)
+    assert "pip install triton" in clinattn.backends()["triton"].reasons[0]
+
+
+@pytest.mark.parametrize("backend", [b for b in BACKENDS if b != "reference"] or ["reference"])
+def test_the_environment_is_read_at_start(backend):
+    """From a shell: CLINATTN_BACKEND=... python script.py."""
+    script = (
+        "import torch, importlib, clinattn\n"
+        "module = importlib.import_module('clinattn.backends')\n"
+        "print(module.implementation('', torch.ones(1)).name)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={"CLINATTN_BACKEND": backend, "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == backend
