@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clinattn.attention import fused_attention, fused_attention_varlen
+from clinattn.packing import mask_from_lengths, pad, unpad
 
 
 class Batch(TypedDict, total=False):
@@ -63,9 +64,7 @@ class PackedLayout:
     def restore(self, x: Tensor) -> Tensor:
         if self.real is None or self.batch_shape is None:
             return x
-        batch, length = self.batch_shape
-        padded = x.new_zeros(batch * length, *x.shape[1:]).index_copy(0, self.real, x)
-        return padded.unflatten(0, self.batch_shape)
+        return pad(x, self.real, *self.batch_shape)
 
     def positions(self) -> Tensor:
         starts = torch.repeat_interleave(
@@ -149,7 +148,7 @@ class SdpaLayout(PaddedLayout):
         visible = None
         if self.lengths is not None:
             # an empty sequence keeps one key, so that no row of scores is all -inf
-            real = index < self.lengths.clamp(min=1)[:, None]
+            real = mask_from_lengths(self.lengths.clamp(min=1), self.max_seqlen)
             visible = real[:, None, None, :]
         if window is not None:
             band = (index[:, None] - index).abs() <= window
@@ -222,11 +221,10 @@ def _packed(input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int | None) -> Pa
 def _unpadded(input_ids: Tensor, lengths: Tensor | None) -> PackedLayout:
     batch, length = input_ids.shape
     if lengths is None:
-        lengths = torch.full((batch,), length, device=input_ids.device)
-    lengths = lengths.to(input_ids.device)
-    real = (torch.arange(length, device=input_ids.device) < lengths[:, None]).flatten().nonzero()
-    cu_seqlens = F.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
-    longest = int(lengths.max())
-    if longest > length or int(lengths.min()) < 0:
+        lengths = torch.full((batch,), length)
+    if bool(((lengths < 0) | (lengths > length)).any()):
         raise ValueError(f"lengths={lengths.tolist()}: expected 0 to N={length}")
-    return PackedLayout(cu_seqlens, longest, len(real), (batch, length), real.squeeze(1))
+    packed = unpad(input_ids, lengths=lengths.to(input_ids.device))
+    return PackedLayout(
+        packed.cu_seqlens, packed.max_seqlen, len(packed.values), (batch, length), packed.indices
+    )

@@ -1,0 +1,5 @@
+"""python -m clinattn."""
+
+from clinattn.cli import app
+
+app(prog_name="clinattn")

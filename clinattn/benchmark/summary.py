@@ -1,0 +1,45 @@
+"""What a run becomes in the JSON: facts about its sequences, and the ratios that matter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .workload import Workload
+
+HISTOGRAM_BINS = 24
+
+
+def describe(workload: Workload, lengths: list[int], max_tokens: int) -> dict[str, Any]:
+    """Aggregate facts about the sequences: no single length, and no token, leaves the program."""
+    edges = np.linspace(0, max_tokens, HISTOGRAM_BINS + 1)
+    percent = (10, 25, 50, 75, 90)
+    quantiles = np.percentile(workload.lengths, percent).tolist()
+    return {
+        "name": workload.name,
+        "source": workload.source,
+        "sequences": len(lengths),
+        "available": len(workload.lengths),
+        "real_tokens": sum(lengths),
+        "vocab_size": workload.vocab_size,
+        "unknown_share": workload.unknown_share,
+        "mean_length": float(workload.lengths.mean()),
+        "quantiles": {f"p{p}": value for p, value in zip(percent, quantiles, strict=True)},
+        "histogram": {
+            "edges": edges.tolist(),
+            "counts": np.histogram(workload.lengths, edges)[0].tolist(),
+        },
+    }
+
+
+def speedups(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Median tokens/s of the packed run over each SDPA run, by mode."""
+    by_case = {(row["mode"], row["variant"]): row for row in rows}
+    found = []
+    for (mode, variant), row in by_case.items():
+        packed = by_case.get((mode, "clinattn_packed"))
+        if variant.startswith("sdpa") and packed is not None:
+            ratio = packed["tokens_per_s"]["median"] / row["tokens_per_s"]["median"]
+            found.append({"mode": mode, "over": variant, "label": row["label"], "ratio": ratio})
+    return found

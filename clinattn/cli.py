@@ -1,0 +1,280 @@
+"""The command line: doctor, bench, report, profile."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+DEMO = Path("../shared/data/mimic-iv-demo-meds")
+OUTPUT = Path("bench/out")
+QUICK = {"max_tokens": 1024, "budget_s": 50.0}
+INTERRUPTED = 130  # what a shell reports for Ctrl-C
+
+app = typer.Typer(
+    help="Exact attention for clinical models: diagnose, measure, report.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out = Console(width=None if sys.stdout.isatty() else 110)
+err = Console(stderr=True)
+
+
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """Bad input ends with its message and status 2, not with a traceback."""
+    try:
+        yield
+    except (ValueError, NotImplementedError) as error:
+        err.print(f"error: {error}", style="red", markup=False, highlight=False)
+        raise typer.Exit(2) from None
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """What can run on this machine, and why the rest cannot."""
+    from clinattn.diagnosis import diagnose
+
+    found = diagnose()
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    facts = Table("machine", "", show_edge=False)
+    for name, value in (found["environment"] | {"compiler": found["compiler"]}).items():
+        facts.add_row(name, "not available" if value is None else str(value))
+    states = Table("backend", "", show_edge=False)
+    for name, reasons in found["backends"].items():
+        states.add_row(name, "[red]" + "; ".join(reasons) if reasons else "[green]usable")
+    for name, value in found["compiled module"].items():
+        states.add_row(f"  {name}", ", ".join(value) if isinstance(value, list) else str(value))
+    out.print(facts, "", states)
+    for hint in found["hints"]:
+        out.print(f"hint: {hint}", markup=False)
+
+
+@app.command()
+def bench(
+    context: typer.Context,
+    meds_dir: Annotated[
+        Path | None,
+        typer.Option(
+            envvar=["MEDS_DIR", "CLINATTN_MEDS_DIR"],
+            help=f"MEDS folder. (default: {DEMO} if there)",
+        ),
+    ] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="Length profile instead. (default: note_discharge)")
+    ] = None,
+    preset: Annotated[str, typer.Option(help="Encoder size.")] = "tiny",
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Longer sequences are cut. (default: 4096, quick 1024)")
+    ] = None,
+    full_attention: Annotated[
+        bool, typer.Option("--full-attention", help="Drop the preset's windows.")
+    ] = False,
+    modes: Annotated[str, typer.Option(help="Comma-separated.")] = "train,infer",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    device: Annotated[str | None, typer.Option(help="(default: cuda if there, else cpu)")] = None,
+    threads: Annotated[int | None, typer.Option(help="(default: torch's)")] = None,
+    sequences: Annotated[int | None, typer.Option(help="(default: what fits the time)")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="(default: about 16,384 tokens)")] = None,
+    rounds: Annotated[int | None, typer.Option(help="(default: what fits the time)")] = None,
+    budget: Annotated[
+        float | None, typer.Option(help="Seconds in all. (default: 270, quick 50)")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", envvar="QUICK", help="A minute.")] = False,
+    output: Annotated[Path, typer.Option(help="Folder for JSON, plots and report.")] = OUTPUT,
+    seed: Annotated[int, typer.Option()] = 0,
+) -> None:
+    """Encoder tokens/s: torch SDPA padded and bucketed against clinattn padded and packed."""
+    from clinattn.benchmark import Benchmark, Disagreement, Settings
+
+    given = context.get_parameter_source("meds_dir")
+    on_command_line = given is not None and given.name == "COMMANDLINE"
+    with clear_errors():
+        if profile is not None and on_command_line:
+            raise ValueError("--meds-dir and --profile were both given: expected one of them")
+        if profile is None and meds_dir is None and DEMO.is_dir():
+            meds_dir = DEMO
+        optional = {"max_tokens": max_tokens, "budget_s": budget}
+        chosen: dict[str, Any] = (QUICK if quick else {}) | {
+            name: value for name, value in optional.items() if value is not None
+        }
+        settings = Settings(
+            meds_dir=None if profile is not None else meds_dir,
+            profile=profile or "note_discharge",
+            preset=preset,
+            full_attention=full_attention,
+            modes=tuple(modes.split(",")),
+            dtype=dtype,
+            device=device or default_device(),
+            threads=threads,
+            sequences=sequences,
+            batch_size=batch_size,
+            rounds=rounds,
+            seed=seed,
+            **chosen,
+        )
+        with progress_bar() as progress:
+            try:
+                result = Benchmark(settings, progress).run()
+            except Disagreement as error:
+                err.print(f"error: {error}", style="red", markup=False, highlight=False)
+                raise typer.Exit(1) from None
+    write_results(result, output)
+    show(result)
+    if result["interrupted"]:
+        err.print(f"interrupted: the results so far are in {output}", style="yellow")
+        raise typer.Exit(INTERRUPTED)
+    out.print(f"wrote {output}/results.json, plots and {output}/report.html", highlight=False)
+
+
+@app.command()
+def report(
+    results: Annotated[Path, typer.Argument(help="The results.json of clinattn bench.")],
+    output: Annotated[Path | None, typer.Option(help="(default: report.html beside it)")] = None,
+) -> None:
+    """One self-contained HTML page from a benchmark's JSON."""
+    from clinattn.report import load_result, write_report
+
+    with clear_errors():
+        path = output or results.with_name("report.html")
+        write_report(load_result(results), path)
+    out.print(f"wrote {path}", highlight=False)
+
+
+@app.command("profile")
+def profile_command(
+    mode: Annotated[str, typer.Option(help="train or infer.")] = "train",
+    variant: Annotated[str, typer.Option(help="Which way to run.")] = "clinattn_packed",
+    length_profile: Annotated[str, typer.Option("--profile", help="Lengths.")] = "note_discharge",
+    preset: Annotated[str, typer.Option(help="Encoder size.")] = "tiny",
+    max_tokens: Annotated[int, typer.Option()] = 2048,
+    batch_size: Annotated[int, typer.Option()] = 4,
+    dtype: Annotated[str, typer.Option()] = "float32",
+    device: Annotated[str | None, typer.Option()] = None,
+    steps: Annotated[int, typer.Option(min=1)] = 3,
+    output: Annotated[Path, typer.Option(help="Folder for the trace.")] = OUTPUT,
+) -> None:
+    """Trace a few warmed steps of the encoder."""
+    from clinattn.benchmark import Settings
+    from clinattn.profiling import profile_steps
+
+    with clear_errors():
+        settings = Settings(
+            profile=length_profile,
+            preset=preset,
+            max_tokens=max_tokens,
+            batch_size=batch_size,
+            modes=(mode,),
+            dtype=dtype,
+            device=device or default_device(),
+        )
+        path, table = profile_steps(settings, mode, variant, steps, output)
+    print(table)
+    out.print(f"wrote {path}: open it in a Chrome trace viewer", highlight=False)
+    if settings.device == "cuda":
+        command = " ".join(sys.argv)
+        out.print(f"nsys profile -t cuda,nvtx --capture-range=cudaProfilerApi {command}")
+
+
+def default_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@contextmanager
+def progress_bar() -> Iterator[Any]:
+    """A bar on a terminal's stderr, one line for each stage elsewhere."""
+    if not err.is_terminal:
+        yield stage_lines()
+        return
+    columns = (TextColumn("{task.description:<48}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True) as bar:
+        task = bar.add_task("")
+        yield lambda message, done, total: bar.update(
+            task, description=message, completed=done, total=total
+        )
+
+
+def stage_lines() -> Callable[[str, int, int], None]:
+    """Prints what stands before the colon of a message, with the time, when it changes."""
+    started, shown = time.perf_counter(), ""
+
+    def show_stage(message: str, done: int, total: int) -> None:
+        nonlocal shown
+        stage = message.partition(":")[0]
+        if stage != shown:
+            shown = stage
+            seconds = time.perf_counter() - started
+            print(f"[{seconds:4.0f} s] {stage}", file=sys.stderr, flush=True)
+
+    return show_stage
+
+
+def write_results(result: dict[str, Any], folder: Path) -> None:
+    """results.json first, so that a plot that fails loses nothing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(result, indent=1, default=str)
+    (folder / "results.json").write_text(text + "\n", encoding="utf-8")
+    from clinattn.plots import write_plots
+    from clinattn.report import write_report
+
+    result = json.loads(text)
+    write_plots(result, folder)
+    write_report(result, folder / "report.html")
+
+
+def show(result: dict[str, Any]) -> None:
+    """The table and the speed-ups."""
+    if "workload" in result:
+        work = result["workload"]
+        out.print(
+            f"{work['source']}: {work['sequences']} of {work['available']} sequences, "
+            f"{work['real_tokens']:,} tokens; {result['settings']['preset']}, "
+            f"{result['settings']['dtype']}, {result['backend']} backend, "
+            f"{result['environment']['threads']} threads",
+            markup=False,
+            highlight=False,
+        )
+    table = Table("mode", "way", show_edge=False)
+    for name in ("tokens/s", "quartiles", "padding", "peak MiB"):
+        table.add_column(name, justify="right")
+    for row in result["rows"]:
+        rate, memory = row["tokens_per_s"], row["peak_memory_bytes"]
+        table.add_row(
+            row["mode"],
+            row["label"],
+            f"{rate['median']:,.0f}",
+            f"{rate['q1']:,.0f} to {rate['q3']:,.0f}",
+            f"{row['padding_share']:.1%}",
+            "-" if memory is None else f"{memory / 2**20:,.0f}",
+        )
+    out.print(table)
+    for speedup in result["speedups"]:
+        out.print(
+            f"{speedup['mode']}: clinattn packed runs {speedup['ratio']:.2f}x the tokens/s of "
+            f"{speedup['label']}",
+            highlight=False,
+        )
+    if result.get("backend") == "reference":
+        err.print(
+            "clinattn ran on its slow reference backend: clinattn doctor says why", style="yellow"
+        )
+
+
+def main() -> None:
+    app()
