@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._functorch.utils import unwrap_dead_wrappers
+from torch.autograd import forward_ad
 
 from clinattn import checks, ops  # noqa: F401  (ops registers torch.ops.clinattn)
 from clinattn.visibility import Window, fold_window, prepare_mask
@@ -166,7 +167,9 @@ def _attend(*args: Any) -> tuple[Tensor, Tensor]:
         return FusedAttention.apply(*tensors, *args[N_TENSORS:], True)
     if (
         torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    ) or torch._C._are_functorch_transforms_active():
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0  # the op alone would drop tangents without a word
+    ):  # fmt: skip
         return FusedAttention.run(*args, True)
     return FORWARD(*args)
 
