@@ -1,0 +1,179 @@
+"""Forward attention: one program per query tile, online softmax over its key tiles."""
+
+import torch
+import triton
+import triton.language as tl
+
+from .configs import tile_config
+from .launch import Problem
+from .score import (
+    base2_bias,
+    drop_unseen,
+    edge_keys,
+    first_masked_key,
+    load_rows,
+    online_softmax,
+    sequence_ptr,
+    store_rows,
+)
+from .tiles import query_tile, visited_keys
+
+
+@triton.jit
+def _attend(
+    acc, m_i, l_i, q, k_ptr, v_ptr, mask_ptr, stride_kn, stride_vn, stride_mm, stride_mn,
+    begin, end, key_lo, key_hi, first_query, num_q, interval, qk_scale,
+    MASKED: tl.constexpr, MASK: tl.constexpr, IS_BIAS: tl.constexpr, ALIGN: tl.constexpr,
+    PRECISION: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Fold the key tiles of [begin, end) into (acc, m, l), reading no key outside [key_lo, key_hi).
+    """
+    for n in tl.range(begin, end, BLOCK_N):
+        keep = None
+        bias = None
+        if MASKED:
+            keep, seen, values = edge_keys(
+                n, key_lo, key_hi, first_query, num_q, interval, mask_ptr, stride_mm, stride_mn,
+                MASK, IS_BIAS, BLOCK_M, BLOCK_N,
+            )  # fmt: skip
+            if IS_BIAS:
+                bias = base2_bias(values)
+        k = load_rows(k_ptr, n, stride_kn, keep, ALIGN, HEAD_DIM, BLOCK_N, BLOCK_D)
+        s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        if MASKED:
+            s = tl.where(seen, s, float("-inf"))
+        p, alpha, m_i = online_softmax(m_i, s, qk_scale, bias, MASKED)
+        v = load_rows(v_ptr, n, stride_vn, keep, ALIGN, HEAD_DIM, BLOCK_N, BLOCK_D)
+        if MASKED and MASK == "pairs":
+            v = drop_unseen(v, seen)
+        acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None], input_precision=PRECISION)
+        l_i = l_i * alpha + tl.sum(p, 1)
+    return acc, m_i, l_i
+
+
+@triton.jit(
+    do_not_specialize=[
+        "num_tiles", "num_heads", "num_seqs", "seqlen_q", "seqlen_k", "window_left", "window_right",
+    ]
+)  # fmt: skip
+def _forward_kernel(
+    q_ptr, k_ptr, v_ptr, mask_ptr, o_ptr, lse_ptr,
+    cu_seqlens_q_ptr, cu_seqlens_k_ptr, q_lengths_ptr, kv_start_ptr, kv_end_ptr,
+    stride_qb, stride_qh, stride_qn, stride_kb, stride_kh, stride_kn,
+    stride_vb, stride_vh, stride_vn, stride_mb, stride_mh, stride_mm, stride_mn,
+    stride_ob, stride_oh, stride_on,
+    num_tiles, num_heads, num_seqs, seqlen_q, seqlen_k, window_left, window_right, qk_scale,
+    GROUP: tl.constexpr, IS_PACKED: tl.constexpr, BOTTOM_RIGHT: tl.constexpr,
+    MASK: tl.constexpr, IS_BIAS: tl.constexpr, ALIGN: tl.constexpr, PRECISION: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    LN2: tl.constexpr = 0.6931471805599453
+    batch, head, first_query, q_start, k_start, rows, num_q, kv_begin, kv_end = query_tile(
+        tl.program_id(0), num_tiles, num_heads,
+        cu_seqlens_q_ptr, cu_seqlens_k_ptr, q_lengths_ptr, kv_start_ptr, kv_end_ptr,
+        num_seqs, seqlen_q, seqlen_k, IS_PACKED, window_right is not None, BLOCK_M,
+    )  # fmt: skip
+    if first_query >= rows:
+        return
+
+    kv_head = head // GROUP
+    q_ptr = sequence_ptr(q_ptr, batch, head, q_start, stride_qb, stride_qh, stride_qn, ALIGN)
+    k_ptr = sequence_ptr(k_ptr, batch, kv_head, k_start, stride_kb, stride_kh, stride_kn, ALIGN)
+    v_ptr = sequence_ptr(v_ptr, batch, kv_head, k_start, stride_vb, stride_vh, stride_vn, ALIGN)
+    o_ptr = sequence_ptr(o_ptr, batch, head, q_start, stride_ob, stride_oh, stride_on, ALIGN)
+    lse_ptr += (tl.cast(batch, tl.int64) * num_heads + head) * seqlen_q + q_start
+    if MASK is not None:
+        mask_ptr = sequence_ptr(mask_ptr, batch, head, 0, stride_mb, stride_mh, 0, 1)
+
+    interval = (
+        (kv_end - num_q) if BOTTOM_RIGHT else 0, kv_begin, kv_end, window_left, window_right
+    )  # fmt: skip
+    begin, full_begin, full_end, end, key_lo, key_hi = visited_keys(
+        first_query, num_q, interval, BLOCK_M, BLOCK_N
+    )
+    offs_m = first_query + tl.arange(0, BLOCK_M)
+    q = load_rows(
+        q_ptr, first_query, stride_qn, offs_m < num_q, ALIGN, HEAD_DIM, BLOCK_M, BLOCK_D
+    )
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    m_i = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    l_i = tl.zeros([BLOCK_M], tl.float32)
+    if MASK != "pairs":
+        if window_left is not None:
+            acc, m_i, l_i = _attend(
+                acc, m_i, l_i, q, k_ptr, v_ptr, mask_ptr,
+                stride_kn, stride_vn, stride_mm, stride_mn,
+                begin, full_begin, key_lo, key_hi, first_query, num_q, interval, qk_scale,
+                True, MASK, IS_BIAS, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D,
+            )  # fmt: skip
+        if MASK == "keys":
+            masked = first_masked_key(mask_ptr, stride_mn, full_begin, full_end, IS_BIAS)
+            full_end = full_begin + (masked - full_begin) // BLOCK_N * BLOCK_N
+        acc, m_i, l_i = _attend(
+            acc, m_i, l_i, q, k_ptr, v_ptr, mask_ptr, stride_kn, stride_vn, stride_mm, stride_mn,
+            full_begin, full_end, key_lo, key_hi, first_query, num_q, interval, qk_scale,
+            False, MASK, IS_BIAS, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D,
+        )  # fmt: skip
+        begin = full_end
+    acc, m_i, l_i = _attend(
+        acc, m_i, l_i, q, k_ptr, v_ptr, mask_ptr, stride_kn, stride_vn, stride_mm, stride_mn,
+        begin, end, key_lo, key_hi, first_query, num_q, interval, qk_scale,
+        True, MASK, IS_BIAS, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D,
+    )  # fmt: skip
+
+    empty = (l_i == 0.0) | (offs_m >= num_q)
+    o = tl.where(empty, 0.0, 1.0 / tl.where(empty, 1.0, l_i))[:, None] * acc
+    lse = tl.where(empty, float("-inf"), (m_i + tl.log2(l_i)) * LN2)
+    store_rows(
+        o_ptr, first_query, stride_on, o, offs_m < rows, ALIGN, HEAD_DIM, BLOCK_M, BLOCK_D
+    )
+    tl.store(lse_ptr + offs_m, lse, mask=offs_m < rows)
+
+
+def attention_forward(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: torch.Tensor | None,
+    cu_seqlens_q: torch.Tensor | None,
+    cu_seqlens_k: torch.Tensor | None,
+    q_lengths: torch.Tensor | None,
+    kv_start: torch.Tensor | None,
+    kv_end: torch.Tensor | None,
+    scale: float,
+    window_left: int,
+    window_right: int,
+    bottom_right: bool,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Output and log-sum-exp of dense (B, H, N, D) or packed (T, H, D) attention.
+
+    The arguments are those of the op clinattn::attention_forward. o has q's type and shape, lse is
+    fp32 (B, H, Nq) or (H, T), natural log; a query that sees no key gives 0 and -inf.
+    """
+    if scale < 0:
+        q, scale = -q, -scale
+    problem = Problem(
+        q, k, v, mask, cu_seqlens_q, cu_seqlens_k, q_lengths, kv_start, kv_end,
+        scale, window_left, window_right, bottom_right,
+    )  # fmt: skip
+    o, lse = torch.empty(q.shape, dtype=q.dtype, device=q.device), problem.empty_lse()
+    if o.numel() > 0:
+        config = tile_config("forward", problem.capability, problem.head_dim, q.dtype)
+        num_tiles = problem.num_tiles(problem.seqlen_q, config.block_m)
+        with problem.on_device():
+            _forward_kernel[(num_tiles * problem.num_heads * problem.batch,)](
+                o_ptr=o,
+                lse_ptr=lse,
+                num_tiles=num_tiles,
+                num_heads=problem.num_heads,
+                BLOCK_M=config.block_m,
+                BLOCK_N=config.block_n,
+                num_warps=config.num_warps,
+                num_stages=config.num_stages,
+                **problem.stride_arguments("o", o),
+                **problem.arguments,
+            )
+    return o, lse

@@ -1,0 +1,145 @@
+"""What every kernel is launched with: pointers, strides, sizes, and the choices compiled in."""
+
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
+from typing import Any
+
+import torch
+import triton.language as tl
+
+from .configs import block_d
+
+LOG2E = 1.4426950408889634
+SMALLEST_SCALE = 2.0**-126
+
+
+class Problem:
+    """One attention call as the kernels see it; arguments as in attention_forward, scale >= 0.
+
+    arguments: the keywords that all kernels take. others: more tensors that share their alignment.
+    """
+
+    def __init__(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        mask: torch.Tensor | None,
+        cu_seqlens_q: torch.Tensor | None,
+        cu_seqlens_k: torch.Tensor | None,
+        q_lengths: torch.Tensor | None,
+        kv_start: torch.Tensor | None,
+        kv_end: torch.Tensor | None,
+        scale: float,
+        window_left: int,
+        window_right: int,
+        bottom_right: bool,
+        others: tuple[torch.Tensor, ...] = (),
+    ) -> None:
+        self.q = q
+        self.packed = cu_seqlens_q is not None
+        self.num_seqs = cu_seqlens_q.shape[0] - 1 if cu_seqlens_q is not None else 0
+        self.batch = 1 if self.packed else q.shape[0]
+        rows = 0 if self.packed else 2
+        self.seqlen_q, self.seqlen_k = q.shape[rows], k.shape[rows]
+        self.num_heads, self.num_kv_heads, self.head_dim = q.shape[1], k.shape[1], q.shape[-1]
+        self.capability = device_capability(q.device)
+        vector = 16 // q.element_size()
+        aligned = (*map(self.strides, (q, k, v, *others)), (self.head_dim,))
+        windowed = window_left >= 0 or window_right >= 0
+        self.anchored = (bottom_right and windowed) or (
+            kv_start is not None and (windowed or self.seqlen_q == self.seqlen_k)
+        )
+        widest = self.seqlen_q + self.seqlen_k
+        self.arguments: dict[str, Any] = dict(
+            q_ptr=q,
+            k_ptr=k,
+            v_ptr=v,
+            mask_ptr=mask,
+            cu_seqlens_q_ptr=cu_seqlens_q,
+            cu_seqlens_k_ptr=cu_seqlens_k,
+            q_lengths_ptr=q_lengths,
+            kv_start_ptr=kv_start,
+            kv_end_ptr=kv_end,
+            num_seqs=self.num_seqs,
+            seqlen_q=self.seqlen_q,
+            seqlen_k=self.seqlen_k,
+            window_left=min(window_left, widest) if window_left >= 0 else None,
+            window_right=min(window_right, widest) if window_right >= 0 else None,
+            qk_scale=max(scale * LOG2E, SMALLEST_SCALE),  # 0 * -inf would hide nothing
+            GROUP=self.num_heads // max(self.num_kv_heads, 1),
+            IS_PACKED=self.packed,
+            BOTTOM_RIGHT=bottom_right and windowed,
+            ALIGN=vector if all(s % vector == 0 for group in aligned for s in group) else 1,
+            PRECISION=dot_precision(q.dtype),
+            HEAD_DIM=self.head_dim,
+            BLOCK_D=block_d(self.head_dim),
+            enable_fp_fusion=True,  # the default up to Triton 3.9: the same bits on later ones
+        )
+        for name, x in (("q", q), ("k", k), ("v", v)):
+            self.arguments |= self.stride_arguments(name, x)
+        self.arguments |= mask_arguments(mask)
+
+    def strides(self, x: torch.Tensor) -> tuple[int, int, int]:
+        """(batch, head, row) strides of a tensor in the layout of q."""
+        if self.packed:
+            return 0, x.stride(1), x.stride(0)
+        return x.stride(0), x.stride(1), x.stride(2)
+
+    def stride_arguments(self, name: str, x: torch.Tensor) -> dict[str, Any]:
+        """stride_<name>b, h and n. A row stride that belongs to the model is compiled in.
+
+        The addresses of a tile are then one register and constants. One that depends on the batch,
+        as in (N, B, H, D), is not: every batch size would compile anew.
+        """
+        b, h, n = self.strides(x)
+        widest_row = 3 * max(self.num_heads, self.num_kv_heads) * self.head_dim
+        row = constant(n) if n <= widest_row and n % self.head_dim == 0 else n
+        return {f"stride_{name}b": b, f"stride_{name}h": h, f"stride_{name}n": row}
+
+    def empty_lse(self) -> torch.Tensor:
+        """fp32, (B, H, Nq) or (H, Tq)."""
+        shape = (self.num_heads, self.seqlen_q)
+        if not self.packed:
+            shape = (self.batch, *shape)
+        return torch.empty(shape, dtype=torch.float32, device=self.q.device)
+
+    def num_tiles(self, length: int, block: int) -> int:
+        """Tiles of one head: of a dense length, or slots for the sequences of a packed one."""
+        return length // block + self.num_seqs + 1 if self.packed else -(-length // block)
+
+    def on_device(self) -> AbstractContextManager:
+        """Triton launches on the current device, which need not be that of q."""
+        device = self.q.device
+        if device.type != "cuda" or device.index == torch.cuda.current_device():
+            return nullcontext()
+        return torch.cuda.device(device)
+
+
+def mask_arguments(mask: torch.Tensor | None) -> dict[str, Any]:
+    """How a mask is read: MASK is None, "keys" (the same for every query) or "pairs"."""
+    if mask is None:
+        strides, kind, is_bias = [0, 0, 0, 0], None, False
+    else:
+        strides = [0 if n == 1 else s for n, s in zip(mask.shape, mask.stride(), strict=True)]
+        kind = "pairs" if strides[2] else "keys"
+        is_bias = mask.dtype != torch.bool
+    names = ("stride_mb", "stride_mh", "stride_mm", "stride_mn")
+    return dict(zip(names, strides, strict=True)) | {"MASK": kind, "IS_BIAS": is_bias}
+
+
+@lru_cache
+def constant(n: int) -> tl.constexpr:
+    return tl.constexpr(n)
+
+
+def dot_precision(dtype: torch.dtype) -> str:
+    """How the tensor cores take fp32; the 16-bit types have no choice."""
+    lower = dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
+    return "tf32" if lower else "ieee"
+
+
+@lru_cache
+def device_capability(device: torch.device) -> tuple[int, int]:
+    """Compute capability; that of Hopper for the CPU tensors of the interpreter."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
