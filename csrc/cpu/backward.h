@@ -23,6 +23,7 @@ struct Backward {
   using T = typename V::T;
   static constexpr int64_t kRows = V::kBackwardRows;  // queries of a block
   static constexpr int64_t kKeys = V::kBackwardKeys;  // keys of a tile
+  static constexpr int64_t kWidth = V::kWidth;        // rows of dq_acc are padded to it
   static constexpr T kInf = static_cast<T>(__builtin_inf());
 
   const AttentionParams& p;

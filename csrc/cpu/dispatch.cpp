@@ -1,7 +1,14 @@
 #include "dispatch.h"
 
+#ifdef CLINATTN_HAVE_AMX
+#include <cpuid.h>
+#ifdef __linux__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+#endif
+
 #include <cstdlib>
-#include <mutex>
 #include <stdexcept>
 #include <thread>
 
@@ -11,67 +18,108 @@ namespace {
 
 using Getter = const CpuKernels& (*)();
 
+// The kernels of an instruction set for each type of q, k and v; fp64 is portable everywhere.
 struct Choice {
   const char* name;
-  Getter kernels;
+  Getter f32, bf16, f16;
 };
 
-std::vector<Choice> usable() {
-  std::vector<Choice> list{{"scalar", scalar_kernels}};
+constexpr Choice kScalar{"scalar", scalar_kernels, scalar_kernels, scalar_kernels};
+#ifdef CLINATTN_HAVE_AVX2
+constexpr Choice kAvx2{"avx2", avx2_kernels, avx2_kernels, avx2_kernels};
+#endif
+#ifdef CLINATTN_HAVE_AVX512
+constexpr Choice kAvx512{"avx512", avx512_kernels, avx512_kernels, avx512_kernels};
+#endif
+#ifdef CLINATTN_HAVE_AMX
+constexpr Choice kAmx{"amx", amx_f32_kernels, amx_kernels, amx_f16_kernels};
+
+// AMX-BF16 and AMX-TILE with AVX512-BF16, and leave from the kernel for the tile registers
+bool amx_usable() {
+  unsigned a, b, c, d;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & 1u << 22) || !(d & 1u << 24)) return false;
+  if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & 1u << 5)) return false;
+#ifdef __linux__
+  constexpr long kGetPermission = 0x1022, kRequestPermission = 0x1023, kTileData = 18;
+  unsigned long granted = 0;
+  syscall(SYS_arch_prctl, kRequestPermission, kTileData);
+  return syscall(SYS_arch_prctl, kGetPermission, &granted) == 0 && (granted & 1ul << kTileData);
+#else
+  return false;
+#endif
+}
+#endif
+
+std::vector<const Choice*> usable() {
+  std::vector<const Choice*> list{&kScalar};
 #ifdef CLINATTN_HAVE_AVX2
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
       __builtin_cpu_supports("f16c"))
-    list.push_back({"avx2", avx2_kernels});
+    list.push_back(&kAvx2);
 #endif
 #ifdef CLINATTN_HAVE_AVX512
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
-    list.push_back({"avx512", avx512_kernels});
+      list.back() == &kAvx2) {
+    list.push_back(&kAvx512);
+#ifdef CLINATTN_HAVE_AMX
+    if (amx_usable()) list.push_back(&kAmx);
+#endif
+  }
 #endif
   return list;
 }
 
-std::atomic<Getter> in_force{nullptr};
+std::atomic<const Choice*> in_force{nullptr};
 
-Getter choose(const std::string& name) {
+const Choice* choose(const std::string& name) {
   const auto list = usable();
-  if (name.empty()) return list.back().kernels;
+  if (name.empty()) return list.back();
   std::string names;
-  for (const auto& c : list) {
-    if (name == c.name) return c.kernels;
-    names += (names.empty() ? "" : ", ") + std::string(c.name);
+  for (const auto* c : list) {
+    if (name == c->name) return c;
+    names += (names.empty() ? "" : ", ") + std::string(c->name);
   }
   throw std::invalid_argument("instruction set '" + name +
                               "' is not usable here; usable: " + names);
 }
 
-Getter current() {
-  Getter g = in_force.load(std::memory_order_acquire);
-  if (!g) {
+const Choice& current() {
+  const Choice* c = in_force.load(std::memory_order_acquire);
+  if (!c) {
     const char* env = std::getenv("CLINATTN_CPU_ISA");
-    g = choose(env ? env : "");
-    in_force.store(g, std::memory_order_release);
+    c = choose(env ? env : "");
+    in_force.store(c, std::memory_order_release);
   }
-  return g;
+  return *c;
 }
 
 }  // namespace
 
 std::vector<std::string> instruction_sets() {
   std::vector<std::string> names;
-  for (const auto& c : usable()) names.push_back(c.name);
+  for (const auto* c : usable()) names.push_back(c->name);
   return names;
 }
 
-std::string instruction_set() { return current()().name; }
+std::string instruction_set() { return current().name; }
 
 void set_instruction_set(const std::string& name) {
   in_force.store(choose(name), std::memory_order_release);
 }
 
 const CpuKernels& cpu_kernels(DType dtype) {
-  return dtype == DType::kFloat64 ? scalar_f64_kernels() : current()();
+  const Choice& c = current();
+  switch (dtype) {
+    case DType::kFloat64:
+      return scalar_f64_kernels();
+    case DType::kBFloat16:
+      return c.bf16();
+    case DType::kFloat16:
+      return c.f16();
+    default:
+      return c.f32();
+  }
 }
 
 void yield_thread() { std::this_thread::yield(); }

@@ -1,10 +1,9 @@
-// Forward pass of one task, over the vector type V:
-//   for each panel of keys: pack K^T and V once; for each tile of queries:
+// Forward pass of one task, over an engine E that multiplies and exponentiates:
+//   for each panel of keys: pack K and V once; for each tile of queries:
 //     s <- q k^T;  m' <- max(m, rowmax s);  p <- 2^(s - m');  l <- l 2^(m - m') + rowsum p
 //     o <- o 2^(m - m') + p v
 #pragma once
 
-#include "gemm.h"
 #include "isa.h"
 #include "rows.h"
 
@@ -12,58 +11,50 @@ namespace {
 
 using clinattn::ForwardTask;
 
-template <class V>
+template <class E>
 struct Forward {
+  using V = typename E::V;
   using T = typename V::T;
-  static constexpr int64_t kRows = V::kForwardRows;  // queries of a tile
-  static constexpr int64_t kKeys = V::kForwardKeys;  // keys of a panel
+  static constexpr int64_t kRows = E::kRows, kKeys = E::kKeys;
   static constexpr T kInf = static_cast<T>(__builtin_inf());
 
   const AttentionParams& p;
-  const int64_t group, width;  // query heads of a kv head; head_dim padded to the vector
-  T *q, *o, *m, *l;            // (group, chunk rows): (.., width) or scalars
-  T *kt, *v;                   // the panel: K^T in strips, V (kKeys, width)
-  T *s, *alpha, *mask_row;     // the tile's scores, its rescale factors, one row of the mask
-  T* lanes;                    // (kWidth, kWidth): one vector for each of kWidth rows
-  int64_t head_rows;           // rows that a query head's state takes, a multiple of the vector
-  bool finite;                 // of the V panel
+  const int64_t group;  // query heads of a kv head
+  Arena arena;
+  E engine;
+  T *o, *m, *l;         // (group, chunk rows): (.., width) or scalars; o as large as the engine's q
+  T *alpha, *mask_row;  // the tile's rescale factors, one row of the mask
+  int64_t head_rows;    // rows that a query head's state takes, a multiple of the vector
 
-  // Rows are chosen so that the packing of K (a transpose, about 0.3 cycles an element) is small
-  // beside the products (4 * rows / FLOP-per-cycle cycles an element), and q and o fit in L2.
+  // Queries of a task for each head of the group. Many make the packing of keys, which every task
+  // does anew, small beside the products; the state of all of them should stay in L2.
   static int64_t chunk(const AttentionParams& p) {
-    int64_t group = p.heads / p.kv_heads, rows = p.head_dim > 128 ? 192 : 384;
-    return max64(kRows, rows / group / kRows * kRows);
+    const int64_t rows = p.head_dim > 128 ? E::kChunk / 2 : E::kChunk;
+    return max64(kRows, rows / (p.heads / p.kv_heads) / kRows * kRows);
   }
 
-  Forward(const AttentionParams& p, void* scratch, size_t* bytes = nullptr)
-      : p(p), group(p.heads / p.kv_heads), width(round_up(p.head_dim, V::kWidth)) {
-    Arena a{static_cast<char*>(scratch)};
-    int64_t rows = group * chunk(p);
-    q = a.take<T>(rows * width);  // 384 x 64 x 4 bytes = 96 KB in L2, o alike
-    o = a.take<T>(rows * width);
-    m = a.take<T>(rows);
-    l = a.take<T>(rows);
-    kt = a.take<T>(kKeys * width);  // 128 x 64 x 4 bytes = 32 KB in L2, v alike
-    v = a.take<T>(kKeys * width);
-    s = a.take<T>(kRows * kKeys);  // 48 x 128 x 4 bytes = 24 KB in L1
-    alpha = a.take<T>(kRows);
-    mask_row = a.take<T>(kKeys);
-    lanes = a.take<T>(V::kWidth * V::kWidth);
-    if (bytes) *bytes = a.used;
+  Forward(const AttentionParams& p, void* scratch)
+      : p(p),
+        group(p.heads / p.kv_heads),
+        arena{static_cast<char*>(scratch)},
+        engine(arena, p.head_dim, group * chunk(p)) {
+    const int64_t rows = group * chunk(p);
+    o = arena.take<T>(rows * engine.width);
+    m = arena.take<T>(rows);
+    l = arena.take<T>(rows);
+    alpha = arena.take<T>(kRows);
+    mask_row = arena.take<T>(kKeys);
   }
 
-  static size_t scratch(const AttentionParams& p) {
-    size_t bytes;
-    Forward(p, nullptr, &bytes);
-    return bytes;
-  }
+  static size_t scratch(const AttentionParams& p) { return Forward(p, nullptr).arena.used; }
 
   void run(const ForwardTask& task) {
     const Sequence seq(p, task.seq);
     const int64_t row1 = min64(task.row1, max64(task.row0, seq.q_end)), rows = row1 - task.row0;
     write_empty(seq, task, row1);
     if (rows == 0) return;
-    head_rows = round_up(rows, V::kWidth);
+    [[maybe_unused]] typename E::Session session;
+    head_rows = round_up(rows, kRows);
     load_queries(seq, task, rows);
     const int64_t lo = seq.lo(task.row0), hi = seq.hi(row1 - 1);
     if (lo < hi) {
@@ -74,47 +65,31 @@ struct Forward {
   }
 
   void load_queries(const Sequence& seq, const ForwardTask& task, int64_t rows) {
-    const auto sign = V::set1(p.scale < 0 ? -1 : 1);
-    for (int64_t g = 0; g < group; ++g) {
-      for (int64_t i = 0; i < rows; ++i) {
-        T* dst = q + (g * head_rows + i) * width;
-        load_row<V>(dst,
-                    row_at(p.q, p.dtype, p.q_strides, seq.index, task.kv_head * group + g,
-                           seq.q_row0 + task.row0 + i),
-                    p.dtype, p.head_dim);
-        if (p.scale < 0)
-          for (int64_t d = 0; d < width; d += V::kWidth)
-            V::store(dst + d, V::mul(V::load(dst + d), sign));
-      }
-    }
+    for (int64_t g = 0; g < group; ++g)
+      for (int64_t i = 0; i < rows; ++i)
+        engine.put_query(g * head_rows + i,
+                         row_at(p.q, p.dtype, p.q_strides, seq.index, task.kv_head * group + g,
+                                seq.q_row0 + task.row0 + i),
+                         p.dtype, p.scale < 0);
     for (int64_t i = 0; i < group * head_rows; ++i) m[i] = -kInf, l[i] = 0;
-    for (int64_t i = 0; i < group * head_rows * width; i += V::kWidth) V::store(o + i, V::zero());
+    for (int64_t i = 0; i < group * head_rows * engine.width; i += V::kWidth)
+      V::store(o + i, V::zero());
   }
 
   void pack(const Sequence& seq, const ForwardTask& task, int64_t k0, int64_t keys) {
-    T* rows = s;  // k rows on their way to being transposed, kWidth at a time
-    for (int64_t j0 = 0; j0 < keys; j0 += V::kWidth) {
-      for (int64_t j = j0; j < j0 + V::kWidth; ++j) {
-        bool visible = j < keys && seen_by_group(p, seq, task.kv_head, k0 + j);
-        T *k_row = rows + (j - j0) * width, *v_row = v + j * width;
-        if (visible) {
-          const int64_t row = seq.k_row0 + k0 + j;
-          load_row<V>(k_row, row_at(p.k, p.dtype, p.k_strides, seq.index, task.kv_head, row),
-                      p.dtype, p.head_dim);
-          load_row<V>(v_row, row_at(p.v, p.dtype, p.v_strides, seq.index, task.kv_head, row),
-                      p.dtype, p.head_dim);
-        } else {
-          for (int64_t d = 0; d < width; d += V::kWidth) {
-            V::store(k_row + d, V::zero());
-            V::store(v_row + d, V::zero());
-          }
-        }
+    engine.begin_panel();
+    const void *k_rows[E::kBlock], *v_rows[E::kBlock];
+    for (int64_t j0 = 0; j0 < keys; j0 += E::kBlock) {
+      for (int64_t j = 0; j < E::kBlock; ++j) {
+        const int64_t key = k0 + j0 + j, row = seq.k_row0 + key;
+        const bool visible = j0 + j < keys && seen_by_group(p, seq, task.kv_head, key);
+        k_rows[j] =
+            visible ? row_at(p.k, p.dtype, p.k_strides, seq.index, task.kv_head, row) : nullptr;
+        v_rows[j] =
+            visible ? row_at(p.v, p.dtype, p.v_strides, seq.index, task.kv_head, row) : nullptr;
       }
-      T* strip = kt + j0 / V::kStrip * (V::kStrip * width) + j0 % V::kStrip;
-      for (int64_t d = 0; d < width; d += V::kWidth)
-        V::transpose(rows + d, width, strip + d * V::kStrip, V::kStrip);
+      engine.put_keys(j0, k_rows, v_rows, p.dtype);
     }
-    finite = all_finite<V>(v, round_up(keys, V::kWidth) * width);
   }
 
   void panel(const Sequence& seq, const ForwardTask& task, int64_t rows, int64_t k0, int64_t keys) {
@@ -125,11 +100,11 @@ struct Forward {
       if (by_mask == Sight::kNone) continue;
       for (int64_t i = 0; i < rows; i += kRows) {
         const int64_t n = min64(kRows, rows - i), i0 = task.row0 + i;
-        Sight by_interval = sight(seq, i0, i0 + n, k0, k0 + keys);
+        const Sight by_interval = sight(seq, i0, i0 + n, k0, k0 + keys);
         if (by_interval == Sight::kNone) continue;
         if (!packed) pack(seq, task, k0, keys), packed = true;
-        bool masked = by_mask == Sight::kEdge;
-        bool edge = masked || by_interval == Sight::kEdge || keys % V::kWidth;
+        const bool masked = by_mask == Sight::kEdge;
+        const bool edge = masked || by_interval == Sight::kEdge || keys % E::kBlock;
         tile(seq, head, i0, n, k0, keys, g * head_rows + i, edge, masked);
       }
     }
@@ -138,30 +113,23 @@ struct Forward {
   // Folds keys [k0, k0 + keys) into queries [i0, i0 + n), whose state starts at row r.
   void tile(const Sequence& seq, int64_t head, int64_t i0, int64_t n, int64_t k0, int64_t keys,
             int64_t r, bool edge, bool masked) {
-    // columns that some row sees, rounded out to whole vectors on the right and strips on the left
-    const int64_t end =
-        min64(round_up(seq.hi(i0 + n - 1) - k0, V::kWidth), round_up(keys, V::kWidth));
-    const int64_t begin = max64(0, seq.lo(i0) - k0) / V::kStrip * V::kStrip;
-    gemm<V, false, Update::kSet>(n, end - begin, width, q + r * width, width,
-                                 kt + begin / V::kStrip * (V::kStrip * width), V::kStrip,
-                                 V::kStrip * width, s + begin, kKeys);
+    // columns that some row sees, rounded out to where the engine can begin and end
+    const int64_t begin = max64(0, seq.lo(i0) - k0) / E::kBegin * E::kBegin;
+    const int64_t end = round_up(min64(seq.hi(i0 + n - 1) - k0, keys), E::kBlock);
+    engine.scores(r, n, begin, end);
     const T scale2 = static_cast<T>(__builtin_fabs(p.scale) * kLog2e);
-    const bool scaled = masked || scale2 == 0;  // 0 * -inf would be NaN
-    for (int64_t i = 0; edge && i < n; ++i) {
-      T* x = s + i * kKeys;
-      if (scaled) add_mask(seq, head, i0 + i, k0, begin, end, keys, x, scale2, masked);
-      hide(seq, i0 + i, k0, begin, end, x);
-    }
-    for (int64_t i = 0; i < n; i += V::kWidth)
-      softmax(i, min64(V::kWidth, n - i), begin, end, scaled && edge ? 1 : scale2, r + i);
-    if (edge && !finite) {
-      gemm_skip_zeros<V, false, Update::kScaleAdd>(n, width, end - begin, s + begin, kKeys,
-                                                   v + begin * width, width, o + r * width, width,
-                                                   alpha);
+    if (edge) {
+      const bool scaled = masked || scale2 == 0;  // 0 * -inf would be NaN
+      for (int64_t i = 0; i < n; ++i) {
+        T* x = engine.s + i * kKeys;
+        if (scaled) add_mask(seq, head, i0 + i, k0, begin, end, keys, x, scale2, masked);
+        hide(seq, i0 + i, k0, begin, end, x);
+      }
+      engine.template softmax<true>(n, begin, end, scaled ? 1 : scale2, m + r, l + r, alpha);
     } else {
-      gemm<V, false, Update::kScaleAdd>(n, width, end - begin, s + begin, kKeys, v + begin * width,
-                                        width, V::kStrip, o + r * width, width, alpha);
+      engine.template softmax<false>(n, begin, end, scale2, m + r, l + r, alpha);
     }
+    engine.accumulate(n, begin, end, o + r * engine.width, alpha, edge && !engine.finite);
   }
 
   // x <- scale2 * x + mask
@@ -180,40 +148,6 @@ struct Forward {
     const int64_t lo = clamp(seq.lo(i) - k0, begin, end), hi = clamp(seq.hi(i) - k0, lo, end);
     for (int64_t j = begin; j < lo; ++j) x[j] = -kInf;
     for (int64_t j = hi; j < end; ++j) x[j] = -kInf;
-  }
-
-  // Rows [i, i + n) of the tile, at most a vector of them, so that the reductions along rows are
-  // done for all at once and no row waits for another.
-  void softmax(int64_t i, int64_t n, int64_t begin, int64_t end, T scale2, int64_t r) {
-    T* x = s + i * kKeys;
-    for (int64_t row = 0; row < n; ++row) {
-      auto top = V::load(x + row * kKeys + begin);
-      for (int64_t j = begin + V::kWidth; j < end; j += V::kWidth)
-        top = V::max(top, V::load(x + row * kKeys + j));
-      V::store(lanes + row * V::kWidth, top);
-    }
-    const auto m_old = V::load(m + r);
-    const auto m_new = V::max(V::mul(V::max_rows(lanes), V::set1(scale2)), m_old);
-    // a row that has seen nothing would give inf - inf
-    const auto m_safe = V::zero_where_hidden(m_new, m_new);
-    const auto rescale = V::exp2(V::sub(m_old, m_safe));
-    V::store(m + r, m_new);
-    V::store(alpha + i, rescale);
-    alignas(64) T shift[V::kWidth];
-    V::store(shift, V::sub(V::zero(), m_safe));
-    const auto scale = V::set1(scale2);
-    for (int64_t row = 0; row < n; ++row) {
-      const auto row_shift = V::set1(shift[row]);
-      auto sum = V::zero();
-      for (int64_t j = begin; j < end; j += V::kWidth) {
-        T* at = x + row * kKeys + j;
-        const auto e = V::exp2(V::fma(V::load(at), scale, row_shift));
-        V::store(at, e);
-        sum = V::add(sum, e);
-      }
-      V::store(lanes + row * V::kWidth, sum);
-    }
-    V::store(l + r, V::fma(V::load(l + r), rescale, V::sum_rows(lanes)));
   }
 
   T* lse_at(const Sequence& seq, int64_t head, int64_t row) {
@@ -242,7 +176,7 @@ struct Forward {
         const int64_t head = task.kv_head * group + g, r = g * head_rows + i;
         const bool empty = l[r] == 0;
         const auto norm = V::set1(empty ? 1 : l[r]);
-        store_row<V>(o_at(seq, head, task.row0 + i), o + r * width, p.dtype, p.head_dim,
+        store_row<V>(o_at(seq, head, task.row0 + i), o + r * engine.width, p.dtype, p.head_dim,
                      [&](auto x) { return V::div(x, norm); });
         *lse_at(seq, head, task.row0 + i) = empty ? -kInf : log_normaliser(m[r], l[r]);
       }

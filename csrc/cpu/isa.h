@@ -57,5 +57,10 @@ const CpuKernels& avx2_kernels();
 #ifdef CLINATTN_HAVE_AVX512
 const CpuKernels& avx512_kernels();
 #endif
+#ifdef CLINATTN_HAVE_AMX
+const CpuKernels& amx_kernels();  // for bf16
+const CpuKernels& amx_f16_kernels();
+const CpuKernels& amx_f32_kernels();
+#endif
 
 }  // namespace clinattn

@@ -134,7 +134,7 @@ struct Avx2 {
 namespace clinattn {
 
 const CpuKernels& avx2_kernels() {
-  static const CpuKernels kernels = make_kernels<Avx2>("avx2");
+  static const CpuKernels kernels = make_kernels<FmaForward<Avx2>, Backward<Avx2>>("avx2");
   return kernels;
 }
 

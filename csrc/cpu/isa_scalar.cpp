@@ -154,17 +154,23 @@ struct Portable {
   }
 };
 
+template <class T, int kLanes>
+clinattn::CpuKernels make_portable() {
+  using V = Portable<T, kLanes>;
+  return make_kernels<FmaForward<V>, Backward<V>>("scalar");
+}
+
 }  // namespace
 
 namespace clinattn {
 
 const CpuKernels& scalar_kernels() {
-  static const CpuKernels kernels = make_kernels<Portable<float, 8>>("scalar");
+  static const CpuKernels kernels = make_portable<float, 8>();
   return kernels;
 }
 
 const CpuKernels& scalar_f64_kernels() {
-  static const CpuKernels kernels = make_kernels<Portable<double, 4>>("scalar");
+  static const CpuKernels kernels = make_portable<double, 4>();
   return kernels;
 }
 

@@ -1,28 +1,29 @@
-// The algorithm's entry points for one vector type, as the table that the torch side calls.
+// The algorithm's entry points for one pair of engines, as the table that the torch side calls.
 #pragma once
 
 #include "backward.h"
+#include "fma_forward.h"
 #include "forward.h"
 
 namespace {
 
-template <class V>
+template <class E, class B>
 clinattn::CpuKernels make_kernels(const char* name) {
   return {
       name,
-      V::kForwardRows,
-      V::kBackwardRows,
-      V::kBackwardKeys,
-      V::kWidth,
-      Forward<V>::chunk,
-      Forward<V>::scratch,
+      E::kRows,
+      B::kRows,
+      B::kKeys,
+      B::kWidth,
+      Forward<E>::chunk,
+      Forward<E>::scratch,
       [](const AttentionParams& p, const ForwardTask& t, void* scratch) {
-        Forward<V>(p, scratch).run(t);
+        Forward<E>(p, scratch).run(t);
       },
-      Backward<V>::scratch,
-      Backward<V>::prepare,
+      B::scratch,
+      B::prepare,
       [](const AttentionParams& p, const BackwardShared& shared, const BackwardTask& t,
-         void* scratch) { Backward<V>(p, shared, scratch).run(t); },
+         void* scratch) { B(p, shared, scratch).run(t); },
   };
 }
 

@@ -1,0 +1,110 @@
+// AMX tiles of bf16: configuration, operand layouts, and numbers as sums of bf16 parts.
+// One part is bf16 itself; two hold fp16 exactly and fp32 to 16 bits; three hold fp32 exactly.
+#pragma once
+
+#include "vec_avx512.h"
+
+namespace {
+
+using Bf16 = uint16_t;
+
+// All eight tiles are 16 rows of 64 bytes. What torch had configured on this thread is put back.
+struct TileSession {
+  struct alignas(64) Config {
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t bytes_per_row[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+  };
+  Config before;
+
+  TileSession() {
+    _tile_storeconfig(&before);
+    const Config config;
+    _tile_loadconfig(&config);
+  }
+  ~TileSession() { before.palette ? _tile_loadconfig(&before) : _tile_release(); }
+};
+
+// Of two numbers a = a1 + a2 + a3 and b the products that count, smallest first. The three that six
+// leave out are below 2^-25 of the result.
+template <int kParts>
+struct Products;
+template <>
+struct Products<1> {
+  static constexpr int kCount = 1, kA[] = {0}, kB[] = {0};
+};
+template <>
+struct Products<2> {
+  static constexpr int kCount = 3, kA[] = {1, 0, 0}, kB[] = {0, 1, 0};
+};
+template <>
+struct Products<3> {
+  static constexpr int kCount = 6, kA[] = {2, 0, 1, 1, 0, 0}, kB[] = {0, 2, 1, 0, 1, 0};
+};
+
+inline __m512 widen16(__m256i x) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
+}
+
+// parts[i] (16 elements) <- the i-th part of x; the first keeps large finite numbers finite
+template <int kParts>
+inline void split(__m512 x, Bf16* first, int64_t part_stride) {
+  const __m512 top = _mm512_castsi512_ps(_mm512_set1_epi32(0x7f7f0000));
+  for (int i = 0; i < kParts; ++i) {
+    __m512 part = x;
+    if (kParts > 1 && i == 0) {
+      const __mmask16 large =
+          _mm512_cmp_ps_mask(_mm512_abs_ps(x), top, _CMP_GT_OQ) &
+          _mm512_cmp_ps_mask(_mm512_abs_ps(x), _mm512_set1_ps(__FLT_MAX__), _CMP_LE_OQ);
+      part =
+          _mm512_mask_mov_ps(x, large, _mm512_or_ps(top, _mm512_and_ps(x, _mm512_set1_ps(-0.0f))));
+    }
+    const __m256i bits = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(part));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(first + i * part_stride), bits);
+    if (i + 1 < kParts) {
+      // what is not finite has no further part
+      const __mmask16 finite =
+          _mm512_cmp_ps_mask(_mm512_abs_ps(x), _mm512_set1_ps(__FLT_MAX__), _CMP_LE_OQ);
+      x = _mm512_maskz_sub_ps(finite, x, widen16(bits));
+    }
+  }
+}
+
+// dst (kParts, n padded with zeros to n_padded, a multiple of 32) <- src (n); whether all is finite
+template <int kParts>
+inline bool split_row(Bf16* dst, int64_t part_stride, const void* src, DType dtype, int64_t n,
+                      int64_t n_padded, bool negate) {
+  if (!src) {
+    for (int i = 0; i < kParts; ++i) memset(dst + i * part_stride, 0, n_padded * sizeof(Bf16));
+    return true;
+  }
+  alignas(64) float row[256];
+  load_row<Avx512>(row, src, dtype, n);
+  for (int64_t d = round_up(n, 16); d < n_padded; d += 16) Avx512::store(row + d, Avx512::zero());
+  const __m512 sign = _mm512_set1_ps(negate ? -0.0f : 0.0f);
+  for (int64_t d = 0; d < n_padded; d += 16)
+    split<kParts>(_mm512_xor_ps(_mm512_loadu_ps(row + d), sign), dst + d, part_stride);
+  return all_finite<Avx512>(row, n_padded);
+}
+
+constexpr int64_t kTile = 512;  // bf16 elements of a tile: 16 rows of 32
+
+// tile (16 pairs of k, 16 n, 2) <- rows (16 n, 32 k): the transpose of an operand as B
+inline void pack_transposed(Bf16* tile, const Bf16* rows, int64_t ld) {
+  Avx512::transpose(reinterpret_cast<const float*>(rows), ld / 2, reinterpret_cast<float*>(tile),
+                    16);
+}
+
+// tile (16 pairs of k, 16 n, 2) <- rows (32 k, 16 n): an operand as B
+inline void pack_paired(Bf16* tile, const Bf16* rows, int64_t ld) {
+  for (int k = 0; k < 16; ++k) {
+    const Bf16* even = rows + 2 * k * ld;
+    const __m512i a =
+        _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(even)));
+    const __m512i b =
+        _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(even + ld)));
+    _mm512_storeu_si512(tile + 32 * k, _mm512_or_si512(a, _mm512_slli_epi32(b, 16)));
+  }
+}
+
+}  // namespace

@@ -1,0 +1,127 @@
+// The forward pass's products and softmax by fused multiply-adds, for any vector type.
+#pragma once
+
+#include "gemm.h"
+#include "rows.h"
+
+namespace {
+
+template <class Vector>
+struct FmaForward {
+  using V = Vector;
+  using T = typename V::T;
+  struct Session {};                                 // nothing to set up for a task
+  static constexpr int64_t kRows = V::kForwardRows;  // queries of a tile
+  static constexpr int64_t kKeys = V::kForwardKeys;  // keys of a panel
+  static constexpr int64_t kBlock = V::kWidth;       // keys packed at a time, columns of a tile
+  static constexpr int64_t kBegin = V::kStrip;       // where columns may begin
+  static constexpr int64_t kChunk = 384;             // queries of a task, all heads of a group
+
+  const int64_t head_dim, width;  // width: head_dim padded to the vector
+  T* q;                           // (rows, width): 384 x 64 x 4 bytes = 96 KB in L2
+  T *kt, *v;  // K^T in strips, V (kKeys, width): 128 x 64 x 4 bytes = 32 KB each in L2
+  T* s;       // (kRows, kKeys): 48 x 128 x 4 bytes = 24 KB in L1
+  T* lanes;   // (kWidth, kWidth): one vector for each of kWidth rows
+  bool finite;
+
+  FmaForward(Arena& a, int64_t head_dim, int64_t rows)
+      : head_dim(head_dim), width(round_up(head_dim, V::kWidth)) {
+    q = a.take<T>(rows * width);
+    kt = a.take<T>(kKeys * width);
+    v = a.take<T>(kKeys * width);
+    s = a.take<T>(kRows * kKeys);
+    lanes = a.take<T>(V::kWidth * V::kWidth);
+  }
+
+  void put_query(int64_t r, const void* row, DType dtype, bool negate) {
+    T* dst = q + r * width;
+    load_row<V>(dst, row, dtype, head_dim);
+    for (int64_t d = 0; negate && d < width; d += V::kWidth)
+      V::store(dst + d, V::sub(V::zero(), V::load(dst + d)));
+  }
+
+  void begin_panel() { finite = true; }
+
+  // Keys [j0, j0 + kBlock) of the panel; a null row is hidden from all and packed as zeros.
+  void put_keys(int64_t j0, const void* const* k_rows, const void* const* v_rows, DType dtype) {
+    T* rows = s;  // k on its way to being transposed
+    for (int64_t j = 0; j < kBlock; ++j) {
+      put_row(rows + j * width, k_rows[j], dtype);
+      put_row(v + (j0 + j) * width, v_rows[j], dtype);
+    }
+    T* strip = kt + j0 / V::kStrip * (V::kStrip * width) + j0 % V::kStrip;
+    for (int64_t d = 0; d < width; d += V::kWidth)
+      V::transpose(rows + d, width, strip + d * V::kStrip, V::kStrip);
+    finite = finite && all_finite<V>(v + j0 * width, kBlock * width);
+  }
+
+  void put_row(T* dst, const void* src, DType dtype) {
+    if (src) {
+      load_row<V>(dst, src, dtype, head_dim);
+    } else {
+      for (int64_t d = 0; d < width; d += V::kWidth) V::store(dst + d, V::zero());
+    }
+  }
+
+  // s <- q k^T for n queries from row r
+  void scores(int64_t r, int64_t n, int64_t begin, int64_t end) {
+    gemm<V, false, Update::kSet>(n, end - begin, width, q + r * width, width,
+                                 kt + begin / V::kStrip * (V::kStrip * width), V::kStrip,
+                                 V::kStrip * width, s + begin, kKeys);
+  }
+
+  // s <- p; m, l and alpha are those of the tile's rows
+  template <bool kEdge>
+  void softmax(int64_t n, int64_t begin, int64_t end, T scale2, T* m, T* l, T* alpha) {
+    for (int64_t i = 0; i < n; i += V::kWidth)
+      softmax_rows(s + i * kKeys, min64(V::kWidth, n - i), begin, end, scale2, m + i, l + i,
+                   alpha + i);
+  }
+
+  // At most a vector of rows, so that the reductions along rows are done for all at once and no row
+  // waits for another.
+  void softmax_rows(T* x, int64_t n, int64_t begin, int64_t end, T scale2, T* m, T* l, T* alpha) {
+    for (int64_t row = 0; row < n; ++row) {
+      auto top = V::load(x + row * kKeys + begin);
+      for (int64_t j = begin + V::kWidth; j < end; j += V::kWidth)
+        top = V::max(top, V::load(x + row * kKeys + j));
+      V::store(lanes + row * V::kWidth, top);
+    }
+    const auto m_old = V::load(m);
+    const auto m_new = V::max(V::mul(V::max_rows(lanes), V::set1(scale2)), m_old);
+    // a row that has seen nothing would give inf - inf
+    const auto m_safe = V::zero_where_hidden(m_new, m_new);
+    const auto rescale = V::exp2(V::sub(m_old, m_safe));
+    V::store(m, m_new);
+    V::store(alpha, rescale);
+    alignas(64) T shift[V::kWidth];
+    V::store(shift, V::sub(V::zero(), m_safe));
+    const auto scale = V::set1(scale2);
+    for (int64_t row = 0; row < n; ++row) {
+      const auto row_shift = V::set1(shift[row]);
+      auto sum = V::zero();
+      for (int64_t j = begin; j < end; j += V::kWidth) {
+        T* at = x + row * kKeys + j;
+        const auto e = V::exp2(V::fma(V::load(at), scale, row_shift));
+        V::store(at, e);
+        sum = V::add(sum, e);
+      }
+      V::store(lanes + row * V::kWidth, sum);
+    }
+    V::store(l, V::fma(V::load(l), rescale, V::sum_rows(lanes)));
+  }
+
+  // o <- o alpha + p v for n rows; skip_zeros keeps what is not finite from rows that do not see it
+  void accumulate(int64_t n, int64_t begin, int64_t end, T* o, const T* alpha, bool skip_zeros) {
+    const T *p = s + begin, *keys = v + begin * width;
+    if (skip_zeros) {
+      gemm_skip_zeros<V, false, Update::kScaleAdd>(n, width, end - begin, p, kKeys, keys, width, o,
+                                                   width, alpha);
+    } else {
+      gemm<V, false, Update::kScaleAdd>(n, width, end - begin, p, kKeys, keys, width, V::kStrip, o,
+                                        width, alpha);
+    }
+  }
+};
+
+}  // namespace

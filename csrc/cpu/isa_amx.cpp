@@ -1,0 +1,23 @@
+// Kernels for AMX-BF16: matrix products on tiles, everything else on AVX-512.
+#include "amx_forward.h"
+#include "tiles.h"
+#include "vec_avx512.h"
+
+namespace clinattn {
+
+const CpuKernels& amx_kernels() {
+  static const CpuKernels kernels = make_kernels<AmxForward<1>, Backward<Avx512>>("amx");
+  return kernels;
+}
+
+const CpuKernels& amx_f16_kernels() {
+  static const CpuKernels kernels = make_kernels<AmxForward<2>, Backward<Avx512>>("amx");
+  return kernels;
+}
+
+const CpuKernels& amx_f32_kernels() {
+  static const CpuKernels kernels = make_kernels<AmxForward<3>, Backward<Avx512>>("amx");
+  return kernels;
+}
+
+}  // namespace clinattn

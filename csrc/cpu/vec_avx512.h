@@ -1,0 +1,130 @@
+// AVX-512 (F, BW, VL, DQ) as the vocabulary of the algorithm: 32 registers of 16 floats.
+#pragma once
+
+#include <immintrin.h>
+
+#include "rows.h"
+
+namespace {
+
+struct Avx512 {
+  using T = float;
+  using F = __m512;
+  static constexpr int kWidth = 16;
+  // 6 x 4 accumulators + 4 vectors of B + 1 broadcast leave 3 of 32 registers
+  static constexpr int kMicroRows = 6, kMicroVectors = 4, kStrip = kMicroVectors * kWidth;
+  static constexpr int kForwardRows = 48, kForwardKeys = 128;
+  static constexpr int kBackwardRows = 48, kBackwardKeys = 128;
+
+  static F load(const float* p) { return _mm512_loadu_ps(p); }
+  static void store(float* p, F x) { _mm512_storeu_ps(p, x); }
+  static F set1(float x) { return _mm512_set1_ps(x); }
+  static F zero() { return _mm512_setzero_ps(); }
+  static F add(F a, F b) { return _mm512_add_ps(a, b); }
+  static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
+  static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+  static F div(F a, F b) { return _mm512_div_ps(a, b); }
+  static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+  static F max(F a, F b) { return _mm512_max_ps(a, b); }
+  // Element i is the maximum (sum) of row i of a (16 x 16).
+  static F max_rows(const float* a) {
+    alignas(64) float t[256];
+    transpose(a, 16, t, 16);
+    F y = load(t);
+#pragma GCC unroll 16
+    for (int i = 1; i < 16; ++i) y = max(y, load(t + 16 * i));
+    return y;
+  }
+  static F sum_rows(const float* a) {
+    alignas(64) float t[256];
+    transpose(a, 16, t, 16);
+    F y = load(t);
+#pragma GCC unroll 16
+    for (int i = 1; i < 16; ++i) y = add(y, load(t + 16 * i));
+    return y;
+  }
+  static float hsum(F a) { return _mm512_reduce_add_ps(a); }
+  static F zero_where_hidden(F x, F mask) {
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(mask, set1(-__builtin_inff()), _CMP_NEQ_UQ), x);
+  }
+
+  // 2^x, about 1 ulp; 0 below 2^-126, so that no denormal is made
+  static F exp2(F x) {
+    const F n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    return ldexp_normal(exp2_fraction(sub(x, n)), n, x);
+  }
+  // e^x likewise: 2^n e^r, where the two parts of ln 2 keep r exact for large x
+  static F exp(F x) {
+    const F x2 = mul(x, set1(kLog2e));
+    const F n = _mm512_roundscale_ps(x2, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const F r = fma(n, set1(-kLn2Low), fma(n, set1(-kLn2High), x));
+    return ldexp_normal(exp2_fraction(mul(r, set1(kLog2e))), n, x2);
+  }
+  static F exp2_fraction(F r) {
+    F y = set1(kExp2[5]);
+#pragma GCC unroll 8
+    for (int i = 4; i >= 0; --i) y = fma(y, r, set1(kExp2[i]));
+    return fma(y, r, set1(1));
+  }
+  static F ldexp_normal(F y, F n, F x) {
+    return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, set1(-126), _CMP_NLT_UQ), y, n);
+  }
+
+  static F load_as(const float* p) { return load(p); }
+  static F load_as(const BFloat16* p) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(
+        _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16));
+  }
+  static F load_as(const Float16* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  static void store_as(float* p, F x) { store(p, x); }
+  static void store_as(BFloat16* p, F x) {
+    const __m512i bits = _mm512_castps_si512(x);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i even = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    const __m512i rounded = _mm512_mask_mov_epi32(even, nan, _mm512_set1_epi32(0x7fc00000));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                        _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+  }
+  static void store_as(Float16* p, F x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                        _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  }
+
+  // dst (16 x 16) <- src^T
+  static void transpose(const float* src, int64_t ld_src, float* dst, int64_t ld_dst) {
+    __m512 r[16], t[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) r[i] = load(src + i * ld_src);
+#pragma GCC unroll 8
+    for (int i = 0; i < 16; i += 2) {
+      t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
+      t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 16; i += 4) {
+      r[i] = _mm512_shuffle_ps(t[i], t[i + 2], 0x44);
+      r[i + 1] = _mm512_shuffle_ps(t[i], t[i + 2], 0xee);
+      r[i + 2] = _mm512_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+      r[i + 3] = _mm512_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      t[i] = _mm512_shuffle_f32x4(r[i], r[i + 4], 0x88);
+      t[i + 4] = _mm512_shuffle_f32x4(r[i], r[i + 4], 0xdd);
+      t[i + 8] = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0x88);
+      t[i + 12] = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0xdd);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      store(dst + i * ld_dst, _mm512_shuffle_f32x4(t[i], t[i + 8], 0x88));
+      store(dst + (i + 8) * ld_dst, _mm512_shuffle_f32x4(t[i], t[i + 8], 0xdd));
+      store(dst + (i + 4) * ld_dst, _mm512_shuffle_f32x4(t[i + 4], t[i + 12], 0x88));
+      store(dst + (i + 12) * ld_dst, _mm512_shuffle_f32x4(t[i + 4], t[i + 12], 0xdd));
+    }
+  }
+};
+
+}  // namespace
