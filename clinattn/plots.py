@@ -55,10 +55,14 @@ def _by_mode(result: Result) -> dict[str, list[dict[str, Any]]]:
 
 
 def _bars(
-    result: Result, xlabel: str, value: Callable[[dict[str, Any]], float], text: str, spread: bool
+    result: Result,
+    modes: dict[str, list[dict[str, Any]]],
+    xlabel: str,
+    value: Callable[[dict[str, Any]], float],
+    text: str,
+    spread: bool = False,
 ) -> Figure:
     """Horizontal bars by variant, one panel for each mode; spread draws the quartiles."""
-    modes = _by_mode(result)
     figure = Figure(figsize=(4.5 * len(modes) + 2, 2.6), layout="constrained")
     axes = figure.subplots(1, len(modes), sharey=True, squeeze=False)[0]
     for ax, (mode, rows) in zip(axes, modes.items(), strict=True):
@@ -83,6 +87,7 @@ def _bars(
 def _throughput(result: Result) -> Figure:
     return _bars(
         result,
+        _by_mode(result),
         "real tokens/s, median and quartiles",
         lambda row: row["tokens_per_s"]["median"],
         "{:,.0f}",
@@ -91,17 +96,24 @@ def _throughput(result: Result) -> Figure:
 
 
 def _padding(result: Result) -> Figure:
+    rows = next(iter(_by_mode(result).values()))  # alike in every mode
     return _bars(
-        result, "padding, % of computed tokens", lambda row: 100 * row["padding_share"], "{:.1f}%",
-        spread=False,
-    )  # fmt: skip
+        result,
+        {"padding": rows},
+        "% of computed tokens",
+        lambda row: 100 * row["padding_share"],
+        "{:.1f}%",
+    )
 
 
 def _memory(result: Result) -> Figure:
     return _bars(
-        result, "peak memory of a batch, MiB", lambda row: row["peak_memory_bytes"] / MEBIBYTE,
-        "{:,.0f}", spread=False,
-    )  # fmt: skip
+        result,
+        _by_mode(result),
+        "peak memory of a batch, MiB",
+        lambda row: row["peak_memory_bytes"] / MEBIBYTE,
+        "{:,.0f}",
+    )
 
 
 def _lengths(result: Result) -> Figure:

@@ -42,15 +42,9 @@ def render(result: dict[str, Any]) -> str:
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.filters["short"] = short
-    modes = list(dict.fromkeys(row["mode"] for row in result["rows"]))
-    charts = [
-        chart
-        for mode in modes
-        for chart in mode_charts([row for row in result["rows"] if row["mode"] == mode], mode)
-    ]
     return environment.from_string(template).render(
         result=result,
-        charts=charts,
+        charts=charts(result["rows"]),
         histogram=histogram(result["workload"]) if "workload" in result else None,
         raw=json.dumps(result, indent=1),
     )
@@ -71,27 +65,26 @@ def short(value: Any) -> str:
     return str(value)
 
 
-def mode_charts(rows: list[dict[str, Any]], mode: str) -> list[dict[str, Any]]:
-    """Bar charts of one mode: throughput with quartiles, padding, memory if it was read."""
-    charts = [
-        bar_chart(
-            f"{mode}: real tokens per second",
-            rows,
-            [row["tokens_per_s"]["median"] for row in rows],
-            "{:,.0f}",
-            [(row["tokens_per_s"]["q1"], row["tokens_per_s"]["q3"]) for row in rows],
-        ),
-        bar_chart(
-            f"{mode}: padding, % of computed tokens",
-            rows,
-            [100 * row["padding_share"] for row in rows],
-            "{:.1f}%",
-        ),
-    ]
-    if all(row["peak_memory_bytes"] is not None for row in rows):
-        memory = [row["peak_memory_bytes"] / MEBIBYTE for row in rows]
-        charts.append(bar_chart(f"{mode}: peak memory of a batch, MiB", rows, memory, "{:,.0f}"))
-    return charts
+def charts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Throughput with quartiles and, if it was read, memory of each mode; padding, alike in all."""
+    modes: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        modes.setdefault(row["mode"], []).append(row)
+    drawn = []
+    for mode, own in modes.items():
+        rates = [row["tokens_per_s"] for row in own]
+        medians, spread = [q["median"] for q in rates], [(q["q1"], q["q3"]) for q in rates]
+        title = f"{mode}: real tokens per second"
+        drawn.append(bar_chart(title, own, medians, "{:,.0f}", spread))
+    for mode, own in modes.items():
+        if all(row["peak_memory_bytes"] is not None for row in own):
+            memory = [row["peak_memory_bytes"] / MEBIBYTE for row in own]
+            title = f"{mode}: peak memory of a batch, MiB"
+            drawn.append(bar_chart(title, own, memory, "{:,.0f}"))
+    for own in list(modes.values())[:1]:
+        shares = [100 * row["padding_share"] for row in own]
+        drawn.append(bar_chart("padding, % of computed tokens", own, shares, "{:.1f}%"))
+    return drawn
 
 
 def bar_chart(

@@ -174,7 +174,7 @@ def test_report_is_self_contained(result):
     links.feed(html)
     assert links.found == []
     assert not re.search(r"(https?:)?//\w|url\(|@import", html)
-    assert html.count("<svg") == 7 and "prefers-color-scheme: dark" in html
+    assert html.count("<svg") == 6 and "prefers-color-scheme: dark" in html
     assert '<meta name="viewport"' in html and "@media print" in html
     for row in result["rows"]:
         assert f"{row['tokens_per_s']['median']:,.0f}" in html

@@ -85,53 +85,52 @@ def with_sdpa(model: nn.Module) -> nn.Module:
     return twin
 
 
+def one_by_one(model: nn.Module, ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    return torch.cat([model(row[None, :n])[0] for row, n in zip(ids, lengths, strict=True)])
+
+
 WAYS = {
-    "sdpa": lambda model, ids, lengths: pack(with_sdpa(model)(ids, lengths=lengths)),
     "padded": lambda model, ids, lengths: pack(model(ids, lengths=lengths, layout="padded")),
     "unpadded": lambda model, ids, lengths: pack(model(ids, lengths=lengths)),
     "packed": lambda model, ids, lengths: model(pack(ids), cu_seqlens=cu_seqlens()),
-    "alone": lambda model, ids, lengths: torch.cat(
-        [model(row[None, :n])[0] for row, n in zip(ids, lengths, strict=True)]
-    ),
+    "alone": one_by_one,
 }
 
 
 def results(way: str, config: EncoderConfig, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """Hidden states of the real tokens, and the gradient of every parameter, in fp64."""
     model = seeded(Encoder, config).to(dtype)
-    ids, lengths = make_batch()
-    captured: list[nn.Module] = [model]
-    if way == "sdpa":
-        captured = [with_sdpa(model)]
-        hidden = pack(captured[0](ids, lengths=lengths))
-    else:
-        hidden = WAYS[way](model, ids, lengths)
+    hidden = WAYS[way](model, *make_batch())
     weight = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(1))
     (hidden * weight.to(dtype)).sum().backward()
-    grads = {name: p.grad.double() for name, p in captured[0].named_parameters()}
+    grads = {name: p.grad.double() for name, p in model.named_parameters()}
     return {"hidden": hidden.detach().double()} | grads
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
-def truth_and_naive(request):
-    """fp64 through torch's SDPA, and the same in fp32: its error is the yardstick."""
+def truth_and_errors(request):
+    """fp64 through torch's SDPA, and its largest errors in fp32, padded or alone: the yardstick."""
     config = CONFIGS[request.param]
-    truth = results("sdpa", config, torch.float64)
-    naive = results("sdpa", config, torch.float32)
-    return config, truth, naive
+    sdpa = replace(config, attention="sdpa")
+    truth = results("padded", sdpa, torch.float64)
+    naive = [results(way, sdpa, torch.float32) for way in ("padded", "alone")]
+    errors = {
+        name: max((n[name] - expected).abs().max() for n in naive)
+        for name, expected in truth.items()
+    }
+    return config, truth, errors
 
 
-@pytest.mark.parametrize("way", [way for way in WAYS if way != "sdpa"])
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
-def test_every_layout_gives_sdpas_answer_and_gradients(truth_and_naive, way, dtype):
-    config, truth, naive = truth_and_naive
+def test_every_layout_gives_sdpas_answer_and_gradients(truth_and_errors, way, dtype):
+    config, truth, errors = truth_and_errors
     # fp64 repeats fp32's arithmetic in smaller units, so its error scales with them
     units = torch.finfo(dtype).eps / torch.finfo(torch.float32).eps
     for name, actual in results(way, config, dtype).items():
-        size = truth[name].abs().max()
         error = (actual - truth[name]).abs().max()
-        allowed = 2 * (naive[name] - truth[name]).abs().max() * units
-        assert error <= allowed + 2 * torch.finfo(dtype).eps * size, name
+        rounding = 2 * torch.finfo(dtype).eps * truth[name].abs().max()
+        assert error <= 2 * errors[name] * units + rounding, name
 
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])
@@ -254,6 +253,30 @@ def test_a_few_steps_learn_a_batch():
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0] / 2
+
+
+def test_per_sequence_gradients_by_vmap():
+    model = seeded(Encoder, MODERN).double()
+    ids = make_batch()[0]
+    parameters = dict(model.named_parameters())
+
+    def score(parameters, row):
+        args = (row[None],), {"layout": "padded"}
+        return torch.func.functional_call(model, parameters, *args).square().sum()
+
+    together = torch.func.vmap(torch.func.grad(score), (None, 0))(parameters, ids)
+    for i, row in enumerate(ids):
+        for name, expected in torch.func.grad(score)(parameters, row).items():
+            torch.testing.assert_close(together[name][i], expected)
+
+
+@pytest.mark.unpoisoned
+def test_compiles_as_one_graph():
+    model = seeded(Encoder, MODERN).eval()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    ids, at = pack(make_batch()[0]), cu_seqlens()
+    expected = model(ids, cu_seqlens=at, max_seqlen=63)
+    torch.testing.assert_close(compiled(ids, cu_seqlens=at, max_seqlen=63), expected)
 
 
 def test_positions_may_be_given_and_real():

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from clinattn.attention import fused_attention, fused_attention_varlen
 from clinattn.packing import mask_from_lengths, pad, unpad
+from clinattn.visibility import concrete
 
 
 class Batch(TypedDict, total=False):
@@ -208,7 +209,7 @@ def _unless_full(lengths: Tensor | None, length: int) -> Tensor | None:
 
 def _packed(input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int | None) -> PackedLayout:
     total = len(input_ids)
-    if cu_seqlens.device.type == "cpu" and (cu_seqlens[0] != 0 or cu_seqlens[-1] != total):
+    if concrete(cu_seqlens) and (cu_seqlens[0] != 0 or cu_seqlens[-1] != total):
         raise ValueError(
             f"cu_seqlens={cu_seqlens.tolist()}: expected 0 first and the {total} tokens last"
         )
@@ -222,7 +223,7 @@ def _unpadded(input_ids: Tensor, lengths: Tensor | None) -> PackedLayout:
     batch, length = input_ids.shape
     if lengths is None:
         lengths = torch.full((batch,), length)
-    if bool(((lengths < 0) | (lengths > length)).any()):
+    if concrete(lengths) and bool(((lengths < 0) | (lengths > length)).any()):
         raise ValueError(f"lengths={lengths.tolist()}: expected 0 to N={length}")
     packed = unpad(input_ids, lengths=lengths.to(input_ids.device))
     return PackedLayout(

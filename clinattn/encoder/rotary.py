@@ -37,6 +37,8 @@ class RotateQueryKey(torch.autograd.Function):
     the fused gradient, where autograd's own would pad and add six slices.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         return _rotate(qkv, cos, sin)
