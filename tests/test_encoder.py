@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch._dynamo  # now: it notes torch.empty_like as it stands, which tests then replace
 import torch.nn.functional as F
 from torch import nn
 
@@ -255,6 +256,7 @@ def test_a_few_steps_learn_a_batch():
     assert losses[-1] < losses[0] / 2
 
 
+@pytest.mark.unpoisoned
 def test_per_sequence_gradients_by_vmap():
     model = seeded(Encoder, MODERN).double()
     ids = make_batch()[0]
