@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from clinattn.backends import implementation
-from clinattn.benchmark.environment import environment
 from clinattn.benchmark.measure import quartiles, synchronize
+from clinattn.environment import environment
 
 ROUNDS, WARM_UP_ROUNDS = 11, 1
 

@@ -17,7 +17,7 @@ from rich.table import Table
 
 DEMO = Path("../shared/data/mimic-iv-demo-meds")
 OUTPUT = Path("bench/out")
-QUICK = {"max_tokens": 1024, "budget_s": 50.0}
+BUDGET_S, QUICK_BUDGET_S = 270.0, 45.0  # with start and plots, about five minutes and one
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
 
 app = typer.Typer(
@@ -32,9 +32,13 @@ err = Console(stderr=True)
 
 @contextmanager
 def clear_errors() -> Iterator[None]:
-    """Bad input ends with its message and status 2, not with a traceback."""
+    """Bad input, or a package that is missing, ends with a line and status 2, not a traceback."""
     try:
         yield
+    except ModuleNotFoundError as error:
+        need = f"{error.name} is not installed: pip install 'clinattn[bench]'"
+        err.print(f"error: {need}", style="red", markup=False, highlight=False)
+        raise typer.Exit(2) from None
     except (ValueError, NotImplementedError) as error:
         err.print(f"error: {error}", style="red", markup=False, highlight=False)
         raise typer.Exit(2) from None
@@ -78,9 +82,7 @@ def bench(
         str | None, typer.Option(help="Length profile instead. (default: note_discharge)")
     ] = None,
     preset: Annotated[str, typer.Option(help="Encoder size.")] = "tiny",
-    max_tokens: Annotated[
-        int | None, typer.Option(help="Longer sequences are cut. (default: 4096, quick 1024)")
-    ] = None,
+    max_tokens: Annotated[int, typer.Option(help="Longer sequences are cut.")] = 4096,
     full_attention: Annotated[
         bool, typer.Option("--full-attention", help="Drop the preset's windows.")
     ] = False,
@@ -92,30 +94,30 @@ def bench(
     batch_size: Annotated[int | None, typer.Option(help="(default: about 16,384 tokens)")] = None,
     rounds: Annotated[int | None, typer.Option(help="(default: what fits the time)")] = None,
     budget: Annotated[
-        float | None, typer.Option(help="Seconds in all. (default: 270, quick 50)")
+        float | None, typer.Option(help="Seconds in all. (default: 270, quick 45)")
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", envvar="QUICK", help="A minute.")] = False,
     output: Annotated[Path, typer.Option(help="Folder for JSON, plots and report.")] = OUTPUT,
     seed: Annotated[int, typer.Option()] = 0,
 ) -> None:
     """Encoder tokens/s: torch SDPA padded and bucketed against clinattn padded and packed."""
-    from clinattn.benchmark import Benchmark, Disagreement, Settings
-
     given = context.get_parameter_source("meds_dir")
     on_command_line = given is not None and given.name == "COMMANDLINE"
     with clear_errors():
+        from clinattn import plots, report  # noqa: F401  (missing packages show before the work)
+        from clinattn.benchmark import Benchmark, Disagreement, Settings
+
         if profile is not None and on_command_line:
             raise ValueError("--meds-dir and --profile were both given: expected one of them")
         if profile is None and meds_dir is None and DEMO.is_dir():
             meds_dir = DEMO
-        optional = {"max_tokens": max_tokens, "budget_s": budget}
-        chosen: dict[str, Any] = (QUICK if quick else {}) | {
-            name: value for name, value in optional.items() if value is not None
-        }
+        if budget is None:
+            budget = QUICK_BUDGET_S if quick else BUDGET_S
         settings = Settings(
             meds_dir=None if profile is not None else meds_dir,
             profile=profile or "note_discharge",
             preset=preset,
+            max_tokens=max_tokens,
             full_attention=full_attention,
             modes=tuple(modes.split(",")),
             dtype=dtype,
@@ -124,8 +126,8 @@ def bench(
             sequences=sequences,
             batch_size=batch_size,
             rounds=rounds,
+            budget_s=budget,
             seed=seed,
-            **chosen,
         )
         with progress_bar() as progress:
             try:
@@ -147,9 +149,9 @@ def report(
     output: Annotated[Path | None, typer.Option(help="(default: report.html beside it)")] = None,
 ) -> None:
     """One self-contained HTML page from a benchmark's JSON."""
-    from clinattn.report import load_result, write_report
-
     with clear_errors():
+        from clinattn.report import load_result, write_report
+
         path = output or results.with_name("report.html")
         write_report(load_result(results), path)
     out.print(f"wrote {path}", highlight=False)
@@ -169,10 +171,10 @@ def profile_command(
     output: Annotated[Path, typer.Option(help="Folder for the trace.")] = OUTPUT,
 ) -> None:
     """Trace a few warmed steps of the encoder."""
-    from clinattn.benchmark import Settings
-    from clinattn.profiling import profile_steps
-
     with clear_errors():
+        from clinattn.benchmark import Settings
+        from clinattn.profiling import profile_steps
+
         settings = Settings(
             profile=length_profile,
             preset=preset,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from clinattn.backends import backends
-from clinattn.benchmark.environment import compiled_module, environment
+from clinattn.environment import compiled_module, environment
 
 COMPILERS = ("c++", "g++", "clang++")
 

@@ -109,11 +109,11 @@ def test_bench_finds_the_demo_beside_the_project(cli, meds, tmp_path, monkeypatc
     assert done.exit_code == 0 and "MEDS folder mimic-iv-demo-meds" in done.stdout
 
 
-def test_quick_shortens_the_sequences(cli, tmp_path):
+def test_quick_spends_less_time(cli, tmp_path):
     options = ["--profile", "note_chunks", "--modes", "infer", "--sequences", "4", "--rounds", "1"]
     assert cli("bench", *options, QUICK="1").exit_code == 0
     settings = json.loads((tmp_path / "bench" / "out" / "results.json").read_text())["settings"]
-    assert settings["max_tokens"] == 1024 and settings["budget_s"] == 50
+    assert settings["budget_s"] == 45
 
 
 @pytest.mark.parametrize(
@@ -181,3 +181,17 @@ def test_python_m_clinattn(tmp_path):
     assert done.returncode == 0
     for command in ("doctor", "bench", "report", "profile"):
         assert command in done.stdout
+
+
+@pytest.mark.parametrize("package", ["pyarrow", "matplotlib", "jinja2"])
+def test_a_missing_package_is_named_before_the_work(package):
+    blocked = f"import sys; sys.modules[{package!r}] = None; from clinattn.cli import app; "
+    done = subprocess.run(
+        [sys.executable, "-c", blocked + "app(['doctor'], standalone_mode=False); app(['bench'])"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONSAFEPATH": "1"},
+        check=False,
+    )
+    assert done.returncode == 2 and "usable" in done.stdout
+    assert f"error: {package} is not installed: pip install 'clinattn[bench]'" in flat(done.stderr)

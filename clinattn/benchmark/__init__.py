@@ -1,7 +1,8 @@
 """Encoder throughput on clinical sequences: torch SDPA padded and bucketed, ours padded, packed."""
 
+from clinattn.environment import environment
+
 from .agreement import Disagreement
-from .environment import environment
 from .run import DTYPES, Benchmark, Settings
 from .variants import MODES, VARIANTS
 

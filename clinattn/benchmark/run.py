@@ -14,9 +14,9 @@ import torch
 
 from clinattn.backends import implementation
 from clinattn.encoder import EncoderConfig, MaskedLanguageModel
+from clinattn.environment import environment
 
 from .agreement import check_agreement
-from .environment import environment
 from .measure import peak_memory, quartiles, synchronize
 from .summary import describe, speedups
 from .variants import MODES, VARIANTS, Runner, Variant
