@@ -2,53 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._functorch.utils import unwrap_dead_wrappers
+from torch.amp import is_autocast_available
 from torch.autograd import forward_ad
 
 from clinattn import checks, ops  # noqa: F401  (ops registers torch.ops.clinattn)
-from clinattn.visibility import Window, fold_window, prepare_mask
+from clinattn.visibility import Window, fold_window, prepare_mask, unexpanded
 
 FORWARD = torch.ops.clinattn.attention_forward.default
 BACKWARD = torch.ops.clinattn.attention_backward.default
 DOUBLE_BACKWARD = torch.ops.clinattn.attention_double_backward.default
 
 N_TENSORS, N_ARGS = 9, 16
-
-
-def _complete(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None = None,
-    cu_seqlens_q: Tensor | None = None,
-    cu_seqlens_k: Tensor | None = None,
-    q_lengths: Tensor | None = None,
-    kv_start: Tensor | None = None,
-    kv_end: Tensor | None = None,
-    scale: float | None = None,
-    window_left: int = -1,
-    window_right: int = -1,
-    bottom_right: bool = False,
-    max_seqlen_q: int | None = None,
-    max_seqlen_k: int | None = None,
-    backend: str = "",
-    return_lse: bool = False,
-) -> tuple[tuple[Any, ...], bool]:
-    """The arguments of the forward op with defaults filled in, and return_lse."""
-    tokens = 2 if cu_seqlens_q is None else 0
-    args = (
-        *(q, k, v, mask, cu_seqlens_q, cu_seqlens_k, q_lengths, kv_start, kv_end),
-        q.shape[-1] ** -0.5 if scale is None else scale,
-        *(window_left, window_right, bottom_right),
-        q.shape[tokens] if max_seqlen_q is None else max_seqlen_q,
-        k.shape[tokens] if max_seqlen_k is None else max_seqlen_k,
-        backend,
-    )
-    return args, return_lse
 
 
 class _Function(torch.autograd.Function):
@@ -63,11 +33,6 @@ class _Function(torch.autograd.Function):
         return apply(*unwrap_dead_wrappers(args))
 
 
-def _run(function: type[_Function], *args: Any) -> Any:
-    # torch.compile knows `apply` by its name and looks into no other method.
-    return function.apply(*args) if torch.compiler.is_compiling() else function.run(*args)
-
-
 class FusedAttention(_Function):
     """Attention with its gradients; `apply(q, k, v)` is the plain call and returns o.
 
@@ -78,22 +43,63 @@ class FusedAttention(_Function):
     @classmethod
     def apply(cls, *args: Any, **kwargs: Any) -> Any:
         # torch.compile does not come through here: it traces forward and backward themselves.
-        args, return_lse = _complete(*args, **kwargs)
-        checks.check_tensors(*args[:3])
-        check = checks.check_dense if args[4] is None else checks.check_packed
-        check(args[0], args[1], args[2], True)
-        o, lse = cls.run(*args, True)
+        if kwargs:
+            bound = inspect.signature(cls.forward).bind(*args, **kwargs)
+            bound.apply_defaults()
+            args = bound.args
+        *complete, return_lse = _complete(*args)
+        q, k, v, mask, cu_seqlens = complete[:5]
+        checks.check_tensors(q, k, v)
+        check = checks.check_dense if cu_seqlens is None else checks.check_packed
+        check(q, k, v, True)
+        if mask is not None:
+            checks.check_mask(mask, (*q.shape[:3], k.shape[2]), q.device)
+            complete[3] = unexpanded(mask)
+        o, lse = cls.run(*complete, True)
         return (o, lse) if return_lse else o
 
     @staticmethod
-    def forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Any:
-        args, return_lse = _complete(q, k, v, *rest)
-        o, lse = FORWARD(*args)
+    def forward(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None = None,
+        cu_seqlens_q: Tensor | None = None,
+        cu_seqlens_k: Tensor | None = None,
+        q_lengths: Tensor | None = None,
+        kv_start: Tensor | None = None,
+        kv_end: Tensor | None = None,
+        scale: float | None = None,
+        window_left: int = -1,
+        window_right: int = -1,
+        bottom_right: bool = False,
+        max_seqlen_q: int | None = None,
+        max_seqlen_k: int | None = None,
+        backend: str = "",
+        return_lse: bool = False,
+    ) -> Any:
+        if not isinstance(q, Tensor):
+            # torch.compile without gradients puts a context before a call with defaults left out.
+            return FusedAttention.forward(k, v, mask)
+        args: list[Any] = [
+            q,
+            k,
+            v,
+            mask,
+            cu_seqlens_q,
+            cu_seqlens_k,
+            q_lengths,
+            kv_start,
+            kv_end,
+            scale,
+        ]
+        args += [window_left, window_right, bottom_right, max_seqlen_q, max_seqlen_k, backend]
+        o, lse = FORWARD(*_complete(*args)[:N_ARGS])
         return (o, lse) if return_lse else o
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        args, return_lse = _complete(*inputs)
+        *args, return_lse = _complete(*inputs)
         o, lse = output if return_lse else (output, None)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*args[:N_TENSORS], o, lse)
@@ -109,7 +115,25 @@ class FusedAttention(_Function):
         if lse is None:  # a compiled apply(q, k, v), whose forward has no second output
             o, lse = FORWARD(*args)
         do = torch.zeros_like(o) if do is None else do
-        return *_run(FusedAttentionGrad, do, dlse, o, lse, *args), *no_grads
+        # A compiled graph is differentiated once, and takes the op without a Function around it.
+        grad = BACKWARD if torch.compiler.is_compiling() else FusedAttentionGrad.run
+        return *grad(do, dlse, o, lse, *args), *no_grads
+
+
+DEFAULTS = (None, None, None, *(FusedAttention.forward.__defaults__ or ()))
+
+
+def _complete(*given: Any) -> list[Any]:
+    """All arguments of FusedAttention, with defaults where they are left out or None."""
+    args = [*given, *DEFAULTS[len(given) :]]
+    tokens = 2 if args[4] is None else 0  # cu_seqlens_q
+    if args[9] is None:
+        args[9] = args[0].shape[-1] ** -0.5  # scale
+    if args[13] is None:
+        args[13] = args[0].shape[tokens]  # max_seqlen_q
+    if args[14] is None:
+        args[14] = args[1].shape[tokens]  # max_seqlen_k
+    return args
 
 
 class FusedAttentionGrad(_Function):
@@ -138,7 +162,8 @@ class FusedAttentionGrad(_Function):
             torch.zeros_like(x) if ct is None else ct
             for x, ct in zip(tensors[:3], cotangents, strict=True)
         ]
-        grads = _run(FusedAttentionDoubleGrad, *given, do, dlse, lse, *tensors, *ctx.scalars[:-1])
+        args = (do, dlse, lse, *tensors, *ctx.scalars[:-1])
+        grads = FusedAttentionDoubleGrad.run(*given, *args)
         grad_do, grad_dlse, *grad_qkv = grads
         # o and lse are functions of q, k and v: their share is part of grad_qkv.
         return grad_do, None if dlse is None else grad_dlse, None, None, *grad_qkv, *no_grads
@@ -177,7 +202,7 @@ def _attend(*args: Any) -> tuple[Tensor, Tensor]:
 def _autocast(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What autocast does to torch's own attention: all but fp64 in the lower precision."""
     device_type = query.device.type
-    if torch.is_autocast_enabled(device_type):
+    if is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
         dtype = torch.get_autocast_dtype(device_type)
         query, key, value = (
             x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x

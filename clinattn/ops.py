@@ -155,10 +155,10 @@ for _name, _first in (
 @register_flop_formula(torch.ops.clinattn.attention_forward, get_raw=True)
 def forward_flops(q: Tensor, k: Tensor, v: Tensor, *rest: Any, **kwargs: Any) -> int:
     """4 D for each visible (query, key) pair of each head: two multiply-adds per element."""
-    return 4 * q.shape[-1] * q.shape[1] * visible_pairs(q, k, *rest[:12])
+    return 4 * q.shape[-1] * q.shape[1] * visible_pairs(q, k, *rest[:10])
 
 
 @register_flop_formula(torch.ops.clinattn.attention_backward, get_raw=True)
 def backward_flops(do, dlse, o, lse, q, k, v, *rest: Any, **kwargs: Any) -> int:
     """10 D for each visible pair: scores again, then do.v, dv, dq and dk."""
-    return 10 * q.shape[-1] * q.shape[1] * visible_pairs(q, k, *rest[:12])
+    return 10 * q.shape[-1] * q.shape[1] * visible_pairs(q, k, *rest[:10])

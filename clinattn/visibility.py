@@ -11,7 +11,7 @@ where a window side of -1 has no bound. A mask tensor is intersected with that.
 
 from __future__ import annotations
 
-from typing import Any
+import operator
 
 import torch
 from torch import Tensor
@@ -79,7 +79,7 @@ def prepare_mask(
     range_only = (
         mask.dtype == torch.bool
         and concrete(mask)
-        and torch.equal(visible.expand(-1, n_keys).sum(-1), (end - start).long())
+        and torch.equal(visible.expand(-1, n_keys).sum(-1, dtype=torch.int32), end - start)
     )
     if start.shape[0] != batch:
         start, end = start.expand(batch).contiguous(), end.expand(batch).contiguous()
@@ -99,30 +99,43 @@ def visible_pairs(
     window_left: int,
     window_right: int,
     bottom_right: bool,
-    *_: Any,
 ) -> int:
     """How many (query, key) pairs of one head the intervals leave, over the whole batch.
 
-    A mask tensor is not looked into. Values that are only traced count as the full sequence.
+    A mask tensor is not looked into. Lengths without values, as when traced, count as full, and
+    packed sequences without values as a single one.
     """
     if cu_seqlens_q is not None and cu_seqlens_k is not None:
-        if isinstance(cu_seqlens_q, FakeTensor):
-            return q.shape[0] * k.shape[0]
-        nq_of, nk_of = cu_seqlens_q.long().diff(), cu_seqlens_k.long().diff()
-        first = cu_seqlens_q[:-1].long().repeat_interleave(nq_of)
-        i = torch.arange(len(first), device=q.device) - first
-        nq, nk = nq_of.repeat_interleave(nq_of), nk_of.repeat_interleave(nq_of)
-        start: Tensor | int = 0
+        ends_q, ends_k = _values(cu_seqlens_q), _values(cu_seqlens_k)
+        if ends_q is None or ends_k is None:
+            ends_q, ends_k = [0, q.shape[0]], [0, k.shape[0]]
+        nq = list(map(operator.sub, ends_q[1:], ends_q))
+        nk = list(map(operator.sub, ends_k[1:], ends_k))
+        start = [0] * len(nk)
     else:
-        batch, n_queries, n_keys = q.shape[0], q.shape[2], k.shape[2]
-        known = not isinstance(q, FakeTensor)
-        full = torch.ones(batch, 1, dtype=torch.long, device=q.device if known else "cpu")
-        nq = q_lengths.long()[:, None] if known and q_lengths is not None else full * n_queries
-        nk = kv_end.long()[:, None] if known and kv_end is not None else full * n_keys
-        start = kv_start.long()[:, None] if known and kv_start is not None else 0
-        i = torch.arange(n_queries, device=full.device)
-    off = nk - nq if bottom_right else torch.zeros_like(nk)
-    lo = (i + off - window_left if window_left >= 0 else torch.zeros_like(off)).clamp(min=0)
-    lo = lo.maximum(torch.as_tensor(start, device=lo.device))
-    hi = nk.minimum(i + off + window_right + 1) if window_right >= 0 else nk
-    return int(((hi - lo).clamp(min=0) * (i < nq)).sum())
+        batch = q.shape[0]
+        nq = _values(q_lengths) or [q.shape[2]] * batch
+        nk = _values(kv_end) or [k.shape[2]] * batch
+        start = _values(kv_start) or [0] * batch
+    return sum(
+        _pairs(*sizes, window_left, window_right, bottom_right)
+        for sizes in zip(nq, nk, start, strict=True)
+    )
+
+
+def _values(x: Tensor | None) -> list[int] | None:
+    if x is None or x.is_meta or isinstance(x, FakeTensor):
+        return None
+    return x.tolist()
+
+
+def _pairs(nq: int, nk: int, start: int, left: int, right: int, bottom_right: bool) -> int:
+    if left < 0 and right < 0:
+        return nq * max(0, nk - start)
+    off = nk - nq if bottom_right else 0
+    pairs = 0
+    for i in range(off, nq + off):
+        lo = max(start, i - left) if left >= 0 else start
+        hi = min(nk, i + right + 1) if right >= 0 else nk
+        pairs += max(0, hi - lo)
+    return pairs

@@ -1,0 +1,164 @@
+"""torch.compile: one graph, any shape, the same numbers as eager."""
+
+import pytest
+import torch
+from support import BACKENDS
+from torch._dynamo.utils import counters
+
+from clinattn import FusedAttention, fused_attention, fused_attention_varlen
+
+# Compilers allocate through torch.empty themselves.
+pytestmark = [pytest.mark.unpoisoned, pytest.mark.parametrize("backend", BACKENDS)]
+
+MASK = torch.rand(2, 1, 1, 40) < 0.7
+LENGTHS = torch.tensor([40, 7])
+VARIANTS = {
+    "plain": {},
+    "causal": {"is_causal": True},
+    "window": {"window": (3, None)},
+    "mask": {"attn_mask": MASK},
+    "bias": {"attn_mask": torch.randn(40, 40)},
+    "lengths": {"kv_lengths": LENGTHS, "q_lengths": LENGTHS},
+    "everything": {"attn_mask": MASK, "is_causal": True, "window": 9, "kv_lengths": LENGTHS},
+}
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def results(call, *inputs):
+    """What a call returns, and the gradients of its sum."""
+    inputs = [x.detach().requires_grad_() for x in inputs]
+    outputs = call(*inputs)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    grads = torch.autograd.grad(sum(x.square().sum() for x in outputs), inputs)
+    return [*outputs, *grads]
+
+
+def assert_same(compiled, eager, *inputs):
+    for a, b in zip(results(compiled, *inputs), results(eager, *inputs), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_one_graph(variant, backend):
+    inputs = [torch.randn(2, 2, 40, 8) for _ in range(3)]
+
+    def call(q, k, v):
+        return fused_attention(q, k, v, backend=backend, return_lse=True, **VARIANTS[variant])
+
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    assert_same(compiled, call, *inputs)
+    with torch.no_grad():
+        assert torch.equal(compiled(*inputs)[0], call(*inputs)[0])
+
+
+def test_sizes_are_dynamic(backend):
+    """One graph serves every length, batch size and number of keys.
+
+    The first sizes are all different: torch.compile takes equal ones to be equal for ever.
+    """
+
+    def call(q, k, v):
+        return fused_attention(q, k, v, window=(5, 2), backend=backend)
+
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager", dynamic=True)
+    counters.clear()
+    for batch, nq, nk in ((2, 33, 40), (3, 65, 20), (5, 7, 113)):
+        q, k, v = (torch.randn(batch, 3, n, 8) for n in (nq, nk, nk))
+        assert_same(compiled, call, q, k, v)
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+def test_packed(backend):
+    cu_seqlens = torch.tensor([0, 4, 4, 20]).int()
+
+    def call(q, k, v):
+        return fused_attention_varlen(q, k, v, cu_seqlens, is_causal=True, backend=backend)
+
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    assert_same(compiled, call, *(torch.randn(20, 2, 8) for _ in range(3)))
+
+
+def test_one_tensor_three_times(backend):
+    """torch.compile refuses a Function that is handed the same tensor twice."""
+
+    def call(x):
+        return fused_attention(x, x, x, backend=backend)
+
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    x = torch.randn(2, 2, 9, 8)
+    (o, grad), (expected, expected_grad) = (results(f, x) for f in (compiled, call))
+    assert torch.equal(o, expected)
+    torch.testing.assert_close(grad, expected_grad)  # dq, dk and dv are added in another order
+
+
+def test_the_function_itself(backend):
+    """Where torch.compile traces the Function, its plain call has one output, too."""
+
+    def call(q, k, v):
+        return FusedAttention.apply(q, k, v)
+
+    inputs = [torch.randn(2, 2, 9, 8) for _ in range(3)]
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    assert_same(compiled, call, *inputs)
+    with torch.no_grad():
+        assert torch.equal(compiled(*inputs), call(*inputs))
+
+
+def test_autocast(backend):
+    def call(q, k, v):
+        with torch.autocast("cpu", torch.bfloat16):
+            return fused_attention(q, k, v, backend=backend)
+
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    inputs = [torch.randn(2, 2, 9, 8) for _ in range(3)]
+    assert compiled(*inputs).dtype == torch.bfloat16
+    assert_same(compiled, call, *inputs)
+
+
+def test_errors_are_raised_while_tracing(backend):
+    q = torch.randn(2, 2, 9, 8)
+    compiled = torch.compile(
+        lambda q: fused_attention(q, q[0], q[0], backend=backend), fullgraph=True, backend="eager"
+    )
+    with pytest.raises(Exception, match="key: got shape"):
+        compiled(q)
+
+
+def test_a_layer_under_inductor(backend):
+    """Projections around attention, through the default compiler where it finds a C++ compiler."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        get_cpp_compiler()
+    except Exception as error:
+        pytest.skip(f"torch.compile finds no C++ compiler: {error}")
+    weight = torch.randn(24, 8) / 3
+
+    def layer(x):
+        q, k, v = (x @ weight.T).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+        o = fused_attention(q, k, v, is_causal=True, backend=backend)
+        return o.transpose(1, 2).flatten(2) + x
+
+    compiled = torch.compile(layer, fullgraph=True)
+    x = torch.randn(2, 9, 8)
+    for a, b in zip(results(compiled, x), results(layer, x), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_export(backend):
+    class Layer(torch.nn.Module):
+        def forward(self, q, k, v):
+            return fused_attention(q, k, v, backend=backend)
+
+    inputs = tuple(torch.randn(2, 2, 9, 8) for _ in range(3))
+    for strict in (True, False):
+        exported = torch.export.export(Layer(), inputs, strict=strict)
+        assert torch.equal(exported.module()(*inputs), Layer()(*inputs))
+        ops = [str(node.target) for node in exported.graph.nodes if node.op == "call_function"]
+        assert "clinattn.attention_forward.default" in ops
