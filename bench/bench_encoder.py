@@ -17,7 +17,7 @@ from clinattn.benchmark.variants import Runner, Variant
 from clinattn.benchmark.workload import profile_workload, shortened
 from clinattn.encoder import MaskedLanguageModel
 
-BATCH_SIZE, CHECK_TOKENS = 4, 256
+BATCH_SIZE, CHECK_TOKENS = 4, 64
 CASES = {  # preset, profile, max_tokens, sequences, rounds
     "tiny_notes": ("tiny", "note_discharge", 2048, 8, 11),
     "tiny_population": ("tiny", "ehr_population", 2048, 16, 11),
