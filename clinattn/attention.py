@@ -37,7 +37,8 @@ class FusedAttention(_Function):
     """Attention with its gradients; `apply(q, k, v)` is the plain call and returns o.
 
     Further arguments are those of the op clinattn::attention_forward, in its order and with
-    defaults; return_lse=True returns (o, lse). fused_attention takes the user's words instead.
+    defaults; return_lse=True returns (o, lse, lse_low), where lse_low is what rounding took from lse
+    and has no gradient. fused_attention takes the user's words instead.
     """
 
     @classmethod
@@ -55,8 +56,8 @@ class FusedAttention(_Function):
         if mask is not None:
             checks.check_mask(mask, (*q.shape[:3], k.shape[2]), q.device)
             complete[3] = unexpanded(mask)
-        o, lse = cls.run(*complete, True)
-        return (o, lse) if return_lse else o
+        outputs = cls.run(*complete, True)
+        return outputs if return_lse else outputs[0]
 
     @staticmethod
     def forward(
@@ -94,30 +95,32 @@ class FusedAttention(_Function):
             scale,
         ]
         args += [window_left, window_right, bottom_right, max_seqlen_q, max_seqlen_k, backend]
-        o, lse = FORWARD(*_complete(*args)[:N_ARGS])
-        return (o, lse) if return_lse else o
+        outputs = FORWARD(*_complete(*args)[:N_ARGS])
+        return outputs if return_lse else outputs[0]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         *args, return_lse = _complete(*inputs)
-        o, lse = output if return_lse else (output, None)
+        o, lse, lse_low = output if return_lse else (output, None, None)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*args[:N_TENSORS], o, lse)
+        if lse_low is not None:
+            ctx.mark_non_differentiable(lse_low)
+        ctx.save_for_backward(*args[:N_TENSORS], o, lse, lse_low)
         ctx.scalars = args[N_TENSORS:]
 
     @staticmethod
-    def backward(ctx: Any, do: Tensor | None, dlse: Tensor | None = None) -> Any:
+    def backward(ctx: Any, do: Tensor | None, dlse: Tensor | None = None, _: Any = None) -> Any:
         no_grads = (None,) * (N_ARGS + 1 - 3)
         if do is None and dlse is None:
             return None, None, None, *no_grads
-        *tensors, o, lse = ctx.saved_tensors
+        *tensors, o, lse, lse_low = ctx.saved_tensors
         args = (*tensors, *ctx.scalars)
         if lse is None:  # a compiled apply(q, k, v), whose forward has no second output
-            o, lse = FORWARD(*args)
+            o, lse, lse_low = FORWARD(*args)
         do = torch.zeros_like(o) if do is None else do
         # A compiled graph is differentiated once, and takes the op without a Function around it.
         grad = BACKWARD if torch.compiler.is_compiling() else FusedAttentionGrad.run
-        return *grad(do, dlse, o, lse, *args), *no_grads
+        return *grad(do, dlse, o, lse, lse_low, *args), *no_grads
 
 
 DEFAULTS = (None, None, None, *(FusedAttention.forward.__defaults__ or ()))
@@ -143,30 +146,32 @@ class FusedAttentionGrad(_Function):
     def forward(
         do: Tensor, dlse: Tensor | None, o: Tensor, lse: Tensor, *args: Any
     ) -> tuple[Tensor, Tensor, Tensor]:
+        """args: lse_low, then those of the forward op."""
         return BACKWARD(do, dlse, o, lse, *args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        do, dlse, _, lse, *args = inputs
+        do, dlse, _, lse, lse_low, *args = inputs
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(do, dlse, lse, *args[:N_TENSORS])
+        ctx.save_for_backward(do, dlse, lse, lse_low, *args[:N_TENSORS])
         ctx.scalars = args[N_TENSORS:]
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
         no_grads = (None,) * (N_ARGS - 3)
         if all(x is None for x in cotangents):
-            return (None,) * 7 + no_grads
-        do, dlse, lse, *tensors = ctx.saved_tensors
+            return (None,) * 8 + no_grads
+        do, dlse, lse, lse_low, *tensors = ctx.saved_tensors
         given = [
             torch.zeros_like(x) if ct is None else ct
             for x, ct in zip(tensors[:3], cotangents, strict=True)
         ]
-        args = (do, dlse, lse, *tensors, *ctx.scalars[:-1])
+        args = (do, dlse, lse, lse_low, *tensors, *ctx.scalars[:-1])
         grads = FusedAttentionDoubleGrad.run(*given, *args)
         grad_do, grad_dlse, *grad_qkv = grads
         # o and lse are functions of q, k and v: their share is part of grad_qkv.
-        return grad_do, None if dlse is None else grad_dlse, None, None, *grad_qkv, *no_grads
+        grad_dlse = None if dlse is None else grad_dlse
+        return grad_do, grad_dlse, None, None, None, *grad_qkv, *no_grads
 
 
 class FusedAttentionDoubleGrad(_Function):
@@ -185,6 +190,11 @@ class FusedAttentionDoubleGrad(_Function):
 
 def _attend(*args: Any) -> tuple[Tensor, Tensor]:
     """(o, lse) of complete and checked arguments."""
+    o, lse, *_ = _outputs(*args)
+    return o, lse
+
+
+def _outputs(*args: Any) -> tuple[Tensor, ...]:
     q, k, v = args[:3]
     if torch.compiler.is_compiling():
         # torch.compile refuses a Function that gets the same tensor twice, as in self-attention.

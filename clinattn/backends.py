@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.util
 import os
 import warnings
 from collections.abc import Callable
@@ -54,7 +53,7 @@ class Implementation(NamedTuple):
     """The two functions behind a backend; their arguments are those of the ops, less `backend`."""
 
     name: str
-    forward: Callable[..., tuple[torch.Tensor, torch.Tensor]]
+    forward: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
     backward: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 
 
@@ -70,8 +69,10 @@ def triton_interpreter() -> bool:
 
 @functools.cache
 def triton_error() -> str | None:
-    if importlib.util.find_spec("triton") is None:
-        return "the package triton is not installed (pip install triton)"
+    try:
+        importlib.import_module("triton")
+    except ImportError as error:
+        return f"the package triton does not load ({error}); pip install triton"
     try:
         importlib.import_module("clinattn.kernels.forward")
         importlib.import_module("clinattn.kernels.backward")

@@ -22,15 +22,18 @@ ARGS = (
     "Tensor? q_lengths, Tensor? kv_start, Tensor? kv_end, float scale, int window_left, "
     "int window_right, bool bottom_right, SymInt max_seqlen_q, SymInt max_seqlen_k"
 )
-GRAD_ARGS = "Tensor do, Tensor? dlse, Tensor o, Tensor lse"
+# lse_low is what rounding took from lse. The backward pass needs it: 2^(s - lse) for scores of 1e4
+# would otherwise be off by the rounding of lse, 5e-4 in fp32.
+RESULTS = "(Tensor o, Tensor lse, Tensor lse_low)"
+GRAD_ARGS = "Tensor do, Tensor? dlse, Tensor o, Tensor lse, Tensor? lse_low"
 
 SCHEMAS = {
-    "attention_forward": f"({ARGS}, str backend) -> (Tensor o, Tensor lse)",
+    "attention_forward": f"({ARGS}, str backend) -> {RESULTS}",
     "attention_backward": f"({GRAD_ARGS}, {ARGS}, str backend)"
     " -> (Tensor dq, Tensor dk, Tensor dv)",
     "attention_double_backward": "(Tensor ddq, Tensor ddk, Tensor ddv, Tensor do, Tensor? dlse, "
-    f"Tensor lse, {ARGS}) -> (Tensor grad_do, Tensor grad_dlse, Tensor dq, Tensor dk, Tensor dv)",
-    "cpu_forward": f"({ARGS}) -> (Tensor o, Tensor lse)",
+    f"Tensor lse, Tensor? lse_low, {ARGS}) -> (Tensor grad_do, Tensor grad_dlse, Tensor dq, Tensor dk, Tensor dv)",
+    "cpu_forward": f"({ARGS}) -> {RESULTS}",
     "cpu_backward": f"({GRAD_ARGS}, {ARGS}) -> (Tensor dq, Tensor dk, Tensor dv)",
 }
 
@@ -50,39 +53,48 @@ def with_unit_last_stride(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
-def attention_forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+def attention_forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     """Route to a backend, which may rely on sizes that are not 0 and a last stride of 1."""
     args, backend = rest[:-1], rest[-1]
     if q.numel() == 0 or k.numel() == 0:
         lse = lse_like(q, packed=args[1] is not None)
-        return q.new_zeros(q.shape), lse.fill_(-float("inf"))
+        return q.new_zeros(q.shape), lse.fill_(-float("inf")), torch.zeros_like(lse)
     q, k, v = with_unit_last_stride(q), with_unit_last_stride(k), with_unit_last_stride(v)
     return implementation(backend, q).forward(q, k, v, *args)
 
 
 def attention_backward(
-    do: Tensor, dlse: Tensor | None, o: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest
+    do: Tensor,
+    dlse: Tensor | None,
+    o: Tensor,
+    lse: Tensor,
+    lse_low: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *rest: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     args, backend = rest[:-1], rest[-1]
     if q.numel() == 0 or k.numel() == 0:
         return q.new_zeros(q.shape), k.new_zeros(k.shape), v.new_zeros(v.shape)
     do, q, k, v = (with_unit_last_stride(x) for x in (do, q, k, v))
     dlse = None if dlse is None else dlse.contiguous()
-    return implementation(backend, q).backward(do, dlse, o, lse, q, k, v, *args)
+    return implementation(backend, q).backward(do, dlse, o, lse, lse_low, q, k, v, *args)
 
 
-def forward_fake(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    return q.new_empty(q.shape), lse_like(q, packed=rest[1] is not None)
+def forward_fake(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    lse = lse_like(q, packed=rest[1] is not None)
+    return q.new_empty(q.shape), lse, torch.empty_like(lse)
 
 
-def backward_fake(do, dlse, o, lse, q, k, v, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+def backward_fake(do, dlse, o, lse, lse_low, q, k, v, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
 def double_backward_fake(
-    ddq, ddk, ddv, do, dlse, lse, q, k, v, *rest: Any
+    ddq, ddk, ddv, do, dlse, lse, lse_low, q, k, v, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    grads = backward_fake(do, dlse, do, lse, q, k, v, *rest)
+    grads = backward_fake(do, dlse, do, lse, lse_low, q, k, v, *rest)
     return q.new_empty(q.shape), lse_like(q, packed=rest[1] is not None), *grads
 
 
@@ -146,8 +158,8 @@ def _vmap_rule(name: str, first: int) -> Any:
 
 for _name, _first in (
     ("attention_forward", 0),
-    ("attention_backward", 4),
-    ("attention_double_backward", 6),
+    ("attention_backward", 5),
+    ("attention_double_backward", 7),
 ):
     torch.library.register_vmap(f"clinattn::{_name}", _vmap_rule(_name, _first), lib=LIB)
 
@@ -159,6 +171,6 @@ def forward_flops(q: Tensor, k: Tensor, v: Tensor, *rest: Any, **kwargs: Any) ->
 
 
 @register_flop_formula(torch.ops.clinattn.attention_backward, get_raw=True)
-def backward_flops(do, dlse, o, lse, q, k, v, *rest: Any, **kwargs: Any) -> int:
+def backward_flops(do, dlse, o, lse, lse_low, q, k, v, *rest: Any, **kwargs: Any) -> int:
     """10 D for each visible pair: scores again, then do.v, dv, dq and dk."""
     return 10 * q.shape[-1] * q.shape[1] * visible_pairs(q, k, *rest[:10])

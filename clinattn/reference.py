@@ -174,9 +174,12 @@ class Problem:
             s = s + block.bias
         return s if block.visible is None else torch.where(block.visible, s, -float("inf"))
 
-    def probabilities(self, block: Block, lse: Tensor) -> Tensor:
+    def probabilities(self, block: Block, lse: Tensor, lse_low: Tensor | None) -> Tensor:
         lse = self.grouped(self.rows(lse)[block.at_q])
-        return torch.exp(self.scores(block) - torch.where(lse == -float("inf"), 0, lse))
+        s = self.scores(block) - torch.where(lse == -float("inf"), 0, lse)
+        if lse_low is not None:
+            s = s - self.grouped(self.rows(lse_low)[block.at_q])
+        return torch.exp(s)
 
     def zeros(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """An accumulator with the shape of `like`, and its 4-D view."""
@@ -228,6 +231,13 @@ def rowsum(x: Tensor) -> Tensor:
     return x.sum(-1, keepdim=True)
 
 
+def exact_sum(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """x + y, and what rounding took from it (Knuth, TAOCP 2, 4.2.2)."""
+    high = x + y
+    part = high - x
+    return high, (x - (high - part)) + (y - part)
+
+
 def in_full_precision(function: Any) -> Any:
     """Autocast would lower the products inside; the ops take their dtype from their inputs."""
 
@@ -240,11 +250,12 @@ def in_full_precision(function: Any) -> Any:
 
 
 @in_full_precision
-def attention_forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+def attention_forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     problem = Problem(q, k, v, *rest)
     o = q.new_zeros(q.shape)
     shape = (q.shape[1], q.shape[0]) if problem.packed else q.shape[:-1]
     lse = q.new_full(shape, -float("inf"), dtype=problem.dtype)
+    lse_low = torch.zeros_like(lse)
     for block in problem.blocks():
         s = problem.scores(block)
         m = s.amax(-1, keepdim=True)
@@ -253,8 +264,10 @@ def attention_forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tens
         # A row that sees nothing has p = 0 and total = 0.
         p = p / torch.where(total == 0, 1, total)
         problem.view(o)[block.at_q] = to_rows(p, problem.keys(problem.v, block)).to(o.dtype)
-        problem.rows(lse)[block.at_q] = (m + total.log()).flatten(1, 2)
-    return o, lse
+        high, low = exact_sum(m, total.log())
+        problem.rows(lse)[block.at_q] = high.flatten(1, 2)
+        problem.rows(lse_low)[block.at_q] = torch.where(total == 0, 0, low).flatten(1, 2)
+    return o, lse, lse_low
 
 
 @in_full_precision
@@ -263,6 +276,7 @@ def attention_backward(
     dlse: Tensor | None,
     o: Tensor,
     lse: Tensor,
+    lse_low: Tensor | None,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -272,7 +286,7 @@ def attention_backward(
     dq = q.new_zeros(q.shape)
     (dk, dk_view), (dv, dv_view) = problem.zeros(k), problem.zeros(v)
     for block in problem.blocks():
-        p = problem.probabilities(block, lse)
+        p = problem.probabilities(block, lse, lse_low)
         g = problem.queries(problem.view(do), block)
         delta = rowsum(g * problem.queries(problem.view(o), block))
         if dlse is not None:
@@ -293,6 +307,7 @@ def attention_double_backward(
     do: Tensor,
     dlse: Tensor | None,
     lse: Tensor,
+    lse_low: Tensor | None,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -310,7 +325,7 @@ def attention_double_backward(
     grad_dlse = torch.zeros_like(lse)
     (grad_k, grad_k_view), (grad_v, grad_v_view) = problem.zeros(k), problem.zeros(v)
     for block in problem.blocks():
-        p = problem.probabilities(block, lse)
+        p = problem.probabilities(block, lse, lse_low)
         rows, keys = problem.queries(problem.q, block), problem.keys(problem.k, block)
         g, values = problem.queries(problem.view(do), block), problem.keys(problem.v, block)
         drows = problem.queries(problem.view(ddq), block)

@@ -29,8 +29,10 @@ struct AttentionParams {
 
   const void *q, *k, *v;
   Strides q_strides, k_strides, v_strides;
-  void* o;    // forward writes, backward reads
-  void* lse;  // natural log; float, or double for kFloat64: (batch, head, row) or (head, total_q)
+  void* o;  // forward writes, backward reads
+  // Natural log of the normaliser, and what rounding took from it: float, or double for kFloat64,
+  // (batch, head, row) or (head, total_q). lse_low may be null in the backward pass.
+  void *lse, *lse_low;
   Strides o_strides;
 
   // Backward only. dq, dk and dv are contiguous.

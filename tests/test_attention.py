@@ -87,7 +87,7 @@ def test_the_function_itself(backend):
     q, k, v = tensors(2, 3, 20, 16)
     o = FusedAttention.apply(q, k, v, backend=backend)
     assert torch.equal(o, fused_attention(q, k, v, backend=backend))
-    o, lse = FusedAttention.apply(q, k, v, backend=backend, return_lse=True, window_right=0)
+    o, lse, _ = FusedAttention.apply(q, k, v, backend=backend, return_lse=True, window_right=0)
     assert torch.equal(o, fused_attention(q, k, v, is_causal=True, backend=backend))
     assert lse.requires_grad
     with pytest.raises(ValueError, match="expected 4"):

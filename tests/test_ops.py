@@ -47,15 +47,15 @@ def forward_args(
 def test_opcheck(variant, backend):
     args = forward_args(**VARIANTS[variant])
     torch.library.opcheck(FORWARD.default, (*args, backend))
-    o, lse = FORWARD(*args, backend)
-    grads = (torch.randn_like(o), torch.randn_like(lse), o, lse)
+    o, lse, low = FORWARD(*args, backend)
+    grads = (torch.randn_like(o), torch.randn_like(lse), o, lse, low)
     torch.library.opcheck(BACKWARD.default, (*grads, *args, backend))
-    torch.library.opcheck(BACKWARD.default, (grads[0], None, o, lse, *args, backend))
+    torch.library.opcheck(BACKWARD.default, (grads[0], None, o, lse, None, *args, backend))
     if backend == "cpu":
         torch.library.opcheck(torch.ops.clinattn.cpu_forward.default, args)
         torch.library.opcheck(torch.ops.clinattn.cpu_backward.default, (*grads, *args))
     seconds = [torch.randn_like(x) for x in args[:3]]
-    torch.library.opcheck(DOUBLE_BACKWARD.default, (*seconds, *grads[:2], lse, *args))
+    torch.library.opcheck(DOUBLE_BACKWARD.default, (*seconds, *grads[:2], lse, low, *args))
 
 
 def test_meta_tensors():
@@ -89,7 +89,7 @@ def test_the_router_copies_only_what_it_must(monkeypatch):
     assert [x.data_ptr() for x in seen["forward"][:2]] == [q.data_ptr(), k.data_ptr()]
     assert seen["forward"][0].stride() == q.stride()
     assert seen["forward"][2].stride(-1) == 1
-    do, _, _, _, q_seen, *_ = seen["backward"]
+    do, _, _, _, _, q_seen, *_ = seen["backward"]
     assert do.stride(-1) == 1 and q_seen.data_ptr() == q.data_ptr()
 
 
@@ -194,7 +194,7 @@ def test_bottom_right_alignment(nq, nk, backend):
     """flash-attn's causal alignment, which its shim asks the op for."""
     q, k = torch.randn(2, 2, nq, 8), torch.randn(2, 2, nk, 8)
     args = (q, k, k, *(None,) * 6, 0.3, -1, 0, True, nq, nk, backend)
-    o, lse = FORWARD(*args)
+    o, lse, _ = FORWARD(*args)
     mask = torch.ones(nq, nk).tril(nk - nq).bool()
     expected, expected_lse = fused_attention(q, k, k, mask, scale=0.3, return_lse=True)
     torch.testing.assert_close(o, expected)
@@ -207,10 +207,10 @@ def test_backward_with_the_lse_of_more_keys(backend):
     q, k, v, do = torch.randn(4, 1, 2, 40, 16)
     dlse = torch.randn(1, 2, 40)
     tail = (None,) * 6 + (0.25, -1, -1, False, 40)
-    o, lse = FORWARD(q, k, v, *tail, 40, backend)
-    whole = BACKWARD(do, dlse, o, lse, q, k, v, *tail, 40, backend)
+    o, lse, _ = FORWARD(q, k, v, *tail, 40, backend)
+    whole = BACKWARD(do, dlse, o, lse, None, q, k, v, *tail, 40, backend)
     parts = [
-        BACKWARD(do, dlse, o, lse, q, k[:, :, at], v[:, :, at], *tail, 20, backend)
+        BACKWARD(do, dlse, o, lse, None, q, k[:, :, at], v[:, :, at], *tail, 20, backend)
         for at in (slice(0, 20), slice(20, 40))
     ]
     (dq0, *first), (dq1, *second) = parts

@@ -89,6 +89,32 @@ inline bool split_row(Bf16* dst, int64_t part_stride, const void* src, DType dty
 
 constexpr int64_t kTile = 512;  // bf16 elements of a tile: 16 rows of 32
 
+inline void zero_tiles() {
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+}
+
+// (tiles 0 1; 2 3) <- (tiles 0 1; 2 3) + (a0; a1) (b0 b1)
+inline void multiply_tiles(const Bf16* a0, const Bf16* a1, const Bf16* b0, const Bf16* b1) {
+  _tile_loadd(4, a0, 64);
+  _tile_loadd(5, a1, 64);
+  _tile_loadd(6, b0, 64);
+  _tile_loadd(7, b1, 64);
+  _tile_dpbf16ps(0, 4, 6);
+  _tile_dpbf16ps(1, 4, 7);
+  _tile_dpbf16ps(2, 5, 6);
+  _tile_dpbf16ps(3, 5, 7);
+}
+
+inline void store_tiles(float* c0, float* c1, float* c2, float* c3) {
+  _tile_stored(0, c0, 64);
+  _tile_stored(1, c1, 64);
+  _tile_stored(2, c2, 64);
+  _tile_stored(3, c3, 64);
+}
+
 // tile (16 pairs of k, 16 n, 2) <- rows (16 n, 32 k): the transpose of an operand as B
 inline void pack_transposed(Bf16* tile, const Bf16* rows, int64_t ld) {
   Avx512::transpose(reinterpret_cast<const float*>(rows), ld / 2, reinterpret_cast<float*>(tile),

@@ -17,13 +17,14 @@ struct AmxForward {
 
   const int64_t head_dim, width;  // width: head_dim padded to two tiles
   const int64_t rows;
-  Bf16* q;  // (parts, rows, width): 1024 x 64 x 2 bytes = 128 KB in L2
-  Bf16 *kt,
-      *v;    // (parts, kKeys / 16, width / 32, tile), (parts, kKeys / 32, width / 16, tile): 32 KB
-  float* s;  // (kRows, kKeys): 32 KB
-  Bf16* p;   // (parts, kRows, kKeys): 16 KB
-  Bf16* stage;  // (parts, kBlock, width): rows on their way into tiles
-  float* sum;   // (kRows, 32): the tiles of p v before they join o
+  // Every operand and result lies tile by tile: 16 rows with other lines between them take a tile's
+  // load or store up to three times as long.
+  Bf16* q;       // (parts, rows / 16, width / 32, tile): 1024 x 64 x 2 bytes = 128 KB in L2
+  Bf16 *kt, *v;  // (parts, kKeys / 16, width / 32, tile), (parts, kKeys / 32, width / 16, tile)
+  float* s;      // (2, kKeys / 16, 16, 16): 32 KB, as the panels kt and v
+  Bf16* p;       // (parts, 2, kKeys / 32, tile): 16 KB
+  Bf16* stage;   // (parts, kBlock, width): rows on their way into tiles
+  float* sum;    // (2, 2, 16, 16): p v before it joins o
   float* lanes;
   bool finite;
 
@@ -39,8 +40,28 @@ struct AmxForward {
     lanes = a.take<float>(16 * 16);
   }
 
+  Bf16* q_tile(int64_t part, int64_t r, int64_t d) {
+    return q + ((part * rows + r) / 16 * (width / 32) + d / 32) * kTile;
+  }
+  Bf16* k_tile(int64_t part, int64_t key, int64_t d) {
+    return kt + ((part * kKeys + key) / 16 * (width / 32) + d / 32) * kTile;
+  }
+  Bf16* v_tile(int64_t part, int64_t key, int64_t d) {
+    return v + ((part * kKeys + key) / 32 * (width / 16) + d / 16) * kTile;
+  }
+  Bf16* p_tile(int64_t part, int64_t row, int64_t key) {
+    return p + ((part * 2 + row / 16) * (kKeys / 32) + key / 32) * kTile;
+  }
+  // 16 scores of one row
+  float* segment(int64_t row, int64_t key) {
+    return s + (row / 16 * (kKeys / 16) + key / 16) * 256 + row % 16 * 16;
+  }
+
   void put_query(int64_t r, const void* row, DType dtype, bool negate) {
-    split_row<kParts>(q + r * width, rows * width, row, dtype, head_dim, width, negate);
+    split_row<kParts>(stage, width, row, dtype, head_dim, width, negate);
+    for (int64_t i = 0; i < kParts; ++i)
+      for (int64_t d = 0; d < width; d += 32)
+        memcpy(q_tile(i, r, d) + r % 16 * 32, stage + i * width + d, 64);
   }
 
   void begin_panel() { finite = true; }
@@ -61,40 +82,15 @@ struct AmxForward {
         pack_paired(v_tile(i, j0, d), stage + i * kBlock * width + d, width);
   }
 
-  Bf16* k_tile(int64_t part, int64_t key, int64_t d) {
-    return kt + ((part * kKeys + key) / 16 * (width / 32) + d / 32) * kTile;
-  }
-  Bf16* v_tile(int64_t part, int64_t key, int64_t d) {
-    return v + ((part * kKeys + key) / 32 * (width / 16) + d / 16) * kTile;
-  }
-
   void scores(int64_t r, int64_t, int64_t begin, int64_t end) {
     for (int64_t j = begin; j < end; j += 32) {
-      _tile_zero(0);
-      _tile_zero(1);
-      _tile_zero(2);
-      _tile_zero(3);
+      zero_tiles();
       for (int i = 0; i < P::kCount; ++i)
-        for (int64_t d = 0; d < width; d += 32) {
-          const Bf16* a = q + (P::kA[i] * rows + r) * width + d;
-          _tile_loadd(4, a, width * 2);
-          _tile_loadd(5, a + 16 * width, width * 2);
-          _tile_loadd(6, k_tile(P::kB[i], j, d), 64);
-          _tile_loadd(7, k_tile(P::kB[i], j + 16, d), 64);
-          _tile_dpbf16ps(0, 4, 6);
-          _tile_dpbf16ps(1, 4, 7);
-          _tile_dpbf16ps(2, 5, 6);
-          _tile_dpbf16ps(3, 5, 7);
-        }
-      store_tiles(s + j, kKeys);
+        for (int64_t d = 0; d < width; d += 32)
+          multiply_tiles(q_tile(P::kA[i], r, d), q_tile(P::kA[i], r + 16, d),
+                         k_tile(P::kB[i], j, d), k_tile(P::kB[i], j + 16, d));
+      store_tiles(segment(0, j), segment(0, j + 16), segment(16, j), segment(16, j + 16));
     }
-  }
-
-  static void store_tiles(float* c, int64_t ld) {
-    _tile_stored(0, c, ld * 4);
-    _tile_stored(1, c + 16, ld * 4);
-    _tile_stored(2, c + 16 * ld, ld * 4);
-    _tile_stored(3, c + 16 * ld + 16, ld * 4);
   }
 
   template <bool kEdge>
@@ -104,71 +100,83 @@ struct AmxForward {
       softmax_rows<kEdge>(i, min64(16, n - i), begin, end, scale2, m + i, l + i, alpha + i);
   }
 
+  // 16 rows, of which n are there: what the others hold must not choose their way.
   template <bool kEdge>
-  void softmax_rows(int64_t i, int64_t n, int64_t begin, int64_t end, float scale2, float* m,
+  void softmax_rows(int64_t row0, int64_t n, int64_t begin, int64_t end, float scale2, float* m,
                     float* l, float* alpha) {
-    const float* x = s + i * kKeys;
-    for (int64_t row = 0; row < n; ++row) {
-      __m512 top0 = V::load(x + row * kKeys + begin), top1 = V::load(x + row * kKeys + begin + 16);
-      for (int64_t j = begin + 32; j < end; j += 32) {
-        top0 = V::max(top0, V::load(x + row * kKeys + j));
-        top1 = V::max(top1, V::load(x + row * kKeys + j + 16));
-      }
-      V::store(lanes + row * 16, V::max(top0, top1));
+    __m512 top[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) top[i] = V::load(segment(row0 + i, begin));
+    for (int64_t j = begin + 16; j < end; j += 16) {
+      const float* x = segment(row0, j);
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; ++i) top[i] = V::max(top[i], V::load(x + i * 16));
     }
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) V::store(lanes + i * 16, top[i]);
     // The reference point is an integer: rescaling is then exact, and 2^(s - m) needs no rounding
     // of m.
-    const __m512 m_old = V::load(m), top = V::mul(V::max_rows(lanes), V::set1(scale2));
+    const __m512 m_old = V::load(m), highest = V::mul(V::max_rows(lanes), V::set1(scale2));
     const __m512 m_new =
-        V::max(_mm512_roundscale_ps(top, _MM_FROUND_CEIL | _MM_FROUND_NO_EXC), m_old);
+        V::max(_mm512_roundscale_ps(highest, _MM_FROUND_CEIL | _MM_FROUND_NO_EXC), m_old);
     const __m512 m_safe = V::zero_where_hidden(m_new, m_new);
     const __m512 rescale = V::exp2(V::sub(m_old, m_safe));
     V::store(m, m_new);
     V::store(alpha, rescale);
     alignas(64) float base[16], least[16];
-    V::store(base, V::sub(V::set1(kRound), m_safe));
     V::store(least, V::div(V::sub(m_safe, V::set1(125)), V::set1(scale2)));
-    const bool huge = _mm512_cmp_ps_mask(_mm512_abs_ps(m_safe), V::set1(0x1p22f), _CMP_NLT_UQ);
-    for (int64_t row = 0; row < n; ++row) {
-      const __m512 sum = huge ? exponentials<kEdge, true>(x + row * kKeys, i + row, begin, end,
-                                                          scale2, kRound - base[row], 0)
-                              : exponentials<kEdge, false>(x + row * kKeys, i + row, begin, end,
-                                                           scale2, base[row], least[row]);
-      V::store(lanes + row * 16, sum);
+    // beyond 2^22 the numbers n are no longer the low bits of a float
+    const __mmask16 present = static_cast<__mmask16>((1u << n) - 1);
+    if (_mm512_mask_cmp_ps_mask(present, _mm512_abs_ps(m_safe), V::set1(0x1p22f), _CMP_GE_OQ)) {
+      V::store(base, m_safe);
+      exponentials<kEdge, true>(row0, begin, end, scale2, base, least);
+    } else {
+      V::store(base, V::sub(V::set1(kRound), m_safe));
+      exponentials<kEdge, false>(row0, begin, end, scale2, base, least);
     }
     V::store(l, V::fma(V::load(l), rescale, V::sum_rows(lanes)));
   }
 
   static constexpr float kRound = 0x1.8p23f;  // adding it rounds to an integer in the low bits
 
-  // p[row] <- 2^(scale2 x - m); returns partial sums. base is kRound - m (kHuge: base is m).
+  // p <- 2^(scale2 s - m) for 16 rows, lanes <- their partial sums. base is kRound - m, or m where
+  // kHuge.
   template <bool kEdge, bool kHuge>
-  __m512 exponentials(const float* x, int64_t row, int64_t begin, int64_t end, float scale2,
-                      float base, float least) {
-    const __m512 scale = V::set1(scale2), b = V::set1(base), low = V::set1(least);
-    Bf16* out = p + row * kKeys;
-    __m512 sum0 = V::zero(), sum1 = V::zero();
+  void exponentials(int64_t row0, int64_t begin, int64_t end, float scale2, const float* base,
+                    const float* least) {
+    const __m512 scale = V::set1(scale2);
+    __m512 sum[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) sum[i] = V::zero();
     for (int64_t j = begin; j < end; j += 32) {
-      const __m512 e0 = exponential<kEdge, kHuge>(V::load(x + j), scale, b, low);
-      const __m512 e1 = exponential<kEdge, kHuge>(V::load(x + j + 16), scale, b, low);
-      if constexpr (kParts == 1) {
-        const __m512bh pair = _mm512_cvtne2ps_pbh(e1, e0);
-        _mm512_storeu_si512(out + j, reinterpret_cast<__m512i>(pair));
-        // the sum of what is multiplied with v, not of what it was rounded from
-        sum0 = _mm512_dpbf16_ps(sum0, pair, reinterpret_cast<__m512bh>(_mm512_set1_epi16(0x3f80)));
-      } else {
-        sum0 = V::add(sum0, e0);
-        sum1 = V::add(sum1, e1);
-        __m512 r0 = e0, r1 = e1;
-        for (int i = 0; i < kParts; ++i) {
-          const __m512i pair = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(r1, r0));
-          _mm512_storeu_si512(out + i * kRows * kKeys + j, pair);
-          r0 = V::sub(r0, widen16(_mm512_castsi512_si256(pair)));
-          r1 = V::sub(r1, widen16(_mm512_extracti64x4_epi64(pair, 1)));
+      const float *x0 = segment(row0, j), *x1 = segment(row0, j + 16);
+      Bf16* out = p_tile(0, row0, j);
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; ++i) {
+        const __m512 b = V::set1(base[i]), low = V::set1(least[i]);
+        const __m512 e0 = exponential<kEdge, kHuge>(V::load(x0 + i * 16), scale, b, low);
+        const __m512 e1 = exponential<kEdge, kHuge>(V::load(x1 + i * 16), scale, b, low);
+        if constexpr (kParts == 1) {
+          const __m512bh pair = _mm512_cvtne2ps_pbh(e1, e0);
+          _mm512_storeu_si512(out + i * 32, reinterpret_cast<__m512i>(pair));
+          // the sum of what is multiplied with v, not of what it was rounded from
+          sum[i] =
+              _mm512_dpbf16_ps(sum[i], pair, reinterpret_cast<__m512bh>(_mm512_set1_epi16(0x3f80)));
+        } else {
+          sum[i] = V::add(sum[i], V::add(e0, e1));
+          __m512 r0 = e0, r1 = e1;
+#pragma GCC unroll 4
+          for (int part = 0; part < kParts; ++part) {
+            const __m512i pair = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(r1, r0));
+            _mm512_storeu_si512(out + part * kRows * kKeys + i * 32, pair);
+            r0 = V::sub(r0, widen16(_mm512_castsi512_si256(pair)));
+            r1 = V::sub(r1, widen16(_mm512_extracti64x4_epi64(pair, 1)));
+          }
         }
       }
     }
-    return V::add(sum0, sum1);
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) V::store(lanes + i * 16, sum[i]);
   }
 
   // With an integer m, n = round(scale2 x - m) stands in the low bits of k and 2^n is an addition
@@ -195,28 +203,18 @@ struct AmxForward {
                   bool skip_zeros) {
     if (skip_zeros) return accumulate_seen(n, begin, end, o, alpha);
     for (int64_t d = 0; d < width; d += 32) {
-      _tile_zero(0);
-      _tile_zero(1);
-      _tile_zero(2);
-      _tile_zero(3);
+      zero_tiles();
       for (int i = 0; i < P::kCount; ++i)
-        for (int64_t j = begin; j < end; j += 32) {
-          const Bf16* a = p + P::kA[i] * kRows * kKeys + j;
-          _tile_loadd(4, a, kKeys * 2);
-          _tile_loadd(5, a + 16 * kKeys, kKeys * 2);
-          _tile_loadd(6, v_tile(P::kB[i], j, d), 64);
-          _tile_loadd(7, v_tile(P::kB[i], j, d + 16), 64);
-          _tile_dpbf16ps(0, 4, 6);
-          _tile_dpbf16ps(1, 4, 7);
-          _tile_dpbf16ps(2, 5, 6);
-          _tile_dpbf16ps(3, 5, 7);
-        }
-      store_tiles(sum, 32);
+        for (int64_t j = begin; j < end; j += 32)
+          multiply_tiles(p_tile(P::kA[i], 0, j), p_tile(P::kA[i], 16, j), v_tile(P::kB[i], j, d),
+                         v_tile(P::kB[i], j, d + 16));
+      store_tiles(sum, sum + 256, sum + 512, sum + 768);
       for (int64_t row = 0; row < n; ++row) {
         const __m512 scale = V::set1(alpha[row]);
+        const float* x = sum + row / 16 * 512 + row % 16 * 16;
         float* c = o + row * width + d;
-        V::store(c, V::fma(V::load(c), scale, V::load(sum + row * 32)));
-        V::store(c + 16, V::fma(V::load(c + 16), scale, V::load(sum + row * 32 + 16)));
+        V::store(c, V::fma(V::load(c), scale, V::load(x)));
+        V::store(c + 16, V::fma(V::load(c + 16), scale, V::load(x + 256)));
       }
     }
   }
@@ -230,7 +228,7 @@ struct AmxForward {
         for (int64_t j = begin; j < end; ++j) {
           float weight = 0, value = 0;
           for (int i = 0; i < kParts; ++i) {
-            weight += widen(BFloat16{p[(i * kRows + row) * kKeys + j]});
+            weight += widen(BFloat16{p_tile(i, row, j)[row % 16 * 32 + j % 32]});
             value += widen(BFloat16{v_tile(i, j, d)[j % 32 / 2 * 32 + d % 16 * 2 + j % 2]});
           }
           if (weight != 0) total += weight * value;

@@ -157,6 +157,12 @@ AttentionParams check(const Arguments& a) {
   return p;
 }
 
+// lse and what is laid out like it
+std::vector<int64_t> stat_shape(const AttentionParams& p) {
+  if (p.cu_seqlens_q) return {p.heads, p.total_q};
+  return {p.num_seqs, p.heads, p.max_q};
+}
+
 at::ScalarType math_type(const Tensor& q) {
   return q.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
@@ -230,7 +236,7 @@ std::vector<ForwardTask> forward_tasks(const AttentionParams& p, const CpuKernel
   return by_cost(tasks, cost);
 }
 
-std::tuple<Tensor, Tensor> cpu_forward(
+std::tuple<Tensor, Tensor, Tensor> cpu_forward(
     const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& mask,
     const OptionalTensor& cu_seqlens_q, const OptionalTensor& cu_seqlens_k,
     const OptionalTensor& q_lengths, const OptionalTensor& kv_start, const OptionalTensor& kv_end,
@@ -240,21 +246,23 @@ std::tuple<Tensor, Tensor> cpu_forward(
                              scale, window_left, window_right, bottom_right});
   const auto stat = q.options().dtype(math_type(q));
   Tensor o = allocate(q.sizes(), q.options());
-  Tensor lse = p.cu_seqlens_q ? allocate({p.heads, p.total_q}, stat)
-                              : allocate({p.num_seqs, p.heads, p.max_q}, stat);
-  if (o.numel() == 0) return {o, lse};
+  const auto stat_sizes = stat_shape(p);
+  Tensor lse = allocate(stat_sizes, stat), lse_low = allocate(stat_sizes, stat);
+  if (o.numel() == 0) return {o, lse, lse_low};
   if (p.cu_seqlens_q && p.cu_seqlens_q[p.num_seqs] < p.total_q) {
     o.zero_();
     lse.fill_(-std::numeric_limits<double>::infinity());
+    lse_low.zero_();
   }
   p.o = o.mutable_data_ptr();
   p.o_strides = strides_of(o);
   p.lse = lse.mutable_data_ptr();
+  p.lse_low = lse_low.mutable_data_ptr();
   const CpuKernels& kernels = cpu_kernels(p.dtype);
   const auto tasks = forward_tasks(p, kernels);
   run_tasks(tasks.size(), kernels.forward_scratch(p),
             [&](int64_t i, void* scratch) { kernels.forward(p, tasks[i], scratch); });
-  return {o, lse};
+  return {o, lse, lse_low};
 }
 
 // The key tiles of a head come in order, which the turns on dq rely on. As many heads as there are
@@ -293,23 +301,28 @@ std::vector<BackwardTask> backward_tasks(const AttentionParams& p, const CpuKern
 
 std::tuple<Tensor, Tensor, Tensor> cpu_backward(
     const Tensor& dout, const OptionalTensor& dlse, const Tensor& o, const Tensor& lse,
-    const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& mask,
-    const OptionalTensor& cu_seqlens_q, const OptionalTensor& cu_seqlens_k,
-    const OptionalTensor& q_lengths, const OptionalTensor& kv_start, const OptionalTensor& kv_end,
-    double scale, int64_t window_left, int64_t window_right, bool bottom_right,
-    int64_t /*max_seqlen_q*/, int64_t /*max_seqlen_k*/) {
+    const OptionalTensor& lse_low, const Tensor& q, const Tensor& k, const Tensor& v,
+    const OptionalTensor& mask, const OptionalTensor& cu_seqlens_q,
+    const OptionalTensor& cu_seqlens_k, const OptionalTensor& q_lengths,
+    const OptionalTensor& kv_start, const OptionalTensor& kv_end, double scale, int64_t window_left,
+    int64_t window_right, bool bottom_right, int64_t /*max_seqlen_q*/, int64_t /*max_seqlen_k*/) {
   AttentionParams p = check({q, k, v, mask, cu_seqlens_q, cu_seqlens_k, q_lengths, kv_start, kv_end,
                              scale, window_left, window_right, bottom_right});
   const bool packed = p.cu_seqlens_q != nullptr;
   const auto stat = q.options().dtype(math_type(q));
-  const std::vector<int64_t> stat_sizes = packed
-                                              ? std::vector<int64_t>{p.heads, p.total_q}
-                                              : std::vector<int64_t>{p.num_seqs, p.heads, p.max_q};
+  const auto stat_sizes = stat_shape(p);
   check_layout(dout, "do", q.sizes(), q);
   check_layout(o, "o", q.sizes(), q);
   const Tensor like = at::empty({0}, stat);
   check_layout(lse, "lse", stat_sizes, like);
   const Tensor lse_c = lse.contiguous();
+  Tensor lse_low_c;
+  p.lse_low = nullptr;
+  if (lse_low) {
+    check_layout(*lse_low, "lse_low", stat_sizes, like);
+    lse_low_c = lse_low->contiguous();
+    p.lse_low = const_cast<void*>(lse_low_c.const_data_ptr());
+  }
   Tensor dlse_c;
   if (dlse) {
     check_layout(*dlse, "dlse", stat_sizes, like);
@@ -335,8 +348,10 @@ std::tuple<Tensor, Tensor, Tensor> cpu_backward(
 
   const CpuKernels& kernels = cpu_kernels(p.dtype);
   BackwardShared shared{};
-  const Tensor seen_lse = at::empty(stat_sizes, stat), delta = at::empty(stat_sizes, stat);
-  shared.lse = seen_lse.mutable_data_ptr();
+  const Tensor lse2 = at::empty(stat_sizes, stat), lse2_low = at::empty(stat_sizes, stat),
+               delta = at::empty(stat_sizes, stat);
+  shared.lse2 = lse2.mutable_data_ptr();
+  shared.lse2_low = lse2_low.mutable_data_ptr();
   shared.delta = delta.mutable_data_ptr();
   // dq itself accumulates when its rows are whole vectors of the arithmetic's type
   const int64_t width = round_up(p.head_dim, kernels.vector);

@@ -1,11 +1,11 @@
 // Backward pass of one tile of keys, over the vector type V:
-//   for each block of queries: s <- q k^T; dp <- do v^T; p <- e^(s - lse); ds <- p (dp - delta)
+//   for each block of queries: s <- q k^T; dp <- do v^T; p <- 2^(s - lse); ds <- p (dp - delta)
 //     dv <- dv + p^T do;  dk <- dk + ds^T q;  dq <- dq + ds k   (in the order of the key tiles)
 #pragma once
 
 #include "gemm.h"
 #include "isa.h"
-#include "rows.h"
+#include "normaliser.h"
 
 namespace {
 
@@ -29,12 +29,12 @@ struct Backward {
   const AttentionParams& p;
   const BackwardShared& shared;
   const int64_t group, width;
-  T *kt, *vt, *k;      // the key tile: K^T and V^T in strips, K (kKeys, width); 32 KB each at D 64
-  T *dk, *dv;          // (kKeys, width), 32 KB each
-  T *q, *dout;         // the query block (kRows, width), 16 KB each
-  T *s, *dp;           // (kRows, kKeys), 32 KB each
-  T* mask_row;         // (kKeys)
-  T *lse_row, *delta;  // (kRows)
+  T *kt, *vt, *k;  // the key tile: K^T and V^T in strips, K (kKeys, width); 32 KB each at D 64
+  T *dk, *dv;      // (kKeys, width), 32 KB each
+  T *q, *dout;     // the query block (kRows, width), 16 KB each
+  T *s, *dp;       // (kRows, kKeys), 32 KB each
+  T* mask_row;     // (kKeys)
+  T *lse2, *lse2_low, *delta;  // (kRows)
   bool finite_k, finite_q;
 
   Backward(const AttentionParams& p, const BackwardShared& shared, void* scratch,
@@ -51,7 +51,8 @@ struct Backward {
     s = a.take<T>(kRows * kKeys);
     dp = a.take<T>(kRows * kKeys);
     mask_row = a.take<T>(kKeys);
-    lse_row = a.take<T>(kRows);
+    lse2 = a.take<T>(kRows);
+    lse2_low = a.take<T>(kRows);
     delta = a.take<T>(kRows);
     if (bytes) *bytes = a.used;
   }
@@ -99,7 +100,8 @@ struct Backward {
     alignas(64) T o[256 + V::kWidth], grad[256 + V::kWidth];
     for (int64_t i = i0; i < i1; ++i) {
       const int64_t at = stat_at(p, seq, head, i);
-      T lse = static_cast<const T*>(p.lse)[at], sum = 0;
+      const T lse = static_cast<const T*>(p.lse)[at];
+      T sum = 0;
       const bool empty = i >= q1 || lse == -kInf;
       if (!empty) {
         load_row<V>(o, row_at(p.o, p.dtype, p.o_strides, seq.index, head, seq.q_row0 + i), p.dtype,
@@ -112,7 +114,10 @@ struct Backward {
         sum = V::hsum(acc);
         if (p.dlse) sum -= static_cast<const T*>(p.dlse)[at];
       }
-      static_cast<T*>(shared.lse)[at] = empty ? kInf : lse;
+      const T low = p.lse_low ? static_cast<const T*>(p.lse_low)[at] : 0;
+      const TwoPart<T> lse2 = empty ? TwoPart<T>{kInf, 0} : base2(lse, low);
+      static_cast<T*>(shared.lse2)[at] = lse2.high;
+      static_cast<T*>(shared.lse2_low)[at] = lse2.low;
       static_cast<T*>(shared.delta)[at] = sum;
       if (i >= q1 || !visited)
         memset(row_at(p.dq, p.dtype, p.dq_strides, seq.index, head, seq.q_row0 + i), 0,
@@ -181,10 +186,11 @@ struct Backward {
     const int64_t at = stat_at(p, seq, head, i0);
     const auto sign = V::set1(p.scale < 0 ? -1 : 1);
     for (int64_t i = 0; i < n; ++i) {
-      lse_row[i] = static_cast<const T*>(shared.lse)[at + i];
+      lse2[i] = static_cast<const T*>(shared.lse2)[at + i];
+      lse2_low[i] = static_cast<const T*>(shared.lse2_low)[at + i];
       delta[i] = static_cast<const T*>(shared.delta)[at + i];
       T *q_row = q + i * width, *do_row = dout + i * width;
-      if (lse_row[i] == kInf) {
+      if (lse2[i] == kInf) {
         for (int64_t d = 0; d < width; d += V::kWidth) {
           V::store(q_row + d, V::zero());
           V::store(do_row + d, V::zero());
@@ -243,27 +249,27 @@ struct Backward {
   void score_gradient(const Sequence& seq, int64_t head, int64_t i0, int64_t i, int64_t k0,
                       int64_t begin, int64_t end, int64_t keys, bool edge, bool masked) {
     T *x = s + i * kKeys, *dx = dp + i * kKeys;
-    const auto shift = V::set1(-lse_row[i]), d = V::set1(delta[i]);
-    const auto scale = V::set1(static_cast<T>(__builtin_fabs(p.scale)));
+    const auto shift = V::set1(-lse2[i]), low = V::set1(lse2_low[i]), d = V::set1(delta[i]);
+    const auto scale = V::set1(static_cast<T>(__builtin_fabs(p.scale) * kLog2e));
     int64_t lo = begin, hi = end;
     if (edge) {
       lo = clamp(seq.lo(i0 + i) - k0, begin, end);
-      hi = lse_row[i] == kInf ? lo : clamp(seq.hi(i0 + i) - k0, lo, end);
+      hi = lse2[i] == kInf ? lo : clamp(seq.hi(i0 + i) - k0, lo, end);
     }
     if (masked) {
       const int64_t last = min64(end, keys);
-      load_mask(mask_row + begin, p.mask, seq.index, head, i0 + i, k0 + begin, last - begin, 1);
+      load_mask(mask_row + begin, p.mask, seq.index, head, i0 + i, k0 + begin, last - begin);
       for (int64_t j = last; j < end; ++j) mask_row[j] = -kInf;
       for (int64_t j = begin; j < end; j += V::kWidth) {
         auto bias = V::load(mask_row + j);
-        auto e = V::exp(V::add(V::add(V::mul(V::load(x + j), scale), bias), shift));
+        auto e = V::exp2(V::sub(V::add(V::add(V::mul(V::load(x + j), scale), bias), shift), low));
         auto de = V::mul(e, V::sub(V::load(dx + j), d));
         V::store(x + j, V::zero_where_hidden(e, bias));
         V::store(dx + j, V::zero_where_hidden(de, bias));
       }
     } else {
       for (int64_t j = begin; j < end; j += V::kWidth) {
-        auto e = V::exp(V::fma(V::load(x + j), scale, shift));
+        auto e = V::exp2(V::sub(V::fma(V::load(x + j), scale, shift), low));
         V::store(x + j, e);
         V::store(dx + j, V::mul(e, V::sub(V::load(dx + j), d)));
       }

@@ -33,6 +33,9 @@ struct FmaForward {
     lanes = a.take<T>(V::kWidth * V::kWidth);
   }
 
+  // kWidth scores of one row
+  T* segment(int64_t row, int64_t key) { return s + row * kKeys + key; }
+
   void put_query(int64_t r, const void* row, DType dtype, bool negate) {
     T* dst = q + r * width;
     load_row<V>(dst, row, dtype, head_dim);

@@ -5,7 +5,7 @@
 #pragma once
 
 #include "isa.h"
-#include "rows.h"
+#include "normaliser.h"
 
 namespace {
 
@@ -120,11 +120,8 @@ struct Forward {
     const T scale2 = static_cast<T>(__builtin_fabs(p.scale) * kLog2e);
     if (edge) {
       const bool scaled = masked || scale2 == 0;  // 0 * -inf would be NaN
-      for (int64_t i = 0; i < n; ++i) {
-        T* x = engine.s + i * kKeys;
-        if (scaled) add_mask(seq, head, i0 + i, k0, begin, end, keys, x, scale2, masked);
-        hide(seq, i0 + i, k0, begin, end, x);
-      }
+      if (scaled) add_mask(seq, head, i0, n, k0, begin, end, keys, scale2, masked);
+      for (int64_t i = 0; i < n; ++i) hide(seq, i0, i, k0, begin, end);
       engine.template softmax<true>(n, begin, end, scaled ? 1 : scale2, m + r, l + r, alpha);
     } else {
       engine.template softmax<false>(n, begin, end, scale2, m + r, l + r, alpha);
@@ -132,28 +129,40 @@ struct Forward {
     engine.accumulate(n, begin, end, o + r * engine.width, alpha, edge && !engine.finite);
   }
 
-  // x <- scale2 * x + mask
-  void add_mask(const Sequence& seq, int64_t head, int64_t i, int64_t k0, int64_t begin,
-                int64_t end, int64_t keys, T* x, T scale2, bool masked) {
-    for (int64_t j = begin; j < end; j += V::kWidth)
-      V::store(x + j, V::mul(V::load(x + j), V::set1(scale2)));
-    if (!masked) return;
+  // s <- scale2 * s + mask
+  void add_mask(const Sequence& seq, int64_t head, int64_t i0, int64_t n, int64_t k0, int64_t begin,
+                int64_t end, int64_t keys, T scale2, bool masked) {
     const int64_t last = min64(end, keys);
-    load_mask(mask_row + begin, p.mask, seq.index, head, i, k0 + begin, last - begin, kLog2e);
-    for (int64_t j = begin; j < last; ++j) x[j] = mask_row[j] == -kInf ? -kInf : x[j] + mask_row[j];
+    for (int64_t j = begin; j < end; ++j) mask_row[j] = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      if (masked && (i == 0 || p.mask.row != 0))
+        load_mask(mask_row + begin, p.mask, seq.index, head, i0 + i, k0 + begin, last - begin);
+      for (int64_t j = begin; j < end; j += V::kWidth) {
+        T* x = engine.segment(i, j);
+        const auto bias = V::load(mask_row + j);
+        V::store(x,
+                 V::hidden_where_hidden(V::add(V::mul(V::load(x), V::set1(scale2)), bias), bias));
+      }
+    }
   }
 
-  // x <- -inf at keys that query i does not see
-  void hide(const Sequence& seq, int64_t i, int64_t k0, int64_t begin, int64_t end, T* x) {
-    const int64_t lo = clamp(seq.lo(i) - k0, begin, end), hi = clamp(seq.hi(i) - k0, lo, end);
-    for (int64_t j = begin; j < lo; ++j) x[j] = -kInf;
-    for (int64_t j = hi; j < end; ++j) x[j] = -kInf;
+  // s <- -inf at keys that query i0 + i does not see
+  void hide(const Sequence& seq, int64_t i0, int64_t i, int64_t k0, int64_t begin, int64_t end) {
+    const int64_t lo = clamp(seq.lo(i0 + i) - k0, begin, end),
+                  hi = clamp(seq.hi(i0 + i) - k0, lo, end);
+    for (int64_t j = begin; j < end; j += V::kWidth) {
+      if (j >= lo && j + V::kWidth <= hi) continue;
+      T* x = engine.segment(i, j);
+      for (int64_t lane = 0; lane < V::kWidth; ++lane)
+        if (j + lane < lo || j + lane >= hi) x[lane] = -kInf;
+    }
   }
 
-  T* lse_at(const Sequence& seq, int64_t head, int64_t row) {
-    int64_t at = p.cu_seqlens_q ? head * p.total_q + seq.q_row0 + row
-                                : (seq.index * p.heads + head) * p.max_q + row;
-    return static_cast<T*>(p.lse) + at;
+  void put_lse(const Sequence& seq, int64_t head, int64_t row, TwoPart<T> lse) {
+    const int64_t at = p.cu_seqlens_q ? head * p.total_q + seq.q_row0 + row
+                                      : (seq.index * p.heads + head) * p.max_q + row;
+    static_cast<T*>(p.lse)[at] = lse.high;
+    static_cast<T*>(p.lse_low)[at] = lse.low;
   }
 
   void* o_at(const Sequence& seq, int64_t head, int64_t row) {
@@ -166,7 +175,7 @@ struct Forward {
       for (int64_t i = row1; i < task.row1; ++i) {
         const int64_t head = task.kv_head * group + g;
         memset(o_at(seq, head, i), 0, p.head_dim * dtype_size(p.dtype));
-        *lse_at(seq, head, i) = -kInf;
+        put_lse(seq, head, i, {-kInf, 0});
       }
   }
 
@@ -178,14 +187,8 @@ struct Forward {
         const auto norm = V::set1(empty ? 1 : l[r]);
         store_row<V>(o_at(seq, head, task.row0 + i), o + r * engine.width, p.dtype, p.head_dim,
                      [&](auto x) { return V::div(x, norm); });
-        *lse_at(seq, head, task.row0 + i) = empty ? -kInf : log_normaliser(m[r], l[r]);
+        put_lse(seq, head, task.row0 + i, empty ? TwoPart<T>{-kInf, 0} : natural(m[r], l[r]));
       }
-  }
-
-  static T log_normaliser(T m, T l) {
-    constexpr T kLowest =
-        sizeof(T) == 8 ? static_cast<T>(-__DBL_MAX__) : static_cast<T>(-__FLT_MAX__);
-    return m == kLowest ? kLowest : static_cast<T>(m * kLn2 + __builtin_log(l));
   }
 };
 

@@ -22,9 +22,10 @@ struct BackwardTask {
 
 // What the backward tasks of one call share. Rows are laid out as lse is, dq_acc as dq is.
 struct BackwardShared {
-  void* lse;     // as given, but +inf where a query sees nothing
-  void* delta;   // rowsum(do * o) - dlse
-  void* dq_acc;  // accumulates dq over key tiles in the type of the arithmetic; may be dq itself
+  void* lse2;      // the normaliser in base 2, +inf where a query sees nothing
+  void* lse2_low;  // what rounding took from it
+  void* delta;     // rowsum(do * o) - dlse
+  void* dq_acc;    // accumulates dq over key tiles in the type of the arithmetic; may be dq itself
   Strides dq_acc_strides;
   // (sequence, head, query block): key tiles folded into dq so far. Tiles take turns in key order.
   std::atomic<int32_t>* turns;

@@ -46,6 +46,11 @@ struct Avx2 {
     x = _mm_add_ps(x, _mm_movehl_ps(x, x));
     return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
   }
+  // -inf where the mask hides
+  static F hidden_where_hidden(F x, F mask) {
+    const F hidden = set1(-__builtin_inff());
+    return _mm256_blendv_ps(x, hidden, _mm256_cmp_ps(mask, hidden, _CMP_EQ_OQ));
+  }
   static F zero_where_hidden(F x, F mask) {
     return _mm256_and_ps(x, _mm256_cmp_ps(mask, set1(-__builtin_inff()), _CMP_NEQ_UQ));
   }
@@ -54,12 +59,6 @@ struct Avx2 {
   static F exp2(F x) {
     const F top = _mm256_min_ps(set1(254), x), n = round(top);
     return ldexp_normal(exp2_fraction(sub(top, n)), n, x);
-  }
-  // e^x likewise: 2^n e^r, where the two parts of ln 2 keep r exact for large x
-  static F exp(F x) {
-    const F top = _mm256_min_ps(set1(176), x), x2 = mul(top, set1(kLog2e)), n = round(x2);
-    const F r = fma(n, set1(-kLn2Low), fma(n, set1(-kLn2High), top));
-    return ldexp_normal(exp2_fraction(mul(r, set1(kLog2e))), n, x2);
   }
   static F round(F x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
   static F exp2_fraction(F r) {

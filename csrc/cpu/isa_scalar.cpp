@@ -68,25 +68,22 @@ struct Portable {
     for (int i = 0; i < kLanes; ++i) y += a.x[i];
     return y;
   }
+  // -inf where the mask hides
+  static F hidden_where_hidden(F a, F mask) {
+    constexpr T kHidden = -static_cast<T>(__builtin_inf());
+    return each([&](int i) { return mask.x[i] == kHidden ? kHidden : a.x[i]; });
+  }
   static F zero_where_hidden(F a, F mask) {
     return each(
         [&](int i) { return mask.x[i] == -static_cast<T>(__builtin_inf()) ? T(0) : a.x[i]; });
   }
 
-  // 2^x and e^x; in single precision about 1 ulp and 0 below 2^-126, so that no denormal is made
+  // 2^x; in single precision about 1 ulp and 0 below 2^-126, so that no denormal is made
   static F exp2(F a) {
     return each([&](int i) -> T {
       if constexpr (sizeof(T) == 8) return __builtin_exp2(a.x[i]);
       const T n = round(a.x[i]);
       return ldexp_normal(a.x[i] - n, n, a.x[i]);
-    });
-  }
-  static F exp(F a) {
-    return each([&](int i) -> T {
-      if constexpr (sizeof(T) == 8) return __builtin_exp(a.x[i]);
-      const float x2 = a.x[i] * static_cast<float>(kLog2e), n = round(x2);
-      const float r = (a.x[i] - n * kLn2High) - n * kLn2Low;
-      return ldexp_normal(r * static_cast<float>(kLog2e), n, x2);
     });
   }
   // The nearest integer from -127 to 254: adding 1.5 * 2^23 rounds to an integer in the low bits.

@@ -100,8 +100,6 @@ constexpr float kExp2[6] = {0.69314724f,   0.24022652f,   0.055503103f,
 constexpr float kExp2Short[4] = {0.99992806f, 0.69326097f, 0.24261113f, 0.055171676f};
 constexpr double kLog2e = 1.4426950408889634074;
 constexpr double kLn2 = 0.69314718055994530942;
-constexpr float kLn2High = 0.693359375f,
-                kLn2Low = -2.12194440e-4f;  // high has 9 bits: n high is exact
 
 template <class T, class E, class Op>
 inline void mask_elements(T* dst, const void* ptr, int64_t offset, int64_t stride, int64_t n,
@@ -142,18 +140,18 @@ inline float widen(Float16 x) {
 // What a mask element adds to a score in base 2 (unit log2 e) or e (unit 1). -inf hides a key;
 // finite values stay finite, so that a row of finfo.min is an average as in plain mathematics.
 template <class T>
-inline T to_score(T x, double unit) {
+inline T to_base2(T x) {
   constexpr T kInf = static_cast<T>(__builtin_inf());
   constexpr T kLowest =
       sizeof(T) == 8 ? static_cast<T>(-__DBL_MAX__) : static_cast<T>(-__FLT_MAX__);
-  T y = x * static_cast<T>(unit);
+  T y = x * static_cast<T>(kLog2e);
   return y < kLowest && x != -kInf ? kLowest : y;
 }
 
 // dst (n) <- the mask for one query and keys [key, key + n)
 template <class T>
 inline void load_mask(T* dst, const Mask& m, int64_t seq, int64_t head, int64_t row, int64_t key,
-                      int64_t n, double unit) {
+                      int64_t n) {
   constexpr T kHidden = -static_cast<T>(__builtin_inf());
   int64_t offset = seq * m.batch + head * m.head + row * m.row + key * m.key;
   switch (m.dtype) {
@@ -162,20 +160,19 @@ inline void load_mask(T* dst, const Mask& m, int64_t seq, int64_t head, int64_t 
                                 [](uint8_t x) { return x ? T(0) : kHidden; });
       break;
     case DType::kFloat32:
-      mask_elements<T, float>(dst, m.ptr, offset, m.key, n,
-                              [=](float x) { return to_score(T(x), unit); });
+      mask_elements<T, float>(dst, m.ptr, offset, m.key, n, [](float x) { return to_base2(T(x)); });
       break;
     case DType::kFloat64:
       mask_elements<T, double>(dst, m.ptr, offset, m.key, n,
-                               [=](double x) { return to_score(T(x), unit); });
+                               [](double x) { return to_base2(T(x)); });
       break;
     case DType::kBFloat16:
       mask_elements<T, BFloat16>(dst, m.ptr, offset, m.key, n,
-                                 [=](BFloat16 x) { return to_score(T(widen(x)), unit); });
+                                 [](BFloat16 x) { return to_base2(T(widen(x))); });
       break;
     case DType::kFloat16:
       mask_elements<T, Float16>(dst, m.ptr, offset, m.key, n,
-                                [=](Float16 x) { return to_score(T(widen(x)), unit); });
+                                [](Float16 x) { return to_base2(T(widen(x))); });
       break;
   }
 }
@@ -187,7 +184,7 @@ inline Sight mask_sight(const AttentionParams& p, const Sequence& seq, int64_t h
                         int64_t keys, T* buffer) {
   if (!p.mask.ptr) return Sight::kFull;
   if (p.mask.row != 0) return Sight::kEdge;
-  load_mask(buffer, p.mask, seq.index, head, 0, k0, keys, 1);
+  load_mask(buffer, p.mask, seq.index, head, 0, k0, keys);
   bool any = false, all = p.mask.dtype == DType::kBool;
   for (int64_t j = 0; j < keys; ++j) {
     any |= buffer[j] != -static_cast<T>(__builtin_inf());
@@ -204,7 +201,7 @@ inline bool seen_by_group(const AttentionParams& p, const Sequence& seq, int64_t
   const int64_t group = p.heads / p.kv_heads;
   for (int64_t g = 0; g < (p.mask.head ? group : 1); ++g) {
     float x = 0;
-    load_mask(&x, p.mask, seq.index, kv_head * group + g, 0, key, 1, 1);
+    load_mask(&x, p.mask, seq.index, kv_head * group + g, 0, key, 1);
     if (x != -__builtin_inff()) return true;
   }
   return false;

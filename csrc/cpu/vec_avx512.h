@@ -44,6 +44,11 @@ struct Avx512 {
     return y;
   }
   static float hsum(F a) { return _mm512_reduce_add_ps(a); }
+  // -inf where the mask hides
+  static F hidden_where_hidden(F x, F mask) {
+    const F hidden = set1(-__builtin_inff());
+    return _mm512_mask_mov_ps(x, _mm512_cmp_ps_mask(mask, hidden, _CMP_EQ_OQ), hidden);
+  }
   static F zero_where_hidden(F x, F mask) {
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(mask, set1(-__builtin_inff()), _CMP_NEQ_UQ), x);
   }
@@ -52,13 +57,6 @@ struct Avx512 {
   static F exp2(F x) {
     const F n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     return ldexp_normal(exp2_fraction(sub(x, n)), n, x);
-  }
-  // e^x likewise: 2^n e^r, where the two parts of ln 2 keep r exact for large x
-  static F exp(F x) {
-    const F x2 = mul(x, set1(kLog2e));
-    const F n = _mm512_roundscale_ps(x2, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    const F r = fma(n, set1(-kLn2Low), fma(n, set1(-kLn2High), x));
-    return ldexp_normal(exp2_fraction(mul(r, set1(kLog2e))), n, x2);
   }
   static F exp2_fraction(F r) {
     F y = set1(kExp2[5]);
