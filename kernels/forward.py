@@ -7,12 +7,14 @@ import triton.language as tl
 from .configs import tile_config
 from .launch import Problem
 from .score import (
-    base2_bias,
     drop_unseen,
-    edge_keys,
     first_masked_key,
+    key_bias,
     load_rows,
+    log_sum_exp,
+    mask_scores,
     online_softmax,
+    pair_bias,
     sequence_ptr,
     store_rows,
 )
@@ -23,30 +25,37 @@ from .tiles import query_tile, visited_keys
 def _attend(
     acc, m_i, l_i, q, k_ptr, v_ptr, mask_ptr, stride_kn, stride_vn, stride_mm, stride_mn,
     begin, end, key_lo, key_hi, first_query, num_q, interval, qk_scale,
-    MASKED: tl.constexpr, MASK: tl.constexpr, IS_BIAS: tl.constexpr, ALIGN: tl.constexpr,
-    PRECISION: tl.constexpr,
+    MASKED: tl.constexpr, MASK: tl.constexpr, IS_BIAS: tl.constexpr, EXACT: tl.constexpr,
+    ALIGN: tl.constexpr, PRECISION: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Fold the key tiles of [begin, end) into (acc, m, l), reading no key outside [key_lo, key_hi).
     """
+    offs_m = first_query + tl.arange(0, BLOCK_M)
     for n in tl.range(begin, end, BLOCK_N):
         keep = None
         bias = None
         if MASKED:
-            keep, seen, values = edge_keys(
-                n, key_lo, key_hi, first_query, num_q, interval, mask_ptr, stride_mm, stride_mn,
-                MASK, IS_BIAS, BLOCK_M, BLOCK_N,
-            )  # fmt: skip
-            if IS_BIAS:
-                bias = base2_bias(values)
+            offs_n = n + tl.arange(0, BLOCK_N)
+            keep = (offs_n >= key_lo) & (offs_n < key_hi)
+            if MASK == "keys":
+                column = key_bias(mask_ptr, offs_n, stride_mn, keep, IS_BIAS, EXACT)
+                keep = column != float("-inf")
+                if IS_BIAS:
+                    bias = column[None, :]
         k = load_rows(k_ptr, n, stride_kn, keep, ALIGN, HEAD_DIM, BLOCK_N, BLOCK_D)
         s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         if MASKED:
-            s = tl.where(seen, s, float("-inf"))
-        p, alpha, m_i = online_softmax(m_i, s, qk_scale, bias, MASKED)
+            s, values = mask_scores(
+                s, offs_m[:, None], offs_n[None, :], keep[None, :], num_q, interval,
+                mask_ptr, stride_mm, stride_mn, MASK, IS_BIAS,
+            )  # fmt: skip
+            if MASK == "pairs" and IS_BIAS:
+                bias = pair_bias(values, EXACT)
+        p, alpha, m_i = online_softmax(m_i, s, qk_scale, bias, MASKED, EXACT)
         v = load_rows(v_ptr, n, stride_vn, keep, ALIGN, HEAD_DIM, BLOCK_N, BLOCK_D)
         if MASKED and MASK == "pairs":
-            v = drop_unseen(v, seen)
+            v = drop_unseen(v, s)
         acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None], input_precision=PRECISION)
         l_i = l_i * alpha + tl.sum(p, 1)
     return acc, m_i, l_i
@@ -65,10 +74,10 @@ def _forward_kernel(
     stride_ob, stride_oh, stride_on,
     num_tiles, num_heads, num_seqs, seqlen_q, seqlen_k, window_left, window_right, qk_scale,
     GROUP: tl.constexpr, IS_PACKED: tl.constexpr, BOTTOM_RIGHT: tl.constexpr,
-    MASK: tl.constexpr, IS_BIAS: tl.constexpr, ALIGN: tl.constexpr, PRECISION: tl.constexpr,
+    MASK: tl.constexpr, IS_BIAS: tl.constexpr, EXACT: tl.constexpr,
+    ALIGN: tl.constexpr, PRECISION: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    LN2: tl.constexpr = 0.6931471805599453
     batch, head, first_query, q_start, k_start, rows, num_q, kv_begin, kv_end = query_tile(
         tl.program_id(0), num_tiles, num_heads,
         cu_seqlens_q_ptr, cu_seqlens_k_ptr, q_lengths_ptr, kv_start_ptr, kv_end_ptr,
@@ -105,7 +114,7 @@ def _forward_kernel(
                 acc, m_i, l_i, q, k_ptr, v_ptr, mask_ptr,
                 stride_kn, stride_vn, stride_mm, stride_mn,
                 begin, full_begin, key_lo, key_hi, first_query, num_q, interval, qk_scale,
-                True, MASK, IS_BIAS, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D,
+                True, MASK, IS_BIAS, EXACT, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D,
             )  # fmt: skip
         if MASK == "keys":
             masked = first_masked_key(mask_ptr, stride_mn, full_begin, full_end, IS_BIAS)
@@ -113,18 +122,18 @@ def _forward_kernel(
         acc, m_i, l_i = _attend(
             acc, m_i, l_i, q, k_ptr, v_ptr, mask_ptr, stride_kn, stride_vn, stride_mm, stride_mn,
             full_begin, full_end, key_lo, key_hi, first_query, num_q, interval, qk_scale,
-            False, MASK, IS_BIAS, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D,
+            False, MASK, IS_BIAS, EXACT, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D,
         )  # fmt: skip
         begin = full_end
     acc, m_i, l_i = _attend(
         acc, m_i, l_i, q, k_ptr, v_ptr, mask_ptr, stride_kn, stride_vn, stride_mm, stride_mn,
         begin, end, key_lo, key_hi, first_query, num_q, interval, qk_scale,
-        True, MASK, IS_BIAS, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D,
+        True, MASK, IS_BIAS, EXACT, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D,
     )  # fmt: skip
 
     empty = (l_i == 0.0) | (offs_m >= num_q)
     o = tl.where(empty, 0.0, 1.0 / tl.where(empty, 1.0, l_i))[:, None] * acc
-    lse = tl.where(empty, float("-inf"), (m_i + tl.log2(l_i)) * LN2)
+    lse = tl.where(empty, float("-inf"), log_sum_exp(m_i, l_i, EXACT))
     store_rows(
         o_ptr, first_query, stride_on, o, offs_m < rows, ALIGN, HEAD_DIM, BLOCK_M, BLOCK_D
     )

@@ -10,7 +10,7 @@ import triton.language as tl
 from .configs import block_d
 
 LOG2E = 1.4426950408889634
-SMALLEST_SCALE = 2.0**-126
+SMALLEST_SCALE = 2.0**-126  # scores are -inf where hidden, and 0 * -inf is not
 
 
 class Problem:
@@ -45,6 +45,7 @@ class Problem:
         self.num_heads, self.num_kv_heads, self.head_dim = q.shape[1], k.shape[1], q.shape[-1]
         self.capability = device_capability(q.device)
         vector = 16 // q.element_size()
+        exact = q.dtype == torch.float32
         aligned = (*map(self.strides, (q, k, v, *others)), (self.head_dim,))
         windowed = window_left >= 0 or window_right >= 0
         self.anchored = (bottom_right and windowed) or (
@@ -66,7 +67,8 @@ class Problem:
             seqlen_k=self.seqlen_k,
             window_left=min(window_left, widest) if window_left >= 0 else None,
             window_right=min(window_right, widest) if window_right >= 0 else None,
-            qk_scale=max(scale * LOG2E, SMALLEST_SCALE),  # 0 * -inf would hide nothing
+            qk_scale=max(scale if exact else scale * LOG2E, SMALLEST_SCALE),
+            EXACT=exact,
             GROUP=self.num_heads // max(self.num_kv_heads, 1),
             IS_PACKED=self.packed,
             BOTTOM_RIGHT=bottom_right and windowed,
@@ -74,11 +76,11 @@ class Problem:
             PRECISION=dot_precision(q.dtype),
             HEAD_DIM=self.head_dim,
             BLOCK_D=block_d(self.head_dim),
-            enable_fp_fusion=True,  # the default up to Triton 3.9: the same bits on later ones
+            enable_fp_fusion=False,  # the kernels say where they want an fma
         )
         for name, x in (("q", q), ("k", k), ("v", v)):
             self.arguments |= self.stride_arguments(name, x)
-        self.arguments |= mask_arguments(mask)
+        self.arguments |= mask_arguments(mask, one_head=self.num_heads == self.num_kv_heads)
 
     def strides(self, x: torch.Tensor) -> tuple[int, int, int]:
         """(batch, head, row) strides of a tensor in the layout of q."""
@@ -116,13 +118,15 @@ class Problem:
         return torch.cuda.device(device)
 
 
-def mask_arguments(mask: torch.Tensor | None) -> dict[str, Any]:
-    """How a mask is read: MASK is None, "keys" (the same for every query) or "pairs"."""
+def mask_arguments(mask: torch.Tensor | None, one_head: bool) -> dict[str, Any]:
+    """How a mask is read: MASK is None, "keys" (every query that meets a key sees the same) or
+    "pairs". one_head: a key head has one query head.
+    """
     if mask is None:
         strides, kind, is_bias = [0, 0, 0, 0], None, False
     else:
         strides = [0 if n == 1 else s for n, s in zip(mask.shape, mask.stride(), strict=True)]
-        kind = "pairs" if strides[2] else "keys"
+        kind = "keys" if strides[2] == 0 and (one_head or strides[1] == 0) else "pairs"
         is_bias = mask.dtype != torch.bool
     names = ("stride_mb", "stride_mh", "stride_mm", "stride_mn")
     return dict(zip(names, strides, strict=True)) | {"MASK": kind, "IS_BIAS": is_bias}

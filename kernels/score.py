@@ -1,4 +1,4 @@
-"""The pieces of the score tile: loads, masks and the base-2 online softmax."""
+"""The pieces of the score tile: loads, masks and the online softmax."""
 
 import triton
 import triton.language as tl
@@ -59,64 +59,64 @@ def store_rows(
 
 
 @triton.jit
-def shown(x, IS_BIAS: tl.constexpr):
-    """Which pairs the mask values x leave visible."""
-    if IS_BIAS:
-        seen = x != float("-inf")
-    else:
-        seen = x != 0
-    return seen
+def mask_scores(
+    s, i, j, keep, num_q, interval, mask_ptr, stride_mm, stride_mn,
+    MASK: tl.constexpr, IS_BIAS: tl.constexpr,
+):  # fmt: skip
+    """(s, mask values): s becomes -inf for the pairs that are not seen.
+
+    Queries i and keys j are [M, 1] and [1, N] for s [M, N], or [1, M] and [N, 1] for s [N, M]; keep
+    is like j, the keys that a key mask leaves.
+    """
+    seen = visible(i, j, interval)
+    if MASK == "keys":
+        seen = seen & keep
+    values = s
+    if MASK == "pairs":
+        seen = seen & (i >= 0) & (i < num_q)
+        at = i.to(tl.int64) * stride_mm + j.to(tl.int64) * stride_mn
+        values = tl.load(mask_ptr + at, mask=seen, other=0)
+        if IS_BIAS:
+            seen = seen & (values != float("-inf"))
+        else:
+            seen = seen & (values != 0)
+    return tl.where(seen, s, float("-inf")), values
 
 
 @triton.jit
-def base2_bias(x):
-    """Mask values as base-2 scores; 0 for -inf, whose pairs are hidden by `shown`."""
+def score_units(x, EXACT: tl.constexpr):
+    """Float mask values, or lse, as scores: natural where EXACT, else base 2."""
     LOG2E: tl.constexpr = 1.4426950408889634
     x = x.to(tl.float32)
-    return tl.where(x == float("-inf"), 0.0, x * LOG2E)
+    if not EXACT:
+        x = x * LOG2E
+    return x
 
 
 @triton.jit
-def edge_keys(
-    n, key_lo, key_hi, first_query, num_q, interval, mask_ptr, stride_mm, stride_mn,
-    MASK: tl.constexpr, IS_BIAS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    """(keys to read [BLOCK_N], pairs seen [BLOCK_M, BLOCK_N], mask values) of a masked tile."""
-    offs_m = first_query + tl.arange(0, BLOCK_M)
-    offs_n = n + tl.arange(0, BLOCK_N)
-    keep = (offs_n >= key_lo) & (offs_n < key_hi)
-    values = keep
-    if MASK == "keys":
-        values = tl.load(mask_ptr + offs_n.to(tl.int64) * stride_mn, mask=keep, other=0)
-        keep = keep & shown(values, IS_BIAS)
-        values = values[None, :]
-    seen = keep[None, :] & visible(offs_m[:, None], offs_n[None, :], interval)
-    if MASK == "pairs":
-        seen = seen & (offs_m < num_q)[:, None]
-        rows = offs_m.to(tl.int64)[:, None] * stride_mm
-        cols = offs_n.to(tl.int64)[None, :] * stride_mn
-        values = tl.load(mask_ptr + rows + cols, mask=seen, other=0)
-        seen = seen & shown(values, IS_BIAS)
-    return keep, seen, values
+def pair_bias(values, EXACT: tl.constexpr):
+    """The bias of loaded mask values; 0 for -inf, which mask_scores puts into the scores."""
+    return tl.where(values == float("-inf"), 0.0, score_units(values, EXACT))
 
 
 @triton.jit
-def key_bias(
-    mask_ptr, batch, head, offs_n, inside, stride_mb, stride_mh, stride_mn, IS_BIAS: tl.constexpr
-):
-    """Base-2 bias of keys [N] by a key mask, -inf where hidden or not inside."""
-    mask_ptr = sequence_ptr(mask_ptr, batch, head, 0, stride_mb, stride_mh, 0, 1)
-    values = tl.load(mask_ptr + offs_n.to(tl.int64) * stride_mn, mask=inside, other=0)
-    bias = 0.0
+def key_bias(mask_ptr, offs_n, stride, inside, IS_BIAS: tl.constexpr, EXACT: tl.constexpr):
+    """The bias of keys [N] by a mask that all queries share; -inf where hidden or not inside."""
+    values = tl.load(mask_ptr + offs_n.to(tl.int64) * stride, mask=inside, other=0)
     if IS_BIAS:
-        bias = base2_bias(values)
-    return tl.where(inside & shown(values, IS_BIAS), bias, float("-inf"))
+        bias = score_units(values, EXACT)
+    else:
+        bias = tl.where(values != 0, 0.0, float("-inf"))
+    return tl.where(inside, bias, float("-inf"))
 
 
 @triton.jit
-def drop_unseen(tile, seen):
-    """Zero the keys [N, D] that no query of the tile sees: 0 * NaN would reach the product."""
-    return tl.where((tl.max(seen.to(tl.int32), 0) > 0)[:, None], tile, 0.0)
+def drop_unseen(tile, s):
+    """Zero the keys [N, D] that no query of the tile sees in s [M, N].
+
+    They can be hidden from every query and hold NaN, and 0 * NaN would reach the product.
+    """
+    return tl.where((tl.max(s, 0) != float("-inf"))[:, None], tile, 0.0)
 
 
 @triton.jit
@@ -137,31 +137,56 @@ def first_masked_key(mask_ptr, stride, begin, end, IS_BIAS: tl.constexpr):
 
 
 @triton.jit
-def online_softmax(m_i, s, qk_scale, bias, MASKED: tl.constexpr):
-    """(p, alpha, m): fold a tile of scores into the running base-2 maximum.
+def online_softmax(m_i, s, scale, bias, MASKED: tl.constexpr, EXACT: tl.constexpr):
+    """(p, alpha, m): fold a tile of s [M, N] = q.k, -inf where invisible, into the running maximum.
 
-    s [M, N] = q.k, -inf where invisible; the score is s * qk_scale + bias, qk_scale > 0, bias None
-    or base-2. The fma forms are the same with and without masks, so both give the same bits.
+    scale > 0 takes s to a score, natural or base 2; bias is None or in the same units. The
+    arithmetic is the same with and without masks, so both give the same bits.
     """
     if bias is None:
-        m_new = tl.maximum(m_i, tl.max(s, 1) * qk_scale)
+        m_new = tl.maximum(m_i, tl.max(s, 1) * scale)
+    elif EXACT:
+        m_new = tl.maximum(m_i, tl.max(s * scale + bias, 1))
     else:
-        m_new = tl.maximum(m_i, tl.max(tl.fma(s, qk_scale, bias), 1))
+        m_new = tl.maximum(m_i, tl.max(tl.fma(s, scale, bias), 1))
     m_safe = m_new
     if MASKED:
         m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)  # an empty row would give inf - inf
-    p = probabilities(s, qk_scale, bias, m_safe[:, None])
-    return p, tl.exp2(m_i - m_safe), m_new
+    p = exponential(s, scale, bias, m_safe[:, None], EXACT)
+    alpha = exponential(m_i, 1.0, None, m_safe, EXACT)
+    return p, alpha, m_new
 
 
 @triton.jit
-def probabilities(s, qk_scale, bias, shift):
-    """2^(s * qk_scale + bias - shift)."""
-    if bias is None:
-        p = tl.exp2(tl.fma(s, qk_scale, -shift))
+def exponential(s, scale, bias, shift, EXACT: tl.constexpr):
+    """e^(s scale + bias - shift), or 2^ of it unless EXACT.
+
+    EXACT rounds the score before the shift is taken off, as plain maths does, so that the largest
+    score of a row cancels against its lse even if both are huge. One fma has less error on average
+    and is the fast way for 16-bit types, whose own rounding is larger than what is lost.
+    """
+    LOG2E: tl.constexpr = 1.4426950408889634
+    if EXACT:
+        score = s * scale
+        if bias is not None:
+            score += bias
+        x = (score - shift) * LOG2E
+    elif bias is None:
+        x = tl.fma(s, scale, -shift)
     else:
-        p = tl.exp2(tl.fma(s, qk_scale, bias - shift))
-    return p
+        x = tl.fma(s, scale, bias - shift)
+    return tl.exp2(x)
+
+
+@triton.jit
+def log_sum_exp(m, l, EXACT: tl.constexpr):
+    """Natural logarithm of the sum l taken with the shift m."""
+    LN2: tl.constexpr = 0.6931471805599453
+    if EXACT:
+        lse = m + tl.log2(l) * LN2
+    else:
+        lse = (m + tl.log2(l)) * LN2
+    return lse
 
 
 @triton.jit

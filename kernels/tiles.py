@@ -114,6 +114,14 @@ def visited_keys(first_query, num_q, interval, BLOCK_M: tl.constexpr, BLOCK_N: t
 
 
 @triton.jit
+def seen_keys(num_q, interval):
+    """[lo, hi), the keys that some query sees."""
+    lo, _ = key_interval(0, interval)
+    _, hi = key_interval(num_q - 1, interval)
+    return lo, hi
+
+
+@triton.jit
 def visiting_queries(
     first_key, num_q, interval, ANCHORED: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
