@@ -4,6 +4,7 @@
 //     o <- o 2^(m - m') + p v
 #pragma once
 
+#include "cover.h"
 #include "isa.h"
 #include "normaliser.h"
 
@@ -119,43 +120,13 @@ struct Forward {
     engine.scores(r, n, begin, end);
     const T scale2 = static_cast<T>(__builtin_fabs(p.scale) * kLog2e);
     if (edge) {
-      const bool scaled = masked || scale2 == 0;  // 0 * -inf would be NaN
-      if (scaled) add_mask(seq, head, i0, n, k0, begin, end, keys, scale2, masked);
-      for (int64_t i = 0; i < n; ++i) hide(seq, i0, i, k0, begin, end);
+      const Cover<E> cover{p, seq, engine, mask_row, head, i0, n, k0, begin, end};
+      const bool scaled = cover.hide(keys, scale2, masked);
       engine.template softmax<true>(n, begin, end, scaled ? 1 : scale2, m + r, l + r, alpha);
     } else {
       engine.template softmax<false>(n, begin, end, scale2, m + r, l + r, alpha);
     }
     engine.accumulate(n, begin, end, o + r * engine.width, alpha, edge && !engine.finite);
-  }
-
-  // s <- scale2 * s + mask
-  void add_mask(const Sequence& seq, int64_t head, int64_t i0, int64_t n, int64_t k0, int64_t begin,
-                int64_t end, int64_t keys, T scale2, bool masked) {
-    const int64_t last = min64(end, keys);
-    for (int64_t j = begin; j < end; ++j) mask_row[j] = 0;
-    for (int64_t i = 0; i < n; ++i) {
-      if (masked && (i == 0 || p.mask.row != 0))
-        load_mask(mask_row + begin, p.mask, seq.index, head, i0 + i, k0 + begin, last - begin);
-      for (int64_t j = begin; j < end; j += V::kWidth) {
-        T* x = engine.segment(i, j);
-        const auto bias = V::load(mask_row + j);
-        V::store(x,
-                 V::hidden_where_hidden(V::add(V::mul(V::load(x), V::set1(scale2)), bias), bias));
-      }
-    }
-  }
-
-  // s <- -inf at keys that query i0 + i does not see
-  void hide(const Sequence& seq, int64_t i0, int64_t i, int64_t k0, int64_t begin, int64_t end) {
-    const int64_t lo = clamp(seq.lo(i0 + i) - k0, begin, end),
-                  hi = clamp(seq.hi(i0 + i) - k0, lo, end);
-    for (int64_t j = begin; j < end; j += V::kWidth) {
-      if (j >= lo && j + V::kWidth <= hi) continue;
-      T* x = engine.segment(i, j);
-      for (int64_t lane = 0; lane < V::kWidth; ++lane)
-        if (j + lane < lo || j + lane >= hi) x[lane] = -kInf;
-    }
   }
 
   void put_lse(const Sequence& seq, int64_t head, int64_t row, TwoPart<T> lse) {

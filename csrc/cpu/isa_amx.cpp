@@ -6,17 +6,17 @@
 namespace clinattn {
 
 const CpuKernels& amx_kernels() {
-  static const CpuKernels kernels = make_kernels<AmxForward<1>, Backward<Avx512>>("amx");
+  static const CpuKernels kernels = make_kernels<AmxForward<1>, FmaBackward<Avx512>>("amx");
   return kernels;
 }
 
 const CpuKernels& amx_f16_kernels() {
-  static const CpuKernels kernels = make_kernels<AmxForward<2>, Backward<Avx512>>("amx");
+  static const CpuKernels kernels = make_kernels<AmxForward<2>, FmaBackward<Avx512>>("amx");
   return kernels;
 }
 
 const CpuKernels& amx_f32_kernels() {
-  static const CpuKernels kernels = make_kernels<AmxForward<3>, Backward<Avx512>>("amx");
+  static const CpuKernels kernels = make_kernels<AmxForward<3>, FmaBackward<Avx512>>("amx");
   return kernels;
 }
 

@@ -133,7 +133,7 @@ struct Avx2 {
 namespace clinattn {
 
 const CpuKernels& avx2_kernels() {
-  static const CpuKernels kernels = make_kernels<FmaForward<Avx2>, Backward<Avx2>>("avx2");
+  static const CpuKernels kernels = make_kernels<FmaForward<Avx2>, FmaBackward<Avx2>>("avx2");
   return kernels;
 }
 

@@ -5,7 +5,7 @@
 namespace clinattn {
 
 const CpuKernels& avx512_kernels() {
-  static const CpuKernels kernels = make_kernels<FmaForward<Avx512>, Backward<Avx512>>("avx512");
+  static const CpuKernels kernels = make_kernels<FmaForward<Avx512>, FmaBackward<Avx512>>("avx512");
   return kernels;
 }
 

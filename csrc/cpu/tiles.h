@@ -2,28 +2,29 @@
 #pragma once
 
 #include "backward.h"
+#include "fma_backward.h"
 #include "fma_forward.h"
 #include "forward.h"
 
 namespace {
 
-template <class E, class B>
+template <class F, class B>
 clinattn::CpuKernels make_kernels(const char* name) {
   return {
       name,
-      E::kRows,
+      F::kRows,
       B::kRows,
       B::kKeys,
-      B::kWidth,
-      Forward<E>::chunk,
-      Forward<E>::scratch,
+      Backward<B>::kWidth,
+      Forward<F>::chunk,
+      Forward<F>::scratch,
       [](const AttentionParams& p, const ForwardTask& t, void* scratch) {
-        Forward<E>(p, scratch).run(t);
+        Forward<F>(p, scratch).run(t);
       },
-      B::scratch,
-      B::prepare,
+      Backward<B>::scratch,
+      Backward<B>::prepare,
       [](const AttentionParams& p, const BackwardShared& shared, const BackwardTask& t,
-         void* scratch) { B(p, shared, scratch).run(t); },
+         void* scratch) { Backward<B>(p, shared, scratch).run(t); },
   };
 }
 

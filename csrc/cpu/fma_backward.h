@@ -1,0 +1,155 @@
+// The backward pass's products and gradients of scores by fused multiply-adds, for any vector type.
+#pragma once
+
+#include "gemm.h"
+#include "rows.h"
+
+namespace {
+
+template <class Vector>
+struct FmaBackward {
+  using V = Vector;
+  using T = typename V::T;
+  struct Session {};                                  // nothing to set up for a task
+  static constexpr int64_t kRows = V::kBackwardRows;  // queries of a block
+  static constexpr int64_t kKeys = V::kBackwardKeys;  // keys of a tile
+  static constexpr int64_t kBlock = V::kWidth;        // keys packed at a time, columns of a block
+  static constexpr int64_t kBegin = V::kStrip;        // where columns may begin
+
+  const int64_t head_dim, width;  // width: head_dim padded to the vector
+  T *kt, *vt, *k;                 // K^T and V^T in strips, K (kKeys, width): 32 KB each at D 64
+  T *dk, *dv;                     // (kKeys, width): 32 KB each
+  T *q, *dout;                    // (kRows, width): 12 KB each
+  T *s, *dp;                      // (kRows, kKeys): 24 KB each; p and ds after gradients()
+  T *lse2, *lse2_low, *delta;     // (kRows)
+  bool finite_keys, finite_rows;
+
+  FmaBackward(Arena& a, int64_t head_dim)
+      : head_dim(head_dim), width(round_up(head_dim, V::kWidth)) {
+    kt = a.take<T>(kKeys * width);
+    vt = a.take<T>(kKeys * width);
+    k = a.take<T>(kKeys * width);
+    dk = a.take<T>(kKeys * width);
+    dv = a.take<T>(kKeys * width);
+    q = a.take<T>(kRows * width);
+    dout = a.take<T>(kRows * width);
+    s = a.take<T>(kRows * kKeys);
+    dp = a.take<T>(kRows * kKeys);
+    lse2 = a.take<T>(kRows);
+    lse2_low = a.take<T>(kRows);
+    delta = a.take<T>(kRows);
+  }
+
+  // kWidth scores of one row
+  T* segment(int64_t row, int64_t key) { return s + row * kKeys + key; }
+
+  void begin_tile() {
+    finite_keys = true;
+    for (int64_t j = 0; j < kKeys * width; j += V::kWidth) {
+      V::store(dk + j, V::zero());
+      V::store(dv + j, V::zero());
+    }
+  }
+
+  // Keys [j0, j0 + kBlock) of the tile; a null row is hidden from all and packed as zeros.
+  void put_keys(int64_t j0, const void* const* k_rows, const void* const* v_rows, DType dtype) {
+    T* v_staged = s;
+    for (int64_t j = 0; j < kBlock; ++j) {
+      put(k + (j0 + j) * width, k_rows[j], dtype);
+      put(v_staged + j * width, v_rows[j], dtype);
+    }
+    const int64_t strip = j0 / V::kStrip * (V::kStrip * width) + j0 % V::kStrip;
+    for (int64_t d = 0; d < width; d += V::kWidth) {
+      V::transpose(k + j0 * width + d, width, kt + strip + d * V::kStrip, V::kStrip);
+      V::transpose(v_staged + d, width, vt + strip + d * V::kStrip, V::kStrip);
+    }
+    finite_keys = finite_keys && all_finite<V>(k + j0 * width, kBlock * width);
+  }
+
+  void put(T* dst, const void* src, DType dtype) {
+    if (src) {
+      load_row<V>(dst, src, dtype, head_dim);
+    } else {
+      for (int64_t d = 0; d < width; d += V::kWidth) V::store(dst + d, V::zero());
+    }
+  }
+
+  void begin_block() {}
+
+  void put_row(int64_t i, const void* q_row, const void* do_row, DType dtype, bool negate,
+               T row_lse2, T row_low, T row_delta) {
+    put(q + i * width, q_row, dtype);
+    put(dout + i * width, do_row, dtype);
+    for (int64_t d = 0; negate && d < width; d += V::kWidth)
+      V::store(q + i * width + d, V::sub(V::zero(), V::load(q + i * width + d)));
+    lse2[i] = row_lse2;
+    lse2_low[i] = row_low;
+    delta[i] = row_delta;
+  }
+
+  void end_block(int64_t n) {
+    finite_rows = all_finite<V>(q, n * width) && all_finite<V>(dout, n * width);
+  }
+
+  // s <- q k^T, dp <- do v^T
+  void scores(int64_t n, int64_t begin, int64_t end) {
+    const int64_t at = begin / V::kStrip * (V::kStrip * width);
+    gemm<V, false, Update::kSet>(n, end - begin, width, q, width, kt + at, V::kStrip,
+                                 V::kStrip * width, s + begin, kKeys);
+    gemm<V, false, Update::kSet>(n, end - begin, width, dout, width, vt + at, V::kStrip,
+                                 V::kStrip * width, dp + begin, kKeys);
+  }
+
+  // s <- p, dp <- ds; 0 where kEdge has given a score -inf
+  template <bool kEdge>
+  void gradients(int64_t n, int64_t begin, int64_t end, T scale2) {
+    const auto scale = V::set1(scale2);
+    for (int64_t i = 0; i < n; ++i) {
+      const auto shift = V::set1(-lse2[i]), low = V::set1(lse2_low[i]), d = V::set1(delta[i]);
+      for (int64_t j = begin; j < end; j += V::kWidth) {
+        T *x = s + i * kKeys + j, *dx = dp + i * kKeys + j;
+        const auto score = V::load(x);
+        const auto p = V::exp2(V::sub(V::fma(score, scale, shift), low));
+        const auto ds = V::mul(p, V::sub(V::load(dx), d));
+        V::store(x, kEdge ? V::zero_where_hidden(p, score) : p);
+        V::store(dx, kEdge ? V::zero_where_hidden(ds, score) : ds);
+      }
+    }
+  }
+
+  // dv <- dv + p^T do, dk <- dk + ds^T q; skip_zeros keeps what is not finite in rows of q and do
+  // from keys that they do not see
+  void accumulate(int64_t n, int64_t begin, int64_t end, bool skip_zeros) {
+    const int64_t cols = end - begin;
+    T *dk_at = dk + begin * width, *dv_at = dv + begin * width;
+    const T *p = s + begin, *ds = dp + begin;
+    if (skip_zeros) {
+      gemm_skip_zeros<V, true, Update::kAdd>(cols, width, n, p, kKeys, dout, width, dv_at, width);
+      gemm_skip_zeros<V, true, Update::kAdd>(cols, width, n, ds, kKeys, q, width, dk_at, width);
+    } else {
+      gemm<V, true, Update::kAdd>(cols, width, n, p, kKeys, dout, width, V::kStrip, dv_at, width);
+      gemm<V, true, Update::kAdd>(cols, width, n, ds, kKeys, q, width, V::kStrip, dk_at, width);
+    }
+  }
+
+  // acc <- ds k where set, else acc + ds k; rows of acc are ld apart
+  void fold(int64_t n, int64_t begin, int64_t end, T* acc, int64_t ld, bool set, bool skip_zeros) {
+    const T *ds = dp + begin, *keys = k + begin * width;
+    const int64_t cols = end - begin;
+    if (skip_zeros && set) {
+      gemm_skip_zeros<V, false, Update::kSet>(n, width, cols, ds, kKeys, keys, width, acc, ld);
+    } else if (skip_zeros) {
+      gemm_skip_zeros<V, false, Update::kAdd>(n, width, cols, ds, kKeys, keys, width, acc, ld);
+    } else if (set) {
+      gemm<V, false, Update::kSet>(n, width, cols, ds, kKeys, keys, width, V::kStrip, acc, ld);
+    } else {
+      gemm<V, false, Update::kAdd>(n, width, cols, ds, kKeys, keys, width, V::kStrip, acc, ld);
+    }
+  }
+
+  void end_tile() {}
+  const T* dk_row(int64_t j) { return dk + j * width; }
+  const T* dv_row(int64_t j) { return dv + j * width; }
+};
+
+}  // namespace
