@@ -15,15 +15,19 @@ struct TileSession {
     uint16_t bytes_per_row[16] = {64, 64, 64, 64, 64, 64, 64, 64};
     uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
   };
+  static const Config kAllTiles;
   Config before;
 
   TileSession() {
+    // The intrinsics tell the compiler of 8 bytes only: what they read must lie in memory already.
     _tile_storeconfig(&before);
-    const Config config;
-    _tile_loadconfig(&config);
+    asm volatile("" ::: "memory");
+    _tile_loadconfig(&kAllTiles);
   }
   ~TileSession() { before.palette ? _tile_loadconfig(&before) : _tile_release(); }
 };
+
+const TileSession::Config TileSession::kAllTiles;
 
 // Of two numbers a = a1 + a2 + a3 and b the products that count, smallest first. The three that six
 // leave out are below 2^-25 of the result.
@@ -131,6 +135,49 @@ inline void pack_paired(Bf16* tile, const Bf16* rows, int64_t ld) {
         _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(even + ld)));
     _mm512_storeu_si512(tile + 32 * k, _mm512_or_si512(a, _mm512_slli_epi32(b, 16)));
   }
+}
+
+constexpr float kRound = 0x1.8p23f;  // adding it rounds to an integer in the low bits
+
+// 2^(scale x - m) for an integer m; base is kRound - m, or m where kHuge: beyond 2^22 the numbers
+// are no longer the low bits of a float. Otherwise n = round(scale x - m) stands in the low bits of
+// k, and 2^n is an addition to the exponent. No 2^n below 2^-125 is made: least is (m - 125) /
+// scale. Where kEdge, hidden scores of -inf give 0.
+template <int kParts, bool kEdge, bool kHuge>
+inline __m512 exponential(__m512 x, __m512 scale, __m512 base, __m512 least) {
+  using V = Avx512;
+  if constexpr (kHuge) return V::exp2(V::fma(x, scale, V::sub(V::zero(), base)));
+  const __m512 z = _mm512_max_ps(least, x);  // in this order NaN stays NaN
+  const __m512 k = V::fma(z, scale, base);
+  const __m512 r = _mm512_fmsub_ps(z, scale, V::sub(k, base));
+  __m512 y;
+  if constexpr (kParts == 1) {
+    y = V::set1(kExp2Short[3]);
+    for (int i = 2; i >= 0; --i) y = V::fma(y, r, V::set1(kExp2Short[i]));
+  } else {
+    y = V::exp2_fraction(r);
+  }
+  const __m512 e = _mm512_castsi512_ps(
+      _mm512_add_epi32(_mm512_castps_si512(y), _mm512_slli_epi32(_mm512_castps_si512(k), 23)));
+  return kEdge ? V::zero_where_hidden(e, x) : e;
+}
+
+// x to the nearest bf16, still as fp32; of two equally near the one away from zero
+inline __m512 round_to_bf16(__m512 x) {
+  const __m512i bits = _mm512_add_epi32(_mm512_castps_si512(x), _mm512_set1_epi32(0x8000));
+  return _mm512_castsi512_ps(
+      _mm512_and_si512(bits, _mm512_set1_epi32(static_cast<int>(0xffff0000))));
+}
+
+// (even, odd) alternating as bf16, of two vectors that are bf16 already
+inline __m512i alternate(__m512 even, __m512 odd) {
+  return _mm512_or_si512(_mm512_srli_epi32(_mm512_castps_si512(even), 16),
+                         _mm512_castps_si512(odd));
+}
+
+// (first, second) one after the other as bf16, of two vectors that are bf16 already
+inline __m512i concatenate(__m512 first, __m512 second) {
+  return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second, first));
 }
 
 }  // namespace

@@ -137,8 +137,6 @@ struct AmxForward {
     V::store(l, V::fma(V::load(l), rescale, V::sum_rows(lanes)));
   }
 
-  static constexpr float kRound = 0x1.8p23f;  // adding it rounds to an integer in the low bits
-
   // p <- 2^(scale2 s - m) for 16 rows, lanes <- their partial sums. base is kRound - m, or m where
   // kHuge.
   template <bool kEdge, bool kHuge>
@@ -154,8 +152,8 @@ struct AmxForward {
 #pragma GCC unroll 16
       for (int i = 0; i < 16; ++i) {
         const __m512 b = V::set1(base[i]), low = V::set1(least[i]);
-        const __m512 e0 = exponential<kEdge, kHuge>(V::load(x0 + i * 16), scale, b, low);
-        const __m512 e1 = exponential<kEdge, kHuge>(V::load(x1 + i * 16), scale, b, low);
+        const __m512 e0 = exponential<kParts, kEdge, kHuge>(V::load(x0 + i * 16), scale, b, low);
+        const __m512 e1 = exponential<kParts, kEdge, kHuge>(V::load(x1 + i * 16), scale, b, low);
         if constexpr (kParts == 1) {
           const __m512bh pair = _mm512_cvtne2ps_pbh(e1, e0);
           _mm512_storeu_si512(out + i * 32, reinterpret_cast<__m512i>(pair));
@@ -177,26 +175,6 @@ struct AmxForward {
     }
 #pragma GCC unroll 16
     for (int i = 0; i < 16; ++i) V::store(lanes + i * 16, sum[i]);
-  }
-
-  // With an integer m, n = round(scale2 x - m) stands in the low bits of k and 2^n is an addition
-  // to the exponent. No 2^n below 2^-125 is made; where kEdge, hidden scores of -inf give 0.
-  template <bool kEdge, bool kHuge>
-  static __m512 exponential(__m512 x, __m512 scale, __m512 base, __m512 least) {
-    if constexpr (kHuge) return V::exp2(V::fma(x, scale, V::sub(V::zero(), base)));
-    const __m512 z = _mm512_max_ps(least, x);  // in this order NaN stays NaN
-    const __m512 k = V::fma(z, scale, base);
-    const __m512 r = _mm512_fmsub_ps(z, scale, V::sub(k, base));
-    __m512 y;
-    if constexpr (kParts == 1) {
-      y = V::set1(kExp2Short[3]);
-      for (int i = 2; i >= 0; --i) y = V::fma(y, r, V::set1(kExp2Short[i]));
-    } else {
-      y = V::exp2_fraction(r);
-    }
-    const __m512 e = _mm512_castsi512_ps(
-        _mm512_add_epi32(_mm512_castps_si512(y), _mm512_slli_epi32(_mm512_castps_si512(k), 23)));
-    return kEdge ? V::zero_where_hidden(e, x) : e;
   }
 
   void accumulate(int64_t n, int64_t begin, int64_t end, float* o, const float* alpha,

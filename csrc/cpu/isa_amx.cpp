@@ -1,4 +1,5 @@
 // Kernels for AMX-BF16: matrix products on tiles, everything else on AVX-512.
+#include "amx_backward.h"
 #include "amx_forward.h"
 #include "tiles.h"
 #include "vec_avx512.h"
@@ -6,17 +7,17 @@
 namespace clinattn {
 
 const CpuKernels& amx_kernels() {
-  static const CpuKernels kernels = make_kernels<AmxForward<1>, FmaBackward<Avx512>>("amx");
+  static const CpuKernels kernels = make_kernels<AmxForward<1>, AmxBackward<1>>("amx");
   return kernels;
 }
 
 const CpuKernels& amx_f16_kernels() {
-  static const CpuKernels kernels = make_kernels<AmxForward<2>, FmaBackward<Avx512>>("amx");
+  static const CpuKernels kernels = make_kernels<AmxForward<2>, AmxBackward<2>>("amx");
   return kernels;
 }
 
 const CpuKernels& amx_f32_kernels() {
-  static const CpuKernels kernels = make_kernels<AmxForward<3>, FmaBackward<Avx512>>("amx");
+  static const CpuKernels kernels = make_kernels<AmxForward<3>, AmxBackward<3>>("amx");
   return kernels;
 }
 
