@@ -29,8 +29,8 @@ struct TileSession {
 
 const TileSession::Config TileSession::kAllTiles;
 
-// Of two numbers a = a1 + a2 + a3 and b the products that count, smallest first. The three that six
-// leave out are below 2^-25 of the result.
+// Of two numbers a = a1 + a2 + a3 and b the products that count. The three that six leave out are
+// below 2^-25 of the result. Each differs from the one before it in one factor: one load less.
 template <int kParts>
 struct Products;
 template <>
@@ -39,11 +39,11 @@ struct Products<1> {
 };
 template <>
 struct Products<2> {
-  static constexpr int kCount = 3, kA[] = {1, 0, 0}, kB[] = {0, 1, 0};
+  static constexpr int kCount = 3, kA[] = {1, 0, 0}, kB[] = {0, 0, 1};
 };
 template <>
 struct Products<3> {
-  static constexpr int kCount = 6, kA[] = {2, 0, 1, 1, 0, 0}, kB[] = {0, 2, 1, 0, 1, 0};
+  static constexpr int kCount = 6, kA[] = {2, 1, 1, 0, 0, 0}, kB[] = {0, 0, 1, 1, 0, 2};
 };
 
 inline __m512 widen16(__m256i x) {
@@ -100,16 +100,27 @@ inline void zero_tiles() {
   _tile_zero(3);
 }
 
-// (tiles 0 1; 2 3) <- (tiles 0 1; 2 3) + (a0; a1) (b0 b1)
-inline void multiply_tiles(const Bf16* a0, const Bf16* a1, const Bf16* b0, const Bf16* b1) {
-  _tile_loadd(4, a0, 64);
-  _tile_loadd(5, a1, 64);
-  _tile_loadd(6, b0, 64);
-  _tile_loadd(7, b1, 64);
-  _tile_dpbf16ps(0, 4, 6);
-  _tile_dpbf16ps(1, 4, 7);
-  _tile_dpbf16ps(2, 5, 6);
-  _tile_dpbf16ps(3, 5, 7);
+// (tiles 0 1; 2 3) <- (tiles 0 1; 2 3) + (a0; a1) (b0 b1); the parts of a and b lie a_part and
+// b_part apart
+template <int kParts>
+inline void multiply_tiles(const Bf16* a0, const Bf16* a1, int64_t a_part, const Bf16* b0,
+                           const Bf16* b1, int64_t b_part) {
+  using P = Products<kParts>;
+#pragma GCC unroll 6
+  for (int i = 0; i < P::kCount; ++i) {
+    if (i == 0 || P::kA[i] != P::kA[i - 1]) {
+      _tile_loadd(4, a0 + P::kA[i] * a_part, 64);
+      _tile_loadd(5, a1 + P::kA[i] * a_part, 64);
+    }
+    if (i == 0 || P::kB[i] != P::kB[i - 1]) {
+      _tile_loadd(6, b0 + P::kB[i] * b_part, 64);
+      _tile_loadd(7, b1 + P::kB[i] * b_part, 64);
+    }
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
 }
 
 inline void store_tiles(float* c0, float* c1, float* c2, float* c3) {

@@ -10,7 +10,6 @@ struct AmxBackward {
   using V = Avx512;
   using T = float;
   using Session = TileSession;
-  using P = Products<kParts>;
   static constexpr int64_t kRows = 64, kKeys = 128;   // queries of a block, keys of a tile
   static constexpr int64_t kBlock = 32, kBegin = 32;  // keys packed at a time; columns of a step
 
@@ -153,10 +152,9 @@ struct AmxBackward {
 
   void scores_of_block(Bf16* rows, Bf16* keys, float* c, int64_t i, int64_t j) {
     zero_tiles();
-    for (int t = 0; t < P::kCount; ++t)
-      for (int64_t d = 0; d < width; d += 32)
-        multiply_tiles(row_tile(rows, P::kA[t], i, d), row_tile(rows, P::kA[t], i + 16, d),
-                       across(keys, P::kB[t], j, d), across(keys, P::kB[t], j + 16, d));
+    for (int64_t d = 0; d < width; d += 32)
+      multiply_tiles<kParts>(row_tile(rows, 0, i, d), row_tile(rows, 0, i + 16, d), kRows * width,
+                             across(keys, 0, j, d), across(keys, 0, j + 16, d), kKeys * width);
     store_tiles(c + score_at(i, j), c + score_at(i, j + 16), c + score_at(i + 16, j),
                 c + score_at(i + 16, j + 16));
   }
@@ -243,11 +241,10 @@ struct AmxBackward {
 
   void accumulate_block(int64_t n, int64_t d, int64_t j, float* c, Bf16* columns, Bf16* pairs) {
     zero_tiles();
-    for (int t = 0; t < P::kCount; ++t)
-      for (int64_t i = 0; i < n; i += 32)
-        multiply_tiles(column_tile(columns, P::kA[t], i, d),
-                       column_tile(columns, P::kA[t], i, d + 16), pair_tile(pairs, P::kB[t], i, j),
-                       pair_tile(pairs, P::kB[t], i, j + 16));
+    for (int64_t i = 0; i < n; i += 32)
+      multiply_tiles<kParts>(column_tile(columns, 0, i, d), column_tile(columns, 0, i, d + 16),
+                             kRows * width, pair_tile(pairs, 0, i, j),
+                             pair_tile(pairs, 0, i, j + 16), kRows * kKeys);
     store_tiles(sum, sum + 256, sum + 512, sum + 768);
     for (int x = 0; x < 4; ++x) {
       float* to = gradient_tile(c, d + x / 2 * 16, j + x % 2 * 16);
@@ -264,10 +261,9 @@ struct AmxBackward {
     for (int64_t i = 0; i < n; i += 32)
       for (int64_t d = 0; d < columns; d += 32) {
         zero_tiles();
-        for (int t = 0; t < P::kCount; ++t)
-          for (int64_t j = begin; j < end; j += 32)
-            multiply_tiles(ds_row_tile(P::kA[t], i, j), ds_row_tile(P::kA[t], i + 16, j),
-                           k_tile(P::kB[t], j, d), k_tile(P::kB[t], j, d + 16));
+        for (int64_t j = begin; j < end; j += 32)
+          multiply_tiles<kParts>(ds_row_tile(0, i, j), ds_row_tile(0, i + 16, j), kRows * kKeys,
+                                 k_tile(0, j, d), k_tile(0, j, d + 16), kKeys * width);
         store_tiles(sum, sum + 256, sum + 512, sum + 768);
         for (int64_t r = 0; r < min64(32, n - i); ++r)
           for (int64_t h = 0; h < min64(32, columns - d); h += 16) {

@@ -10,7 +10,6 @@ struct AmxForward {
   using V = Avx512;
   using T = float;
   using Session = TileSession;
-  using P = Products<kParts>;
   static constexpr int64_t kRows = 32, kKeys = 256;   // two tiles of queries; keys of a panel
   static constexpr int64_t kBlock = 32, kBegin = 32;  // two tiles of keys, one step of p v
   static constexpr int64_t kChunk = kParts == 1 ? 1024 : 512;
@@ -85,10 +84,9 @@ struct AmxForward {
   void scores(int64_t r, int64_t, int64_t begin, int64_t end) {
     for (int64_t j = begin; j < end; j += 32) {
       zero_tiles();
-      for (int i = 0; i < P::kCount; ++i)
-        for (int64_t d = 0; d < width; d += 32)
-          multiply_tiles(q_tile(P::kA[i], r, d), q_tile(P::kA[i], r + 16, d),
-                         k_tile(P::kB[i], j, d), k_tile(P::kB[i], j + 16, d));
+      for (int64_t d = 0; d < width; d += 32)
+        multiply_tiles<kParts>(q_tile(0, r, d), q_tile(0, r + 16, d), rows * width, k_tile(0, j, d),
+                               k_tile(0, j + 16, d), kKeys * width);
       store_tiles(segment(0, j), segment(0, j + 16), segment(16, j), segment(16, j + 16));
     }
   }
@@ -182,10 +180,9 @@ struct AmxForward {
     if (skip_zeros) return accumulate_seen(n, begin, end, o, alpha);
     for (int64_t d = 0; d < width; d += 32) {
       zero_tiles();
-      for (int i = 0; i < P::kCount; ++i)
-        for (int64_t j = begin; j < end; j += 32)
-          multiply_tiles(p_tile(P::kA[i], 0, j), p_tile(P::kA[i], 16, j), v_tile(P::kB[i], j, d),
-                         v_tile(P::kB[i], j, d + 16));
+      for (int64_t j = begin; j < end; j += 32)
+        multiply_tiles<kParts>(p_tile(0, 0, j), p_tile(0, 16, j), kRows * kKeys, v_tile(0, j, d),
+                               v_tile(0, j, d + 16), kKeys * width);
       store_tiles(sum, sum + 256, sum + 512, sum + 768);
       for (int64_t row = 0; row < n; ++row) {
         const __m512 scale = V::set1(alpha[row]);
