@@ -283,7 +283,8 @@ def _dkdv_kernel(
     if MASK == "keys":
         column = key_bias(mask_ptr, offs_n, stride_mn, keep, IS_BIAS, EXACT)
         keep = column != float("-inf")
-        bias = column[:, None]
+        if IS_BIAS:
+            bias = tl.where(keep, column, 0.0)[:, None]
         # In a full tile every query sees a key, unless the mask hides all of them.
         end = tl.where(tl.max(column, 0) != float("-inf"), end, begin)
         full_begin = tl.minimum(full_begin, end)
@@ -292,6 +293,9 @@ def _dkdv_kernel(
     v = load_rows(v_ptr, first_key, stride_vn, keep, ALIGN, HEAD_DIM, BLOCK_N, BLOCK_D)
     dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dv = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    # Half tiles at the edges: fewer hidden pairs, and registers for the masks. Which tiles are
+    # edges depends on the sequence alone, and so do the order of the sums and the bits.
+    EDGE_M: tl.constexpr = BLOCK_M // 2 if BLOCK_M > 16 else BLOCK_M
     if MASK != "pairs":
         if window_right is not None or ANCHORED:
             dk, dv = _accumulate_dkdv(
@@ -299,7 +303,7 @@ def _dkdv_kernel(
                 stride_qh, stride_qn, stride_doh, stride_don, stride_mh, stride_mm, stride_mn,
                 begin, full_begin, offs_n, keep, num_q, seqlen_q, interval, qk_scale,
                 True, IS_WINDOWED, GROUP, MASK, IS_BIAS, EXACT, ALIGN, PRECISION,
-                HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D,
+                HEAD_DIM, EDGE_M, BLOCK_N, BLOCK_D,
             )  # fmt: skip
         dk, dv = _accumulate_dkdv(
             dk, dv, k, v, bias, q_ptr, do_ptr, shift_ptr, delta_ptr, mask_ptr,
@@ -314,8 +318,9 @@ def _dkdv_kernel(
         stride_qh, stride_qn, stride_doh, stride_don, stride_mh, stride_mm, stride_mn,
         begin, end, offs_n, keep, num_q, seqlen_q, interval, qk_scale,
         True, IS_WINDOWED, GROUP, MASK, IS_BIAS, EXACT, ALIGN, PRECISION,
-        HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D,
+        HEAD_DIM, EDGE_M, BLOCK_N, BLOCK_D,
     )  # fmt: skip
+    # A key that is not kept was read as 0, which does not make its p 0.
     dk = tl.where(keep[:, None], dk * scale, 0.0)
     dv = tl.where(keep[:, None], dv, 0.0)
     inside = (offs_n >= 0) & (offs_n < rows)

@@ -11,7 +11,7 @@ def tile_ptrs(
     ptr, start, stride,
     ALIGN: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Pointers to rows start .. start + BLOCK, [BLOCK, BLOCK_D]."""
+    """Pointers to rows start .. start + BLOCK, [BLOCK, BLOCK_D], by a part that stays the same."""
     first = tl.cast(start, tl.int64) * stride
     rows = tl.arange(0, BLOCK).to(tl.int64)[:, None] * stride
     if ALIGN > 1:
