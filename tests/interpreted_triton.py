@@ -1,0 +1,266 @@
+"""The Triton kernels in Triton's interpreter; test_triton_interpret.py runs this file in shards.
+
+Triton decides how a kernel runs when it is decorated, so TRITON_INTERPRET=1 must be set first.
+Tiles are small here: short sequences have full tiles, edge tiles and tiles that nothing sees.
+"""
+
+import os
+import warnings
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from cases import CASES, Case
+from support import Problem, dtype_id
+from triton.runtime import interpreter
+
+from clinattn import fused_attention, fused_attention_varlen
+from clinattn.kernels import backward, configs, forward, launch
+from clinattn.kernels.score import first_masked_key
+from clinattn.kernels.tiles import packed_tile
+
+SHARD, SHARDS = map(int, os.environ.get("CLINATTN_TEST_SHARD", "0/1").split("/"))
+SMALL = {"forward": (32, 16), "dq": (32, 16), "dkdv": (32, 32)}
+EXACT_CASES = [case for case in CASES if case.work < 1e7]
+ROUNDED_CASES = [
+    case
+    for case in CASES
+    if case.id
+    in (
+        "one-query dim1 dim24 dim128 gqa scale-negative causal-keys-longer window window-left-open "
+        "lengths-causal lengths-gqa mask-bool-bhqk mask-float-bhqk mask-bool-b11k mask-float-b11k "
+        "mask-left-padding-window strides-sliced strides-reversed cotangent-expanded logits-1e4 "
+        "packed packed-cross-causal packed-window packed-tail packed-lse-only"
+    ).split()
+]
+
+
+def over(name, values, ids=str):
+    """Parametrize over this shard's part of the values."""
+    return pytest.mark.parametrize(name, list(values)[SHARD::SHARDS], ids=ids)
+
+
+# numpy has no bf16: the interpreter keeps its bits in uint16, multiplies these as integers, and
+# cuts fp32 to bf16 where the hardware rounds.
+def _cast(self, x, dtype):
+    source, target = x.dtype.scalar, dtype.scalar
+    if source == tl.bfloat16 and target == tl.float32:
+        bits = torch.from_numpy(x.data.copy()).view(torch.bfloat16)
+        return interpreter.TensorHandle(bits.float().numpy(), target)
+    if source == tl.float32 and target == tl.bfloat16:
+        rounded = torch.from_numpy(x.data.copy()).bfloat16()
+        return interpreter.TensorHandle(rounded.view(torch.uint16).numpy(), target)
+    return CAST(self, x, dtype)
+
+
+def _dot(self, a, b, *rest):
+    a, b = (_cast(self, x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b))
+    return DOT(self, a, b, *rest)
+
+
+Builder = interpreter.InterpreterBuilder
+CAST, DOT = Builder.cast_impl, Builder.create_dot
+Builder.cast_impl, Builder.create_dot = _cast, _dot
+Builder.create_fp_to_fp = lambda self, x, dtype, _: _cast(self, x, dtype)
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(request, monkeypatch):
+    """Small tiles, but for a test that asks for `shipped_tiles`."""
+    if "shipped_tiles" not in request.fixturenames:
+        for module in (forward, backward):
+            config = lambda table, *_: configs.TileConfig(*SMALL[table], 4, 1)
+            monkeypatch.setattr(module, "tile_config", config)
+
+
+@pytest.fixture
+def shipped_tiles():
+    """The tiles of the configuration tables."""
+
+
+@pytest.fixture(autouse=True)
+def no_arithmetic_warnings():
+    """numpy warns of inf - inf in lanes that a tl.where then discards."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        yield
+
+
+@over("case", EXACT_CASES)
+def test_fp32_matches_truth(case):
+    problem = Problem(case, torch.float32)
+    problem.check(problem.run("triton"))
+
+
+@over("case", ROUNDED_CASES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=dtype_id)
+def test_16_bit_matches_truth(case, dtype):
+    problem = Problem(case, dtype)
+    problem.check(problem.run("triton"))
+
+
+SHIPPED_CASES = [
+    Case("causal", batch=1, nq=300, dim=64, causal=True),
+    Case("window", batch=1, nq=300, dim=128, window=(70, 20)),
+    Case("packed", nq=(200, 0, 70), kv_heads=1, dim=40),
+    Case("mask", batch=1, nq=150, dim=256, mask="float:qk"),
+]
+
+
+@over("case", SHIPPED_CASES)
+@pytest.mark.parametrize("capability", [(8, 0), (9, 0), (10, 0)], ids=str)
+def test_shipped_tiles(case, capability, shipped_tiles, monkeypatch):
+    monkeypatch.setattr(launch, "device_capability", lambda _: capability)
+    for dtype in (torch.float32, torch.bfloat16):
+        problem = Problem(case, dtype)
+        problem.check(problem.run("triton"))
+
+
+LENGTHS = (75, 1, 33)
+KEYWORDS = {"plain": {}, "causal": {"is_causal": True}, "window": {"window": (20, 9)}}
+
+
+def evaluate(call, q, k, v, do, dlse, **keywords):
+    """[o, lse, dq, dk, dv]"""
+    q, k, v = (x.detach().requires_grad_() for x in (q, k, v))
+    o, lse = call(q, k, v, enable_gqa=True, return_lse=True, backend="triton", **keywords)
+    grads = torch.autograd.grad([o, lse], [q, k, v], [do, dlse])
+    return [x.detach() for x in (o, lse, *grads)]
+
+
+def sequences(dtype):
+    """For each length: q, k, v, do (H, n, D) and dlse (H, n)."""
+    for n in LENGTHS:
+        q, do = (torch.randn(2, n, 24).to(dtype) for _ in range(2))
+        k, v = (torch.randn(1, n, 24).to(dtype) for _ in range(2))
+        yield q, k, v, do, torch.randn(2, n)
+
+
+def padded(x, before, after):
+    """x with `before` and `after` rows of NaN around its tokens."""
+    pad = x.new_full((x.shape[0], before + after, *x.shape[2:]), torch.nan)
+    return torch.cat([pad[:, :before], x, pad[:, before:]], 1)
+
+
+@over("keywords", KEYWORDS.items(), ids=lambda item: item[0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=dtype_id)
+def test_bits_alone_padded_and_packed(keywords, dtype):
+    """Right padding by lengths, left padding by kv_start, and packing change no bit."""
+    keywords = keywords[1]
+    members = list(sequences(dtype))
+    alone = [
+        [x[0] for x in evaluate(fused_attention, *(x[None] for x in member), **keywords)]
+        for member in members
+    ]
+    n = max(LENGTHS) + 7
+    right = [
+        torch.stack([padded(member[i], 0, n - member[i].shape[1]) for member in members])
+        for i in range(5)
+    ]
+    lengths = torch.tensor(LENGTHS)
+    results = evaluate(fused_attention, *right, q_lengths=lengths, kv_lengths=lengths, **keywords)
+    for s, length in enumerate(LENGTHS):
+        assert_equal([x[s, :, :length] for x in results], alone[s], f"right, sequence {s}")
+
+    packed = [torch.cat([member[i] for member in members], 1) for i in range(5)]
+    cu_seqlens = torch.tensor([0, *LENGTHS]).cumsum(0).int()
+    results = evaluate(
+        fused_attention_varlen, *(x.transpose(0, 1) for x in packed[:4]), packed[4],
+        cu_seqlens_q=cu_seqlens, **keywords,
+    )  # fmt: skip
+    for s, length in enumerate(LENGTHS):
+        at = slice(int(cu_seqlens[s]), int(cu_seqlens[s]) + length)
+        actual = [x[:, at] if x.dim() == 2 else x[at].transpose(0, 1) for x in results]
+        assert_equal(actual, alone[s], f"packed, sequence {s}")
+
+    for s, (q, k, v, do, dlse) in enumerate(members):
+        before = n - LENGTHS[s]
+        # finite numbers: in full attention, queries in the padding do see keys
+        q, do, dlse = (padded(x, before, 0).nan_to_num(0.0) for x in (q, do, dlse))
+        arguments = [x[None] for x in (q, padded(k, before, 0), padded(v, before, 0), do, dlse)]
+        mask = (torch.arange(n) >= before)[None, None, None]
+        results = evaluate(fused_attention, *arguments, attn_mask=mask, **keywords)
+        assert_equal([x[0, :, before:] for x in results], alone[s], f"left, sequence {s}")
+
+
+def assert_equal(actual, expected, context):
+    for name, a, b in zip(("o", "lse", "dq", "dk", "dv"), actual, expected, strict=True):
+        assert torch.equal(a, b), f"{name} {context}: {(a != b).sum()} of {a.numel()} differ"
+
+
+@triton.jit
+def _locate(slots_ptr, found_ptr, cu_seqlens_ptr, num_seqs, total, BLOCK: tl.constexpr):
+    pid = tl.program_id(0)
+    sequence, start, rows, tile = packed_tile(
+        tl.load(slots_ptr + pid), cu_seqlens_ptr, num_seqs, total, BLOCK
+    )
+    tl.store(found_ptr + 4 * pid, sequence)
+    tl.store(found_ptr + 4 * pid + 1, start)
+    tl.store(found_ptr + 4 * pid + 2, rows)
+    tl.store(found_ptr + 4 * pid + 3, tile)
+
+
+@over("num_seqs", [1, 127, 128, 300, 40_000])
+def test_every_packed_tile_is_found_once(num_seqs):
+    block, tail = 16, 21
+    lengths = torch.randint(0, 40, (num_seqs,)) * (torch.rand(num_seqs) < 0.8)
+    cu_seqlens = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)]).int()
+    total = int(cu_seqlens[-1]) + tail
+    slots = torch.arange(total // block + num_seqs + 1, dtype=torch.int32)
+    if len(slots) > 1000:
+        slots = slots[torch.randperm(len(slots))[:100].sort().values].contiguous()
+    found = torch.empty(len(slots), 4, dtype=torch.int32)
+    _locate[(len(slots),)](slots, found, cu_seqlens, num_seqs, total, block)
+    sequence, start, rows, tile = found.long().T
+    lengths = torch.cat([lengths, torch.tensor([tail])])
+    assert torch.equal(rows, lengths[sequence])
+    assert torch.equal(start, cu_seqlens.long()[sequence])
+    assert torch.equal(slots, start // block + sequence + tile)
+    live = tile * block < rows
+    if len(slots) == total // block + num_seqs + 1:
+        assert live.sum() == (-(-lengths // block)).sum()
+        assert len(torch.stack([sequence, tile])[:, live].unique(dim=1).T) == live.sum()
+
+
+@over("cu_seqlens", [[0, 9999, 3, 40], [-5, 20, 30, 30], [50, 10, 0, -1]])
+def test_wrong_cu_seqlens_read_nothing_outside(cu_seqlens):
+    cu_seqlens = torch.tensor(cu_seqlens, dtype=torch.int32)
+    x = torch.randn(40, 1, 16)
+    forward.attention_forward(
+        x, x, x, None, cu_seqlens, cu_seqlens, None, None, None, 1.0, -1, -1, False, 40, 40
+    )
+
+
+@triton.jit
+def _first_masked(mask_ptr, found_ptr, begin, end, IS_BIAS: tl.constexpr):
+    tl.store(found_ptr, first_masked_key(mask_ptr, 1, begin, end, IS_BIAS))
+
+
+@over("at", [0, 5, 1023, 1024, 2500, None])
+def test_first_masked_key(at):
+    mask = torch.ones(3000, dtype=torch.bool)
+    mask[2999] = False
+    if at is not None:
+        mask[at] = False
+    found = torch.empty(1, dtype=torch.int32)
+    for begin, end in ((0, 2990), (3, 2600)):
+        expected = end if at is None or at < begin else at
+        _first_masked[(1,)](mask, found, begin, end, False)
+        assert found.item() == expected
+        _first_masked[(1,)](torch.where(mask, 0.0, -1.0), found, begin, end, True)
+        assert found.item() == expected
+
+
+@over("dim", [16])
+def test_offsets_beyond_32_bits(dim):
+    """Rows of k 2^31 elements apart, in memory that is reserved but never touched."""
+    stride = 2**31 + 8
+    k = torch.empty(stride + dim, dtype=torch.float16).as_strided((1, 1, 2, dim), (1, 1, stride, 1))
+    k.copy_(torch.randn(k.shape))
+    q, v = torch.randn(1, 1, 3, dim).half(), torch.randn(1, 1, 2, dim).half()
+    o, _ = forward.attention_forward(
+        q, k, v, None, None, None, None, None, None, 1.0, -1, -1, False, 3, 2
+    )
+    expected = torch.softmax(q.float() @ k.float().mT, -1) @ v.float()
+    torch.testing.assert_close(o.float(), expected, atol=2e-3, rtol=0)
