@@ -16,17 +16,17 @@ inline void update(typename V::T* c, typename V::F sum, typename V::T alpha) {
   V::store(c, sum);
 }
 
-// Each sum is one chain of fused multiply-adds in the order of k that starts at 0, whatever the
+// Each sum is one chain of multiply-adds, rounded once each, in the order of k from 0, whatever the
 // blocking of rows and columns, so its bits do not depend on the tile that it falls into.
 template <class V, int kM, int kN, bool kTransA, Update kUpdate>
 inline void micro(int64_t k, const typename V::T* a, int64_t lda, const typename V::T* b,
                   int64_t ldb, typename V::T* c, int64_t ldc, const typename V::T* alpha) {
   using F = typename V::F;
-  F acc[kM][kN];
+  typename V::Sum acc[kM][kN];
 #pragma GCC unroll 16
   for (int i = 0; i < kM; ++i)
 #pragma GCC unroll 16
-    for (int j = 0; j < kN; ++j) acc[i][j] = V::zero();
+    for (int j = 0; j < kN; ++j) acc[i][j] = V::no_sum();
   for (int64_t kk = 0; kk < k; ++kk) {
     F bv[kN];
 #pragma GCC unroll 16
@@ -35,14 +35,14 @@ inline void micro(int64_t k, const typename V::T* a, int64_t lda, const typename
     for (int i = 0; i < kM; ++i) {
       F av = V::set1(kTransA ? a[kk * lda + i] : a[i * lda + kk]);
 #pragma GCC unroll 16
-      for (int j = 0; j < kN; ++j) acc[i][j] = V::fma(av, bv[j], acc[i][j]);
+      for (int j = 0; j < kN; ++j) acc[i][j] = V::add_product(av, bv[j], acc[i][j]);
     }
   }
 #pragma GCC unroll 16
   for (int i = 0; i < kM; ++i)
 #pragma GCC unroll 16
     for (int j = 0; j < kN; ++j)
-      update<V, kUpdate>(c + i * ldc + j * V::kWidth, acc[i][j],
+      update<V, kUpdate>(c + i * ldc + j * V::kWidth, V::rounded(acc[i][j]),
                          kUpdate == Update::kScaleAdd ? alpha[i] : 0);
 }
 
@@ -93,12 +93,13 @@ void gemm_skip_zeros(int64_t m, int64_t n, int64_t k, const typename V::T* a, in
                      const typename V::T* alpha = nullptr) {
   for (int64_t i = 0; i < m; ++i) {
     for (int64_t j = 0; j < n; j += V::kWidth) {
-      auto acc = V::zero();
+      auto acc = V::no_sum();
       for (int64_t kk = 0; kk < k; ++kk) {
         const auto x = kTransA ? a[kk * lda + i] : a[i * lda + kk];
-        if (x != 0) acc = V::fma(V::set1(x), V::load(b + kk * ldb + j), acc);
+        if (x != 0) acc = V::add_product(V::set1(x), V::load(b + kk * ldb + j), acc);
       }
-      update<V, kUpdate>(c + i * ldc + j, acc, kUpdate == Update::kScaleAdd ? alpha[i] : 0);
+      update<V, kUpdate>(c + i * ldc + j, V::rounded(acc),
+                         kUpdate == Update::kScaleAdd ? alpha[i] : 0);
     }
   }
 }

@@ -23,6 +23,10 @@ struct Avx2 {
   static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
   static F div(F a, F b) { return _mm256_div_ps(a, b); }
   static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+  using Sum = F;
+  static Sum no_sum() { return zero(); }
+  static Sum add_product(F a, F b, Sum c) { return fma(a, b, c); }
+  static F rounded(Sum x) { return x; }
   static F max(F a, F b) { return _mm256_max_ps(a, b); }
   // Element i is the maximum (sum) of row i of a (8 x 8).
   static F max_rows(const float* a) {

@@ -42,9 +42,34 @@ struct Portable {
   static F div(F a, F b) {
     return each([&](int i) { return a.x[i] / b.x[i]; });
   }
-  // two roundings: without the hardware a fused one is a slow library call
+  // Two roundings, where without the hardware a fused one is a slow library call: for what is far
+  // from the scores' largest terms.
   static F fma(F a, F b, F c) {
     return each([&](int i) { return a.x[i] * b.x[i] + c.x[i]; });
+  }
+  // Sums of products keep what a fused multiply-add would, in fp64 where there is none.
+#ifdef __FP_FAST_FMAF
+  using Wide = T;
+#else
+  using Wide = double;
+#endif
+  struct Sum {
+    Wide x[kLanes];
+  };
+  static Sum no_sum() { return {}; }
+  static Sum add_product(F a, F b, Sum c) {
+    for (int i = 0; i < kLanes; ++i) {
+#ifdef __FP_FAST_FMAF
+      c.x[i] = sizeof(T) == 8 ? __builtin_fma(a.x[i], b.x[i], c.x[i])
+                              : __builtin_fmaf(a.x[i], b.x[i], c.x[i]);
+#else
+      c.x[i] += static_cast<Wide>(a.x[i]) * b.x[i];
+#endif
+    }
+    return c;
+  }
+  static F rounded(const Sum& s) {
+    return each([&](int i) { return static_cast<T>(s.x[i]); });
   }
   static F max(F a, F b) {
     return each([&](int i) { return a.x[i] > b.x[i] ? a.x[i] : b.x[i]; });

@@ -25,6 +25,10 @@ struct Avx512 {
   static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
   static F div(F a, F b) { return _mm512_div_ps(a, b); }
   static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+  using Sum = F;
+  static Sum no_sum() { return zero(); }
+  static Sum add_product(F a, F b, Sum c) { return fma(a, b, c); }
+  static F rounded(Sum x) { return x; }
   static F max(F a, F b) { return _mm512_max_ps(a, b); }
   // Element i is the maximum (sum) of row i of a (16 x 16).
   static F max_rows(const float* a) {

@@ -1,0 +1,142 @@
+"""Every instruction set that this machine runs, forced in turn, on sizes that cross their tiles."""
+
+import functools
+import importlib
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from cases import DENSE, PACKED, Case
+from support import Problem, dtype_id
+
+import clinattn
+from clinattn import fused_attention, fused_attention_varlen
+
+_C = importlib.import_module("clinattn._C") if clinattn.backends()["cpu"] else None
+SETS = _C.instruction_sets() if _C else []
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+LESS = [torch.float32, torch.bfloat16]
+LONG = [
+    Case("long", nq=400, nk=350, dim=72, heads=2, kv_heads=1),
+    Case("long-causal", batch=1, nq=600, dim=64, heads=4, kv_heads=2, causal=True),
+    Case("long-window", batch=1, nq=600, dim=40, window=(100, 33)),
+    Case("long-left", batch=2, nq=520, dim=32, mask="left:b11k"),
+    Case("long-mask", batch=2, nq=300, nk=515, dim=24, mask="bool:b1qk"),
+    Case("long-bias", batch=1, nq=300, nk=300, dim=24, mask="float:1hqk"),
+    Case("long-128", batch=1, nq=400, dim=128, causal=True),
+    Case("long-256", batch=1, heads=1, nq=300, dim=256),
+    Case("long-packed", nq=(300, 1, 0, 500, 33), dim=64, heads=2, causal=True),
+]
+
+
+@functools.cache
+def problem_of(case, dtype):
+    """Truth and plain results are worked out once for all instruction sets."""
+    torch.manual_seed(0)
+    return Problem(case, dtype)
+
+
+pytestmark = pytest.mark.skipif(_C is None, reason="the compiled backend is not built here")
+
+
+@pytest.fixture(params=SETS or [None])
+def instruction_set(request):
+    _C.set_instruction_set(request.param)
+    yield request.param
+    _C.set_instruction_set("")
+
+
+@pytest.mark.parametrize("dtype", LESS, ids=dtype_id)
+@pytest.mark.parametrize("case", [c for c in (*DENSE, *PACKED) if c.work < 3e5], ids=str)
+def test_matches_truth(case, dtype, instruction_set):
+    if instruction_set == SETS[-1]:
+        pytest.skip("the best set is what test_attention and test_varlen run on this hardware")
+    problem = problem_of(case, dtype)
+    problem.check(problem.run("cpu"))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+@pytest.mark.parametrize("case", LONG, ids=str)
+def test_across_tiles(case, dtype, instruction_set):
+    if dtype == torch.float16 and instruction_set != SETS[-1]:
+        pytest.skip("sets below the best take fp16 as they take bf16")
+    problem = problem_of(case, dtype)
+    problem.check(problem.run("cpu"))
+
+
+def evaluate(q, k, v, do, **keywords):
+    q, k, v = (x.detach().requires_grad_() for x in (q, k, v))
+    call = fused_attention_varlen if "cu_seqlens_q" in keywords else fused_attention
+    o, lse = call(q, k, v, enable_gqa=True, return_lse=True, backend="cpu", **keywords)
+    return [o.detach(), lse.detach(), *torch.autograd.grad(o, (q, k, v), do)]
+
+
+def draw(dtype, heads, kv_heads, n, dim):
+    return [torch.randn(1, h, n, dim).to(dtype) for h in (heads, kv_heads, kv_heads, heads)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+@pytest.mark.parametrize("keywords", [{}, {"is_causal": True}, {"window": (150, 40)}], ids=str)
+def test_same_bits_over_threads(keywords, dtype, instruction_set, threads):
+    """One head: threads share it tile by tile and take turns on dq."""
+    inputs = draw(dtype, 1, 1, 900, 48)
+    threads(1)
+    expected = evaluate(*inputs, **keywords)
+    for count in (2, 5):
+        threads(count)
+        for actual, x in zip(evaluate(*inputs, **keywords), expected, strict=True):
+            assert torch.equal(actual, x)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+@pytest.mark.parametrize("keywords", [{}, {"is_causal": True}], ids=str)
+def test_same_bits_packed_and_left_padded(keywords, dtype, instruction_set):
+    lengths = (500, 260, 385)
+    members = [draw(dtype, 4, 2, n, 40) for n in lengths]
+    alone = [evaluate(*member, **keywords) for member in members]
+
+    packed = [torch.cat([m[i][0] for m in members], 1).transpose(0, 1) for i in range(4)]
+    cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).int()
+    results = evaluate(*packed, cu_seqlens_q=cu_seqlens, **keywords)
+    for i, x in enumerate(results):
+        x = x if i == 1 else x.transpose(0, 1)
+        for part, expected in zip(x.split(lengths, 1), alone, strict=True):
+            assert torch.equal(part, expected[i][0])
+
+    n = max(lengths) + 5
+    pad = [n - length for length in lengths]
+    padded = [
+        torch.cat(
+            [torch.nn.functional.pad(m[i], (0, 0, p, 0)) for m, p in zip(members, pad, strict=True)]
+        )
+        for i in range(4)
+    ]
+    mask = torch.arange(n) >= torch.tensor(pad)[:, None]
+    results = evaluate(*padded, attn_mask=mask[:, None, None], **keywords)
+    for b, (p, expected) in enumerate(zip(pad, alone, strict=True)):
+        for x, y in zip(results, expected, strict=True):
+            assert torch.equal(x[b, :, p:], y[0])
+
+
+def test_torch_keeps_its_bits(instruction_set):
+    """Tile registers are configured for a task and given back: torch multiplies as before."""
+    a, b = torch.randn(2, 512, 512).bfloat16()
+    q = torch.randn(1, 2, 300, 64).bfloat16()
+    before = a @ b
+    evaluate(q, q, q, q)
+    assert torch.equal(a @ b, before)
+
+
+def test_unknown_instruction_set():
+    with pytest.raises(ValueError, match="'mmx' is not usable here; usable: scalar"):
+        _C.set_instruction_set("mmx")
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_environment_variable(name):
+    code = "import clinattn._C as c; print(c.instruction_set())"
+    environment = {**os.environ, "CLINATTN_CPU_ISA": name}
+    run = [sys.executable, "-c", "import torch; " + code]
+    assert subprocess.check_output(run, env=environment, text=True).strip() == name
