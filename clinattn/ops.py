@@ -32,7 +32,8 @@ SCHEMAS = {
     "attention_backward": f"({GRAD_ARGS}, {ARGS}, str backend)"
     " -> (Tensor dq, Tensor dk, Tensor dv)",
     "attention_double_backward": "(Tensor ddq, Tensor ddk, Tensor ddv, Tensor do, Tensor? dlse, "
-    f"Tensor lse, Tensor? lse_low, {ARGS}) -> (Tensor grad_do, Tensor grad_dlse, Tensor dq, Tensor dk, Tensor dv)",
+    f"Tensor lse, Tensor? lse_low, {ARGS})"
+    " -> (Tensor grad_do, Tensor grad_dlse, Tensor dq, Tensor dk, Tensor dv)",
     "cpu_forward": f"({ARGS}) -> {RESULTS}",
     "cpu_backward": f"({GRAD_ARGS}, {ARGS}) -> (Tensor dq, Tensor dk, Tensor dv)",
 }
