@@ -37,7 +37,7 @@ class FusedAttention(_Function):
     """Attention with its gradients; `apply(q, k, v)` is the plain call and returns o.
 
     Further arguments are those of the op clinattn::attention_forward, in its order and with
-    defaults; return_lse=True returns (o, lse, lse_low), where lse_low is what rounding took from lse
+    defaults; return_lse=True returns (o, lse, lse_low): lse_low is what rounding took from lse
     and has no gradient. fused_attention takes the user's words instead.
     """
 
