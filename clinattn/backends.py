@@ -7,7 +7,7 @@ import importlib
 import os
 import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -161,9 +161,28 @@ def _load(name: str) -> Implementation:
     if name == "triton":
         forward = importlib.import_module("clinattn.kernels.forward")
         backward = importlib.import_module("clinattn.kernels.backward")
-        return Implementation(name, forward.attention_forward, backward.attention_backward)
+        return _without_lse_low(name, forward.attention_forward, backward.attention_backward)
     reference = importlib.import_module("clinattn.reference")
     return Implementation(name, reference.attention_forward, reference.attention_backward)
+
+
+def _without_lse_low(
+    name: str,
+    forward: Callable[..., tuple[torch.Tensor, torch.Tensor]],
+    backward: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
+) -> Implementation:
+    """A backend whose backward pass needs no more of lse than its fp32 value."""
+
+    def forward_with_zeros(*args: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        o, lse = forward(*args)
+        return o, lse, torch.zeros_like(lse)
+
+    def backward_without(
+        do: Any, dlse: Any, o: Any, lse: Any, lse_low: Any, *args: Any
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return backward(do, dlse, o, lse, *args)
+
+    return Implementation(name, forward_with_zeros, backward_without)
 
 
 @functools.cache

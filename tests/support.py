@@ -340,29 +340,64 @@ class Problem:
 
     def plain(self, dtype: torch.dtype, attention=plain_attention) -> dict[str, Tensor]:
         """Plain maths in a dtype, differentiated by autograd."""
-        *inputs, do, dlse = (x.detach().to(dtype) for x in self.clean)
+        return self.all_given(self.by_autograd(self.operands, dtype, attention))
+
+    @cached_property
+    def operands(self) -> list[Tensor | None]:
+        return [*self.clean, self.visible, self.bias]
+
+    def by_autograd(self, operands, dtype, attention=plain_attention) -> dict[str, Tensor]:
+        *clean, visible, bias = operands
+        *inputs, do, dlse = (x.detach().to(dtype) for x in clean)
         q, k, v = (x.requires_grad_() for x in inputs)
-        o, lse = attention(q, k, v, self.visible, self.bias, self.scale)
-        return self.all_given(gradients(o, lse, do, dlse, (q, k, v)))
+        o, lse = attention(q, k, v, visible, bias, self.scale)
+        return gradients(o, lse, do, dlse, (q, k, v))
+
+    def by_definition(self, operands) -> dict[str, Tensor]:
+        """plain_backward from o in the dtype at hand, summed in fp32 or better, rounded once."""
+        *clean, visible, bias = operands
+        q, k, v, do, dlse = (x.to(self.lse_like.dtype) for x in clean)
+        o, lse = plain_attention(q, k, v, visible, bias, self.scale)
+        o = o.to(self.dtype).to(o.dtype)
+        grads = plain_backward(do, dlse, o, lse, q, k, v, visible, bias, self.scale)
+        return {name: x.to(self.dtype) for name, x in grads.items()}
 
     @cached_property
     def truth(self) -> dict[str, Tensor]:
         if self.dtype != torch.float64:
             return self.plain(torch.float64)
-        return self.all_given(long_double(*self.clean, self.visible, self.bias, self.scale))
+        return self.all_given(long_double(*self.operands, self.scale))
 
     @cached_property
-    def naive(self) -> dict[str, Tensor]:
-        return self.plain(self.dtype)
+    def naive(self) -> list[dict[str, Tensor]]:
+        """Plain same-dtype maths, in several orders of summation: one alone may be lucky."""
+        results = []
+        for order in range(3):
+            places = [torch.arange(n) for n in (self.nq, self.nk, self.case.dim)]
+            if order > 0:
+                places = [torch.randperm(len(x), generator=self.random) for x in places]
+            operands = self.reordered(*places)
+            for evaluated in (self.by_autograd(operands, self.dtype), self.by_definition(operands)):
+                results.append(self.restored(evaluated, *places))
+        return results
 
-    @cached_property
-    def naive_backward(self) -> dict[str, Tensor]:
-        """plain_backward from o in the dtype at hand, summed in fp32 or better, rounded once."""
-        q, k, v, do, dlse = (x.to(self.lse_like.dtype) for x in self.clean)
-        o, lse = plain_attention(q, k, v, self.visible, self.bias, self.scale)
-        o = o.to(self.dtype).to(o.dtype)
-        grads = plain_backward(do, dlse, o, lse, q, k, v, self.visible, self.bias, self.scale)
-        return self.all_given({name: x.to(self.dtype) for name, x in grads.items()})
+    def reordered(self, i: Tensor, j: Tensor, d: Tensor) -> list[Tensor | None]:
+        """The same problem with its queries, keys and features in another order."""
+        full = (self.batch, self.heads, self.nq, self.nk)
+        (q, k, v, do, dlse), visible, bias = self.clean, self.visible.expand(full), self.bias
+        bias = None if bias is None else bias.expand(full)[..., i, :][..., j]
+        tensors = [x[..., rows, :][..., d] for x, rows in ((q, i), (k, j), (v, j), (do, i))]
+        return [*tensors, dlse[..., i], visible[..., i, :][..., j], bias]
+
+    def restored(self, results: dict[str, Tensor], i: Tensor, j: Tensor, d: Tensor) -> dict:
+        """Results of a reordered problem, in the order of this one."""
+        i, j, d = i.argsort(), j.argsort(), d.argsort()
+        restored = {}
+        for name, x in results.items():
+            rows = j if name in ("dk", "dv") else i
+            x = x[..., rows] if name == "lse" else x[..., rows, :][..., d]
+            restored[name] = x
+        return self.all_given(restored)
 
     def all_given(self, results: dict[str, Tensor]) -> dict[str, Tensor]:
         if not self.case.packed:
@@ -371,8 +406,7 @@ class Problem:
 
     def check(self, actual: dict[str, Tensor]) -> None:
         for name, truth in self.truth.items():
-            naive = [x[name] for x in (self.naive, self.naive_backward) if name in x]
-            assert_close(name, actual[name], truth, *naive)
+            assert_close(name, actual[name], truth, *(x[name] for x in self.naive if name in x))
 
 
 def sdpa(q, k, v, visible, bias, scale) -> tuple[Tensor, Tensor]:

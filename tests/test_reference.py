@@ -1,0 +1,104 @@
+"""The reference against torch's own attention, and what it promises about memory and work."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support import DTYPES, dtype_id
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from clinattn import fused_attention, reference
+
+
+def attend(q, k, v, *rest, window=(-1, -1), kv_end=None, q_lengths=None, mask=None):
+    args = (mask, None, None, q_lengths, None, kv_end, q.shape[-1] ** -0.5, *window, False)
+    return (q, k, v, *args, q.shape[2], k.shape[2])
+
+
+@pytest.mark.parametrize("heads, kv_heads", [(2, 2), (4, 2), (3, 1)])
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        {},
+        {"is_causal": True},
+        {"scale": 0.2},
+        {"attn_mask": torch.rand(33, 40) < 0.6},
+        {"attn_mask": torch.randn(2, 1, 33, 40, dtype=torch.float64)},
+        {"attn_mask": torch.rand(2, 1, 1, 40) < 0.6},
+    ],
+    ids=["plain", "causal", "scale", "bool", "bias", "keys"],
+)
+def test_is_torch_attention(keywords, heads, kv_heads):
+    shapes = ((2, heads, 33, 24), (2, kv_heads, 40, 24), (2, kv_heads, 40, 24))
+    qkv = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes]
+    ours = fused_attention(*qkv, enable_gqa=True, backend="reference", **keywords)
+    theirs = F.scaled_dot_product_attention(*qkv, enable_gqa=True, **keywords)
+    torch.testing.assert_close(ours, theirs)
+    do = torch.randn_like(ours)
+    torch.testing.assert_close(
+        torch.autograd.grad(ours, qkv, do), torch.autograd.grad(theirs, qkv, do)
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+def test_blocks_change_nothing_but_rounding(dtype, monkeypatch):
+    q, k, v, do = (torch.randn(2, 2, 50, 8).to(dtype) for _ in range(4))
+    lengths = torch.tensor([50, 21]).int()
+    args = attend(q, k, v, window=(11, 4), q_lengths=lengths, kv_end=lengths)
+
+    def everything():
+        o, lse, low = reference.attention_forward(*args)
+        grads = reference.attention_backward(do, None, o, lse, low, *args)
+        seconds = reference.attention_double_backward(k, v, q, do, None, lse, low, *args)
+        return o, lse, *grads, *seconds
+
+    whole = everything()
+    monkeypatch.setattr(reference, "BLOCK_ELEMENTS", 100)
+    monkeypatch.setattr(reference, "MIN_ROWS", 3)
+    torch.testing.assert_close(everything(), whole)
+
+
+class Largest(TorchDispatchMode):
+    """Elements of the largest tensor that any operation returns, and of all that `bmm` returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = self.products = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor):
+            self.elements = max(self.elements, out.numel())
+            if function is torch.ops.aten.bmm.default:
+                self.products += out.numel()
+        return out
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_memory_is_linear(masked, monkeypatch):
+    """No N x N buffer in any pass, and a mask of the keys is not spread out."""
+    monkeypatch.setattr(reference, "BLOCK_ELEMENTS", 1 << 18)
+    n = 2048
+    q, k, v, do = torch.randn(4, 1, 2, n, 4)
+    mask = (torch.rand(1, 1, 1, n) < 0.5) if masked else None
+    args = attend(q, k, v, mask=mask)
+    with Largest() as seen:
+        o, lse, low = reference.attention_forward(*args)
+        grads = reference.attention_backward(do, None, o, lse, low, *args)
+        reference.attention_double_backward(*grads, do, None, lse, low, *args)
+    assert seen.elements <= reference.BLOCK_ELEMENTS < n * n
+
+
+def test_a_window_costs_its_width():
+    n, window = 4096, 16
+    q, k, v = torch.randn(3, 1, 1, n, 4)
+    with Largest() as seen:
+        reference.attention_forward(*attend(q, k, v, window=(window, window)))
+    assert seen.products < n * n / 3
+
+
+def test_lengths_cost_their_squares():
+    q, k, v = torch.randn(3, 2, 1, 512, 4)
+    lengths = torch.tensor([512, 16]).int()
+    with Largest() as seen:
+        reference.attention_forward(*attend(q, k, v, q_lengths=lengths, kv_end=lengths))
+    assert seen.products == 512 * 512 + 16 * 16 + (512 + 16) * 4
