@@ -37,8 +37,8 @@ class FusedAttention(_Function):
     """Attention with its gradients; `apply(q, k, v)` is the plain call and returns o.
 
     Further arguments are those of the op clinattn::attention_forward, in its order and with
-    defaults; return_lse=True returns (o, lse, lse_low): lse_low is what rounding took from lse
-    and has no gradient. fused_attention takes the user's words instead.
+    defaults; return_lse=True returns (o, lse, lse_low) with lse_low, which has no gradient, what
+    rounding took from lse. fused_attention takes the user's words instead.
     """
 
     @classmethod
@@ -81,21 +81,13 @@ class FusedAttention(_Function):
     ) -> Any:
         if not isinstance(q, Tensor):
             # torch.compile without gradients puts a context before a call with defaults left out.
+            assert mask is not None
             return FusedAttention.forward(k, v, mask)
-        args: list[Any] = [
-            q,
-            k,
-            v,
-            mask,
-            cu_seqlens_q,
-            cu_seqlens_k,
-            q_lengths,
-            kv_start,
-            kv_end,
-            scale,
-        ]
-        args += [window_left, window_right, bottom_right, max_seqlen_q, max_seqlen_k, backend]
-        outputs = FORWARD(*_complete(*args)[:N_ARGS])
+        args = _complete(
+            *(q, k, v, mask, cu_seqlens_q, cu_seqlens_k, q_lengths, kv_start, kv_end, scale),
+            *(window_left, window_right, bottom_right, max_seqlen_q, max_seqlen_k, backend),
+        )
+        outputs = FORWARD(*args[:N_ARGS])
         return outputs if return_lse else outputs[0]
 
     @staticmethod
@@ -190,23 +182,18 @@ class FusedAttentionDoubleGrad(_Function):
 
 def _attend(*args: Any) -> tuple[Tensor, Tensor]:
     """(o, lse) of complete and checked arguments."""
-    o, lse, *_ = _outputs(*args)
-    return o, lse
-
-
-def _outputs(*args: Any) -> tuple[Tensor, ...]:
     q, k, v = args[:3]
     if torch.compiler.is_compiling():
         # torch.compile refuses a Function that gets the same tensor twice, as in self-attention.
         tensors = [x if x is None else x.view_as(x) for x in args[:N_TENSORS]]
-        return FusedAttention.apply(*tensors, *args[N_TENSORS:], True)
+        return FusedAttention.apply(*tensors, *args[N_TENSORS:], True)[:2]
     if (
         torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0  # the op alone would drop tangents without a word
     ):  # fmt: skip
-        return FusedAttention.run(*args, True)
-    return FORWARD(*args)
+        return FusedAttention.run(*args, True)[:2]
+    return FORWARD(*args)[:2]
 
 
 def _autocast(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -32,6 +32,12 @@ except Exception as error:  # absent, or built against another torch: any error 
     extension_error = f"the compiled module clinattn._C does not load ({error})"
 
 
+def refuse_extension(reason: str) -> None:
+    """Note that the compiled module cannot serve although it loaded."""
+    global extension_error
+    extension_error = reason
+
+
 class Status(NamedTuple):
     """Whether a backend can run here; true when it can, else it carries the reasons why not."""
 
@@ -89,8 +95,8 @@ def reasons_against(name: str, device: torch.device | None = None) -> list[str]:
         reasons = []
         if extension_error is not None:
             reasons.append(
-                f"{extension_error}; with a C++ compiler and ninja at hand, run "
-                "pip install --no-build-isolation ."
+                f"{extension_error}; with a C++ compiler and ninja at hand, "
+                "`pip install --no-build-isolation .` builds it"
             )
         if device is not None and device.type != "cpu":
             reasons.append(f"it serves CPU tensors, and these are on {device}")

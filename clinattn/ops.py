@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from clinattn import reference
-from clinattn.backends import implementation
+from clinattn.backends import implementation, refuse_extension
 from clinattn.visibility import visible_pairs
 
 # Dense: q (B,H,Nq,D), k v (B,Hkv,Nk,D). Packed: q (Tq,H,D), k v (Tk,Hkv,D), cu_seqlens (S+1,).
@@ -40,7 +40,12 @@ SCHEMAS = {
 
 LIB = torch.library.Library("clinattn", "FRAGMENT")
 for _name, _schema in SCHEMAS.items():
-    LIB.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
+    try:
+        LIB.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
+    except RuntimeError:  # its kernel is registered already, with other arguments or results
+        if not _name.startswith("cpu_"):
+            raise
+        refuse_extension("the compiled module clinattn._C was built from another version")
 
 
 def lse_like(q: Tensor, packed: bool) -> Tensor:
@@ -114,7 +119,8 @@ FAKES: dict[str, Callable[..., Any]] = {
 for _name, _function in IMPLEMENTATIONS.items():
     LIB.impl(_name, _function, "CompositeExplicitAutograd")
 for _name, _fake in FAKES.items():
-    torch.library.register_fake(f"clinattn::{_name}", _fake, lib=LIB)
+    if hasattr(torch.ops.clinattn, _name):
+        torch.library.register_fake(f"clinattn::{_name}", _fake, lib=LIB)
 
 
 def _fold(x: Tensor | None, dim: int | None, size: int) -> Tensor | None:
