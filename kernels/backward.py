@@ -43,19 +43,20 @@ def _accumulate_dq(
         bias = None
         if MASKED:
             offs_n = n + tl.arange(0, BLOCK_N)
-            keep = (offs_n >= key_lo) & (offs_n < key_hi)
+            inside = (offs_n >= key_lo) & (offs_n < key_hi)
             if MASK == "keys":
-                column = key_bias(mask_ptr, offs_n, stride_mn, keep, IS_BIAS, EXACT)
-                keep = column != float("-inf")
+                column = key_bias(mask_ptr, offs_n, stride_mn, inside, IS_BIAS, EXACT)
+                inside = column != float("-inf")
                 if IS_BIAS:
                     bias = column[None, :]
+            keep = inside
         k = load_rows(k_ptr, n, stride_kn, keep, ALIGN, HEAD_DIM, BLOCK_N, BLOCK_D)
         v = load_rows(v_ptr, n, stride_vn, keep, ALIGN, HEAD_DIM, BLOCK_N, BLOCK_D)
         s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)
         if MASKED:
             s, values = mask_scores(
-                s, offs_m[:, None], offs_n[None, :], keep[None, :], num_q, interval,
+                s, offs_m[:, None], offs_n[None, :], inside[None, :], num_q, interval,
                 mask_ptr, stride_mm, stride_mn, MASK, IS_BIAS,
             )  # fmt: skip
             if MASK == "pairs" and IS_BIAS:
@@ -373,7 +374,7 @@ def attention_backward(
         **problem.stride_arguments("do", do),
     )
     if dq.numel() > 0:
-        config = tile_config("dq", problem.capability, problem.head_dim, q.dtype)
+        config = tile_config("dq", *problem.config_key)
         num_tiles = problem.num_tiles(problem.seqlen_q, config.block_m)
         with problem.on_device():
             _dq_kernel[(num_tiles * problem.num_heads * problem.batch,)](
@@ -392,7 +393,7 @@ def attention_backward(
                 **problem.arguments,
             )
     if dk.numel() > 0:
-        config = tile_config("dkdv", problem.capability, problem.head_dim, q.dtype)
+        config = tile_config("dkdv", *problem.config_key)
         num_tiles = problem.num_tiles(problem.seqlen_k, config.block_n)
         if kv_start is not None:
             num_tiles += 1  # tiles start at kv_start, and one more covers what lies before it

@@ -1,8 +1,9 @@
-"""Tile configurations by compute capability, head dim and type, one table for each pass.
+"""Tile configurations by card, head dim and type, one table for each pass.
 
-Never keyed by batch or length: the bits of a result must not depend on its neighbours. Every row
-compiles for its card without spilling and within its shared memory (tests/test_triton_aot.py).
-Nothing in this file has been measured on a device yet; each row says where it comes from.
+Never keyed by batch or length: the bits of a result must not depend on its neighbours. No row has
+been timed on a device yet. Each was chosen by what it compiles to (tests/test_triton_aot.py): no
+spills, shared memory that fits, and products that overlap. They start from flex_attention's
+published tiles for these cards; bench/gpu.py times the alternatives.
 """
 
 from dataclasses import dataclass
@@ -21,64 +22,77 @@ class TileConfig:
     num_stages: int
 
 
+# (block_m, block_n, num_warps, num_stages) by card, then bits of the type, then largest head dim.
+Table = dict[int, dict[int, dict[int, tuple[int, int, int, int]]]]
+
+FP32_FORWARD = {64: (64, 32, 4, 2), 128: (32, 32, 4, 2), 256: (32, 16, 4, 2)}
+FP32_DKDV = {64: (32, 32, 4, 2), 128: (16, 32, 4, 2), 256: (16, 16, 4, 2)}
+FP32_DQ = {64: (32, 32, 4, 2), 128: (32, 16, 4, 2), 256: (16, 16, 4, 2)}
+
+# The rows of 80 keep to the 99 KiB of shared memory that 8.6, 8.9 and 12.0 have.
+FORWARD: Table = {
+    80: {
+        16: {64: (128, 64, 8, 3), 128: (128, 32, 8, 2), 256: (32, 32, 4, 2)},
+        32: FP32_FORWARD,
+    },
+    90: {
+        16: {64: (128, 64, 8, 3), 128: (128, 64, 8, 3), 256: (64, 32, 8, 3)},
+        32: FP32_FORWARD,
+    },
+    100: {
+        16: {64: (128, 64, 8, 3), 128: (128, 64, 8, 3), 256: (64, 32, 8, 2)},
+        32: FP32_FORWARD,
+    },
+}
+DKDV: Table = {
+    80: {
+        16: {64: (32, 64, 4, 3), 128: (64, 64, 8, 2), 256: (32, 32, 8, 2)},
+        32: FP32_DKDV,
+    },
+    90: {
+        16: {64: (64, 128, 8, 3), 128: (32, 128, 8, 2), 256: (64, 32, 8, 2)},
+        32: FP32_DKDV,
+    },
+    100: {
+        16: {64: (64, 128, 8, 3), 128: (32, 128, 8, 2), 256: (32, 32, 8, 2)},
+        32: FP32_DKDV,
+    },
+}
+DQ: Table = {
+    80: {
+        16: {64: (64, 64, 4, 3), 128: (64, 64, 8, 2), 256: (32, 32, 4, 2)},
+        32: FP32_DQ,
+    },
+    90: {
+        16: {64: (128, 64, 8, 3), 128: (64, 64, 8, 3), 256: (64, 32, 8, 2)},
+        32: FP32_DQ,
+    },
+    100: {
+        16: {64: (128, 64, 8, 3), 128: (64, 64, 8, 3), 256: (64, 32, 8, 2)},
+        32: FP32_DQ,
+    },
+}
+TABLES = {"forward": FORWARD, "dkdv": DKDV, "dq": DQ}
+
+
 def block_d(head_dim: int) -> int:
     """Columns of a tile: the next power of two, at least the 16 that a tensor-core dot needs."""
     return max(16, 1 << (head_dim - 1).bit_length())
 
 
-# (block_m, block_n, num_warps, num_stages) by card, then by bits of the type, then by block_d.
-Table = dict[int, dict[int, dict[int, tuple[int, int, int, int]]]]
-
-FORWARD: Table = {
-    80: {
-        16: {64: (128, 64, 4, 3), 128: (128, 64, 8, 3), 256: (32, 64, 4, 3)},
-        32: {64: (64, 32, 4, 2), 128: (32, 32, 4, 2), 256: (32, 16, 4, 2)},
-    },
-    90: {
-        16: {64: (128, 128, 4, 3), 128: (128, 64, 8, 3), 256: (64, 32, 4, 3)},
-        32: {64: (64, 32, 4, 2), 128: (32, 32, 4, 2), 256: (32, 16, 4, 2)},
-    },
-    100: {
-        16: {64: (128, 128, 4, 3), 128: (128, 64, 8, 3), 256: (64, 32, 4, 3)},
-        32: {64: (64, 32, 4, 2), 128: (32, 32, 4, 2), 256: (32, 16, 4, 2)},
-    },
-}
-DKDV: Table = {
-    80: {
-        16: {64: (64, 64, 4, 3), 128: (64, 64, 4, 2), 256: (32, 32, 4, 2)},
-        32: {64: (32, 32, 4, 2), 128: (16, 32, 4, 2), 256: (16, 16, 4, 2)},
-    },
-    90: {
-        16: {64: (64, 128, 8, 3), 128: (64, 128, 8, 3), 256: (64, 64, 4, 2)},
-        32: {64: (32, 32, 4, 2), 128: (16, 32, 4, 2), 256: (16, 16, 4, 2)},
-    },
-    100: {
-        16: {64: (64, 128, 8, 3), 128: (64, 128, 8, 3), 256: (64, 64, 4, 2)},
-        32: {64: (32, 32, 4, 2), 128: (16, 32, 4, 2), 256: (16, 16, 4, 2)},
-    },
-}
-DQ: Table = {
-    80: {
-        16: {64: (64, 64, 4, 3), 128: (64, 64, 4, 2), 256: (32, 32, 4, 2)},
-        32: {64: (32, 32, 4, 2), 128: (32, 16, 4, 2), 256: (16, 16, 4, 2)},
-    },
-    90: {
-        16: {64: (128, 64, 8, 3), 128: (128, 64, 8, 3), 256: (64, 64, 4, 2)},
-        32: {64: (32, 32, 4, 2), 128: (32, 16, 4, 2), 256: (16, 16, 4, 2)},
-    },
-    100: {
-        16: {64: (128, 64, 8, 3), 128: (128, 64, 8, 3), 256: (64, 64, 4, 2)},
-        32: {64: (32, 32, 4, 2), 128: (32, 16, 4, 2), 256: (16, 16, 4, 2)},
-    },
-}
-
-
 @lru_cache
 def tile_config(
-    table: str, capability: tuple[int, int], head_dim: int, dtype: torch.dtype
+    table: str,
+    capability: tuple[int, int],
+    head_dim: int,
+    dtype: torch.dtype,
+    pairs: bool = False,
 ) -> TileConfig:
-    """The row for the newest listed card that is not newer than this one, and the next head dim."""
-    rows = {"forward": FORWARD, "dkdv": DKDV, "dq": DQ}[table]
-    card = max((c for c in rows if c <= capability[0] * 10 + capability[1]), default=min(rows))
-    by_dim = rows[card][dtype.itemsize * 8]
-    return TileConfig(*by_dim[min(d for d in by_dim if d >= head_dim)])
+    """The row of a table. pairs: a mask element for each pair, which takes registers of its own."""
+    # 12.x is named after 10.x but has the tensor cores and the shared memory of 8.x.
+    card = {9: 90, 10: 100, 11: 100}.get(capability[0], 80)
+    by_dim = TABLES[table][card][dtype.itemsize * 8]
+    block_m, block_n, *rest = by_dim[min(d for d in by_dim if d >= head_dim)]
+    if pairs and table != "dkdv":  # whose edge tiles, all it has then, are halved anyway
+        block_n = max(16, block_n // 2)
+    return TileConfig(block_m, block_n, *rest)

@@ -37,17 +37,18 @@ def _attend(
         bias = None
         if MASKED:
             offs_n = n + tl.arange(0, BLOCK_N)
-            keep = (offs_n >= key_lo) & (offs_n < key_hi)
+            inside = (offs_n >= key_lo) & (offs_n < key_hi)
             if MASK == "keys":
-                column = key_bias(mask_ptr, offs_n, stride_mn, keep, IS_BIAS, EXACT)
-                keep = column != float("-inf")
+                column = key_bias(mask_ptr, offs_n, stride_mn, inside, IS_BIAS, EXACT)
+                inside = column != float("-inf")
                 if IS_BIAS:
                     bias = column[None, :]
+            keep = inside
         k = load_rows(k_ptr, n, stride_kn, keep, ALIGN, HEAD_DIM, BLOCK_N, BLOCK_D)
         s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         if MASKED:
             s, values = mask_scores(
-                s, offs_m[:, None], offs_n[None, :], keep[None, :], num_q, interval,
+                s, offs_m[:, None], offs_n[None, :], inside[None, :], num_q, interval,
                 mask_ptr, stride_mm, stride_mn, MASK, IS_BIAS,
             )  # fmt: skip
             if MASK == "pairs" and IS_BIAS:
@@ -170,7 +171,7 @@ def attention_forward(
     )  # fmt: skip
     o, lse = torch.empty(q.shape, dtype=q.dtype, device=q.device), problem.empty_lse()
     if o.numel() > 0:
-        config = tile_config("forward", problem.capability, problem.head_dim, q.dtype)
+        config = tile_config("forward", *problem.config_key)
         num_tiles = problem.num_tiles(problem.seqlen_q, config.block_m)
         with problem.on_device():
             _forward_kernel[(num_tiles * problem.num_heads * problem.batch,)](

@@ -82,6 +82,11 @@ class Problem:
             self.arguments |= self.stride_arguments(name, x)
         self.arguments |= mask_arguments(mask, one_head=self.num_heads == self.num_kv_heads)
 
+    @property
+    def config_key(self) -> tuple[tuple[int, int], int, torch.dtype, bool]:
+        """What tile_config goes by."""
+        return self.capability, self.head_dim, self.q.dtype, self.arguments["MASK"] == "pairs"
+
     def strides(self, x: torch.Tensor) -> tuple[int, int, int]:
         """(batch, head, row) strides of a tensor in the layout of q."""
         if self.packed:
@@ -101,9 +106,8 @@ class Problem:
 
     def empty_lse(self) -> torch.Tensor:
         """fp32, (B, H, Nq) or (H, Tq)."""
-        shape = (self.num_heads, self.seqlen_q)
-        if not self.packed:
-            shape = (self.batch, *shape)
+        rows = (self.num_heads, self.seqlen_q)
+        shape = rows if self.packed else (self.batch, *rows)
         return torch.empty(shape, dtype=torch.float32, device=self.q.device)
 
     def num_tiles(self, length: int, block: int) -> int:

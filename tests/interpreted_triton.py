@@ -7,13 +7,13 @@ Tiles are small here: short sequences have full tiles, edge tiles and tiles that
 import os
 import warnings
 
+import interpreter_bf16  # noqa: F401
 import pytest
 import torch
 import triton
 import triton.language as tl
 from cases import CASES, Case
 from support import Problem, dtype_id
-from triton.runtime import interpreter
 
 from clinattn import fused_attention, fused_attention_varlen
 from clinattn.kernels import backward, configs, forward, launch
@@ -39,30 +39,6 @@ ROUNDED_CASES = [
 def over(name, values, ids=str):
     """Parametrize over this shard's part of the values."""
     return pytest.mark.parametrize(name, list(values)[SHARD::SHARDS], ids=ids)
-
-
-# numpy has no bf16: the interpreter keeps its bits in uint16, multiplies these as integers, and
-# cuts fp32 to bf16 where the hardware rounds.
-def _cast(self, x, dtype):
-    source, target = x.dtype.scalar, dtype.scalar
-    if source == tl.bfloat16 and target == tl.float32:
-        bits = torch.from_numpy(x.data.copy()).view(torch.bfloat16)
-        return interpreter.TensorHandle(bits.float().numpy(), target)
-    if source == tl.float32 and target == tl.bfloat16:
-        rounded = torch.from_numpy(x.data.copy()).bfloat16()
-        return interpreter.TensorHandle(rounded.view(torch.uint16).numpy(), target)
-    return CAST(self, x, dtype)
-
-
-def _dot(self, a, b, *rest):
-    a, b = (_cast(self, x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b))
-    return DOT(self, a, b, *rest)
-
-
-Builder = interpreter.InterpreterBuilder
-CAST, DOT = Builder.cast_impl, Builder.create_dot
-Builder.cast_impl, Builder.create_dot = _cast, _dot
-Builder.create_fp_to_fp = lambda self, x, dtype, _: _cast(self, x, dtype)
 
 
 @pytest.fixture(autouse=True)
