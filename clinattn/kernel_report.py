@@ -33,7 +33,8 @@ class KernelReport:
     """One compiled kernel: resources by thread (registers, local bytes) and block (shared bytes).
 
     matrix: the families of tensor-core instruction in its PTX. local counts spills and any other
-    use of the stack.
+    use of the stack. serialized: each Hopper product waits for the one before, as ptxas does (and
+    says in a warning, C7515) when it cannot follow the accumulators.
     """
 
     name: str
@@ -46,16 +47,17 @@ class KernelReport:
     local: int
     shared: int
     matrix: frozenset[str]
+    serialized: bool
     ttgir: str
 
 
 @contextmanager
 def captured_launches(capability: int) -> Iterator[list[tuple[Any, dict[str, Any]]]]:
-    """Collect (kernel, keywords) of the launches inside the block instead of launching them."""
+    """Collect (kernel, keywords and grid) of the launches in the block instead of launching."""
     launches: list[tuple[Any, dict[str, Any]]] = []
 
     def run(self: Any, *, grid: Any, warmup: bool, **keywords: Any) -> None:
-        launches.append((self, keywords))
+        launches.append((self, keywords | {"grid": grid}))
 
     major_minor = divmod(capability, 10)
     with (
@@ -67,6 +69,7 @@ def captured_launches(capability: int) -> Iterator[list[tuple[Any, dict[str, Any
 
 def compile_for(kernel: Any, keywords: dict[str, Any], capability: int) -> Any:
     """Compile a kernel as its launch with these keywords would, for a card that need not exist."""
+    keywords = {name: value for name, value in keywords.items() if name != "grid"}
     target = GPUTarget("cuda", capability, 32)
     backend = make_backend(target)
     bind = jit.create_function_from_signature(kernel.signature, kernel.params, backend)
@@ -78,16 +81,25 @@ def compile_for(kernel: Any, keywords: dict[str, Any], capability: int) -> Any:
     return triton.compile(source, target=target, options=options.__dict__)
 
 
-def resource_usage(cubin: bytes) -> dict[str, int]:
-    """REG, STACK and LOCAL of a kernel, as cuobjdump reads them."""
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+def inspect(tool: str, *options: str, cubin: bytes) -> str:
+    """What a tool that comes with Triton prints of a cubin."""
+    path = Path(triton.__file__).parent / "backends/nvidia/bin" / tool
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        text = subprocess.run(
-            [tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
-        ).stdout
+        command = [str(path), *options, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def resource_usage(cubin: bytes) -> dict[str, int]:
+    """REG, STACK and LOCAL of a kernel."""
+    text = inspect("cuobjdump", "--dump-resource-usage", cubin=cubin)
     return {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
+
+
+def waits_for_each_product(cubin: bytes) -> bool:
+    sass = inspect("nvdisasm", "-c", cubin=cubin)
+    return 0 < sass.count(" HGMMA.") <= sass.count("WARPGROUP.DEPBAR")
 
 
 def kernel_reports(call: Callable[[], Any], capability: int) -> list[KernelReport]:
@@ -110,6 +122,7 @@ def kernel_reports(call: Callable[[], Any], capability: int) -> list[KernelRepor
                 local=usage["LOCAL"] + usage["STACK"],
                 shared=compiled.metadata.shared,
                 matrix=frozenset(MATRIX_INSTRUCTION.findall(compiled.asm["ptx"])),
+                serialized=waits_for_each_product(compiled.asm["cubin"]),
                 ttgir=compiled.asm["ttgir"],
             )
         )

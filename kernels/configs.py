@@ -25,8 +25,8 @@ class TileConfig:
 # (block_m, block_n, num_warps, num_stages) by card, then bits of the type, then largest head dim.
 Table = dict[int, dict[int, dict[int, tuple[int, int, int, int]]]]
 
-FP32_FORWARD = {64: (64, 32, 4, 2), 128: (32, 32, 4, 2), 256: (32, 16, 4, 2)}
-FP32_DKDV = {64: (32, 32, 4, 2), 128: (16, 32, 4, 2), 256: (16, 16, 4, 2)}
+FP32_FORWARD = {64: (64, 32, 8, 2), 128: (16, 32, 8, 2), 256: (32, 16, 8, 2)}
+FP32_DKDV = {64: (16, 32, 8, 2), 128: (16, 32, 8, 2), 256: (16, 16, 8, 2)}
 FP32_DQ = {64: (32, 32, 4, 2), 128: (32, 16, 4, 2), 256: (16, 16, 4, 2)}
 
 # The rows of 80 keep to the 99 KiB of shared memory that 8.6, 8.9 and 12.0 have.

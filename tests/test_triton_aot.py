@@ -1,0 +1,76 @@
+"""What the shipped Triton configurations compile to, for cards that need not be here."""
+
+import itertools
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
+
+import pytest
+import torch
+from support import dtype_id
+
+pytest.importorskip("triton")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("kernels that are interpreted are not compiled", allow_module_level=True)
+
+from aot import VARIANTS, problems, run  # noqa: E402
+
+from clinattn.kernel_report import captured_launches, kernel_reports  # noqa: E402
+from clinattn.kernels import forward  # noqa: E402
+
+CARDS = (80, 90, 100)
+QUICK = [
+    *itertools.product(CARDS, (64, 128), ("bfloat16", "float32"), ("causal",)),
+    *itertools.product((90,), (64, 128), ("bfloat16",), ("full", "packed-gqa", "pairs")),
+    (90, 64, "float16", "causal"),
+]
+EVERY = itertools.product(CARDS, (16, 64, 128, 256), ("bfloat16", "float16", "float32"), VARIANTS)
+SLOW = [job for job in EVERY if job not in QUICK]
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """Two processes compile; a test takes its own result, and the others go on meanwhile."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(2, mp_context=context) as pool:
+        futures = {}
+        yield lambda job, jobs: (
+            futures.update({x: pool.submit(problems, x) for x in jobs if x not in futures})
+            or futures[job].result()
+        )
+        for future in futures.values():
+            future.cancel()
+
+
+def job_id(job):
+    return "sm{}-dim{}-{}-{}".format(*job)
+
+
+@pytest.mark.parametrize("job", QUICK, ids=job_id)
+def test_kernel(job, compiled):
+    assert not compiled(job, QUICK)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not os.environ.get("CLINATTN_TEST_ALL"), reason="CLINATTN_TEST_ALL=1 compiles every variant"
+)
+@pytest.mark.parametrize("job", SLOW, ids=job_id)
+def test_every_kernel(job, compiled):
+    assert not compiled(job, SLOW)
+
+
+def test_products_overlap_on_hopper():
+    """The wgmma of D 128 forward stays a wgmma: falling back to mma.sync would halve it."""
+    for kernel in kernel_reports(lambda: run(128, torch.bfloat16), 90):
+        assert "wgmma.mma_async" in kernel.matrix, kernel.name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=dtype_id)
+def test_grid_has_one_axis(dtype, monkeypatch):
+    """Axes two and three end at 65535; batch times heads does not."""
+    q = torch.empty(1, dtype=dtype).expand(70_000, 2, 3, 16)
+    with captured_launches(90) as launches:
+        forward.attention_forward(q, q, q, *[None] * 6, 1.0, -1, -1, False, 3, 3)
+    ((_, keywords),) = launches
+    assert keywords["grid"] == (140_000,)
