@@ -126,12 +126,14 @@ def truth_and_errors(request):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
 def test_every_layout_gives_sdpas_answer_and_gradients(truth_and_errors, way, dtype):
     config, truth, errors = truth_and_errors
-    # fp64 repeats fp32's arithmetic in smaller units, so its error scales with them
+    # fp64 repeats fp32's arithmetic in smaller units, so its error scales with them. The truth is
+    # fp64 too: what it errs itself stands between the two.
     units = torch.finfo(dtype).eps / torch.finfo(torch.float32).eps
+    share = 2 if dtype == torch.float32 else 3
     for name, actual in results(way, config, dtype).items():
         error = (actual - truth[name]).abs().max()
         rounding = 2 * torch.finfo(dtype).eps * truth[name].abs().max()
-        assert error <= 2 * errors[name] * units + rounding, name
+        assert error <= share * errors[name] * units + rounding, name
 
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])
