@@ -32,7 +32,8 @@ ISA_FLAGS = {"scalar": [], "avx2": AVX2, "avx512": AVX512, "amx": AMX}
 
 COMMON_FLAGS = ["-O3", "-g0", "-fPIC", "-fvisibility=hidden", "-fno-math-errno"]
 # A contraction that the compiler chooses would differ between instruction sets and versions.
-ISA_COMMON_FLAGS = [*COMMON_FLAGS, "-std=c++20", "-ffp-contract=off", "-Wall", "-Wextra"]
+ISA_COMMON_FLAGS = [*COMMON_FLAGS, "-std=c++20", "-ffp-contract=off", "-fno-exceptions"]
+ISA_COMMON_FLAGS += ["-Wall", "-Wextra"]
 # GCC 12 warns of its own AVX headers (PR 105593).
 ISA_COMMON_FLAGS += ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]
 
