@@ -250,9 +250,7 @@ def in_full_precision(function: Any) -> Any:
 
 
 @in_full_precision
-def attention_forward(
-    q: Tensor, k: Tensor, v: Tensor, *rest: Any
-) -> tuple[Tensor, Tensor, Tensor]:
+def attention_forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     problem = Problem(q, k, v, *rest)
     o = q.new_zeros(q.shape)
     shape = (q.shape[1], q.shape[0]) if problem.packed else q.shape[:-1]

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import DENSE, Case
+from plain import sdpa
 from support import (
     BACKENDS,
     DTYPES,
@@ -12,7 +13,6 @@ from support import (
     dtype_id,
     max_error,
     rounding_unit,
-    sdpa,
 )
 
 from clinattn import FusedAttention, fused_attention

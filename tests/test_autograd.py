@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import CASES
-from support import BACKENDS, Problem, plain_attention
+from plain import plain_attention
+from support import BACKENDS, Problem
 from torch.func import grad, vjp, vmap
 
 from clinattn import FusedAttention, fused_attention, fused_attention_varlen
