@@ -1,5 +1,5 @@
 // AMX tiles of bf16: configuration, operand layouts, and numbers as sums of bf16 parts.
-// One part is bf16 itself; two hold fp16 exactly and fp32 to 16 bits; three hold fp32 exactly.
+// One part is bf16 itself; two hold fp16 exactly.
 #pragma once
 
 #include "vec_avx512.h"
@@ -29,8 +29,8 @@ struct TileSession {
 
 const TileSession::Config TileSession::kAllTiles;
 
-// Of two numbers a = a1 + a2 + a3 and b the products that count. The three that six leave out are
-// below 2^-25 of the result. Each differs from the one before it in one factor: one load less.
+// Of two numbers a = a1 + a2 and b the products that count; a2 b2 is below 2^-16 of the result.
+// Each differs from the one before it in one factor: one load less.
 template <int kParts>
 struct Products;
 template <>
@@ -41,11 +41,6 @@ template <>
 struct Products<2> {
   static constexpr int kCount = 3, kA[] = {1, 0, 0}, kB[] = {0, 0, 1};
 };
-template <>
-struct Products<3> {
-  static constexpr int kCount = 6, kA[] = {2, 1, 1, 0, 0, 0}, kB[] = {0, 0, 1, 1, 0, 2};
-};
-
 inline __m512 widen16(__m256i x) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
 }

@@ -16,9 +16,4 @@ const CpuKernels& amx_f16_kernels() {
   return kernels;
 }
 
-const CpuKernels& amx_f32_kernels() {
-  static const CpuKernels kernels = make_kernels<AmxForward<3>, AmxBackward<3>>("amx");
-  return kernels;
-}
-
 }  // namespace clinattn
