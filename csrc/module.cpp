@@ -36,5 +36,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("instruction_set", clinattn::instruction_set, "The instruction set in force.");
   m.def("set_instruction_set", clinattn::set_instruction_set, pybind11::arg("name"),
         "Forces an instruction set; '' goes back to the best one.");
+  m.def("peak_flops", clinattn::peak_flops, pybind11::arg("dtype"),
+        pybind11::call_guard<pybind11::gil_scoped_release>(),
+        "FLOP/s that multiply-adds in registers reach on torch's threads, for kernels of a dtype.");
   m.def("build_info", build_info, "What the module was built with.");
 }

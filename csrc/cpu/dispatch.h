@@ -14,4 +14,8 @@ std::string instruction_set();                      // in force
 void set_instruction_set(const std::string& name);  // "" is automatic; throws std::invalid_argument
 const CpuKernels& cpu_kernels(DType dtype);
 
+// FLOP/s of the register loop that serves a dtype ("float32", ...) on all of torch's threads, the
+// best of a few rounds; throws std::invalid_argument
+double peak_flops(const std::string& dtype);
+
 }  // namespace clinattn

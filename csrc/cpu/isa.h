@@ -46,6 +46,7 @@ struct CpuKernels {
                            int64_t block);
   void (*backward)(const AttentionParams&, const BackwardShared&, const BackwardTask&,
                    void* scratch);
+  int64_t (*peak_loop)(int64_t steps);  // multiplies and adds in registers; returns the FLOP done
 };
 
 void yield_thread();  // from the torch side: no std:: inline code in these units

@@ -137,7 +137,8 @@ struct Avx2 {
 namespace clinattn {
 
 const CpuKernels& avx2_kernels() {
-  static const CpuKernels kernels = make_kernels<FmaForward<Avx2>, FmaBackward<Avx2>>("avx2");
+  static const CpuKernels kernels =
+      make_kernels<FmaForward<Avx2>, FmaBackward<Avx2>>("avx2", fma_loop<Avx2>);
   return kernels;
 }
 

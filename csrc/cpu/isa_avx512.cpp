@@ -5,7 +5,8 @@
 namespace clinattn {
 
 const CpuKernels& avx512_kernels() {
-  static const CpuKernels kernels = make_kernels<FmaForward<Avx512>, FmaBackward<Avx512>>("avx512");
+  static const CpuKernels kernels =
+      make_kernels<FmaForward<Avx512>, FmaBackward<Avx512>>("avx512", fma_loop<Avx512>);
   return kernels;
 }
 

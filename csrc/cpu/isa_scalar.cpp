@@ -179,7 +179,7 @@ struct Portable {
 template <class T, int kLanes>
 clinattn::CpuKernels make_portable() {
   using V = Portable<T, kLanes>;
-  return make_kernels<FmaForward<V>, FmaBackward<V>>("scalar");
+  return make_kernels<FmaForward<V>, FmaBackward<V>>("scalar", fma_loop<V>);
 }
 
 }  // namespace

@@ -5,11 +5,12 @@
 #include "fma_backward.h"
 #include "fma_forward.h"
 #include "forward.h"
+#include "peak.h"
 
 namespace {
 
 template <class F, class B>
-clinattn::CpuKernels make_kernels(const char* name) {
+clinattn::CpuKernels make_kernels(const char* name, int64_t (*peak_loop)(int64_t)) {
   return {
       name,
       F::kRows,
@@ -25,6 +26,7 @@ clinattn::CpuKernels make_kernels(const char* name) {
       Backward<B>::prepare,
       [](const AttentionParams& p, const BackwardShared& shared, const BackwardTask& t,
          void* scratch) { Backward<B>(p, shared, scratch).run(t); },
+      peak_loop,
   };
 }
 
