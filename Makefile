@@ -16,16 +16,19 @@ CSRC := $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup ext bench test lint format doctor gpu gpu-here clean FORCE
+.PHONY: help setup ext bench bench-cpu test lint format doctor gpu gpu-here clean FORCE
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
 	@echo "  variables: PYTHON=$(PYTHON) TORCH=$(TORCH) MEDS_DIR=$(MEDS_DIR) QUICK= OFFLINE="
 
 setup: $(VENV)/.built  ## make .venv, install, build the extension
 
 bench: setup  ## time the encoder on clinical sequences: table, plot, report
 	MEDS_DIR="$(MEDS_DIR)" QUICK="$(QUICK)" $(BIN)/clinattn bench
+
+bench-cpu: setup  ## time the CPU kernels, pass by pass (BENCH_ARGS="-k name --json FILE")
+	$(BIN)/python bench/cpu_kernels.py $(BENCH_ARGS)
 
 test: setup  ## run the tests (PYTEST_ARGS="-k name")
 	PYTHONSAFEPATH=1 $(BIN)/pytest $(PYTEST_ARGS)

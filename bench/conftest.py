@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,8 @@ import torch
 from clinattn.backends import implementation
 from clinattn.benchmark.measure import quartiles, synchronize
 from clinattn.environment import environment
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `from problem import ...`
 
 ROUNDS, WARM_UP_ROUNDS = 11, 1
 

@@ -1,0 +1,225 @@
+"""The CPU kernels against torch's SDPA: ratio to torch and fraction of peak, pass by pass.
+
+    python bench/cpu_kernels.py                                   all cases, under eight minutes
+    python bench/cpu_kernels.py -k "causal bf16 backward"         these alone
+    python bench/cpu_kernels.py --json bench/results/NAME.json    keep the rows
+
+Ours is checked against fp64 before it is timed. Rounds interleave ours and torch, and a time is the
+median of wall times. FLOP are 4D a visible pair forward and 10D backward, padding not counted. The
+peak is a loop of multiply-adds in registers, measured beside each case on the same threads: AMX's
+for bf16 where AMX is in force, and for fp16 too, though it needs three bf16 products for each of
+its own; else FMA.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from cpu_cases import ENTRIES, Entry, chosen
+from cpu_rows import Row, summary, table, write_json
+from problem import Sdpa, Way, check, cotangent, inputs
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from torch import Tensor
+
+import clinattn
+from clinattn.environment import compiled_module, environment
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+CPU = torch.device("cpu")
+ROUNDS, MIN_ROUNDS = 15, 3
+BUDGET_S = 1.5  # of the rounds of one measurement, where MIN_ROUNDS take less
+SLOW_S = 1.0  # a round that takes longer needs no warm-up: it is kept
+CHECKED_HEADS = 1
+TABLE_WIDTH = 125
+
+Work = Callable[[], object]
+
+
+def in_turns(works: dict[str, Work], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each work in each round."""
+
+    def one_round() -> dict[str, float]:
+        seconds = {}
+        for name, work in works.items():
+            began = time.perf_counter()
+            work()
+            seconds[name] = time.perf_counter() - began
+        return seconds
+
+    first = one_round()
+    took = sum(first.values())
+    kept = [first] if took > SLOW_S else []
+    wanted = max(min(rounds, MIN_ROUNDS), min(rounds, round(BUDGET_S / took)))
+    kept += [one_round() for _ in range(wanted - len(kept))]
+    return {name: [seconds[name] for seconds in kept] for name in works}
+
+
+def work_of(way: Way, passes: str, d_out: Tensor) -> Work:
+    if passes == "forward":
+        return torch.no_grad()(way.forward)
+    gradient = way.laid_out(d_out)
+    return functools.partial(
+        torch.autograd.grad, way.forward(), way.inputs, gradient, retain_graph=True
+    )
+
+
+def measure(
+    entry: Entry, dtype: str, passes: list[str], rounds: int, facts: dict[str, Any]
+) -> Iterator[Row]:
+    """A row for each pass and each way of ours; AssertionError where ours errs."""
+    check(entry.case, DTYPES[dtype], CPU, list(entry.ways.values()), CHECKED_HEADS)
+    qkv = inputs(entry.case, DTYPES[dtype], CPU)
+    module = compiled_module()
+    assert module is not None
+    sdpa, d_out = Sdpa(entry.case, qkv), cotangent(qkv[0])
+    ours = {name: way(entry.case, qkv) for name, way in entry.ways.items()}
+    for one in passes:
+        works = {name: work_of(way, one, d_out) for name, way in ours.items()}
+        works["torch"] = work_of(sdpa, one, d_out)
+        peak = module.peak_flops(str(DTYPES[dtype]).removeprefix("torch."))
+        seconds = in_turns(works, rounds)
+        for name in ours:
+            yield Row(
+                case=f"{entry.name} {name}".strip(),
+                dtype=dtype,
+                passes=one,
+                flops=entry.case.flops(one),
+                ours_s=seconds[name],
+                torch_s=seconds["torch"],
+                peak=peak,
+                peak_loop=peak_loop(facts["instruction_set"], dtype),
+                target=entry.target(dtype, one),
+                environment=facts,
+            )
+
+
+def peak_loop(instruction_set: str, dtype: str) -> str:
+    if instruction_set != "amx":
+        return f"{instruction_set} fma"
+    return "avx512 fma" if dtype == "fp32" else "amx bf16"
+
+
+def forced(isa: str) -> dict[str, str]:
+    """What holds both sides to an instruction set: ATen's own variable leaves MKL free."""
+    return {
+        "CLINATTN_CPU_ISA": isa,
+        "ATEN_CPU_CAPABILITY": isa,
+        "MKL_ENABLE_INSTRUCTIONS": isa.upper(),
+        "ONEDNN_MAX_CPU_ISA": isa.upper(),
+    }
+
+
+def measure_apart(entry: Entry, dtype: str, passes: list[str], rounds: int) -> Iterator[Row]:
+    """The same in a process whose instruction set is forced."""
+    assert entry.isa is not None
+    job = {"entry": entry.name, "dtype": dtype, "passes": passes, "rounds": rounds}
+    command = [sys.executable, __file__, "--job", json.dumps(job)]
+    command += ["--threads", str(torch.get_num_threads())]
+    variables = {**os.environ, **forced(entry.isa)}
+    with subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            yield Row.from_record(json.loads(line))
+    assert process.returncode == 0, f"exit {process.returncode}"
+
+
+def do_job(text: str) -> None:
+    """The other end of measure_apart: rows go to stdout, a line each."""
+    job = json.loads(text)
+    name = job.pop("entry")
+    entry = next(entry for entry in ENTRIES if entry.name == name)
+    for row in measure(entry, facts=facts_of_this_process(), **job):
+        print(json.dumps(row.record()), flush=True)
+
+
+def facts_of_this_process() -> dict[str, Any]:
+    return environment(CPU) | {"torch_cpu_capability": torch.backends.cpu.get_cpu_capability()}
+
+
+def measure_all(words: str, rounds: int, console: Console) -> tuple[list[Row], list[str], bool]:
+    """Rows, what failed, and whether Ctrl-C cut it short."""
+    facts = facts_of_this_process()
+    todo = list(chosen(ENTRIES, words))
+    rows: list[Row] = []
+    failures: list[str] = []
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
+        task = progress.add_task("", total=len(todo))
+        try:
+            for entry, dtype, passes in todo:
+                progress.update(task, description=f"{entry.name} {dtype}")
+                if entry.isa:
+                    found = measure_apart(entry, dtype, passes, rounds)
+                else:
+                    found = measure(entry, dtype, passes, rounds, facts)
+                try:
+                    for row in found:
+                        rows.append(row)
+                        progress.console.print(line(row), highlight=False, soft_wrap=True)
+                except AssertionError as error:
+                    failures.append(f"{entry.name} {dtype}: {error}")
+                progress.advance(task)
+        except KeyboardInterrupt:
+            return rows, failures, True
+    return rows, failures, False
+
+
+def line(row: Row) -> str:
+    times = f"{row.ours_ms:9.2f} ms, torch {row.torch_ms:9.2f} ms, {row.ratio:6.2f} times"
+    return f"{row.case:24} {row.dtype} {row.passes:8} {times}"
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("-k", metavar="SUBSTRING", default="", help="labels with each of its words")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="at most (default %(default)s)")
+    parser.add_argument("--threads", type=int, help="of torch (default: as torch chooses)")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the rows there")
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.rounds < 1 or (given.threads is not None and given.threads < 1):
+        parser.error("--rounds and --threads are at least 1")
+    return given
+
+
+def main() -> int:
+    given = arguments()
+    if not clinattn.backends()["cpu"]:
+        print(f"the compiled CPU kernels: {clinattn.backends()['cpu']}", file=sys.stderr)
+        return 1
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    if given.job:
+        try:
+            do_job(given.job)
+        except KeyboardInterrupt:
+            return 130
+        return 0
+    rows, failures, interrupted = measure_all(given.k, given.rounds, Console(stderr=True))
+    if given.json:
+        write_json(given.json, rows, interrupted)
+    console = Console(soft_wrap=True)
+    facts = facts_of_this_process()
+    console.print("{cpu}, {threads} threads, torch {torch}, {commit}, {date}".format(**facts))
+    Console(width=max(console.width, TABLE_WIDTH)).print(table(rows))
+    console.print(summary(rows))
+    for failure in failures:
+        console.print("[red]failed[/red]", failure)
+    return 130 if interrupted else 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
