@@ -41,7 +41,7 @@ ROUNDS, MIN_ROUNDS = 15, 3
 BUDGET_S = 1.5  # of the rounds of one measurement, where MIN_ROUNDS take less
 SLOW_S = 1.0  # a round that takes longer needs no warm-up: it is kept
 CHECKED_HEADS = 1
-TABLE_WIDTH = 125
+TABLE_WIDTH = 135
 
 Work = Callable[[], object]
 
@@ -192,6 +192,8 @@ def arguments() -> argparse.Namespace:
     given = parser.parse_args()
     if given.rounds < 1 or (given.threads is not None and given.threads < 1):
         parser.error("--rounds and --threads are at least 1")
+    if given.json and not given.json.parent.is_dir():
+        parser.error(f"--json: no folder {given.json.parent}")
     return given
 
 
@@ -209,8 +211,6 @@ def main() -> int:
             return 130
         return 0
     rows, failures, interrupted = measure_all(given.k, given.rounds, Console(stderr=True))
-    if given.json:
-        write_json(given.json, rows, interrupted)
     console = Console(soft_wrap=True)
     facts = facts_of_this_process()
     console.print("{cpu}, {threads} threads, torch {torch}, {commit}, {date}".format(**facts))
@@ -218,6 +218,8 @@ def main() -> int:
     console.print(summary(rows))
     for failure in failures:
         console.print("[red]failed[/red]", failure)
+    if given.json:
+        write_json(given.json, rows, interrupted)
     return 130 if interrupted else 1 if failures else 0
 
 
