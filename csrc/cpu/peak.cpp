@@ -38,8 +38,8 @@ Round run(const CpuKernels& kernels, int64_t steps) {
 }  // namespace
 
 double peak_flops(const std::string& dtype) {
-  constexpr double kRoundSeconds = 2e-3;  // within a time slice: other work costs rounds, not speed
-  constexpr int kRounds = 20;
+  constexpr double kRoundSeconds = 1e-3;  // within a time slice: other work costs rounds, not speed
+  constexpr int kRounds = 40;
   const CpuKernels& kernels = cpu_kernels(dtype_named(dtype));
   int64_t steps = 1 << 10;
   while (run(kernels, steps).seconds < kRoundSeconds) steps *= 2;
