@@ -48,20 +48,33 @@ def instruction_set(request):
     _C.set_instruction_set("")
 
 
+# The best set is what test_attention and test_varlen run.
+below_the_best = pytest.mark.parametrize(
+    "instruction_set",
+    SETS[:-1] or [pytest.param(None, marks=pytest.mark.skip("one instruction set runs here"))],
+    indirect=True,
+)
+# Sets below the best take fp16 as they take bf16.
+sets_and_their_dtypes = pytest.mark.parametrize(
+    ("instruction_set", "dtype"),
+    [(name, dtype) for name in SETS[:-1] for dtype in LESS]
+    + [(name, dtype) for name in SETS[-1:] or [None] for dtype in DTYPES],
+    indirect=["instruction_set"],
+    ids=lambda value: dtype_id(value) if isinstance(value, torch.dtype) else value,
+)
+
+
+@below_the_best
 @pytest.mark.parametrize("dtype", LESS, ids=dtype_id)
 @pytest.mark.parametrize("case", [c for c in (*DENSE, *PACKED) if c.work < 3e5], ids=str)
 def test_matches_truth(case, dtype, instruction_set):
-    if instruction_set == SETS[-1]:
-        pytest.skip("the best set is what test_attention and test_varlen run on this hardware")
     problem = problem_of(case, dtype)
     problem.check(problem.run("cpu"))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+@sets_and_their_dtypes
 @pytest.mark.parametrize("case", LONG, ids=str)
 def test_across_tiles(case, dtype, instruction_set):
-    if dtype == torch.float16 and instruction_set != SETS[-1]:
-        pytest.skip("sets below the best take fp16 as they take bf16")
     problem = problem_of(case, dtype)
     problem.check(problem.run("cpu"))
 
