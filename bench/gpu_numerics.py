@@ -164,9 +164,14 @@ def misaligned(run: Run) -> None:
 
 
 def many_heads(run: Run) -> None:
-    """More (batch, head) pairs than the second and third axes of a grid can count."""
-    q, k, v, do = inputs(run, 70_000 if not run.dryrun else 7, 1, 3, 16)
-    compare(run, q, k, v, do)
+    """More (batch, head) pairs than the second and third axes of a grid can count.
+
+    Three keys: autograd through softmax has half the error in dk of gradients from (o, lse), so
+    one evaluation of plain fp32 maths is too narrow a yardstick; Problem has several.
+    """
+    case = Case("many-heads", batch=70_000 if not run.dryrun else 7, heads=1, nq=3)
+    problem = Problem(case, torch.float32, str(run.device))
+    problem.check(problem.run("triton"))
 
 
 def offsets_beyond_32_bits(run: Run) -> None:
