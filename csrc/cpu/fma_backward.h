@@ -55,8 +55,8 @@ struct FmaBackward {
   void put_keys(int64_t j0, const void* const* k_rows, const void* const* v_rows, DType dtype) {
     T* v_staged = s;
     for (int64_t j = 0; j < kBlock; ++j) {
-      put(k + (j0 + j) * width, k_rows[j], dtype);
-      put(v_staged + j * width, v_rows[j], dtype);
+      load_row_or_zeros<V>(k + (j0 + j) * width, k_rows[j], dtype, head_dim);
+      load_row_or_zeros<V>(v_staged + j * width, v_rows[j], dtype, head_dim);
     }
     const int64_t strip = j0 / V::kStrip * (V::kStrip * width) + j0 % V::kStrip;
     for (int64_t d = 0; d < width; d += V::kWidth) {
@@ -66,22 +66,13 @@ struct FmaBackward {
     finite_keys = finite_keys && all_finite<V>(k + j0 * width, kBlock * width);
   }
 
-  void put(T* dst, const void* src, DType dtype) {
-    if (src) {
-      load_row<V>(dst, src, dtype, head_dim);
-    } else {
-      for (int64_t d = 0; d < width; d += V::kWidth) V::store(dst + d, V::zero());
-    }
-  }
-
   void begin_block() {}
 
   void put_row(int64_t i, const void* q_row, const void* do_row, DType dtype, bool negate,
                T row_lse2, T row_low, T row_delta) {
-    put(q + i * width, q_row, dtype);
-    put(dout + i * width, do_row, dtype);
-    for (int64_t d = 0; negate && d < width; d += V::kWidth)
-      V::store(q + i * width + d, V::sub(V::zero(), V::load(q + i * width + d)));
+    load_row_or_zeros<V>(q + i * width, q_row, dtype, head_dim);
+    load_row_or_zeros<V>(dout + i * width, do_row, dtype, head_dim);
+    if (negate) negate_row<V>(q + i * width, width);
     lse2[i] = row_lse2;
     lse2_low[i] = row_low;
     delta[i] = row_delta;

@@ -39,8 +39,7 @@ struct FmaForward {
   void put_query(int64_t r, const void* row, DType dtype, bool negate) {
     T* dst = q + r * width;
     load_row<V>(dst, row, dtype, head_dim);
-    for (int64_t d = 0; negate && d < width; d += V::kWidth)
-      V::store(dst + d, V::sub(V::zero(), V::load(dst + d)));
+    if (negate) negate_row<V>(dst, width);
   }
 
   void begin_panel() { finite = true; }
@@ -49,21 +48,13 @@ struct FmaForward {
   void put_keys(int64_t j0, const void* const* k_rows, const void* const* v_rows, DType dtype) {
     T* rows = s;  // k on its way to being transposed
     for (int64_t j = 0; j < kBlock; ++j) {
-      put_row(rows + j * width, k_rows[j], dtype);
-      put_row(v + (j0 + j) * width, v_rows[j], dtype);
+      load_row_or_zeros<V>(rows + j * width, k_rows[j], dtype, head_dim);
+      load_row_or_zeros<V>(v + (j0 + j) * width, v_rows[j], dtype, head_dim);
     }
     T* strip = kt + j0 / V::kStrip * (V::kStrip * width) + j0 % V::kStrip;
     for (int64_t d = 0; d < width; d += V::kWidth)
       V::transpose(rows + d, width, strip + d * V::kStrip, V::kStrip);
     finite = finite && all_finite<V>(v + j0 * width, kBlock * width);
-  }
-
-  void put_row(T* dst, const void* src, DType dtype) {
-    if (src) {
-      load_row<V>(dst, src, dtype, head_dim);
-    } else {
-      for (int64_t d = 0; d < width; d += V::kWidth) V::store(dst + d, V::zero());
-    }
   }
 
   // s <- q k^T for n queries from row r

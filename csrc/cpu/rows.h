@@ -62,6 +62,19 @@ inline void load_row(typename V::T* dst, const void* src, DType t, int64_t n) {
   }
 }
 
+// the same; zeros where src is null
+template <class V>
+inline void load_row_or_zeros(typename V::T* dst, const void* src, DType t, int64_t n) {
+  if (src) return load_row<V>(dst, src, t, n);
+  for (int64_t j = 0; j < n; j += V::kWidth) V::store(dst + j, V::zero());
+}
+
+// x (n, a multiple of the vector width) <- -x
+template <class V>
+inline void negate_row(typename V::T* x, int64_t n) {
+  for (int64_t j = 0; j < n; j += V::kWidth) V::store(x + j, V::sub(V::zero(), V::load(x + j)));
+}
+
 template <class V, class E, class Op>
 inline void store_elements(E* dst, const typename V::T* src, int64_t n, Op op) {
   int64_t j = 0;
