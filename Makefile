@@ -3,8 +3,8 @@
 
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
-# A folder in MEDS layout; without one the benchmark draws from the embedded length profiles.
-MEDS_DIR ?= $(wildcard ../shared/data/mimic-iv-demo-meds)
+# A folder in MEDS layout; `clinattn bench --help` says what is taken without one.
+MEDS_DIR ?=
 QUICK ?=
 # OFFLINE=1 asks no registry: it takes torch and the tools from what $(PYTHON) already has.
 OFFLINE ?=
