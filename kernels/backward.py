@@ -376,40 +376,32 @@ def attention_backward(
     if dq.numel() > 0:
         config = tile_config("dq", *problem.config_key)
         num_tiles = problem.num_tiles(problem.seqlen_q, config.block_m)
-        with problem.on_device():
-            _dq_kernel[(num_tiles * problem.num_heads * problem.batch,)](
-                o_ptr=o,
-                lse_ptr=lse,
-                dq_ptr=dq,
-                dlse_ptr=None if dlse is None else dlse.contiguous(),
-                num_tiles=num_tiles,
-                num_heads=problem.num_heads,
-                BLOCK_M=config.block_m,
-                BLOCK_N=config.block_n,
-                num_warps=config.num_warps,
-                num_stages=config.num_stages,
-                **gradient,
-                **problem.stride_arguments("o", o),
-                **problem.arguments,
-            )
+        problem.launch(
+            _dq_kernel,
+            config,
+            num_tiles,
+            problem.num_heads,
+            o_ptr=o,
+            lse_ptr=lse,
+            dq_ptr=dq,
+            dlse_ptr=None if dlse is None else dlse.contiguous(),
+            **gradient,
+            **problem.stride_arguments("o", o),
+        )
     if dk.numel() > 0:
         config = tile_config("dkdv", *problem.config_key)
         num_tiles = problem.num_tiles(problem.seqlen_k, config.block_n)
         if kv_start is not None:
             num_tiles += 1  # tiles start at kv_start, and one more covers what lies before it
-        with problem.on_device():
-            _dkdv_kernel[(num_tiles * problem.num_kv_heads * problem.batch,)](
-                dk_ptr=dk,
-                dv_ptr=dv,
-                num_tiles=num_tiles,
-                num_heads=problem.num_kv_heads,
-                ANCHORED=problem.anchored,
-                BLOCK_M=config.block_m,
-                BLOCK_N=config.block_n,
-                num_warps=config.num_warps,
-                num_stages=config.num_stages,
-                **gradient,
-                **problem.stride_arguments("dk", dk),
-                **problem.arguments,
-            )
+        problem.launch(
+            _dkdv_kernel,
+            config,
+            num_tiles,
+            problem.num_kv_heads,
+            dk_ptr=dk,
+            dv_ptr=dv,
+            ANCHORED=problem.anchored,
+            **gradient,
+            **problem.stride_arguments("dk", dk),
+        )
     return dq.neg_() if negative else dq, dk, dv

@@ -173,17 +173,13 @@ def attention_forward(
     if o.numel() > 0:
         config = tile_config("forward", *problem.config_key)
         num_tiles = problem.num_tiles(problem.seqlen_q, config.block_m)
-        with problem.on_device():
-            _forward_kernel[(num_tiles * problem.num_heads * problem.batch,)](
-                o_ptr=o,
-                lse_ptr=lse,
-                num_tiles=num_tiles,
-                num_heads=problem.num_heads,
-                BLOCK_M=config.block_m,
-                BLOCK_N=config.block_n,
-                num_warps=config.num_warps,
-                num_stages=config.num_stages,
-                **problem.stride_arguments("o", o),
-                **problem.arguments,
-            )
+        problem.launch(
+            _forward_kernel,
+            config,
+            num_tiles,
+            problem.num_heads,
+            o_ptr=o,
+            lse_ptr=lse,
+            **problem.stride_arguments("o", o),
+        )
     return o, lse

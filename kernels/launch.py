@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import triton.language as tl
 
-from .configs import block_d
+from .configs import TileConfig, block_d
 
 LOG2E = 1.4426950408889634
 SMALLEST_SCALE = 2.0**-126  # scores are -inf where hidden, and 0 * -inf is not
@@ -113,6 +113,22 @@ class Problem:
     def num_tiles(self, length: int, block: int) -> int:
         """Tiles of one head: of a dense length, or slots for the sequences of a packed one."""
         return length // block + self.num_seqs + 1 if self.packed else -(-length // block)
+
+    def launch(
+        self, kernel: Any, config: TileConfig, num_tiles: int, num_heads: int, **arguments: Any
+    ) -> None:
+        """One program for each tile of each head of each batch entry, all on axis 0."""
+        with self.on_device():
+            kernel[(num_tiles * num_heads * self.batch,)](
+                num_tiles=num_tiles,
+                num_heads=num_heads,
+                BLOCK_M=config.block_m,
+                BLOCK_N=config.block_n,
+                num_warps=config.num_warps,
+                num_stages=config.num_stages,
+                **arguments,
+                **self.arguments,
+            )
 
     def on_device(self) -> AbstractContextManager:
         """Triton launches on the current device, which need not be that of q."""
