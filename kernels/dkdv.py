@@ -1,0 +1,186 @@
+"""Backward attention by key tiles: dK and dV."""
+
+import triton
+import triton.language as tl
+
+from .score import (
+    exponential,
+    key_bias,
+    load_rows,
+    mask_scores,
+    pair_bias,
+    sequence_ptr,
+    store_rows,
+)
+from .tiles import key_interval, key_tile, seen_keys, visiting_queries
+
+
+@triton.jit
+def _accumulate_dkdv(
+    dk, dv, k, v, column_bias, q_ptr, do_ptr, shift_ptr, delta_ptr, mask_ptr,
+    stride_qh, stride_qn, stride_doh, stride_don, stride_mh, stride_mm, stride_mn,
+    begin, end, offs_n, keep, num_q, seqlen_q, interval, qk_scale,
+    MASKED: tl.constexpr, IS_WINDOWED: tl.constexpr, GROUP: tl.constexpr,
+    MASK: tl.constexpr, IS_BIAS: tl.constexpr, EXACT: tl.constexpr,
+    ALIGN: tl.constexpr, PRECISION: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """dv += p^T do and dk += ds^T q over the query tiles of [begin, end) in each head of the group.
+
+    Scores are computed transposed, s^T = k q^T: a product transposed in registers and fed to
+    another product is miscompiled for Hopper by Triton 3.4 to 3.7.
+    """
+    tiles = tl.cdiv(end - begin, BLOCK_M)
+    if tiles > 0:
+        # Under this condition the loop runs, and its products stay in flight until it ends. A path
+        # around the loop that also defined dk and dv would make ptxas wait for each one on Hopper.
+        for t in tl.range(0, tiles * GROUP):
+            head = 0
+            m = begin + t * BLOCK_M
+            if GROUP > 1:
+                head = t // tiles
+                m = begin + (t - head * tiles) * BLOCK_M
+            row = tl.cast(head, tl.int64) * seqlen_q
+            offs_m = m + tl.arange(0, BLOCK_M)
+            sees = None
+            bias = column_bias
+            if MASKED:
+                sees = (offs_m >= 0) & (offs_m < num_q)
+                if IS_WINDOWED:
+                    lo, hi = key_interval(offs_m, interval)
+                    sees = sees & (lo < hi)
+                shift = tl.load(shift_ptr + row + offs_m, mask=sees, other=float("inf"))
+                delta = tl.load(delta_ptr + row + offs_m, mask=sees, other=0.0)
+                if MASK is not None:
+                    sees = shift != float("inf")
+            else:
+                shift = tl.load(shift_ptr + row + offs_m)
+                delta = tl.load(delta_ptr + row + offs_m)
+            q_head = sequence_ptr(q_ptr, 0, head, 0, 0, stride_qh, 0, ALIGN)
+            q = load_rows(q_head, m, stride_qn, sees, ALIGN, HEAD_DIM, BLOCK_M, BLOCK_D)
+            s_t = tl.dot(k, tl.trans(q), input_precision=PRECISION)
+            if MASKED and (MASK == "pairs" or IS_WINDOWED):
+                mask_head = mask_ptr
+                if MASK == "pairs":
+                    mask_head = sequence_ptr(mask_ptr, 0, head, 0, 0, stride_mh, 0, 1)
+                s_t, values = mask_scores(
+                    s_t, offs_m[None, :], offs_n[:, None], keep[:, None], num_q, interval,
+                    mask_head, stride_mm, stride_mn, MASK, IS_BIAS,
+                )  # fmt: skip
+                if MASK == "pairs" and IS_BIAS:
+                    bias = pair_bias(values, EXACT)
+            p_t = exponential(s_t, qk_scale, bias, shift[None, :], EXACT)
+            do_head = sequence_ptr(do_ptr, 0, head, 0, 0, stride_doh, 0, ALIGN)
+            do = load_rows(do_head, m, stride_don, sees, ALIGN, HEAD_DIM, BLOCK_M, BLOCK_D)
+            dv = tl.dot(p_t.to(do.dtype), do, dv, input_precision=PRECISION)
+            dp_t = tl.dot(v, tl.trans(do), input_precision=PRECISION)
+            ds_t = p_t * (dp_t - delta[None, :])
+            if MASKED and MASK == "pairs":
+                ds_t = tl.where(s_t == float("-inf"), 0.0, ds_t)
+            dk = tl.dot(ds_t.to(q.dtype), q, dk, input_precision=PRECISION)
+    return dk, dv
+
+
+@triton.jit(
+    do_not_specialize=[
+        "num_tiles", "num_heads", "num_seqs", "seqlen_q", "seqlen_k", "window_left", "window_right",
+    ]
+)  # fmt: skip
+def dkdv_kernel(
+    q_ptr, k_ptr, v_ptr, mask_ptr, do_ptr, shift_ptr, delta_ptr, dk_ptr, dv_ptr,
+    cu_seqlens_q_ptr, cu_seqlens_k_ptr, q_lengths_ptr, kv_start_ptr, kv_end_ptr,
+    stride_qb, stride_qh, stride_qn, stride_kb, stride_kh, stride_kn,
+    stride_vb, stride_vh, stride_vn, stride_mb, stride_mh, stride_mm, stride_mn,
+    stride_dob, stride_doh, stride_don, stride_dkb, stride_dkh, stride_dkn,
+    num_tiles, num_heads, num_seqs, seqlen_q, seqlen_k, window_left, window_right, qk_scale, scale,
+    GROUP: tl.constexpr, IS_PACKED: tl.constexpr, BOTTOM_RIGHT: tl.constexpr,
+    ANCHORED: tl.constexpr,
+    MASK: tl.constexpr, IS_BIAS: tl.constexpr, EXACT: tl.constexpr,
+    ALIGN: tl.constexpr, PRECISION: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """dk = scale ds^T q and dv = p^T do, summed over the GROUP query heads of a key head. num_heads
+    counts key heads; dk and dv are laid out alike.
+    """
+    batch, kv_head, first_key, q_start, k_start, rows, num_q, kv_begin, kv_end = key_tile(
+        tl.program_id(0), num_tiles, num_heads,
+        cu_seqlens_q_ptr, cu_seqlens_k_ptr, q_lengths_ptr, kv_start_ptr, kv_end_ptr,
+        num_seqs, seqlen_q, seqlen_k, IS_PACKED, BLOCK_N,
+    )  # fmt: skip
+    if first_key >= rows:
+        return
+
+    head = kv_head * GROUP
+    q_ptr = sequence_ptr(q_ptr, batch, head, q_start, stride_qb, stride_qh, stride_qn, ALIGN)
+    k_ptr = sequence_ptr(k_ptr, batch, kv_head, k_start, stride_kb, stride_kh, stride_kn, ALIGN)
+    v_ptr = sequence_ptr(v_ptr, batch, kv_head, k_start, stride_vb, stride_vh, stride_vn, ALIGN)
+    do_ptr = sequence_ptr(do_ptr, batch, head, q_start, stride_dob, stride_doh, stride_don, ALIGN)
+    dk_ptr = sequence_ptr(
+        dk_ptr, batch, kv_head, k_start, stride_dkb, stride_dkh, stride_dkn, ALIGN
+    )
+    dv_ptr = sequence_ptr(
+        dv_ptr, batch, kv_head, k_start, stride_dkb, stride_dkh, stride_dkn, ALIGN
+    )
+    row = (tl.cast(batch, tl.int64) * num_heads * GROUP + head) * seqlen_q + q_start
+    shift_ptr += row
+    delta_ptr += row
+    if MASK is not None:
+        mask_ptr = sequence_ptr(mask_ptr, batch, head, 0, stride_mb, stride_mh, 0, 1)
+
+    IS_WINDOWED: tl.constexpr = window_left is not None or window_right is not None
+    interval = (
+        (kv_end - num_q) if BOTTOM_RIGHT else 0, kv_begin, kv_end, window_left, window_right
+    )  # fmt: skip
+    begin, full_begin, full_end, end = visiting_queries(
+        first_key, num_q, interval, ANCHORED, BLOCK_M, BLOCK_N
+    )
+    offs_n = first_key + tl.arange(0, BLOCK_N)
+    seen_lo, seen_hi = seen_keys(num_q, interval)
+    keep = (offs_n >= seen_lo) & (offs_n < seen_hi)
+    bias = None
+    if MASK == "keys":
+        column = key_bias(mask_ptr, offs_n, stride_mn, keep, IS_BIAS, EXACT)
+        keep = column != float("-inf")
+        if IS_BIAS:
+            bias = tl.where(keep, column, 0.0)[:, None]
+        # In a full tile every query sees a key, unless the mask hides all of them.
+        end = tl.where(tl.max(column, 0) != float("-inf"), end, begin)
+        full_begin = tl.minimum(full_begin, end)
+        full_end = tl.minimum(full_end, end)
+    k = load_rows(k_ptr, first_key, stride_kn, keep, ALIGN, HEAD_DIM, BLOCK_N, BLOCK_D)
+    v = load_rows(v_ptr, first_key, stride_vn, keep, ALIGN, HEAD_DIM, BLOCK_N, BLOCK_D)
+    dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    dv = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    # Half tiles at the edges: fewer hidden pairs, and registers for the masks. Which tiles are
+    # edges depends on the sequence alone, and so do the order of the sums and the bits.
+    EDGE_M: tl.constexpr = BLOCK_M // 2 if BLOCK_M > 16 else BLOCK_M
+    if MASK != "pairs":
+        if window_right is not None or ANCHORED:
+            dk, dv = _accumulate_dkdv(
+                dk, dv, k, v, bias, q_ptr, do_ptr, shift_ptr, delta_ptr, mask_ptr,
+                stride_qh, stride_qn, stride_doh, stride_don, stride_mh, stride_mm, stride_mn,
+                begin, full_begin, offs_n, keep, num_q, seqlen_q, interval, qk_scale,
+                True, IS_WINDOWED, GROUP, MASK, IS_BIAS, EXACT, ALIGN, PRECISION,
+                HEAD_DIM, EDGE_M, BLOCK_N, BLOCK_D,
+            )  # fmt: skip
+        dk, dv = _accumulate_dkdv(
+            dk, dv, k, v, bias, q_ptr, do_ptr, shift_ptr, delta_ptr, mask_ptr,
+            stride_qh, stride_qn, stride_doh, stride_don, stride_mh, stride_mm, stride_mn,
+            full_begin, full_end, offs_n, keep, num_q, seqlen_q, interval, qk_scale,
+            False, IS_WINDOWED, GROUP, MASK, IS_BIAS, EXACT, ALIGN, PRECISION,
+            HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D,
+        )  # fmt: skip
+        begin = full_end
+    dk, dv = _accumulate_dkdv(
+        dk, dv, k, v, bias, q_ptr, do_ptr, shift_ptr, delta_ptr, mask_ptr,
+        stride_qh, stride_qn, stride_doh, stride_don, stride_mh, stride_mm, stride_mn,
+        begin, end, offs_n, keep, num_q, seqlen_q, interval, qk_scale,
+        True, IS_WINDOWED, GROUP, MASK, IS_BIAS, EXACT, ALIGN, PRECISION,
+        HEAD_DIM, EDGE_M, BLOCK_N, BLOCK_D,
+    )  # fmt: skip
+    # A key that is not kept was read as 0, which does not make its p 0.
+    dk = tl.where(keep[:, None], dk * scale, 0.0)
+    dv = tl.where(keep[:, None], dv, 0.0)
+    inside = (offs_n >= 0) & (offs_n < rows)
+    store_rows(dk_ptr, first_key, stride_dkn, dk, inside, ALIGN, HEAD_DIM, BLOCK_N, BLOCK_D)
+    store_rows(dv_ptr, first_key, stride_dkn, dv, inside, ALIGN, HEAD_DIM, BLOCK_N, BLOCK_D)
