@@ -62,8 +62,12 @@ def unpad(padded: Tensor, lengths: Tensor | None = None, mask: Tensor | None = N
     max_seqlen = int(counts.max()) if batch else 0
     if max_seqlen > seqlen:
         raise ValueError(f"lengths: got values up to {max_seqlen}, expected at most {seqlen}")
-    values = padded.flatten(0, 1).index_select(0, indices)
-    return Packed(values, cu_seqlens_from_lengths(counts), max_seqlen, indices)
+    return Packed(take(padded, indices), cu_seqlens_from_lengths(counts), max_seqlen, indices)
+
+
+def take(padded: Tensor, indices: Tensor) -> Tensor:
+    """The tokens (T, ...) of a padded batch (B, N, ...) at indices as unpad returns them."""
+    return padded.flatten(0, 1).index_select(0, indices)
 
 
 def pad(values: Tensor, indices: Tensor, batch: int, seqlen: int) -> Tensor:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clinattn.attention import fused_attention, fused_attention_varlen
-from clinattn.packing import mask_from_lengths, pad, unpad
+from clinattn.packing import mask_from_lengths, pad, take, unpad
 from clinattn.visibility import concrete
 
 
@@ -51,21 +51,21 @@ class Layout(Protocol):
 
 @dataclass(frozen=True)
 class PackedLayout:
-    """(T, ...): sequences end to end. real: where they lie in a (B, N) batch, if they came so."""
+    """(T, ...): sequences end to end. indices: their places in a (B, N) batch, if they came so."""
 
     cu_seqlens: Tensor
     max_seqlen: int
     total: int
     batch_shape: tuple[int, int] | None = None
-    real: Tensor | None = None
+    indices: Tensor | None = None
 
     def pack(self, x: Tensor) -> Tensor:
-        return x if self.real is None else x.flatten(0, 1).index_select(0, self.real)
+        return x if self.indices is None else take(x, self.indices)
 
     def restore(self, x: Tensor) -> Tensor:
-        if self.real is None or self.batch_shape is None:
+        if self.indices is None or self.batch_shape is None:
             return x
-        return pad(x, self.real, *self.batch_shape)
+        return pad(x, self.indices, *self.batch_shape)
 
     def positions(self) -> Tensor:
         starts = torch.repeat_interleave(
