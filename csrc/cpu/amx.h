@@ -29,8 +29,9 @@ struct TileSession {
 
 const TileSession::Config TileSession::kAllTiles;
 
-// Of two numbers a = a1 + a2 and b the products that count; a2 b2 is below 2^-16 of the result.
-// Each differs from the one before it in one factor: one load less.
+// Of two numbers as sums of parts, a = a1 + a2 + a3, the products that count, smallest first: added
+// to a large sum the small ones would lose what they are there for. Dropped are a2 b2 of two parts,
+// below 2^-16 of the result, and a2 b3, a3 b2 and a3 b3 of three, below 2^-24.
 template <int kParts>
 struct Products;
 template <>
@@ -39,19 +40,25 @@ struct Products<1> {
 };
 template <>
 struct Products<2> {
-  static constexpr int kCount = 3, kA[] = {1, 0, 0}, kB[] = {0, 0, 1};
+  static constexpr int kCount = 3, kA[] = {1, 0, 0}, kB[] = {0, 1, 0};
 };
+template <>
+struct Products<3> {
+  static constexpr int kCount = 6, kA[] = {2, 0, 1, 1, 0, 0}, kB[] = {0, 2, 1, 0, 1, 0};
+};
+
 inline __m512 widen16(__m256i x) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
 }
 
-// parts[i] (16 elements) <- the i-th part of x; the first keeps large finite numbers finite
-template <int kParts>
+// parts[i] (16 elements) <- the i-th part of x. Where kSpecial, x may be anything: the first part of
+// a large finite number stays finite, and what is not finite has no further part.
+template <int kParts, bool kSpecial>
 inline void split(__m512 x, Bf16* first, int64_t part_stride) {
-  const __m512 top = _mm512_castsi512_ps(_mm512_set1_epi32(0x7f7f0000));
   for (int i = 0; i < kParts; ++i) {
     __m512 part = x;
-    if (kParts > 1 && i == 0) {
+    if (kSpecial && kParts > 1 && i == 0) {
+      const __m512 top = _mm512_castsi512_ps(_mm512_set1_epi32(0x7f7f0000));
       const __mmask16 large =
           _mm512_cmp_ps_mask(_mm512_abs_ps(x), top, _CMP_GT_OQ) &
           _mm512_cmp_ps_mask(_mm512_abs_ps(x), _mm512_set1_ps(__FLT_MAX__), _CMP_LE_OQ);
@@ -61,9 +68,9 @@ inline void split(__m512 x, Bf16* first, int64_t part_stride) {
     const __m256i bits = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(part));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(first + i * part_stride), bits);
     if (i + 1 < kParts) {
-      // what is not finite has no further part
       const __mmask16 finite =
-          _mm512_cmp_ps_mask(_mm512_abs_ps(x), _mm512_set1_ps(__FLT_MAX__), _CMP_LE_OQ);
+          kSpecial ? _mm512_cmp_ps_mask(_mm512_abs_ps(x), _mm512_set1_ps(__FLT_MAX__), _CMP_LE_OQ)
+                   : static_cast<__mmask16>(0xffff);
       x = _mm512_maskz_sub_ps(finite, x, widen16(bits));
     }
   }
@@ -77,53 +84,135 @@ inline bool split_row(Bf16* dst, int64_t part_stride, const void* src, DType dty
     for (int i = 0; i < kParts; ++i) memset(dst + i * part_stride, 0, n_padded * sizeof(Bf16));
     return true;
   }
-  alignas(64) float row[256];
-  load_row<Avx512>(row, src, dtype, n);
-  for (int64_t d = round_up(n, 16); d < n_padded; d += 16) Avx512::store(row + d, Avx512::zero());
-  const __m512 sign = _mm512_set1_ps(negate ? -0.0f : 0.0f);
-  for (int64_t d = 0; d < n_padded; d += 16)
-    split<kParts>(_mm512_xor_ps(_mm512_loadu_ps(row + d), sign), dst + d, part_stride);
-  return all_finite<Avx512>(row, n_padded);
+  const __m512i sign = _mm512_set1_epi32(negate ? static_cast<int>(0x80008000) : 0);
+  if constexpr (kParts == 1) {  // bf16 already
+    alignas(64) Bf16 row[256];
+    const __m512i infinite = _mm512_set1_epi16(0x7f80);
+    __mmask32 special = 0;
+    if (n != n_padded) memset(row, 0, n_padded * sizeof(Bf16));
+    memcpy(row, src, n * sizeof(Bf16));
+    for (int64_t d = 0; d < n_padded; d += 32) {
+      const __m512i x = _mm512_load_si512(row + d);
+      special |= _mm512_cmpeq_epi16_mask(_mm512_and_si512(x, infinite), infinite);
+      _mm512_storeu_si512(dst + d, _mm512_xor_si512(x, sign));
+    }
+    return special == 0;
+  } else {
+    alignas(64) float row[256];
+    load_row<Avx512>(row, src, dtype, n);
+    for (int64_t d = round_up(n, 16); d < n_padded; d += 16)
+      Avx512::store(row + d, Avx512::zero());
+    const __m512 top = _mm512_castsi512_ps(_mm512_set1_epi32(0x7f7f0000));
+    __mmask16 special = 0;
+    for (int64_t d = 0; d < n_padded; d += 16)
+      special |= _mm512_cmp_ps_mask(_mm512_abs_ps(_mm512_load_ps(row + d)), top, _CMP_NLE_UQ);
+    const __m512 flip = _mm512_set1_ps(negate ? -0.0f : 0.0f);
+    for (int64_t d = 0; d < n_padded; d += 16) {
+      const __m512 x = _mm512_xor_ps(_mm512_load_ps(row + d), flip);
+      if (special) {
+        split<kParts, true>(x, dst + d, part_stride);
+      } else {
+        split<kParts, false>(x, dst + d, part_stride);
+      }
+    }
+    return !special || all_finite<Avx512>(row, n_padded);
+  }
 }
 
 constexpr int64_t kTile = 512;  // bf16 elements of a tile: 16 rows of 32
 
-inline void zero_tiles() {
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
-}
+// Two neighbouring tiles of an operand, other elements apart, and how many elements on the next part
+// and the next step of k lie.
+struct Operand {
+  const Bf16* at;
+  int64_t other, part, step;
+};
 
-// (tiles 0 1; 2 3) <- (tiles 0 1; 2 3) + (a0; a1) (b0 b1); the parts of a and b lie a_part and
-// b_part apart
+struct NoWork {
+  void operator()() const {}
+};
+
+// Products of two tiles of A with two of B, one block after another. The four sums of a block are
+// stored between the first products of the next: a store that waits for its sum would keep later
+// instructions from starting. A comes from L2, past L1 where its parts are many; B should be in L1. work() is called after
+// every four products, for vector instructions to run beside them.
 template <int kParts>
-inline void multiply_tiles(const Bf16* a0, const Bf16* a1, int64_t a_part, const Bf16* b0,
-                           const Bf16* b1, int64_t b_part) {
-  using P = Products<kParts>;
-#pragma GCC unroll 6
-  for (int i = 0; i < P::kCount; ++i) {
-    if (i == 0 || P::kA[i] != P::kA[i - 1]) {
-      _tile_loadd(4, a0 + P::kA[i] * a_part, 64);
-      _tile_loadd(5, a1 + P::kA[i] * a_part, 64);
+struct TileProducts {
+  float* late = nullptr;  // where the finished sums go
+
+  ~TileProducts() { finish(); }
+
+  // c (four tiles: 00, 01, 10, 11) <- (a0; a1) (b0 b1)
+  template <class Work = NoWork>
+  void multiply(const Operand& a, const Operand& b, int64_t steps, float* c, Work&& work = {}) {
+    using P = Products<kParts>;
+    asm volatile("" ::: "memory");  // the intrinsics do not say that a tile's load reads memory
+    load(a.at + P::kA[0] * a.part, b.at + P::kB[0] * b.part, a.other, b.other);
+    if (late) {
+      _tile_stored(0, late, 64);
+      _tile_zero(0);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_stored(1, late + 256, 64);
+      _tile_zero(1);
+      _tile_dpbf16ps(1, 4, 7);
+      _tile_stored(2, late + 512, 64);
+      _tile_zero(2);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_stored(3, late + 768, 64);
+      _tile_zero(3);
+      _tile_dpbf16ps(3, 5, 7);
+    } else {
+      _tile_zero(0);
+      _tile_zero(1);
+      _tile_zero(2);
+      _tile_zero(3);
+      add_products();
     }
-    if (i == 0 || P::kB[i] != P::kB[i - 1]) {
-      _tile_loadd(6, b0 + P::kB[i] * b_part, 64);
-      _tile_loadd(7, b1 + P::kB[i] * b_part, 64);
+    late = c;
+    work();
+    for (int i = 0; i < P::kCount; ++i) {
+      const Bf16 *left = a.at + P::kA[i] * a.part, *right = b.at + P::kB[i] * b.part;
+      for (int64_t k = i == 0; k < steps; ++k) {
+        load(left + k * a.step, right + k * b.step, a.other, b.other);
+        add_products();
+        work();
+      }
     }
+  }
+
+  // How often multiply calls work.
+  static int64_t calls(int64_t steps) { return Products<kParts>::kCount * steps; }
+
+  void finish() {
+    if (!late) return;
+    _tile_stored(0, late, 64);
+    _tile_stored(1, late + 256, 64);
+    _tile_stored(2, late + 512, 64);
+    _tile_stored(3, late + 768, 64);
+    late = nullptr;
+  }
+
+ private:
+  static void load(const Bf16* a, const Bf16* b, int64_t a_other, int64_t b_other) {
+    if constexpr (kParts > 1) {
+      _tile_stream_loadd(4, a, 64);
+      _tile_loadd(6, b, 64);
+      _tile_loadd(7, b + b_other, 64);
+      _tile_stream_loadd(5, a + a_other, 64);
+    } else {
+      _tile_loadd(4, a, 64);
+      _tile_loadd(6, b, 64);
+      _tile_loadd(7, b + b_other, 64);
+      _tile_loadd(5, a + a_other, 64);
+    }
+  }
+  static void add_products() {
     _tile_dpbf16ps(0, 4, 6);
     _tile_dpbf16ps(1, 4, 7);
     _tile_dpbf16ps(2, 5, 6);
     _tile_dpbf16ps(3, 5, 7);
   }
-}
-
-inline void store_tiles(float* c0, float* c1, float* c2, float* c3) {
-  _tile_stored(0, c0, 64);
-  _tile_stored(1, c1, 64);
-  _tile_stored(2, c2, 64);
-  _tile_stored(3, c3, 64);
-}
+};
 
 // tile (16 pairs of k, 16 n, 2) <- rows (16 n, 32 k): the transpose of an operand as B
 inline void pack_transposed(Bf16* tile, const Bf16* rows, int64_t ld) {
@@ -143,30 +232,46 @@ inline void pack_paired(Bf16* tile, const Bf16* rows, int64_t ld) {
   }
 }
 
-constexpr float kRound = 0x1.8p23f;  // adding it rounds to an integer in the low bits
-
-// 2^(scale x - m) for an integer m; base is kRound - m, or m where kHuge: beyond 2^22 the numbers
-// are no longer the low bits of a float. Otherwise n = round(scale x - m) stands in the low bits of
-// k, and 2^n is an addition to the exponent. No 2^n below 2^-125 is made: least is (m - 125) /
-// scale. Where kEdge, hidden scores of -inf give 0.
-template <int kParts, bool kEdge, bool kHuge>
-inline __m512 exponential(__m512 x, __m512 scale, __m512 base, __m512 least) {
+// 2^(scale x - m) for integers m. No 2^n below 2^-125 is made.
+template <int kParts>
+struct Exponential {
   using V = Avx512;
-  if constexpr (kHuge) return V::exp2(V::fma(x, scale, V::sub(V::zero(), base)));
-  const __m512 z = _mm512_max_ps(least, x);  // in this order NaN stays NaN
-  const __m512 k = V::fma(z, scale, base);
-  const __m512 r = _mm512_fmsub_ps(z, scale, V::sub(k, base));
-  __m512 y;
-  if constexpr (kParts == 1) {
-    y = V::set1(kExp2Short[3]);
-    for (int i = 2; i >= 0; --i) y = V::fma(y, r, V::set1(kExp2Short[i]));
-  } else {
-    y = V::exp2_fraction(r);
+  static constexpr float kRound = 0x1.8p23f;  // adding it rounds to an integer in the low bits
+  __m512 scale, m, base, least;
+
+  Exponential() = default;
+  Exponential(__m512 scale, __m512 m)
+      : scale(scale),
+        m(m),
+        base(V::sub(V::set1(kRound), m)),
+        least(V::div(V::sub(m, V::set1(125)), scale)) {}
+
+  // n = round(scale x - m) stands in the low bits of k, and 2^n is an addition to the exponent.
+  // Where kEdge, hidden scores of -inf give 0; kHuge serves the lanes whose m is beyond 2^22.
+  template <bool kEdge, bool kHuge>
+  __m512 of(__m512 x) const {
+    const __m512 z = _mm512_max_ps(least, x);  // in this order NaN stays NaN
+    const __m512 k = V::fma(z, scale, base);
+    const __m512 r = _mm512_fmsub_ps(z, scale, V::sub(k, base));
+    __m512 y;
+    if constexpr (kParts == 1) {
+      y = V::set1(kExp2Short[3]);
+      for (int i = 2; i >= 0; --i) y = V::fma(y, r, V::set1(kExp2Short[i]));
+    } else {
+      y = V::exp2_fraction(r);
+    }
+    __m512 e = _mm512_castsi512_ps(
+        _mm512_add_epi32(_mm512_castps_si512(y), _mm512_slli_epi32(_mm512_castps_si512(k), 23)));
+    if constexpr (kHuge)
+      e = _mm512_mask_mov_ps(e, huge(), V::exp2(V::fma(x, scale, V::sub(V::zero(), m))));
+    return kEdge ? V::zero_where_hidden(e, x) : e;
   }
-  const __m512 e = _mm512_castsi512_ps(
-      _mm512_add_epi32(_mm512_castps_si512(y), _mm512_slli_epi32(_mm512_castps_si512(k), 23)));
-  return kEdge ? V::zero_where_hidden(e, x) : e;
-}
+
+  // Lanes where the numbers n are no longer the low bits of a float
+  __mmask16 huge() const {
+    return _mm512_cmp_ps_mask(_mm512_abs_ps(m), V::set1(0x1p22f), _CMP_GE_OQ);
+  }
+};
 
 // x to the nearest bf16, still as fp32; of two equally near the one away from zero
 inline __m512 round_to_bf16(__m512 x) {
@@ -175,10 +280,25 @@ inline __m512 round_to_bf16(__m512 x) {
       _mm512_and_si512(bits, _mm512_set1_epi32(static_cast<int>(0xffff0000))));
 }
 
+inline __m512 round_down_to_bf16(__m512 x) {
+  return _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(x),
+                                              _mm512_set1_epi32(static_cast<int>(0xffff0000))));
+}
+
 // (even, odd) alternating as bf16, of two vectors that are bf16 already
 inline __m512i alternate(__m512 even, __m512 odd) {
   return _mm512_or_si512(_mm512_srli_epi32(_mm512_castps_si512(even), 16),
                          _mm512_castps_si512(odd));
+}
+
+// sums + the two bf16 of each lane of line
+inline __m512 add_pairs(__m512 sums, __m512i line) {
+  return _mm512_dpbf16_ps(sums, reinterpret_cast<__m512bh>(line),
+                          reinterpret_cast<__m512bh>(_mm512_set1_epi16(0x3f80)));
+}
+
+inline void copy_line(Bf16* to, const Bf16* from) {
+  _mm512_storeu_si512(to, _mm512_loadu_si512(from));
 }
 
 // (first, second) one after the other as bf16, of two vectors that are bf16 already

@@ -1,7 +1,9 @@
-// The forward pass's products on AMX tiles, its softmax on AVX-512.
+// The forward pass's products on AMX tiles, its softmax on AVX-512. Everything is transposed: a
+// vector belongs to one key and 16 queries, so that nothing is ever reduced along a vector.
 #pragma once
 
 #include "amx.h"
+#include "cover.h"
 
 namespace {
 
@@ -10,57 +12,70 @@ struct AmxForward {
   using V = Avx512;
   using T = float;
   using Session = TileSession;
-  static constexpr int64_t kRows = 32, kKeys = 256;   // two tiles of queries; keys of a panel
-  static constexpr int64_t kBlock = 32, kBegin = 32;  // two tiles of keys, one step of p v
-  static constexpr int64_t kChunk = kParts == 1 ? 1024 : 512;
+  using Cover = ColumnCover<AmxForward>;
+  static constexpr int64_t kRows = 32, kKeys = 32;  // two tiles of queries, two of keys
+  static constexpr int64_t kBlock = 32, kBegin = 32;
+  // blocks of keys whose weights are multiplied with v together: they take 12 to 16 KB of L1
+  static constexpr int64_t kGroup = kParts == 1 ? 8 : kParts == 2 ? 4 : 2;
+  static constexpr int64_t kChunk = 1024;
 
   const int64_t head_dim, width;  // width: head_dim padded to two tiles
   const int64_t rows;
+  const int64_t panel;  // keys packed together: k and v of them take 512 KB of L2
+  bool finite;
   // Every operand and result lies tile by tile: 16 rows with other lines between them take a tile's
   // load or store up to three times as long.
-  Bf16* q;       // (parts, rows / 16, width / 32, tile): 1024 x 64 x 2 bytes = 128 KB in L2
-  Bf16 *kt, *v;  // (parts, kKeys / 16, width / 32, tile), (parts, kKeys / 32, width / 16, tile)
-  float* s;      // (2, kKeys / 16, 16, 16): 32 KB, as the panels kt and v
-  Bf16* p;       // (parts, 2, kKeys / 32, tile): 16 KB
-  Bf16* stage;   // (parts, kBlock, width): rows on their way into tiles
-  float* sum;    // (2, 2, 16, 16): p v before it joins o
-  float* lanes;
-  bool finite;
+  Bf16* q;      // q^T (parts, rows / 16, width / 32, tile): 1024 x 64 x 2 bytes = 128 KB a part
+  Bf16 *k, *v;  // k (parts, panel / 16, width / 32, tile), v^T (parts, width / 16, panel / 32, tile)
+  float* s_all;  // s^T, two buffers of (2 tiles of keys, 2 of queries, 16, 16): 4 KB each
+  Bf16* p;      // p^T (parts, 2, kGroup, tile): 2 KB a part and block
+  float* sums;  // (p v)^T before it joins o, two buffers of (2 tiles of d, 2 of queries, 16, 16)
+  Bf16 *stage, *pairs;  // (parts, kBlock, width): rows on their way into tiles; one tile
+  float* out;           // (16, width): rows of o on their way out
+  float* s;             // the buffer at hand
 
   AmxForward(Arena& a, int64_t head_dim, int64_t rows)
-      : head_dim(head_dim), width(round_up(head_dim, 32)), rows(round_up(rows, kRows)) {
+      : head_dim(head_dim),
+        width(round_up(head_dim, 32)),
+        rows(round_up(rows, kRows)),
+        panel(131072 / (kParts * width * kKeys * kGroup) * kKeys * kGroup) {
     q = a.take<Bf16>(kParts * this->rows * width);
-    kt = a.take<Bf16>(kParts * kKeys * width);
-    v = a.take<Bf16>(kParts * kKeys * width);
-    s = a.take<float>(kRows * kKeys);
-    p = a.take<Bf16>(kParts * kRows * kKeys);
+    k = a.take<Bf16>(kParts * panel * width);
+    v = a.take<Bf16>(kParts * panel * width);
+    s_all = a.take<float>(2 * kRows * kKeys);
+    p = a.take<Bf16>(kParts * kRows * kKeys * kGroup);
+    sums = a.take<float>(2 * kRows * 32);
     stage = a.take<Bf16>(kParts * kBlock * width);
-    sum = a.take<float>(kRows * 32);
-    lanes = a.take<float>(16 * 16);
+    pairs = a.take<Bf16>(kTile);
+    out = a.take<float>(16 * width);
   }
 
   Bf16* q_tile(int64_t part, int64_t r, int64_t d) {
     return q + ((part * rows + r) / 16 * (width / 32) + d / 32) * kTile;
   }
   Bf16* k_tile(int64_t part, int64_t key, int64_t d) {
-    return kt + ((part * kKeys + key) / 16 * (width / 32) + d / 32) * kTile;
+    return k + ((part * panel + key) / 16 * (width / 32) + d / 32) * kTile;
   }
   Bf16* v_tile(int64_t part, int64_t key, int64_t d) {
-    return v + ((part * kKeys + key) / 32 * (width / 16) + d / 16) * kTile;
+    return v + ((part * width + d) / 16 * (panel / 32) + key / 32) * kTile;
   }
-  Bf16* p_tile(int64_t part, int64_t row, int64_t key) {
-    return p + ((part * 2 + row / 16) * (kKeys / 32) + key / 32) * kTile;
+  Bf16* p_tile(int64_t part, int64_t row, int64_t block) {
+    return p + ((part * 2 + row / 16) * kGroup + block) * kTile;
   }
-  // 16 scores of one row
-  float* segment(int64_t row, int64_t key) {
-    return s + (row / 16 * (kKeys / 16) + key / 16) * 256 + row % 16 * 16;
+  // The scores of 16 queries with one key of the block
+  float* column(int64_t row, int64_t key) {
+    return s + key / 16 * 512 + row / 16 * 256 + key % 16 * 16;
   }
 
-  void put_query(int64_t r, const void* row, DType dtype, bool negate) {
-    split_row<kParts>(stage, width, row, dtype, head_dim, width, negate);
-    for (int64_t i = 0; i < kParts; ++i)
-      for (int64_t d = 0; d < width; d += 32)
-        memcpy(q_tile(i, r, d) + r % 16 * 32, stage + i * width + d, 64);
+  // kRows queries from row r; a null row becomes zeros.
+  void put_queries(int64_t r, const void* const* rows_of_q, DType dtype, bool negate) {
+    for (int64_t i = 0; i < kRows; ++i)
+      split_row<kParts>(stage + i * width, kBlock * width, rows_of_q[i], dtype, head_dim, width,
+                        negate);
+    for (int64_t part = 0; part < kParts; ++part)
+      for (int64_t i = 0; i < kRows; i += 16)
+        for (int64_t d = 0; d < width; d += 32)
+          pack_transposed(q_tile(part, r + i, d), stage + (part * kBlock + i) * width + d, width);
   }
 
   void begin_panel() { finite = true; }
@@ -69,147 +84,305 @@ struct AmxForward {
     for (int64_t j = 0; j < kBlock; ++j)
       split_row<kParts>(stage + j * width, kBlock * width, k_rows[j], dtype, head_dim, width,
                         false);
-    for (int64_t i = 0; i < kParts; ++i)
-      for (int64_t j = 0; j < kBlock; j += 16)
+    for (int64_t part = 0; part < kParts; ++part)
+      for (int64_t j = 0; j < kBlock; ++j)
         for (int64_t d = 0; d < width; d += 32)
-          pack_transposed(k_tile(i, j0 + j, d), stage + (i * kBlock + j) * width + d, width);
+          copy_line(k_tile(part, j0 + j, d) + j % 16 * 32, stage + (part * kBlock + j) * width + d);
     for (int64_t j = 0; j < kBlock; ++j)
       finite &= split_row<kParts>(stage + j * width, kBlock * width, v_rows[j], dtype, head_dim,
                                   width, false);
-    for (int64_t i = 0; i < kParts; ++i)
-      for (int64_t d = 0; d < width; d += 16)
-        pack_paired(v_tile(i, j0, d), stage + i * kBlock * width + d, width);
+    for (int64_t part = 0; part < kParts; ++part)
+      for (int64_t d = 0; d < width; d += 16) {
+        pack_paired(pairs, stage + part * kBlock * width + d, width);
+        pack_transposed(v_tile(part, j0, d), pairs, 32);
+      }
   }
 
-  void scores(int64_t r, int64_t, int64_t begin, int64_t end) {
-    for (int64_t j = begin; j < end; j += 32) {
-      zero_tiles();
-      for (int64_t d = 0; d < width; d += 32)
-        multiply_tiles<kParts>(q_tile(0, r, d), q_tile(0, r + 16, d), rows * width, k_tile(0, j, d),
-                               k_tile(0, j + 16, d), kKeys * width);
-      store_tiles(segment(0, j), segment(0, j + 16), segment(16, j), segment(16, j + 16));
+  // What the queries of a tile know: their reference points, and of the group of blocks at hand the
+  // sums of weights, the blocks that have some, and whether an edge runs through one.
+  struct State {
+    __m512 m[2], l[2];
+    float* l_out;
+    float* o;
+    __mmask16 present[2];
+    int64_t first = -1, last = -1;
+    bool edge = false;
+    bool huge = false;
+    bool pending = false;  // the last sums are still to be added to o
+    float scale = 0;
+    Exponential<kParts> exponential[2];
+
+    State(int64_t n, const float* m_in, float* l_out, float* o) : l_out(l_out), o(o) {
+      for (int i = 0; i < 2; ++i) {
+        m[i] = V::load(m_in + 16 * i);
+        l[i] = V::zero();
+        present[i] = static_cast<__mmask16>((1u << clamp(n - 16 * i, 0, 16)) - 1);
+      }
     }
-  }
 
-  template <bool kEdge>
-  void softmax(int64_t n, int64_t begin, int64_t end, float scale2, float* m, float* l,
-               float* alpha) {
-    for (int64_t i = 0; i < n; i += 16)
-      softmax_rows<kEdge>(i, min64(16, n - i), begin, end, scale2, m + i, l + i, alpha + i);
-  }
-
-  // 16 rows, of which n are there: what the others hold must not choose their way.
-  template <bool kEdge>
-  void softmax_rows(int64_t row0, int64_t n, int64_t begin, int64_t end, float scale2, float* m,
-                    float* l, float* alpha) {
-    __m512 top[16];
-#pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i) top[i] = V::load(segment(row0 + i, begin));
-    for (int64_t j = begin + 16; j < end; j += 16) {
-      const float* x = segment(row0, j);
-#pragma GCC unroll 16
-      for (int i = 0; i < 16; ++i) top[i] = V::max(top[i], V::load(x + i * 16));
+    // Of queries that are not there only the arithmetic's speed may depend.
+    void refer(float scale2) {
+      scale = scale2;
+      huge = false;
+      for (int i = 0; i < 2; ++i) {
+        exponential[i] =
+            Exponential<kParts>(V::set1(scale2), V::zero_where_hidden(m[i], m[i]));
+        huge |= (exponential[i].huge() & present[i]) != 0;
+      }
     }
-#pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i) V::store(lanes + i * 16, top[i]);
-    // The reference point is an integer: rescaling is then exact, and 2^(s - m) needs no rounding
-    // of m.
-    const __m512 m_old = V::load(m), highest = V::mul(V::max_rows(lanes), V::set1(scale2));
-    const __m512 m_new =
-        V::max(_mm512_roundscale_ps(highest, _MM_FROUND_CEIL | _MM_FROUND_NO_EXC), m_old);
-    const __m512 m_safe = V::zero_where_hidden(m_new, m_new);
-    const __m512 rescale = V::exp2(V::sub(m_old, m_safe));
-    V::store(m, m_new);
-    V::store(alpha, rescale);
-    alignas(64) float base[16], least[16];
-    V::store(least, V::div(V::sub(m_safe, V::set1(125)), V::set1(scale2)));
-    // beyond 2^22 the numbers n are no longer the low bits of a float
-    const __mmask16 present = static_cast<__mmask16>((1u << n) - 1);
-    if (_mm512_mask_cmp_ps_mask(present, _mm512_abs_ps(m_safe), V::set1(0x1p22f), _CMP_GE_OQ)) {
-      V::store(base, m_safe);
-      exponentials<kEdge, true>(row0, begin, end, scale2, base, least);
+  };
+
+  // Folds blocks of keys into n queries from row r. hide(step) gives -inf to what is not seen, and
+  // says whether it has scaled the scores. While the scores of a block are exponentiated, tiles
+  // multiply those of the next.
+  template <class Step, class Hide>
+  void fold(int64_t r, int64_t n, const Step* steps, int64_t count, float scale2, const Hide& hide,
+            float* m, float* l, float* o) {
+    const int64_t next = width / 32 * kTile;
+    const Operand b{q_tile(0, r, 0), next, rows * width, kTile};
+    const auto a = [&](const Step& step) {
+      return Operand{k_tile(0, step.at, 0), next, panel * width, kTile};
+    };
+    State state(n, m, l, o);
+    const auto scores = [&](int64_t i) { return s_all + i % 2 * (kRows * kKeys); };
+    TileProducts<kParts> products;
+    products.multiply(a(steps[0]), b, width / 32, scores(0));
+    if (count > 1) {
+      products.multiply(a(steps[1]), b, width / 32, scores(1));
     } else {
-      V::store(base, V::sub(V::set1(kRound), m_safe));
-      exponentials<kEdge, false>(row0, begin, end, scale2, base, least);
+      products.finish();
     }
-    V::store(l, V::fma(V::load(l), rescale, V::sum_rows(lanes)));
+    for (int64_t i = 0; i < count; ++i) {
+      const Step& step = steps[i];
+      const int64_t block = step.index % kGroup;
+      s = scores(i);
+      const auto begin = [&] {
+        const float scale = step.edge && hide(step) ? 1 : scale2;
+        raise(state, block, scale);
+        if (scale != state.scale) state.refer(scale);
+      };
+      const auto multiply_beside = [&](auto&& exponents) {
+        if (i + 2 < count) {
+          products.multiply(a(steps[i + 2]), b, width / 32, scores(i), exponents);
+        } else {
+          products.finish();
+        }
+        exponents.finish();
+      };
+      if (step.edge) {
+        multiply_beside(Exponents<true, decltype(begin)>(*this, state, block, begin));
+      } else {
+        multiply_beside(Exponents<false, decltype(begin)>(*this, state, block, begin));
+      }
+      state.edge |= step.edge;
+      state.last = block;
+      if (i + 1 == count || steps[i + 1].index / kGroup != step.index / kGroup)
+        weigh(products, state, step.at - block * kKeys);
+    }
+    products.finish();
+    add_sums(state);
+    V::store(m, state.m[0]);
+    V::store(m + 16, state.m[1]);
   }
 
-  // p <- 2^(scale2 s - m) for 16 rows, lanes <- their partial sums. base is kRound - m, or m where
-  // kHuge.
-  template <bool kEdge, bool kHuge>
-  void exponentials(int64_t row0, int64_t begin, int64_t end, float scale2, const float* base,
-                    const float* least) {
-    const __m512 scale = V::set1(scale2);
-    __m512 sum[16];
-#pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i) sum[i] = V::zero();
-    for (int64_t j = begin; j < end; j += 32) {
-      const float *x0 = segment(row0, j), *x1 = segment(row0, j + 16);
-      Bf16* out = p_tile(0, row0, j);
-#pragma GCC unroll 16
-      for (int i = 0; i < 16; ++i) {
-        const __m512 b = V::set1(base[i]), low = V::set1(least[i]);
-        const __m512 e0 = exponential<kParts, kEdge, kHuge>(V::load(x0 + i * 16), scale, b, low);
-        const __m512 e1 = exponential<kParts, kEdge, kHuge>(V::load(x1 + i * 16), scale, b, low);
-        if constexpr (kParts == 1) {
-          const __m512bh pair = _mm512_cvtne2ps_pbh(e1, e0);
-          _mm512_storeu_si512(out + i * 32, reinterpret_cast<__m512i>(pair));
-          // the sum of what is multiplied with v, not of what it was rounded from
-          sum[i] =
-              _mm512_dpbf16_ps(sum[i], pair, reinterpret_cast<__m512bh>(_mm512_set1_epi16(0x3f80)));
-        } else {
-          sum[i] = V::add(sum[i], V::add(e0, e1));
-          __m512 r0 = e0, r1 = e1;
+  // Moves the reference points of queries whose scores have grown past them by more than 2^kSlack:
+  // m <- ceil(scale2 max s), and all that was weighed is scaled by 2^(old m - new m). As reference
+  // points are integers, that is exact.
+  static constexpr float kSlack = 10;
+
+  void raise(State& state, int64_t block, float scale2) {
+    if (state.first < 0) state.first = block;
+    for (int64_t j = state.last + 1; state.last >= 0 && j < block; ++j) clear_weights(j);
+    bool any = false;
+    for (int64_t i = 0; i < 2; ++i) {
+      const float* x = s + i * 256;
+      __m512 top[4] = {V::load(x), V::load(x + 16), V::load(x + 32), V::load(x + 48)};
+      for (int half = 0; half < 2; ++half)
+        for (int j = 0; j < 256; j += 64)
 #pragma GCC unroll 4
+          for (int lane = 0; lane < 4; ++lane)
+            top[lane] = V::max(top[lane], V::load(x + 512 * half + j + 16 * lane));
+      const __m512 highest =
+          V::mul(V::max(V::max(top[0], top[1]), V::max(top[2], top[3])), V::set1(scale2));
+      const __mmask16 grown = _mm512_cmp_ps_mask(
+          highest, V::add(state.m[i], V::set1(kSlack)), _CMP_GT_OQ);
+      any |= grown;
+      if (grown) raise_lanes(state, i, block, grown, highest);
+    }
+    if (any) state.refer(scale2);
+  }
+
+  __attribute__((noinline)) void raise_lanes(State& state, int64_t i, int64_t block,
+                                             __mmask16 grown, __m512 highest) {
+    add_sums(state);
+    const __m512 m = state.m[i];
+    state.m[i] = _mm512_mask_roundscale_ps(m, grown, highest, _MM_FROUND_CEIL | _MM_FROUND_NO_EXC);
+    const __m512 ones = V::set1(1);
+    const __m512 factor = _mm512_mask_mov_ps(ones, grown, V::exp2(V::sub(m, state.m[i])));
+    state.l[i] = V::mul(state.l[i], factor);
+    V::store(state.l_out + 16 * i, V::mul(V::load(state.l_out + 16 * i), factor));
+    for (int64_t d = 0; d < width; d += 16)
+      for (int64_t e = 0; e < 256; e += 16) {
+        float* at = state.o + d * 32 + i * 256 + e;
+        V::store(at, V::mul(V::load(at), factor));
+      }
+    for (int64_t part = 0; part < kParts; ++part)
+      for (int64_t j = state.first; j < block; ++j)
+        for (int64_t e = 0; e < kTile; e += 32) {
+          Bf16* at = p_tile(part, 16 * i, j) + e;
+          const __m512i line = _mm512_loadu_si512(at);
+          const __m512 odd = V::mul(round_down_to_bf16(_mm512_castsi512_ps(line)), factor);
+          const __m512 even = V::mul(_mm512_castsi512_ps(_mm512_slli_epi32(line, 16)), factor);
+          _mm512_storeu_si512(at, alternate(even, round_down_to_bf16(odd)));
+        }
+  }
+
+  void clear_weights(int64_t block) {
+    for (int64_t part = 0; part < kParts; ++part)
+      for (int64_t i = 0; i < kRows; i += 16)
+        memset(p_tile(part, i, block), 0, kTile * sizeof(Bf16));
+  }
+
+  // p <- 2^(scale2 s - m) for a block, in 16 units of 16 queries and 4 keys
+  template <bool kEdge, class Begin>
+  struct Exponents {
+    AmxForward& e;
+    State& state;
+    const int64_t block, calls;
+    const Begin& begin;
+    int64_t called = 0, done = 0;
+
+    Exponents(AmxForward& e, State& state, int64_t block, const Begin& begin)
+        : e(e),
+          state(state),
+          block(block),
+          calls(TileProducts<kParts>::calls(e.width / 32)),
+          begin(begin) {}
+
+    // An equal share of the work in each of calls calls, where tiles have more to do than vectors;
+    // the first one finds the scores stored.
+    void operator()() {
+      if (called++ == 0) begin();
+      if (kParts > 1) units(called * 16 / calls);
+      if (called == calls) e.add_sums(state);
+    }
+
+    void finish() {
+      if (called == 0) begin(), called = 1;
+      units(16);
+    }
+
+    void units(int64_t until) {
+      while (done < until) {
+        const int64_t i = done / 8, end = min64(until, 8 * i + 8);
+        if (state.huge) {
+          exponentiate<true>(i, done % 8, end - 8 * i);
+        } else {
+          exponentiate<false>(i, done % 8, end - 8 * i);
+        }
+        done = end;
+      }
+    }
+
+    // Units [first, last) of 16 queries
+    template <bool kHuge>
+    void exponentiate(int64_t i, int64_t first, int64_t last) {
+      const Exponential<kParts> exponential = state.exponential[i];
+      __m512 total = state.l[i];
+      for (int64_t at = first; at < last; ++at) {
+        const float* from = e.s + at / 4 * 512 + i * 256 + at % 4 * 64;
+        Bf16* to = e.p_tile(0, 16 * i, block) + at * 64;
+#pragma GCC unroll 2
+        for (int x = 0; x < 2; ++x) {
+          __m512 even = exponential.template of<kEdge, kHuge>(V::load(from + 32 * x)),
+                 odd = exponential.template of<kEdge, kHuge>(V::load(from + 32 * x + 16));
+          if (kParts > 1) total = V::add(total, V::add(even, odd));
+#pragma GCC unroll 3
           for (int part = 0; part < kParts; ++part) {
-            const __m512i pair = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(r1, r0));
-            _mm512_storeu_si512(out + part * kRows * kKeys + i * 32, pair);
-            r0 = V::sub(r0, widen16(_mm512_castsi512_si256(pair)));
-            r1 = V::sub(r1, widen16(_mm512_extracti64x4_epi64(pair, 1)));
+            const __m512 a = round_to_bf16(even), b = round_to_bf16(odd);
+            const __m512i line = alternate(a, b);
+            _mm512_storeu_si512(to + part * (2 * kGroup * kTile) + 32 * x, line);
+            // the sum of what is multiplied with v, not of what it was rounded from
+            if (kParts == 1) total = add_pairs(total, line);
+            even = V::sub(even, a);
+            odd = V::sub(odd, b);
           }
         }
       }
+      state.l[i] = total;
     }
-#pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i) V::store(lanes + i * 16, sum[i]);
+  };
+
+  // sums <- p v and l <- l + sum p for the blocks of a group, whose keys start at at. Of the sums,
+  // in two buffers by turns, the last two are left to be added to o while other tiles multiply.
+  void weigh(TileProducts<kParts>& products, State& state, int64_t at) {
+    const int64_t first = state.first, blocks = state.last + 1 - first;
+    add_sums(state);
+    if (state.edge && !finite) {
+      multiply_seen(state.o, at, first, state.last + 1);
+    } else {
+      const Operand b{p_tile(0, 0, first), kGroup * kTile, 2 * kGroup * kTile, kTile};
+      for (int64_t d = 0; d < width; d += 32) {
+        const Operand a{v_tile(0, at + first * kKeys, d), panel / 32 * kTile, panel * width, kTile};
+        Addition addition{state.o + (d - 64) * 32, sums + d / 32 % 2 * 1024, d < 64 ? 0 : 64,
+                          products.calls(blocks)};
+        products.multiply(a, b, blocks, sums + d / 32 % 2 * 1024, addition);
+      }
+      state.pending = true;
+    }
+    for (int64_t i = 0; i < 2; ++i) {
+      V::store(state.l_out + 16 * i, V::add(V::load(state.l_out + 16 * i), state.l[i]));
+      state.l[i] = V::zero();
+    }
+    state.first = state.last = -1;
+    state.edge = false;
   }
 
-  void accumulate(int64_t n, int64_t begin, int64_t end, float* o, const float* alpha,
-                  bool skip_zeros) {
-    if (skip_zeros) return accumulate_seen(n, begin, end, o, alpha);
-    for (int64_t d = 0; d < width; d += 32) {
-      zero_tiles();
-      for (int64_t j = begin; j < end; j += 32)
-        multiply_tiles<kParts>(p_tile(0, 0, j), p_tile(0, 16, j), kRows * kKeys, v_tile(0, j, d),
-                               v_tile(0, j, d + 16), kKeys * width);
-      store_tiles(sum, sum + 256, sum + 512, sum + 768);
-      for (int64_t row = 0; row < n; ++row) {
-        const __m512 scale = V::set1(alpha[row]);
-        const float* x = sum + row / 16 * 512 + row % 16 * 16;
-        float* c = o + row * width + d;
-        V::store(c, V::fma(V::load(c), scale, V::load(x)));
-        V::store(c + 16, V::fma(V::load(c + 16), scale, V::load(x + 256)));
-      }
+  // to <- to + from, vectors of them, an equal share in each of calls calls
+  struct Addition {
+    float* to;
+    const float* from;
+    int64_t vectors, calls, called = 0, done = 0;
+    void operator()() {
+      const int64_t until = ++called * vectors / calls;
+      for (; done < until; ++done)
+        V::store(to + 16 * done, V::add(V::load(to + 16 * done), V::load(from + 16 * done)));
     }
+  };
+
+  void add_sums(State& state) {
+    if (!state.pending) return;
+    for (int64_t d = max64(0, width - 64); d < width; d += 32)
+      Addition{state.o + d * 32, sums + d / 32 % 2 * 1024, 64, 1}();
+    state.pending = false;
   }
 
   // The slow way for a v with NaN or inf that some rows do not see: only what they see is
   // multiplied.
-  void accumulate_seen(int64_t n, int64_t begin, int64_t end, float* o, const float* alpha) {
-    for (int64_t row = 0; row < n; ++row)
+  void multiply_seen(float* o, int64_t at, int64_t first, int64_t end) {
+    for (int64_t row = 0; row < kRows; ++row)
       for (int64_t d = 0; d < width; ++d) {
         float total = 0;
-        for (int64_t j = begin; j < end; ++j) {
+        for (int64_t j = first * kKeys; j < end * kKeys; ++j) {
           float weight = 0, value = 0;
-          for (int i = 0; i < kParts; ++i) {
-            weight += widen(BFloat16{p_tile(i, row, j)[row % 16 * 32 + j % 32]});
-            value += widen(BFloat16{v_tile(i, j, d)[j % 32 / 2 * 32 + d % 16 * 2 + j % 2]});
+          for (int64_t i = 0; i < kParts; ++i) {
+            weight +=
+                widen(BFloat16{p_tile(i, row, j / 32)[j % 32 / 2 * 32 + row % 16 * 2 + j % 2]});
+            value += widen(BFloat16{v_tile(i, at + j, d)[d % 16 * 32 + j % 32]});
           }
           if (weight != 0) total += weight * value;
         }
-        o[row * width + d] = o[row * width + d] * alpha[row] + total;
+        o[d / 16 * 512 + row / 16 * 256 + d % 16 * 16 + row % 16] += total;
       }
+  }
+
+  // Row r of o; rows come in order, and 16 are turned at once.
+  const float* output(const float* o, int64_t r) {
+    if (r % 16 == 0) {
+      const float* tiles = o + r / kRows * kRows * width + r % kRows / 16 * 256;
+      for (int64_t d = 0; d < width; d += 16) V::transpose(tiles + d * 32, 16, out + d, width);
+    }
+    return out + r % 16 * width;
   }
 };
 

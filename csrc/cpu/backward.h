@@ -183,7 +183,7 @@ struct Backward {
     const bool edge = masked || by_interval == Sight::kEdge || keys % E::kBlock;
     const T scale2 = static_cast<T>(__builtin_fabs(p.scale) * kLog2e);
     if (edge) {
-      const Cover<E> cover{p, seq, engine, mask_row, head, i0, n, k0, begin, end};
+      const typename E::Cover cover{p, seq, engine, mask_row, head, i0, n, k0, begin, end};
       const bool scaled = cover.hide(keys, scale2, masked);
       engine.template gradients<true>(n, begin, end, scaled ? 1 : scale2);
     } else {

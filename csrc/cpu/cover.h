@@ -3,11 +3,12 @@
 
 #include "rows.h"
 
+
 namespace {
 
-// Queries [i0, i0 + n) and columns [begin, end) of the panel that starts at key k0.
+// Queries [i0, i0 + n) and columns [begin, end) of the keys from k0; row by row of the scores.
 template <class E>
-struct Cover {
+struct RowCover {
   using V = typename E::V;
   using T = typename V::T;
   static constexpr T kInf = static_cast<T>(__builtin_inf());
@@ -50,6 +51,68 @@ struct Cover {
       T* x = engine.segment(i, j);
       for (int64_t lane = 0; lane < V::kWidth; ++lane)
         if (j + lane < lo || j + lane >= hi) x[lane] = -kInf;
+    }
+  }
+};
+
+// The same where a vector of scores belongs to one key and kWidth queries: engine.column(i, j).
+template <class E>
+struct ColumnCover {
+  using V = typename E::V;
+  using T = typename V::T;
+  static constexpr int64_t kWidth = V::kWidth;
+  static constexpr T kInf = static_cast<T>(__builtin_inf());
+
+  const AttentionParams& p;
+  const Sequence& seq;
+  E& engine;
+  T* mask_row;
+  int64_t head, i0, n, k0, begin, end;
+
+  bool hide(int64_t keys, T scale2, bool masked) const {
+    const bool scaled = masked || scale2 == 0;
+    if (scaled) add_mask(min64(end, keys), scale2, masked);
+    for (int64_t i = 0; i < n; i += kWidth) hide_outside(i);
+    return scaled;
+  }
+
+  // s <- scale2 * s + mask
+  void add_mask(int64_t last, T scale2, bool masked) const {
+    const bool by_key = !masked || p.mask.row == 0;
+    for (int64_t j = begin; j < end; ++j) mask_row[j] = 0;
+    if (masked && by_key)
+      load_mask(mask_row + begin, p.mask, seq.index, head, i0, k0 + begin, last - begin);
+    for (int64_t i = 0; i < n; i += kWidth)
+      for (int64_t j = begin; j < end; j += kWidth) {
+        alignas(64) T rows[kWidth * kWidth] = {}, columns[kWidth * kWidth];
+        if (!by_key) {
+          for (int64_t r = 0; r < min64(kWidth, n - i); ++r)
+            load_mask(rows + r * kWidth, p.mask, seq.index, head, i0 + i + r, k0 + j,
+                      min64(kWidth, last - j));
+          V::transpose(rows, kWidth, columns, kWidth);
+        }
+        for (int64_t c = 0; c < kWidth; ++c) {
+          T* x = engine.column(i, j + c);
+          const auto bias = by_key ? V::set1(mask_row[j + c]) : V::load(columns + c * kWidth);
+          V::store(x,
+                   V::hidden_where_hidden(V::add(V::mul(V::load(x), V::set1(scale2)), bias), bias));
+        }
+      }
+  }
+
+  // kWidth queries from i: where all see a key nothing is done, past the last query all is hidden.
+  void hide_outside(int64_t i) const {
+    alignas(64) int32_t lo[kWidth], hi[kWidth];
+    for (int64_t r = 0; r < kWidth; ++r) {
+      const bool there = i + r < n;
+      lo[r] = there ? static_cast<int32_t>(clamp(seq.lo(i0 + i + r) - k0, begin, end)) : end;
+      hi[r] = there ? static_cast<int32_t>(clamp(seq.hi(i0 + i + r) - k0, begin, end)) : end;
+    }
+    const int64_t last = min64(kWidth, n - i) - 1;
+    for (int64_t j = begin; j < end; ++j) {
+      if (n - i >= kWidth && j >= lo[last] && j < hi[0]) continue;
+      T* x = engine.column(i, j);
+      V::store(x, V::hidden_outside(V::load(x), static_cast<int32_t>(j), lo, hi));
     }
   }
 };

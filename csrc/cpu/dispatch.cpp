@@ -32,8 +32,7 @@ constexpr Choice kAvx2{"avx2", avx2_kernels, avx2_kernels, avx2_kernels};
 constexpr Choice kAvx512{"avx512", avx512_kernels, avx512_kernels, avx512_kernels};
 #endif
 #ifdef CLINATTN_HAVE_AMX
-// fp32 on tiles, as three bf16 parts, would err 2.6 times as much for scores of 1e4.
-constexpr Choice kAmx{"amx", avx512_kernels, amx_kernels, amx_f16_kernels};
+constexpr Choice kAmx{"amx", amx_f32_kernels, amx_kernels, amx_f16_kernels};
 
 // AMX-BF16 and AMX-TILE with AVX512-BF16, and leave from the kernel for the tile registers
 bool amx_usable() {

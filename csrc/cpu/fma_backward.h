@@ -1,8 +1,8 @@
 // The backward pass's products and gradients of scores by fused multiply-adds, for any vector type.
 #pragma once
 
+#include "cover.h"
 #include "gemm.h"
-#include "rows.h"
 
 namespace {
 
@@ -11,6 +11,7 @@ struct FmaBackward {
   using V = Vector;
   using T = typename V::T;
   struct Session {};                                  // nothing to set up for a task
+  using Cover = RowCover<FmaBackward>;
   static constexpr int64_t kRows = V::kBackwardRows;  // queries of a block
   static constexpr int64_t kKeys = V::kBackwardKeys;  // keys of a tile
   static constexpr int64_t kBlock = V::kWidth;        // keys packed at a time, columns of a block

@@ -1,8 +1,8 @@
 // The forward pass's products and softmax by fused multiply-adds, for any vector type.
 #pragma once
 
+#include "cover.h"
 #include "gemm.h"
-#include "rows.h"
 
 namespace {
 
@@ -11,8 +11,9 @@ struct FmaForward {
   using V = Vector;
   using T = typename V::T;
   struct Session {};                                 // nothing to set up for a task
+  using Cover = RowCover<FmaForward>;
   static constexpr int64_t kRows = V::kForwardRows;  // queries of a tile
-  static constexpr int64_t kKeys = V::kForwardKeys;  // keys of a panel
+  static constexpr int64_t kKeys = V::kForwardKeys;  // keys of a tile
   static constexpr int64_t kBlock = V::kWidth;       // keys packed at a time, columns of a tile
   static constexpr int64_t kBegin = V::kStrip;       // where columns may begin
   static constexpr int64_t kChunk = 384;             // queries of a task, all heads of a group
@@ -22,6 +23,8 @@ struct FmaForward {
   T *kt, *v;  // K^T in strips, V (kKeys, width): 128 x 64 x 4 bytes = 32 KB each in L2
   T* s;       // (kRows, kKeys): 48 x 128 x 4 bytes = 24 KB in L1
   T* lanes;   // (kWidth, kWidth): one vector for each of kWidth rows
+  T* alpha;   // (kRows)
+  const int64_t panel = kKeys;  // keys packed together
   bool finite;
 
   FmaForward(Arena& a, int64_t head_dim, int64_t rows)
@@ -31,15 +34,19 @@ struct FmaForward {
     v = a.take<T>(kKeys * width);
     s = a.take<T>(kRows * kKeys);
     lanes = a.take<T>(V::kWidth * V::kWidth);
+    alpha = a.take<T>(kRows);
   }
 
   // kWidth scores of one row
   T* segment(int64_t row, int64_t key) { return s + row * kKeys + key; }
 
-  void put_query(int64_t r, const void* row, DType dtype, bool negate) {
-    T* dst = q + r * width;
-    load_row<V>(dst, row, dtype, head_dim);
-    if (negate) negate_row<V>(dst, width);
+  // kRows queries from row r; a null row becomes zeros.
+  void put_queries(int64_t r, const void* const* rows, DType dtype, bool negate) {
+    for (int64_t i = 0; i < kRows; ++i) {
+      T* dst = q + (r + i) * width;
+      load_row_or_zeros<V>(dst, rows[i], dtype, head_dim);
+      if (negate) negate_row<V>(dst, width);
+    }
   }
 
   void begin_panel() { finite = true; }
@@ -57,16 +64,30 @@ struct FmaForward {
     finite = finite && all_finite<V>(v + j0 * width, kBlock * width);
   }
 
+  // Folds steps of the panel into n queries from row r. hide(step) gives -inf to what is not seen,
+  // and says whether it has scaled the scores.
+  template <class Step, class Hide>
+  void fold(int64_t r, int64_t n, const Step* steps, int64_t count, T scale2, const Hide& hide,
+            T* m, T* l, T* o) {
+    for (int64_t i = 0; i < count; ++i) {
+      const Step& step = steps[i];
+      scores(r, n, step.at, step.begin, step.end);
+      const T scale = step.edge && hide(step) ? 1 : scale2;
+      softmax(n, step.begin, step.end, scale, m, l);
+      accumulate(n, step.at, step.begin, step.end, o, step.edge && !finite);
+    }
+  }
+
   // s <- q k^T for n queries from row r
-  void scores(int64_t r, int64_t n, int64_t begin, int64_t end) {
+  void scores(int64_t r, int64_t n, int64_t at, int64_t begin, int64_t end) {
+    const int64_t first = at + begin;
     gemm<V, false, Update::kSet>(n, end - begin, width, q + r * width, width,
-                                 kt + begin / V::kStrip * (V::kStrip * width), V::kStrip,
+                                 kt + first / V::kStrip * (V::kStrip * width), V::kStrip,
                                  V::kStrip * width, s + begin, kKeys);
   }
 
-  // s <- p; m, l and alpha are those of the tile's rows
-  template <bool kEdge>
-  void softmax(int64_t n, int64_t begin, int64_t end, T scale2, T* m, T* l, T* alpha) {
+  // s <- p; m and l are those of the tile's rows, alpha what o is to be multiplied with
+  void softmax(int64_t n, int64_t begin, int64_t end, T scale2, T* m, T* l) {
     for (int64_t i = 0; i < n; i += V::kWidth)
       softmax_rows(s + i * kKeys, min64(V::kWidth, n - i), begin, end, scale2, m + i, l + i,
                    alpha + i);
@@ -106,8 +127,8 @@ struct FmaForward {
   }
 
   // o <- o alpha + p v for n rows; skip_zeros keeps what is not finite from rows that do not see it
-  void accumulate(int64_t n, int64_t begin, int64_t end, T* o, const T* alpha, bool skip_zeros) {
-    const T *p = s + begin, *keys = v + begin * width;
+  void accumulate(int64_t n, int64_t at, int64_t begin, int64_t end, T* o, bool skip_zeros) {
+    const T *p = s + begin, *keys = v + (at + begin) * width;
     if (skip_zeros) {
       gemm_skip_zeros<V, false, Update::kScaleAdd>(n, width, end - begin, p, kKeys, keys, width, o,
                                                    width, alpha);
@@ -116,6 +137,9 @@ struct FmaForward {
                                         width, alpha);
     }
   }
+
+  // row r of o
+  const T* output(T* o, int64_t r) { return o + r * width; }
 };
 
 }  // namespace

@@ -1,5 +1,5 @@
 // Forward pass of one task, over an engine E that multiplies and exponentiates:
-//   for each panel of keys: pack K and V once; for each tile of queries:
+//   for each panel of keys: pack K and V once; for each tile of queries, and kKeys keys at a time:
 //     s <- q k^T;  m' <- max(m, rowmax s);  p <- 2^(s - m');  l <- l 2^(m - m') + rowsum p
 //     o <- o 2^(m - m') + p v
 #pragma once
@@ -11,6 +11,13 @@
 namespace {
 
 using clinattn::ForwardTask;
+
+// Keys [at + begin, at + end) of a panel, of which keys from at are there. Where edge, some query
+// does not see some key; where masked, the mask has a say in it.
+struct Step {
+  int64_t index, at, keys, begin, end;  // index: of the step, counted from the first valid key
+  bool edge, masked;
+};
 
 template <class E>
 struct Forward {
@@ -24,7 +31,9 @@ struct Forward {
   Arena arena;
   E engine;
   T *o, *m, *l;         // (group, chunk rows): (.., width) or scalars; o as large as the engine's q
-  T *alpha, *mask_row;  // the tile's rescale factors, one row of the mask
+  T* mask_row;          // (kKeys)
+  Sight* by_mask;       // what the mask leaves of each kKeys keys of the panel
+  Step* steps;          // those of a tile of queries
   int64_t head_rows;    // rows that a query head's state takes, a multiple of the vector
 
   // Queries of a task for each head of the group. Many make the packing of keys, which every task
@@ -43,8 +52,9 @@ struct Forward {
     o = arena.take<T>(rows * engine.width);
     m = arena.take<T>(rows);
     l = arena.take<T>(rows);
-    alpha = arena.take<T>(kRows);
     mask_row = arena.take<T>(kKeys);
+    by_mask = arena.take<Sight>(engine.panel / kKeys);
+    steps = arena.take<Step>(engine.panel / kKeys);
   }
 
   static size_t scratch(const AttentionParams& p) { return Forward(p, nullptr).arena.used; }
@@ -59,19 +69,22 @@ struct Forward {
     load_queries(seq, task, rows);
     const int64_t lo = seq.lo(task.row0), hi = seq.hi(row1 - 1);
     if (lo < hi) {
-      for (int64_t k0 = seq.k_begin + (lo - seq.k_begin) / kKeys * kKeys; k0 < hi; k0 += kKeys)
-        panel(seq, task, rows, k0, min64(kKeys, seq.k_end - k0));
+      const int64_t first = seq.k_begin + (lo - seq.k_begin) / kKeys * kKeys;
+      for (int64_t k0 = first; k0 < hi; k0 += engine.panel)
+        panel(seq, task, rows, k0, min64(engine.panel, hi - k0));
     }
     write(seq, task, rows);
   }
 
   void load_queries(const Sequence& seq, const ForwardTask& task, int64_t rows) {
     for (int64_t g = 0; g < group; ++g)
-      for (int64_t i = 0; i < rows; ++i)
-        engine.put_query(g * head_rows + i,
-                         row_at(p.q, p.dtype, p.q_strides, seq.index, task.kv_head * group + g,
-                                seq.q_row0 + task.row0 + i),
-                         p.dtype, p.scale < 0);
+      for (int64_t i0 = 0; i0 < rows; i0 += kRows) {
+        const void* q_rows[kRows] = {};
+        for (int64_t i = 0; i < min64(kRows, rows - i0); ++i)
+          q_rows[i] = row_at(p.q, p.dtype, p.q_strides, seq.index, task.kv_head * group + g,
+                             seq.q_row0 + task.row0 + i0 + i);
+        engine.put_queries(g * head_rows + i0, q_rows, p.dtype, p.scale < 0);
+      }
     for (int64_t i = 0; i < group * head_rows; ++i) m[i] = -kInf, l[i] = 0;
     for (int64_t i = 0; i < group * head_rows * engine.width; i += V::kWidth)
       V::store(o + i, V::zero());
@@ -93,40 +106,52 @@ struct Forward {
     }
   }
 
+  // Keys [k0, k0 + keys): packed once, then folded into all tiles of queries that see some of them.
   void panel(const Sequence& seq, const ForwardTask& task, int64_t rows, int64_t k0, int64_t keys) {
     bool packed = false;
     for (int64_t g = 0; g < group; ++g) {
       const int64_t head = task.kv_head * group + g;
-      const Sight by_mask = mask_sight(p, seq, head, k0, keys, mask_row);
-      if (by_mask == Sight::kNone) continue;
+      for (int64_t at = 0; at < keys; at += kKeys)
+        by_mask[at / kKeys] = mask_sight(p, seq, head, k0 + at, min64(kKeys, keys - at), mask_row);
       for (int64_t i = 0; i < rows; i += kRows) {
-        const int64_t n = min64(kRows, rows - i), i0 = task.row0 + i;
-        const Sight by_interval = sight(seq, i0, i0 + n, k0, k0 + keys);
-        if (by_interval == Sight::kNone) continue;
+        const int64_t n = min64(kRows, rows - i), i0 = task.row0 + i, r = g * head_rows + i;
+        const int64_t count = visible_steps(seq, i0, n, k0, keys);
+        if (count == 0) continue;
         if (!packed) pack(seq, task, k0, keys), packed = true;
-        const bool masked = by_mask == Sight::kEdge;
-        const bool edge = masked || by_interval == Sight::kEdge || keys % E::kBlock;
-        tile(seq, head, i0, n, k0, keys, g * head_rows + i, edge, masked);
+        const auto hide = [&](const Step& step) {
+          const typename E::Cover cover{p,  seq, engine,       mask_row,  head,
+                                        i0, n,   k0 + step.at, step.begin, step.end};
+          return cover.hide(step.keys, scale2(), step.masked);
+        };
+        engine.fold(r, n, steps, count, scale2(), hide, m + r, l + r, o + r * engine.width);
       }
     }
   }
 
-  // Folds keys [k0, k0 + keys) into queries [i0, i0 + n), whose state starts at row r.
-  void tile(const Sequence& seq, int64_t head, int64_t i0, int64_t n, int64_t k0, int64_t keys,
-            int64_t r, bool edge, bool masked) {
-    // columns that some row sees, rounded out to where the engine can begin and end
-    const int64_t begin = max64(0, seq.lo(i0) - k0) / E::kBegin * E::kBegin;
-    const int64_t end = round_up(min64(seq.hi(i0 + n - 1) - k0, keys), E::kBlock);
-    engine.scores(r, n, begin, end);
-    const T scale2 = static_cast<T>(__builtin_fabs(p.scale) * kLog2e);
-    if (edge) {
-      const Cover<E> cover{p, seq, engine, mask_row, head, i0, n, k0, begin, end};
-      const bool scaled = cover.hide(keys, scale2, masked);
-      engine.template softmax<true>(n, begin, end, scaled ? 1 : scale2, m + r, l + r, alpha);
-    } else {
-      engine.template softmax<false>(n, begin, end, scale2, m + r, l + r, alpha);
+  T scale2() const { return static_cast<T>(__builtin_fabs(p.scale) * kLog2e); }
+
+  // Fills steps with what queries [i0, i0 + n) see of the panel; returns how many there are.
+  int64_t visible_steps(const Sequence& seq, int64_t i0, int64_t n, int64_t k0, int64_t keys) {
+    const int64_t lo = seq.lo(i0) - k0, hi = seq.hi(i0 + n - 1) - k0;  // some query sees
+    const int64_t full_lo = seq.lo(i0 + n - 1) - k0, full_hi = seq.hi(i0) - k0;  // all see
+    const int64_t index = (k0 - seq.k_begin) / kKeys;
+    int64_t count = 0;
+    for (int64_t at = max64(0, lo) / kKeys * kKeys; at < min64(keys, hi); at += kKeys) {
+      const Sight mask = by_mask[at / kKeys];
+      if (mask == Sight::kNone) continue;
+      const int64_t step_keys = min64(kKeys, keys - at);
+      const bool masked = mask == Sight::kEdge;
+      // columns that some row sees, rounded out to where the engine can begin and end
+      steps[count++] = {
+          index + at / kKeys,
+          at,
+          step_keys,
+          max64(0, lo - at) / E::kBegin * E::kBegin,
+          round_up(min64(hi - at, step_keys), E::kBlock),
+          masked || at < full_lo || at + step_keys > full_hi || step_keys % E::kBlock != 0,
+          masked};
     }
-    engine.accumulate(n, begin, end, o + r * engine.width, alpha, edge && !engine.finite);
+    return count;
   }
 
   void put_lse(const Sequence& seq, int64_t head, int64_t row, TwoPart<T> lse) {
@@ -156,7 +181,7 @@ struct Forward {
         const int64_t head = task.kv_head * group + g, r = g * head_rows + i;
         const bool empty = l[r] == 0;
         const auto norm = V::set1(empty ? 1 : l[r]);
-        store_row<V>(o_at(seq, head, task.row0 + i), o + r * engine.width, p.dtype, p.head_dim,
+        store_row<V>(o_at(seq, head, task.row0 + i), engine.output(o, r), p.dtype, p.head_dim,
                      [&](auto x) { return V::div(x, norm); });
         put_lse(seq, head, task.row0 + i, empty ? TwoPart<T>{-kInf, 0} : natural(m[r], l[r]));
       }

@@ -62,6 +62,7 @@ const CpuKernels& avx512_kernels();
 #ifdef CLINATTN_HAVE_AMX
 const CpuKernels& amx_kernels();  // for bf16
 const CpuKernels& amx_f16_kernels();
+const CpuKernels& amx_f32_kernels();
 #endif
 
 }  // namespace clinattn

@@ -53,6 +53,13 @@ struct Avx512 {
     const F hidden = set1(-__builtin_inff());
     return _mm512_mask_mov_ps(x, _mm512_cmp_ps_mask(mask, hidden, _CMP_EQ_OQ), hidden);
   }
+  // -inf in the lanes whose interval [lo, hi) does not hold j
+  static F hidden_outside(F x, int32_t j, const int32_t* lo, const int32_t* hi) {
+    const __m512i at = _mm512_set1_epi32(j);
+    const __mmask16 inside = _mm512_cmple_epi32_mask(_mm512_load_si512(lo), at) &
+                             _mm512_cmplt_epi32_mask(at, _mm512_load_si512(hi));
+    return _mm512_mask_mov_ps(set1(-__builtin_inff()), inside, x);
+  }
   static F zero_where_hidden(F x, F mask) {
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(mask, set1(-__builtin_inff()), _CMP_NEQ_UQ), x);
   }
