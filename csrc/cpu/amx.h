@@ -142,30 +142,53 @@ struct TileProducts {
 
   ~TileProducts() { finish(); }
 
-  // c (four tiles: 00, 01, 10, 11) <- (a0; a1) (b0 b1)
-  template <class Work = NoWork>
+  // c (four tiles: 00, 01, 10, 11) <- (a0; a1) (b0 b1), or c + that where kAdd
+  template <bool kAdd = false, class Work = NoWork>
   void multiply(const Operand& a, const Operand& b, int64_t steps, float* c, Work&& work = {}) {
     using P = Products<kParts>;
     asm volatile("" ::: "memory");  // the intrinsics do not say that a tile's load reads memory
     load(a.at + P::kA[0] * a.part, b.at + P::kB[0] * b.part, a.other, b.other);
     if (late) {
       _tile_stored(0, late, 64);
-      _tile_zero(0);
+      if constexpr (kAdd) {
+        _tile_loadd(0, c, 64);
+      } else {
+        _tile_zero(0);
+      }
       _tile_dpbf16ps(0, 4, 6);
       _tile_stored(1, late + 256, 64);
-      _tile_zero(1);
+      if constexpr (kAdd) {
+        _tile_loadd(1, c + 256, 64);
+      } else {
+        _tile_zero(1);
+      }
       _tile_dpbf16ps(1, 4, 7);
       _tile_stored(2, late + 512, 64);
-      _tile_zero(2);
+      if constexpr (kAdd) {
+        _tile_loadd(2, c + 512, 64);
+      } else {
+        _tile_zero(2);
+      }
       _tile_dpbf16ps(2, 5, 6);
       _tile_stored(3, late + 768, 64);
-      _tile_zero(3);
+      if constexpr (kAdd) {
+        _tile_loadd(3, c + 768, 64);
+      } else {
+        _tile_zero(3);
+      }
       _tile_dpbf16ps(3, 5, 7);
     } else {
-      _tile_zero(0);
-      _tile_zero(1);
-      _tile_zero(2);
-      _tile_zero(3);
+      if constexpr (kAdd) {
+        _tile_loadd(0, c, 64);
+        _tile_loadd(1, c + 256, 64);
+        _tile_loadd(2, c + 512, 64);
+        _tile_loadd(3, c + 768, 64);
+      } else {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+      }
       add_products();
     }
     late = c;
@@ -214,20 +237,36 @@ struct TileProducts {
   }
 };
 
+// to <- to + from, vectors of them, an equal share in each of calls calls
+struct Addition {
+  float* to;
+  const float* from;
+  int64_t vectors, calls, called = 0, done = 0;
+  void operator()() {
+    const int64_t until = ++called * vectors / calls;
+    for (; done < until; ++done)
+      Avx512::store(to + 16 * done,
+                    Avx512::add(Avx512::load(to + 16 * done), Avx512::load(from + 16 * done)));
+  }
+};
+
 // tile (16 pairs of k, 16 n, 2) <- rows (16 n, 32 k): the transpose of an operand as B
 inline void pack_transposed(Bf16* tile, const Bf16* rows, int64_t ld) {
   Avx512::transpose(reinterpret_cast<const float*>(rows), ld / 2, reinterpret_cast<float*>(tile),
                     16);
 }
 
-// tile (16 pairs of k, 16 n, 2) <- rows (32 k, 16 n): an operand as B
+// tile (16 pairs of k, 16 n, 2) <- rows (32 k, 16 n): an operand as B. A pair are two neighbours of
+// k, or k and k + 16 where kHalves.
+template <bool kHalves>
 inline void pack_paired(Bf16* tile, const Bf16* rows, int64_t ld) {
   for (int k = 0; k < 16; ++k) {
-    const Bf16* even = rows + 2 * k * ld;
+    const Bf16* even = rows + (kHalves ? k : 2 * k) * ld;
+    const Bf16* odd = even + (kHalves ? 16 : 1) * ld;
     const __m512i a =
         _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(even)));
     const __m512i b =
-        _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(even + ld)));
+        _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(odd)));
     _mm512_storeu_si512(tile + 32 * k, _mm512_or_si512(a, _mm512_slli_epi32(b, 16)));
   }
 }
@@ -299,11 +338,6 @@ inline __m512 add_pairs(__m512 sums, __m512i line) {
 
 inline void copy_line(Bf16* to, const Bf16* from) {
   _mm512_storeu_si512(to, _mm512_loadu_si512(from));
-}
-
-// (first, second) one after the other as bf16, of two vectors that are bf16 already
-inline __m512i concatenate(__m512 first, __m512 second) {
-  return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second, first));
 }
 
 }  // namespace

@@ -1,7 +1,9 @@
-// The backward pass's products on AMX tiles, its gradients of scores on AVX-512.
+// The backward pass's products on AMX tiles, its gradients of scores on AVX-512. As in the forward
+// pass a vector of scores belongs to one key and 16 queries.
 #pragma once
 
 #include "amx.h"
+#include "cover.h"
 
 namespace {
 
@@ -10,81 +12,97 @@ struct AmxBackward {
   using V = Avx512;
   using T = float;
   using Session = TileSession;
-  static constexpr int64_t kRows = 64, kKeys = 128;   // queries of a block, keys of a tile
+  using Cover = ColumnCover<AmxBackward>;
+  static constexpr int64_t kRows = 64, kKeys = 256;   // queries of a block, keys of a tile
   static constexpr int64_t kBlock = 32, kBegin = 32;  // keys packed at a time; columns of a step
+  static constexpr int64_t kSlice = kParts == 1 ? 128 : 64;  // keys whose p and ds are kept at once
 
   const int64_t head_dim, width;  // width: head_dim padded to two tiles
   // Tile by tile, parts outermost; sizes at D 64 and one part. All stays in L2.
-  Bf16 *kt, *vt, *k;             // K^T, V^T and K as B operands: 16 KB each
-  Bf16 *q, *dout, *qt, *dout_t;  // q, do, q^T, do^T as A operands: 8 KB each
-  float *s, *dp;                 // (kRows / 16, kKeys / 16, 16, 16): 32 KB each
-  Bf16 *p, *ds;                  // as B operands (kRows / 32, kKeys / 16, tile): 16 KB each
-  Bf16* ds_rows;                 // ds as A operand (kRows / 16, kKeys / 32, tile): 16 KB
-  float *dkt, *dvt;              // dk^T and dv^T (width / 16, kKeys / 16, 16, 16): 32 KB each
-  Bf16 *stage, *stage2, *tile;   // rows on their way into tiles
-  float *sum, *out;  // products before they are added; a gradient's rows on their way out
+  Bf16 *k, *v, *kt;             // K and V (keys, d), K^T (d, keys) as A operands: 32 KB each
+  Bf16 *q, *dout;               // Q^T and dO^T (d, queries) as B operands: 8 KB each
+  Bf16 *q_pairs, *dout_pairs;   // Q and dO (queries, d) as B operands: 8 KB each
+  float *s_all, *dp_all;        // 2 x 2 tiles (keys, queries), three and two buffers: 20 KB
+  Bf16 *p, *ds;                 // (keys, queries) of a slice as A operands: 16 KB each
+  Bf16* ds_pairs;               // ds (keys, queries) of a slice as B operand: 16 KB
+  float *dk, *dv;               // blocks of 32 keys and 32 d: 64 KB each
+  float* dqt;                   // dq^T, blocks of 32 d and 32 queries: 16 KB
+  float* sums;                  // two blocks that wait to be added to dk or dv
+  Bf16 *stage, *stage2, *pair;  // rows on their way into tiles
+  float* out;                   // (2, 16, width): rows of dk and dv on their way out
   float *whole, *fraction, *delta;  // (kRows): p = fraction 2^(s - whole), whole an integer
-  bool finite_keys, finite_rows;
+  Exponential<kParts>* exponential;  // (kRows / 16)
+  float *s, *dp;                     // the buffers at hand
+  int64_t slice, step_key;           // first keys of the slice and of the buffers at hand
+  bool finite_keys, finite_rows, huge;
 
   AmxBackward(Arena& a, int64_t head_dim) : head_dim(head_dim), width(round_up(head_dim, 32)) {
-    kt = a.take<Bf16>(kParts * kKeys * width);
-    vt = a.take<Bf16>(kParts * kKeys * width);
     k = a.take<Bf16>(kParts * kKeys * width);
+    v = a.take<Bf16>(kParts * kKeys * width);
+    kt = a.take<Bf16>(kParts * kKeys * width);
     q = a.take<Bf16>(kParts * kRows * width);
     dout = a.take<Bf16>(kParts * kRows * width);
-    qt = a.take<Bf16>(kParts * kRows * width);
-    dout_t = a.take<Bf16>(kParts * kRows * width);
-    s = a.take<float>(kRows * kKeys);
-    dp = a.take<float>(kRows * kKeys);
-    p = a.take<Bf16>(kParts * kRows * kKeys);
-    ds = a.take<Bf16>(kParts * kRows * kKeys);
-    ds_rows = a.take<Bf16>(kParts * kRows * kKeys);
-    dkt = a.take<float>(kKeys * width);
-    dvt = a.take<float>(kKeys * width);
+    q_pairs = a.take<Bf16>(kParts * kRows * width);
+    dout_pairs = a.take<Bf16>(kParts * kRows * width);
+    s_all = a.take<float>(3 * 32 * 32);
+    dp_all = a.take<float>(2 * 32 * 32);
+    p = a.take<Bf16>(kParts * kRows * kSlice);
+    ds = a.take<Bf16>(kParts * kRows * kSlice);
+    ds_pairs = a.take<Bf16>(kParts * kRows * kSlice);
+    dk = a.take<float>(kKeys * width);
+    dv = a.take<float>(kKeys * width);
+    dqt = a.take<float>(kRows * width);
+    sums = a.take<float>(2 * 32 * 32);
     stage = a.take<Bf16>(kParts * kRows * width);
     stage2 = a.take<Bf16>(kParts * kRows * width);
-    tile = a.take<Bf16>(kTile);
-    sum = a.take<float>(32 * 32);
+    pair = a.take<Bf16>(kTile);
     out = a.take<float>(2 * 16 * width);
     whole = a.take<float>(kRows);
     fraction = a.take<float>(kRows);
     delta = a.take<float>(kRows);
+    exponential = a.take<Exponential<kParts>>(kRows / 16);
   }
 
-  Bf16* kt_tile(int64_t part, int64_t key, int64_t d) { return across(kt, part, key, d); }
-  Bf16* vt_tile(int64_t part, int64_t key, int64_t d) { return across(vt, part, key, d); }
-  Bf16* across(Bf16* base, int64_t part, int64_t key, int64_t d) {
+  // 16 keys, 32 d
+  Bf16* key_tile(Bf16* base, int64_t part, int64_t key, int64_t d) {
     return base + ((part * kKeys + key) / 16 * (width / 32) + d / 32) * kTile;
   }
-  Bf16* k_tile(int64_t part, int64_t key, int64_t d) {
-    return k + ((part * kKeys + key) / 32 * (width / 16) + d / 16) * kTile;
+  // 16 d, 32 keys
+  Bf16* kt_tile(int64_t part, int64_t key, int64_t d) {
+    return kt + ((part * width + d) / 16 * (kKeys / 32) + key / 32) * kTile;
   }
-  // 16 rows of 32 elements of q or do
-  Bf16* row_tile(Bf16* base, int64_t part, int64_t i, int64_t d) {
+  // 32 d, 16 queries
+  Bf16* query_tile(Bf16* base, int64_t part, int64_t i, int64_t d) {
     return base + ((part * kRows + i) / 16 * (width / 32) + d / 32) * kTile;
   }
-  // 16 elements of 32 rows
-  Bf16* column_tile(Bf16* base, int64_t part, int64_t i, int64_t d) {
+  // 32 queries, 16 d
+  Bf16* query_pair_tile(Bf16* base, int64_t part, int64_t i, int64_t d) {
     return base + ((part * kRows + i) / 32 * (width / 16) + d / 16) * kTile;
   }
-  Bf16* pair_tile(Bf16* base, int64_t part, int64_t i, int64_t key) {
-    return base + ((part * kRows + i) / 32 * (kKeys / 16) + key / 16) * kTile;
+  // 16 keys of the slice, 32 queries
+  Bf16* weight_tile(Bf16* base, int64_t part, int64_t key, int64_t i) {
+    return base + ((part * kSlice + key) / 16 * (kRows / 32) + i / 32) * kTile;
   }
-  Bf16* ds_row_tile(int64_t part, int64_t i, int64_t key) {
-    return ds_rows + ((part * kRows + i) / 16 * (kKeys / 32) + key / 32) * kTile;
+  // 32 keys of the slice, 16 queries
+  Bf16* ds_pair_tile(int64_t part, int64_t key, int64_t i) {
+    return ds_pairs + ((part * kRows + i) / 16 * (kSlice / 32) + key / 32) * kTile;
   }
-  float* gradient_tile(float* base, int64_t d, int64_t key) {
-    return base + (d / 16 * (kKeys / 16) + key / 16) * 256;
+  // 32 keys, 32 d as 2 x 2 tiles
+  float* gradient_block(float* base, int64_t key, int64_t d) {
+    return base + (key / 32 * (width / 32) + d / 32) * 1024;
   }
-  static int64_t score_at(int64_t i, int64_t key) {
-    return (i / 16 * (kKeys / 16) + key / 16) * 256 + i % 16 * 16;
+  float* dqt_block(int64_t i, int64_t d) { return dqt + (i / 32 * (width / 32) + d / 32) * 1024; }
+  // Row and column of a block of 2 x 2 tiles
+  static int64_t in_block(int64_t row, int64_t column) {
+    return row / 16 * 512 + column / 16 * 256 + row % 16 * 16 + column % 16;
   }
-  float* segment(int64_t i, int64_t key) { return s + score_at(i, key); }
+  // The scores of 16 queries with one key of the tile, which the buffer at hand holds
+  float* column(int64_t row, int64_t key) { return s + in_block(key - step_key, row); }
 
   void begin_tile() {
     finite_keys = true;
-    memset(dkt, 0, kKeys * width * sizeof(float));
-    memset(dvt, 0, kKeys * width * sizeof(float));
+    memset(dk, 0, kKeys * width * sizeof(float));
+    memset(dv, 0, kKeys * width * sizeof(float));
   }
 
   void put_keys(int64_t j0, const void* const* k_rows, const void* const* v_rows, DType dtype) {
@@ -94,14 +112,18 @@ struct AmxBackward {
       split_row<kParts>(stage2 + j * width, kBlock * width, v_rows[j], dtype, head_dim, width,
                         false);
     }
-    for (int64_t i = 0; i < kParts; ++i) {
-      const int64_t at = i * kBlock * width;
-      for (int64_t j = 0; j < kBlock; j += 16)
+    for (int64_t part = 0; part < kParts; ++part) {
+      const int64_t at = part * kBlock * width;
+      for (int64_t j = 0; j < kBlock; ++j)
         for (int64_t d = 0; d < width; d += 32) {
-          pack_transposed(kt_tile(i, j0 + j, d), stage + at + j * width + d, width);
-          pack_transposed(vt_tile(i, j0 + j, d), stage2 + at + j * width + d, width);
+          const int64_t line = j % 16 * 32, from = at + j * width + d;
+          copy_line(key_tile(k, part, j0 + j, d) + line, stage + from);
+          copy_line(key_tile(v, part, j0 + j, d) + line, stage2 + from);
         }
-      for (int64_t d = 0; d < width; d += 16) pack_paired(k_tile(i, j0, d), stage + at + d, width);
+      for (int64_t d = 0; d < width; d += 16) {
+        pack_paired<false>(pair, stage + at + d, width);
+        pack_transposed(kt_tile(part, j0, d), pair, 32);
+      }
     }
   }
 
@@ -124,207 +146,275 @@ struct AmxBackward {
     const int64_t rows = round_up(n, 32);
     for (int64_t i = n; i < rows; ++i)
       put_row(i, nullptr, nullptr, DType::kFloat32, false, __builtin_inff(), 0, 0);
-    for (int64_t part = 0; part < kParts; ++part)
+    for (int64_t part = 0; part < kParts; ++part) {
+      const Bf16 *q_rows = stage + part * kRows * width, *do_rows = stage2 + part * kRows * width;
+      for (int64_t i = 0; i < rows; i += 16)
+        for (int64_t d = 0; d < width; d += 32) {
+          pack_transposed(query_tile(q, part, i, d), q_rows + i * width + d, width);
+          pack_transposed(query_tile(dout, part, i, d), do_rows + i * width + d, width);
+        }
       for (int64_t i = 0; i < rows; i += 32)
         for (int64_t d = 0; d < width; d += 16) {
-          pack_rows(q, qt, stage, part, i, d);
-          pack_rows(dout, dout_t, stage2, part, i, d);
+          pack_paired<true>(query_pair_tile(q_pairs, part, i, d), q_rows + i * width + d, width);
+          pack_paired<true>(query_pair_tile(dout_pairs, part, i, d), do_rows + i * width + d,
+                            width);
         }
-  }
-
-  void pack_rows(Bf16* as_rows, Bf16* as_columns, const Bf16* staged, int64_t part, int64_t i,
-                 int64_t d) {
-    const Bf16* rows = staged + (part * kRows + i) * width + d;
-    pack_paired(tile, rows, width);
-    pack_transposed(column_tile(as_columns, part, i, d), tile, 32);
-    for (int64_t r = 0; r < 32; ++r)
-      memcpy(row_tile(as_rows, part, i + r, d) + r % 16 * 32 + d % 32, rows + r * width, 32);
-  }
-
-  // s <- q k^T, dp <- do v^T
-  void scores(int64_t n, int64_t begin, int64_t end) {
-    for (int64_t i = 0; i < n; i += 32)
-      for (int64_t j = begin; j < end; j += 32) {
-        scores_of_block(q, kt, s, i, j);
-        scores_of_block(dout, vt, dp, i, j);
-      }
-  }
-
-  void scores_of_block(Bf16* rows, Bf16* keys, float* c, int64_t i, int64_t j) {
-    zero_tiles();
-    for (int64_t d = 0; d < width; d += 32)
-      multiply_tiles<kParts>(row_tile(rows, 0, i, d), row_tile(rows, 0, i + 16, d), kRows * width,
-                             across(keys, 0, j, d), across(keys, 0, j + 16, d), kKeys * width);
-    store_tiles(c + score_at(i, j), c + score_at(i, j + 16), c + score_at(i + 16, j),
-                c + score_at(i + 16, j + 16));
-  }
-
-  // p and ds from s and dp; 0 where kEdge has given a score -inf
-  template <bool kEdge>
-  void gradients(int64_t n, int64_t begin, int64_t end, float scale2) {
-    for (int64_t i = 0; i < round_up(n, 32); i += 2) {
-      if (is_huge(whole[i]) || is_huge(whole[i + 1])) {
-        gradients_of_pair<kEdge, true>(i, begin, end, scale2);
-      } else {
-        gradients_of_pair<kEdge, false>(i, begin, end, scale2);
-      }
     }
   }
-  static bool is_huge(float x) { return __builtin_fabsf(x) >= 0x1p22f; }
 
+  // dk, dv and dq^T of a block of n queries with columns [begin, end). is_edge(i, rows, j, end) says
+  // whether some of rows queries from i does not see some key of [j, end); hide gives -inf there and
+  // says whether it has scaled the scores.
+  template <class IsEdge, class Hide>
+  void differentiate(int64_t n, int64_t begin, int64_t end, float scale2, const IsEdge& is_edge,
+                     const Hide& hide, bool skip_rows, bool skip_keys) {
+    TileProducts<kParts> products;
+    refer(n, scale2);
+    float scale = scale2;
+    bool first = true;
+    for (slice = begin / kSlice * kSlice; slice < end; slice += kSlice) {
+      const int64_t j0 = max64(begin, slice), j1 = min64(end, slice + kSlice);
+      const int64_t across = ceil_div(n, 32), blocks = (j1 - j0) / 32 * across;
+      const auto multiply = [&](int64_t b, auto&& work) {
+        const int64_t i = b % across * 32, j = j0 + b / across * 32, next = width / 32 * kTile;
+        const int64_t key_part = kKeys * width, query_part = kRows * width;
+        products.multiply({key_tile(k, 0, j, 0), next, key_part, kTile},
+                          {query_tile(q, 0, i, 0), next, query_part, kTile}, width / 32,
+                          s_all + b % 3 * 1024, work);
+        products.multiply({key_tile(v, 0, j, 0), next, key_part, kTile},
+                          {query_tile(dout, 0, i, 0), next, query_part, kTile}, width / 32,
+                          dp_all + b % 2 * 1024, work);
+      };
+      multiply(0, NoWork{});
+      if (blocks > 1) multiply(1, NoWork{});
+      if (blocks <= 2) products.finish();
+      for (int64_t b = 0; b < blocks; ++b) {
+        const int64_t i = b % across * 32, j = j0 + b / across * 32;
+        s = s_all + b % 3 * 1024;
+        dp = dp_all + b % 2 * 1024;
+        step_key = j;
+        const bool edge = is_edge(i, min64(32, n - i), j, j + 32);
+        const float wanted = edge && hide(i, min64(32, n - i), j, j + 32) ? 1 : scale2;
+        if (wanted != scale) refer(n, scale = wanted);
+        const auto beside = [&](auto&& gradients) {
+          if (b + 2 < blocks) {
+            multiply(b + 2, gradients);
+          } else if (b + 1 < blocks) {
+            products.finish();
+          }
+          gradients.finish();
+        };
+        if (huge) {
+          beside(Gradients<true, true>(*this, i, j - slice));
+        } else if (edge) {
+          beside(Gradients<true, false>(*this, i, j - slice));
+        } else {
+          beside(Gradients<false, false>(*this, i, j - slice));
+        }
+      }
+      products.finish();
+      add_key_gradients(products, n, j0, j1, skip_rows);
+      add_query_gradients(products, n, j0, j1, first, skip_keys);
+      first = false;
+    }
+  }
+
+  void refer(int64_t n, float scale) {
+    huge = false;
+    for (int64_t i = 0; i < n; i += 16) {
+      exponential[i / 16] = Exponential<kParts>(V::set1(scale), V::load(whole + i));
+      huge |= exponential[i / 16].huge() != 0;
+    }
+  }
+
+  // p and ds of 32 queries from row and 32 keys from the slice's key, in 16 units of two keys
   template <bool kEdge, bool kHuge>
-  void gradients_of_pair(int64_t i, int64_t begin, int64_t end, float scale2) {
-    const __m512 scale = V::set1(scale2);
-    __m512 base[2], least[2], factor[2], d[2];
-    __mmask16 seeing[2];  // a row that sees nothing may meet a v that is not finite
-    for (int r = 0; r < 2; ++r) {
-      base[r] = V::set1(kHuge ? whole[i + r] : kRound - whole[i + r]);
-      least[r] = V::set1((whole[i + r] - 125) / scale2);
-      factor[r] = V::set1(fraction[i + r]);
-      d[r] = V::set1(delta[i + r]);
-      seeing[r] = fraction[i + r] != 0 ? 0xffff : 0;
+  struct Gradients {
+    AmxBackward& e;
+    const int64_t row, key, calls;
+    int64_t called = 0, done = 0;
+
+    Gradients(AmxBackward& e, int64_t row, int64_t key)
+        : e(e), row(row), key(key), calls(2 * TileProducts<kParts>::calls(e.width / 32)) {}
+
+    void operator()() {
+      if (kParts > 1) units(++called * 16 / calls);
     }
-    for (int64_t j = begin; j < end; j += 32) {
-      __m512 e[2][2], g[2][2];  // [row][half of the columns]
+    void finish() { units(16); }
+
+    void units(int64_t until) {
+      __m512 factor[2], delta[2];
+      __mmask16 seeing[2];  // a row that sees nothing may meet a v that is not finite
+      Exponential<kParts> exponential[2];
 #pragma GCC unroll 2
-      for (int r = 0; r < 2; ++r)
+      for (int t = 0; t < 2; ++t) {
+        factor[t] = V::load(e.fraction + row + 16 * t);
+        delta[t] = V::load(e.delta + row + 16 * t);
+        seeing[t] = _mm512_cmp_ps_mask(factor[t], V::zero(), _CMP_NEQ_UQ);
+        exponential[t] = e.exponential[row / 16 + t];
+      }
+      for (; done < until; ++done) {
+        const int64_t at = done / 8 * 512 + done % 8 * 32, j = key + 2 * done;
+        __m512 p[2][2], g[2][2];  // [16 queries][key]
 #pragma GCC unroll 2
-        for (int h = 0; h < 2; ++h) {
-          const int64_t at = score_at(i + r, j + 16 * h);
-          const __m512 x = V::load(s + at);
-          e[r][h] = _mm512_maskz_mul_ps(
-              seeing[r], exponential<kParts, kEdge, kHuge>(x, scale, base[r], least[r]), factor[r]);
-          g[r][h] = _mm512_maskz_mul_ps(seeing[r], e[r][h], V::sub(V::load(dp + at), d[r]));
-          if (kEdge) g[r][h] = V::zero_where_hidden(g[r][h], x);
-        }
+        for (int t = 0; t < 2; ++t)
+#pragma GCC unroll 2
+          for (int h = 0; h < 2; ++h) {
+            const __m512 x = V::load(e.s + at + 256 * t + 16 * h);
+            const __m512 dp = V::load(e.dp + at + 256 * t + 16 * h);
+            p[t][h] = _mm512_maskz_mul_ps(
+                seeing[t], exponential[t].template of<kEdge, kHuge>(x), factor[t]);
+            g[t][h] = _mm512_maskz_mul_ps(seeing[t], p[t][h], V::sub(dp, delta[t]));
+            if (kEdge) g[t][h] = V::zero_where_hidden(g[t][h], x);
+          }
+        Bf16 *p_line = e.weight_tile(e.p, 0, j, row) + j % 16 * 32,
+             *ds_line = e.weight_tile(e.ds, 0, j, row) + j % 16 * 32,
+             *pair_line = e.ds_pair_tile(0, j, row) + j % 32 * 16;
 #pragma GCC unroll 3
-      for (int part = 0; part < kParts; ++part) {
-        put_pairs(p, part, i, j, e);
-        __m512 rounded[2][2];
+        for (int part = 0; part < kParts; ++part) {
+          __m512 rp[2][2], rg[2][2];
 #pragma GCC unroll 4
-        for (int x = 0; x < 4; ++x) rounded[x / 2][x % 2] = round_to_bf16(g[x / 2][x % 2]);
+          for (int x = 0; x < 4; ++x) {
+            rp[x / 2][x % 2] = round_to_bf16(p[x / 2][x % 2]);
+            rg[x / 2][x % 2] = round_to_bf16(g[x / 2][x % 2]);
+            if (part + 1 < kParts) {
+              p[x / 2][x % 2] = V::sub(p[x / 2][x % 2], rp[x / 2][x % 2]);
+              g[x / 2][x % 2] = V::sub(g[x / 2][x % 2], rg[x / 2][x % 2]);
+            }
+          }
+          const int64_t next = part * kRows * kSlice;
 #pragma GCC unroll 2
-        for (int r = 0; r < 2; ++r)
-          _mm512_storeu_si512(ds_row_tile(part, i, j) + (i + r) % 16 * 32,
-                              concatenate(rounded[r][0], rounded[r][1]));
-        put_pairs(ds, part, i, j, g);
+          for (int h = 0; h < 2; ++h) {
+            _mm512_storeu_si512(p_line + next + 32 * h, alternate(rp[0][h], rp[1][h]));
+            _mm512_storeu_si512(ds_line + next + 32 * h, alternate(rg[0][h], rg[1][h]));
+            _mm512_storeu_si512(pair_line + next + h * (kSlice / 32 * kTile),
+                                alternate(rg[h][0], rg[h][1]));
+          }
+        }
       }
     }
-  }
+  };
 
-  // A part of two rows as a line of B operands; x keeps what the part leaves.
-  void put_pairs(Bf16* base, int64_t part, int64_t i, int64_t j, __m512 (&x)[2][2]) {
-#pragma GCC unroll 2
-    for (int h = 0; h < 2; ++h) {
-      const __m512 even = round_to_bf16(x[0][h]), odd = round_to_bf16(x[1][h]);
-      _mm512_storeu_si512(pair_tile(base, part, i, j + 16 * h) + i % 32 * 16, alternate(even, odd));
-      if (kParts > 1) {
-        x[0][h] = V::sub(x[0][h], even);
-        x[1][h] = V::sub(x[1][h], odd);
-      }
-    }
-  }
-
-  // dv^T <- dv^T + do^T p, dk^T <- dk^T + q^T ds
-  void accumulate(int64_t n, int64_t begin, int64_t end, bool skip_zeros) {
+  // dv <- dv + p^T do, dk <- dk + ds^T q for keys [j0, j1). Of one part the sums go on where they
+  // stand; of more, sums that start at 0 are added later, with half the error.
+  void add_key_gradients(TileProducts<kParts>& products, int64_t n, int64_t j0, int64_t j1,
+                         bool skip_zeros) {
     if (skip_zeros) {
-      accumulate_seen(n, begin, end, dvt, dout, p);
-      accumulate_seen(n, begin, end, dkt, q, ds);
+      add_seen(n, j0, j1, dv, dout_pairs, p);
+      add_seen(n, j0, j1, dk, q_pairs, ds);
       return;
     }
-    for (int64_t j = begin; j < end; j += 32)
-      for (int64_t d = 0; d < width; d += 32) {
-        accumulate_block(n, d, j, dvt, dout_t, p);
-        accumulate_block(n, d, j, dkt, qt, ds);
+    const int64_t steps = ceil_div(n, 32), blocks = 2 * (j1 - j0) / 32 * (width / 32);
+    const auto target = [&](int64_t b) {
+      const int64_t j = j0 + b / 2 / (width / 32) * 32, d = b / 2 % (width / 32) * 32;
+      return gradient_block(b % 2 ? dk : dv, j, d);
+    };
+    for (int64_t b = 0; b < blocks; ++b) {
+      const int64_t j = j0 + b / 2 / (width / 32) * 32, d = b / 2 % (width / 32) * 32;
+      const Operand left{weight_tile(b % 2 ? ds : p, 0, j - slice, 0), kRows / 32 * kTile,
+                         kRows * kSlice, kTile};
+      const Operand right{query_pair_tile(b % 2 ? q_pairs : dout_pairs, 0, 0, d), kTile,
+                          kRows * width, width / 16 * kTile};
+      if constexpr (kParts == 1) {
+        products.template multiply<true>(left, right, steps, target(b));
+      } else {
+        products.multiply(left, right, steps, sums + b % 2 * 1024,
+                          Addition{b < 2 ? nullptr : target(b - 2), sums + b % 2 * 1024,
+                                   b < 2 ? 0 : 64, products.calls(steps)});
       }
-  }
-
-  void accumulate_block(int64_t n, int64_t d, int64_t j, float* c, Bf16* columns, Bf16* pairs) {
-    zero_tiles();
-    for (int64_t i = 0; i < n; i += 32)
-      multiply_tiles<kParts>(column_tile(columns, 0, i, d), column_tile(columns, 0, i, d + 16),
-                             kRows * width, pair_tile(pairs, 0, i, j),
-                             pair_tile(pairs, 0, i, j + 16), kRows * kKeys);
-    store_tiles(sum, sum + 256, sum + 512, sum + 768);
-    for (int x = 0; x < 4; ++x) {
-      float* to = gradient_tile(c, d + x / 2 * 16, j + x % 2 * 16);
-      for (int e = 0; e < 256; e += 16)
-        V::store(to + e, V::add(V::load(to + e), V::load(sum + x * 256 + e)));
     }
+    products.finish();
+    if (kParts > 1)
+      for (int64_t b = max64(0, blocks - 2); b < blocks; ++b)
+        Addition{target(b), sums + b % 2 * 1024, 64, 1}();
   }
 
-  // acc <- ds k where set, else acc + ds k; rows of acc are ld apart
-  void fold(int64_t n, int64_t begin, int64_t end, float* acc, int64_t ld, bool set,
-            bool skip_zeros) {
-    if (skip_zeros) return fold_seen(n, begin, end, acc, ld, set);
-    const int64_t columns = round_up(head_dim, 16);  // what a row of acc has
+  // dq^T <- k^T ds^T for keys [j0, j1), or dq^T + that
+  void add_query_gradients(TileProducts<kParts>& products, int64_t n, int64_t j0, int64_t j1,
+                           bool set, bool skip_zeros) {
     for (int64_t i = 0; i < n; i += 32)
-      for (int64_t d = 0; d < columns; d += 32) {
-        zero_tiles();
-        for (int64_t j = begin; j < end; j += 32)
-          multiply_tiles<kParts>(ds_row_tile(0, i, j), ds_row_tile(0, i + 16, j), kRows * kKeys,
-                                 k_tile(0, j, d), k_tile(0, j, d + 16), kKeys * width);
-        store_tiles(sum, sum + 256, sum + 512, sum + 768);
-        for (int64_t r = 0; r < min64(32, n - i); ++r)
-          for (int64_t h = 0; h < min64(32, columns - d); h += 16) {
-            float* to = acc + (i + r) * ld + d + h;
-            const __m512 x = V::load(sum + (r / 16 * 2 + h / 16) * 256 + r % 16 * 16);
-            V::store(to, set ? x : V::add(V::load(to), x));
-          }
+      for (int64_t d = 0; d < width; d += 32) {
+        float* c = dqt_block(i, d);
+        if (skip_zeros) {
+          multiply_seen(i, j0, j1, d, c, set);
+          continue;
+        }
+        const Operand left{kt_tile(0, j0, d), kKeys / 32 * kTile, kKeys * width, kTile};
+        const Operand right{ds_pair_tile(0, j0 - slice, i), kSlice / 32 * kTile, kRows * kSlice,
+                            kTile};
+        if (set) {
+          products.multiply(left, right, (j1 - j0) / 32, c);
+        } else {
+          products.template multiply<true>(left, right, (j1 - j0) / 32, c);
+        }
+      }
+    products.finish();
+  }
+
+  // acc <- dq where set, else acc + dq; rows of acc are ld apart
+  void fold(int64_t n, float* acc, int64_t ld, bool set) {
+    for (int64_t i = 0; i < n; i += 16)
+      for (int64_t d = 0; d < round_up(head_dim, 16); d += 16) {
+        alignas(64) float rows[256];
+        V::transpose(dqt_block(i, d) + in_block(d % 32, i % 32), 16, rows, 16);
+        for (int64_t r = 0; r < min64(16, n - i); ++r) {
+          float* to = acc + (i + r) * ld + d;
+          const __m512 x = V::load(rows + r * 16);
+          V::store(to, set ? x : V::add(V::load(to), x));
+        }
       }
   }
 
   void end_tile() {}
 
-  // Row j of dk and dv, gathered from the 16 columns of the transposed sums that hold it.
-  const float* dk_row(int64_t j) { return gradient_row(dkt, out, j); }
-  const float* dv_row(int64_t j) { return gradient_row(dvt, out + 16 * width, j); }
-  const float* gradient_row(float* sums, float* rows, int64_t j) {
-    if (j % 16 == 0)
-      for (int64_t d = 0; d < width; d += 16)
-        V::transpose(gradient_tile(sums, d, j), 16, rows + d, width);
-    return rows + j % 16 * width;
+  const float* dk_row(int64_t j) { return gradient_row(dk, out, j); }
+  const float* dv_row(int64_t j) { return gradient_row(dv, out + 16 * width, j); }
+  const float* gradient_row(float* blocks, float* row, int64_t j) {
+    for (int64_t d = 0; d < width; d += 16)
+      V::store(row + d, V::load(gradient_block(blocks, j, d) + in_block(j % 32, d % 32)));
+    return row;
   }
 
   // The slow ways, for q, do or k with NaN or inf that are not seen by all: only what is seen is
   // multiplied.
-  void accumulate_seen(int64_t n, int64_t begin, int64_t end, float* sums, Bf16* rows,
-                       Bf16* pairs) {
-    for (int64_t j = begin; j < end; ++j)
+  void add_seen(int64_t n, int64_t j0, int64_t j1, float* to, Bf16* pairs, Bf16* weights) {
+    for (int64_t j = j0; j < j1; ++j)
       for (int64_t d = 0; d < width; ++d) {
         float total = 0;
         for (int64_t i = 0; i < n; ++i) {
-          const float weight = pair_value(pairs, i, j);
+          const float weight = weight_of(weights, i, j);
           if (weight == 0) continue;
           float x = 0;
           for (int part = 0; part < kParts; ++part)
-            x += widen(BFloat16{row_tile(rows, part, i, d)[i % 16 * 32 + d % 32]});
+            x += widen(BFloat16{query_pair_tile(pairs, part, i, d)[i % 16 * 32 + d % 16 * 2 + i % 32 / 16]});
           total += weight * x;
         }
-        gradient_tile(sums, d, j)[d % 16 * 16 + j % 16] += total;
+        gradient_block(to, j, d)[in_block(j % 32, d % 32)] += total;
       }
   }
 
-  void fold_seen(int64_t n, int64_t begin, int64_t end, float* acc, int64_t ld, bool set) {
-    for (int64_t i = 0; i < n; ++i)
-      for (int64_t d = 0; d < round_up(head_dim, 16); ++d) {
+  void multiply_seen(int64_t i0, int64_t j0, int64_t j1, int64_t d0, float* c, bool set) {
+    for (int64_t i = 0; i < 32; ++i)
+      for (int64_t d = 0; d < 32; ++d) {
         float total = 0;
-        for (int64_t j = begin; j < end; ++j) {
-          const float weight = pair_value(ds, i, j);
+        for (int64_t j = j0; j < j1; ++j) {
+          const float weight = weight_of(ds, i0 + i, j);
           if (weight == 0) continue;
           float x = 0;
           for (int part = 0; part < kParts; ++part)
-            x += widen(BFloat16{k_tile(part, j, d)[j % 32 / 2 * 32 + d % 16 * 2 + j % 2]});
+            x += widen(BFloat16{kt_tile(part, j, d0 + d)[d % 16 * 32 + j % 32]});
           total += weight * x;
         }
-        acc[i * ld + d] = set ? total : acc[i * ld + d] + total;
+        float& to = c[in_block(d, i)];
+        to = set ? total : to + total;
       }
   }
 
-  float pair_value(Bf16* pairs, int64_t i, int64_t j) {
+  float weight_of(Bf16* weights, int64_t i, int64_t j) {
     float x = 0;
     for (int part = 0; part < kParts; ++part)
-      x += widen(BFloat16{pair_tile(pairs, part, i, j)[i % 32 / 2 * 32 + j % 16 * 2 + i % 2]});
+      x += widen(BFloat16{
+          weight_tile(weights, part, j - slice, i)[j % 16 * 32 + i % 16 * 2 + i % 32 / 16]});
     return x;
   }
 };

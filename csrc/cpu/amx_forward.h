@@ -93,7 +93,7 @@ struct AmxForward {
                                   width, false);
     for (int64_t part = 0; part < kParts; ++part)
       for (int64_t d = 0; d < width; d += 16) {
-        pack_paired(pairs, stage + part * kBlock * width + d, width);
+        pack_paired<false>(pairs, stage + part * kBlock * width + d, width);
         pack_transposed(v_tile(part, j0, d), pairs, 32);
       }
   }
@@ -337,18 +337,6 @@ struct AmxForward {
     state.first = state.last = -1;
     state.edge = false;
   }
-
-  // to <- to + from, vectors of them, an equal share in each of calls calls
-  struct Addition {
-    float* to;
-    const float* from;
-    int64_t vectors, calls, called = 0, done = 0;
-    void operator()() {
-      const int64_t until = ++called * vectors / calls;
-      for (; done < until; ++done)
-        V::store(to + 16 * done, V::add(V::load(to + 16 * done), V::load(from + 16 * done)));
-    }
-  };
 
   void add_sums(State& state) {
     if (!state.pending) return;

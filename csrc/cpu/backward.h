@@ -173,29 +173,31 @@ struct Backward {
     if (n <= 0) return;
     const Sight by_interval = sight(seq, i0, i0 + n, k0, k0 + keys);
     if (by_interval == Sight::kNone) return;
-    if (by_mask == Sight::kNone) return fold_dq(seq, head, tile, index, i0, n, 0, 0, false);
+    if (by_mask == Sight::kNone) return fold_dq(seq, head, tile, index, i0, n, false);
     load_block(seq, head, i0, n);
     // columns that some row sees, rounded out to where the engine can begin and end
     const int64_t begin = max64(0, seq.lo(i0) - k0) / E::kBegin * E::kBegin;
     const int64_t end = round_up(min64(seq.hi(i0 + n - 1) - k0, keys), E::kBlock);
-    engine.scores(n, begin, end);
     const bool masked = by_mask == Sight::kEdge;
-    const bool edge = masked || by_interval == Sight::kEdge || keys % E::kBlock;
     const T scale2 = static_cast<T>(__builtin_fabs(p.scale) * kLog2e);
-    if (edge) {
-      const typename E::Cover cover{p, seq, engine, mask_row, head, i0, n, k0, begin, end};
-      const bool scaled = cover.hide(keys, scale2, masked);
-      engine.template gradients<true>(n, begin, end, scaled ? 1 : scale2);
-    } else {
-      engine.template gradients<false>(n, begin, end, scale2);
-    }
-    engine.accumulate(n, begin, end, edge && !engine.finite_rows);
-    fold_dq(seq, head, tile, index, i0, n, begin, end, edge && !engine.finite_keys);
+    // rows queries from i, columns [j, last)
+    const auto is_edge = [&](int64_t i, int64_t rows, int64_t j, int64_t last) {
+      return masked || last > keys ||
+             sight(seq, i0 + i, i0 + i + rows, k0 + j, k0 + last) != Sight::kFull;
+    };
+    const auto hide = [&](int64_t i, int64_t rows, int64_t j, int64_t last) {
+      const typename E::Cover cover{p, seq, engine, mask_row, head, i0 + i, rows, k0, j, last};
+      return cover.hide(keys, scale2, masked);
+    };
+    const bool edge = is_edge(0, n, begin, end);
+    engine.differentiate(n, begin, end, scale2, is_edge, hide, edge && !engine.finite_rows,
+                         edge && !engine.finite_keys);
+    fold_dq(seq, head, tile, index, i0, n, true);
   }
 
   // dq <- dq + ds k, after the tiles before this one; the last tile scales, rounds and writes.
   void fold_dq(const Sequence& seq, int64_t head, int64_t tile, int64_t index, int64_t i0,
-               int64_t n, int64_t begin, int64_t end, bool skip_zeros) {
+               int64_t n, bool any) {
     const int64_t blocks = ceil_div(seq.rows_q, kRows) + 1;
     std::atomic<int32_t>& turn =
         shared.turns[shared.block_offsets[seq.index] + head * blocks + index];
@@ -206,7 +208,13 @@ struct Backward {
 
     T* acc = dq_acc_at(seq, head, i0);
     const int64_t ld = shared.dq_acc_strides.row;
-    engine.fold(n, begin, end, acc, ld, tile == first, skip_zeros);
+    if (any) {
+      engine.fold(n, acc, ld, tile == first);
+    } else if (tile == first) {
+      for (int64_t i = 0; i < n; ++i)
+        for (int64_t d = 0; d < round_up(p.head_dim, kWidth); d += kWidth)
+          V::store(acc + i * ld + d, V::zero());
+    }
     if (tile == last) {
       const auto scale = V::set1(static_cast<T>(p.scale));
       for (int64_t i = 0; i < n; ++i)

@@ -23,7 +23,8 @@ struct FmaBackward {
   T *q, *dout;                    // (kRows, width): 12 KB each
   T *s, *dp;                      // (kRows, kKeys): 24 KB each; p and ds after gradients()
   T *lse2, *lse2_low, *delta;     // (kRows)
-  bool finite_keys, finite_rows;
+  int64_t first_column, columns;   // of the block at hand
+  bool finite_keys, finite_rows, skip_hidden_keys;
 
   FmaBackward(Arena& a, int64_t head_dim)
       : head_dim(head_dim), width(round_up(head_dim, V::kWidth)) {
@@ -83,6 +84,24 @@ struct FmaBackward {
     finite_rows = all_finite<V>(q, n * width) && all_finite<V>(dout, n * width);
   }
 
+  // p and ds of n queries with columns [begin, end), and what they add to dk and dv. is_edge(i, rows,
+  // j, last) says whether some of rows queries from i does not see some key of [j, last); hide gives
+  // -inf there and says whether it has scaled the scores.
+  template <class IsEdge, class Hide>
+  void differentiate(int64_t n, int64_t begin, int64_t end, T scale2, const IsEdge& is_edge,
+                     const Hide& hide, bool skip_rows, bool skip_keys) {
+    first_column = begin;
+    columns = end - begin;
+    skip_hidden_keys = skip_keys;
+    scores(n, begin, end);
+    if (is_edge(0, n, begin, end)) {
+      gradients<true>(n, begin, end, hide(0, n, begin, end) ? 1 : scale2);
+    } else {
+      gradients<false>(n, begin, end, scale2);
+    }
+    accumulate(n, begin, end, skip_rows);
+  }
+
   // s <- q k^T, dp <- do v^T
   void scores(int64_t n, int64_t begin, int64_t end) {
     const int64_t at = begin / V::kStrip * (V::kStrip * width);
@@ -125,9 +144,10 @@ struct FmaBackward {
   }
 
   // acc <- ds k where set, else acc + ds k; rows of acc are ld apart
-  void fold(int64_t n, int64_t begin, int64_t end, T* acc, int64_t ld, bool set, bool skip_zeros) {
-    const T *ds = dp + begin, *keys = k + begin * width;
-    const int64_t cols = end - begin;
+  void fold(int64_t n, T* acc, int64_t ld, bool set) {
+    const T *ds = dp + first_column, *keys = k + first_column * width;
+    const int64_t cols = columns;
+    const bool skip_zeros = skip_hidden_keys;
     if (skip_zeros && set) {
       gemm_skip_zeros<V, false, Update::kSet>(n, width, cols, ds, kKeys, keys, width, acc, ld);
     } else if (skip_zeros) {

@@ -1,4 +1,5 @@
 // Kernels for AMX-BF16: matrix products on tiles, everything else on AVX-512.
+#include "amx_backward.h"
 #include "amx_forward.h"
 #include "peak_amx.h"
 #include "tiles.h"
@@ -8,19 +9,19 @@ namespace clinattn {
 
 const CpuKernels& amx_kernels() {
   static const CpuKernels kernels =
-      make_kernels<AmxForward<1>, FmaBackward<Avx512>>("amx", tile_loop);
+      make_kernels<AmxForward<1>, AmxBackward<1>>("amx", tile_loop);
   return kernels;
 }
 
 const CpuKernels& amx_f16_kernels() {
   static const CpuKernels kernels =
-      make_kernels<AmxForward<2>, FmaBackward<Avx512>>("amx", tile_loop);
+      make_kernels<AmxForward<2>, AmxBackward<2>>("amx", tile_loop);
   return kernels;
 }
 
 const CpuKernels& amx_f32_kernels() {
   static const CpuKernels kernels =
-      make_kernels<AmxForward<3>, FmaBackward<Avx512>>("amx", tile_loop);
+      make_kernels<AmxForward<3>, AmxBackward<3>>("amx", tile_loop);
   return kernels;
 }
 
