@@ -86,29 +86,31 @@ inline bool split_row(Bf16* dst, int64_t part_stride, const void* src, DType dty
   }
   const __m512i sign = _mm512_set1_epi32(negate ? static_cast<int>(0x80008000) : 0);
   if constexpr (kParts == 1) {  // bf16 already
-    alignas(64) Bf16 row[256];
     const __m512i infinite = _mm512_set1_epi16(0x7f80);
     __mmask32 special = 0;
-    if (n != n_padded) memset(row, 0, n_padded * sizeof(Bf16));
-    memcpy(row, src, n * sizeof(Bf16));
     for (int64_t d = 0; d < n_padded; d += 32) {
-      const __m512i x = _mm512_load_si512(row + d);
+      const __mmask32 there = n - d >= 32 ? ~0u : (1u << max64(0, n - d)) - 1;
+      const __m512i x = _mm512_maskz_loadu_epi16(there, static_cast<const Bf16*>(src) + d);
       special |= _mm512_cmpeq_epi16_mask(_mm512_and_si512(x, infinite), infinite);
       _mm512_storeu_si512(dst + d, _mm512_xor_si512(x, sign));
     }
     return special == 0;
   } else {
-    alignas(64) float row[256];
-    load_row<Avx512>(row, src, dtype, n);
-    for (int64_t d = round_up(n, 16); d < n_padded; d += 16)
-      Avx512::store(row + d, Avx512::zero());
+    alignas(64) float padded[256];
+    const float* row = static_cast<const float*>(src);
+    if (dtype != DType::kFloat32 || n != n_padded) {
+      load_row<Avx512>(padded, src, dtype, n);
+      for (int64_t d = round_up(n, 16); d < n_padded; d += 16)
+        Avx512::store(padded + d, Avx512::zero());
+      row = padded;
+    }
     const __m512 top = _mm512_castsi512_ps(_mm512_set1_epi32(0x7f7f0000));
     __mmask16 special = 0;
     for (int64_t d = 0; d < n_padded; d += 16)
-      special |= _mm512_cmp_ps_mask(_mm512_abs_ps(_mm512_load_ps(row + d)), top, _CMP_NLE_UQ);
+      special |= _mm512_cmp_ps_mask(_mm512_abs_ps(_mm512_loadu_ps(row + d)), top, _CMP_NLE_UQ);
     const __m512 flip = _mm512_set1_ps(negate ? -0.0f : 0.0f);
     for (int64_t d = 0; d < n_padded; d += 16) {
-      const __m512 x = _mm512_xor_ps(_mm512_load_ps(row + d), flip);
+      const __m512 x = _mm512_xor_ps(_mm512_loadu_ps(row + d), flip);
       if (special) {
         split<kParts, true>(x, dst + d, part_stride);
       } else {
@@ -312,22 +314,28 @@ struct Exponential {
   }
 };
 
-// x to the nearest bf16, still as fp32; of two equally near the one away from zero
-inline __m512 round_to_bf16(__m512 x) {
-  const __m512i bits = _mm512_add_epi32(_mm512_castps_si512(x), _mm512_set1_epi32(0x8000));
-  return _mm512_castsi512_ps(
-      _mm512_and_si512(bits, _mm512_set1_epi32(static_cast<int>(0xffff0000))));
-}
-
 inline __m512 round_down_to_bf16(__m512 x) {
   return _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(x),
                                               _mm512_set1_epi32(static_cast<int>(0xffff0000))));
 }
 
-// (even, odd) alternating as bf16, of two vectors that are bf16 already
+// The next of kParts parts of x, as the upper 16 bits; x keeps what it leaves. Of one part or two it
+// is the nearest bf16 (of two equally near the one away from zero), of three the bits themselves:
+// three times 8 hold all of them.
+template <int kParts>
+inline __m512 take_part(__m512& x, int part) {
+  __m512i bits = _mm512_castps_si512(x);
+  if (kParts < 3) bits = _mm512_add_epi32(bits, _mm512_set1_epi32(0x8000));
+  const __m512 taken = _mm512_castsi512_ps(bits);
+  if (part + 1 < kParts) x = _mm512_sub_ps(x, round_down_to_bf16(taken));
+  return taken;
+}
+
+// (even, odd) alternating as bf16, of the upper 16 bits of each
 inline __m512i alternate(__m512 even, __m512 odd) {
-  return _mm512_or_si512(_mm512_srli_epi32(_mm512_castps_si512(even), 16),
-                         _mm512_castps_si512(odd));
+  return _mm512_ternarylogic_epi32(_mm512_srli_epi32(_mm512_castps_si512(even), 16),
+                                   _mm512_castps_si512(odd),
+                                   _mm512_set1_epi32(static_cast<int>(0xffff0000)), 0xf8);
 }
 
 // sums + the two bf16 of each lane of line

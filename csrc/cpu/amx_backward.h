@@ -13,7 +13,7 @@ struct AmxBackward {
   using T = float;
   using Session = TileSession;
   using Cover = ColumnCover<AmxBackward>;
-  static constexpr int64_t kRows = 64, kKeys = 256;   // queries of a block, keys of a tile
+  static constexpr int64_t kRows = 128, kKeys = kParts == 1 ? 512 : 256;   // queries of a block, keys of a tile
   static constexpr int64_t kBlock = 32, kBegin = 32;  // keys packed at a time; columns of a step
   static constexpr int64_t kSlice = kParts == 1 ? 128 : 64;  // keys whose p and ds are kept at once
 
@@ -174,9 +174,9 @@ struct AmxBackward {
     bool first = true;
     for (slice = begin / kSlice * kSlice; slice < end; slice += kSlice) {
       const int64_t j0 = max64(begin, slice), j1 = min64(end, slice + kSlice);
-      const int64_t across = ceil_div(n, 32), blocks = (j1 - j0) / 32 * across;
+      const int64_t along = (j1 - j0) / 32, blocks = ceil_div(n, 32) * along;
       const auto multiply = [&](int64_t b, auto&& work) {
-        const int64_t i = b % across * 32, j = j0 + b / across * 32, next = width / 32 * kTile;
+        const int64_t i = b / along * 32, j = j0 + b % along * 32, next = width / 32 * kTile;
         const int64_t key_part = kKeys * width, query_part = kRows * width;
         products.multiply({key_tile(k, 0, j, 0), next, key_part, kTile},
                           {query_tile(q, 0, i, 0), next, query_part, kTile}, width / 32,
@@ -189,7 +189,7 @@ struct AmxBackward {
       if (blocks > 1) multiply(1, NoWork{});
       if (blocks <= 2) products.finish();
       for (int64_t b = 0; b < blocks; ++b) {
-        const int64_t i = b % across * 32, j = j0 + b / across * 32;
+        const int64_t i = b / along * 32, j = j0 + b % along * 32;
         s = s_all + b % 3 * 1024;
         dp = dp_all + b % 2 * 1024;
         step_key = j;
@@ -275,12 +275,8 @@ struct AmxBackward {
           __m512 rp[2][2], rg[2][2];
 #pragma GCC unroll 4
           for (int x = 0; x < 4; ++x) {
-            rp[x / 2][x % 2] = round_to_bf16(p[x / 2][x % 2]);
-            rg[x / 2][x % 2] = round_to_bf16(g[x / 2][x % 2]);
-            if (part + 1 < kParts) {
-              p[x / 2][x % 2] = V::sub(p[x / 2][x % 2], rp[x / 2][x % 2]);
-              g[x / 2][x % 2] = V::sub(g[x / 2][x % 2], rg[x / 2][x % 2]);
-            }
+            rp[x / 2][x % 2] = take_part<kParts>(p[x / 2][x % 2], part);
+            rg[x / 2][x % 2] = take_part<kParts>(g[x / 2][x % 2], part);
           }
           const int64_t next = part * kRows * kSlice;
 #pragma GCC unroll 2
@@ -304,17 +300,21 @@ struct AmxBackward {
       add_seen(n, j0, j1, dk, q_pairs, ds);
       return;
     }
-    const int64_t steps = ceil_div(n, 32), blocks = 2 * (j1 - j0) / 32 * (width / 32);
+    add_products(products, n, j0, j1, dv, dout_pairs, p);
+    add_products(products, n, j0, j1, dk, q_pairs, ds);
+  }
+
+  void add_products(TileProducts<kParts>& products, int64_t n, int64_t j0, int64_t j1, float* to,
+                    Bf16* pairs, Bf16* weights) {
+    const int64_t steps = ceil_div(n, 32), along = (j1 - j0) / 32, blocks = along * (width / 32);
     const auto target = [&](int64_t b) {
-      const int64_t j = j0 + b / 2 / (width / 32) * 32, d = b / 2 % (width / 32) * 32;
-      return gradient_block(b % 2 ? dk : dv, j, d);
+      return gradient_block(to, j0 + b % along * 32, b / along * 32);
     };
     for (int64_t b = 0; b < blocks; ++b) {
-      const int64_t j = j0 + b / 2 / (width / 32) * 32, d = b / 2 % (width / 32) * 32;
-      const Operand left{weight_tile(b % 2 ? ds : p, 0, j - slice, 0), kRows / 32 * kTile,
-                         kRows * kSlice, kTile};
-      const Operand right{query_pair_tile(b % 2 ? q_pairs : dout_pairs, 0, 0, d), kTile,
-                          kRows * width, width / 16 * kTile};
+      const Operand left{weight_tile(weights, 0, j0 - slice + b % along * 32, 0),
+                         kRows / 32 * kTile, kRows * kSlice, kTile};
+      const Operand right{query_pair_tile(pairs, 0, 0, b / along * 32), kTile, kRows * width,
+                          width / 16 * kTile};
       if constexpr (kParts == 1) {
         products.template multiply<true>(left, right, steps, target(b));
       } else {

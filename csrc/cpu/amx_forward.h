@@ -233,7 +233,7 @@ struct AmxForward {
           const __m512i line = _mm512_loadu_si512(at);
           const __m512 odd = V::mul(round_down_to_bf16(_mm512_castsi512_ps(line)), factor);
           const __m512 even = V::mul(_mm512_castsi512_ps(_mm512_slli_epi32(line, 16)), factor);
-          _mm512_storeu_si512(at, alternate(even, round_down_to_bf16(odd)));
+          _mm512_storeu_si512(at, alternate(even, odd));
         }
   }
 
@@ -299,13 +299,11 @@ struct AmxForward {
           if (kParts > 1) total = V::add(total, V::add(even, odd));
 #pragma GCC unroll 3
           for (int part = 0; part < kParts; ++part) {
-            const __m512 a = round_to_bf16(even), b = round_to_bf16(odd);
+            const __m512 a = take_part<kParts>(even, part), b = take_part<kParts>(odd, part);
             const __m512i line = alternate(a, b);
             _mm512_storeu_si512(to + part * (2 * kGroup * kTile) + 32 * x, line);
             // the sum of what is multiplied with v, not of what it was rounded from
             if (kParts == 1) total = add_pairs(total, line);
-            even = V::sub(even, a);
-            odd = V::sub(odd, b);
           }
         }
       }
