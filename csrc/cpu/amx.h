@@ -273,46 +273,18 @@ inline void pack_paired(Bf16* tile, const Bf16* rows, int64_t ld) {
   }
 }
 
-// 2^(scale x - m) for integers m. No 2^n below 2^-125 is made.
+// 2^(scale x + offset); 0 below 2^-126. Of one part 16 bits are enough.
 template <int kParts>
-struct Exponential {
+inline __m512 exponential(__m512 x, __m512 scale, __m512 offset) {
   using V = Avx512;
-  static constexpr float kRound = 0x1.8p23f;  // adding it rounds to an integer in the low bits
-  __m512 scale, m, base, least;
-
-  Exponential() = default;
-  Exponential(__m512 scale, __m512 m)
-      : scale(scale),
-        m(m),
-        base(V::sub(V::set1(kRound), m)),
-        least(V::div(V::sub(m, V::set1(125)), scale)) {}
-
-  // n = round(scale x - m) stands in the low bits of k, and 2^n is an addition to the exponent.
-  // Where kEdge, hidden scores of -inf give 0; kHuge serves the lanes whose m is beyond 2^22.
-  template <bool kEdge, bool kHuge>
-  __m512 of(__m512 x) const {
-    const __m512 z = _mm512_max_ps(least, x);  // in this order NaN stays NaN
-    const __m512 k = V::fma(z, scale, base);
-    const __m512 r = _mm512_fmsub_ps(z, scale, V::sub(k, base));
-    __m512 y;
-    if constexpr (kParts == 1) {
-      y = V::set1(kExp2Short[3]);
-      for (int i = 2; i >= 0; --i) y = V::fma(y, r, V::set1(kExp2Short[i]));
-    } else {
-      y = V::exp2_fraction(r);
-    }
-    __m512 e = _mm512_castsi512_ps(
-        _mm512_add_epi32(_mm512_castps_si512(y), _mm512_slli_epi32(_mm512_castps_si512(k), 23)));
-    if constexpr (kHuge)
-      e = _mm512_mask_mov_ps(e, huge(), V::exp2(V::fma(x, scale, V::sub(V::zero(), m))));
-    return kEdge ? V::zero_where_hidden(e, x) : e;
-  }
-
-  // Lanes where the numbers n are no longer the low bits of a float
-  __mmask16 huge() const {
-    return _mm512_cmp_ps_mask(_mm512_abs_ps(m), V::set1(0x1p22f), _CMP_GE_OQ);
-  }
-};
+  const __m512 y = V::fma(x, scale, offset);
+  if constexpr (kParts > 1) return V::exp2(y);
+  const __m512 r = _mm512_reduce_ps(y, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  __m512 e = V::set1(kExp2Short[3]);
+#pragma GCC unroll 3
+  for (int i = 2; i >= 0; --i) e = V::fma(e, r, V::set1(kExp2Short[i]));
+  return V::ldexp_normal(e, y, y);  // by the integer below y
+}
 
 inline __m512 round_down_to_bf16(__m512 x) {
   return _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(x),

@@ -30,11 +30,10 @@ struct AmxBackward {
   float* sums;                  // two blocks that wait to be added to dk or dv
   Bf16 *stage, *stage2, *pair;  // rows on their way into tiles
   float* out;                   // (2, 16, width): rows of dk and dv on their way out
-  float *whole, *fraction, *delta;  // (kRows): p = fraction 2^(s - whole), whole an integer
-  Exponential<kParts>* exponential;  // (kRows / 16)
+  float *offset, *fraction, *delta;  // (kRows): p = fraction 2^(s + offset), offset an integer
   float *s, *dp;                     // the buffers at hand
   int64_t slice, step_key;           // first keys of the slice and of the buffers at hand
-  bool finite_keys, finite_rows, huge;
+  bool finite_keys, finite_rows;
 
   AmxBackward(Arena& a, int64_t head_dim) : head_dim(head_dim), width(round_up(head_dim, 32)) {
     k = a.take<Bf16>(kParts * kKeys * width);
@@ -57,10 +56,9 @@ struct AmxBackward {
     stage2 = a.take<Bf16>(kParts * kRows * width);
     pair = a.take<Bf16>(kTile);
     out = a.take<float>(2 * 16 * width);
-    whole = a.take<float>(kRows);
+    offset = a.take<float>(kRows);
     fraction = a.take<float>(kRows);
     delta = a.take<float>(kRows);
-    exponential = a.take<Exponential<kParts>>(kRows / 16);
   }
 
   // 16 keys, 32 d
@@ -136,8 +134,9 @@ struct AmxBackward {
     finite_rows &=
         split_row<kParts>(stage2 + i * width, kRows * width, do_row, dtype, head_dim, width, false);
     const bool seeing = lse2 != __builtin_inff();
-    whole[i] = seeing ? __builtin_ceilf(lse2) : 0;
-    fraction[i] = seeing ? __builtin_exp2f((whole[i] - lse2) - low) : 0;
+    const float whole = seeing ? __builtin_ceilf(lse2) : 0;
+    offset[i] = -whole;
+    fraction[i] = seeing ? __builtin_exp2f((whole - lse2) - low) : 0;
     delta[i] = row_delta;
   }
 
@@ -169,8 +168,6 @@ struct AmxBackward {
   void differentiate(int64_t n, int64_t begin, int64_t end, float scale2, const IsEdge& is_edge,
                      const Hide& hide, bool skip_rows, bool skip_keys) {
     TileProducts<kParts> products;
-    refer(n, scale2);
-    float scale = scale2;
     bool first = true;
     for (slice = begin / kSlice * kSlice; slice < end; slice += kSlice) {
       const int64_t j0 = max64(begin, slice), j1 = min64(end, slice + kSlice);
@@ -194,8 +191,7 @@ struct AmxBackward {
         dp = dp_all + b % 2 * 1024;
         step_key = j;
         const bool edge = is_edge(i, min64(32, n - i), j, j + 32);
-        const float wanted = edge && hide(i, min64(32, n - i), j, j + 32) ? 1 : scale2;
-        if (wanted != scale) refer(n, scale = wanted);
+        const float scale = edge && hide(i, min64(32, n - i), j, j + 32) ? 1 : scale2;
         const auto beside = [&](auto&& gradients) {
           if (b + 2 < blocks) {
             multiply(b + 2, gradients);
@@ -204,12 +200,10 @@ struct AmxBackward {
           }
           gradients.finish();
         };
-        if (huge) {
-          beside(Gradients<true, true>(*this, i, j - slice));
-        } else if (edge) {
-          beside(Gradients<true, false>(*this, i, j - slice));
+        if (edge) {
+          beside(Gradients<true>(*this, i, j - slice, scale));
         } else {
-          beside(Gradients<false, false>(*this, i, j - slice));
+          beside(Gradients<false>(*this, i, j - slice, scale));
         }
       }
       products.finish();
@@ -219,23 +213,20 @@ struct AmxBackward {
     }
   }
 
-  void refer(int64_t n, float scale) {
-    huge = false;
-    for (int64_t i = 0; i < n; i += 16) {
-      exponential[i / 16] = Exponential<kParts>(V::set1(scale), V::load(whole + i));
-      huge |= exponential[i / 16].huge() != 0;
-    }
-  }
-
   // p and ds of 32 queries from row and 32 keys from the slice's key, in 16 units of two keys
-  template <bool kEdge, bool kHuge>
+  template <bool kEdge>
   struct Gradients {
     AmxBackward& e;
     const int64_t row, key, calls;
+    const float scale2;
     int64_t called = 0, done = 0;
 
-    Gradients(AmxBackward& e, int64_t row, int64_t key)
-        : e(e), row(row), key(key), calls(2 * TileProducts<kParts>::calls(e.width / 32)) {}
+    Gradients(AmxBackward& e, int64_t row, int64_t key, float scale2)
+        : e(e),
+          row(row),
+          key(key),
+          calls(2 * TileProducts<kParts>::calls(e.width / 32)),
+          scale2(scale2) {}
 
     void operator()() {
       if (kParts > 1) units(++called * 16 / calls);
@@ -243,15 +234,15 @@ struct AmxBackward {
     void finish() { units(16); }
 
     void units(int64_t until) {
-      __m512 factor[2], delta[2];
+      const __m512 scale = V::set1(scale2);
+      __m512 factor[2], delta[2], offset[2];
       __mmask16 seeing[2];  // a row that sees nothing may meet a v that is not finite
-      Exponential<kParts> exponential[2];
 #pragma GCC unroll 2
       for (int t = 0; t < 2; ++t) {
         factor[t] = V::load(e.fraction + row + 16 * t);
         delta[t] = V::load(e.delta + row + 16 * t);
         seeing[t] = _mm512_cmp_ps_mask(factor[t], V::zero(), _CMP_NEQ_UQ);
-        exponential[t] = e.exponential[row / 16 + t];
+        offset[t] = V::load(e.offset + row + 16 * t);
       }
       for (; done < until; ++done) {
         const int64_t at = done / 8 * 512 + done % 8 * 32, j = key + 2 * done;
@@ -262,8 +253,8 @@ struct AmxBackward {
           for (int h = 0; h < 2; ++h) {
             const __m512 x = V::load(e.s + at + 256 * t + 16 * h);
             const __m512 dp = V::load(e.dp + at + 256 * t + 16 * h);
-            p[t][h] = _mm512_maskz_mul_ps(
-                seeing[t], exponential[t].template of<kEdge, kHuge>(x), factor[t]);
+            p[t][h] = _mm512_maskz_mul_ps(seeing[t], exponential<kParts>(x, scale, offset[t]),
+                                          factor[t]);
             g[t][h] = _mm512_maskz_mul_ps(seeing[t], p[t][h], V::sub(dp, delta[t]));
             if (kEdge) g[t][h] = V::zero_where_hidden(g[t][h], x);
           }

@@ -101,34 +101,22 @@ struct AmxForward {
   // What the queries of a tile know: their reference points, and of the group of blocks at hand the
   // sums of weights, the blocks that have some, and whether an edge runs through one.
   struct State {
-    __m512 m[2], l[2];
-    float* l_out;
-    float* o;
-    __mmask16 present[2];
+    __m512 m[2], offset[2], l[2];  // offset: -m, or 0 for a query that has seen nothing
+    float *l_out, *o;
+    float scale = 0;
     int64_t first = -1, last = -1;
     bool edge = false;
-    bool huge = false;
     bool pending = false;  // the last sums are still to be added to o
-    float scale = 0;
-    Exponential<kParts> exponential[2];
 
-    State(int64_t n, const float* m_in, float* l_out, float* o) : l_out(l_out), o(o) {
+    State(const float* m_in, float* l_out, float* o) : l_out(l_out), o(o) {
       for (int i = 0; i < 2; ++i) {
-        m[i] = V::load(m_in + 16 * i);
         l[i] = V::zero();
-        present[i] = static_cast<__mmask16>((1u << clamp(n - 16 * i, 0, 16)) - 1);
+        refer(i, V::load(m_in + 16 * i));
       }
     }
-
-    // Of queries that are not there only the arithmetic's speed may depend.
-    void refer(float scale2) {
-      scale = scale2;
-      huge = false;
-      for (int i = 0; i < 2; ++i) {
-        exponential[i] =
-            Exponential<kParts>(V::set1(scale2), V::zero_where_hidden(m[i], m[i]));
-        huge |= (exponential[i].huge() & present[i]) != 0;
-      }
+    void refer(int64_t i, __m512 reference) {
+      m[i] = reference;
+      offset[i] = V::sub(V::zero(), V::zero_where_hidden(reference, reference));
     }
   };
 
@@ -136,14 +124,14 @@ struct AmxForward {
   // says whether it has scaled the scores. While the scores of a block are exponentiated, tiles
   // multiply those of the next.
   template <class Step, class Hide>
-  void fold(int64_t r, int64_t n, const Step* steps, int64_t count, float scale2, const Hide& hide,
+  void fold(int64_t r, int64_t, const Step* steps, int64_t count, float scale2, const Hide& hide,
             float* m, float* l, float* o) {
     const int64_t next = width / 32 * kTile;
     const Operand b{q_tile(0, r, 0), next, rows * width, kTile};
     const auto a = [&](const Step& step) {
       return Operand{k_tile(0, step.at, 0), next, panel * width, kTile};
     };
-    State state(n, m, l, o);
+    State state(m, l, o);
     const auto scores = [&](int64_t i) { return s_all + i % 2 * (kRows * kKeys); };
     TileProducts<kParts> products;
     products.multiply(a(steps[0]), b, width / 32, scores(0));
@@ -157,23 +145,16 @@ struct AmxForward {
       const int64_t block = step.index % kGroup;
       s = scores(i);
       const auto begin = [&] {
-        const float scale = step.edge && hide(step) ? 1 : scale2;
-        raise(state, block, scale);
-        if (scale != state.scale) state.refer(scale);
+        state.scale = step.edge && hide(step) ? 1 : scale2;
+        raise(state, block);
       };
-      const auto multiply_beside = [&](auto&& exponents) {
-        if (i + 2 < count) {
-          products.multiply(a(steps[i + 2]), b, width / 32, scores(i), exponents);
-        } else {
-          products.finish();
-        }
-        exponents.finish();
-      };
-      if (step.edge) {
-        multiply_beside(Exponents<true, decltype(begin)>(*this, state, block, begin));
+      Exponents<decltype(begin)> exponents(*this, state, block, begin);
+      if (i + 2 < count) {
+        products.multiply(a(steps[i + 2]), b, width / 32, scores(i), exponents);
       } else {
-        multiply_beside(Exponents<false, decltype(begin)>(*this, state, block, begin));
+        products.finish();
       }
+      exponents.finish();
       state.edge |= step.edge;
       state.last = block;
       if (i + 1 == count || steps[i + 1].index / kGroup != step.index / kGroup)
@@ -189,11 +170,11 @@ struct AmxForward {
   // m <- ceil(scale2 max s), and all that was weighed is scaled by 2^(old m - new m). As reference
   // points are integers, that is exact.
   static constexpr float kSlack = 10;
+  static constexpr int kCeiling = _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC;
 
-  void raise(State& state, int64_t block, float scale2) {
+  void raise(State& state, int64_t block) {
     if (state.first < 0) state.first = block;
     for (int64_t j = state.last + 1; state.last >= 0 && j < block; ++j) clear_weights(j);
-    bool any = false;
     for (int64_t i = 0; i < 2; ++i) {
       const float* x = s + i * 256;
       __m512 top[4] = {V::load(x), V::load(x + 16), V::load(x + 32), V::load(x + 48)};
@@ -203,20 +184,18 @@ struct AmxForward {
           for (int lane = 0; lane < 4; ++lane)
             top[lane] = V::max(top[lane], V::load(x + 512 * half + j + 16 * lane));
       const __m512 highest =
-          V::mul(V::max(V::max(top[0], top[1]), V::max(top[2], top[3])), V::set1(scale2));
+          V::mul(V::max(V::max(top[0], top[1]), V::max(top[2], top[3])), V::set1(state.scale));
       const __mmask16 grown = _mm512_cmp_ps_mask(
           highest, V::add(state.m[i], V::set1(kSlack)), _CMP_GT_OQ);
-      any |= grown;
       if (grown) raise_lanes(state, i, block, grown, highest);
     }
-    if (any) state.refer(scale2);
   }
 
   __attribute__((noinline)) void raise_lanes(State& state, int64_t i, int64_t block,
                                              __mmask16 grown, __m512 highest) {
     add_sums(state);
     const __m512 m = state.m[i];
-    state.m[i] = _mm512_mask_roundscale_ps(m, grown, highest, _MM_FROUND_CEIL | _MM_FROUND_NO_EXC);
+    state.refer(i, _mm512_mask_roundscale_ps(m, grown, highest, kCeiling));
     const __m512 ones = V::set1(1);
     const __m512 factor = _mm512_mask_mov_ps(ones, grown, V::exp2(V::sub(m, state.m[i])));
     state.l[i] = V::mul(state.l[i], factor);
@@ -243,8 +222,8 @@ struct AmxForward {
         memset(p_tile(part, i, block), 0, kTile * sizeof(Bf16));
   }
 
-  // p <- 2^(scale2 s - m) for a block, in 16 units of 16 queries and 4 keys
-  template <bool kEdge, class Begin>
+  // p <- 2^(scale s - m) for a block, in 16 units of 16 queries and 4 keys
+  template <class Begin>
   struct Exponents {
     AmxForward& e;
     State& state;
@@ -275,27 +254,22 @@ struct AmxForward {
     void units(int64_t until) {
       while (done < until) {
         const int64_t i = done / 8, end = min64(until, 8 * i + 8);
-        if (state.huge) {
-          exponentiate<true>(i, done % 8, end - 8 * i);
-        } else {
-          exponentiate<false>(i, done % 8, end - 8 * i);
-        }
+        exponentiate(i, done % 8, end - 8 * i);
         done = end;
       }
     }
 
     // Units [first, last) of 16 queries
-    template <bool kHuge>
     void exponentiate(int64_t i, int64_t first, int64_t last) {
-      const Exponential<kParts> exponential = state.exponential[i];
+      const __m512 scale = V::set1(state.scale), offset = state.offset[i];
       __m512 total = state.l[i];
       for (int64_t at = first; at < last; ++at) {
         const float* from = e.s + at / 4 * 512 + i * 256 + at % 4 * 64;
         Bf16* to = e.p_tile(0, 16 * i, block) + at * 64;
 #pragma GCC unroll 2
         for (int x = 0; x < 2; ++x) {
-          __m512 even = exponential.template of<kEdge, kHuge>(V::load(from + 32 * x)),
-                 odd = exponential.template of<kEdge, kHuge>(V::load(from + 32 * x + 16));
+          __m512 even = exponential<kParts>(V::load(from + 32 * x), scale, offset),
+                 odd = exponential<kParts>(V::load(from + 32 * x + 16), scale, offset);
           if (kParts > 1) total = V::add(total, V::add(even, odd));
 #pragma GCC unroll 3
           for (int part = 0; part < kParts; ++part) {
