@@ -93,7 +93,13 @@ struct Forward {
   void pack(const Sequence& seq, const ForwardTask& task, int64_t k0, int64_t keys) {
     engine.begin_panel();
     const void *k_rows[E::kBlock], *v_rows[E::kBlock];
+    const int64_t bytes = p.head_dim * dtype_size(p.dtype);
     for (int64_t j0 = 0; j0 < keys; j0 += E::kBlock) {
+      for (int64_t j = j0 + E::kBlock; j < min64(j0 + 2 * E::kBlock, keys); ++j) {
+        const int64_t row = seq.k_row0 + k0 + j;
+        prefetch_row(row_at(p.k, p.dtype, p.k_strides, seq.index, task.kv_head, row), bytes);
+        prefetch_row(row_at(p.v, p.dtype, p.v_strides, seq.index, task.kv_head, row), bytes);
+      }
       for (int64_t j = 0; j < E::kBlock; ++j) {
         const int64_t key = k0 + j0 + j, row = seq.k_row0 + key;
         const bool visible = j0 + j < keys && seen_by_group(p, seq, task.kv_head, key);

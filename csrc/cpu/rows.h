@@ -39,6 +39,12 @@ inline P* row_at(P* base, DType t, const Strides& s, int64_t seq, int64_t head, 
   return static_cast<Byte*>(base) + (seq * s.batch + head * s.head + row * s.row) * dtype_size(t);
 }
 
+// Asks for the lines of a row, which is needed soon, to come to L2.
+inline void prefetch_row(const void* row, int64_t bytes) {
+  for (int64_t at = 0; at < bytes; at += 64)
+    __builtin_prefetch(static_cast<const char*>(row) + at, 0, 2);
+}
+
 template <class V, class E>
 inline void load_elements(typename V::T* dst, const E* src, int64_t n) {
   int64_t j = 0;
