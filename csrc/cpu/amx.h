@@ -136,7 +136,7 @@ struct NoWork {
 
 // Products of two tiles of A with two of B, one block after another. The four sums of a block are
 // stored between the first products of the next: a store that waits for its sum would keep later
-// instructions from starting. A comes from L2, past L1 where its parts are many; B should be in L1. work() is called after
+// instructions from starting. A comes from L2, past L1 where kStream; B should be in L1. work() is called after
 // every four products, for vector instructions to run beside them.
 template <int kParts>
 struct TileProducts {
@@ -145,11 +145,11 @@ struct TileProducts {
   ~TileProducts() { finish(); }
 
   // c (four tiles: 00, 01, 10, 11) <- (a0; a1) (b0 b1), or c + that where kAdd
-  template <bool kAdd = false, class Work = NoWork>
+  template <bool kAdd = false, bool kStream = (kParts > 1), class Work = NoWork>
   void multiply(const Operand& a, const Operand& b, int64_t steps, float* c, Work&& work = {}) {
     using P = Products<kParts>;
     asm volatile("" ::: "memory");  // the intrinsics do not say that a tile's load reads memory
-    load(a.at + P::kA[0] * a.part, b.at + P::kB[0] * b.part, a.other, b.other);
+    load<kStream>(a.at + P::kA[0] * a.part, b.at + P::kB[0] * b.part, a.other, b.other);
     if (late) {
       _tile_stored(0, late, 64);
       if constexpr (kAdd) {
@@ -198,7 +198,7 @@ struct TileProducts {
     for (int i = 0; i < P::kCount; ++i) {
       const Bf16 *left = a.at + P::kA[i] * a.part, *right = b.at + P::kB[i] * b.part;
       for (int64_t k = i == 0; k < steps; ++k) {
-        load(left + k * a.step, right + k * b.step, a.other, b.other);
+        load<kStream>(left + k * a.step, right + k * b.step, a.other, b.other);
         add_products();
         work();
       }
@@ -218,8 +218,9 @@ struct TileProducts {
   }
 
  private:
+  template <bool kStream>
   static void load(const Bf16* a, const Bf16* b, int64_t a_other, int64_t b_other) {
-    if constexpr (kParts > 1) {
+    if constexpr (kStream) {
       _tile_stream_loadd(4, a, 64);
       _tile_loadd(6, b, 64);
       _tile_loadd(7, b + b_other, 64);

@@ -97,10 +97,10 @@ struct AmxBackward {
   // The scores of 16 queries with one key of the tile, which the buffer at hand holds
   float* column(int64_t row, int64_t key) { return s + in_block(key - step_key, row); }
 
-  void begin_tile() {
+  void begin_tile(int64_t keys) {
     finite_keys = true;
-    memset(dk, 0, kKeys * width * sizeof(float));
-    memset(dv, 0, kKeys * width * sizeof(float));
+    memset(dk, 0, round_up(keys, 32) * width * sizeof(float));
+    memset(dv, 0, round_up(keys, 32) * width * sizeof(float));
   }
 
   void put_keys(int64_t j0, const void* const* k_rows, const void* const* v_rows, DType dtype) {
@@ -175,10 +175,10 @@ struct AmxBackward {
       const auto multiply = [&](int64_t b, auto&& work) {
         const int64_t i = b / along * 32, j = j0 + b % along * 32, next = width / 32 * kTile;
         const int64_t key_part = kKeys * width, query_part = kRows * width;
-        products.multiply({key_tile(k, 0, j, 0), next, key_part, kTile},
+        products.template multiply<false, true>({key_tile(k, 0, j, 0), next, key_part, kTile},
                           {query_tile(q, 0, i, 0), next, query_part, kTile}, width / 32,
                           s_all + b % 3 * 1024, work);
-        products.multiply({key_tile(v, 0, j, 0), next, key_part, kTile},
+        products.template multiply<false, true>({key_tile(v, 0, j, 0), next, key_part, kTile},
                           {query_tile(dout, 0, i, 0), next, query_part, kTile}, width / 32,
                           dp_all + b % 2 * 1024, work);
       };
@@ -229,7 +229,7 @@ struct AmxBackward {
           scale2(scale2) {}
 
     void operator()() {
-      if (kParts > 1) units(++called * 16 / calls);
+      units(++called * 16 / calls);
     }
     void finish() { units(16); }
 

@@ -15,8 +15,8 @@ struct AmxForward {
   using Cover = ColumnCover<AmxForward>;
   static constexpr int64_t kRows = 32, kKeys = 32;  // two tiles of queries, two of keys
   static constexpr int64_t kBlock = 32, kBegin = 32;
-  // blocks of keys whose weights are multiplied with v together: they take 12 to 16 KB of L1
-  static constexpr int64_t kGroup = kParts == 1 ? 8 : kParts == 2 ? 4 : 2;
+  // blocks of keys whose weights are multiplied with v together: they take 12 to 32 KB
+  static constexpr int64_t kGroup = kParts == 1 ? 16 : kParts == 2 ? 4 : 2;
   static constexpr int64_t kChunk = 1024;
 
   const int64_t head_dim, width;  // width: head_dim padded to two tiles
@@ -238,11 +238,10 @@ struct AmxForward {
           calls(TileProducts<kParts>::calls(e.width / 32)),
           begin(begin) {}
 
-    // An equal share of the work in each of calls calls, where tiles have more to do than vectors;
-    // the first one finds the scores stored.
+    // An equal share of the work in each of calls calls; the first one finds the scores stored.
     void operator()() {
       if (called++ == 0) begin();
-      if (kParts > 1) units(called * 16 / calls);
+      units(called * 16 / calls);
       if (called == calls) e.add_sums(state);
     }
 
@@ -298,7 +297,7 @@ struct AmxForward {
         const Operand a{v_tile(0, at + first * kKeys, d), panel / 32 * kTile, panel * width, kTile};
         Addition addition{state.o + (d - 64) * 32, sums + d / 32 % 2 * 1024, d < 64 ? 0 : 64,
                           products.calls(blocks)};
-        products.multiply(a, b, blocks, sums + d / 32 % 2 * 1024, addition);
+        products.template multiply<false, true>(a, b, blocks, sums + d / 32 % 2 * 1024, addition);
       }
       state.pending = true;
     }

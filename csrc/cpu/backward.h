@@ -136,7 +136,7 @@ struct Backward {
   }
 
   void pack(const Sequence& seq, int64_t kv_head, int64_t k0, int64_t keys) {
-    engine.begin_tile();
+    engine.begin_tile(round_up(keys, E::kBlock));
     const void *k_rows[E::kBlock], *v_rows[E::kBlock];
     for (int64_t j0 = 0; j0 < keys; j0 += E::kBlock) {
       for (int64_t j = 0; j < E::kBlock; ++j) {

@@ -45,9 +45,9 @@ struct FmaBackward {
   // kWidth scores of one row
   T* segment(int64_t row, int64_t key) { return s + row * kKeys + key; }
 
-  void begin_tile() {
+  void begin_tile(int64_t keys) {
     finite_keys = true;
-    for (int64_t j = 0; j < kKeys * width; j += V::kWidth) {
+    for (int64_t j = 0; j < keys * width; j += V::kWidth) {
       V::store(dk + j, V::zero());
       V::store(dv + j, V::zero());
     }

@@ -27,6 +27,7 @@ inline void micro(int64_t k, const typename V::T* a, int64_t lda, const typename
   for (int i = 0; i < kM; ++i)
 #pragma GCC unroll 16
     for (int j = 0; j < kN; ++j) acc[i][j] = V::no_sum();
+#pragma GCC unroll 4
   for (int64_t kk = 0; kk < k; ++kk) {
     F bv[kN];
 #pragma GCC unroll 16
