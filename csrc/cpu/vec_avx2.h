@@ -1,0 +1,137 @@
+// AVX2 with FMA and F16C as the vocabulary of the algorithm: 16 registers of 8 floats.
+#pragma once
+
+#include <immintrin.h>
+
+#include "rows.h"
+
+namespace {
+
+struct Avx2 {
+  using T = float;
+  using F = __m256;
+  static constexpr int kWidth = 8;
+  // 6 x 2 accumulators + 2 vectors of B + 1 broadcast leave 1 of 16 registers
+  static constexpr int kMicroRows = 6, kMicroVectors = 2, kStrip = kMicroVectors * kWidth;
+  static constexpr int kForwardRows = 48, kForwardKeys = 128;
+  static constexpr int kBackwardRows = 48, kBackwardKeys = 96;
+
+  static F load(const float* p) { return _mm256_loadu_ps(p); }
+  static void store(float* p, F x) { _mm256_storeu_ps(p, x); }
+  static F set1(float x) { return _mm256_set1_ps(x); }
+  static F zero() { return _mm256_setzero_ps(); }
+  static F add(F a, F b) { return _mm256_add_ps(a, b); }
+  static F sub(F a, F b) { return _mm256_sub_ps(a, b); }
+  static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
+  static F div(F a, F b) { return _mm256_div_ps(a, b); }
+  static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+  using Sum = F;
+  static Sum no_sum() { return zero(); }
+  static Sum add_product(F a, F b, Sum c) { return fma(a, b, c); }
+  static F rounded(Sum x) { return x; }
+  static F max(F a, F b) { return _mm256_max_ps(a, b); }
+  // Element i is the maximum (sum) of row i of a (8 x 8).
+  static F max_rows(const float* a) {
+    alignas(32) float t[64];
+    transpose(a, 8, t, 8);
+    F y = load(t);
+#pragma GCC unroll 8
+    for (int i = 1; i < 8; ++i) y = max(y, load(t + 8 * i));
+    return y;
+  }
+  static F sum_rows(const float* a) {
+    alignas(32) float t[64];
+    transpose(a, 8, t, 8);
+    F y = load(t);
+#pragma GCC unroll 8
+    for (int i = 1; i < 8; ++i) y = add(y, load(t + 8 * i));
+    return y;
+  }
+  static float hsum(F a) {
+    __m128 x = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+    return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
+  }
+  // -inf where the mask hides
+  static F hidden_where_hidden(F x, F mask) {
+    const F hidden = set1(-__builtin_inff());
+    return _mm256_blendv_ps(x, hidden, _mm256_cmp_ps(mask, hidden, _CMP_EQ_OQ));
+  }
+  static F zero_where_hidden(F x, F mask) {
+    return _mm256_and_ps(x, _mm256_cmp_ps(mask, set1(-__builtin_inff()), _CMP_NEQ_UQ));
+  }
+
+  // 2^x, about 1 ulp; 0 below 2^-126, so that no denormal is made
+  static F exp2(F x) {
+    const F top = _mm256_min_ps(set1(254), x), n = round(top);
+    return ldexp_normal(exp2_fraction(sub(top, n)), n, x);
+  }
+  static F round(F x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  static F exp2_fraction(F r) {
+    F y = set1(kExp2[5]);
+#pragma GCC unroll 8
+    for (int i = 4; i >= 0; --i) y = fma(y, r, set1(kExp2[i]));
+    return fma(y, r, set1(1));
+  }
+  // Two products put the exponent in, so that what is too large becomes inf.
+  static F ldexp_normal(F y, F n, F x) {
+    const __m256i e = _mm256_cvtps_epi32(_mm256_max_ps(n, set1(-126))),
+                  half = _mm256_srai_epi32(e, 1);
+    y = mul(mul(y, power_of_two(half)), power_of_two(_mm256_sub_epi32(e, half)));
+    return _mm256_and_ps(y, _mm256_cmp_ps(x, set1(-126), _CMP_NLT_UQ));
+  }
+  static F power_of_two(__m256i e) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(e, _mm256_set1_epi32(127)), 23));
+  }
+
+  static F load_as(const float* p) { return load(p); }
+  static F load_as(const BFloat16* p) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(
+        _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), 16));
+  }
+  static F load_as(const Float16* p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  static void store_as(float* p, F x) { store(p, x); }
+  static void store_as(BFloat16* p, F x) {
+    const __m256i bits = _mm256_castps_si256(x);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i even = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+    const __m256i rounded = _mm256_blendv_epi8(even, _mm256_set1_epi32(0x7fc00000), nan);
+    const __m256i high = _mm256_srli_epi32(rounded, 16);
+    const __m128i packed =
+        _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), packed);
+  }
+  static void store_as(Float16* p, F x) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                     _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  }
+
+  // dst (8 x 8) <- src^T
+  static void transpose(const float* src, int64_t ld_src, float* dst, int64_t ld_dst) {
+    __m256 r[8], t[8];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) r[i] = load(src + i * ld_src);
+#pragma GCC unroll 4
+    for (int i = 0; i < 8; i += 2) {
+      t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+      t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < 8; i += 4) {
+      r[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
+      r[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
+      r[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+      r[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      store(dst + i * ld_dst, _mm256_permute2f128_ps(r[i], r[i + 4], 0x20));
+      store(dst + (i + 4) * ld_dst, _mm256_permute2f128_ps(r[i], r[i + 4], 0x31));
+    }
+  }
+};
+
+}  // namespace

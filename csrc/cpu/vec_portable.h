@@ -1,0 +1,182 @@
+// Portable C++ as the vocabulary of the algorithm: arrays that any compiler turns into the
+// machine's own vectors. Also serves fp64.
+#pragma once
+
+#include "rows.h"
+
+namespace {
+
+template <class Number, int kLanes>
+struct Portable {
+  using T = Number;
+  struct F {
+    T x[kLanes];
+  };
+  static constexpr int kWidth = kLanes;
+  static constexpr int kMicroRows = 4, kMicroVectors = 1, kStrip = kMicroVectors * kWidth;
+  static constexpr int kForwardRows = 32, kForwardKeys = 64;
+  static constexpr int kBackwardRows = 32, kBackwardKeys = 64;
+
+  template <class Op>
+  static F each(Op op) {
+    F y;
+    for (int i = 0; i < kLanes; ++i) y.x[i] = op(i);
+    return y;
+  }
+  static F load(const T* p) {
+    return each([&](int i) { return p[i]; });
+  }
+  static void store(T* p, F a) {
+    for (int i = 0; i < kLanes; ++i) p[i] = a.x[i];
+  }
+  static F set1(T v) {
+    return each([&](int) { return v; });
+  }
+  static F zero() { return set1(0); }
+  static F add(F a, F b) {
+    return each([&](int i) { return a.x[i] + b.x[i]; });
+  }
+  static F sub(F a, F b) {
+    return each([&](int i) { return a.x[i] - b.x[i]; });
+  }
+  static F mul(F a, F b) {
+    return each([&](int i) { return a.x[i] * b.x[i]; });
+  }
+  static F div(F a, F b) {
+    return each([&](int i) { return a.x[i] / b.x[i]; });
+  }
+  // Two roundings, where without the hardware a fused one is a slow library call: for what is far
+  // from the scores' largest terms.
+  static F fma(F a, F b, F c) {
+    return each([&](int i) { return a.x[i] * b.x[i] + c.x[i]; });
+  }
+  // Sums of products keep what a fused multiply-add would, in fp64 where there is none.
+#ifdef __FP_FAST_FMAF
+  using Wide = T;
+#else
+  using Wide = double;
+#endif
+  struct Sum {
+    Wide x[kLanes];
+  };
+  static Sum no_sum() { return {}; }
+  static Sum add_product(F a, F b, Sum c) {
+    for (int i = 0; i < kLanes; ++i) {
+#ifdef __FP_FAST_FMAF
+      c.x[i] = sizeof(T) == 8 ? __builtin_fma(a.x[i], b.x[i], c.x[i])
+                              : __builtin_fmaf(a.x[i], b.x[i], c.x[i]);
+#else
+      c.x[i] += static_cast<Wide>(a.x[i]) * b.x[i];
+#endif
+    }
+    return c;
+  }
+  static F rounded(const Sum& s) {
+    return each([&](int i) { return static_cast<T>(s.x[i]); });
+  }
+  static F max(F a, F b) {
+    return each([&](int i) { return a.x[i] > b.x[i] ? a.x[i] : b.x[i]; });
+  }
+  // Element i is the maximum (sum) of row i of a (kLanes x kLanes).
+  static F max_rows(const T* a) {
+    F y = set1(-static_cast<T>(__builtin_inf()));
+    for (int i = 0; i < kLanes; ++i)
+      for (int j = 0; j < kLanes; ++j)
+        y.x[i] = a[i * kLanes + j] > y.x[i] ? a[i * kLanes + j] : y.x[i];
+    return y;
+  }
+  static F sum_rows(const T* a) {
+    F y = zero();
+    for (int i = 0; i < kLanes; ++i)
+      for (int j = 0; j < kLanes; ++j) y.x[i] += a[i * kLanes + j];
+    return y;
+  }
+  static T hsum(F a) {
+    T y = 0;
+    for (int i = 0; i < kLanes; ++i) y += a.x[i];
+    return y;
+  }
+  // -inf where the mask hides
+  static F hidden_where_hidden(F a, F mask) {
+    constexpr T kHidden = -static_cast<T>(__builtin_inf());
+    return each([&](int i) { return mask.x[i] == kHidden ? kHidden : a.x[i]; });
+  }
+  static F zero_where_hidden(F a, F mask) {
+    return each(
+        [&](int i) { return mask.x[i] == -static_cast<T>(__builtin_inf()) ? T(0) : a.x[i]; });
+  }
+
+  // 2^x; in single precision about 1 ulp and 0 below 2^-126, so that no denormal is made
+  static F exp2(F a) {
+    return each([&](int i) -> T {
+      if constexpr (sizeof(T) == 8) return __builtin_exp2(a.x[i]);
+      const T n = round(a.x[i]);
+      return ldexp_normal(a.x[i] - n, n, a.x[i]);
+    });
+  }
+  // The nearest integer from -127 to 254: adding 1.5 * 2^23 rounds to an integer in the low bits.
+  static float round(float x) {
+    const float t = x < 254.0f ? x : 254.0f;
+    return (t > -127.0f ? t : -127.0f) + 0x1.8p23f - 0x1.8p23f;
+  }
+  // 2^(n + r), 0 where x says that it is no normal number. Two products put the exponent in, so
+  // that what is too large becomes inf.
+  static float ldexp_normal(float r, float n, float x) {
+    float y = kExp2[5];
+    for (int i = 4; i >= 0; --i) y = y * r + kExp2[i];
+    const int32_t e = static_cast<int32_t>(n == n ? n : 0);
+    y = (y * r + 1) * power_of_two(e / 2) * power_of_two(e - e / 2);
+    return x < -126 ? 0 : x == x ? y : x;
+  }
+  static float power_of_two(int32_t e) {
+    const uint32_t bits = static_cast<uint32_t>(e + 127) << 23;
+    float y;
+    memcpy(&y, &bits, 4);
+    return y;
+  }
+
+  static F load_as(const T* p) { return load(p); }
+  template <class E>
+  static F load_as(const E* p) {
+    return each([&](int i) { return static_cast<T>(widen(p[i])); });
+  }
+  static void store_as(T* p, F a) { store(p, a); }
+  template <class E>
+  static void store_as(E* p, F a) {
+    for (int i = 0; i < kLanes; ++i) narrow(static_cast<float>(a.x[i]), p + i);
+  }
+  static void narrow(float v, BFloat16* p) {
+    uint32_t bits;
+    memcpy(&bits, &v, 4);
+    p->bits = v != v ? 0x7fc0 : static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+  }
+  static void narrow(float v, Float16* p) {
+    uint32_t bits;
+    memcpy(&bits, &v, 4);
+    const uint32_t sign = bits >> 16 & 0x8000;
+    bits &= 0x7fffffff;
+    uint32_t y;
+    if (bits > 0x7f800000) {
+      y = 0x7e00;
+    } else if (bits >= 0x477ff000) {  // 65520 and above round to inf
+      y = 0x7c00;
+    } else if (bits <
+               0x38800000) {  // subnormal: adding 0.5 leaves the rounded value in the low bits
+      float f;
+      memcpy(&f, &bits, 4);
+      f += 0.5f;
+      memcpy(&y, &f, 4);
+      y -= 0x3f000000;
+    } else {
+      y = (bits - 0x38000000 + 0xfff + (bits >> 13 & 1)) >> 13;
+    }
+    p->bits = static_cast<uint16_t>(sign | y);
+  }
+
+  static void transpose(const T* src, int64_t ld_src, T* dst, int64_t ld_dst) {
+    for (int i = 0; i < kLanes; ++i)
+      for (int j = 0; j < kLanes; ++j) dst[j * ld_dst + i] = src[i * ld_src + j];
+  }
+};
+
+}  // namespace
