@@ -51,38 +51,57 @@ inline __m512 widen16(__m256i x) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
 }
 
-// parts[i] (16 elements) <- the i-th part of x. Where kSpecial, x may be anything: the first part of
-// a large finite number stays finite, and what is not finite has no further part.
-template <int kParts, bool kSpecial>
+// parts[i] (16 elements) <- the i-th part of x
+template <int kParts>
 inline void split(__m512 x, Bf16* first, int64_t part_stride) {
   for (int i = 0; i < kParts; ++i) {
-    __m512 part = x;
-    if (kSpecial && kParts > 1 && i == 0) {
-      const __m512 top = _mm512_castsi512_ps(_mm512_set1_epi32(0x7f7f0000));
-      const __mmask16 large =
-          _mm512_cmp_ps_mask(_mm512_abs_ps(x), top, _CMP_GT_OQ) &
-          _mm512_cmp_ps_mask(_mm512_abs_ps(x), _mm512_set1_ps(__FLT_MAX__), _CMP_LE_OQ);
-      part =
-          _mm512_mask_mov_ps(x, large, _mm512_or_ps(top, _mm512_and_ps(x, _mm512_set1_ps(-0.0f))));
-    }
-    const __m256i bits = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(part));
+    const __m256i bits = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(first + i * part_stride), bits);
-    if (i + 1 < kParts) {
-      const __mmask16 finite =
-          kSpecial ? _mm512_cmp_ps_mask(_mm512_abs_ps(x), _mm512_set1_ps(__FLT_MAX__), _CMP_LE_OQ)
-                   : static_cast<__mmask16>(0xffff);
-      x = _mm512_maskz_sub_ps(finite, x, widen16(bits));
-    }
+    if (i + 1 < kParts) x = _mm512_sub_ps(x, widen16(bits));
   }
 }
 
-// dst (kParts, n padded with zeros to n_padded, a multiple of 32) <- src (n); whether all is finite
+// The same for any x: the first part of a large finite number stays finite, what is not finite has
+// no further part, and small parts are kept although tiles will take them for 0.
 template <int kParts>
-inline bool split_row(Bf16* dst, int64_t part_stride, const void* src, DType dtype, int64_t n,
+inline void split_special(__m512 x, Bf16* first, int64_t part_stride) {
+  const __m512 top = _mm512_castsi512_ps(_mm512_set1_epi32(0x7f7f0000));
+  const __m512 sign = _mm512_and_ps(x, _mm512_set1_ps(-0.0f));
+  for (int i = 0; i < kParts; ++i) {
+    const __m512 magnitude = _mm512_abs_ps(x);
+    const __mmask16 finite =
+        _mm512_cmp_ps_mask(magnitude, _mm512_set1_ps(__FLT_MAX__), _CMP_LE_OQ);
+    const __mmask16 large = finite & _mm512_cmp_ps_mask(magnitude, top, _CMP_GT_OQ);
+    __m512i bits = _mm512_add_epi32(_mm512_castps_si512(x), _mm512_set1_epi32(0x8000));
+    bits = _mm512_mask_mov_epi32(bits, large, _mm512_castps_si512(_mm512_or_ps(top, sign)));
+    const __m512 odd = widen16(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x)));
+    bits = _mm512_mask_mov_epi32(_mm512_castps_si512(odd), finite, bits);
+    bits = _mm512_srli_epi32(bits, 16);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(first + i * part_stride),
+                        _mm512_cvtepi32_epi16(bits));
+    x = _mm512_maskz_sub_ps(finite, x, _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16)));
+  }
+}
+
+// What rows hold. Tiles take bf16 below 2^-126 for 0, so where all there is is small the second and
+// third parts of fp32 numbers would be lost.
+struct Contents {
+  bool finite = true, some = false, sizeable = false;  // sizeable: something from 2^-96 on
+  bool tiny() const { return some && !sizeable; }
+  void add(Contents x) {
+    finite &= x.finite;
+    some |= x.some;
+    sizeable |= x.sizeable;
+  }
+};
+
+// dst (kParts, n padded with zeros to n_padded, a multiple of 32) <- src (n)
+template <int kParts>
+inline Contents split_row(Bf16* dst, int64_t part_stride, const void* src, DType dtype, int64_t n,
                       int64_t n_padded, bool negate) {
   if (!src) {
     for (int i = 0; i < kParts; ++i) memset(dst + i * part_stride, 0, n_padded * sizeof(Bf16));
-    return true;
+    return {};
   }
   const __m512i sign = _mm512_set1_epi32(negate ? static_cast<int>(0x80008000) : 0);
   if constexpr (kParts == 1) {  // bf16 already
@@ -94,7 +113,7 @@ inline bool split_row(Bf16* dst, int64_t part_stride, const void* src, DType dty
       special |= _mm512_cmpeq_epi16_mask(_mm512_and_si512(x, infinite), infinite);
       _mm512_storeu_si512(dst + d, _mm512_xor_si512(x, sign));
     }
-    return special == 0;
+    return {special == 0, true, true};
   } else {
     alignas(64) float padded[256];
     const float* row = static_cast<const float*>(src);
@@ -105,19 +124,26 @@ inline bool split_row(Bf16* dst, int64_t part_stride, const void* src, DType dty
       row = padded;
     }
     const __m512 top = _mm512_castsi512_ps(_mm512_set1_epi32(0x7f7f0000));
+    __m512 largest = _mm512_setzero_ps();
     __mmask16 special = 0;
-    for (int64_t d = 0; d < n_padded; d += 16)
-      special |= _mm512_cmp_ps_mask(_mm512_abs_ps(_mm512_loadu_ps(row + d)), top, _CMP_NLE_UQ);
+    for (int64_t d = 0; d < n_padded; d += 16) {
+      const __m512 x = _mm512_abs_ps(_mm512_loadu_ps(row + d));
+      special |= _mm512_cmp_ps_mask(x, top, _CMP_NLE_UQ);
+      largest = _mm512_max_ps(largest, x);
+    }
+    const bool sizeable =
+        kParts < 3 || _mm512_cmp_ps_mask(largest, _mm512_set1_ps(0x1p-96f), _CMP_NLT_UQ) != 0;
     const __m512 flip = _mm512_set1_ps(negate ? -0.0f : 0.0f);
     for (int64_t d = 0; d < n_padded; d += 16) {
       const __m512 x = _mm512_xor_ps(_mm512_loadu_ps(row + d), flip);
-      if (special) {
-        split<kParts, true>(x, dst + d, part_stride);
+      if (special || !sizeable) {
+        split_special<kParts>(x, dst + d, part_stride);
       } else {
-        split<kParts, false>(x, dst + d, part_stride);
+        split<kParts>(x, dst + d, part_stride);
       }
     }
-    return !special || all_finite<Avx512>(row, n_padded);
+    return {!special || all_finite<Avx512>(row, n_padded),
+            _mm512_cmp_ps_mask(largest, _mm512_setzero_ps(), _CMP_NEQ_UQ) != 0, sizeable};
   }
 }
 
@@ -274,12 +300,16 @@ inline void pack_paired(Bf16* tile, const Bf16* rows, int64_t ld) {
   }
 }
 
-// 2^(scale x + offset); 0 below 2^-126. Of one part 16 bits are enough.
+// 2^(scale x + offset) for an integer offset; 0 below 2^-126. Of one part 16 bits are enough. Else
+// the fraction is taken from scale x itself: rounding the sum of both would cost it digits.
 template <int kParts>
 inline __m512 exponential(__m512 x, __m512 scale, __m512 offset) {
   using V = Avx512;
   const __m512 y = V::fma(x, scale, offset);
-  if constexpr (kParts > 1) return V::exp2(y);
+  if constexpr (kParts > 1) {
+    const __m512 n = _mm512_roundscale_ps(y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    return V::ldexp_normal(V::exp2_fraction(V::fma(x, scale, V::sub(offset, n))), n, y);
+  }
   const __m512 r = _mm512_reduce_ps(y, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
   __m512 e = V::set1(kExp2Short[3]);
 #pragma GCC unroll 3

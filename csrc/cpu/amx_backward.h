@@ -33,7 +33,9 @@ struct AmxBackward {
   float *offset, *fraction, *delta;  // (kRows): p = fraction 2^(s + offset), offset an integer
   float *s, *dp;                     // the buffers at hand
   int64_t slice, step_key;           // first keys of the slice and of the buffers at hand
-  bool finite_keys, finite_rows;
+  Contents keys, values, queries, gradients;  // what rows of k, v, q and do hold
+  bool finite_keys() const { return keys.finite; }
+  bool finite_rows() const { return queries.finite && gradients.finite; }
 
   AmxBackward(Arena& a, int64_t head_dim) : head_dim(head_dim), width(round_up(head_dim, 32)) {
     k = a.take<Bf16>(kParts * kKeys * width);
@@ -97,18 +99,18 @@ struct AmxBackward {
   // The scores of 16 queries with one key of the tile, which the buffer at hand holds
   float* column(int64_t row, int64_t key) { return s + in_block(key - step_key, row); }
 
-  void begin_tile(int64_t keys) {
-    finite_keys = true;
-    memset(dk, 0, round_up(keys, 32) * width * sizeof(float));
-    memset(dv, 0, round_up(keys, 32) * width * sizeof(float));
+  void begin_tile(int64_t count) {
+    keys = values = {};
+    memset(dk, 0, round_up(count, 32) * width * sizeof(float));
+    memset(dv, 0, round_up(count, 32) * width * sizeof(float));
   }
 
   void put_keys(int64_t j0, const void* const* k_rows, const void* const* v_rows, DType dtype) {
     for (int64_t j = 0; j < kBlock; ++j) {
-      finite_keys &= split_row<kParts>(stage + j * width, kBlock * width, k_rows[j], dtype,
-                                       head_dim, width, false);
-      split_row<kParts>(stage2 + j * width, kBlock * width, v_rows[j], dtype, head_dim, width,
-                        false);
+      keys.add(split_row<kParts>(stage + j * width, kBlock * width, k_rows[j], dtype, head_dim,
+                                 width, false));
+      values.add(split_row<kParts>(stage2 + j * width, kBlock * width, v_rows[j], dtype, head_dim,
+                                   width, false));
     }
     for (int64_t part = 0; part < kParts; ++part) {
       const int64_t at = part * kBlock * width;
@@ -125,14 +127,14 @@ struct AmxBackward {
     }
   }
 
-  void begin_block() { finite_rows = true; }
+  void begin_block() { queries = gradients = {}; }
 
   void put_row(int64_t i, const void* q_row, const void* do_row, DType dtype, bool negate,
                float lse2, float low, float row_delta) {
-    finite_rows &=
-        split_row<kParts>(stage + i * width, kRows * width, q_row, dtype, head_dim, width, negate);
-    finite_rows &=
-        split_row<kParts>(stage2 + i * width, kRows * width, do_row, dtype, head_dim, width, false);
+    queries.add(
+        split_row<kParts>(stage + i * width, kRows * width, q_row, dtype, head_dim, width, negate));
+    gradients.add(split_row<kParts>(stage2 + i * width, kRows * width, do_row, dtype, head_dim,
+                                    width, false));
     const bool seeing = lse2 != __builtin_inff();
     const float whole = seeing ? __builtin_ceilf(lse2) : 0;
     offset[i] = -whole;
@@ -167,6 +169,9 @@ struct AmxBackward {
   template <class IsEdge, class Hide>
   void differentiate(int64_t n, int64_t begin, int64_t end, float scale2, const IsEdge& is_edge,
                      const Hide& hide, bool skip_rows, bool skip_keys) {
+    const bool tiny = keys.tiny() || values.tiny() || queries.tiny() || gradients.tiny();
+    skip_rows |= tiny;
+    skip_keys |= tiny;
     TileProducts<kParts> products;
     bool first = true;
     for (slice = begin / kSlice * kSlice; slice < end; slice += kSlice) {
@@ -190,15 +195,16 @@ struct AmxBackward {
         s = s_all + b % 3 * 1024;
         dp = dp_all + b % 2 * 1024;
         step_key = j;
+        if (tiny) multiply_small(i, j);
         const bool edge = is_edge(i, min64(32, n - i), j, j + 32);
         const float scale = edge && hide(i, min64(32, n - i), j, j + 32) ? 1 : scale2;
-        const auto beside = [&](auto&& gradients) {
+        const auto beside = [&](auto&& work) {
           if (b + 2 < blocks) {
-            multiply(b + 2, gradients);
+            multiply(b + 2, work);
           } else if (b + 1 < blocks) {
             products.finish();
           }
-          gradients.finish();
+          work.finish();
         };
         if (edge) {
           beside(Gradients<true>(*this, i, j - slice, scale));
@@ -366,8 +372,27 @@ struct AmxBackward {
     return row;
   }
 
-  // The slow ways, for q, do or k with NaN or inf that are not seen by all: only what is seen is
-  // multiplied.
+  // The slow ways, for q, do or k with NaN or inf that are not seen by all, where only what is seen
+  // is multiplied, and for numbers too small for tiles.
+
+  // dp <- v do^T for 32 queries from i and 32 keys from j
+  void multiply_small(int64_t i, int64_t j) {
+    for (int64_t key = 0; key < 32; ++key)
+      for (int64_t row = 0; row < 32; ++row) {
+        float total = 0;
+        for (int64_t d = 0; d < width; ++d) {
+          float value = 0, gradient = 0;
+          for (int part = 0; part < kParts; ++part) {
+            value += widen(BFloat16{key_tile(v, part, j + key, d)[key % 16 * 32 + d % 32]});
+            gradient += widen(BFloat16{
+                query_tile(dout, part, i + row, d)[d % 32 / 2 * 32 + row % 16 * 2 + d % 2]});
+          }
+          total += value * gradient;
+        }
+        dp[in_block(key, row)] = total;
+      }
+  }
+
   void add_seen(int64_t n, int64_t j0, int64_t j1, float* to, Bf16* pairs, Bf16* weights) {
     for (int64_t j = j0; j < j1; ++j)
       for (int64_t d = 0; d < width; ++d) {

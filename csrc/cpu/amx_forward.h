@@ -22,7 +22,7 @@ struct AmxForward {
   const int64_t head_dim, width;  // width: head_dim padded to two tiles
   const int64_t rows;
   const int64_t panel;  // keys packed together: k and v of them take 512 KB of L2
-  bool finite;
+  Contents values;      // what the panel's rows of v hold
   // Every operand and result lies tile by tile: 16 rows with other lines between them take a tile's
   // load or store up to three times as long.
   Bf16* q;      // q^T (parts, rows / 16, width / 32, tile): 1024 x 64 x 2 bytes = 128 KB a part
@@ -78,7 +78,7 @@ struct AmxForward {
           pack_transposed(q_tile(part, r + i, d), stage + (part * kBlock + i) * width + d, width);
   }
 
-  void begin_panel() { finite = true; }
+  void begin_panel() { values = {}; }
 
   void put_keys(int64_t j0, const void* const* k_rows, const void* const* v_rows, DType dtype) {
     for (int64_t j = 0; j < kBlock; ++j)
@@ -89,8 +89,8 @@ struct AmxForward {
         for (int64_t d = 0; d < width; d += 32)
           copy_line(k_tile(part, j0 + j, d) + j % 16 * 32, stage + (part * kBlock + j) * width + d);
     for (int64_t j = 0; j < kBlock; ++j)
-      finite &= split_row<kParts>(stage + j * width, kBlock * width, v_rows[j], dtype, head_dim,
-                                  width, false);
+      values.add(split_row<kParts>(stage + j * width, kBlock * width, v_rows[j], dtype, head_dim,
+                                   width, false));
     for (int64_t part = 0; part < kParts; ++part)
       for (int64_t d = 0; d < width; d += 16) {
         pack_paired<false>(pairs, stage + part * kBlock * width + d, width);
@@ -166,9 +166,9 @@ struct AmxForward {
     V::store(m + 16, state.m[1]);
   }
 
-  // Moves the reference points of queries whose scores have grown past them by more than 2^kSlack:
-  // m <- ceil(scale2 max s), and all that was weighed is scaled by 2^(old m - new m). As reference
-  // points are integers, that is exact.
+  // Moves the reference points of queries whose scores have grown past them: m <- ceil(scale max s)
+  // + kSlack, so that it seldom happens, and all that was weighed is scaled by 2^(old m - new m). As
+  // reference points are integers, that is exact.
   static constexpr float kSlack = 10;
   static constexpr int kCeiling = _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC;
 
@@ -185,8 +185,7 @@ struct AmxForward {
             top[lane] = V::max(top[lane], V::load(x + 512 * half + j + 16 * lane));
       const __m512 highest =
           V::mul(V::max(V::max(top[0], top[1]), V::max(top[2], top[3])), V::set1(state.scale));
-      const __mmask16 grown = _mm512_cmp_ps_mask(
-          highest, V::add(state.m[i], V::set1(kSlack)), _CMP_GT_OQ);
+      const __mmask16 grown = _mm512_cmp_ps_mask(highest, state.m[i], _CMP_GT_OQ);
       if (grown) raise_lanes(state, i, block, grown, highest);
     }
   }
@@ -195,7 +194,8 @@ struct AmxForward {
                                              __mmask16 grown, __m512 highest) {
     add_sums(state);
     const __m512 m = state.m[i];
-    state.refer(i, _mm512_mask_roundscale_ps(m, grown, highest, kCeiling));
+    const __m512 above = V::add(_mm512_roundscale_ps(highest, kCeiling), V::set1(kSlack));
+    state.refer(i, _mm512_mask_mov_ps(m, grown, above));
     const __m512 ones = V::set1(1);
     const __m512 factor = _mm512_mask_mov_ps(ones, grown, V::exp2(V::sub(m, state.m[i])));
     state.l[i] = V::mul(state.l[i], factor);
@@ -289,7 +289,7 @@ struct AmxForward {
   void weigh(TileProducts<kParts>& products, State& state, int64_t at) {
     const int64_t first = state.first, blocks = state.last + 1 - first;
     add_sums(state);
-    if (state.edge && !finite) {
+    if ((state.edge && !values.finite) || values.tiny()) {
       multiply_seen(state.o, at, first, state.last + 1);
     } else {
       const Operand b{p_tile(0, 0, first), kGroup * kTile, 2 * kGroup * kTile, kTile};
@@ -316,8 +316,8 @@ struct AmxForward {
     state.pending = false;
   }
 
-  // The slow way for a v with NaN or inf that some rows do not see: only what they see is
-  // multiplied.
+  // The slow way for a v with NaN or inf that some rows do not see, where only what they see is
+  // multiplied, and for a v too small for tiles.
   void multiply_seen(float* o, int64_t at, int64_t first, int64_t end) {
     for (int64_t row = 0; row < kRows; ++row)
       for (int64_t d = 0; d < width; ++d) {

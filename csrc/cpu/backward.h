@@ -190,8 +190,8 @@ struct Backward {
       return cover.hide(keys, scale2, masked);
     };
     const bool edge = is_edge(0, n, begin, end);
-    engine.differentiate(n, begin, end, scale2, is_edge, hide, edge && !engine.finite_rows,
-                         edge && !engine.finite_keys);
+    engine.differentiate(n, begin, end, scale2, is_edge, hide, edge && !engine.finite_rows(),
+                         edge && !engine.finite_keys());
     fold_dq(seq, head, tile, index, i0, n, true);
   }
 

@@ -24,7 +24,9 @@ struct FmaBackward {
   T *s, *dp;                      // (kRows, kKeys): 24 KB each; p and ds after gradients()
   T *lse2, *lse2_low, *delta;     // (kRows)
   int64_t first_column, columns;   // of the block at hand
-  bool finite_keys, finite_rows, skip_hidden_keys;
+  bool keys_are_finite, rows_are_finite, skip_hidden_keys;
+  bool finite_keys() const { return keys_are_finite; }
+  bool finite_rows() const { return rows_are_finite; }
 
   FmaBackward(Arena& a, int64_t head_dim)
       : head_dim(head_dim), width(round_up(head_dim, V::kWidth)) {
@@ -46,7 +48,7 @@ struct FmaBackward {
   T* segment(int64_t row, int64_t key) { return s + row * kKeys + key; }
 
   void begin_tile(int64_t keys) {
-    finite_keys = true;
+    keys_are_finite = true;
     for (int64_t j = 0; j < keys * width; j += V::kWidth) {
       V::store(dk + j, V::zero());
       V::store(dv + j, V::zero());
@@ -65,7 +67,7 @@ struct FmaBackward {
       V::transpose(k + j0 * width + d, width, kt + strip + d * V::kStrip, V::kStrip);
       V::transpose(v_staged + d, width, vt + strip + d * V::kStrip, V::kStrip);
     }
-    finite_keys = finite_keys && all_finite<V>(k + j0 * width, kBlock * width);
+    keys_are_finite = keys_are_finite && all_finite<V>(k + j0 * width, kBlock * width);
   }
 
   void begin_block() {}
@@ -81,7 +83,7 @@ struct FmaBackward {
   }
 
   void end_block(int64_t n) {
-    finite_rows = all_finite<V>(q, n * width) && all_finite<V>(dout, n * width);
+    rows_are_finite = all_finite<V>(q, n * width) && all_finite<V>(dout, n * width);
   }
 
   // p and ds of n queries with columns [begin, end), and what they add to dk and dv. is_edge(i, rows,
