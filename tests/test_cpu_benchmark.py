@@ -176,7 +176,7 @@ class TestMeasured:
         assert module.instruction_set() == before
         assert all(flops > 1e8 for flops in peak.values())
         if before == "amx":
-            assert min(peak["bfloat16"], peak["float16"]) > 2 * peak["float32"]
+            assert peak["bfloat16"] > 2 * peak["float16"] > 3 * peak["float32"]
 
     def test_the_peak_of_an_unknown_dtype(self):
         module = importlib.import_module("clinattn._C")

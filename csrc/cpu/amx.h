@@ -69,8 +69,7 @@ inline void split_special(__m512 x, Bf16* first, int64_t part_stride) {
   const __m512 sign = _mm512_and_ps(x, _mm512_set1_ps(-0.0f));
   for (int i = 0; i < kParts; ++i) {
     const __m512 magnitude = _mm512_abs_ps(x);
-    const __mmask16 finite =
-        _mm512_cmp_ps_mask(magnitude, _mm512_set1_ps(__FLT_MAX__), _CMP_LE_OQ);
+    const __mmask16 finite = _mm512_cmp_ps_mask(magnitude, _mm512_set1_ps(__FLT_MAX__), _CMP_LE_OQ);
     const __mmask16 large = finite & _mm512_cmp_ps_mask(magnitude, top, _CMP_GT_OQ);
     __m512i bits = _mm512_add_epi32(_mm512_castps_si512(x), _mm512_set1_epi32(0x8000));
     bits = _mm512_mask_mov_epi32(bits, large, _mm512_castps_si512(_mm512_or_ps(top, sign)));
@@ -83,28 +82,32 @@ inline void split_special(__m512 x, Bf16* first, int64_t part_stride) {
   }
 }
 
-// What rows hold. Tiles take bf16 below 2^-126 for 0, so where all there is is small the second and
-// third parts of fp32 numbers would be lost.
+// What rows hold: whether all is finite, and the largest magnitudes, lane by lane.
 struct Contents {
-  bool finite = true, some = false, sizeable = false;  // sizeable: something from 2^-96 on
-  bool tiny() const { return some && !sizeable; }
-  void add(Contents x) {
+  bool finite = true;
+  __m512 largest = _mm512_setzero_ps();
+  void add(const Contents& x) {
     finite &= x.finite;
-    some |= x.some;
-    sizeable |= x.sizeable;
+    largest = _mm512_max_ps(largest, x.largest);
   }
+  double size() const { return _mm512_reduce_max_ps(largest); }
 };
+
+// Tiles take bf16 below 2^-126 for 0. Where all numbers, or products, are this small, the later
+// parts of fp32 numbers would be lost. bf16 has no such parts, and fp16 no such numbers.
+constexpr float kSmall = 0x1p-96f;
+inline bool too_small(double size) { return size > 0 && size < kSmall; }
 
 // dst (kParts, n padded with zeros to n_padded, a multiple of 32) <- src (n)
 template <int kParts>
 inline Contents split_row(Bf16* dst, int64_t part_stride, const void* src, DType dtype, int64_t n,
-                      int64_t n_padded, bool negate) {
+                          int64_t n_padded, bool negate) {
   if (!src) {
     for (int i = 0; i < kParts; ++i) memset(dst + i * part_stride, 0, n_padded * sizeof(Bf16));
     return {};
   }
   const __m512i sign = _mm512_set1_epi32(negate ? static_cast<int>(0x80008000) : 0);
-  if constexpr (kParts == 1) {  // bf16 already
+  if (kParts == 1 && dtype == DType::kBFloat16) {
     const __m512i infinite = _mm512_set1_epi16(0x7f80);
     __mmask32 special = 0;
     for (int64_t d = 0; d < n_padded; d += 32) {
@@ -113,7 +116,7 @@ inline Contents split_row(Bf16* dst, int64_t part_stride, const void* src, DType
       special |= _mm512_cmpeq_epi16_mask(_mm512_and_si512(x, infinite), infinite);
       _mm512_storeu_si512(dst + d, _mm512_xor_si512(x, sign));
     }
-    return {special == 0, true, true};
+    return {special == 0, _mm512_set1_ps(1)};
   } else {
     alignas(64) float padded[256];
     const float* row = static_cast<const float*>(src);
@@ -131,8 +134,7 @@ inline Contents split_row(Bf16* dst, int64_t part_stride, const void* src, DType
       special |= _mm512_cmp_ps_mask(x, top, _CMP_NLE_UQ);
       largest = _mm512_max_ps(largest, x);
     }
-    const bool sizeable =
-        kParts < 3 || _mm512_cmp_ps_mask(largest, _mm512_set1_ps(0x1p-96f), _CMP_NLT_UQ) != 0;
+    const bool sizeable = _mm512_cmp_ps_mask(largest, _mm512_set1_ps(kSmall), _CMP_NLT_UQ) != 0;
     const __m512 flip = _mm512_set1_ps(negate ? -0.0f : 0.0f);
     for (int64_t d = 0; d < n_padded; d += 16) {
       const __m512 x = _mm512_xor_ps(_mm512_loadu_ps(row + d), flip);
@@ -142,15 +144,14 @@ inline Contents split_row(Bf16* dst, int64_t part_stride, const void* src, DType
         split<kParts>(x, dst + d, part_stride);
       }
     }
-    return {!special || all_finite<Avx512>(row, n_padded),
-            _mm512_cmp_ps_mask(largest, _mm512_setzero_ps(), _CMP_NEQ_UQ) != 0, sizeable};
+    return {!special || all_finite<Avx512>(row, n_padded), largest};
   }
 }
 
 constexpr int64_t kTile = 512;  // bf16 elements of a tile: 16 rows of 32
 
-// Two neighbouring tiles of an operand, other elements apart, and how many elements on the next part
-// and the next step of k lie.
+// Two neighbouring tiles of an operand, other elements apart, and how many elements on the next
+// part and the next step of k lie.
 struct Operand {
   const Bf16* at;
   int64_t other, part, step;
@@ -162,8 +163,8 @@ struct NoWork {
 
 // Products of two tiles of A with two of B, one block after another. The four sums of a block are
 // stored between the first products of the next: a store that waits for its sum would keep later
-// instructions from starting. A comes from L2, past L1 where kStream; B should be in L1. work() is called after
-// every four products, for vector instructions to run beside them.
+// instructions from starting. A comes from L2, past L1 where kStream; B should be in L1. work() is
+// called after every four products, for vector instructions to run beside them.
 template <int kParts>
 struct TileProducts {
   float* late = nullptr;  // where the finished sums go
@@ -318,13 +319,13 @@ inline __m512 exponential(__m512 x, __m512 scale, __m512 offset) {
 }
 
 inline __m512 round_down_to_bf16(__m512 x) {
-  return _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(x),
-                                              _mm512_set1_epi32(static_cast<int>(0xffff0000))));
+  return _mm512_castsi512_ps(
+      _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(static_cast<int>(0xffff0000))));
 }
 
-// The next of kParts parts of x, as the upper 16 bits; x keeps what it leaves. Of one part or two it
-// is the nearest bf16 (of two equally near the one away from zero), of three the bits themselves:
-// three times 8 hold all of them.
+// The next of kParts parts of x, as the upper 16 bits; x keeps what it leaves. Of one part or two
+// it is the nearest bf16 (of two equally near the one away from zero), of three the bits
+// themselves: three times 8 hold all of them.
 template <int kParts>
 inline __m512 take_part(__m512& x, int part) {
   __m512i bits = _mm512_castps_si512(x);

@@ -13,23 +13,24 @@ struct AmxBackward {
   using T = float;
   using Session = TileSession;
   using Cover = ColumnCover<AmxBackward>;
-  static constexpr int64_t kRows = 128, kKeys = kParts == 1 ? 512 : 256;   // queries of a block, keys of a tile
+  static constexpr int64_t kRows = 128,
+                           kKeys = kParts == 1 ? 512 : 256;  // queries of a block, keys of a tile
   static constexpr int64_t kBlock = 32, kBegin = 32;  // keys packed at a time; columns of a step
   static constexpr int64_t kSlice = kParts == 1 ? 128 : 64;  // keys whose p and ds are kept at once
 
   const int64_t head_dim, width;  // width: head_dim padded to two tiles
   // Tile by tile, parts outermost; sizes at D 64 and one part. All stays in L2.
-  Bf16 *k, *v, *kt;             // K and V (keys, d), K^T (d, keys) as A operands: 32 KB each
-  Bf16 *q, *dout;               // Q^T and dO^T (d, queries) as B operands: 8 KB each
-  Bf16 *q_pairs, *dout_pairs;   // Q and dO (queries, d) as B operands: 8 KB each
-  float *s_all, *dp_all;        // 2 x 2 tiles (keys, queries), three and two buffers: 20 KB
-  Bf16 *p, *ds;                 // (keys, queries) of a slice as A operands: 16 KB each
-  Bf16* ds_pairs;               // ds (keys, queries) of a slice as B operand: 16 KB
-  float *dk, *dv;               // blocks of 32 keys and 32 d: 64 KB each
-  float* dqt;                   // dq^T, blocks of 32 d and 32 queries: 16 KB
-  float* sums;                  // two blocks that wait to be added to dk or dv
-  Bf16 *stage, *stage2, *pair;  // rows on their way into tiles
-  float* out;                   // (2, 16, width): rows of dk and dv on their way out
+  Bf16 *k, *v, *kt;                  // K and V (keys, d), K^T (d, keys) as A operands: 32 KB each
+  Bf16 *q, *dout;                    // Q^T and dO^T (d, queries) as B operands: 8 KB each
+  Bf16 *q_pairs, *dout_pairs;        // Q and dO (queries, d) as B operands: 8 KB each
+  float *s_all, *dp_all;             // 2 x 2 tiles (keys, queries), three and two buffers: 20 KB
+  Bf16 *p, *ds;                      // (keys, queries) of a slice as A operands: 16 KB each
+  Bf16* ds_pairs;                    // ds (keys, queries) of a slice as B operand: 16 KB
+  float *dk, *dv;                    // blocks of 32 keys and 32 d: 64 KB each
+  float* dqt;                        // dq^T, blocks of 32 d and 32 queries: 16 KB
+  float* sums;                       // two blocks that wait to be added to dk or dv
+  Bf16 *stage, *stage2, *pair;       // rows on their way into tiles
+  float* out;                        // (2, 16, width): rows of dk and dv on their way out
   float *offset, *fraction, *delta;  // (kRows): p = fraction 2^(s + offset), offset an integer
   float *s, *dp;                     // the buffers at hand
   int64_t slice, step_key;           // first keys of the slice and of the buffers at hand
@@ -163,13 +164,15 @@ struct AmxBackward {
     }
   }
 
-  // dk, dv and dq^T of a block of n queries with columns [begin, end). is_edge(i, rows, j, end) says
-  // whether some of rows queries from i does not see some key of [j, end); hide gives -inf there and
-  // says whether it has scaled the scores.
+  // dk, dv and dq^T of a block of n queries with columns [begin, end). is_edge(i, rows, j, end)
+  // says whether some of rows queries from i does not see some key of [j, end); hide gives -inf
+  // there and says whether it has scaled the scores.
   template <class IsEdge, class Hide>
   void differentiate(int64_t n, int64_t begin, int64_t end, float scale2, const IsEdge& is_edge,
                      const Hide& hide, bool skip_rows, bool skip_keys) {
-    const bool tiny = keys.tiny() || values.tiny() || queries.tiny() || gradients.tiny();
+    const bool tiny = too_small(keys.size()) || too_small(queries.size()) ||
+                      too_small(values.size()) || too_small(gradients.size()) ||
+                      too_small(values.size() * gradients.size());
     skip_rows |= tiny;
     skip_keys |= tiny;
     TileProducts<kParts> products;
@@ -181,11 +184,12 @@ struct AmxBackward {
         const int64_t i = b / along * 32, j = j0 + b % along * 32, next = width / 32 * kTile;
         const int64_t key_part = kKeys * width, query_part = kRows * width;
         products.template multiply<false, true>({key_tile(k, 0, j, 0), next, key_part, kTile},
-                          {query_tile(q, 0, i, 0), next, query_part, kTile}, width / 32,
-                          s_all + b % 3 * 1024, work);
-        products.template multiply<false, true>({key_tile(v, 0, j, 0), next, key_part, kTile},
-                          {query_tile(dout, 0, i, 0), next, query_part, kTile}, width / 32,
-                          dp_all + b % 2 * 1024, work);
+                                                {query_tile(q, 0, i, 0), next, query_part, kTile},
+                                                width / 32, s_all + b % 3 * 1024, work);
+        products.template multiply<false, true>(
+            {key_tile(v, 0, j, 0), next, key_part, kTile},
+            {query_tile(dout, 0, i, 0), next, query_part, kTile}, width / 32, dp_all + b % 2 * 1024,
+            work);
       };
       multiply(0, NoWork{});
       if (blocks > 1) multiply(1, NoWork{});
@@ -234,9 +238,7 @@ struct AmxBackward {
           calls(2 * TileProducts<kParts>::calls(e.width / 32)),
           scale2(scale2) {}
 
-    void operator()() {
-      units(++called * 16 / calls);
-    }
+    void operator()() { units(++called * 16 / calls); }
     void finish() { units(16); }
 
     void units(int64_t until) {
@@ -259,8 +261,8 @@ struct AmxBackward {
           for (int h = 0; h < 2; ++h) {
             const __m512 x = V::load(e.s + at + 256 * t + 16 * h);
             const __m512 dp = V::load(e.dp + at + 256 * t + 16 * h);
-            p[t][h] = _mm512_maskz_mul_ps(seeing[t], exponential<kParts>(x, scale, offset[t]),
-                                          factor[t]);
+            p[t][h] =
+                _mm512_maskz_mul_ps(seeing[t], exponential<kParts>(x, scale, offset[t]), factor[t]);
             g[t][h] = _mm512_maskz_mul_ps(seeing[t], p[t][h], V::sub(dp, delta[t]));
             if (kEdge) g[t][h] = V::zero_where_hidden(g[t][h], x);
           }
@@ -402,7 +404,8 @@ struct AmxBackward {
           if (weight == 0) continue;
           float x = 0;
           for (int part = 0; part < kParts; ++part)
-            x += widen(BFloat16{query_pair_tile(pairs, part, i, d)[i % 16 * 32 + d % 16 * 2 + i % 32 / 16]});
+            x += widen(BFloat16{
+                query_pair_tile(pairs, part, i, d)[i % 16 * 32 + d % 16 * 2 + i % 32 / 16]});
           total += weight * x;
         }
         gradient_block(to, j, d)[in_block(j % 32, d % 32)] += total;

@@ -25,11 +25,12 @@ struct AmxForward {
   Contents values;      // what the panel's rows of v hold
   // Every operand and result lies tile by tile: 16 rows with other lines between them take a tile's
   // load or store up to three times as long.
-  Bf16* q;      // q^T (parts, rows / 16, width / 32, tile): 1024 x 64 x 2 bytes = 128 KB a part
-  Bf16 *k, *v;  // k (parts, panel / 16, width / 32, tile), v^T (parts, width / 16, panel / 32, tile)
+  Bf16* q;  // q^T (parts, rows / 16, width / 32, tile): 1024 x 64 x 2 bytes = 128 KB a part
+  Bf16 *k,
+      *v;  // k (parts, panel / 16, width / 32, tile), v^T (parts, width / 16, panel / 32, tile)
   float* s_all;  // s^T, two buffers of (2 tiles of keys, 2 of queries, 16, 16): 4 KB each
-  Bf16* p;      // p^T (parts, 2, kGroup, tile): 2 KB a part and block
-  float* sums;  // (p v)^T before it joins o, two buffers of (2 tiles of d, 2 of queries, 16, 16)
+  Bf16* p;       // p^T (parts, 2, kGroup, tile): 2 KB a part and block
+  float* sums;   // (p v)^T before it joins o, two buffers of (2 tiles of d, 2 of queries, 16, 16)
   Bf16 *stage, *pairs;  // (parts, kBlock, width): rows on their way into tiles; one tile
   float* out;           // (16, width): rows of o on their way out
   float* s;             // the buffer at hand
@@ -167,8 +168,8 @@ struct AmxForward {
   }
 
   // Moves the reference points of queries whose scores have grown past them: m <- ceil(scale max s)
-  // + kSlack, so that it seldom happens, and all that was weighed is scaled by 2^(old m - new m). As
-  // reference points are integers, that is exact.
+  // + kSlack, so that it seldom happens, and all that was weighed is scaled by 2^(old m - new m).
+  // As reference points are integers, that is exact.
   static constexpr float kSlack = 10;
   static constexpr int kCeiling = _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC;
 
@@ -289,7 +290,7 @@ struct AmxForward {
   void weigh(TileProducts<kParts>& products, State& state, int64_t at) {
     const int64_t first = state.first, blocks = state.last + 1 - first;
     add_sums(state);
-    if ((state.edge && !values.finite) || values.tiny()) {
+    if ((state.edge && !values.finite) || too_small(values.size())) {
       multiply_seen(state.o, at, first, state.last + 1);
     } else {
       const Operand b{p_tile(0, 0, first), kGroup * kTile, 2 * kGroup * kTile, kTile};

@@ -1,5 +1,6 @@
 // The torch side of the CPU kernels: checks, allocation, the list of tasks, threads.
 #include <ATen/ATen.h>
+#include <ATen/Context.h>
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
@@ -171,6 +172,22 @@ at::ScalarType math_type(const Tensor& q) {
   return q.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
 
+// torch refuses to answer where its old and new settings contradict each other.
+Precision matmul_precision() {
+  try {
+    switch (at::globalContext().float32MatmulPrecision()) {
+      case at::Float32MatmulPrecision::MEDIUM:
+        return Precision::kMedium;
+      case at::Float32MatmulPrecision::HIGH:
+        return Precision::kHigh;
+      default:
+        return Precision::kHighest;
+    }
+  } catch (const c10::Error&) {
+    return Precision::kHighest;
+  }
+}
+
 // Uninitialised memory, or NaN when tests look for elements that nothing wrote.
 Tensor allocate(at::IntArrayRef sizes, const at::TensorOptions& options) {
   static const bool poison = std::getenv("CLINATTN_POISON_OUTPUTS") != nullptr;
@@ -277,7 +294,7 @@ std::tuple<Tensor, Tensor, Tensor> cpu_forward(
   p.o_strides = strides_of(o);
   p.lse = lse.mutable_data_ptr();
   p.lse_low = lse_low.mutable_data_ptr();
-  const CpuKernels& kernels = cpu_kernels(p.dtype);
+  const CpuKernels& kernels = cpu_kernels(p.dtype, matmul_precision());
   const auto tasks = forward_tasks(p, kernels);
   run_tasks(tasks.size(), kernels.forward_scratch(p),
             [&](int64_t i, void* scratch) { kernels.forward(p, tasks[i], scratch); });
@@ -365,7 +382,7 @@ std::tuple<Tensor, Tensor, Tensor> cpu_backward(
   p.dk_strides = strides_of(dk);
   p.dv_strides = strides_of(dv);
 
-  const CpuKernels& kernels = cpu_kernels(p.dtype);
+  const CpuKernels& kernels = cpu_kernels(p.dtype, matmul_precision());
   BackwardShared shared{};
   const Tensor lse2 = at::empty(stat_sizes, stat), lse2_low = at::empty(stat_sizes, stat),
                delta = at::empty(stat_sizes, stat);

@@ -3,7 +3,6 @@
 
 #include "rows.h"
 
-
 namespace {
 
 // Queries [i0, i0 + n) and columns [begin, end) of the keys from k0; row by row of the scores.

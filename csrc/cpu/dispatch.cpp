@@ -18,10 +18,12 @@ namespace {
 
 using Getter = const CpuKernels& (*)();
 
-// The kernels of an instruction set for each type of q, k and v; fp64 is portable everywhere.
+// The kernels of an instruction set for each type of q, k and v, and for fp32 where less precision
+// is allowed; fp64 is portable everywhere.
 struct Choice {
   const char* name;
   Getter f32, bf16, f16;
+  Getter f32_high = f32, f32_medium = f32;
 };
 
 constexpr Choice kScalar{"scalar", scalar_kernels, scalar_kernels, scalar_kernels};
@@ -32,7 +34,8 @@ constexpr Choice kAvx2{"avx2", avx2_kernels, avx2_kernels, avx2_kernels};
 constexpr Choice kAvx512{"avx512", avx512_kernels, avx512_kernels, avx512_kernels};
 #endif
 #ifdef CLINATTN_HAVE_AMX
-constexpr Choice kAmx{"amx", amx_f32_kernels, amx_kernels, amx_f16_kernels};
+constexpr Choice kAmx{"amx",         amx_three_parts, amx_one_part,
+                      amx_two_parts, amx_two_parts,   amx_one_part};
 
 // AMX-BF16 and AMX-TILE with AVX512-BF16, and leave from the kernel for the tile registers
 bool amx_usable() {
@@ -108,7 +111,7 @@ void set_instruction_set(const std::string& name) {
   in_force.store(choose(name), std::memory_order_release);
 }
 
-const CpuKernels& cpu_kernels(DType dtype) {
+const CpuKernels& cpu_kernels(DType dtype, Precision precision) {
   const Choice& c = current();
   switch (dtype) {
     case DType::kFloat64:
@@ -118,7 +121,9 @@ const CpuKernels& cpu_kernels(DType dtype) {
     case DType::kFloat16:
       return c.f16();
     default:
-      return c.f32();
+      return precision == Precision::kHighest ? c.f32()
+             : precision == Precision::kHigh  ? c.f32_high()
+                                              : c.f32_medium();
   }
 }
 

@@ -12,7 +12,11 @@ namespace clinattn {
 std::vector<std::string> instruction_sets();        // usable here, best last
 std::string instruction_set();                      // in force
 void set_instruction_set(const std::string& name);  // "" is automatic; throws std::invalid_argument
-const CpuKernels& cpu_kernels(DType dtype);
+
+// What torch.set_float32_matmul_precision allows in fp32
+enum class Precision { kHighest, kHigh, kMedium };
+
+const CpuKernels& cpu_kernels(DType dtype, Precision precision = Precision::kHighest);
 
 // FLOP/s of the register loop that serves a dtype ("float32", ...) on all of torch's threads, the
 // best of a few rounds; throws std::invalid_argument

@@ -10,7 +10,7 @@ template <class Vector>
 struct FmaBackward {
   using V = Vector;
   using T = typename V::T;
-  struct Session {};                                  // nothing to set up for a task
+  struct Session {};  // nothing to set up for a task
   using Cover = RowCover<FmaBackward>;
   static constexpr int64_t kRows = V::kBackwardRows;  // queries of a block
   static constexpr int64_t kKeys = V::kBackwardKeys;  // keys of a tile
@@ -23,7 +23,7 @@ struct FmaBackward {
   T *q, *dout;                    // (kRows, width): 12 KB each
   T *s, *dp;                      // (kRows, kKeys): 24 KB each; p and ds after gradients()
   T *lse2, *lse2_low, *delta;     // (kRows)
-  int64_t first_column, columns;   // of the block at hand
+  int64_t first_column, columns;  // of the block at hand
   bool keys_are_finite, rows_are_finite, skip_hidden_keys;
   bool finite_keys() const { return keys_are_finite; }
   bool finite_rows() const { return rows_are_finite; }
@@ -86,9 +86,9 @@ struct FmaBackward {
     rows_are_finite = all_finite<V>(q, n * width) && all_finite<V>(dout, n * width);
   }
 
-  // p and ds of n queries with columns [begin, end), and what they add to dk and dv. is_edge(i, rows,
-  // j, last) says whether some of rows queries from i does not see some key of [j, last); hide gives
-  // -inf there and says whether it has scaled the scores.
+  // p and ds of n queries with columns [begin, end), and what they add to dk and dv. is_edge(i,
+  // rows, j, last) says whether some of rows queries from i does not see some key of [j, last);
+  // hide gives -inf there and says whether it has scaled the scores.
   template <class IsEdge, class Hide>
   void differentiate(int64_t n, int64_t begin, int64_t end, T scale2, const IsEdge& is_edge,
                      const Hide& hide, bool skip_rows, bool skip_keys) {

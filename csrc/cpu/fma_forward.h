@@ -10,7 +10,7 @@ template <class Vector>
 struct FmaForward {
   using V = Vector;
   using T = typename V::T;
-  struct Session {};                                 // nothing to set up for a task
+  struct Session {};  // nothing to set up for a task
   using Cover = RowCover<FmaForward>;
   static constexpr int64_t kRows = V::kForwardRows;  // queries of a tile
   static constexpr int64_t kKeys = V::kForwardKeys;  // keys of a tile

@@ -30,11 +30,11 @@ struct Forward {
   const int64_t group;  // query heads of a kv head
   Arena arena;
   E engine;
-  T *o, *m, *l;         // (group, chunk rows): (.., width) or scalars; o as large as the engine's q
-  T* mask_row;          // (kKeys)
-  Sight* by_mask;       // what the mask leaves of each kKeys keys of the panel
-  Step* steps;          // those of a tile of queries
-  int64_t head_rows;    // rows that a query head's state takes, a multiple of the vector
+  T *o, *m, *l;       // (group, chunk rows): (.., width) or scalars; o as large as the engine's q
+  T* mask_row;        // (kKeys)
+  Sight* by_mask;     // what the mask leaves of each kKeys keys of the panel
+  Step* steps;        // those of a tile of queries
+  int64_t head_rows;  // rows that a query head's state takes, a multiple of the vector
 
   // Queries of a task for each head of the group. Many make the packing of keys, which every task
   // does anew, small beside the products; the state of all of them should stay in L2.
@@ -125,7 +125,7 @@ struct Forward {
         if (count == 0) continue;
         if (!packed) pack(seq, task, k0, keys), packed = true;
         const auto hide = [&](const Step& step) {
-          const typename E::Cover cover{p,  seq, engine,       mask_row,  head,
+          const typename E::Cover cover{p,  seq, engine,       mask_row,   head,
                                         i0, n,   k0 + step.at, step.begin, step.end};
           return cover.hide(step.keys, scale2(), step.masked);
         };
@@ -138,7 +138,7 @@ struct Forward {
 
   // Fills steps with what queries [i0, i0 + n) see of the panel; returns how many there are.
   int64_t visible_steps(const Sequence& seq, int64_t i0, int64_t n, int64_t k0, int64_t keys) {
-    const int64_t lo = seq.lo(i0) - k0, hi = seq.hi(i0 + n - 1) - k0;  // some query sees
+    const int64_t lo = seq.lo(i0) - k0, hi = seq.hi(i0 + n - 1) - k0;            // some query sees
     const int64_t full_lo = seq.lo(i0 + n - 1) - k0, full_hi = seq.hi(i0) - k0;  // all see
     const int64_t index = (k0 - seq.k_begin) / kKeys;
     int64_t count = 0;

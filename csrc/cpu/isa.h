@@ -60,9 +60,10 @@ const CpuKernels& avx2_kernels();
 const CpuKernels& avx512_kernels();
 #endif
 #ifdef CLINATTN_HAVE_AMX
-const CpuKernels& amx_kernels();  // for bf16
-const CpuKernels& amx_f16_kernels();
-const CpuKernels& amx_f32_kernels();
+// Numbers as so many bf16: one serves bf16, two fp16, three fp32.
+const CpuKernels& amx_one_part();
+const CpuKernels& amx_two_parts();
+const CpuKernels& amx_three_parts();
 #endif
 
 }  // namespace clinattn

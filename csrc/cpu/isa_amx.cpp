@@ -7,21 +7,21 @@
 
 namespace clinattn {
 
-const CpuKernels& amx_kernels() {
+const CpuKernels& amx_one_part() {
   static const CpuKernels kernels =
-      make_kernels<AmxForward<1>, AmxBackward<1>>("amx", tile_loop);
+      make_kernels<AmxForward<1>, AmxBackward<1>>("amx", tile_loop<1>);
   return kernels;
 }
 
-const CpuKernels& amx_f16_kernels() {
+const CpuKernels& amx_two_parts() {
   static const CpuKernels kernels =
-      make_kernels<AmxForward<2>, AmxBackward<2>>("amx", tile_loop);
+      make_kernels<AmxForward<2>, AmxBackward<2>>("amx", tile_loop<2>);
   return kernels;
 }
 
-const CpuKernels& amx_f32_kernels() {
+const CpuKernels& amx_three_parts() {
   static const CpuKernels kernels =
-      make_kernels<AmxForward<3>, AmxBackward<3>>("amx", tile_loop);
+      make_kernels<AmxForward<3>, AmxBackward<3>>("amx", tile_loop<3>);
   return kernels;
 }
 
