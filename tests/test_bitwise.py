@@ -72,6 +72,23 @@ def test_over_threads(keywords, dtype, backend, threads):
 
 
 @over_kernels
+@pytest.mark.parametrize("dtype", DTYPES[:3], ids=dtype_id)
+def test_over_threads_in_a_long_window(dtype, backend, threads):
+    """Tasks of other sizes begin at other keys, and more keys are seen than are packed together."""
+    q, k, v, do = torch.randn(4, 1, 1, 3000, 64).to(dtype)
+    threads(1)
+    expected = evaluate(
+        fused_attention, q, k, v, do, torch.zeros(1, 1, 3000), window=(1300, 70), backend=backend
+    )
+    for count in (2, 3):
+        threads(count)
+        actual = evaluate(
+            fused_attention, q, k, v, do, torch.zeros(1, 1, 3000), window=(1300, 70), backend=backend
+        )
+        assert_equal(actual, expected, f"with {count} threads")
+
+
+@over_kernels
 @over_dtypes
 @over_keywords
 def test_packed_alone_and_at_any_place(keywords, dtype, backend):

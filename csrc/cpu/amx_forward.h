@@ -17,7 +17,8 @@ struct AmxForward {
   static constexpr int64_t kBlock = 32, kBegin = 32;
   // blocks of keys whose weights are multiplied with v together: they take 12 to 32 KB
   static constexpr int64_t kGroup = kParts == 1 ? 16 : kParts == 2 ? 4 : 2;
-  static constexpr int64_t kChunk = 1024;
+  static constexpr int64_t kAligned = kKeys * kGroup;  // panels begin at multiples of it
+  static constexpr int64_t kChunk = 1024;              // queries of a task, all heads of a group
 
   const int64_t head_dim, width;  // width: head_dim padded to two tiles
   const int64_t rows;
@@ -39,7 +40,7 @@ struct AmxForward {
       : head_dim(head_dim),
         width(round_up(head_dim, 32)),
         rows(round_up(rows, kRows)),
-        panel(131072 / (kParts * width * kKeys * kGroup) * kKeys * kGroup) {
+        panel(131072 / (kParts * width * kAligned) * kAligned) {
     q = a.take<Bf16>(kParts * this->rows * width);
     k = a.take<Bf16>(kParts * panel * width);
     v = a.take<Bf16>(kParts * panel * width);
@@ -121,11 +122,11 @@ struct AmxForward {
     }
   };
 
-  // Folds blocks of keys into n queries from row r. hide(step) gives -inf to what is not seen, and
+  // Folds blocks of keys into the queries from row r. hide(step) gives -inf to what is not seen, and
   // says whether it has scaled the scores. While the scores of a block are exponentiated, tiles
   // multiply those of the next.
   template <class Step, class Hide>
-  void fold(int64_t r, int64_t, const Step* steps, int64_t count, float scale2, const Hide& hide,
+  void fold(int64_t r, int64_t /*n*/, const Step* steps, int64_t count, float scale2, const Hide& hide,
             float* m, float* l, float* o) {
     const int64_t next = width / 32 * kTile;
     const Operand b{q_tile(0, r, 0), next, rows * width, kTile};

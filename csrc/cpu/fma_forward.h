@@ -14,6 +14,7 @@ struct FmaForward {
   using Cover = RowCover<FmaForward>;
   static constexpr int64_t kRows = V::kForwardRows;  // queries of a tile
   static constexpr int64_t kKeys = V::kForwardKeys;  // keys of a tile
+  static constexpr int64_t kAligned = kKeys;         // panels begin at multiples of it
   static constexpr int64_t kBlock = V::kWidth;       // keys packed at a time, columns of a tile
   static constexpr int64_t kBegin = V::kStrip;       // where columns may begin
   static constexpr int64_t kChunk = 384;             // queries of a task, all heads of a group

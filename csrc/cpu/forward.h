@@ -69,7 +69,8 @@ struct Forward {
     load_queries(seq, task, rows);
     const int64_t lo = seq.lo(task.row0), hi = seq.hi(row1 - 1);
     if (lo < hi) {
-      const int64_t first = seq.k_begin + (lo - seq.k_begin) / kKeys * kKeys;
+      // where keys are cut does not depend on the task
+      const int64_t first = seq.k_begin + (lo - seq.k_begin) / E::kAligned * E::kAligned;
       for (int64_t k0 = first; k0 < hi; k0 += engine.panel)
         panel(seq, task, rows, k0, min64(engine.panel, hi - k0));
     }
