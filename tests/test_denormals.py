@@ -52,7 +52,7 @@ def passes(dtype, spread=None):
     return call, lambda: torch.autograd.grad(o, qkv, do, retain_graph=True)
 
 
-@pytest.mark.parametrize("spread", [(0, 150), (110, 140)], ids=["wide", "vanishing"])
+@pytest.mark.parametrize("spread", [(0, 150), (80, 105), (110, 140)], ids=["wide", "small", "vanishing"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=dtype_id)
 def test_vanishing_weights_take_no_longer(dtype, spread, instruction_set):
     pairs = zip(passes(dtype, spread), passes(dtype), strict=True)
@@ -64,12 +64,6 @@ def test_vanishing_weights_take_no_longer(dtype, spread, instruction_set):
             if ratios[-1] < 2:
                 break
         assert min(ratios) < 2, f"{name}: {min(ratios):.2f} times as long"
-
-
-def test_torch_keeps_denormals(instruction_set):
-    """What flushes them to zero in a task is undone after it."""
-    passes(torch.float32)[1]()
-    assert (torch.full((100,), 2.0**-120) * 2.0**-10).gt(0).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=dtype_id)

@@ -301,21 +301,22 @@ inline void pack_paired(Bf16* tile, const Bf16* rows, int64_t ld) {
   }
 }
 
-// 2^(scale x + offset) for an integer offset; 0 below 2^-126. Of one part 16 bits are enough. Else
-// the fraction is taken from scale x itself: rounding the sum of both would cost it digits.
+// 2^(scale x + offset) for an integer offset; 0 below 2^kLeastPower. Of one part 16 bits are
+// enough. Else the fraction is taken from scale x itself: rounding the sum of both would cost it
+// digits.
 template <int kParts>
 inline __m512 exponential(__m512 x, __m512 scale, __m512 offset) {
   using V = Avx512;
   const __m512 y = V::fma(x, scale, offset);
   if constexpr (kParts > 1) {
     const __m512 n = _mm512_roundscale_ps(y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    return V::ldexp_normal(V::exp2_fraction(V::fma(x, scale, V::sub(offset, n))), n, y);
+    return V::ldexp_or_zero(V::exp2_fraction(V::fma(x, scale, V::sub(offset, n))), n, y);
   }
   const __m512 r = _mm512_reduce_ps(y, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
   __m512 e = V::set1(kExp2Short[3]);
 #pragma GCC unroll 3
   for (int i = 2; i >= 0; --i) e = V::fma(e, r, V::set1(kExp2Short[i]));
-  return V::ldexp_normal(e, y, y);  // by the integer below y
+  return V::ldexp_or_zero(e, y, y);  // by the integer below y
 }
 
 inline __m512 round_down_to_bf16(__m512 x) {

@@ -122,12 +122,12 @@ struct AmxForward {
     }
   };
 
-  // Folds blocks of keys into the queries from row r. hide(step) gives -inf to what is not seen, and
-  // says whether it has scaled the scores. While the scores of a block are exponentiated, tiles
+  // Folds blocks of keys into the queries from row r. hide(step) gives -inf to what is not seen,
+  // and says whether it has scaled the scores. While the scores of a block are exponentiated, tiles
   // multiply those of the next.
   template <class Step, class Hide>
-  void fold(int64_t r, int64_t /*n*/, const Step* steps, int64_t count, float scale2, const Hide& hide,
-            float* m, float* l, float* o) {
+  void fold(int64_t r, int64_t /*n*/, const Step* steps, int64_t count, float scale2,
+            const Hide& hide, float* m, float* l, float* o) {
     const int64_t next = width / 32 * kTile;
     const Operand b{q_tile(0, r, 0), next, rows * width, kTile};
     const auto a = [&](const Step& step) {

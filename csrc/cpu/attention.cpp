@@ -10,10 +10,6 @@
 #include <memory>
 #include <numeric>
 
-#ifdef __SSE2__
-#include <xmmintrin.h>
-#endif
-
 #include "dispatch.h"
 #include "interval.h"
 
@@ -211,20 +207,6 @@ void* thread_scratch(size_t bytes) {
   return block.get();
 }
 
-// While it lives, results below the smallest normal number become 0 on this thread, as they always
-// do on AMX tiles: each of them would cost about 150 cycles. Denormal operands are read as they
-// are.
-class FlushToZero {
-#ifdef __SSE2__
- public:
-  FlushToZero() { _mm_setcsr(before_ | _MM_FLUSH_ZERO_ON); }
-  ~FlushToZero() { _mm_setcsr(before_); }
-
- private:
-  const unsigned before_ = _mm_getcsr();
-#endif
-};
-
 // Runs task(i, scratch) for i in [0, count) on torch's threads. Tasks start in order of i, each as
 // soon as a thread is free.
 template <class Task>
@@ -233,7 +215,6 @@ void run_tasks(int64_t count, size_t scratch_bytes, const Task& task) {
   const int64_t workers = std::min<int64_t>(count, at::get_num_threads());
   at::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
     void* scratch = thread_scratch(scratch_bytes);
-    [[maybe_unused]] const FlushToZero flush;
     for (int64_t worker = begin; worker < end; ++worker)
       for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) task(i, scratch);
   });

@@ -61,10 +61,10 @@ struct Avx2 {
     return _mm256_and_ps(x, _mm256_cmp_ps(mask, set1(-__builtin_inff()), _CMP_NEQ_UQ));
   }
 
-  // 2^x within 0.8 ulp; 0 below 2^-126, so that no denormal is made
+  // 2^x within 0.8 ulp; 0 below 2^kLeastPower
   static F exp2(F x) {
     const F top = _mm256_min_ps(set1(254), x), n = round(top);
-    return ldexp_normal(exp2_fraction(sub(top, n)), n, x);
+    return ldexp_or_zero(exp2_fraction(sub(top, n)), n, x);
   }
   static F round(F x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
   static F exp2_fraction(F r) {
@@ -74,11 +74,11 @@ struct Avx2 {
     return fma(y, r, set1(1));
   }
   // Two products put the exponent in, so that what is too large becomes inf.
-  static F ldexp_normal(F y, F n, F x) {
-    const __m256i e = _mm256_cvtps_epi32(_mm256_max_ps(n, set1(-126))),
+  static F ldexp_or_zero(F y, F n, F x) {
+    const __m256i e = _mm256_cvtps_epi32(_mm256_max_ps(n, set1(kLeastPower))),
                   half = _mm256_srai_epi32(e, 1);
     y = mul(mul(y, power_of_two(half)), power_of_two(_mm256_sub_epi32(e, half)));
-    return _mm256_and_ps(y, _mm256_cmp_ps(x, set1(-126), _CMP_NLT_UQ));
+    return _mm256_and_ps(y, _mm256_cmp_ps(x, set1(kLeastPower), _CMP_NLT_UQ));
   }
   static F power_of_two(__m256i e) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(e, _mm256_set1_epi32(127)), 23));

@@ -64,10 +64,10 @@ struct Avx512 {
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(mask, set1(-__builtin_inff()), _CMP_NEQ_UQ), x);
   }
 
-  // 2^x within 0.8 ulp; 0 below 2^-126, so that no denormal is made
+  // 2^x within 0.8 ulp; 0 below 2^kLeastPower
   static F exp2(F x) {
     const F n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    return ldexp_normal(exp2_fraction(sub(x, n)), n, x);
+    return ldexp_or_zero(exp2_fraction(sub(x, n)), n, x);
   }
   static F exp2_fraction(F r) {
     F y = set1(kExp2[5]);
@@ -75,8 +75,8 @@ struct Avx512 {
     for (int i = 4; i >= 0; --i) y = fma(y, r, set1(kExp2[i]));
     return fma(y, r, set1(1));
   }
-  static F ldexp_normal(F y, F n, F x) {
-    return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, set1(-126), _CMP_NLT_UQ), y, n);
+  static F ldexp_or_zero(F y, F n, F x) {
+    return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, set1(kLeastPower), _CMP_NLT_UQ), y, n);
   }
 
   static F load_as(const float* p) { return load(p); }

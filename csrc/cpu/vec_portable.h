@@ -106,12 +106,12 @@ struct Portable {
         [&](int i) { return mask.x[i] == -static_cast<T>(__builtin_inf()) ? T(0) : a.x[i]; });
   }
 
-  // 2^x; in single precision within 1.1 ulp and 0 below 2^-126, so that no denormal is made
+  // 2^x; in single precision within 1.1 ulp and 0 below 2^kLeastPower
   static F exp2(F a) {
     return each([&](int i) -> T {
       if constexpr (sizeof(T) == 8) return __builtin_exp2(a.x[i]);
       const T n = round(a.x[i]);
-      return ldexp_normal(a.x[i] - n, n, a.x[i]);
+      return ldexp_or_zero(a.x[i] - n, n, a.x[i]);
     });
   }
   // The nearest integer from -127 to 254: adding 1.5 * 2^23 rounds to an integer in the low bits.
@@ -119,14 +119,14 @@ struct Portable {
     const float t = x < 254.0f ? x : 254.0f;
     return (t > -127.0f ? t : -127.0f) + 0x1.8p23f - 0x1.8p23f;
   }
-  // 2^(n + r), 0 where x says that it is no normal number. Two products put the exponent in, so
+  // 2^(n + r), 0 where x is below kLeastPower. Two products put the exponent in, so
   // that what is too large becomes inf.
-  static float ldexp_normal(float r, float n, float x) {
+  static float ldexp_or_zero(float r, float n, float x) {
     float y = kExp2[5];
     for (int i = 4; i >= 0; --i) y = y * r + kExp2[i];
     const int32_t e = static_cast<int32_t>(n == n ? n : 0);
     y = (y * r + 1) * power_of_two(e / 2) * power_of_two(e - e / 2);
-    return x < -126 ? 0 : x == x ? y : x;
+    return x < kLeastPower ? 0 : x == x ? y : x;
   }
   static float power_of_two(int32_t e) {
     const uint32_t bits = static_cast<uint32_t>(e + 127) << 23;
