@@ -75,16 +75,13 @@ def test_over_threads(keywords, dtype, backend, threads):
 @pytest.mark.parametrize("dtype", DTYPES[:3], ids=dtype_id)
 def test_over_threads_in_a_long_window(dtype, backend, threads):
     """Tasks of other sizes begin at other keys, and more keys are seen than are packed together."""
-    q, k, v, do = torch.randn(4, 1, 1, 3000, 64).to(dtype)
+    sequence = *torch.randn(4, 1, 1, 3000, 64).to(dtype), torch.zeros(1, 1, 3000)
+    keywords = {"window": (1300, 70), "backend": backend}
     threads(1)
-    expected = evaluate(
-        fused_attention, q, k, v, do, torch.zeros(1, 1, 3000), window=(1300, 70), backend=backend
-    )
+    expected = evaluate(fused_attention, *sequence, **keywords)
     for count in (2, 3):
         threads(count)
-        actual = evaluate(
-            fused_attention, q, k, v, do, torch.zeros(1, 1, 3000), window=(1300, 70), backend=backend
-        )
+        actual = evaluate(fused_attention, *sequence, **keywords)
         assert_equal(actual, expected, f"with {count} threads")
 
 

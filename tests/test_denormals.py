@@ -52,7 +52,10 @@ def passes(dtype, spread=None):
     return call, lambda: torch.autograd.grad(o, qkv, do, retain_graph=True)
 
 
-@pytest.mark.parametrize("spread", [(0, 150), (80, 105), (110, 140)], ids=["wide", "small", "vanishing"])
+SPREADS = {"wide": (0, 150), "small": (80, 105), "vanishing": (110, 140)}
+
+
+@pytest.mark.parametrize("spread", SPREADS.values(), ids=SPREADS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=dtype_id)
 def test_vanishing_weights_take_no_longer(dtype, spread, instruction_set):
     pairs = zip(passes(dtype, spread), passes(dtype), strict=True)
