@@ -1,5 +1,5 @@
 // AMX tiles of bf16: configuration, operand layouts, and numbers as sums of bf16 parts.
-// One part is bf16 itself; two hold fp16 exactly.
+// One part is bf16 itself; two hold fp16 exactly, three fp32.
 #pragma once
 
 #include "vec_avx512.h"
