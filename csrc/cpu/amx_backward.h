@@ -13,21 +13,21 @@ struct AmxBackward {
   using T = float;
   using Session = TileSession;
   using Cover = ColumnCover<AmxBackward>;
-  static constexpr int64_t kRows = 128,
-                           kKeys = kParts == 1 ? 512 : 256;  // queries of a block, keys of a tile
+  static constexpr int64_t kRows = 128;                      // queries of a block
+  static constexpr int64_t kKeys = kParts == 1 ? 512 : 256;  // keys of a tile
   static constexpr int64_t kBlock = 32, kBegin = 32;  // keys packed at a time; columns of a step
   static constexpr int64_t kSlice = kParts == 1 ? 128 : 64;  // keys whose p and ds are kept at once
 
   const int64_t head_dim, width;  // width: head_dim padded to two tiles
   // Tile by tile, parts outermost; sizes at D 64 and one part. All stays in L2.
-  Bf16 *k, *v, *kt;                  // K and V (keys, d), K^T (d, keys) as A operands: 32 KB each
-  Bf16 *q, *dout;                    // Q^T and dO^T (d, queries) as B operands: 8 KB each
-  Bf16 *q_pairs, *dout_pairs;        // Q and dO (queries, d) as B operands: 8 KB each
+  Bf16 *k, *v, *kt;                  // K and V (keys, d), K^T (d, keys) as A operands: 64 KB each
+  Bf16 *q, *dout;                    // Q^T and dO^T (d, queries) as B operands: 16 KB each
+  Bf16 *q_pairs, *dout_pairs;        // Q and dO (queries, d) as B operands: 16 KB each
   float *s_all, *dp_all;             // 2 x 2 tiles (keys, queries), three and two buffers: 20 KB
-  Bf16 *p, *ds;                      // (keys, queries) of a slice as A operands: 16 KB each
-  Bf16* ds_pairs;                    // ds (keys, queries) of a slice as B operand: 16 KB
-  float *dk, *dv;                    // blocks of 32 keys and 32 d: 64 KB each
-  float* dqt;                        // dq^T, blocks of 32 d and 32 queries: 16 KB
+  Bf16 *p, *ds;                      // (keys, queries) of a slice as A operands: 32 KB each
+  Bf16* ds_pairs;                    // ds (keys, queries) of a slice as B operand: 32 KB
+  float *dk, *dv;                    // blocks of 32 keys and 32 d: 128 KB each
+  float* dqt;                        // dq^T, blocks of 32 d and 32 queries: 32 KB
   float* sums;                       // two blocks that wait to be added to dk or dv
   Bf16 *stage, *stage2, *pair;       // rows on their way into tiles
   float* out;                        // (2, 16, width): rows of dk and dv on their way out

@@ -26,9 +26,9 @@ struct AmxForward {
   Contents values;      // what the panel's rows of v hold
   // Every operand and result lies tile by tile: 16 rows with other lines between them take a tile's
   // load or store up to three times as long.
-  Bf16* q;  // q^T (parts, rows / 16, width / 32, tile): 1024 x 64 x 2 bytes = 128 KB a part
-  Bf16 *k,
-      *v;  // k (parts, panel / 16, width / 32, tile), v^T (parts, width / 16, panel / 32, tile)
+  Bf16* q;       // q^T (parts, rows / 16, width / 32, tile): 1024 x 64 x 2 bytes = 128 KB a part
+  Bf16* k;       // (parts, panel / 16, width / 32, tile)
+  Bf16* v;       // v^T (parts, width / 16, panel / 32, tile)
   float* s_all;  // s^T, two buffers of (2 tiles of keys, 2 of queries, 16, 16): 4 KB each
   Bf16* p;       // p^T (parts, 2, kGroup, tile): 2 KB a part and block
   float* sums;   // (p v)^T before it joins o, two buffers of (2 tiles of d, 2 of queries, 16, 16)
