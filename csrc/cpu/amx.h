@@ -177,49 +177,34 @@ struct TileProducts {
     using P = Products<kParts>;
     asm volatile("" ::: "memory");  // the intrinsics do not say that a tile's load reads memory
     load<kStream>(a.at + P::kA[0] * a.part, b.at + P::kB[0] * b.part, a.other, b.other);
-    if (late) {
-      _tile_stored(0, late, 64);
-      if constexpr (kAdd) {
-        _tile_loadd(0, c, 64);
-      } else {
-        _tile_zero(0);
-      }
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_stored(1, late + 256, 64);
-      if constexpr (kAdd) {
-        _tile_loadd(1, c + 256, 64);
-      } else {
-        _tile_zero(1);
-      }
-      _tile_dpbf16ps(1, 4, 7);
-      _tile_stored(2, late + 512, 64);
-      if constexpr (kAdd) {
-        _tile_loadd(2, c + 512, 64);
-      } else {
-        _tile_zero(2);
-      }
-      _tile_dpbf16ps(2, 5, 6);
-      _tile_stored(3, late + 768, 64);
-      if constexpr (kAdd) {
-        _tile_loadd(3, c + 768, 64);
-      } else {
-        _tile_zero(3);
-      }
-      _tile_dpbf16ps(3, 5, 7);
+    if (late) _tile_stored(0, late, 64);
+    if constexpr (kAdd) {
+      _tile_loadd(0, c, 64);
     } else {
-      if constexpr (kAdd) {
-        _tile_loadd(0, c, 64);
-        _tile_loadd(1, c + 256, 64);
-        _tile_loadd(2, c + 512, 64);
-        _tile_loadd(3, c + 768, 64);
-      } else {
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
-      }
-      add_products();
+      _tile_zero(0);
     }
+    _tile_dpbf16ps(0, 4, 6);
+    if (late) _tile_stored(1, late + 256, 64);
+    if constexpr (kAdd) {
+      _tile_loadd(1, c + 256, 64);
+    } else {
+      _tile_zero(1);
+    }
+    _tile_dpbf16ps(1, 4, 7);
+    if (late) _tile_stored(2, late + 512, 64);
+    if constexpr (kAdd) {
+      _tile_loadd(2, c + 512, 64);
+    } else {
+      _tile_zero(2);
+    }
+    _tile_dpbf16ps(2, 5, 6);
+    if (late) _tile_stored(3, late + 768, 64);
+    if constexpr (kAdd) {
+      _tile_loadd(3, c + 768, 64);
+    } else {
+      _tile_zero(3);
+    }
+    _tile_dpbf16ps(3, 5, 7);
     late = c;
     work();
     for (int i = 0; i < P::kCount; ++i) {

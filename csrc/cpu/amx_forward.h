@@ -108,9 +108,11 @@ struct AmxForward {
     float scale = 0;
     int64_t first = -1, last = -1;
     bool edge = false;
+    bool small;            // v is too small for tiles
     bool pending = false;  // the last sums are still to be added to o
 
-    State(const float* m_in, float* l_out, float* o) : l_out(l_out), o(o) {
+    State(const float* m_in, float* l_out, float* o, bool small)
+        : l_out(l_out), o(o), small(small) {
       for (int i = 0; i < 2; ++i) {
         l[i] = V::zero();
         refer(i, V::load(m_in + 16 * i));
@@ -133,7 +135,7 @@ struct AmxForward {
     const auto a = [&](const Step& step) {
       return Operand{k_tile(0, step.at, 0), next, panel * width, kTile};
     };
-    State state(m, l, o);
+    State state(m, l, o, too_small(values.size()));
     const auto scores = [&](int64_t i) { return s_all + i % 2 * (kRows * kKeys); };
     TileProducts<kParts> products;
     products.multiply(a(steps[0]), b, width / 32, scores(0));
@@ -291,7 +293,7 @@ struct AmxForward {
   void weigh(TileProducts<kParts>& products, State& state, int64_t at) {
     const int64_t first = state.first, blocks = state.last + 1 - first;
     add_sums(state);
-    if ((state.edge && !values.finite) || too_small(values.size())) {
+    if ((state.edge && !values.finite) || state.small) {
       multiply_seen(state.o, at, first, state.last + 1);
     } else {
       const Operand b{p_tile(0, 0, first), kGroup * kTile, 2 * kGroup * kTile, kTile};

@@ -1,0 +1,29 @@
+// The op's arguments, checked, as the plain pointers that the kernels take.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include "../attention.h"
+
+namespace clinattn {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+// The arguments that both passes share, as the op's schema orders them.
+struct Arguments {
+  const Tensor &q, &k, &v;
+  const OptionalTensor &mask, &cu_seqlens_q, &cu_seqlens_k, &q_lengths, &kv_start, &kv_end;
+  double scale;
+  int64_t window_left, window_right;
+  bool bottom_right;
+};
+
+// Throws c10::Error, which names the argument, what it is and what was expected.
+AttentionParams check(const Arguments& a);
+void check_layout(const Tensor& t, const char* name, at::IntArrayRef sizes, const Tensor& like);
+
+// Of dense (B, H, N, D) or packed (T, H, D)
+Strides strides_of(const Tensor& t);
+
+}  // namespace clinattn
