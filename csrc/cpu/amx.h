@@ -2,6 +2,8 @@
 // One part is bf16 itself; two hold fp16 exactly, three fp32.
 #pragma once
 
+#include <type_traits>
+
 #include "vec_avx512.h"
 
 namespace {
@@ -29,22 +31,24 @@ struct TileSession {
 
 const TileSession::Config TileSession::kAllTiles;
 
-// Of two numbers as sums of parts, a = a1 + a2 + a3, the products that count, smallest first: added
-// to a large sum the small ones would lose what they are there for. Dropped are a2 b2 of two parts,
-// below 2^-16 of the result, and a2 b3, a3 b2 and a3 b3 of three, below 2^-24.
+// Of two numbers as sums of parts, a = a1 + a2 + a3, the products that count, in passes over all
+// steps of k. Dropped are a2 b2 of two parts, below 2^-16 of the result, and a2 b3, a3 b2 and a3 b3
+// of three, below 2^-24. Of three parts the small products come first: added to a large sum they
+// would lose what they are there for. Neighbours share a part, which stays in its tiles.
 template <int kParts>
 struct Products;
 template <>
 struct Products<1> {
-  static constexpr int kCount = 1, kA[] = {0}, kB[] = {0};
+  static constexpr int kCount = 1, kPasses = 1, kEnd[] = {1}, kA[] = {0}, kB[] = {0};
 };
 template <>
 struct Products<2> {
-  static constexpr int kCount = 3, kA[] = {1, 0, 0}, kB[] = {0, 1, 0};
+  static constexpr int kCount = 3, kPasses = 1, kEnd[] = {3}, kA[] = {1, 0, 0}, kB[] = {0, 0, 1};
 };
 template <>
 struct Products<3> {
-  static constexpr int kCount = 6, kA[] = {2, 0, 1, 1, 0, 0}, kB[] = {0, 2, 1, 0, 1, 0};
+  static constexpr int kCount = 6, kPasses = 2, kEnd[] = {5, 6}, kA[] = {2, 1, 1, 0, 0, 0},
+                       kB[] = {0, 0, 1, 1, 2, 0};
 };
 
 inline __m512 widen16(__m256i x) {
@@ -98,54 +102,64 @@ struct Contents {
 constexpr float kSmall = 0x1p-96f;
 inline bool too_small(double size) { return size > 0 && size < kSmall; }
 
-// dst (kParts, n padded with zeros to n_padded, a multiple of 32) <- src (n)
+// Where a row goes in lines of 32 elements: those of a part lie `line` elements apart.
+struct Lines {
+  Bf16* at;
+  int64_t part, line;
+};
+
+// to <- src, of bf16, which is its own only part
+inline Contents copy_row(const Lines& to, const Bf16* src, int64_t n, int64_t n_padded,
+                         bool negate) {
+  const __m512i sign = _mm512_set1_epi32(negate ? static_cast<int>(0x80008000) : 0);
+  const __m512i infinite = _mm512_set1_epi16(0x7f80);
+  __mmask32 special = 0;
+  const auto put = [&](int64_t d, __m512i x) {
+    special |= _mm512_cmpeq_epi16_mask(_mm512_and_si512(x, infinite), infinite);
+    _mm512_storeu_si512(to.at + d / 32 * to.line, _mm512_xor_si512(x, sign));
+  };
+  int64_t d = 0;
+  for (; d + 32 <= n; d += 32) put(d, _mm512_loadu_si512(src + d));
+  if (d < n_padded) put(d, _mm512_maskz_loadu_epi16((1u << (n - d)) - 1, src + d));
+  return {special == 0, _mm512_set1_ps(1)};
+}
+
+// to (kParts, n padded with zeros to n_padded, a multiple of 32) <- src (n)
 template <int kParts>
-inline Contents split_row(Bf16* dst, int64_t part_stride, const void* src, DType dtype, int64_t n,
+inline Contents split_row(const Lines& to, const void* src, DType dtype, int64_t n,
                           int64_t n_padded, bool negate) {
   if (!src) {
-    for (int i = 0; i < kParts; ++i) memset(dst + i * part_stride, 0, n_padded * sizeof(Bf16));
+    for (int i = 0; i < kParts; ++i)
+      for (int64_t d = 0; d < n_padded; d += 32)
+        _mm512_storeu_si512(to.at + i * to.part + d / 32 * to.line, _mm512_setzero_si512());
     return {};
   }
-  const __m512i sign = _mm512_set1_epi32(negate ? static_cast<int>(0x80008000) : 0);
-  if (kParts == 1 && dtype == DType::kBFloat16) {
-    const __m512i infinite = _mm512_set1_epi16(0x7f80);
-    __mmask32 special = 0;
-    for (int64_t d = 0; d < n_padded; d += 32) {
-      const __mmask32 there = n - d >= 32 ? ~0u : (1u << max64(0, n - d)) - 1;
-      const __m512i x = _mm512_maskz_loadu_epi16(there, static_cast<const Bf16*>(src) + d);
-      special |= _mm512_cmpeq_epi16_mask(_mm512_and_si512(x, infinite), infinite);
-      _mm512_storeu_si512(dst + d, _mm512_xor_si512(x, sign));
-    }
-    return {special == 0, _mm512_set1_ps(1)};
-  } else {
-    alignas(64) float padded[256];
-    const float* row = static_cast<const float*>(src);
-    if (dtype != DType::kFloat32 || n != n_padded) {
-      load_row<Avx512>(padded, src, dtype, n);
-      for (int64_t d = round_up(n, 16); d < n_padded; d += 16)
-        Avx512::store(padded + d, Avx512::zero());
-      row = padded;
-    }
-    const __m512 top = _mm512_castsi512_ps(_mm512_set1_epi32(0x7f7f0000));
-    __m512 largest = _mm512_setzero_ps();
-    __mmask16 special = 0;
-    for (int64_t d = 0; d < n_padded; d += 16) {
-      const __m512 x = _mm512_abs_ps(_mm512_loadu_ps(row + d));
-      special |= _mm512_cmp_ps_mask(x, top, _CMP_NLE_UQ);
-      largest = _mm512_max_ps(largest, x);
-    }
-    const bool sizeable = _mm512_cmp_ps_mask(largest, _mm512_set1_ps(kSmall), _CMP_NLT_UQ) != 0;
-    const __m512 flip = _mm512_set1_ps(negate ? -0.0f : 0.0f);
-    for (int64_t d = 0; d < n_padded; d += 16) {
-      const __m512 x = _mm512_xor_ps(_mm512_loadu_ps(row + d), flip);
-      if (special || !sizeable) {
-        split_special<kParts>(x, dst + d, part_stride);
-      } else {
-        split<kParts>(x, dst + d, part_stride);
-      }
-    }
-    return {!special || all_finite<Avx512>(row, n_padded), largest};
+  if (kParts == 1 && dtype == DType::kBFloat16)
+    return copy_row(to, static_cast<const Bf16*>(src), n, n_padded, negate);
+  alignas(64) float padded[256];
+  const float* row = static_cast<const float*>(src);
+  if (dtype != DType::kFloat32 || n != n_padded) {
+    load_row<Avx512>(padded, src, dtype, n);
+    for (int64_t d = round_up(n, 16); d < n_padded; d += 16)
+      Avx512::store(padded + d, Avx512::zero());
+    row = padded;
   }
+  const __m512 top = _mm512_castsi512_ps(_mm512_set1_epi32(0x7f7f0000));
+  const __m512 flip = _mm512_set1_ps(negate ? -0.0f : 0.0f);
+  __m512 largest = _mm512_setzero_ps();
+  __mmask16 special = 0;
+  for (int64_t d = 0; d < n_padded; d += 16) {
+    const __m512 x = _mm512_loadu_ps(row + d), size = _mm512_abs_ps(x);
+    special |= _mm512_cmp_ps_mask(size, top, _CMP_NLE_UQ);
+    largest = _mm512_max_ps(largest, size);
+    split<kParts>(_mm512_xor_ps(x, flip), to.at + d / 32 * to.line + d % 32, to.part);
+  }
+  const bool sizeable = _mm512_cmp_ps_mask(largest, _mm512_set1_ps(kSmall), _CMP_NLT_UQ) != 0;
+  if (special || !sizeable)
+    for (int64_t d = 0; d < n_padded; d += 16)
+      split_special<kParts>(_mm512_xor_ps(_mm512_loadu_ps(row + d), flip),
+                            to.at + d / 32 * to.line + d % 32, to.part);
+  return {!special || all_finite<Avx512>(row, n_padded), largest};
 }
 
 constexpr int64_t kTile = 512;  // bf16 elements of a tile: 16 rows of 32
@@ -176,7 +190,71 @@ struct TileProducts {
   void multiply(const Operand& a, const Operand& b, int64_t steps, float* c, Work&& work = {}) {
     using P = Products<kParts>;
     asm volatile("" ::: "memory");  // the intrinsics do not say that a tile's load reads memory
-    load<kStream>(a.at + P::kA[0] * a.part, b.at + P::kB[0] * b.part, a.other, b.other);
+    const auto step = [&](int begin, int end, int64_t k, auto first)
+                          __attribute__((always_inline)) {
+#pragma GCC unroll 5
+                            for (int i = begin; i < end; ++i) {
+                              const Bf16* left = a.at + P::kA[i] * a.part + k * a.step;
+                              const Bf16* right = b.at + P::kB[i] * b.part + k * b.step;
+                              const bool new_a = i == begin || P::kA[i] != P::kA[i - 1];
+                              if (new_a) load_a0<kStream>(left);
+                              if (i == begin || P::kB[i] != P::kB[i - 1]) {
+                                _tile_loadd(6, right, 64);
+                                _tile_loadd(7, right + b.other, 64);
+                              }
+                              if (new_a) load_a1<kStream>(left + a.other);
+                              if (kParts > 1) work();
+                              if (first && i == begin) {
+                                first_products<kAdd>(c);
+                              } else {
+                                _tile_dpbf16ps(0, 4, 6);
+                                _tile_dpbf16ps(1, 4, 7);
+                                _tile_dpbf16ps(2, 5, 6);
+                                _tile_dpbf16ps(3, 5, 7);
+                              }
+                              if (kParts == 1) work();
+                            }
+                          };
+    step(0, P::kEnd[0], 0, std::true_type());
+    for (int64_t k = 1; k < steps; ++k) step(0, P::kEnd[0], k, std::false_type());
+    if (P::kPasses == 2)
+      for (int64_t k = 0; k < steps; ++k) step(P::kEnd[0], P::kCount, k, std::false_type());
+    late = c;
+  }
+
+  // How often multiply calls work.
+  static int64_t calls(int64_t steps) { return Products<kParts>::kCount * steps; }
+
+  void finish() {
+    if (!late) return;
+    _tile_stored(0, late, 64);
+    _tile_stored(1, late + 256, 64);
+    _tile_stored(2, late + 512, 64);
+    _tile_stored(3, late + 768, 64);
+    late = nullptr;
+  }
+
+ private:
+  template <bool kStream>
+  static void load_a0(const Bf16* at) {
+    if constexpr (kStream) {
+      _tile_stream_loadd(4, at, 64);
+    } else {
+      _tile_loadd(4, at, 64);
+    }
+  }
+  template <bool kStream>
+  static void load_a1(const Bf16* at) {
+    if constexpr (kStream) {
+      _tile_stream_loadd(5, at, 64);
+    } else {
+      _tile_loadd(5, at, 64);
+    }
+  }
+
+  // The first products of a block, and the stores of the block before
+  template <bool kAdd>
+  void first_products(const float* c) {
     if (late) _tile_stored(0, late, 64);
     if constexpr (kAdd) {
       _tile_loadd(0, c, 64);
@@ -205,61 +283,27 @@ struct TileProducts {
       _tile_zero(3);
     }
     _tile_dpbf16ps(3, 5, 7);
-    late = c;
-    work();
-    for (int i = 0; i < P::kCount; ++i) {
-      const Bf16 *left = a.at + P::kA[i] * a.part, *right = b.at + P::kB[i] * b.part;
-      for (int64_t k = i == 0; k < steps; ++k) {
-        load<kStream>(left + k * a.step, right + k * b.step, a.other, b.other);
-        add_products();
-        work();
-      }
-    }
   }
+};
 
-  // How often multiply calls work.
-  static int64_t calls(int64_t steps) { return Products<kParts>::kCount * steps; }
-
-  void finish() {
-    if (!late) return;
-    _tile_stored(0, late, 64);
-    _tile_stored(1, late + 256, 64);
-    _tile_stored(2, late + 512, 64);
-    _tile_stored(3, late + 768, 64);
-    late = nullptr;
-  }
-
- private:
-  template <bool kStream>
-  static void load(const Bf16* a, const Bf16* b, int64_t a_other, int64_t b_other) {
-    if constexpr (kStream) {
-      _tile_stream_loadd(4, a, 64);
-      _tile_loadd(6, b, 64);
-      _tile_loadd(7, b + b_other, 64);
-      _tile_stream_loadd(5, a + a_other, 64);
-    } else {
-      _tile_loadd(4, a, 64);
-      _tile_loadd(6, b, 64);
-      _tile_loadd(7, b + b_other, 64);
-      _tile_loadd(5, a + a_other, 64);
-    }
-  }
-  static void add_products() {
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
-  }
+// How much of an amount of work is to be done after each of so many calls, an equal share in each;
+// without a division in each.
+struct Shares {
+  int64_t share, sum = 0;
+  Shares(int64_t amount, int64_t calls) : share(calls ? (amount << 20) / calls + 1 : 0) {}
+  int64_t next() { return (sum += share) >> 20; }
 };
 
 // to <- to + from, vectors of them, an equal share in each of calls calls
 struct Addition {
   float* to;
   const float* from;
-  int64_t vectors, calls, called = 0, done = 0;
+  Shares shares;
+  int64_t done = 0;
+  Addition(float* to, const float* from, int64_t vectors, int64_t calls)
+      : to(to), from(from), shares(vectors, calls) {}
   void operator()() {
-    const int64_t until = ++called * vectors / calls;
-    for (; done < until; ++done)
+    for (const int64_t until = shares.next(); done < until; ++done)
       Avx512::store(to + 16 * done,
                     Avx512::add(Avx512::load(to + 16 * done), Avx512::load(from + 16 * done)));
   }
@@ -289,19 +333,21 @@ inline void pack_paired(Bf16* tile, const Bf16* rows, int64_t ld) {
 // 2^(scale x + offset) for an integer offset; 0 below 2^kLeastPower. Of one part 16 bits are
 // enough. Else the fraction is taken from scale x itself: rounding the sum of both would cost it
 // digits.
-template <int kParts>
-inline __m512 exponential(__m512 x, __m512 scale, __m512 offset) {
+template <int kParts, bool kHalf = false>
+inline __m512 exponential(__m512 x, __m512 scale, __m512 offset, __mmask16 where = 0xffff) {
   using V = Avx512;
   const __m512 y = V::fma(x, scale, offset);
   if constexpr (kParts > 1) {
     const __m512 n = _mm512_roundscale_ps(y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    return V::ldexp_or_zero(V::exp2_fraction(V::fma(x, scale, V::sub(offset, n))), n, y);
+    return V::ldexp_or_zero(V::exp2_fraction(V::fma(x, scale, V::sub(offset, n))), n, y, where);
   }
   const __m512 r = _mm512_reduce_ps(y, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
   __m512 e = V::set1(kExp2Short[3]);
-#pragma GCC unroll 3
-  for (int i = 2; i >= 0; --i) e = V::fma(e, r, V::set1(kExp2Short[i]));
-  return V::ldexp_or_zero(e, y, y);  // by the integer below y
+  constexpr float kHalfUnit = kHalf ? 0x1p-8f : 0;
+  e = V::fma(e, r, V::set1(kExp2Short[2]));
+  e = V::fma(e, r, V::set1(kExp2Short[1]));
+  e = V::fma(e, r, V::set1(kExp2Short[0] + kHalfUnit));
+  return V::ldexp_or_zero(e, y, y, where);  // by the integer below y
 }
 
 inline __m512 round_down_to_bf16(__m512 x) {
@@ -312,10 +358,11 @@ inline __m512 round_down_to_bf16(__m512 x) {
 // The next of kParts parts of x, as the upper 16 bits; x keeps what it leaves. Of one part or two
 // it is the nearest bf16 (of two equally near the one away from zero), of three the bits
 // themselves: three times 8 hold all of them.
-template <int kParts>
+template <int kParts, bool kHalf = false>
 inline __m512 take_part(__m512& x, int part) {
   __m512i bits = _mm512_castps_si512(x);
-  if (kParts < 3) bits = _mm512_add_epi32(bits, _mm512_set1_epi32(0x8000));
+  if (kParts < 3 && !(kParts == 1 && kHalf))
+    bits = _mm512_add_epi32(bits, _mm512_set1_epi32(0x8000));
   const __m512 taken = _mm512_castsi512_ps(bits);
   if (part + 1 < kParts) x = _mm512_sub_ps(x, round_down_to_bf16(taken));
   return taken;

@@ -32,6 +32,10 @@ struct Backward {
   Arena arena;
   E engine;
   T* mask_row;  // (kKeys)
+  // The block whose dq the engine has been asked for last
+  struct Last {
+    int64_t head, tile, index, i0, n;
+  } last;
 
   Backward(const AttentionParams& p, const BackwardShared& shared, void* scratch)
       : p(p),
@@ -122,6 +126,7 @@ struct Backward {
       for (int64_t b = first; block_start(seq, b) < rows_end; ++b)
         block(seq, head, task.tile, b, k0, keys, by_mask);
     }
+    engine.finish([&] { fold_last(seq); });
     write(seq, task.kv_head, k0, keys);
   }
 
@@ -190,9 +195,27 @@ struct Backward {
       return cover.hide(keys, scale2, masked);
     };
     const bool edge = is_edge(0, n, begin, end);
-    engine.differentiate(n, begin, end, scale2, is_edge, hide, edge && !engine.finite_rows(),
-                         edge && !engine.finite_keys());
-    fold_dq(seq, head, tile, index, i0, n, true);
+    // Part `at` of `parts` of what is read next: dq of this block, q and do of the one behind it
+    const int64_t i1 = i0 + n, next = min64(block_start(seq, index + 2), seq.q_end) - i1;
+    const auto prefetch = [&](int64_t at, int64_t parts) {
+      const int64_t bytes = p.head_dim * dtype_size(p.dtype);
+      for (int64_t i = at * n / parts; i < (at + 1) * n / parts; ++i)
+        prefetch_row(dq_acc_at(seq, head, i0 + i), p.head_dim * sizeof(T));
+      for (int64_t i = at * next / parts; i < (at + 1) * next / parts; ++i) {
+        const int64_t row = seq.q_row0 + i1 + i;
+        prefetch_row(row_at(p.q, p.dtype, p.q_strides, seq.index, head, row), bytes);
+        prefetch_row(row_at(p.dout, p.dtype, p.do_strides, seq.index, head, row), bytes);
+      }
+    };
+    engine.differentiate(
+        n, begin, end, scale2, is_edge, hide, edge && !engine.finite_rows(),
+        edge && !engine.finite_keys(), [&] { fold_last(seq); }, prefetch);
+    last = {head, tile, index, i0, n};
+    if (!E::kDelayed) fold_last(seq);
+  }
+
+  void fold_last(const Sequence& seq) {
+    fold_dq(seq, last.head, last.tile, last.index, last.i0, last.n, true);
   }
 
   // dq <- dq + ds k, after the tiles before this one; the last tile scales, rounds and writes.

@@ -12,6 +12,7 @@ struct FmaBackward {
   using T = typename V::T;
   struct Session {};  // nothing to set up for a task
   using Cover = RowCover<FmaBackward>;
+  static constexpr bool kDelayed = false;             // differentiate leaves nothing for later
   static constexpr int64_t kRows = V::kBackwardRows;  // queries of a block
   static constexpr int64_t kKeys = V::kBackwardKeys;  // keys of a tile
   static constexpr int64_t kBlock = V::kWidth;        // keys packed at a time, columns of a block
@@ -89,9 +90,10 @@ struct FmaBackward {
   // p and ds of n queries with columns [begin, end), and what they add to dk and dv. is_edge(i,
   // rows, j, last) says whether some of rows queries from i does not see some key of [j, last);
   // hide gives -inf there and says whether it has scaled the scores.
-  template <class IsEdge, class Hide>
+  template <class IsEdge, class Hide, class Complete, class Prefetch>
   void differentiate(int64_t n, int64_t begin, int64_t end, T scale2, const IsEdge& is_edge,
-                     const Hide& hide, bool skip_rows, bool skip_keys) {
+                     const Hide& hide, bool skip_rows, bool skip_keys, const Complete&,
+                     const Prefetch&) {
     first_column = begin;
     columns = end - begin;
     skip_hidden_keys = skip_keys;
@@ -103,6 +105,9 @@ struct FmaBackward {
     }
     accumulate(n, begin, end, skip_rows);
   }
+
+  template <class Complete>
+  void finish(const Complete&) {}
 
   // s <- q k^T, dp <- do v^T
   void scores(int64_t n, int64_t begin, int64_t end) {

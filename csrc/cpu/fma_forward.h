@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cover.h"
+#include "forward_step.h"
 #include "gemm.h"
 
 namespace {
@@ -67,17 +68,23 @@ struct FmaForward {
 
   // Folds steps of the panel into n queries from row r. hide(step) gives -inf to what is not seen,
   // and says whether it has scaled the scores.
-  template <class Step, class Hide>
-  void fold(int64_t r, int64_t n, const Step* steps, int64_t count, T scale2, const Hide& hide,
-            T* m, T* l, T* o) {
-    for (int64_t i = 0; i < count; ++i) {
-      const Step& step = steps[i];
-      scores(r, n, step.at, step.begin, step.end);
-      const T scale = step.edge && hide(step) ? 1 : scale2;
-      softmax(n, step.begin, step.end, scale, m, l);
-      accumulate(n, step.at, step.begin, step.end, o, step.edge && !finite);
+  template <class Hide>
+  struct Fold {
+    FmaForward& e;
+    const T scale2;
+    Fold(FmaForward& e, T scale2) : e(e), scale2(scale2) {}
+    void fold(int64_t r, int64_t n, const Step* steps, int64_t count, const Hide& hide, T* m, T* l,
+              T* o) {
+      for (int64_t i = 0; i < count; ++i) {
+        const Step& step = steps[i];
+        e.scores(r, n, step.at, step.begin, step.end);
+        const T scale = step.edge && hide(step) ? 1 : scale2;
+        e.softmax(n, step.begin, step.end, scale, m, l);
+        e.accumulate(n, step.at, step.begin, step.end, o, step.edge && !e.finite);
+      }
     }
-  }
+    void finish() {}
+  };
 
   // s <- q k^T for n queries from row r
   void scores(int64_t r, int64_t n, int64_t at, int64_t begin, int64_t end) {

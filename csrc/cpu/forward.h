@@ -5,19 +5,13 @@
 #pragma once
 
 #include "cover.h"
+#include "forward_step.h"
 #include "isa.h"
 #include "normaliser.h"
 
 namespace {
 
 using clinattn::ForwardTask;
-
-// Keys [at + begin, at + end) of a panel, of which keys from at are there. Where edge, some query
-// does not see some key; where masked, the mask has a say in it.
-struct Step {
-  int64_t index, at, keys, begin, end;  // index: of the step, counted from the first valid key
-  bool edge, masked;
-};
 
 template <class E>
 struct Forward {
@@ -116,6 +110,7 @@ struct Forward {
   // Keys [k0, k0 + keys): packed once, then folded into all tiles of queries that see some of them.
   void panel(const Sequence& seq, const ForwardTask& task, int64_t rows, int64_t k0, int64_t keys) {
     bool packed = false;
+    typename E::template Fold<Hide> fold(engine, scale2());
     for (int64_t g = 0; g < group; ++g) {
       const int64_t head = task.kv_head * group + g;
       for (int64_t at = 0; at < keys; at += kKeys)
@@ -125,15 +120,24 @@ struct Forward {
         const int64_t count = visible_steps(seq, i0, n, k0, keys);
         if (count == 0) continue;
         if (!packed) pack(seq, task, k0, keys), packed = true;
-        const auto hide = [&](const Step& step) {
-          const typename E::Cover cover{p,  seq, engine,       mask_row,   head,
-                                        i0, n,   k0 + step.at, step.begin, step.end};
-          return cover.hide(step.keys, scale2(), step.masked);
-        };
-        engine.fold(r, n, steps, count, scale2(), hide, m + r, l + r, o + r * engine.width);
+        fold.fold(r, n, steps, count, Hide{this, &seq, head, i0, n, k0}, m + r, l + r,
+                  o + r * engine.width);
       }
     }
+    fold.finish();
   }
+
+  // Gives -inf to what n queries from i0 do not see of a step in the panel from k0.
+  struct Hide {
+    Forward* f;
+    const Sequence* seq;
+    int64_t head, i0, n, k0;
+    bool operator()(const Step& step) const {
+      const typename E::Cover cover{f->p, *seq, f->engine,    f->mask_row, head,
+                                    i0,   n,    k0 + step.at, step.begin,  step.end};
+      return cover.hide(step.keys, f->scale2(), step.masked);
+    }
+  };
 
   T scale2() const { return static_cast<T>(__builtin_fabs(p.scale) * kLog2e); }
 
@@ -187,9 +191,16 @@ struct Forward {
       for (int64_t i = 0; i < rows; ++i) {
         const int64_t head = task.kv_head * group + g, r = g * head_rows + i;
         const bool empty = l[r] == 0;
-        const auto norm = V::set1(empty ? 1 : l[r]);
-        store_row<V>(o_at(seq, head, task.row0 + i), engine.output(o, r), p.dtype, p.head_dim,
-                     [&](auto x) { return V::div(x, norm); });
+        const T norm = empty ? 1 : l[r];
+        void* to = o_at(seq, head, task.row0 + i);
+        const T* from = engine.output(o, r);
+        if (dtype_size(p.dtype) == 2) {  // a reciprocal's error is far below that of 16 bits
+          const auto factor = V::set1(1 / norm);
+          store_row<V>(to, from, p.dtype, p.head_dim, [&](auto x) { return V::mul(x, factor); });
+        } else {
+          const auto divisor = V::set1(norm);
+          store_row<V>(to, from, p.dtype, p.head_dim, [&](auto x) { return V::div(x, divisor); });
+        }
         put_lse(seq, head, task.row0 + i, empty ? TwoPart<T>{-kInf, 0} : natural(m[r], l[r]));
       }
   }

@@ -75,8 +75,9 @@ struct Avx512 {
     for (int i = 4; i >= 0; --i) y = fma(y, r, set1(kExp2[i]));
     return fma(y, r, set1(1));
   }
-  static F ldexp_or_zero(F y, F n, F x) {
-    return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, set1(kLeastPower), _CMP_NLT_UQ), y, n);
+  static F ldexp_or_zero(F y, F n, F x, __mmask16 where = 0xffff) {
+    const __mmask16 large = _mm512_mask_cmp_ps_mask(where, x, set1(kLeastPower), _CMP_NLT_UQ);
+    return _mm512_maskz_scalef_ps(large, y, n);
   }
 
   static F load_as(const float* p) { return load(p); }

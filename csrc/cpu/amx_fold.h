@@ -1,0 +1,335 @@
+// The forward pass over a stream of blocks of keys, of one tile of queries after another: while
+// tiles multiply q k^T of blocks to come and p v of blocks gone by, vector instructions turn the
+// scores in between into weights. They are spread evenly over the products, which go on beside
+// them; between products tiles would stand still.
+#pragma once
+
+#include "amx.h"
+#include "forward_step.h"
+
+namespace {
+
+// hide(step) gives -inf to the scores of keys that are not seen, and says whether it has scaled
+// them.
+template <class E, class Hide>
+class AmxFold {
+  using V = Avx512;
+  static constexpr int kParts = E::kParts;
+  static constexpr int64_t kRows = E::kRows, kKeys = E::kKeys, kGroup = E::kGroup;
+  // Of one part p v is added to o as it is multiplied; of more, sums that start at 0 are added
+  // later, with half the error.
+  static constexpr bool kInPlace = kParts == 1;
+  static constexpr int64_t kBlocks = 4;  // in flight: one more than have scores
+  static constexpr int64_t kUnits = 16;  // 16 queries and 4 keys each, of a block
+
+  // What the queries of a tile know: their reference points, and of the group of blocks at hand the
+  // sums of weights.
+  struct Queries {
+    __m512 m[2], offset[2], l[2];  // offset: -m, or 0 for a query that has seen nothing
+    const Bf16* q;
+    float *m_out, *l_out, *o;
+    Hide hide;
+    void refer(int64_t i, __m512 reference) {
+      m[i] = reference;
+      offset[i] = V::sub(V::zero(), V::zero_where_hidden(reference, reference));
+    }
+  };
+  struct Block {
+    Step step;
+    Queries* queries;
+  };
+  // Blocks whose weights are multiplied with v together, [first, last] of those that lie between
+  // two multiples of kGroup. Where edge, some query does not see some key.
+  struct Group {
+    Queries* queries;
+    int64_t index, at, first, last;
+    bool edge;
+    Bf16* p;
+  };
+  // Blocks in flight, the group that gathers weights and the one that is multiplied have five
+  // tiles of queries at most.
+  static constexpr int64_t kTiles = 8;
+
+  E& e;
+  const float scale2;
+  TileProducts<kParts> products;
+  Queries tiles[kTiles];
+  Block blocks[kBlocks];
+  int64_t tile = 0;
+  int64_t asked = 0, stored = 0;  // blocks whose scores are being multiplied; are there
+  int64_t at = 0, done = 0;       // the block that is turned into weights, and its units so far
+  __m512 l_before[2];             // the sums of weights before the block
+  bool begun = false, gathering = false;
+  float scale = 0;     // of the block's scores
+  Group group{};       // of the block
+  Group weighed{};     // the group before, multiplied with v in pieces of 32 d
+  int64_t piece;       // the next one
+  int64_t credit = 0;  // pieces due, in parts of kGroup
+  // Sums of pieces on their way to o: what a tile has just stored is not read yet.
+  struct Sums {
+    float *from = nullptr, *to = nullptr;
+  };
+  Sums fresh, ripe;
+  int64_t pieces = 0;
+
+ public:
+  AmxFold(E& e, float scale2) : e(e), scale2(scale2), piece(e.width) {}
+
+  // Folds blocks of keys into the queries from row r, whose state is at m, l and o.
+  void fold(int64_t r, int64_t /*n*/, const Step* steps, int64_t count, const Hide& hide, float* m,
+            float* l, float* o) {
+    Queries& q = tiles[tile++ % kTiles];
+    q.q = e.q_tile(0, r, 0), q.m_out = m, q.l_out = l, q.o = o, q.hide = hide;
+    for (int i = 0; i < 2; ++i) {
+      q.l[i] = V::zero();
+      q.refer(i, V::load(m + 16 * i));
+    }
+    for (int64_t i = 0; i < count; ++i) push(steps[i], &q);
+  }
+
+  // Completes all that has been folded.
+  void finish() {
+    settle();
+    for (; at < asked; advance()) {
+      advance();
+      exponentiate(kUnits);
+    }
+    if (gathering) close();
+    while (piece < e.width) multiply_piece();
+    settle();
+  }
+
+ private:
+  void push(const Step& step, Queries* queries) {
+    for (advance(); at + e.buffers <= asked; advance()) exponentiate(kUnits);
+    blocks[asked % kBlocks] = {step, queries};
+    const int64_t next = e.width / 32 * kTile;
+    multiply<false>({e.k_tile(0, step.at, 0), next, e.panel * e.width, kTile},
+                    {queries->q, next, e.rows * e.width, kTile}, e.width / 32, e.scores(asked),
+                    piece < e.width ? kUnits / 2 : kUnits);
+    stored = asked++;
+    credit += e.width / 32;
+    for (; piece < e.width && credit >= kGroup; credit -= kGroup) {
+      advance();
+      multiply_piece();
+    }
+    if (piece >= e.width) credit = 0;
+  }
+
+  // What is done beside products: sums of the piece before are added, and scores of the block at
+  // hand become weights.
+  struct Work {
+    AmxFold& f;
+    const int64_t first;
+    Shares units;
+    Addition addition;
+    void operator()() {
+      if (!kInPlace) addition();
+      f.exponentiate(first + units.next());
+    }
+  };
+
+  template <bool kAdd>
+  void multiply(const Operand& a, const Operand& b, int64_t steps, float* c, int64_t units) {
+    const int64_t behind = (asked - 2 - at) * kUnits - done, calls = products.calls(steps);
+    if (begun) units = min64(units + max64(0, behind), kUnits - done);
+    Work work{*this,
+              done,
+              {begun ? units : 0, calls},
+              {ripe.to, ripe.from, ripe.from ? 64 : 0, kInPlace ? 0 : calls}};
+    products.template multiply<kAdd, true>(a, b, steps, c, work);
+    ripe = fresh;
+    fresh = {};
+  }
+
+  // Between products: where the block at hand is done, goes on to the next one.
+  void advance() {
+    if (begun && done == kUnits) {
+      const Step& step = blocks[at % kBlocks].step;
+      Queries& q = *group.queries;
+      const __mmask16 lanes[2] = {grown(q, 0), grown(q, 1)};
+      if (lanes[0] | lanes[1]) {
+        q.l[0] = l_before[0];
+        q.l[1] = l_before[1];
+        raise(q, step.index % kGroup, lanes);
+        done = 0;
+        exponentiate(kUnits);
+      }
+      group.last = step.index % kGroup;
+      group.edge |= step.edge;
+      ++at;
+      begun = false;
+    }
+    if (!begun && at < stored) begin();
+  }
+
+  void begin() {
+    const Block& block = blocks[at % kBlocks];
+    const int64_t index = block.step.index, in_group = index % kGroup;
+    if (gathering && (group.queries != block.queries || group.index != index / kGroup)) close();
+    if (!gathering) {
+      group = {block.queries, index / kGroup, block.step.at - in_group * kKeys,  in_group,
+               in_group - 1,  false,          e.weights(group.p != e.weights(1))};
+      gathering = true;
+    }
+    for (int64_t j = group.last + 1; j < in_group; ++j) clear_weights(j);
+    e.s = e.scores(at);
+    scale = block.step.edge && block.queries->hide(block.step) ? 1 : scale2;
+    Queries& q = *block.queries;
+    const __mmask16 lanes[2] = {unseen(q, 0), unseen(q, 1)};
+    if (lanes[0] | lanes[1]) raise(q, in_group, lanes);
+    l_before[0] = q.l[0];
+    l_before[1] = q.l[1];
+    begun = true;
+    done = 0;
+  }
+
+  // Whether weights of a query add up to more than 1: its scores have grown past the reference.
+  static __mmask16 grown(const Queries& q, int64_t i) {
+    return _mm512_cmp_ps_mask(q.l[i], V::set1(1), _CMP_NLE_UQ);
+  }
+  static __mmask16 unseen(const Queries& q, int64_t i) {
+    return _mm512_cmp_ps_mask(q.m[i], V::set1(-__builtin_inff()), _CMP_EQ_OQ);
+  }
+
+  // Moves the reference points of some queries: m <- ceil(scale max s) + kSlack, so that it seldom
+  // happens, and all that was weighed is scaled by 2^(old m - new m). As reference points are
+  // integers, that is exact.
+  static constexpr float kSlack = 10;
+  static constexpr int kCeiling = _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC;
+
+  void raise(Queries& q, int64_t block, const __mmask16 (&lanes)[2]) {
+    for (int64_t i = 0; i < 2; ++i) {
+      if (!lanes[i]) continue;
+      __m512 top = V::load(e.s + i * 256);
+      for (int half = 0; half < 2; ++half)
+        for (int j = 0; j < 256; j += 16)
+          top = V::max(top, V::load(e.s + 512 * half + i * 256 + j));
+      const __m512 highest = V::mul(top, V::set1(scale));
+      const __m512 least = V::sub(q.m[i], V::set1(kSlack));
+      const __mmask16 higher = _mm512_mask_cmp_ps_mask(lanes[i], highest, least, _CMP_GT_OQ);
+      if (higher) raise_lanes(q, i, block, higher, highest);
+    }
+  }
+
+  __attribute__((noinline)) void raise_lanes(Queries& q, int64_t i, int64_t block, __mmask16 lanes,
+                                             __m512 highest) {
+    settle();
+    const __m512 m = q.m[i];
+    const __m512 above = V::add(_mm512_roundscale_ps(highest, kCeiling), V::set1(kSlack));
+    q.refer(i, _mm512_mask_mov_ps(m, lanes, above));
+    const __m512 ones = V::set1(1);
+    const __m512 factor = _mm512_mask_mov_ps(ones, lanes, V::exp2(V::sub(m, q.m[i])));
+    q.l[i] = V::mul(q.l[i], factor);
+    V::store(q.l_out + 16 * i, V::mul(V::load(q.l_out + 16 * i), factor));
+    for (int64_t d = 0; d < e.width; d += 16)
+      for (int64_t x = 0; x < 256; x += 16) {
+        float* to = q.o + d * 32 + i * 256 + x;
+        V::store(to, V::mul(V::load(to), factor));
+      }
+    scale_weights(group.p, i, group.first, block, factor);
+    if (piece < e.width && weighed.queries == &q)
+      scale_weights(weighed.p, i, weighed.first, weighed.last + 1, factor);
+  }
+
+  void scale_weights(Bf16* p, int64_t i, int64_t first, int64_t end, __m512 factor) {
+    for (int64_t part = 0; part < kParts; ++part)
+      for (int64_t j = first; j < end; ++j)
+        for (int64_t x = 0; x < kTile; x += 32) {
+          Bf16* to = e.p_tile(p, part, 16 * i, j) + x;
+          const __m512i line = _mm512_loadu_si512(to);
+          const __m512 odd = V::mul(round_down_to_bf16(_mm512_castsi512_ps(line)), factor);
+          const __m512 even = V::mul(_mm512_castsi512_ps(_mm512_slli_epi32(line, 16)), factor);
+          _mm512_storeu_si512(to, alternate(even, odd));
+        }
+  }
+
+  void clear_weights(int64_t block) {
+    for (int64_t part = 0; part < kParts; ++part)
+      for (int64_t i = 0; i < kRows; i += 16)
+        memset(e.p_tile(group.p, part, i, block), 0, kTile * sizeof(Bf16));
+  }
+
+  // p <- 2^(scale s - m) for units of the block at hand, until so many are done
+  void exponentiate(int64_t until) {
+    while (done < until) {
+      const int64_t i = done / 8, end = min64(until, 8 * i + 8);
+      exponentiate(i, done % 8, end - 8 * i);
+      done = end;
+    }
+  }
+
+  // Units [first, last) of 16 queries
+  void exponentiate(int64_t i, int64_t first, int64_t last) {
+    Queries& q = *group.queries;
+    const __m512 factor = V::set1(scale), offset = q.offset[i];
+    __m512 total = q.l[i];
+    Bf16* p = e.p_tile(group.p, 0, 16 * i, blocks[at % kBlocks].step.index % kGroup);
+    for (uint64_t unit = first; unit < static_cast<uint64_t>(last); ++unit) {
+      const float* from = e.s + unit / 4 * 512 + i * 256 + unit % 4 * 64;
+      Bf16* to = p + unit * 64;
+#pragma GCC unroll 2
+      for (int x = 0; x < 2; ++x) {
+        __m512 even = exponential<kParts, true>(V::load(from + 32 * x), factor, offset),
+               odd = exponential<kParts, true>(V::load(from + 32 * x + 16), factor, offset);
+        if (kParts > 1) total = V::add(total, V::add(even, odd));
+#pragma GCC unroll 3
+        for (int part = 0; part < kParts; ++part) {
+          const __m512 a = take_part<kParts, true>(even, part);
+          const __m512 b = take_part<kParts, true>(odd, part);
+          _mm512_storeu_si512(to + part * E::kWeightPart + 32 * x, alternate(a, b));
+          // the sum of what is multiplied with v, not of what it was rounded from
+          if (kParts == 1)
+            total = V::add(total, V::add(round_down_to_bf16(a), round_down_to_bf16(b)));
+        }
+      }
+    }
+    q.l[i] = total;
+  }
+
+  // l <- l + sum p for the group at hand, whose p v is next.
+  void close() {
+    while (piece < e.width) multiply_piece();
+    Queries& q = *group.queries;
+    for (int64_t i = 0; i < 2; ++i) {
+      V::store(q.l_out + 16 * i, V::add(V::load(q.l_out + 16 * i), q.l[i]));
+      V::store(q.m_out + 16 * i, q.m[i]);
+      q.l[i] = V::zero();
+    }
+    weighed = group;
+    piece = 0;
+    gathering = false;
+    if ((group.edge && !e.values.finite) || too_small(e.values.size())) {
+      settle();
+      e.multiply_seen(q.o, group.p, group.at, group.first, group.last + 1);
+      piece = e.width;
+    }
+  }
+
+  // o <- o + p v for 32 d of the group before. The sums, in two buffers by turns, are added while
+  // other tiles multiply.
+  void multiply_piece() {
+    const Group& g = weighed;
+    const int64_t blocks = g.last + 1 - g.first, d = piece;
+    float* o = g.queries->o + d * 32;
+    float* c = kInPlace ? o : e.sums + pieces++ % 2 * 1024;
+    multiply<kInPlace>(
+        {e.v_tile(0, g.at + g.first * kKeys, d), e.panel / 32 * kTile, e.panel * e.width, kTile},
+        {e.p_tile(g.p, 0, 0, g.first), kTile, E::kWeightPart, 2 * kTile}, blocks, c,
+        blocks * kUnits / (e.width / 16));
+    stored = asked;
+    if (!kInPlace) fresh = {c, o};
+    piece += 32;
+  }
+
+  // Stores what has been multiplied and adds what is to be added.
+  void settle() {
+    products.finish();
+    stored = asked;
+    for (const Sums& x : {ripe, fresh})
+      if (x.from) Addition{x.to, x.from, 64, 1}();
+    ripe = fresh = {};
+  }
+};
+
+}  // namespace

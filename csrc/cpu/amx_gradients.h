@@ -1,0 +1,88 @@
+// The backward pass's gradients of scores, on AVX-512: p <- 2^(s - lse) and ds <- p (dp - delta),
+// as operands for tiles. As in the forward pass a vector of scores belongs to one key and 16
+// queries.
+#pragma once
+
+#include "amx.h"
+
+namespace {
+
+// n queries and keys [j0, j1) of those from at, with their p and ds. Where skip_rows or skip_keys,
+// q and do or k are multiplied only where they are seen.
+struct Slice {
+  int64_t at, j0, j1, n;
+  bool first, last;  // of those of the block of queries
+  bool skip_rows, skip_keys;
+  Bf16 *p, *ds, *ds_pairs, *q_pairs, *dout_pairs;
+};
+
+// p and ds of 32 queries from row and 32 keys from key, in 16 units of two keys, an equal share
+// beside each of calls products. Where kEdge, some scores are hidden.
+template <class E, bool kEdge>
+struct AmxGradients {
+  using V = Avx512;
+  static constexpr int kParts = E::kParts;
+
+  E& e;
+  const Slice& slice;
+  const int64_t row, key;  // key: of the slice
+  const float scale2;
+  Shares shares;
+  int64_t done = 0;
+
+  AmxGradients(E& e, const Slice& slice, int64_t row, int64_t key, float scale2, int64_t calls)
+      : e(e), slice(slice), row(row), key(key - slice.at), scale2(scale2), shares(16, calls) {}
+
+  void operator()() { units(shares.next()); }
+  void finish() { units(16); }
+
+  void units(int64_t until) {
+    const __m512 scale = V::set1(scale2);
+    __m512 factor[2], delta[2], offset[2];
+    __mmask16 seeing[2];  // a row that sees nothing may meet a v that is not finite
+#pragma GCC unroll 2
+    for (int t = 0; t < 2; ++t) {
+      factor[t] = V::load(e.fraction + row + 16 * t);
+      delta[t] = V::load(e.delta + row + 16 * t);
+      seeing[t] = _mm512_cmp_ps_mask(factor[t], V::zero(), _CMP_NEQ_UQ);
+      offset[t] = V::load(e.offset + row + 16 * t);
+    }
+    for (; done < until; ++done) {
+      const uint64_t unit = done, j = key + 2 * done;
+      const uint64_t at = unit / 8 * 512 + unit % 8 * 32;
+      __m512 p[2][2], g[2][2];  // [16 queries][key]
+#pragma GCC unroll 2
+      for (int t = 0; t < 2; ++t)
+#pragma GCC unroll 2
+        for (int h = 0; h < 2; ++h) {
+          const __m512 x = V::load(e.s + at + 256 * t + 16 * h);
+          const __m512 dp = V::load(e.dp + at + 256 * t + 16 * h);
+          p[t][h] = V::mul(exponential<kParts>(x, scale, offset[t], seeing[t]), factor[t]);
+          g[t][h] = _mm512_maskz_mul_ps(seeing[t], p[t][h], V::sub(dp, delta[t]));
+          if (kEdge) g[t][h] = V::zero_where_hidden(g[t][h], x);
+        }
+      Bf16 *p_line = E::weight_tile(slice.p, 0, j, row) + j % 16 * 32,
+           *ds_line = E::weight_tile(slice.ds, 0, j, row) + j % 16 * 32,
+           *pair_line = E::ds_pair_tile(slice.ds_pairs, 0, j, row) + j % 32 * 16;
+#pragma GCC unroll 3
+      for (int part = 0; part < kParts; ++part) {
+        __m512 rp[2][2], rg[2][2];
+#pragma GCC unroll 4
+        for (int x = 0; x < 4; ++x) {
+          rp[x / 2][x % 2] = take_part<kParts>(p[x / 2][x % 2], part);
+          rg[x / 2][x % 2] = take_part<kParts>(g[x / 2][x % 2], part);
+        }
+        const int64_t next = part * E::kWeightPart;
+#pragma GCC unroll 2
+        for (int h = 0; h < 2; ++h) {
+          _mm512_storeu_si512(p_line + next + 32 * h, alternate(rp[0][h], rp[1][h]));
+          _mm512_storeu_si512(ds_line + next + 32 * h, alternate(rg[0][h], rg[1][h]));
+          _mm512_storeu_si512(pair_line + next + h * (E::kSlice / 32 * kTile),
+                              alternate(rg[h][0], rg[h][1]));
+        }
+      }
+    }
+  }
+};
+
+}  // namespace

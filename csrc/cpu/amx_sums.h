@@ -1,0 +1,182 @@
+// The backward pass's sums over slices of p and ds, on AMX tiles: dv <- dv + p^T do,
+// dk <- dk + ds^T q and dq^T <- dq^T + k^T ds^T. They are multiplied one block of 32 x 32 after
+// another, when there is something to do beside them.
+#pragma once
+
+#include "amx_gradients.h"
+
+namespace {
+
+template <class E>
+class AmxSums {
+  using V = Avx512;
+  static constexpr int kParts = E::kParts;
+  // Of one part the sums of dk and dv go on where they stand; of more, sums that start at 0 are
+  // added later, with half the error.
+  static constexpr bool kInPlace = kParts == 1;
+
+  E& e;
+  Slice summed{};                  // the slice at hand,
+  int64_t sum = 0, sum_count = 0;  // its next block and how many there are
+  int64_t key, query, d;           // where that is
+  struct Waiting {
+    float *from = nullptr, *to = nullptr;
+  };
+  Waiting fresh, ripe;  // on their way to dk and dv: what a tile has just stored is not read yet
+
+ public:
+  TileProducts<kParts> products;
+
+  explicit AmxSums(E& e) : e(e) {}
+
+  // Blocks of the slice at hand, those that are left, and how often the one after ahead others
+  // calls work.
+  int64_t count() const { return sum_count; }
+  int64_t left() const { return sum_count - sum; }
+  int64_t calls(int64_t ahead) const { return products.calls(steps(sum + ahead)); }
+
+  // The slice's dk, dv and dq are summed next, after those of the one before. complete() is called
+  // when these were the last of a block of queries.
+  template <class Complete>
+  void next(const Slice& slice, const Complete& complete) {
+    NoWork none;
+    while (sum < sum_count) multiply_next(none);
+    if (summed.last) {
+      settle();
+      complete();
+    }
+    summed = slice;
+    sum = query = d = 0;
+    key = slice.j0;
+    sum_count = 2 * key_sums() + round_up(slice.n, 32) / 32 * (e.width / 32);
+    if (slice.skip_rows || slice.skip_keys) sum_seen();
+    if (!E::kBeside)
+      while (sum < sum_count) multiply_next(none);
+  }
+
+  // The next block: first those of dv and dk, key_sums() each, then those of dq.
+  template <class Work>
+  void multiply_next(Work& work) {
+    const int64_t steps = this->steps(sum);
+    if (sum < 2 * key_sums()) {
+      const bool of_v = sum < key_sums();
+      float* to = e.gradient_block(of_v ? e.dv : e.dk, key, d);
+      float* c = kInPlace ? to : e.sums + sum % 3 * 1024;
+      multiply<kInPlace>({e.weight_tile(of_v ? summed.p : summed.ds, 0, key - summed.at, 0),
+                          E::kRows / 32 * kTile, E::kWeightPart, kTile},
+                         {e.query_pair_tile(of_v ? summed.dout_pairs : summed.q_pairs, 0, 0, d),
+                          kTile, E::kRows * e.width, e.width / 16 * kTile},
+                         steps, c, work);
+      if (!kInPlace) fresh = {c, to};
+      if ((key += 32) == summed.j1) key = summed.j0, d += 32;
+    } else {
+      const Operand left{e.kt_tile(0, summed.j0, d), E::kKeys / 32 * kTile, E::kKeys * e.width,
+                         kTile};
+      const Operand right{e.ds_pair_tile(summed.ds_pairs, 0, summed.j0 - summed.at, query),
+                          E::kSlice / 32 * kTile, E::kWeightPart, kTile};
+      if (summed.first) {
+        multiply<false>(left, right, steps, e.dqt_block(query, d), work);
+      } else {
+        multiply<true>(left, right, steps, e.dqt_block(query, d), work);
+      }
+      if ((d += 32) == e.width) query += 32;
+    }
+    if (d == e.width) d = 0;
+    ++sum;
+  }
+
+  // Products, and beside them work and the addition of sums that are ripe.
+  template <bool kAdd, bool kStream = (kParts > 1), class Work>
+  void multiply(const Operand& a, const Operand& b, int64_t steps, float* c, Work& work) {
+    if constexpr (kInPlace) {
+      products.template multiply<kAdd, kStream>(a, b, steps, c, work);
+    } else {
+      Addition addition{ripe.to, ripe.from, ripe.from ? 64 : 0, products.calls(steps)};
+      const auto both = [&] {
+        addition();
+        work();
+      };
+      products.template multiply<kAdd, kStream>(a, b, steps, c, both);
+      ripe = fresh;
+      fresh = {};
+    }
+  }
+
+ private:
+  int64_t key_sums() const { return (summed.j1 - summed.j0) / 32 * (e.width / 32); }
+  int64_t steps(int64_t index) const {
+    return index < 2 * key_sums() ? ceil_div(summed.n, 32) : (summed.j1 - summed.j0) / 32;
+  }
+
+  // Stores what has been multiplied and adds what is to be added.
+  void settle() {
+    products.finish();
+    for (const Waiting& x : {ripe, fresh})
+      if (x.from) Addition{x.to, x.from, 64, 1}();
+    ripe = fresh = {};
+  }
+
+  // The slow ways, for q, do or k with NaN or inf that are not seen by all, where only what is seen
+  // is multiplied, and for numbers too small for tiles.
+  void sum_seen() {
+    settle();
+    const Slice& x = summed;
+    NoWork none;
+    if (x.skip_rows) {
+      add_seen(e.dv, x.dout_pairs, x.p);
+      add_seen(e.dk, x.q_pairs, x.ds);
+      sum = 2 * key_sums();
+    } else {
+      while (sum < 2 * key_sums()) multiply_next(none);
+    }
+    if (x.skip_keys) {
+      for (int64_t i = 0; i < x.n; i += 32)
+        for (int64_t d = 0; d < e.width; d += 32) multiply_seen(i, d, e.dqt_block(i, d));
+      sum = sum_count;
+    }
+  }
+
+  void add_seen(float* to, Bf16* pairs, Bf16* weights) {
+    for (int64_t j = summed.j0; j < summed.j1; ++j)
+      for (int64_t d = 0; d < e.width; ++d) {
+        float total = 0;
+        for (int64_t i = 0; i < summed.n; ++i) {
+          const float weight = weight_of(weights, i, j);
+          if (weight == 0) continue;
+          float x = 0;
+          for (int part = 0; part < kParts; ++part)
+            x += widen(BFloat16{
+                e.query_pair_tile(pairs, part, i, d)[i % 16 * 32 + d % 16 * 2 + i % 32 / 16]});
+          total += weight * x;
+        }
+        e.gradient_block(to, j, d)[e.in_block(j % 32, d % 32)] += total;
+      }
+  }
+
+  void multiply_seen(int64_t i0, int64_t d0, float* c) {
+    for (int64_t i = 0; i < 32; ++i)
+      for (int64_t d = 0; d < 32; ++d) {
+        float total = 0;
+        for (int64_t j = summed.j0; j < summed.j1; ++j) {
+          const float weight = weight_of(summed.ds, i0 + i, j);
+          if (weight == 0) continue;
+          float x = 0;
+          for (int part = 0; part < kParts; ++part)
+            x += widen(BFloat16{e.kt_tile(part, j, d0 + d)[d % 16 * 32 + j % 32]});
+          total += weight * x;
+        }
+        float& to = c[e.in_block(d, i)];
+        to = summed.first ? total : to + total;
+      }
+  }
+
+  float weight_of(Bf16* weights, int64_t i, int64_t j) {
+    float x = 0;
+    for (int part = 0; part < kParts; ++part)
+      x += widen(BFloat16{
+          e.weight_tile(weights, part, j - summed.at, i)[j % 16 * 32 + i % 16 * 2 + i % 32 / 16]});
+    return x;
+  }
+};
+
+}  // namespace
