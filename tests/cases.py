@@ -20,7 +20,8 @@ class Case:
     strides: contiguous, transposed (as (B, N, H, D)), sliced (from a longer last dimension),
     reversed (a last stride that is not 1) or expanded (one head's keys for all).
     cotangent: random, expanded (one number for all, as of a sum), o or lse (the other has none).
-    logits: the largest |score|, where it is to be set. tail: packed rows past the last sequence.
+    logits: the largest |score|, where it is to be set. rising: scores grow along the keys.
+    tail: packed rows past the last sequence.
     """
 
     id: str
@@ -40,6 +41,7 @@ class Case:
     strides: str = "contiguous"
     cotangent: str = "random"
     logits: float | None = None
+    rising: bool = False
     tail: int = 0
 
     @property
@@ -138,6 +140,8 @@ MEMORY = [
     Case("logits-1e4", nq=65, logits=1e4),
     Case("logits-1e4-causal", nq=65, logits=1e4, causal=True),
     Case("logits-tiny", nq=65, logits=1e-4),
+    Case("logits-rising", batch=1, nq=40, nk=700, logits=50, rising=True),
+    Case("logits-rising-causal", batch=1, nq=330, logits=300, rising=True, causal=True),
 ]
 
 PACKED = [

@@ -83,6 +83,10 @@ class Problem:
         self.visible = self.make_visible()  # (batch, heads or 1, nq, nk)
         self.q = self.draw(self.heads, self.nq)
         self.k, self.v = (self.draw(self.kv_heads, self.nk) for _ in range(2))
+        if case.rising:  # five plateaus
+            height = torch.linspace(0, 4.99, self.nk).floor()[:, None]
+            self.q = self.q.abs()
+            self.k = (self.k / 8 + height.to(self.k)).to(dtype)
         if case.logits is not None and self.nq and self.nk:
             groups = self.heads // self.kv_heads
             s = self.scale * self.q.double() @ self.k.double().repeat_interleave(groups, 1).mT

@@ -27,18 +27,19 @@ struct AmxBackward {
   static constexpr int64_t kHalves = kBeside ? 2 : 1;  // slices, and blocks of queries, kept
 
   const int64_t head_dim, width;  // width: head_dim padded to two tiles
-  // Tile by tile, parts outermost; sizes at D 64 and one part. All stays in L2.
-  Bf16 *k, *v, *kt;                  // K and V (keys, d), K^T (d, keys) as A operands: 64 KB each
-  Bf16 *q, *dout;                    // Q^T and dO^T (d, queries) as B operands: 16 KB each
-  Bf16 *q_pairs, *dout_pairs;        // Q and dO (queries, d) as B operands: 16 KB each, twice
-  float *s_all, *dp_all;             // 2 x 2 tiles (keys, queries), three buffers: 12 KB each
-  Bf16 *p, *ds;                      // (keys, queries) of a slice as A operands: 32 KB each, twice
-  Bf16* ds_pairs;                    // ds (keys, queries) of a slice as B operand: 32 KB, twice
-  float *dk, *dv;                    // blocks of 32 keys and 32 d: 128 KB each
-  float* dqt;                        // dq^T, blocks of 32 d and 32 queries: 32 KB
-  float* sums;                       // three blocks that wait to be added to dk or dv
-  Bf16 *stage, *stage2, *pair;       // rows on their way into tiles
-  float* out;                        // (2, 16, width): rows of dk and dv on their way out
+  // Tile by tile, parts outermost; sizes at D 64 and one part. That is 0.7 MB of L2; of three parts
+  // 1.5 MB, and more than L2 holds at D 128.
+  Bf16 *k, *v, *kt;             // K and V (keys, d), K^T (d, keys) as A operands: 64 KB each
+  Bf16 *q, *dout;               // Q^T and dO^T (d, queries) as B operands: 16 KB each
+  Bf16 *q_pairs, *dout_pairs;   // Q and dO (queries, d) as B operands: 16 KB each, kHalves
+  float *s_all, *dp_all;        // 2 x 2 tiles (keys, queries), three buffers: 12 KB each
+  Bf16 *p, *ds;                 // (keys, queries) of a slice as A operands: 32 KB each, kHalves
+  Bf16* ds_pairs;               // ds (keys, queries) of a slice as B operand: 32 KB, kHalves
+  float *dk, *dv;               // blocks of 32 keys and 32 d: 128 KB each
+  float* dqt;                   // dq^T, blocks of 32 d and 32 queries: 32 KB
+  float* sums;                  // three blocks that wait to be added to dk or dv
+  Bf16 *stage, *stage2, *pair;  // rows on their way into tiles
+  float* out;                   // (2, 16, width): rows of dk and dv on their way out
   float *offset, *fraction, *delta;  // (kRows): p = fraction 2^(s + offset), offset an integer
   float *s, *dp;                     // the buffers at hand
   int64_t step_key;                  // their first key

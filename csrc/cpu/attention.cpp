@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <functional>
 #include <limits>
 #include <memory>
 #include <numeric>
@@ -93,24 +94,59 @@ std::vector<Task> by_cost(const std::vector<Task>& tasks, const std::vector<doub
   return sorted;
 }
 
-std::vector<ForwardTask> forward_tasks(const AttentionParams& p, const CpuKernels& kernels) {
-  // Four tasks a thread even out the end; results do not depend on how rows are grouped into tasks.
-  const int64_t rows = (p.cu_seqlens_q ? p.total_q : p.num_seqs * p.max_q) * p.kv_heads;
-  const int64_t fair = round_up(rows / (4 * at::get_num_threads()) + 1, kernels.forward_rows);
-  const int64_t chunk = std::min(kernels.forward_chunk(p), fair);
+struct ForwardPlan {
   std::vector<ForwardTask> tasks;
-  std::vector<double> cost;
+  std::vector<double> cost;  // in scores
+};
+
+ForwardPlan cut_forward(const AttentionParams& p, int64_t chunk) {
+  constexpr double kPacking = 96;  // a task packs every key it sees, at the cost of so many scores
+  const int64_t group = p.heads / p.kv_heads;
+  ForwardPlan plan;
   for (int64_t b = 0; b < p.num_seqs; ++b) {
     const Sequence seq(p, b);
     for (int64_t h = 0; h < p.kv_heads; ++h)
       for (int64_t i = 0; i < seq.rows_q; i += chunk) {
         const int64_t end = std::min(i + chunk, seq.rows_q), last = std::min(end, seq.q_end) - 1;
-        tasks.push_back({b, h, i, end});
-        cost.push_back(last < i ? 0
-                                : static_cast<double>(last + 1 - i) * (seq.hi(last) - seq.lo(i)));
+        plan.tasks.push_back({b, h, i, end});
+        double cost = 0;
+        if (last >= i) {
+          const int64_t seen = seq.hi(i) - seq.lo(i) + seq.hi(last) - seq.lo(last);
+          cost = 0.5 * (last + 1 - i) * group * seen + kPacking * (seq.hi(last) - seq.lo(i));
+        }
+        plan.cost.push_back(cost);
       }
   }
-  return by_cost(tasks, cost);
+  return plan;
+}
+
+// The cost of the busiest of so many threads, each of which takes the costliest task that is left.
+double busiest(std::vector<double> cost, int64_t threads) {
+  std::sort(cost.begin(), cost.end(), std::greater<>());
+  std::vector<double> load(threads, 0);  // a heap with the least loaded thread on top
+  for (double x : cost) {
+    std::pop_heap(load.begin(), load.end(), std::greater<>());
+    load.back() += x;
+    std::push_heap(load.begin(), load.end(), std::greater<>());
+  }
+  return *std::max_element(load.begin(), load.end());
+}
+
+// Long tasks pack few keys anew, short ones keep all threads busy to the end. Results do not depend
+// on how rows are grouped into tasks.
+std::vector<ForwardTask> forward_tasks(const AttentionParams& p, const CpuKernels& kernels) {
+  const int64_t threads = at::get_num_threads();
+  const auto few = [&](const ForwardPlan& plan) {
+    return static_cast<int64_t>(plan.tasks.size()) < 16 * threads;
+  };
+  int64_t chunk = kernels.forward_chunk(p);
+  ForwardPlan best = cut_forward(p, chunk);
+  while (threads > 1 && few(best) && chunk > kernels.forward_rows) {
+    chunk = round_up(chunk / 2, kernels.forward_rows);
+    ForwardPlan finer = cut_forward(p, chunk);
+    if (busiest(finer.cost, threads) < busiest(best.cost, threads)) best = std::move(finer);
+  }
+  return by_cost(best.tasks, best.cost);
 }
 
 std::tuple<Tensor, Tensor, Tensor> cpu_forward(
