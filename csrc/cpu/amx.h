@@ -332,8 +332,8 @@ inline void pack_paired(Bf16* tile, const Bf16* rows, int64_t ld) {
 }
 
 // 2^(scale x + offset) for an integer offset; 0 below 2^kLeastPower. Of one part 16 bits are
-// enough. Else the fraction is taken from scale x itself: rounding the sum of both would cost it
-// digits.
+// enough; where kHalf, half a unit of bf16 comes with them, so that cutting them off rounds. Else
+// the fraction is taken from scale x itself: rounding the sum of both would cost it digits.
 template <int kParts, bool kHalf = false>
 inline __m512 exponential(__m512 x, __m512 scale, __m512 offset, __mmask16 where = 0xffff) {
   using V = Avx512;
@@ -357,8 +357,8 @@ inline __m512 round_down_to_bf16(__m512 x) {
 }
 
 // The next of kParts parts of x, as the upper 16 bits; x keeps what it leaves. Of one part or two
-// it is the nearest bf16 (of two equally near the one away from zero), of three the bits
-// themselves: three times 8 hold all of them.
+// it is the nearest bf16 (of two equally near the one away from zero; where kHalf, x of one part
+// has its half unit already), of three the bits themselves: three times 8 hold all of them.
 template <int kParts, bool kHalf = false>
 inline __m512 take_part(__m512& x, int part) {
   __m512i bits = _mm512_castps_si512(x);
@@ -374,12 +374,6 @@ inline __m512i alternate(__m512 even, __m512 odd) {
   return _mm512_ternarylogic_epi32(_mm512_srli_epi32(_mm512_castps_si512(even), 16),
                                    _mm512_castps_si512(odd),
                                    _mm512_set1_epi32(static_cast<int>(0xffff0000)), 0xf8);
-}
-
-// sums + the two bf16 of each lane of line
-inline __m512 add_pairs(__m512 sums, __m512i line) {
-  return _mm512_dpbf16_ps(sums, reinterpret_cast<__m512bh>(line),
-                          reinterpret_cast<__m512bh>(_mm512_set1_epi16(0x3f80)));
 }
 
 inline void copy_line(Bf16* to, const Bf16* from) {

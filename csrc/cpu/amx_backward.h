@@ -326,8 +326,6 @@ struct AmxBackward {
       }
   }
 
-  void end_tile() {}
-
   const float* dk_row(int64_t j) { return gradient_row(dk, out, j); }
   const float* dv_row(int64_t j) { return gradient_row(dv, out + 16 * width, j); }
   const float* gradient_row(float* blocks, float* row, int64_t j) {

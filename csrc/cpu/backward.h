@@ -250,7 +250,6 @@ struct Backward {
   void write(const Sequence& seq, int64_t kv_head, int64_t k0, int64_t keys) {
     // q was packed with the sign of the scale
     const auto scale = V::set1(static_cast<T>(__builtin_fabs(p.scale)));
-    engine.end_tile();
     for (int64_t j = 0; j < keys; ++j) {
       const int64_t at = seq.k_row0 + k0 + j;
       store_row<V>(grad_at(p.dk, p.dk_strides, seq, kv_head, at), engine.dk_row(j), p.dtype,

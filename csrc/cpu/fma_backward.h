@@ -165,8 +165,6 @@ struct FmaBackward {
       gemm<V, false, Update::kAdd>(n, width, cols, ds, kKeys, keys, width, V::kStrip, acc, ld);
     }
   }
-
-  void end_tile() {}
   const T* dk_row(int64_t j) { return dk + j * width; }
   const T* dv_row(int64_t j) { return dv + j * width; }
 };
