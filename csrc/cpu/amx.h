@@ -2,8 +2,6 @@
 // One part is bf16 itself; two hold fp16 exactly, three fp32.
 #pragma once
 
-#include <type_traits>
-
 #include "vec_avx512.h"
 
 namespace {
@@ -191,35 +189,11 @@ struct TileProducts {
   void multiply(const Operand& a, const Operand& b, int64_t steps, float* c, Work&& work = {}) {
     using P = Products<kParts>;
     asm volatile("" ::: "memory");  // the intrinsics do not say that a tile's load reads memory
-    const auto step = [&](int begin, int end, int64_t k, auto first)
-                          __attribute__((always_inline)) {
-#pragma GCC unroll 5
-                            for (int i = begin; i < end; ++i) {
-                              const Bf16* left = a.at + P::kA[i] * a.part + k * a.step;
-                              const Bf16* right = b.at + P::kB[i] * b.part + k * b.step;
-                              const bool new_a = i == begin || P::kA[i] != P::kA[i - 1];
-                              if (new_a) load_a0<kStream>(left);
-                              if (i == begin || P::kB[i] != P::kB[i - 1]) {
-                                _tile_loadd(6, right, 64);
-                                _tile_loadd(7, right + b.other, 64);
-                              }
-                              if (new_a) load_a1<kStream>(left + a.other);
-                              if (kParts > 1) work();
-                              if (first && i == begin) {
-                                first_products<kAdd>(c);
-                              } else {
-                                _tile_dpbf16ps(0, 4, 6);
-                                _tile_dpbf16ps(1, 4, 7);
-                                _tile_dpbf16ps(2, 5, 6);
-                                _tile_dpbf16ps(3, 5, 7);
-                              }
-                              if (kParts == 1) work();
-                            }
-                          };
-    step(0, P::kEnd[0], 0, std::true_type());
-    for (int64_t k = 1; k < steps; ++k) step(0, P::kEnd[0], k, std::false_type());
-    if (P::kPasses == 2)
-      for (int64_t k = 0; k < steps; ++k) step(P::kEnd[0], P::kCount, k, std::false_type());
+    step<0, P::kEnd[0], true, kAdd, kStream>(a, b, 0, c, work);
+    for (int64_t k = 1; k < steps; ++k) step<0, P::kEnd[0], false, kAdd, kStream>(a, b, k, c, work);
+    if constexpr (P::kPasses == 2)
+      for (int64_t k = 0; k < steps; ++k)
+        step<P::kEnd[0], P::kCount, false, kAdd, kStream>(a, b, k, c, work);
     late = c;
   }
 
@@ -236,6 +210,35 @@ struct TileProducts {
   }
 
  private:
+  // Products [kBegin, kEnd) of the parts, of step k; where kFirst, the first ones of the block
+  template <int kBegin, int kEnd, bool kFirst, bool kAdd, bool kStream, class Work>
+  __attribute__((always_inline)) void step(const Operand& a, const Operand& b, int64_t k,
+                                           const float* c, Work& work) {
+    using P = Products<kParts>;
+#pragma GCC unroll 5
+    for (int i = kBegin; i < kEnd; ++i) {
+      const Bf16* left = a.at + P::kA[i] * a.part + k * a.step;
+      const Bf16* right = b.at + P::kB[i] * b.part + k * b.step;
+      const bool new_a = i == kBegin || P::kA[i] != P::kA[i - 1];
+      if (new_a) load_a0<kStream>(left);
+      if (i == kBegin || P::kB[i] != P::kB[i - 1]) {
+        _tile_loadd(6, right, 64);
+        _tile_loadd(7, right + b.other, 64);
+      }
+      if (new_a) load_a1<kStream>(left + a.other);
+      if (kParts > 1) work();
+      if (kFirst && i == kBegin) {
+        first_products<kAdd>(c);
+      } else {
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+      }
+      if (kParts == 1) work();
+    }
+  }
+
   template <bool kStream>
   static void load_a0(const Bf16* at) {
     if constexpr (kStream) {
