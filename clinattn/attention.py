@@ -12,13 +12,37 @@ from torch.amp import is_autocast_available
 from torch.autograd import forward_ad
 
 from clinattn import checks, ops  # noqa: F401  (ops registers torch.ops.clinattn)
+from clinattn.arguments import AT, NEEDS, TENSORS
 from clinattn.visibility import Window, fold_window, prepare_mask, unexpanded
 
 FORWARD = torch.ops.clinattn.attention_forward.default
 BACKWARD = torch.ops.clinattn.attention_backward.default
 DOUBLE_BACKWARD = torch.ops.clinattn.attention_double_backward.default
 
-N_TENSORS, N_ARGS = 9, 16
+N_TENSORS, N_ARGS = len(TENSORS), len(AT) + 1  # with `backend`
+CU_SEQLENS, MASK = AT["cu_seqlens_q"], AT["mask"]
+SCALE, MAX_SEQLEN_Q, MAX_SEQLEN_K = AT["scale"], AT["max_seqlen_q"], AT["max_seqlen_k"]
+
+
+def _op_is_watched(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether a call must go through the op: a compiler, a transform or a mode waits for it."""
+    return (
+        torch.compiler.is_compiling()
+        or not (type(q) is type(k) is type(v) is Tensor)
+        or q.is_meta
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
+    )
+
+
+def _forward(*args: Any) -> tuple[Tensor, ...]:
+    """The forward op, less 10 us of dispatch where nobody watches."""
+    return FORWARD(*args) if _op_is_watched(*args[:3]) else ops.attention_forward(*args)
+
+
+def _backward(*args: Any) -> tuple[Tensor, ...]:
+    """The backward op, less 15 us of dispatch where nobody watches."""
+    return BACKWARD(*args) if _op_is_watched(*args[5:8]) else ops.attention_backward(*args)
 
 
 class _Function(torch.autograd.Function):
@@ -49,13 +73,13 @@ class FusedAttention(_Function):
             bound.apply_defaults()
             args = bound.args
         *complete, return_lse = _complete(*args)
-        q, k, v, mask, cu_seqlens = complete[:5]
+        q, k, v, mask, cu_seqlens = complete[: CU_SEQLENS + 1]
         checks.check_tensors(q, k, v)
         check = checks.check_dense if cu_seqlens is None else checks.check_packed
         check(q, k, v, True)
         if mask is not None:
             checks.check_mask(mask, (*q.shape[:3], k.shape[2]), q.device)
-            complete[3] = unexpanded(mask)
+            complete[MASK] = unexpanded(mask)
         outputs = cls.run(*complete, True)
         return outputs if return_lse else outputs[0]
 
@@ -70,12 +94,22 @@ class FusedAttention(_Function):
         q_lengths: Tensor | None = None,
         kv_start: Tensor | None = None,
         kv_end: Tensor | None = None,
+        lo: Tensor | None = None,
+        hi: Tensor | None = None,
+        times: Tensor | None = None,
+        decay: Tensor | None = None,
+        slopes: Tensor | None = None,
+        relative: Tensor | None = None,
+        seed: Tensor | None = None,
         scale: float | None = None,
         window_left: int = -1,
         window_right: int = -1,
         bottom_right: bool = False,
         max_seqlen_q: int | None = None,
         max_seqlen_k: int | None = None,
+        softcap: float = 0.0,
+        global_prefix: int = 0,
+        dropout_p: float = 0.0,
         backend: str = "",
         return_lse: bool = False,
     ) -> Any:
@@ -84,10 +118,12 @@ class FusedAttention(_Function):
             assert mask is not None
             return FusedAttention.forward(k, v, mask)
         args = _complete(
-            *(q, k, v, mask, cu_seqlens_q, cu_seqlens_k, q_lengths, kv_start, kv_end, scale),
-            *(window_left, window_right, bottom_right, max_seqlen_q, max_seqlen_k, backend),
+            *(q, k, v, mask, cu_seqlens_q, cu_seqlens_k, q_lengths, kv_start, kv_end, lo, hi),
+            *(times, decay, slopes, relative, seed, scale, window_left, window_right),
+            *(bottom_right, max_seqlen_q, max_seqlen_k, softcap, global_prefix, dropout_p),
+            backend,
         )
-        outputs = FORWARD(*args[:N_ARGS])
+        outputs = _forward(*args[:N_ARGS])
         return outputs if return_lse else outputs[0]
 
     @staticmethod
@@ -102,17 +138,35 @@ class FusedAttention(_Function):
 
     @staticmethod
     def backward(ctx: Any, do: Tensor | None, dlse: Tensor | None = None, _: Any = None) -> Any:
-        no_grads = (None,) * (N_ARGS + 1 - 3)
         if do is None and dlse is None:
-            return None, None, None, *no_grads
+            return (None,) * (N_ARGS + 1)
         *tensors, o, lse, lse_low = ctx.saved_tensors
         args = (*tensors, *ctx.scalars)
         if lse is None:  # a compiled apply(q, k, v), whose forward has no second output
-            o, lse, lse_low = FORWARD(*args)
+            o, lse, lse_low = _forward(*args)
         do = torch.zeros_like(o) if do is None else do
-        # A compiled graph is differentiated once, and takes the op without a Function around it.
-        grad = BACKWARD if torch.compiler.is_compiling() else FusedAttentionGrad.run
-        return *grad(do, dlse, o, lse, lse_low, *args), *no_grads
+        # What is not differentiated again, as a compiled graph, needs no Function around the op.
+        once = torch.compiler.is_compiling() or not (
+            torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
+        )
+        grad = _backward if once else FusedAttentionGrad.run
+        needs = _needs(ctx.needs_input_grad)
+        grads = grad(do, dlse, o, lse, lse_low, *args[:-1], needs, args[-1])
+        return *_placed(grads, needs), None, None
+
+
+def _needs(wanted: tuple[bool, ...]) -> int:
+    """The bits of NEEDS, from what is wanted of each argument."""
+    return sum(bit for name, bit in NEEDS.items() if wanted[AT[name]])
+
+
+def _placed(grads: Any, needs: int) -> list[Tensor | None]:
+    """(dq, dk, dv, and those of NEEDS) where the arguments stand."""
+    placed = [*grads[:3], *[None] * (len(AT) - 3)]
+    for (name, bit), grad in zip(NEEDS.items(), grads[3:], strict=True):
+        if needs & bit:
+            placed[AT[name]] = grad
+    return placed
 
 
 DEFAULTS = (None, None, None, *(FusedAttention.forward.__defaults__ or ()))
@@ -121,13 +175,13 @@ DEFAULTS = (None, None, None, *(FusedAttention.forward.__defaults__ or ()))
 def _complete(*given: Any) -> list[Any]:
     """All arguments of FusedAttention, with defaults where they are left out or None."""
     args = [*given, *DEFAULTS[len(given) :]]
-    tokens = 2 if args[4] is None else 0  # cu_seqlens_q
-    if args[9] is None:
-        args[9] = args[0].shape[-1] ** -0.5  # scale
-    if args[13] is None:
-        args[13] = args[0].shape[tokens]  # max_seqlen_q
-    if args[14] is None:
-        args[14] = args[1].shape[tokens]  # max_seqlen_k
+    tokens = 2 if args[CU_SEQLENS] is None else 0
+    if args[SCALE] is None:
+        args[SCALE] = args[0].shape[-1] ** -0.5
+    if args[MAX_SEQLEN_Q] is None:
+        args[MAX_SEQLEN_Q] = args[0].shape[tokens]
+    if args[MAX_SEQLEN_K] is None:
+        args[MAX_SEQLEN_K] = args[1].shape[tokens]
     return args
 
 
@@ -137,9 +191,9 @@ class FusedAttentionGrad(_Function):
     @staticmethod
     def forward(
         do: Tensor, dlse: Tensor | None, o: Tensor, lse: Tensor, *args: Any
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """args: lse_low, then those of the forward op."""
-        return BACKWARD(do, dlse, o, lse, *args)
+    ) -> tuple[Tensor, ...]:
+        """args: lse_low, then those of the forward op, with `needs` before the backend."""
+        return _backward(do, dlse, o, lse, *args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -150,20 +204,24 @@ class FusedAttentionGrad(_Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
-        no_grads = (None,) * (N_ARGS - 3)
         if all(x is None for x in cotangents):
-            return (None,) * 8 + no_grads
+            return (None,) * (5 + N_ARGS + 1)
         do, dlse, lse, lse_low, *tensors = ctx.saved_tensors
-        given = [
+        *scalars, first_needs, _ = ctx.scalars
+        needs = _needs(ctx.needs_input_grad[5:])
+        given: list[Tensor | None] = [
             torch.zeros_like(x) if ct is None else ct
-            for x, ct in zip(tensors[:3], cotangents, strict=True)
+            for x, ct in zip(tensors[:3], cotangents[:3], strict=True)
         ]
-        args = (do, dlse, lse, lse_low, *tensors, *ctx.scalars[:-1])
-        grads = FusedAttentionDoubleGrad.run(*given, *args)
-        grad_do, grad_dlse, *grad_qkv = grads
-        # o and lse are functions of q, k and v: their share is part of grad_qkv.
+        given += [
+            ct if first_needs & bit else None
+            for bit, ct in zip(NEEDS.values(), cotangents[3:], strict=True)
+        ]
+        args = (do, dlse, lse, lse_low, *tensors, *scalars, needs)
+        grad_do, grad_dlse, *grads = FusedAttentionDoubleGrad.run(*given, *args)
+        # o and lse are functions of q, k and v: their share is part of grads.
         grad_dlse = None if dlse is None else grad_dlse
-        return grad_do, grad_dlse, None, None, None, *grad_qkv, *no_grads
+        return grad_do, grad_dlse, None, None, None, *_placed(grads, needs), None, None
 
 
 class FusedAttentionDoubleGrad(_Function):
@@ -180,7 +238,7 @@ class FusedAttentionDoubleGrad(_Function):
         raise NotImplementedError("clinattn: attention has no third derivative")
 
 
-def _attend(*args: Any) -> tuple[Tensor, Tensor]:
+def _attend(*args: Any) -> tuple[Tensor, ...]:
     """(o, lse) of complete and checked arguments."""
     q, k, v = args[:3]
     if torch.compiler.is_compiling():
@@ -193,7 +251,7 @@ def _attend(*args: Any) -> tuple[Tensor, Tensor]:
         or forward_ad._current_level >= 0  # the op alone would drop tangents without a word
     ):  # fmt: skip
         return FusedAttention.run(*args, True)[:2]
-    return FORWARD(*args)[:2]
+    return _forward(*args)[:2]
 
 
 def _autocast(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -277,8 +335,9 @@ def fused_attention(
         q_lengths = checks.check_lengths("q_lengths", q_lengths, batch, n_queries, query.device)
     o, lse = _attend(
         query, key, value, attn_mask, None, None, q_lengths, kv_start, kv_end,
+        None, None, None, None, None, None, None,
         checks.check_scale(scale, head_dim), left, right, False, n_queries, n_keys,
-        checks.check_backend(backend),
+        0.0, 0, 0.0, checks.check_backend(backend),
     )  # fmt: skip
     return (o, lse) if return_lse else o
 
@@ -341,7 +400,8 @@ def fused_attention_varlen(
         )
     o, lse = _attend(
         query, key, value, None, cu_seqlens_q, cu_seqlens_k, None, None, None,
+        None, None, None, None, None, None, None,
         checks.check_scale(scale, query.shape[2]), left, right, False,
-        max_seqlen_q, max_seqlen_k, checks.check_backend(backend),
+        max_seqlen_q, max_seqlen_k, 0.0, 0, 0.0, checks.check_backend(backend),
     )  # fmt: skip
     return (o, lse) if return_lse else o

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from clinattn.arguments import AT, NEEDS
+
 NAMES = ("triton", "cuda", "cpu", "reference")
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
@@ -19,6 +21,28 @@ DTYPES = {
     "cuda": (torch.float32, *LOW_PRECISION),
     "cpu": (torch.float64, torch.float32, *LOW_PRECISION),
     "reference": (torch.float64, torch.float32, *LOW_PRECISION),
+}
+
+# What a call may ask for beyond masks, windows and lengths, in the user's words.
+MASK_GRADIENT = "the gradient of attn_mask"
+FEATURES = (
+    *("segment_ids or time_window", "time_decay", "alibi_slopes", "relative_bias", "softcap"),
+    *("global_prefix", "dropout_p", MASK_GRADIENT),
+)
+
+
+class Serves(NamedTuple):
+    """Those of FEATURES that a backend's two passes know."""
+
+    forward: tuple[str, ...]
+    backward: tuple[str, ...]
+
+
+SERVES = {
+    "triton": Serves(forward=(), backward=()),
+    "cuda": Serves(forward=(), backward=()),
+    "cpu": Serves(forward=(), backward=()),
+    "reference": Serves(forward=(), backward=()),
 }
 
 # Triton generates code for compute capability 8.0 and newer.
@@ -59,8 +83,8 @@ class Implementation(NamedTuple):
     """The two functions behind a backend; their arguments are those of the ops, less `backend`."""
 
     name: str
-    forward: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
-    backward: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+    forward: Callable[..., tuple[torch.Tensor, ...]]
+    backward: Callable[..., tuple[torch.Tensor, ...]]
 
 
 def backends() -> dict[str, Status]:
@@ -123,38 +147,98 @@ def _reasons_against_triton(device: torch.device | None) -> list[str]:
     return []
 
 
-def implementation(name: str, tensor: torch.Tensor) -> Implementation:
+def features(
+    needs: int,
+    mask: Any,
+    cu_seqlens_q: Any,
+    cu_seqlens_k: Any,
+    q_lengths: Any,
+    kv_start: Any,
+    kv_end: Any,
+    lo: Any,
+    hi: Any,
+    times: Any,
+    decay: Any,
+    slopes: Any,
+    relative: Any,
+    seed: Any,
+    scale: float,
+    window_left: int,
+    window_right: int,
+    bottom_right: bool,
+    max_seqlen_q: Any,
+    max_seqlen_k: Any,
+    softcap: float,
+    global_prefix: int,
+    dropout_p: float,
+) -> tuple[str, ...]:
+    """Those of FEATURES that a call asks for; after `needs`, the arguments of the ops from mask on."""
+    no_tensors = lo is decay is slopes is relative is seed is None
+    if no_tensors and not (softcap or global_prefix or needs):
+        return ()
+    asked = (
+        *(lo is not None, decay is not None, slopes is not None, relative is not None),
+        *(softcap != 0, global_prefix != 0, seed is not None, needs & NEEDS["mask"]),
+    )
+    return tuple(name for name, wanted in zip(FEATURES, asked, strict=True) if wanted)
+
+
+def implementation(
+    name: str, tensor: torch.Tensor, asked: tuple[str, ...] = (), *, backward: bool = False
+) -> Implementation:
     """The implementation for a tensor's device and dtype; `name` "" lets this module choose."""
-    return _select(name or os.environ.get("CLINATTN_BACKEND", ""), tensor.device, tensor.dtype)
+    name = name or os.environ.get("CLINATTN_BACKEND", "")
+    return _select(name, tensor.device, tensor.dtype, asked, backward)
+
+
+def _unserved(name: str, dtype: torch.dtype, asked: tuple[str, ...], backward: bool) -> list[str]:
+    """What a call asks for that a backend does not compute, in the user's words."""
+    served = SERVES[name].backward if backward else SERVES[name].forward
+    return [str(dtype)] * (dtype not in DTYPES[name]) + [x for x in asked if x not in served]
 
 
 @functools.cache
-def _select(name: str, device: torch.device, dtype: torch.dtype) -> Implementation:
+def _select(
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    asked: tuple[str, ...] = (),
+    backward: bool = False,
+) -> Implementation:
     if name:
-        return _by_name(name, device, dtype)
+        return _by_name(name, device, dtype, asked, backward)
     preferred = {"cuda": ("triton", "cuda"), "cpu": ("cpu",)}.get(device.type, ())
     against = {}
     for candidate in preferred:
         reasons = reasons_against(candidate, device)
-        if not reasons and dtype not in DTYPES[candidate]:
-            reasons = [f"it does not serve {dtype}"]
+        if not reasons:
+            reasons = [
+                f"it does not serve {x}" for x in _unserved(candidate, dtype, asked, backward)
+            ]
         if not reasons:
             return _load(candidate)
         against[candidate] = "; ".join(reasons)
+    if unserved := _unserved("reference", dtype, asked, backward):
+        raise NotImplementedError(f"no backend serves {', '.join(unserved)} yet")
     _warn_about_reference(device, against)
     return _load("reference")
 
 
-def _by_name(name: str, device: torch.device, dtype: torch.dtype) -> Implementation:
+def _by_name(
+    name: str, device: torch.device, dtype: torch.dtype, asked: tuple[str, ...], backward: bool
+) -> Implementation:
     if name not in NAMES:
         raise ValueError(f"backend: got {name!r}, expected one of {', '.join(NAMES)}")
     reasons = reasons_against(name, device)
     if reasons:
         raise RuntimeError(f"backend {name!r} cannot be used: {'; '.join(reasons)}")
-    if dtype not in DTYPES[name]:
-        able = [other for other in NAMES if dtype in DTYPES[other]]
+    unserved = _unserved(name, dtype, asked, backward)
+    if unserved:
+        able = [other for other in NAMES if not _unserved(other, dtype, asked, backward)]
         raise NotImplementedError(
-            f"backend {name!r} does not serve {dtype}; these do: {', '.join(able) or 'none'}"
+            f"backend {name!r} does not serve {', '.join(unserved)}"
+            f"{' in the backward pass' if backward else ''}; "
+            f"these do: {', '.join(able) or 'none'}"
         )
     return _load(name)
 
@@ -167,28 +251,33 @@ def _load(name: str) -> Implementation:
     if name == "triton":
         forward = importlib.import_module("clinattn.kernels.forward")
         backward = importlib.import_module("clinattn.kernels.backward")
-        return _without_lse_low(name, forward.attention_forward, backward.attention_backward)
+        return _plain(name, forward.attention_forward, backward.attention_backward)
     reference = importlib.import_module("clinattn.reference")
     return Implementation(name, reference.attention_forward, reference.attention_backward)
 
 
-def _without_lse_low(
+def _plain(
     name: str,
     forward: Callable[..., tuple[torch.Tensor, torch.Tensor]],
     backward: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
 ) -> Implementation:
-    """A backend whose backward pass needs no more of lse than its fp32 value."""
+    """A backend that takes none of FEATURES, and no more of lse than its fp32 value."""
+    first, scalars, last = AT["lo"], AT["scale"], AT["softcap"]
 
-    def forward_with_zeros(*args: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        o, lse = forward(*args)
+    def known(args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return *args[:first], *args[scalars:last]
+
+    def plain_forward(*args: Any) -> tuple[torch.Tensor, ...]:
+        o, lse = forward(*known(args))
         return o, lse, torch.zeros_like(lse)
 
-    def backward_without(
-        do: Any, dlse: Any, o: Any, lse: Any, lse_low: Any, *args: Any
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return backward(do, dlse, o, lse, *args)
+    def plain_backward(
+        do: Any, dlse: Any, o: Any, lse: Any, lse_low: Any, q: Any, *args: Any
+    ) -> tuple[torch.Tensor, ...]:
+        grads = backward(do, dlse, o, lse, *known((q, *args)))
+        return *grads, *(q.new_empty(0) for _ in NEEDS)
 
-    return Implementation(name, forward_with_zeros, backward_without)
+    return Implementation(name, plain_forward, plain_backward)
 
 
 @functools.cache

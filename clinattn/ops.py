@@ -13,29 +13,27 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from clinattn import reference
-from clinattn.backends import implementation, refuse_extension
+from clinattn.arguments import AT, NEEDS, SCHEMA, TENSORS, Arguments
+from clinattn.backends import features, implementation, refuse_extension
 from clinattn.visibility import visible_pairs
 
-# Dense: q (B,H,Nq,D), k v (B,Hkv,Nk,D). Packed: q (Tq,H,D), k v (Tk,Hkv,D), cu_seqlens (S+1,).
-ARGS = (
-    "Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, "
-    "Tensor? q_lengths, Tensor? kv_start, Tensor? kv_end, float scale, int window_left, "
-    "int window_right, bool bottom_right, SymInt max_seqlen_q, SymInt max_seqlen_k"
-)
 # lse_low is what rounding took from lse. The backward pass needs it: 2^(s - lse) for scores of 1e4
 # would otherwise be off by the rounding of lse, 5e-4 in fp32.
 RESULTS = "(Tensor o, Tensor lse, Tensor lse_low)"
 GRAD_ARGS = "Tensor do, Tensor? dlse, Tensor o, Tensor lse, Tensor? lse_low"
+# `needs` says which of the last four are wanted (arguments.NEEDS); the others are empty.
+GRADS = (
+    "Tensor dq, Tensor dk, Tensor dv, Tensor dmask, Tensor ddecay, Tensor dslopes, Tensor drelative"
+)
 
 SCHEMAS = {
-    "attention_forward": f"({ARGS}, str backend) -> {RESULTS}",
-    "attention_backward": f"({GRAD_ARGS}, {ARGS}, str backend)"
-    " -> (Tensor dq, Tensor dk, Tensor dv)",
-    "attention_double_backward": "(Tensor ddq, Tensor ddk, Tensor ddv, Tensor do, Tensor? dlse, "
-    f"Tensor lse, Tensor? lse_low, {ARGS})"
-    " -> (Tensor grad_do, Tensor grad_dlse, Tensor dq, Tensor dk, Tensor dv)",
-    "cpu_forward": f"({ARGS}) -> {RESULTS}",
-    "cpu_backward": f"({GRAD_ARGS}, {ARGS}) -> (Tensor dq, Tensor dk, Tensor dv)",
+    "attention_forward": f"({SCHEMA}, str backend) -> {RESULTS}",
+    "attention_backward": f"({GRAD_ARGS}, {SCHEMA}, int needs, str backend) -> ({GRADS})",
+    "attention_double_backward": "(Tensor ddq, Tensor ddk, Tensor ddv, Tensor? ddmask, "
+    "Tensor? dddecay, Tensor? ddslopes, Tensor? ddrelative, Tensor do, Tensor? dlse, Tensor lse, "
+    f"Tensor? lse_low, {SCHEMA}, int needs) -> (Tensor grad_do, Tensor grad_dlse, {GRADS})",
+    "cpu_forward": f"({SCHEMA}) -> {RESULTS}",
+    "cpu_backward": f"({GRAD_ARGS}, {SCHEMA}, int needs) -> ({GRADS})",
 }
 
 LIB = torch.library.Library("clinattn", "FRAGMENT")
@@ -59,6 +57,15 @@ def with_unit_last_stride(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
+def empty_gradients(q: Tensor, needs: int, *args: Any) -> list[Tensor]:
+    """Unwritten gradients of NEEDS, with 0 elements where they are not wanted."""
+    grads = []
+    for name, bit in NEEDS.items():
+        like = args[AT[name]] if needs & bit else None
+        grads.append(q.new_empty(0) if like is None else like.new_empty(like.shape))
+    return grads
+
+
 def attention_forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     """Route to a backend, which may rely on sizes that are not 0 and a last stride of 1."""
     args, backend = rest[:-1], rest[-1]
@@ -66,7 +73,7 @@ def attention_forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tens
         lse = lse_like(q, packed=args[1] is not None)
         return q.new_zeros(q.shape), lse.fill_(-float("inf")), torch.zeros_like(lse)
     q, k, v = with_unit_last_stride(q), with_unit_last_stride(k), with_unit_last_stride(v)
-    return implementation(backend, q).forward(q, k, v, *args)
+    return implementation(backend, q, features(0, *args)).forward(q, k, v, *args)
 
 
 def attention_backward(
@@ -79,13 +86,16 @@ def attention_backward(
     k: Tensor,
     v: Tensor,
     *rest: Any,
-) -> tuple[Tensor, Tensor, Tensor]:
-    args, backend = rest[:-1], rest[-1]
+) -> tuple[Tensor, ...]:
+    args, needs, backend = rest[:-2], rest[-2], rest[-1]
     if q.numel() == 0 or k.numel() == 0:
-        return q.new_zeros(q.shape), k.new_zeros(k.shape), v.new_zeros(v.shape)
+        empty = empty_gradients(q, needs, q, k, v, *args)
+        return *(x.new_zeros(x.shape) for x in (q, k, v)), *(x.zero_() for x in empty)
     do, q, k, v = (with_unit_last_stride(x) for x in (do, q, k, v))
     dlse = None if dlse is None else dlse.contiguous()
-    return implementation(backend, q).backward(do, dlse, o, lse, lse_low, q, k, v, *args)
+    asked = features(needs, *args)
+    chosen = implementation(backend, q, asked, backward=True)
+    return chosen.backward(do, dlse, o, lse, lse_low, q, k, v, *args, needs)
 
 
 def forward_fake(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, ...]:
@@ -93,15 +103,21 @@ def forward_fake(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, .
     return q.new_empty(q.shape), lse, torch.empty_like(lse)
 
 
-def backward_fake(do, dlse, o, lse, lse_low, q, k, v, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+def gradients_fake(args: Any, needs: int) -> tuple[Tensor, ...]:
+    q, k, v = args[:3]
+    empty = empty_gradients(q, needs, *args)
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), *empty
+
+
+def backward_fake(do, dlse, o, lse, lse_low, *rest: Any) -> tuple[Tensor, ...]:
+    return gradients_fake(rest, rest[len(AT)])
 
 
 def double_backward_fake(
-    ddq, ddk, ddv, do, dlse, lse, lse_low, q, k, v, *rest: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    grads = backward_fake(do, dlse, do, lse, lse_low, q, k, v, *rest)
-    return q.new_empty(q.shape), lse_like(q, packed=rest[1] is not None), *grads
+    ddq, ddk, ddv, ddmask, dddecay, ddslopes, ddrelative, do, dlse, lse, lse_low, *rest: Any
+) -> tuple[Tensor, ...]:
+    q, packed = rest[0], rest[AT["cu_seqlens_q"]] is not None
+    return q.new_empty(q.shape), lse_like(q, packed), *gradients_fake(rest, rest[-1])
 
 
 IMPLEMENTATIONS = {
@@ -131,34 +147,64 @@ def _fold(x: Tensor | None, dim: int | None, size: int) -> Tensor | None:
     return x.flatten(0, 1)
 
 
-def _fold_mask(mask: Tensor | None, dim: int | None, size: int, batch: int) -> Tensor | None:
-    if mask is None or (dim is None and mask.shape[0] == 1):
-        return mask
+def _fold_broadcast(x: Tensor | None, dim: int | None, size: int, batch: int) -> Tensor | None:
+    """_fold of a tensor whose batch may be 1."""
+    if x is None or (dim is None and x.shape[0] == 1):
+        return x
     if dim is not None:
-        mask = mask.movedim(dim, 0).expand(-1, batch, -1, -1, -1)
-        dim = 0
-    return _fold(mask, dim, size)
+        x = x.movedim(dim, 0)
+        x, dim = x.expand(-1, batch, *x.shape[2:]), 0
+    return _fold(x, dim, size)
+
+
+def _is_folded(first: int, in_dims: tuple[Any, ...], args: tuple[Any, ...]) -> bool:
+    """Whether a batch with the new dimension folded in is the same problem.
+
+    Not where every sample wants its own gradient of what the batch shares, or its own dropout.
+    """
+    needs = args[first + len(AT)] if first > 0 else 0
+    apart = any(in_dims[first + AT[name]] is not None for name in ("decay", "relative"))
+    return not (needs or apart or args[first + AT["seed"]] is not None)
 
 
 def _vmap_rule(name: str, first: int) -> Any:
     """A vmap rule that folds the new dimension into the batch; argument `first` is q."""
     op = getattr(torch.ops.clinattn, name).default
-    mask_at, packed_at, scalars_at = first + 3, first + 4, first + 9
+    mask_at, slopes_at, scalars_at = first + AT["mask"], first + AT["slopes"], first + len(TENSORS)
+    shared = [first + AT[name] for name in ("decay", "relative", "seed")]
+
+    def one_by_one(size: int, in_dims: tuple[Any, ...], args: tuple[Any, ...]) -> tuple[Any, Any]:
+        results = [
+            op(*(x if d is None else x.select(d, i) for x, d in zip(args, in_dims, strict=True)))
+            for i in range(size)
+        ]
+        stacked = tuple(torch.stack(x) for x in zip(*results, strict=True))
+        return stacked, (0,) * len(stacked)
 
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
-        if args[packed_at] is not None:
+        if args[first + AT["cu_seqlens_q"]] is not None:
             raise NotImplementedError(
                 "clinattn: vmap over the packed layout (cu_seqlens) is not defined; "
                 "use the dense layout (B, H, N, D) with lengths"
             )
         size = info.batch_size
+        if not _is_folded(first, in_dims, args):
+            return one_by_one(size, in_dims, args)
         dims = in_dims[:scalars_at]
-        folded = [_fold(x, d, size) for x, d in zip(args, dims, strict=False)]
         q, q_dim = args[first], in_dims[first]
         batch = q.shape[0] if q_dim is None else q.movedim(q_dim, 0).shape[1]
-        folded[mask_at] = _fold_mask(args[mask_at], in_dims[mask_at], size, batch)
+        folded = [
+            x if at in shared else _fold(x, d, size)
+            for at, (x, d) in enumerate(zip(args, dims, strict=False))
+        ]
+        for at in (mask_at, slopes_at):
+            folded[at] = _fold_broadcast(args[at], in_dims[at], size, batch)
         results = op(*folded, *args[scalars_at:])
-        return tuple(r.unflatten(0, (size, batch)) for r in results), (0,) * len(results)
+        # gradients that nobody wants have no batch
+        unfolded = [
+            r.unflatten(0, (size, batch)) if r.dim() > 1 else r.expand(size, 0) for r in results
+        ]
+        return tuple(unfolded), (0,) * len(results)
 
     return rule
 
@@ -166,18 +212,20 @@ def _vmap_rule(name: str, first: int) -> Any:
 for _name, _first in (
     ("attention_forward", 0),
     ("attention_backward", 5),
-    ("attention_double_backward", 7),
+    ("attention_double_backward", 11),
 ):
     torch.library.register_vmap(f"clinattn::{_name}", _vmap_rule(_name, _first), lib=LIB)
 
 
 @register_flop_formula(torch.ops.clinattn.attention_forward, get_raw=True)
-def forward_flops(q: Tensor, k: Tensor, v: Tensor, *rest: Any, **kwargs: Any) -> int:
+def forward_flops(*args: Any, **kwargs: Any) -> int:
     """4 D for each visible (query, key) pair of each head: two multiply-adds per element."""
-    return 4 * q.shape[-1] * q.shape[1] * visible_pairs(q, k, *rest[:10])
+    q = args[0]
+    return 4 * q.shape[-1] * q.shape[1] * visible_pairs(Arguments(*args[: len(AT)]))
 
 
 @register_flop_formula(torch.ops.clinattn.attention_backward, get_raw=True)
-def backward_flops(do, dlse, o, lse, lse_low, q, k, v, *rest: Any, **kwargs: Any) -> int:
+def backward_flops(do, dlse, o, lse, lse_low, *args: Any, **kwargs: Any) -> int:
     """10 D for each visible pair: scores again, then do.v, dv, dq and dk."""
-    return 10 * q.shape[-1] * q.shape[1] * visible_pairs(q, k, *rest[:10])
+    q = args[0]
+    return 10 * q.shape[-1] * q.shape[1] * visible_pairs(Arguments(*args[: len(AT)]))

@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from clinattn.arguments import NEEDS
+
 # Elements of one block of scores: 8 MiB in fp32.
 BLOCK_ELEMENTS = 1 << 21
 MIN_ROWS, MAX_ROWS = 16, 1024
@@ -63,12 +65,22 @@ class Problem:
         q_lengths: Tensor | None,
         kv_start: Tensor | None,
         kv_end: Tensor | None,
+        lo: Tensor | None,
+        hi: Tensor | None,
+        times: Tensor | None,
+        decay: Tensor | None,
+        slopes: Tensor | None,
+        relative: Tensor | None,
+        seed: Tensor | None,
         scale: float,
         window_left: int,
         window_right: int,
         bottom_right: bool,
         max_seqlen_q: int,
         max_seqlen_k: int,
+        softcap: float,
+        global_prefix: int,
+        dropout_p: float,
     ) -> None:
         self.packed = cu_seqlens_q is not None
         self.dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
@@ -281,8 +293,8 @@ def attention_backward(
     k: Tensor,
     v: Tensor,
     *rest: Any,
-) -> tuple[Tensor, Tensor, Tensor]:
-    problem = Problem(q, k, v, *rest)
+) -> tuple[Tensor, ...]:
+    problem = Problem(q, k, v, *rest[:-1])
     dq = q.new_zeros(q.shape)
     (dk, dk_view), (dv, dv_view) = problem.zeros(k), problem.zeros(v)
     for block in problem.blocks():
@@ -296,7 +308,7 @@ def attention_backward(
         problem.view(dq)[block.at_q] = to_rows(ds, keys).to(dq.dtype)
         dk_view[block.at_k] += to_keys(ds, problem.queries(problem.q, block))
         dv_view[block.at_k] += to_keys(p, g)
-    return dq, dk.to(k.dtype), dv.to(v.dtype)
+    return dq, dk.to(k.dtype), dv.to(v.dtype), *(q.new_empty(0) for _ in NEEDS)
 
 
 @in_full_precision
@@ -304,6 +316,10 @@ def attention_double_backward(
     ddq: Tensor,
     ddk: Tensor,
     ddv: Tensor,
+    ddmask: Tensor | None,
+    dddecay: Tensor | None,
+    ddslopes: Tensor | None,
+    ddrelative: Tensor | None,
     do: Tensor,
     dlse: Tensor | None,
     lse: Tensor,
@@ -312,14 +328,14 @@ def attention_double_backward(
     k: Tensor,
     v: Tensor,
     *rest: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """Gradients of <ddq, dq> + <ddk, dk> + <ddv, dv> to do, dlse, q, k and v.
 
     With u = scale (ddq k' + q ddk') and w = do ddv' that sum is <ds, u> + <p, w>. Its derivative
     to a is c = p (u - ubar), with ubar = rowsum(p u), and to the scores it is t = p (r - rowsum(p
     r)), with r = (a - delta) u - ubar a + w. The rest is the chain rule through five products.
     """
-    problem = Problem(q, k, v, *rest)
+    problem = Problem(q, k, v, *rest[:-1])
     scale = problem.scale
     grad_do, grad_q = q.new_zeros(q.shape), q.new_zeros(q.shape)
     grad_dlse = torch.zeros_like(lse)
@@ -346,4 +362,5 @@ def attention_double_backward(
         problem.view(grad_q)[block.at_q] = (to_rows(t, keys) + to_rows(ds, dkeys)).to(q.dtype)
         grad_k_view[block.at_k] += to_keys(t, rows) + to_keys(ds, drows)
         grad_v_view[block.at_k] += to_keys(c, g)
-    return grad_do, grad_dlse, grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype)
+    grads = grad_do, grad_dlse, grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype)
+    return *grads, *(q.new_empty(0) for _ in NEEDS)

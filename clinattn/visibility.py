@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from clinattn.arguments import Arguments
+
 Window = int | tuple[int | None, int | None] | None
 
 
@@ -86,39 +88,26 @@ def prepare_mask(
     return None if range_only else mask, start, end
 
 
-def visible_pairs(
-    q: Tensor,
-    k: Tensor,
-    mask: Tensor | None,
-    cu_seqlens_q: Tensor | None,
-    cu_seqlens_k: Tensor | None,
-    q_lengths: Tensor | None,
-    kv_start: Tensor | None,
-    kv_end: Tensor | None,
-    scale: float,
-    window_left: int,
-    window_right: int,
-    bottom_right: bool,
-) -> int:
+def visible_pairs(a: Arguments) -> int:
     """How many (query, key) pairs of one head the intervals leave, over the whole batch.
 
     A mask tensor is not looked into. Lengths without values, as when traced, count as full, and
     packed sequences without values as a single one.
     """
-    if cu_seqlens_q is not None and cu_seqlens_k is not None:
-        ends_q, ends_k = _values(cu_seqlens_q), _values(cu_seqlens_k)
+    if a.cu_seqlens_q is not None and a.cu_seqlens_k is not None:
+        ends_q, ends_k = _values(a.cu_seqlens_q), _values(a.cu_seqlens_k)
         if ends_q is None or ends_k is None:
-            ends_q, ends_k = [0, q.shape[0]], [0, k.shape[0]]
+            ends_q, ends_k = [0, a.q.shape[0]], [0, a.k.shape[0]]
         nq = list(map(operator.sub, ends_q[1:], ends_q))
         nk = list(map(operator.sub, ends_k[1:], ends_k))
         start = [0] * len(nk)
     else:
-        batch = q.shape[0]
-        nq = _values(q_lengths) or [q.shape[2]] * batch
-        nk = _values(kv_end) or [k.shape[2]] * batch
-        start = _values(kv_start) or [0] * batch
+        batch = a.q.shape[0]
+        nq = _values(a.q_lengths) or [a.q.shape[2]] * batch
+        nk = _values(a.kv_end) or [a.k.shape[2]] * batch
+        start = _values(a.kv_start) or [0] * batch
     return sum(
-        _pairs(*sizes, window_left, window_right, bottom_right)
+        _pairs(*sizes, a.window_left, a.window_right, a.bottom_right)
         for sizes in zip(nq, nk, start, strict=True)
     )
 

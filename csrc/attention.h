@@ -42,14 +42,36 @@ struct AttentionParams {
   Strides dq_strides, dk_strides, dv_strides;
 
   Mask mask;
+  // Backward only: the gradient of a floating mask, in its type and with its broadcast sides, or
+  // null. Contiguous.
+  void* dmask = nullptr;
+  Mask dmask_layout;
+
+  // Added to the scores, in float, or double for kFloat64; null for none.
+  const void* slopes = nullptr;    // (1 or num_seqs, heads)
+  int64_t slopes_batch = 0;        // stride of a sequence: 0 or heads
+  const void* decay = nullptr;     // (heads)
+  const void* times = nullptr;     // (num_seqs, max_q) or packed (total_q), only with decay
+  const void* relative = nullptr;  // (heads, 2 relative_reach + 1)
+  int64_t relative_reach = 0;      // distances beyond it share an entry
+  // Backward only: their gradients, contiguous, or null where nobody wants them.
+  void *dslopes = nullptr, *ddecay = nullptr, *drelative = nullptr;
 
   // Visibility: query i sees keys [lo, hi) as interval.h computes them.
   const int32_t *cu_seqlens_q = nullptr, *cu_seqlens_k = nullptr;  // (num_seqs + 1), packed only
   const int32_t *q_lengths = nullptr, *kv_start = nullptr, *kv_end = nullptr;  // (num_seqs), dense
   int64_t window_left = -1, window_right = -1;                                 // -1: unbounded
   bool bottom_right = false;
+  // Query i sees only keys [lo_i, hi_i) of its sequence; (num_seqs, max_q) or packed (total_q).
+  const int32_t *lo = nullptr, *hi = nullptr;
+  int64_t global_prefix = 0;  // keys seen by all, and queries that see all, from kv_start on
 
   double scale;
+  double softcap = 0;  // 0: none
+
+  // Dropout: a pair is dropped with probability dropout_threshold / 2^24.
+  uint32_t dropout_threshold = 0;
+  uint64_t seed = 0;
 };
 
 }  // namespace clinattn

@@ -151,7 +151,7 @@ def test_nothing_is_computed_before_the_checks(monkeypatch):
     def refuse(*args):
         raise AssertionError("computed")
 
-    monkeypatch.setattr(module, "FORWARD", refuse)
+    monkeypatch.setattr(module, "_forward", refuse)
     with pytest.raises(AssertionError, match="computed"):
         fused_attention(Q, K, K)
     for _, changed, error, match in DENSE:

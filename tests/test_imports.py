@@ -81,13 +81,14 @@ print(importlib.util.find_spec("clinattn.kernels") is not None)
 
 # What a module may import of the package; imports run one way.
 LAYERS = {
-    "visibility": set(),
-    "reference": set(),
+    "arguments": set(),
+    "visibility": {"arguments"},
+    "reference": {"arguments"},
     "packing": set(),
-    "backends": {"_C", "kernels", "reference"},
+    "backends": {"_C", "arguments", "kernels", "reference"},
     "checks": {"backends", "visibility"},
-    "ops": {"backends", "reference", "visibility"},
-    "attention": {"checks", "ops", "visibility"},
+    "ops": {"arguments", "backends", "reference", "visibility"},
+    "attention": {"arguments", "checks", "ops", "visibility"},
 }
 
 

@@ -10,8 +10,8 @@ from clinattn import fused_attention, reference
 
 
 def attend(q, k, v, *rest, window=(-1, -1), kv_end=None, q_lengths=None, mask=None):
-    args = (mask, None, None, q_lengths, None, kv_end, q.shape[-1] ** -0.5, *window, False)
-    return (q, k, v, *args, q.shape[2], k.shape[2])
+    args = (mask, None, None, q_lengths, None, kv_end, *(None,) * 7, q.shape[-1] ** -0.5, *window)
+    return (q, k, v, *args, False, q.shape[2], k.shape[2], 0.0, 0, 0.0)
 
 
 @pytest.mark.parametrize("heads, kv_heads", [(2, 2), (4, 2), (3, 1)])
@@ -47,8 +47,9 @@ def test_blocks_change_nothing_but_rounding(dtype, monkeypatch):
 
     def everything():
         o, lse, low = reference.attention_forward(*args)
-        grads = reference.attention_backward(do, None, o, lse, low, *args)
-        seconds = reference.attention_double_backward(k, v, q, do, None, lse, low, *args)
+        grads = reference.attention_backward(do, None, o, lse, low, *args, 0)
+        more = (k, v, q, *(None,) * 4, do, None, lse, low, *args, 0)
+        seconds = reference.attention_double_backward(*more)
         return o, lse, *grads, *seconds
 
     whole = everything()
@@ -83,8 +84,9 @@ def test_memory_is_linear(masked, monkeypatch):
     args = attend(q, k, v, mask=mask)
     with Largest() as seen:
         o, lse, low = reference.attention_forward(*args)
-        grads = reference.attention_backward(do, None, o, lse, low, *args)
-        reference.attention_double_backward(*grads, do, None, lse, low, *args)
+        grads = reference.attention_backward(do, None, o, lse, low, *args, 0)[:3]
+        more = (*grads, *(None,) * 4, do, None, lse, low, *args, 0)
+        reference.attention_double_backward(*more)
     assert seen.elements <= reference.BLOCK_ELEMENTS < n * n
 
 

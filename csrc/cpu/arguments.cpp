@@ -1,6 +1,8 @@
 #include "arguments.h"
 
 #include <algorithm>
+#include <cmath>
+#include <vector>
 
 namespace clinattn {
 
@@ -49,6 +51,65 @@ int64_t longest(const int32_t* c, int64_t sequences) {
   int64_t n = 0;
   for (int64_t i = 0; i < sequences; ++i) n = std::max<int64_t>(n, c[i + 1] - c[i]);
   return n;
+}
+
+// Contiguous, in the type of lse
+const void* stat_values(const OptionalTensor& t, const char* name, at::IntArrayRef sizes,
+                        at::ScalarType type) {
+  if (!t) return nullptr;
+  TORCH_CHECK(
+      t->device().is_cpu() && t->scalar_type() == type && t->is_contiguous() && t->sizes() == sizes,
+      name, " is ", t->scalar_type(), " of shape ", t->sizes(), " on ", t->device(),
+      "; expected contiguous ", type, " of shape ", sizes, " on cpu");
+  return t->const_data_ptr();
+}
+
+const int32_t* row_bounds(const OptionalTensor& t, const char* name, at::IntArrayRef sizes) {
+  return static_cast<const int32_t*>(stat_values(t, name, sizes, at::kInt));
+}
+
+void check_intervals(const Arguments& a, at::IntArrayRef rows, AttentionParams& p) {
+  TORCH_CHECK(a.lo.has_value() == a.hi.has_value(), "give both lo and hi, or neither");
+  p.lo = row_bounds(a.lo, "lo", rows);
+  p.hi = row_bounds(a.hi, "hi", rows);
+  TORCH_CHECK(a.global_prefix >= 0, "global_prefix is ", a.global_prefix, "; expected >= 0");
+  p.global_prefix = a.global_prefix;
+}
+
+void check_score_terms(const Arguments& a, at::IntArrayRef rows, AttentionParams& p) {
+  const at::ScalarType stat = a.q.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  TORCH_CHECK(a.times.has_value() == a.decay.has_value(), "give both times and decay, or neither");
+  p.times = stat_values(a.times, "times", rows, stat);
+  p.decay = stat_values(a.decay, "decay", {p.heads}, stat);
+  TORCH_CHECK(!a.times || a.q.size(-2) == a.k.size(-2) || a.cu_seqlens_q.has_value(),
+              "times needs as many queries as keys");
+  if (a.slopes) {
+    const int64_t batch = a.slopes->dim() == 2 && a.slopes->size(0) == 1 ? 1 : p.num_seqs;
+    p.slopes = stat_values(a.slopes, "slopes", {batch, p.heads}, stat);
+    p.slopes_batch = batch == 1 ? 0 : p.heads;
+  }
+  if (a.relative) {
+    const int64_t width = a.relative->dim() == 2 ? a.relative->size(1) : 0;
+    TORCH_CHECK(width % 2 == 1, "relative has shape ", a.relative->sizes(),
+                "; expected [heads, odd]");
+    p.relative = stat_values(a.relative, "relative", {p.heads, width}, stat);
+    p.relative_reach = width / 2;
+  }
+  TORCH_CHECK(a.softcap >= 0, "softcap is ", a.softcap, "; expected >= 0");
+  p.softcap = a.softcap;
+}
+
+void check_dropout(const Arguments& a, AttentionParams& p) {
+  TORCH_CHECK(a.dropout_p >= 0 && a.dropout_p <= 1, "dropout_p is ", a.dropout_p,
+              "; expected 0 to 1");
+  TORCH_CHECK(a.seed.has_value() == (a.dropout_p > 0), "seed goes with dropout_p > 0");
+  if (!a.seed) return;
+  TORCH_CHECK(
+      a.seed->device().is_cpu() && a.seed->scalar_type() == at::kLong && a.seed->numel() == 1,
+      "seed is ", a.seed->scalar_type(), " of shape ", a.seed->sizes(), " on ", a.seed->device(),
+      "; expected one int64 on cpu");
+  p.seed = static_cast<uint64_t>(*a.seed->const_data_ptr<int64_t>());
+  p.dropout_threshold = static_cast<uint32_t>(std::nearbyint(a.dropout_p * (1 << 24)));
 }
 
 }  // namespace
@@ -128,6 +189,11 @@ AttentionParams check(const Arguments& a) {
     }
     p.mask = {m.const_data_ptr(), dtype_of(m, "mask"), stride[0], stride[1], stride[2], stride[3]};
   }
+  const std::vector<int64_t> rows =
+      packed ? std::vector<int64_t>{p.total_q} : std::vector<int64_t>{p.num_seqs, p.max_q};
+  check_intervals(a, rows, p);
+  check_score_terms(a, rows, p);
+  check_dropout(a, p);
   constexpr int64_t kFar = int64_t{1} << 40;  // no sum of row numbers and windows can overflow
   p.window_left = std::min(a.window_left, kFar);
   p.window_right = std::min(a.window_right, kFar);

@@ -14,10 +14,17 @@ using OptionalTensor = std::optional<Tensor>;
 struct Arguments {
   const Tensor &q, &k, &v;
   const OptionalTensor &mask, &cu_seqlens_q, &cu_seqlens_k, &q_lengths, &kv_start, &kv_end;
+  const OptionalTensor &lo, &hi, &times, &decay, &slopes, &relative, &seed;
   double scale;
   int64_t window_left, window_right;
   bool bottom_right;
+  double softcap;
+  int64_t global_prefix;
+  double dropout_p;
 };
+
+// Bits of the backward op's `needs`
+enum Needs : int64_t { kNeedMask = 1, kNeedDecay = 2, kNeedSlopes = 4, kNeedRelative = 8 };
 
 // Throws c10::Error, which names the argument, what it is and what was expected.
 AttentionParams check(const Arguments& a);

@@ -153,10 +153,34 @@ std::tuple<Tensor, Tensor, Tensor> cpu_forward(
     const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& mask,
     const OptionalTensor& cu_seqlens_q, const OptionalTensor& cu_seqlens_k,
     const OptionalTensor& q_lengths, const OptionalTensor& kv_start, const OptionalTensor& kv_end,
-    double scale, int64_t window_left, int64_t window_right, bool bottom_right,
-    int64_t /*max_seqlen_q*/, int64_t /*max_seqlen_k*/) {
-  AttentionParams p = check({q, k, v, mask, cu_seqlens_q, cu_seqlens_k, q_lengths, kv_start, kv_end,
-                             scale, window_left, window_right, bottom_right});
+    const OptionalTensor& lo, const OptionalTensor& hi, const OptionalTensor& times,
+    const OptionalTensor& decay, const OptionalTensor& slopes, const OptionalTensor& relative,
+    const OptionalTensor& seed, double scale, int64_t window_left, int64_t window_right,
+    bool bottom_right, int64_t /*max_seqlen_q*/, int64_t /*max_seqlen_k*/, double softcap,
+    int64_t global_prefix, double dropout_p) {
+  AttentionParams p = check({q,
+                             k,
+                             v,
+                             mask,
+                             cu_seqlens_q,
+                             cu_seqlens_k,
+                             q_lengths,
+                             kv_start,
+                             kv_end,
+                             lo,
+                             hi,
+                             times,
+                             decay,
+                             slopes,
+                             relative,
+                             seed,
+                             scale,
+                             window_left,
+                             window_right,
+                             bottom_right,
+                             softcap,
+                             global_prefix,
+                             dropout_p});
   const auto stat = q.options().dtype(math_type(q));
   Tensor o = allocate(q.sizes(), q.options());
   const auto stat_sizes = stat_shape(p);
@@ -212,15 +236,43 @@ std::vector<BackwardTask> backward_tasks(const AttentionParams& p, const CpuKern
   return tasks;
 }
 
-std::tuple<Tensor, Tensor, Tensor> cpu_backward(
-    const Tensor& dout, const OptionalTensor& dlse, const Tensor& o, const Tensor& lse,
-    const OptionalTensor& lse_low, const Tensor& q, const Tensor& k, const Tensor& v,
-    const OptionalTensor& mask, const OptionalTensor& cu_seqlens_q,
-    const OptionalTensor& cu_seqlens_k, const OptionalTensor& q_lengths,
-    const OptionalTensor& kv_start, const OptionalTensor& kv_end, double scale, int64_t window_left,
-    int64_t window_right, bool bottom_right, int64_t /*max_seqlen_q*/, int64_t /*max_seqlen_k*/) {
-  AttentionParams p = check({q, k, v, mask, cu_seqlens_q, cu_seqlens_k, q_lengths, kv_start, kv_end,
-                             scale, window_left, window_right, bottom_right});
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+Gradients cpu_backward(const Tensor& dout, const OptionalTensor& dlse, const Tensor& o,
+                       const Tensor& lse, const OptionalTensor& lse_low, const Tensor& q,
+                       const Tensor& k, const Tensor& v, const OptionalTensor& mask,
+                       const OptionalTensor& cu_seqlens_q, const OptionalTensor& cu_seqlens_k,
+                       const OptionalTensor& q_lengths, const OptionalTensor& kv_start,
+                       const OptionalTensor& kv_end, const OptionalTensor& lo,
+                       const OptionalTensor& hi, const OptionalTensor& times,
+                       const OptionalTensor& decay, const OptionalTensor& slopes,
+                       const OptionalTensor& relative, const OptionalTensor& seed, double scale,
+                       int64_t window_left, int64_t window_right, bool bottom_right,
+                       int64_t /*max_seqlen_q*/, int64_t /*max_seqlen_k*/, double softcap,
+                       int64_t global_prefix, double dropout_p, int64_t /*needs*/) {
+  AttentionParams p = check({q,
+                             k,
+                             v,
+                             mask,
+                             cu_seqlens_q,
+                             cu_seqlens_k,
+                             q_lengths,
+                             kv_start,
+                             kv_end,
+                             lo,
+                             hi,
+                             times,
+                             decay,
+                             slopes,
+                             relative,
+                             seed,
+                             scale,
+                             window_left,
+                             window_right,
+                             bottom_right,
+                             softcap,
+                             global_prefix,
+                             dropout_p});
   const bool packed = p.cu_seqlens_q != nullptr;
   const auto stat = q.options().dtype(math_type(q));
   const auto stat_sizes = stat_shape(p);
@@ -244,9 +296,11 @@ std::tuple<Tensor, Tensor, Tensor> cpu_backward(
   }
   Tensor dq = allocate(q.sizes(), q.options()), dk = allocate(k.sizes(), q.options()),
          dv = allocate(k.sizes(), q.options());
+  const auto none = [&] { return at::empty({0}, q.options()); };
+  Tensor dmask = none(), ddecay = none(), dslopes = none(), drelative = none();
   if (packed && p.cu_seqlens_q[p.num_seqs] < p.total_q) dq.zero_();
   if (packed && p.cu_seqlens_k[p.num_seqs] < p.total_k) dk.zero_(), dv.zero_();
-  if (p.num_seqs == 0 || p.heads == 0) return {dq, dk, dv};
+  if (p.num_seqs == 0 || p.heads == 0) return {dq, dk, dv, dmask, ddecay, dslopes, drelative};
   p.dout = dout.const_data_ptr();
   p.do_strides = strides_of(dout);
   p.o = const_cast<void*>(o.const_data_ptr());
@@ -296,7 +350,7 @@ std::tuple<Tensor, Tensor, Tensor> cpu_backward(
   const auto tasks = backward_tasks(p, kernels);
   run_tasks(tasks.size(), kernels.backward_scratch(p),
             [&](int64_t i, void* scratch) { kernels.backward(p, shared, tasks[i], scratch); });
-  return {dq, dk, dv};
+  return {dq, dk, dv, dmask, ddecay, dslopes, drelative};
 }
 
 }  // namespace

@@ -1,0 +1,62 @@
+"""The arguments that the ops share, named once: their schema and order follow from this class."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+SymInt = int | torch.SymInt
+
+
+class Arguments(NamedTuple):
+    """One attention call, as every backend gets it.
+
+    Dense: q (B, H, Nq, D), k and v (B, Hkv, Nk, D). Packed: q (Tq, H, D), k and v (Tk, Hkv, D),
+    cu_seqlens int32 (S + 1,). mask: 4-D, bool or floating, size 1 where it broadcasts.
+    q_lengths, kv_start, kv_end: int32 (B,), dense only.
+    lo, hi: int32, (B, Nq) or (Tq,), both or neither: query i only sees the keys lo_i <= j < hi_i,
+    counted within its sequence; neither decreases along the valid queries of a sequence.
+    times: (B, N) or (T,), origin subtracted, only with decay (H,). slopes: (1 or B, H). relative:
+    (H, 2 L + 1), added at clamp(j - i, -L, L). All four in the dtype of lse.
+    seed: int64 (1,), only with dropout_p > 0. softcap and global_prefix: 0 for none.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    mask: Tensor | None
+    cu_seqlens_q: Tensor | None
+    cu_seqlens_k: Tensor | None
+    q_lengths: Tensor | None
+    kv_start: Tensor | None
+    kv_end: Tensor | None
+    lo: Tensor | None
+    hi: Tensor | None
+    times: Tensor | None
+    decay: Tensor | None
+    slopes: Tensor | None
+    relative: Tensor | None
+    seed: Tensor | None
+    scale: float
+    window_left: int
+    window_right: int
+    bottom_right: bool
+    max_seqlen_q: SymInt
+    max_seqlen_k: SymInt
+    softcap: float
+    global_prefix: int
+    dropout_p: float
+
+
+# NamedTuple keeps the annotations of this file, which are strings, as ForwardRef.
+TYPES = {name: ref.__forward_arg__ for name, ref in Arguments.__annotations__.items()}
+SCHEMA = ", ".join(
+    f"{annotation.replace(' | None', '?')} {name}" for name, annotation in TYPES.items()
+)
+TENSORS = tuple(name for name, annotation in TYPES.items() if annotation.startswith("Tensor"))
+AT = {name: at for at, name in enumerate(TYPES)}
+
+# Inputs besides q, k and v that have a gradient, with their bit in `needs` of the backward ops.
+NEEDS = {"mask": 1, "decay": 2, "slopes": 4, "relative": 8}
