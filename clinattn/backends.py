@@ -42,7 +42,7 @@ SERVES = {
     "triton": Serves(forward=(), backward=()),
     "cuda": Serves(forward=(), backward=()),
     "cpu": Serves(forward=(), backward=()),
-    "reference": Serves(forward=(), backward=()),
+    "reference": Serves(forward=FEATURES, backward=FEATURES),
 }
 
 # Triton generates code for compute capability 8.0 and newer.

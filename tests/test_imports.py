@@ -83,7 +83,10 @@ print(importlib.util.find_spec("clinattn.kernels") is not None)
 LAYERS = {
     "arguments": set(),
     "visibility": {"arguments"},
-    "reference": {"arguments"},
+    "philox": set(),
+    "blocks": {"arguments"},
+    "scores": {"arguments", "blocks", "philox"},
+    "reference": {"arguments", "blocks", "scores"},
     "packing": set(),
     "backends": {"_C", "arguments", "kernels", "reference"},
     "checks": {"backends", "visibility"},

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from support import DTYPES, dtype_id
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from clinattn import fused_attention, reference
+from clinattn import blocks, fused_attention, reference
 
 
 def attend(q, k, v, *rest, window=(-1, -1), kv_end=None, q_lengths=None, mask=None):
@@ -53,8 +53,8 @@ def test_blocks_change_nothing_but_rounding(dtype, monkeypatch):
         return o, lse, *grads, *seconds
 
     whole = everything()
-    monkeypatch.setattr(reference, "BLOCK_ELEMENTS", 100)
-    monkeypatch.setattr(reference, "MIN_ROWS", 3)
+    monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", 100)
+    monkeypatch.setattr(blocks, "MIN_ROWS", 3)
     torch.testing.assert_close(everything(), whole)
 
 
@@ -77,7 +77,7 @@ class Largest(TorchDispatchMode):
 @pytest.mark.parametrize("masked", [False, True])
 def test_memory_is_linear(masked, monkeypatch):
     """No N x N buffer in any pass, and a mask of the keys is not spread out."""
-    monkeypatch.setattr(reference, "BLOCK_ELEMENTS", 1 << 18)
+    monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", 1 << 18)
     n = 2048
     q, k, v, do = torch.randn(4, 1, 2, n, 4)
     mask = (torch.rand(1, 1, 1, n) < 0.5) if masked else None
@@ -87,7 +87,7 @@ def test_memory_is_linear(masked, monkeypatch):
         grads = reference.attention_backward(do, None, o, lse, low, *args, 0)[:3]
         more = (*grads, *(None,) * 4, do, None, lse, low, *args, 0)
         reference.attention_double_backward(*more)
-    assert seen.elements <= reference.BLOCK_ELEMENTS < n * n
+    assert seen.elements <= blocks.BLOCK_ELEMENTS < n * n
 
 
 def test_a_window_costs_its_width():
