@@ -2,12 +2,20 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from clinattn.attention import FusedAttention, fused_attention, fused_attention_varlen
+from clinattn.attention import fused_attention, fused_attention_varlen
 from clinattn.backends import backends
+from clinattn.functions import FusedAttention
+from clinattn.relative import t5_relative_bias
 
 try:
     __version__ = version("clinattn")
 except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0"
 
-__all__ = ["FusedAttention", "backends", "fused_attention", "fused_attention_varlen"]
+__all__ = [
+    "FusedAttention",
+    "backends",
+    "fused_attention",
+    "fused_attention_varlen",
+    "t5_relative_bias",
+]

@@ -1,257 +1,17 @@
-"""The public functions, FusedAttention, and the Functions of its derivatives."""
+"""The public functions: their arguments, checked and turned into what the ops take."""
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._functorch.utils import unwrap_dead_wrappers
 from torch.amp import is_autocast_available
-from torch.autograd import forward_ad
 
-from clinattn import checks, ops  # noqa: F401  (ops registers torch.ops.clinattn)
-from clinattn.arguments import AT, NEEDS, TENSORS
-from clinattn.visibility import Window, fold_window, prepare_mask, unexpanded
-
-FORWARD = torch.ops.clinattn.attention_forward.default
-BACKWARD = torch.ops.clinattn.attention_backward.default
-DOUBLE_BACKWARD = torch.ops.clinattn.attention_double_backward.default
-
-N_TENSORS, N_ARGS = len(TENSORS), len(AT) + 1  # with `backend`
-CU_SEQLENS, MASK = AT["cu_seqlens_q"], AT["mask"]
-SCALE, MAX_SEQLEN_Q, MAX_SEQLEN_K = AT["scale"], AT["max_seqlen_q"], AT["max_seqlen_k"]
-
-
-def _op_is_watched(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether a call must go through the op: a compiler, a transform or a mode waits for it."""
-    return (
-        torch.compiler.is_compiling()
-        or not (type(q) is type(k) is type(v) is Tensor)
-        or q.is_meta
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack() > 0
-    )
-
-
-def _forward(*args: Any) -> tuple[Tensor, ...]:
-    """The forward op, less 10 us of dispatch where nobody watches."""
-    return FORWARD(*args) if _op_is_watched(*args[:3]) else ops.attention_forward(*args)
-
-
-def _backward(*args: Any) -> tuple[Tensor, ...]:
-    """The backward op, less 15 us of dispatch where nobody watches."""
-    return BACKWARD(*args) if _op_is_watched(*args[5:8]) else ops.attention_backward(*args)
-
-
-class _Function(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @classmethod
-    def run(cls, *args: Any) -> Any:
-        """apply with every argument given, less the 40 us that torch's inspects signatures for."""
-        if torch._C._are_functorch_transforms_active():
-            return torch.autograd.Function.apply.__func__(cls, *args)  # type: ignore[attr-defined]
-        apply = super(torch.autograd.Function, cls).apply  # type: ignore[misc]
-        return apply(*unwrap_dead_wrappers(args))
-
-
-class FusedAttention(_Function):
-    """Attention with its gradients; `apply(q, k, v)` is the plain call and returns o.
-
-    Further arguments are those of the op clinattn::attention_forward, in its order and with
-    defaults; return_lse=True returns (o, lse, lse_low) with lse_low, which has no gradient, what
-    rounding took from lse. fused_attention takes the user's words instead.
-    """
-
-    @classmethod
-    def apply(cls, *args: Any, **kwargs: Any) -> Any:
-        # torch.compile does not come through here: it traces forward and backward themselves.
-        if kwargs:
-            bound = inspect.signature(cls.forward).bind(*args, **kwargs)
-            bound.apply_defaults()
-            args = bound.args
-        *complete, return_lse = _complete(*args)
-        q, k, v, mask, cu_seqlens = complete[: CU_SEQLENS + 1]
-        checks.check_tensors(q, k, v)
-        check = checks.check_dense if cu_seqlens is None else checks.check_packed
-        check(q, k, v, True)
-        if mask is not None:
-            checks.check_mask(mask, (*q.shape[:3], k.shape[2]), q.device)
-            complete[MASK] = unexpanded(mask)
-        outputs = cls.run(*complete, True)
-        return outputs if return_lse else outputs[0]
-
-    @staticmethod
-    def forward(
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        mask: Tensor | None = None,
-        cu_seqlens_q: Tensor | None = None,
-        cu_seqlens_k: Tensor | None = None,
-        q_lengths: Tensor | None = None,
-        kv_start: Tensor | None = None,
-        kv_end: Tensor | None = None,
-        lo: Tensor | None = None,
-        hi: Tensor | None = None,
-        times: Tensor | None = None,
-        decay: Tensor | None = None,
-        slopes: Tensor | None = None,
-        relative: Tensor | None = None,
-        seed: Tensor | None = None,
-        scale: float | None = None,
-        window_left: int = -1,
-        window_right: int = -1,
-        bottom_right: bool = False,
-        max_seqlen_q: int | None = None,
-        max_seqlen_k: int | None = None,
-        softcap: float = 0.0,
-        global_prefix: int = 0,
-        dropout_p: float = 0.0,
-        backend: str = "",
-        return_lse: bool = False,
-    ) -> Any:
-        if not isinstance(q, Tensor):
-            # torch.compile without gradients puts a context before a call with defaults left out.
-            assert mask is not None
-            return FusedAttention.forward(k, v, mask)
-        args = _complete(
-            *(q, k, v, mask, cu_seqlens_q, cu_seqlens_k, q_lengths, kv_start, kv_end, lo, hi),
-            *(times, decay, slopes, relative, seed, scale, window_left, window_right),
-            *(bottom_right, max_seqlen_q, max_seqlen_k, softcap, global_prefix, dropout_p),
-            backend,
-        )
-        outputs = _forward(*args[:N_ARGS])
-        return outputs if return_lse else outputs[0]
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        *args, return_lse = _complete(*inputs)
-        o, lse, lse_low = output if return_lse else (output, None, None)
-        ctx.set_materialize_grads(False)
-        if lse_low is not None:
-            ctx.mark_non_differentiable(lse_low)
-        ctx.save_for_backward(*args[:N_TENSORS], o, lse, lse_low)
-        ctx.scalars = args[N_TENSORS:]
-
-    @staticmethod
-    def backward(ctx: Any, do: Tensor | None, dlse: Tensor | None = None, _: Any = None) -> Any:
-        if do is None and dlse is None:
-            return (None,) * (N_ARGS + 1)
-        *tensors, o, lse, lse_low = ctx.saved_tensors
-        args = (*tensors, *ctx.scalars)
-        if lse is None:  # a compiled apply(q, k, v), whose forward has no second output
-            o, lse, lse_low = _forward(*args)
-        do = torch.zeros_like(o) if do is None else do
-        # What is not differentiated again, as a compiled graph, needs no Function around the op.
-        once = torch.compiler.is_compiling() or not (
-            torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
-        )
-        grad = _backward if once else FusedAttentionGrad.run
-        needs = _needs(ctx.needs_input_grad)
-        grads = grad(do, dlse, o, lse, lse_low, *args[:-1], needs, args[-1])
-        return *_placed(grads, needs), None, None
-
-
-def _needs(wanted: tuple[bool, ...]) -> int:
-    """The bits of NEEDS, from what is wanted of each argument."""
-    return sum(bit for name, bit in NEEDS.items() if wanted[AT[name]])
-
-
-def _placed(grads: Any, needs: int) -> list[Tensor | None]:
-    """(dq, dk, dv, and those of NEEDS) where the arguments stand."""
-    placed = [*grads[:3], *[None] * (len(AT) - 3)]
-    for (name, bit), grad in zip(NEEDS.items(), grads[3:], strict=True):
-        if needs & bit:
-            placed[AT[name]] = grad
-    return placed
-
-
-DEFAULTS = (None, None, None, *(FusedAttention.forward.__defaults__ or ()))
-
-
-def _complete(*given: Any) -> list[Any]:
-    """All arguments of FusedAttention, with defaults where they are left out or None."""
-    args = [*given, *DEFAULTS[len(given) :]]
-    tokens = 2 if args[CU_SEQLENS] is None else 0
-    if args[SCALE] is None:
-        args[SCALE] = args[0].shape[-1] ** -0.5
-    if args[MAX_SEQLEN_Q] is None:
-        args[MAX_SEQLEN_Q] = args[0].shape[tokens]
-    if args[MAX_SEQLEN_K] is None:
-        args[MAX_SEQLEN_K] = args[1].shape[tokens]
-    return args
-
-
-class FusedAttentionGrad(_Function):
-    """The backward op, itself differentiable once more."""
-
-    @staticmethod
-    def forward(
-        do: Tensor, dlse: Tensor | None, o: Tensor, lse: Tensor, *args: Any
-    ) -> tuple[Tensor, ...]:
-        """args: lse_low, then those of the forward op, with `needs` before the backend."""
-        return _backward(do, dlse, o, lse, *args)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        do, dlse, _, lse, lse_low, *args = inputs
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(do, dlse, lse, lse_low, *args[:N_TENSORS])
-        ctx.scalars = args[N_TENSORS:]
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
-        if all(x is None for x in cotangents):
-            return (None,) * (5 + N_ARGS + 1)
-        do, dlse, lse, lse_low, *tensors = ctx.saved_tensors
-        *scalars, first_needs, _ = ctx.scalars
-        needs = _needs(ctx.needs_input_grad[5:])
-        given: list[Tensor | None] = [
-            torch.zeros_like(x) if ct is None else ct
-            for x, ct in zip(tensors[:3], cotangents[:3], strict=True)
-        ]
-        given += [
-            ct if first_needs & bit else None
-            for bit, ct in zip(NEEDS.values(), cotangents[3:], strict=True)
-        ]
-        args = (do, dlse, lse, lse_low, *tensors, *scalars, needs)
-        grad_do, grad_dlse, *grads = FusedAttentionDoubleGrad.run(*given, *args)
-        # o and lse are functions of q, k and v: their share is part of grads.
-        grad_dlse = None if dlse is None else grad_dlse
-        return grad_do, grad_dlse, None, None, None, *_placed(grads, needs), None, None
-
-
-class FusedAttentionDoubleGrad(_Function):
-    @staticmethod
-    def forward(*args: Any) -> tuple[Tensor, ...]:
-        return DOUBLE_BACKWARD(*args)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        raise NotImplementedError("clinattn: attention has no third derivative")
-
-
-def _attend(*args: Any) -> tuple[Tensor, ...]:
-    """(o, lse) of complete and checked arguments."""
-    q, k, v = args[:3]
-    if torch.compiler.is_compiling():
-        # torch.compile refuses a Function that gets the same tensor twice, as in self-attention.
-        tensors = [x if x is None else x.view_as(x) for x in args[:N_TENSORS]]
-        return FusedAttention.apply(*tensors, *args[N_TENSORS:], True)[:2]
-    if (
-        torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0  # the op alone would drop tangents without a word
-    ):  # fmt: skip
-        return FusedAttention.run(*args, True)[:2]
-    return _forward(*args)[:2]
+from clinattn import checks
+from clinattn.features import NO_FEATURES, Words, dense_features, packed_features
+from clinattn.functions import attend
+from clinattn.visibility import Window, fold_window, prepare_mask, shorter
 
 
 def _autocast(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -281,9 +41,10 @@ def fused_attention(
     q_lengths: Tensor | None = None,
     segment_ids: Tensor | None = None,
     times: Tensor | None = None,
-    time_window: Any = None,
-    time_decay: Any = None,
+    time_window: float | None = None,
+    time_decay: Tensor | None = None,
     alibi_slopes: Tensor | None = None,
+    relative_bias: Tensor | None = None,
     softcap: float | None = None,
     global_prefix: int = 0,
     return_lse: bool = False,
@@ -314,11 +75,6 @@ def fused_attention(
     RuntimeError where the backend asked for cannot run.
     """
     checks.check_tensors(query, key, value)
-    checks.check_served(
-        dropout_p, segment_ids=segment_ids, times=times, time_window=time_window,
-        time_decay=time_decay, alibi_slopes=alibi_slopes, softcap=softcap,
-        global_prefix=global_prefix,
-    )  # fmt: skip
     query, key, value = _autocast(query, key, value)
     checks.check_dense(query, key, value, enable_gqa)
     batch, heads, n_queries, head_dim = query.shape
@@ -329,15 +85,28 @@ def fused_attention(
         checks.check_mask(attn_mask, (batch, heads, n_queries, n_keys), query.device)
         attn_mask, kv_start, kv_end = prepare_mask(attn_mask, batch, n_keys, query.dtype)
     if kv_lengths is not None:
-        lengths = checks.check_lengths("kv_lengths", kv_lengths, batch, n_keys, query.device)
-        kv_end = lengths if kv_end is None else torch.minimum(kv_end, lengths)
+        kv_lengths = checks.check_lengths("kv_lengths", kv_lengths, batch, n_keys, query.device)
+        kv_end = shorter(kv_end, kv_lengths)
     if q_lengths is not None:
         q_lengths = checks.check_lengths("q_lengths", q_lengths, batch, n_queries, query.device)
-    o, lse = _attend(
-        query, key, value, attn_mask, None, None, q_lengths, kv_start, kv_end,
-        None, None, None, None, None, None, None,
-        checks.check_scale(scale, head_dim), left, right, False, n_queries, n_keys,
-        0.0, 0, 0.0, checks.check_backend(backend),
+    scale, backend = checks.check_scale(scale, head_dim), checks.check_backend(backend)
+    more = NO_FEATURES
+    if not (
+        segment_ids is times is time_window is time_decay is alibi_slopes is relative_bias is None
+        and softcap is None and global_prefix == 0 and dropout_p == 0
+    ):  # fmt: skip
+        words = Words(
+            segment_ids, times, time_window, time_decay, alibi_slopes, relative_bias, softcap,
+            global_prefix, dropout_p,
+        )  # fmt: skip
+        lengths = None
+        if segment_ids is not None or times is not None:
+            lengths = shorter(q_lengths, kv_lengths)
+            q_lengths, kv_end = lengths, shorter(kv_end, lengths)
+        more = dense_features(words, query, n_keys, lengths, kv_start)
+    o, lse = attend(
+        query, key, value, attn_mask, None, None, q_lengths, kv_start, kv_end, *more.tensors,
+        scale, left, right, False, n_queries, n_keys, *more.scalars, backend,
     )  # fmt: skip
     return (o, lse) if return_lse else o
 
@@ -357,9 +126,10 @@ def fused_attention_varlen(
     enable_gqa: bool = False,
     window: Window = None,
     times: Tensor | None = None,
-    time_window: Any = None,
-    time_decay: Any = None,
+    time_window: float | None = None,
+    time_decay: Tensor | None = None,
     alibi_slopes: Tensor | None = None,
+    relative_bias: Tensor | None = None,
     softcap: float | None = None,
     global_prefix: int = 0,
     return_lse: bool = False,
@@ -378,10 +148,6 @@ def fused_attention_varlen(
     Returns o (Tq, H, D), and with return_lse also lse (H, Tq). Raises as fused_attention does.
     """
     checks.check_tensors(query, key, value)
-    checks.check_served(
-        dropout_p, times=times, time_window=time_window, time_decay=time_decay,
-        alibi_slopes=alibi_slopes, softcap=softcap, global_prefix=global_prefix,
-    )  # fmt: skip
     query, key, value = _autocast(query, key, value)
     checks.check_packed(query, key, value, enable_gqa)
     left, right = fold_window(checks.check_window(window), is_causal)
@@ -398,10 +164,21 @@ def fused_attention_varlen(
             f"cu_seqlens_k: got {len(cu_seqlens_k) - 1} sequences, "
             f"expected the {len(cu_seqlens_q) - 1} of cu_seqlens_q"
         )
-    o, lse = _attend(
-        query, key, value, None, cu_seqlens_q, cu_seqlens_k, None, None, None,
-        None, None, None, None, None, None, None,
-        checks.check_scale(scale, query.shape[2]), left, right, False,
-        max_seqlen_q, max_seqlen_k, 0.0, 0, 0.0, checks.check_backend(backend),
+    scale, backend = checks.check_scale(scale, query.shape[2]), checks.check_backend(backend)
+    more = NO_FEATURES
+    if not (
+        times is time_window is time_decay is alibi_slopes is relative_bias is softcap is None
+        and global_prefix == 0 and dropout_p == 0
+    ):  # fmt: skip
+        words = Words(
+            None, times, time_window, time_decay, alibi_slopes, relative_bias, softcap,
+            global_prefix, dropout_p,
+        )  # fmt: skip
+        more = packed_features(
+            words, query, key.shape[0], cu_seqlens_q, cu_seqlens_k, max_seqlen_q
+        )
+    o, lse = attend(
+        query, key, value, None, cu_seqlens_q, cu_seqlens_k, None, None, None, *more.tensors,
+        scale, left, right, False, max_seqlen_q, max_seqlen_k, *more.scalars, backend,
     )  # fmt: skip
     return (o, lse) if return_lse else o

@@ -172,7 +172,7 @@ def features(
     global_prefix: int,
     dropout_p: float,
 ) -> tuple[str, ...]:
-    """Those of FEATURES that a call asks for; after `needs`, the arguments of the ops from mask on."""
+    """Those of FEATURES that a call asks for; after `needs`, the ops' arguments from mask on."""
     no_tensors = lo is decay is slopes is relative is seed is None
     if no_tensors and not (softcap or global_prefix or needs):
         return ()

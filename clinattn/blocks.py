@@ -23,7 +23,7 @@ MIN_ROWS, MAX_ROWS = 16, 1024
 class Segment(NamedTuple):
     """Sequences that share their visibility: a range of the batch, and their rows in q and in k.
 
-    index: of the first sequence; the batch of the packed layout is 1 whatever the sequence.
+    sequence: the first one's number; the batch of the packed layout is 1 whatever the sequence.
     """
 
     batch: slice
@@ -32,7 +32,7 @@ class Segment(NamedTuple):
     k_first: int
     kv_start: int
     nk: int
-    index: int
+    sequence: int
 
 
 @dataclass

@@ -104,17 +104,6 @@ def check_backend(backend: str | None) -> str:
     return backend
 
 
-def check_served(dropout_p: float, **others: Any) -> None:
-    """Refuse what no backend computes yet."""
-    if not 0.0 <= dropout_p <= 1.0:
-        raise ValueError(f"dropout_p: got {dropout_p}, expected a probability from 0 to 1")
-    for name, value in (("dropout_p", dropout_p), *others.items()):
-        if value is not None and not (isinstance(value, (int, float)) and value == 0):
-            raise NotImplementedError(
-                f"{name}: no backend serves this argument yet (of {', '.join(NAMES)})"
-            )
-
-
 def check_scale(scale: float | None, head_dim: int) -> float:
     """The factor of the scores, D ** -0.5 unless given."""
     if scale is None:
@@ -161,11 +150,6 @@ def check_mask(attn_mask: Any, shape: tuple[int, int, int, int], device: torch.d
     if not fits:
         raise ValueError(
             f"attn_mask: got shape {_shape(attn_mask)}, expected one that broadcasts to {shape}"
-        )
-    if attn_mask.requires_grad and torch.is_grad_enabled():
-        raise NotImplementedError(
-            "attn_mask: no backend computes its gradient yet "
-            f"({', '.join(NAMES)} do not); pass attn_mask.detach()"
         )
 
 

@@ -1,6 +1,6 @@
 """Op contracts: schemas, fakes, vmap rules, FLOP formulas, and routing to a backend.
 
-attention_forward and attention_backward are opaque to autograd; clinattn.attention differentiates.
+attention_forward and attention_backward are opaque to autograd; clinattn.functions differentiates.
 """
 
 from __future__ import annotations

@@ -56,8 +56,8 @@ def sum_of_added(problem: Problem, block: Block, added: Added) -> Tensor | None:
         far = reach(added.relative)
         terms.append(added.relative[None, :, block.ahead(device).clamp(-far, far) + far])
     if added.slopes is not None:
-        batch = block.segment
-        at = slice(batch.index, batch.index + batch.batch.stop - batch.batch.start)
+        seg = block.segment
+        at = slice(seg.sequence, seg.sequence + seg.batch.stop - seg.batch.start)
         slopes = added.slopes[at if added.slopes.shape[0] > 1 else slice(None)]
         terms.append(-slopes[..., None, None] * block.ahead(device).abs())
     if added.decay is not None:
@@ -99,7 +99,7 @@ def kept(problem: Problem, block: Block) -> Tensor | float:
     if a.seed is None:
         return 1.0
     seg, device = block.segment, problem.device
-    sequences = torch.arange(seg.batch.stop - seg.batch.start, device=device) + seg.index
+    sequences = torch.arange(seg.batch.stop - seg.batch.start, device=device) + seg.sequence
     heads = torch.arange(problem.q.shape[1], device=device)
     keep = keep_mask(
         a.seed, a.dropout_p, sequences, heads, block.rows(device), block.keys(device)
@@ -133,7 +133,7 @@ class AddedGradients:
             decay -= (ds * time_distance(self.problem, block)).sum((0, 2, 3))
         if slopes is not None:
             total = (ds * block.ahead(device).abs()).sum((2, 3))
-            first = block.segment.index if slopes.shape[0] > 1 else 0
+            first = block.segment.sequence if slopes.shape[0] > 1 else 0
             if slopes.shape[0] == 1:
                 total = total.sum(0, keepdim=True)
             slopes[first : first + len(total)] -= total

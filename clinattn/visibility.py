@@ -40,6 +40,13 @@ def fold_window(window: Window, is_causal: bool) -> tuple[int, int]:
     return left, 0 if is_causal else right
 
 
+def shorter(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """The smaller of two lengths, where None is no bound."""
+    if a is None or b is None:
+        return b if a is None else a
+    return torch.minimum(a, b)
+
+
 def unexpanded(mask: Tensor) -> Tensor:
     """The mask as 4-D, with size 1 wherever it only repeats itself."""
     mask = mask[(None,) * (4 - mask.dim())]

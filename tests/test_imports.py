@@ -91,7 +91,12 @@ LAYERS = {
     "backends": {"_C", "arguments", "kernels", "reference"},
     "checks": {"backends", "visibility"},
     "ops": {"arguments", "backends", "reference", "visibility"},
-    "attention": {"arguments", "checks", "ops", "visibility"},
+    "timeline": set(),
+    "relative": set(),
+    "feature_checks": {"timeline", "visibility"},
+    "features": {"feature_checks", "timeline"},
+    "functions": {"arguments", "checks", "ops", "visibility"},
+    "attention": {"checks", "features", "functions", "visibility"},
 }
 
 

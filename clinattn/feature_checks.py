@@ -1,0 +1,150 @@
+"""What the public functions accept of dropout, segments, times, biases, softcap and prefix.
+
+Values are looked at where that costs no wait, as in checks: on the CPU, not traced. On a GPU, times
+or segments out of order give results without meaning, but read nothing out of bounds.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clinattn.timeline import Rows, first_disorder
+from clinattn.visibility import concrete
+
+TIME_DTYPES = (torch.float32, torch.float64, torch.int64)
+
+
+def _check_tensor(name: str, x: Any, device: torch.device) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: got {type(x).__name__}, expected a torch.Tensor")
+    if x.device != device:
+        raise ValueError(f"{name}: got device {x.device}, expected that of query, {device}")
+
+
+def _check_shape(name: str, x: Tensor, *expected: tuple[int, ...]) -> None:
+    if tuple(x.shape) not in expected:
+        wanted = " or ".join(map(str, expected))
+        raise ValueError(f"{name}: got shape {tuple(x.shape)}, expected {wanted}")
+
+
+def check_dropout(dropout_p: Any) -> float:
+    if isinstance(dropout_p, bool) or not isinstance(dropout_p, (int, float)):
+        raise TypeError(f"dropout_p: got {type(dropout_p).__name__}, expected a float")
+    if not 0 <= dropout_p <= 1:
+        raise ValueError(f"dropout_p: got {dropout_p}, expected a probability from 0 to 1")
+    return float(dropout_p)
+
+
+def check_softcap(softcap: Any) -> float:
+    """0 for none."""
+    if softcap is None:
+        return 0.0
+    if isinstance(softcap, bool) or not isinstance(softcap, (int, float)):
+        raise TypeError(f"softcap: got {type(softcap).__name__}, expected a float or None")
+    if not 0 < softcap < math.inf:
+        raise ValueError(f"softcap: got {softcap}, expected a number > 0, or None for none")
+    return float(softcap)
+
+
+def check_global_prefix(global_prefix: Any, n_keys: int | None) -> int:
+    if isinstance(global_prefix, bool) or not isinstance(global_prefix, (int, torch.SymInt)):
+        raise TypeError(f"global_prefix: got {type(global_prefix).__name__}, expected an int")
+    if global_prefix < 0:
+        raise ValueError(f"global_prefix: got {global_prefix}, expected >= 0")
+    if n_keys is not None and global_prefix > n_keys:
+        raise ValueError(f"global_prefix: got {global_prefix}, expected at most the {n_keys} keys")
+    return global_prefix  # type: ignore[return-value]
+
+
+def check_per_head(
+    name: str, x: Any, query: Tensor, *shapes: tuple[int, ...], dtype: torch.dtype
+) -> Tensor:
+    """A floating tensor of one of the shapes, in the dtype of lse; keeps its gradient."""
+    _check_tensor(name, x, query.device)
+    if not x.is_floating_point():
+        raise TypeError(f"{name}: got {x.dtype}, expected a floating dtype")
+    _check_shape(name, x, *shapes)
+    return x.to(dtype).contiguous()
+
+
+def check_relative(x: Any, query: Tensor, heads: int, dtype: torch.dtype) -> Tensor:
+    if isinstance(x, Tensor) and (x.dim() != 2 or x.shape[1] % 2 == 0):
+        raise ValueError(
+            f"relative_bias: got shape {tuple(x.shape)}, expected (heads, 2 L + 1), "
+            "one number for each distance from -L to L"
+        )
+    width = x.shape[1] if isinstance(x, Tensor) else 1
+    return check_per_head("relative_bias", x, query, (heads, width), dtype=dtype)
+
+
+def check_self_attention(name: str, same: bool, queries: Any, keys: Any) -> None:
+    """segment_ids and times are one list for queries and keys."""
+    if not same:
+        raise ValueError(
+            f"{name}: got {queries} queries and {keys} keys, expected as many of one as of the "
+            "other: it holds for both"
+        )
+
+
+def check_segment_ids(segment_ids: Any, query: Tensor, shape: tuple[int, int]) -> None:
+    _check_tensor("segment_ids", segment_ids, query.device)
+    if segment_ids.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"segment_ids: got {segment_ids.dtype}, expected torch.int32 or int64")
+    _check_shape("segment_ids", segment_ids, shape)
+
+
+def check_times(times: Any, query: Tensor, shape: tuple[int, ...]) -> None:
+    _check_tensor("times", times, query.device)
+    if times.dtype not in TIME_DTYPES:
+        served = ", ".join(map(str, TIME_DTYPES))
+        raise TypeError(f"times: got {times.dtype}, expected one of {served}")
+    _check_shape("times", times, shape)
+    if times.requires_grad and torch.is_grad_enabled():
+        raise NotImplementedError("times: has no gradient; pass times.detach()")
+
+
+def check_time_words(times: Any, time_window: Any, time_decay: Any) -> None:
+    """times go with what uses them, and only with that."""
+    for name, value in (("time_window", time_window), ("time_decay", time_decay)):
+        if value is not None and times is None:
+            raise ValueError(f"{name}: got a value without times, expected times, too")
+    if times is not None and time_window is None and time_decay is None:
+        raise ValueError("times: got times alone, expected time_window or time_decay, too")
+    if time_window is None:
+        return
+    if isinstance(time_window, bool) or not isinstance(time_window, (int, float)):
+        raise TypeError(f"time_window: got {type(time_window).__name__}, expected a float")
+    if not time_window >= 0:
+        raise ValueError(f"time_window: got {time_window}, expected >= 0, in the unit of times")
+
+
+def check_order(name: str, values: Tensor, rows: Rows) -> None:
+    """Finite and never decreasing among the tokens of a row that are not padding."""
+    if not (concrete(values) and concrete(rows.last)):
+        return
+    row = "sequence" if values.dim() == 1 else "row"
+    if values.is_floating_point():
+        wrong = (rows.valid & ~values.isfinite()).flatten().nonzero()
+        if len(wrong):
+            at = int(wrong[0])
+            place = at - int(rows.first.flatten()[at])
+            raise ValueError(
+                f"{name}: {row} {int(rows.sequence.flatten()[at])} is {values.flatten()[at]} at "
+                f"{place}, expected finite times"
+            )
+    disorder = first_disorder(values, rows)
+    if disorder is not None:
+        at_row, place, before, value = disorder
+        raise ValueError(
+            f"{name}: {row} {at_row} decreases at {place}, from {before} to {value}; "
+            "expected no decrease"
+        )
+
+
+def same_values(a: Tensor, b: Tensor) -> bool:
+    """Whether two int tensors agree, as far as can be seen without a wait."""
+    return a.shape == b.shape and not (concrete(a) and concrete(b) and not torch.equal(a, b))

@@ -1,0 +1,263 @@
+"""FusedAttention, and the Functions of its derivatives."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._functorch.utils import unwrap_dead_wrappers
+from torch.autograd import forward_ad
+
+from clinattn import checks, ops  # ops registers torch.ops.clinattn
+from clinattn.arguments import AT, NEEDS, TENSORS
+from clinattn.visibility import unexpanded
+
+FORWARD = torch.ops.clinattn.attention_forward.default
+BACKWARD = torch.ops.clinattn.attention_backward.default
+DOUBLE_BACKWARD = torch.ops.clinattn.attention_double_backward.default
+
+N_TENSORS, N_ARGS = len(TENSORS), len(AT) + 1  # with `backend`
+MASK, CU_SEQLENS, DECAY = AT["mask"], AT["cu_seqlens_q"], AT["decay"]
+SCALE, MAX_SEQLEN_Q, MAX_SEQLEN_K = AT["scale"], AT["max_seqlen_q"], AT["max_seqlen_k"]
+
+
+def _op_is_watched(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether a call must go through the op: a compiler, a transform or a mode waits for it."""
+    return (
+        torch.compiler.is_compiling()
+        or not (type(q) is type(k) is type(v) is Tensor)
+        or q.is_meta
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
+    )
+
+
+def _forward(*args: Any) -> tuple[Tensor, ...]:
+    """The forward op, less 10 us of dispatch where nobody watches."""
+    return FORWARD(*args) if _op_is_watched(*args[:3]) else ops.attention_forward(*args)
+
+
+def _backward(*args: Any) -> tuple[Tensor, ...]:
+    """The backward op, less 15 us of dispatch where nobody watches."""
+    return BACKWARD(*args) if _op_is_watched(*args[5:8]) else ops.attention_backward(*args)
+
+
+class _Function(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @classmethod
+    def run(cls, *args: Any) -> Any:
+        """apply with every argument given, less the 40 us that torch's inspects signatures for."""
+        if torch._C._are_functorch_transforms_active():
+            return torch.autograd.Function.apply.__func__(cls, *args)  # type: ignore[attr-defined]
+        apply = super(torch.autograd.Function, cls).apply  # type: ignore[misc]
+        return apply(*unwrap_dead_wrappers(args))
+
+
+class FusedAttention(_Function):
+    """Attention with its gradients; `apply(q, k, v)` is the plain call and returns o.
+
+    Further arguments are those of the op clinattn::attention_forward, in its order and with
+    defaults; return_lse=True returns (o, lse, lse_low) with lse_low, which has no gradient, what
+    rounding took from lse. fused_attention takes the user's words instead.
+    """
+
+    @classmethod
+    def apply(cls, *args: Any, **kwargs: Any) -> Any:
+        # torch.compile does not come through here: it traces forward and backward themselves.
+        if kwargs:
+            bound = inspect.signature(cls.forward).bind(*args, **kwargs)
+            bound.apply_defaults()
+            args = bound.args
+        *complete, return_lse = _complete(*args)
+        q, k, v, mask, cu_seqlens = complete[: CU_SEQLENS + 1]
+        checks.check_tensors(q, k, v)
+        check = checks.check_dense if cu_seqlens is None else checks.check_packed
+        check(q, k, v, True)
+        if mask is not None:
+            checks.check_mask(mask, (*q.shape[:3], k.shape[2]), q.device)
+            complete[MASK] = unexpanded(mask)
+        outputs = cls.run(*complete, True)
+        return outputs if return_lse else outputs[0]
+
+    @staticmethod
+    def forward(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None = None,
+        cu_seqlens_q: Tensor | None = None,
+        cu_seqlens_k: Tensor | None = None,
+        q_lengths: Tensor | None = None,
+        kv_start: Tensor | None = None,
+        kv_end: Tensor | None = None,
+        lo: Tensor | None = None,
+        hi: Tensor | None = None,
+        times: Tensor | None = None,
+        decay: Tensor | None = None,
+        slopes: Tensor | None = None,
+        relative: Tensor | None = None,
+        seed: Tensor | None = None,
+        scale: float | None = None,
+        window_left: int = -1,
+        window_right: int = -1,
+        bottom_right: bool = False,
+        max_seqlen_q: int | None = None,
+        max_seqlen_k: int | None = None,
+        softcap: float = 0.0,
+        global_prefix: int = 0,
+        dropout_p: float = 0.0,
+        backend: str = "",
+        return_lse: bool = False,
+    ) -> Any:
+        if not isinstance(q, Tensor):
+            # torch.compile without gradients puts a context before a call with defaults left out.
+            assert mask is not None
+            return FusedAttention.forward(k, v, mask)
+        args = _complete(
+            *(q, k, v, mask, cu_seqlens_q, cu_seqlens_k, q_lengths, kv_start, kv_end, lo, hi),
+            *(times, decay, slopes, relative, seed, scale, window_left, window_right),
+            *(bottom_right, max_seqlen_q, max_seqlen_k, softcap, global_prefix, dropout_p),
+            backend,
+        )
+        outputs = _forward(*args[:N_ARGS])
+        return outputs if return_lse else outputs[0]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        *args, return_lse = _complete(*inputs)
+        o, lse, lse_low = output if return_lse else (output, None, None)
+        ctx.set_materialize_grads(False)
+        if lse_low is not None:
+            ctx.mark_non_differentiable(lse_low)
+        ctx.save_for_backward(*args[:N_TENSORS], o, lse, lse_low)
+        ctx.scalars = args[N_TENSORS:]
+
+    @staticmethod
+    def backward(ctx: Any, do: Tensor | None, dlse: Tensor | None = None, _: Any = None) -> Any:
+        if do is None and dlse is None:
+            return (None,) * (N_ARGS + 1)
+        *tensors, o, lse, lse_low = ctx.saved_tensors
+        args = (*tensors, *ctx.scalars)
+        if lse is None:  # a compiled apply(q, k, v), whose forward has no second output
+            o, lse, lse_low = _forward(*args)
+        do = torch.zeros_like(o) if do is None else do
+        # What is not differentiated again, as a compiled graph, needs no Function around the op.
+        once = torch.compiler.is_compiling() or not (
+            torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
+        )
+        grad = _backward if once else FusedAttentionGrad.run
+        needs = _needs(ctx.needs_input_grad)
+        grads = grad(do, dlse, o, lse, lse_low, *args[:-1], needs, args[-1])
+        return *_placed(grads, needs), None, None
+
+
+def _needs(wanted: tuple[bool, ...]) -> int:
+    """The bits of NEEDS, from what is wanted of each argument."""
+    return sum(bit for name, bit in NEEDS.items() if wanted[AT[name]])
+
+
+def _placed(grads: Any, needs: int) -> list[Tensor | None]:
+    """(dq, dk, dv, and those of NEEDS) where the arguments stand."""
+    placed = [*grads[:3], *[None] * (len(AT) - 3)]
+    for (name, bit), grad in zip(NEEDS.items(), grads[3:], strict=True):
+        if needs & bit:
+            placed[AT[name]] = grad
+    return placed
+
+
+DEFAULTS = (None, None, None, *(FusedAttention.forward.__defaults__ or ()))
+
+
+def _complete(*given: Any) -> list[Any]:
+    """All arguments of FusedAttention, with defaults where they are left out or None."""
+    args = [*given, *DEFAULTS[len(given) :]]
+    tokens = 2 if args[CU_SEQLENS] is None else 0
+    if args[SCALE] is None:
+        args[SCALE] = args[0].shape[-1] ** -0.5
+    if args[MAX_SEQLEN_Q] is None:
+        args[MAX_SEQLEN_Q] = args[0].shape[tokens]
+    if args[MAX_SEQLEN_K] is None:
+        args[MAX_SEQLEN_K] = args[1].shape[tokens]
+    return args
+
+
+class FusedAttentionGrad(_Function):
+    """The backward op, itself differentiable once more."""
+
+    @staticmethod
+    def forward(
+        do: Tensor, dlse: Tensor | None, o: Tensor, lse: Tensor, *args: Any
+    ) -> tuple[Tensor, ...]:
+        """args: lse_low, then those of the forward op, with `needs` before the backend."""
+        return _backward(do, dlse, o, lse, *args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        do, dlse, _, lse, lse_low, *args = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(do, dlse, lse, lse_low, *args[:N_TENSORS])
+        ctx.scalars = args[N_TENSORS:]
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
+        if all(x is None for x in cotangents):
+            return (None,) * (5 + N_ARGS + 1)
+        do, dlse, lse, lse_low, *tensors = ctx.saved_tensors
+        *scalars, first_needs, _ = ctx.scalars
+        needs = _needs(ctx.needs_input_grad[5:])
+        given: list[Tensor | None] = [
+            torch.zeros_like(x) if ct is None else ct
+            for x, ct in zip(tensors[:3], cotangents[:3], strict=True)
+        ]
+        given += [
+            ct if first_needs & bit else None
+            for bit, ct in zip(NEEDS.values(), cotangents[3:], strict=True)
+        ]
+        args = (do, dlse, lse, lse_low, *tensors, *scalars, needs)
+        grad_do, grad_dlse, *grads = FusedAttentionDoubleGrad.run(*given, *args)
+        # o and lse are functions of q, k and v: their share is part of grads.
+        grad_dlse = None if dlse is None else grad_dlse
+        return grad_do, grad_dlse, None, None, None, *_placed(grads, needs), None, None
+
+
+class FusedAttentionDoubleGrad(_Function):
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, ...]:
+        return DOUBLE_BACKWARD(*args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        raise NotImplementedError("clinattn: attention has no third derivative")
+
+
+def _wants_gradient(args: tuple[Any, ...]) -> bool:
+    q, k, v, mask = args[: MASK + 1]
+    decay, slopes, relative = args[DECAY : DECAY + 3]
+    if q.requires_grad or k.requires_grad or v.requires_grad:
+        return True
+    if mask is decay is slopes is relative is None:
+        return False
+    return any(x is not None and x.requires_grad for x in (mask, decay, slopes, relative))
+
+
+def attend(*args: Any) -> tuple[Tensor, ...]:
+    """(o, lse) of complete and checked arguments."""
+    q, k, v = args[:3]
+    if torch.compiler.is_compiling():
+        # torch.compile refuses a Function that gets the same tensor twice, as in self-attention.
+        tensors = [x if x is None else x.view_as(x) for x in args[:N_TENSORS]]
+        return FusedAttention.apply(*tensors, *args[N_TENSORS:], True)[:2]
+    if (
+        torch.is_grad_enabled() and _wants_gradient(args)
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0  # the op alone would drop tangents without a word
+    ):  # fmt: skip
+        return FusedAttention.run(*args, True)[:2]
+    return _forward(*args)[:2]
