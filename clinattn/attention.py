@@ -56,7 +56,12 @@ def fused_attention(
     dtype: fp32, bf16, fp16, or on the CPU fp64. Any strides; a last stride of 1 avoids a copy.
     attn_mask: bool (True = visible) or floating (added to the scores), broadcasts to
     (B, H, Nq, Nk); it is never expanded, and one of the keys alone is read as Nk values. May be
-    given together with is_causal: what both allow is visible.
+    given together with is_causal: what both allow is visible. A floating one may need a gradient,
+    which has its shape (that of a view which expand() made costs torch the expanded size).
+    dropout_p: probability to drop a pair after the softmax, to 2^-24; the others are scaled up.
+    Drawn by Philox4x32-7 (Salmon et al., 2011) from (seed, index in the batch, head, query, key),
+    the seed from torch's generator of the device: nothing is stored, and the same batch dense,
+    padded or packed drops the same pairs. lse is that of the full softmax.
     is_causal: query i sees the keys j <= i, aligned at the top left as in torch.
     scale: factor of the scores; default D ** -0.5.
     enable_gqa: allows H to be a multiple of Hkv; query head h uses kv head h // (H // Hkv).
@@ -64,15 +69,30 @@ def fused_attention(
     i + right, counted in positions of the tensors.
     kv_lengths, q_lengths: (B,) int32 or int64: what lies beyond is not read, and queries beyond
     q_lengths return 0. On a GPU values out of range are clamped, on the CPU they are refused.
+    segment_ids: (B, N) int32 or int64, Nq = Nk = N, never decreasing along a row: visits, notes or
+    documents, each of which sees only itself.
+    times: (B, N) fp32, fp64 or int64, Nq = Nk = N, never decreasing, in any unit. Differences are
+    formed in fp32 after the time of the row's first valid key was subtracted in the type of times.
+    time_window: query i sees the keys with |t_i - t_j| <= time_window, in the unit of times.
+    time_decay: (H,); time_decay[h] |t_i - t_j| is subtracted from the scores. Has a gradient.
+    With segment_ids or times, tokens from min(q_lengths, kv_lengths) on are padding in queries and
+    keys alike, and may hold any value. Order is checked on the CPU, and not when traced; on a GPU,
+    which would have to be waited for, values out of order give results without meaning.
+    alibi_slopes: (H,) or (B, H); alibi_slopes[h] |i - j| is subtracted from the scores (Press et
+    al., 2022). Has a gradient.
+    relative_bias: (H, 2 L + 1); relative_bias[h, L + min(max(j - i, -L), L)] is added to the
+    scores. Has a gradient. t5_relative_bias makes one from T5's table.
+    softcap: scores are softcap tanh(s / softcap) before anything is added; None for none.
+    global_prefix: all queries see the first so many valid keys, and so many first queries all valid
+    keys, whatever causal, window, segments and times say; at most Nk.
     backend: "triton", "cuda", "cpu" or "reference"; None chooses (see clinattn.backends()).
-    dropout_p, segment_ids, times, time_window, time_decay, alibi_slopes, softcap and global_prefix
-    are not served yet.
 
     Returns o (B, H, Nq, D), and with return_lse also the natural log of the softmax normaliser,
     (B, H, Nq), in fp32 (fp64 for fp64 inputs); both have gradients. A query that sees no key
     returns o = 0 and lse = -inf, and zero gradients. Follows Dao, FlashAttention-2 (2023).
-    Raises TypeError or ValueError for wrong arguments, NotImplementedError for those not served,
-    RuntimeError where the backend asked for cannot run.
+    Raises TypeError or ValueError for wrong or meaningless arguments, NotImplementedError for those
+    that the backend asked for does not serve (README lists them; one that clinattn chooses gives
+    way to the reference), RuntimeError where it cannot run.
     """
     checks.check_tensors(query, key, value)
     query, key, value = _autocast(query, key, value)
@@ -142,8 +162,9 @@ def fused_attention_varlen(
     cu_seqlens_k: the same for the keys; default cu_seqlens_q. Rows past the last end see nothing.
     max_seqlen_q, max_seqlen_k: upper bounds of the lengths. Left out, they are read from
     cu_seqlens, for which a GPU is waited for; under torch.compile the totals Tq and Tk stand in.
-    is_causal and window count positions within a sequence, aligned at its start. The other
-    arguments are those of fused_attention.
+    is_causal, window and global_prefix count positions within a sequence, from its start. times:
+    (T,), with the same cu_seqlens for queries and keys; the first of a sequence is its origin.
+    alibi_slopes: (H,) or (S, H). The other arguments are those of fused_attention.
 
     Returns o (Tq, H, D), and with return_lse also lse (H, Tq). Raises as fused_attention does.
     """

@@ -6,7 +6,9 @@ Query i of a sequence with nq queries and nk keys sees the keys [lo, hi):
     lo  = max(kv_start, i + off - window_left)
     hi  = min(nk,       i + off + window_right + 1)
 
-where a window side of -1 has no bound. A mask tensor is intersected with that.
+where a window side of -1 has no bound; the op's lo and hi, where given, are intersected with that.
+With a global prefix of g the first g keys from kv_start on are seen by all queries, and the first g
+queries see all keys up to nk. A mask tensor is intersected with all of it.
 """
 
 from __future__ import annotations
@@ -98,25 +100,31 @@ def prepare_mask(
 def visible_pairs(a: Arguments) -> int:
     """How many (query, key) pairs of one head the intervals leave, over the whole batch.
 
-    A mask tensor is not looked into. Lengths without values, as when traced, count as full, and
-    packed sequences without values as a single one.
+    A mask tensor is not looked into. Lengths and intervals without values, as when traced, count as
+    full, and packed sequences without values as a single one.
     """
-    if a.cu_seqlens_q is not None and a.cu_seqlens_k is not None:
+    packed = a.cu_seqlens_q is not None and a.cu_seqlens_k is not None
+    if packed:
         ends_q, ends_k = _values(a.cu_seqlens_q), _values(a.cu_seqlens_k)
         if ends_q is None or ends_k is None:
             ends_q, ends_k = [0, a.q.shape[0]], [0, a.k.shape[0]]
         nq = list(map(operator.sub, ends_q[1:], ends_q))
         nk = list(map(operator.sub, ends_k[1:], ends_k))
-        start = [0] * len(nk)
+        start, first = [0] * len(nk), ends_q
     else:
-        batch = a.q.shape[0]
-        nq = _values(a.q_lengths) or [a.q.shape[2]] * batch
+        batch, n_queries = a.q.shape[0], a.q.shape[2]
+        nq = _values(a.q_lengths) or [n_queries] * batch
         nk = _values(a.kv_end) or [a.k.shape[2]] * batch
         start = _values(a.kv_start) or [0] * batch
-    return sum(
-        _pairs(*sizes, a.window_left, a.window_right, a.bottom_right)
-        for sizes in zip(nq, nk, start, strict=True)
-    )
+        first = [b * n_queries for b in range(batch)]
+    lo = _values(None if a.lo is None else a.lo.flatten())
+    hi = _values(None if a.hi is None else a.hi.flatten())
+    pairs = 0
+    for n, m, s, row in zip(nq, nk, start, first, strict=False):
+        rows = slice(row, row + n)
+        intervals = None if lo is None or hi is None else list(zip(lo[rows], hi[rows], strict=True))
+        pairs += _pairs(a, n, m, s, intervals)
+    return pairs
 
 
 def _values(x: Tensor | None) -> list[int] | None:
@@ -125,13 +133,25 @@ def _values(x: Tensor | None) -> list[int] | None:
     return x.tolist()
 
 
-def _pairs(nq: int, nk: int, start: int, left: int, right: int, bottom_right: bool) -> int:
-    if left < 0 and right < 0:
+def _pairs(
+    a: Arguments, nq: int, nk: int, start: int, intervals: list[tuple[int, int]] | None
+) -> int:
+    """Those of one sequence."""
+    left, right = a.window_left, a.window_right
+    if left < 0 and right < 0 and intervals is None:
         return nq * max(0, nk - start)
-    off = nk - nq if bottom_right else 0
+    off = nk - nq if a.bottom_right else 0
+    prefix = min(start + a.global_prefix, nk)
     pairs = 0
     for i in range(off, nq + off):
-        lo = max(start, i - left) if left >= 0 else start
-        hi = min(nk, i + right + 1) if right >= 0 else nk
-        pairs += max(0, hi - lo)
+        lo, hi = prefix, nk
+        if left >= 0:
+            lo = max(lo, i - left)
+        if right >= 0:
+            hi = min(hi, i + right + 1)
+        if intervals is not None:
+            lo, hi = max(lo, intervals[i - off][0]), min(hi, intervals[i - off][1])
+        if a.global_prefix and i < start + a.global_prefix:
+            lo, hi = prefix, nk
+        pairs += max(0, prefix - start) + max(0, hi - lo)
     return pairs
