@@ -22,6 +22,9 @@ class Case:
     cotangent: random, expanded (one number for all, as of a sum), o or lse (the other has none).
     logits: the largest |score|, where it is to be set. rising: scores grow along the keys.
     tail: packed rows past the last sequence.
+    mask_grad: the mask, of kind float, needs a gradient.
+    segments: how many, drawn anew for each row. times: their dtype. alibi: slopes by "h" or "bh".
+    relative: the largest distance L of a bias table.
     """
 
     id: str
@@ -43,6 +46,16 @@ class Case:
     logits: float | None = None
     rising: bool = False
     tail: int = 0
+    mask_grad: bool = False
+    segments: int = 0
+    times: str | None = None
+    time_window: float | None = None
+    time_decay: bool = False
+    alibi: str | None = None
+    relative: int | None = None
+    softcap: float | None = None
+    global_prefix: int = 0
+    dropout: float | None = None
 
     @property
     def packed(self) -> bool:
@@ -167,5 +180,101 @@ PACKED = [
     Case("packed-dim128", nq=(65, 20), dim=128),
 ]
 
+ADDED = [
+    *(
+        Case(f"mask-grad-{shape}", heads=3, nq=65, nk=70, mask=f"float:{shape}", mask_grad=True)
+        for shape in ("qk", "11qk", "b1qk", "1hqk", "bhqk", "b11k", "bh1k", "k", "bhq1", "1h11")
+    ),
+    Case("mask-grad-causal", nq=65, mask="float:1hqk", mask_grad=True, causal=True),
+    Case("mask-grad-expanded", heads=3, mask="float:1hqk", mask_grad=True, expand_mask=True),
+    Case("mask-grad-gqa", heads=4, kv_heads=2, mask="float:bhqk", mask_grad=True, window=9),
+    Case(
+        "mask-grad-lengths", batch=2, mask="float:b1qk", mask_grad=True, q_lengths=(65, 9),
+        kv_lengths=(60, 9),
+    ),
+    Case("alibi", nq=113, alibi="h"),
+    Case("alibi-batch", batch=3, heads=4, kv_heads=2, nq=65, nk=40, alibi="bh"),
+    Case("alibi-causal", nq=113, alibi="h", causal=True),
+    Case("alibi-packed", nq=(65, 33), alibi="bh", dim=40),
+    Case("alibi-packed-cross", nq=(5, 64, 1), nk=(33, 7, 100), alibi="h"),
+    Case("relative", nq=113, relative=16),
+    Case("relative-0", nq=65, relative=0),
+    Case("relative-far", nq=40, nk=70, relative=100),
+    Case("relative-gqa-window", heads=4, kv_heads=2, nq=130, relative=7, window=20),
+    Case("relative-packed", nq=(65, 0, 33), relative=12, tail=3),
+    Case("softcap", nq=113, softcap=3.0, logits=10),
+    Case("softcap-small", nq=65, softcap=0.1),
+    Case("softcap-mask", nq=65, softcap=5.0, mask="float:1hqk", scale=1.0),
+    Case("softcap-packed", nq=(65, 33), softcap=2.0, logits=20, causal=True),
+]  # fmt: skip
+
+INTERVALS = [
+    Case("segments", batch=3, nq=113, segments=6),
+    Case("segments-one", nq=65, segments=1),
+    Case("segments-many", nq=200, segments=150, dim=24),
+    Case("segments-causal", nq=113, segments=5, causal=True),
+    Case("segments-gqa-window", heads=4, kv_heads=2, nq=130, segments=5, window=9),
+    Case(
+        "segments-lengths", batch=3, nq=65, segments=4, q_lengths=(65, 20, 0),
+        kv_lengths=(60, 20, 0),
+    ),
+    Case("segments-q-lengths", batch=2, nq=65, segments=4, q_lengths=(65, 20)),
+    Case("segments-mask", nq=65, segments=4, mask="bool:bhqk"),
+    *(
+        Case(f"times-{dtype}", nq=113, times=dtype, time_window=5.0)
+        for dtype in ("float32", "float64", "int64")
+    ),
+    Case("times-window-0", nq=113, times="float64", time_window=0.0),
+    Case("times-window-infinite", nq=65, times="float64", time_window=float("inf")),
+    Case("times-window-causal", nq=113, times="float64", time_window=3.0, causal=True),
+    Case("times-segments", nq=113, times="float32", time_window=9.0, segments=4),
+    Case(
+        "times-lengths", batch=3, nq=65, times="float64", time_window=4.0, time_decay=True,
+        q_lengths=(65, 20, 0), kv_lengths=(64, 20, 0),
+    ),
+    Case("times-left-padding", batch=3, nq=66, mask="left:b11k", times="float64", time_window=6.0),
+    Case("times-packed", nq=(113, 0, 40, 1), times="float64", time_window=5.0, tail=4),
+    Case("decay", nq=113, times="float64", time_decay=True),
+    Case("decay-int64", heads=4, kv_heads=2, nq=65, times="int64", time_decay=True, causal=True),
+    Case("decay-window", nq=113, times="float32", time_window=8.0, time_decay=True, dim=40),
+    Case("decay-packed", nq=(65, 33), times="float64", time_window=7.0, time_decay=True),
+    Case("prefix", nq=113, window=9, global_prefix=3),
+    Case("prefix-causal", nq=65, causal=True, global_prefix=5),
+    Case("prefix-keys-longer", nq=33, nk=130, window=4, global_prefix=40 - 20),
+    Case("prefix-everything", nq=33, window=1, global_prefix=33),
+    Case("prefix-segments", nq=113, segments=7, global_prefix=2),
+    Case("prefix-gqa-long", batch=1, heads=4, kv_heads=2, nq=700, window=32, global_prefix=17),
+    Case("prefix-lengths", batch=3, nq=65, window=3, global_prefix=9, kv_lengths=(65, 20, 4)),
+    Case("prefix-left-padding", batch=3, nq=66, mask="left:b11k", window=5, global_prefix=6),
+    Case("prefix-mask", nq=65, mask="bool:11qk", window=5, global_prefix=6),
+    Case("prefix-packed", nq=(113, 5, 0, 64), window=5, global_prefix=7),
+    Case("prefix-biases", nq=113, window=7, global_prefix=5, alibi="h", relative=9, softcap=4.0),
+]  # fmt: skip
+
+DROPOUT = [
+    Case("dropout", nq=65, dropout=0.1),
+    Case("dropout-half", nq=33, nk=70, dropout=0.5, dim=40),
+    Case("dropout-rare", nq=65, dropout=1e-3),
+    Case("dropout-all", nq=33, dropout=1.0),
+    Case("dropout-gqa-causal", heads=4, kv_heads=2, nq=65, dropout=0.2, causal=True),
+    Case(
+        "dropout-lengths", batch=3, nq=40, dropout=0.3, q_lengths=(40, 9, 0),
+        kv_lengths=(33, 9, 1),
+    ),
+    Case("dropout-packed", nq=(65, 0, 33), dropout=0.2, tail=2),
+    Case("dropout-prefix", nq=65, dropout=0.2, window=6, global_prefix=9),
+    Case(
+        "everything", heads=4, kv_heads=2, nq=113, mask="float:1hqk", mask_grad=True, segments=4,
+        times="float64", time_window=12.0, time_decay=True, alibi="bh", relative=9, softcap=5.0,
+        global_prefix=3, dropout=0.1, window=(40, None), q_lengths=(113, 50), kv_lengths=(113, 50),
+    ),
+    Case(
+        "everything-packed", heads=4, kv_heads=2, nq=(65, 0, 40), times="float64", time_window=12.0,
+        time_decay=True, alibi="bh", relative=9, softcap=5.0, global_prefix=3, dropout=0.1,
+        causal=True,
+    ),
+]  # fmt: skip
+
+FEATURES = [*ADDED, *INTERVALS, *DROPOUT]
 DENSE = [*SIZES, *WINDOWS, *LENGTHS, *MASKS, *MEMORY]
 CASES = [*DENSE, *PACKED]

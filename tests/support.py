@@ -13,6 +13,7 @@ from functools import cached_property
 
 import torch
 from cases import Case
+from features import SEED, Features, Layout
 from plain import gradients, long_double, plain_attention, plain_backward
 from torch import Tensor
 
@@ -24,8 +25,38 @@ BACKENDS = [name for name in ("reference", "cpu") if clinattn.backends()[name]]
 # Those that promise the same bits in any batch, packing and number of threads.
 KERNELS = [name for name in BACKENDS if name != "reference"]
 
+# Inputs with gradients besides q, k and v, and their keywords.
+PARAMETERS = {
+    "mask": "attn_mask",
+    "decay": "time_decay",
+    "slopes": "alibi_slopes",
+    "relative": "relative_bias",
+}
+
 # `clinattn.backends` is the function; this is the module.
 backends_module = importlib.import_module("clinattn.backends")
+
+
+def asked(case: Case) -> list[str]:
+    """The package's names for what a case asks of a backend."""
+    words = {
+        "segment_ids or time_window": case.segments or case.time_window is not None,
+        "time_decay": case.time_decay,
+        "alibi_slopes": case.alibi,
+        "relative_bias": case.relative is not None,
+        "softcap": case.softcap,
+        "global_prefix": case.global_prefix,
+        "dropout_p": case.dropout,
+        backends_module.MASK_GRADIENT: case.mask_grad,
+    }
+    assert set(words) == set(backends_module.FEATURES)
+    return [name for name, value in words.items() if value]
+
+
+def serves(backend: str, case: Case) -> bool:
+    served = backends_module.SERVES[backend]
+    forward = {x for x in asked(case) if x != backends_module.MASK_GRADIENT}
+    return forward <= set(served.forward) and set(asked(case)) <= set(served.backward)
 
 
 def dtype_id(dtype: torch.dtype) -> str:
@@ -80,7 +111,12 @@ class Problem:
         self.bias = None
         if self.mask is not None and self.mask.dtype != torch.bool:
             self.bias = torch.where(self.mask == -float("inf"), 0, self.mask)
+        self.features = Features(case, self.layout(), self.heads, dtype, self.random)
         self.visible = self.make_visible()  # (batch, heads or 1, nq, nk)
+        leaf = None
+        if case.mask_grad:
+            leaf, self.bias = torch.where(self.leaf == -float("inf"), 0, self.leaf), None
+        self.terms = self.features.terms(leaf).to(device)
         self.q = self.draw(self.heads, self.nq)
         self.k, self.v = (self.draw(self.kv_heads, self.nk) for _ in range(2))
         if case.rising:  # five plateaus
@@ -116,36 +152,65 @@ class Problem:
         else:
             mask = torch.randn(shape, generator=self.random).masked_fill(draw > 0.8, -float("inf"))
             mask = mask.to(self.dtype)
+        if self.case.mask_grad:
+            self.leaf = mask.to(self.device)
         if self.case.expand_mask:
             mask = mask.expand(self.batch, self.heads, self.nq, self.nk)
         return mask.to(self.device)
 
-    def make_visible(self) -> Tensor:
-        case = self.case
+    def layout(self) -> Layout:
+        case, batch = self.case, self.batch
         if case.packed:
             owner_q, i = positions(self.lengths_q, case.tail, -1)
             owner_k, j = positions(self.lengths_k, case.tail, -2)
-            visible = (owner_q[:, None] == owner_k)[None, None]
-        else:
-            i, j = torch.arange(self.nq), torch.arange(self.nk)
-            visible = torch.ones(self.batch, 1, self.nq, self.nk, dtype=torch.bool)
-            if case.q_lengths is not None:
-                visible &= (i < torch.tensor(case.q_lengths)[:, None])[:, None, :, None]
-            if case.kv_lengths is not None:
-                visible &= (j < torch.tensor(case.kv_lengths)[:, None])[:, None, None, :]
-        ahead = j - i[:, None]
+            nq, nk = (torch.tensor(x, dtype=torch.long) for x in (self.lengths_q, self.lengths_k))
+            return Layout(
+                *(x[None] for x in (owner_q, owner_k, i, j)), torch.zeros(len(nq)).long(), nk, nq
+            )
+        rows = torch.arange(batch)[:, None]
+        nq, nk = (
+            torch.full((batch,), full) if given is None else torch.tensor(given)
+            for full, given in ((self.nq, case.q_lengths), (self.nk, case.kv_lengths))
+        )
+        return Layout(
+            rows.expand(batch, self.nq),
+            rows.expand(batch, self.nk),
+            torch.arange(self.nq).expand(batch, self.nq),
+            torch.arange(self.nk).expand(batch, self.nk),
+            self.first_keys(),
+            nk,
+            nq,
+        )
+
+    @property
+    def allowed(self) -> Tensor:
+        """What the mask lets through, 4-D."""
+        allowed = self.mask if self.mask.dtype == torch.bool else self.mask != -float("inf")
+        return allowed[(None,) * (4 - allowed.dim())].cpu()
+
+    def first_keys(self) -> Tensor:
+        """(batch,): where the valid keys begin, as a mask of the keys alone says."""
+        none = torch.zeros(self.batch, dtype=torch.long)
+        if self.mask is None or any(x in self.case.mask.split(":")[1][:-1] for x in "hq"):
+            return none
+        allowed = self.allowed[:, 0, 0].expand(self.batch, self.nk)
+        return torch.where(allowed.any(-1), allowed.int().argmax(-1), 0) if self.nk else none
+
+    def make_visible(self) -> Tensor:
+        case, at = self.case, self.features.layout
+        ahead = (at.at_k[:, None] - at.at_q[..., None])[:, None]
         left, right = case.window if isinstance(case.window, tuple) else (case.window, case.window)
+        visible = torch.ones_like(ahead, dtype=torch.bool)
         if case.causal:
-            visible = visible & (ahead <= 0)
+            visible &= ahead <= 0
         if left is not None:
-            visible = visible & (ahead >= -left)
+            visible &= ahead >= -left
         if right is not None:
-            visible = visible & (ahead <= right)
-        visible = visible.to(self.device)
+            visible &= ahead <= right
+        visible = self.features.visible(visible)
         if self.mask is not None:
-            allowed = self.mask if self.mask.dtype == torch.bool else self.mask != -float("inf")
-            visible = visible & allowed
-        return visible
+            visible = visible & self.allowed
+        return visible.to(self.device)
 
     def make_cotangents(self) -> None:
         shape, kind = self.q.shape, self.case.cotangent
@@ -189,6 +254,15 @@ class Problem:
                 lengths = getattr(case, name)
                 if lengths is not None:
                     keywords[name] = torch.tensor(lengths, device=self.device)
+        for name, x in self.features.keywords.items():
+            keywords[name] = x.to(self.device) if isinstance(x, Tensor) else x
+        self.leaves = {}
+        for name in self.terms.parameters:
+            given = self.leaf if name == "mask" else keywords[PARAMETERS[name]]
+            leaf = given.detach().clone().requires_grad_()
+            self.leaves[name] = keywords[PARAMETERS[name]] = leaf
+        if case.mask_grad and case.expand_mask:
+            keywords["attn_mask"] = self.leaves["mask"].expand(self.mask.shape)
         return [self.given(x).detach().requires_grad_() for x in (q, k, v)], keywords
 
     def given(self, x: Tensor) -> Tensor:
@@ -241,8 +315,9 @@ class Problem:
     def run(self, backend: str | None = None, **changed) -> dict[str, Tensor]:
         inputs, keywords = self.arguments
         call = clinattn.fused_attention_varlen if self.case.packed else clinattn.fused_attention
+        torch.manual_seed(SEED)
         o, lse = call(*inputs, **{**keywords, "backend": backend, **changed})
-        return gradients(o, lse, *self.cotangents(), inputs)
+        return gradients(o, lse, *self.cotangents(), inputs, self.leaves)
 
     # What it should give
 
@@ -262,26 +337,34 @@ class Problem:
 
     @cached_property
     def operands(self) -> list[Tensor | None]:
-        return [*self.clean, self.visible, self.bias]
+        return [*self.clean, self.visible, self.bias, self.terms]
 
     def by_autograd(self, operands, dtype, attention=plain_attention) -> dict[str, Tensor]:
-        *clean, visible, bias = operands
+        *clean, visible, bias, terms = operands
         *inputs, do, dlse = (x.detach().to(dtype) for x in clean)
         q, k, v = (x.requires_grad_() for x in inputs)
-        o, lse = attention(q, k, v, visible, bias, self.scale)
-        return gradients(o, lse, do, dlse, (q, k, v))
+        if terms.is_plain:
+            o, lse = attention(q, k, v, visible, bias, self.scale)
+            return gradients(o, lse, do, dlse, (q, k, v))
+        parameters = {
+            name: x.detach().to(dtype).requires_grad_() for name, x in terms.parameters.items()
+        }
+        o, lse = attention(q, k, v, visible, bias, self.scale, terms, parameters)
+        return gradients(o, lse, do, dlse, (q, k, v), parameters)
 
     def by_definition(self, operands) -> dict[str, Tensor]:
         """plain_backward in the dtype at hand."""
-        (q, k, v, do, dlse), (visible, bias) = operands[:5], operands[5:]
-        o, lse = plain_attention(q, k, v, visible, bias, self.scale)
-        return plain_backward(do, dlse, o, lse, q, k, v, visible, bias, self.scale)
+        (q, k, v, do, dlse), (visible, bias, terms) = operands[:5], operands[5:]
+        rest = (visible, bias, self.scale, terms, terms.parameters)
+        o, lse = plain_attention(q, k, v, *rest)
+        return plain_backward(do, dlse, o, lse, q, k, v, *rest)
 
     @cached_property
     def truth(self) -> dict[str, Tensor]:
         if self.dtype != torch.float64:
             return self.plain(torch.float64)
-        return self.all_given(long_double(*self.operands, self.scale))
+        *operands, terms = self.operands
+        return self.all_given(long_double(*operands, self.scale, terms))
 
     @cached_property
     def naive(self) -> list[dict[str, Tensor]]:
@@ -309,13 +392,17 @@ class Problem:
         (q, k, v, do, dlse), visible, bias = self.clean, self.visible.expand(full), self.bias
         bias = None if bias is None else bias.expand(full)[..., i, :][..., j]
         tensors = [x[..., rows, :][..., d] for x, rows in ((q, i), (k, j), (v, j), (do, i))]
-        return [*tensors, dlse[..., i], visible[..., i, :][..., j], bias]
+        terms = self.terms.reordered(i, j)
+        return [*tensors, dlse[..., i], visible[..., i, :][..., j], bias, terms]
 
     def restored(self, results: dict[str, Tensor], i: Tensor, j: Tensor, d: Tensor) -> dict:
         """Results of a reordered problem, in the order of this one."""
         i, j, d = i.argsort(), j.argsort(), d.argsort()
         restored = {}
         for name, x in results.items():
+            if name[1:] in PARAMETERS:
+                restored[name] = x
+                continue
             rows = j if name in ("dk", "dv") else i
             x = x[..., rows] if name == "lse" else x[..., rows, :][..., d]
             restored[name] = x
@@ -324,7 +411,12 @@ class Problem:
     def all_given(self, results: dict[str, Tensor]) -> dict[str, Tensor]:
         if not self.case.packed:
             return results
-        return {name: x[0] if name == "lse" else self.given(x) for name, x in results.items()}
+        seen = {name: x for name, x in results.items() if name[1:] in PARAMETERS}
+        return seen | {
+            name: x[0] if name == "lse" else self.given(x)
+            for name, x in results.items()
+            if name not in seen
+        }
 
     def check(self, actual: dict[str, Tensor]) -> None:
         for name, truth in self.truth.items():
