@@ -81,12 +81,13 @@ def check_relative(x: Any, query: Tensor, heads: int, dtype: torch.dtype) -> Ten
     return check_per_head("relative_bias", x, query, (heads, width), dtype=dtype)
 
 
-def check_self_attention(name: str, same: bool, queries: Any, keys: Any) -> None:
+def check_self_attention(name: str, queries: Any, keys: Any, same_sequences: bool = True) -> None:
     """segment_ids and times are one list for queries and keys."""
-    if not same:
+    if queries != keys or not same_sequences:
         raise ValueError(
-            f"{name}: got {queries} queries and {keys} keys, expected as many of one as of the "
-            "other: it holds for both"
+            f"{name}: got {queries} queries and {keys} keys"
+            f"{'' if same_sequences else ' in other sequences'}, expected as many of one as of "
+            "the other: it holds for both"
         )
 
 

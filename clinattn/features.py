@@ -104,7 +104,7 @@ def dense_features(
             ("times", words.times, checks.check_times),
         ):
             if x is not None:
-                checks.check_self_attention(name, n_queries == n_keys, n_queries, n_keys)
+                checks.check_self_attention(name, n_queries, n_keys)
                 check(x, query, shape)
         some = words.segment_ids if words.segment_ids is not None else words.times
         if some is None:
@@ -133,7 +133,7 @@ def packed_features(
             return None, None, None
         same = cu_seqlens_k is cu_seqlens_q or checks.same_values(cu_seqlens_q, cu_seqlens_k)
         total = query.shape[0]
-        checks.check_self_attention("times", same and total == n_keys, total, n_keys)
+        checks.check_self_attention("times", total, n_keys, same)
         checks.check_times(words.times, query, (total,))
         rows = packed_rows(words.times, cu_seqlens_q, max_seqlen)
         return _intervals(words, rows, rows.first, dtype)

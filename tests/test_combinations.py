@@ -7,7 +7,6 @@ results: of a handful it says little. The table of cases has the smallest sizes.
 from dataclasses import replace
 
 import pytest
-import torch
 from cases import Case
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st

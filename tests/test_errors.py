@@ -14,6 +14,9 @@ def ints(*values, dtype=torch.int32):
     return torch.tensor(values, dtype=dtype)
 
 
+SELF = {"key": Q, "value": Q}
+TIMES = {"times": torch.zeros(2, 5)}
+
 DENSE = [
     # id, changed arguments, error, pattern
     ("list", {"query": [1.0]}, TypeError, "query: got list, expected a torch.Tensor"),
@@ -57,14 +60,95 @@ DENSE = [
     ),
     ("dropout-negative", {"dropout_p": -0.1}, ValueError, "dropout_p: got -0.1, expected a prob"),
     ("dropout-large", {"dropout_p": 1.5}, ValueError, "dropout_p: got 1.5"),
-    ("dropout", {"dropout_p": 0.1}, NotImplementedError, "dropout_p: no backend serves .*triton"),
-    ("segments", {"segment_ids": ints(0)}, NotImplementedError, "segment_ids: no backend"),
-    ("times", {"times": torch.zeros(2, 5)}, NotImplementedError, "times: no backend"),
-    ("time-window", {"time_window": 24.0}, NotImplementedError, "time_window: no backend"),
-    ("time-decay", {"time_decay": torch.ones(4)}, NotImplementedError, "time_decay: no backend"),
-    ("alibi", {"alibi_slopes": torch.ones(4)}, NotImplementedError, "alibi_slopes: no backend"),
-    ("softcap", {"softcap": 30.0}, NotImplementedError, "softcap: no backend"),
-    ("prefix", {"global_prefix": 1}, NotImplementedError, "global_prefix: no backend"),
+    ("dropout-nan", {"dropout_p": float("nan")}, ValueError, "dropout_p: got nan"),
+    ("dropout-tensor", {"dropout_p": torch.ones(())}, TypeError, "dropout_p: got Tensor, expected"),
+    ("softcap-0", {"softcap": 0.0}, ValueError, "softcap: got 0.0, expected a number > 0, or None"),
+    ("softcap-infinite", {"softcap": float("inf")}, ValueError, "softcap: got inf"),
+    ("softcap-str", {"softcap": "30"}, TypeError, "softcap: got str, expected a float or None"),
+    ("prefix-negative", {"global_prefix": -1}, ValueError, "global_prefix: got -1, expected >= 0"),
+    ("prefix-long", {"global_prefix": 8}, ValueError, "global_prefix: got 8, .* most the 7 keys"),
+    ("prefix-float", {"global_prefix": 1.5}, TypeError, "global_prefix: got float, expected an"),
+    ("alibi-list", {"alibi_slopes": [1.0] * 4}, TypeError, "alibi_slopes: got list"),
+    ("alibi-int", {"alibi_slopes": ints(1, 1, 1, 1)}, TypeError, "alibi_slopes: got torch.int32"),
+    (
+        "alibi-shape",
+        {"alibi_slopes": torch.ones(3)},
+        ValueError,
+        r"alibi_slopes: got shape \(3,\), expected \(4,\) or \(2, 4\)",
+    ),
+    ("alibi-device", {"alibi_slopes": torch.ones(4).to("meta")}, ValueError, "alibi_slopes: got d"),
+    (
+        "relative-heads",
+        {"relative_bias": torch.ones(3, 5)},
+        ValueError,
+        r"relative_bias: got shape \(3, 5\), expected \(4, 5\)",
+    ),
+    (
+        "relative-even",
+        {"relative_bias": torch.ones(4, 6)},
+        ValueError,
+        r"relative_bias: got shape \(4, 6\), expected \(heads, 2 L \+ 1\)",
+    ),
+    ("relative-list", {"relative_bias": [[1.0]]}, TypeError, "relative_bias: got list"),
+    (
+        "segments-cross",
+        {"segment_ids": torch.zeros(2, 5).int()},
+        ValueError,
+        "segment_ids: got 5 queries and 7 keys, expected as many of one as of the other",
+    ),
+    ("times-cross", {**TIMES, "time_window": 1}, ValueError, "times: got 5 queries and 7 keys"),
+    ("times-alone", {**SELF, **TIMES}, ValueError, "times: got times alone, expected time_window"),
+    ("window-alone", {"time_window": 24.0}, ValueError, "time_window: got a value without times"),
+    ("decay-alone", {"time_decay": torch.ones(4)}, ValueError, "time_decay: got a value without"),
+    (
+        "time-window-negative",
+        {**SELF, **TIMES, "time_window": -0.5},
+        ValueError,
+        "time_window: got -0.5, expected >= 0, in the unit of times",
+    ),
+    ("time-window-nan", {**SELF, **TIMES, "time_window": float("nan")}, ValueError, "got nan"),
+    (
+        "time-window-tensor",
+        {**SELF, **TIMES, "time_window": torch.ones(4)},
+        TypeError,
+        "time_window: got Tensor, expected a float",
+    ),
+    (
+        "time-decay-shape",
+        {**SELF, **TIMES, "time_decay": torch.ones(2, 4)},
+        ValueError,
+        r"time_decay: got shape \(2, 4\), expected \(4,\)",
+    ),
+    (
+        "times-half",
+        {**SELF, "times": torch.zeros(2, 5).half(), "time_window": 1},
+        TypeError,
+        "times: got torch.float16, expected one of torch.float32, torch.float64, torch.int64",
+    ),
+    (
+        "times-shape",
+        {**SELF, "times": torch.zeros(5), "time_window": 1},
+        ValueError,
+        r"times: got shape \(5,\), expected \(2, 5\)",
+    ),
+    (
+        "times-grad",
+        {**SELF, "times": torch.zeros(2, 5, requires_grad=True), "time_window": 1},
+        NotImplementedError,
+        "times: has no gradient",
+    ),
+    (
+        "segments-float",
+        {**SELF, "segment_ids": torch.zeros(2, 5)},
+        TypeError,
+        "segment_ids: got torch.float32, expected torch.int32 or int64",
+    ),
+    (
+        "segments-shape",
+        {**SELF, "segment_ids": ints(0, 0)},
+        ValueError,
+        r"segment_ids: got shape \(2,\), expected \(2, 5\)",
+    ),
     ("window", {"window": -1}, ValueError, "window: got -1, expected sides >= 0"),
     ("window-side", {"window": (3, -2)}, ValueError, r"window: got \(3, -2\)"),
     ("window-float", {"window": 2.5}, TypeError, "window: got 2.5, expected an int or"),
@@ -82,12 +166,6 @@ DENSE = [
     ),
     ("mask-rank", {"attn_mask": torch.ones(1, 2, 4, 5, 7)}, ValueError, "attn_mask: got shape"),
     ("mask-device", {"attn_mask": torch.ones(5, 7, device="meta")}, ValueError, "attn_mask: got d"),
-    (
-        "mask-grad",
-        {"attn_mask": torch.ones(5, 7, requires_grad=True)},
-        NotImplementedError,
-        "attn_mask: no backend computes its gradient",
-    ),
     ("kv-lengths-list", {"kv_lengths": [7, 7]}, TypeError, "kv_lengths: got list"),
     ("kv-lengths-float", {"kv_lengths": torch.ones(2)}, TypeError, "kv_lengths: got torch.float32"),
     ("kv-lengths-shape", {"kv_lengths": ints(7)}, ValueError, r"got shape \(1,\), expected \(2,\)"),
@@ -118,8 +196,22 @@ PACKED = [
     ),
     ("max-q", {"max_seqlen_q": 5}, ValueError, "max_seqlen_q: got 5, expected at least .*, 6"),
     ("max-k", {"max_seqlen_k": 0}, ValueError, "max_seqlen_k: got 0"),
-    ("dropout", {"dropout_p": 0.1}, NotImplementedError, "dropout_p"),
-    ("times", {"times": torch.zeros(10)}, NotImplementedError, "times"),
+    ("dropout", {"dropout_p": 1.1}, ValueError, "dropout_p: got 1.1"),
+    ("prefix", {"global_prefix": -1}, ValueError, "global_prefix: got -1"),
+    (
+        "times-shape",
+        {"times": torch.zeros(2, 5), "time_window": 1.0},
+        ValueError,
+        r"times: got shape \(2, 5\), expected \(10,\)",
+    ),
+    (
+        "times-cross",
+        {"times": torch.zeros(10), "time_window": 1.0, "cu_seqlens_k": ints(0, 5, 10)},
+        ValueError,
+        "times: got 10 queries and 10 keys in other sequences",
+    ),
+    ("times-alone", {"times": torch.zeros(10)}, ValueError, "times: got times alone"),
+    ("alibi", {"alibi_slopes": torch.ones(3, 4)}, ValueError, r"expected \(4,\) or \(2, 4\)"),
     ("window", {"window": -1}, ValueError, "window: got -1"),
     ("backend", {"backend": "gpu"}, ValueError, "backend: got 'gpu'"),
 ]
@@ -162,12 +254,6 @@ def test_nothing_is_computed_before_the_checks(monkeypatch):
 def test_neutral_values_are_not_refused():
     o = fused_attention(Q, K, K, dropout_p=0, softcap=None, global_prefix=0, window=(None, None))
     assert torch.equal(o, fused_attention(Q, K, K))
-
-
-def test_a_mask_that_needs_no_gradient_is_served():
-    mask = torch.ones(5, 7, requires_grad=True)
-    with torch.no_grad():
-        fused_attention(Q, K, K, mask)
 
 
 def test_mask_and_causal_together():
