@@ -3,9 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import CASES
+from cases import CASES, FEATURES, Case
+from features import SEED
 from plain import plain_attention
-from support import BACKENDS, Problem
+from support import BACKENDS, Problem, serves
 from torch.func import grad, vjp, vmap
 
 from clinattn import FusedAttention, fused_attention, fused_attention_varlen
@@ -238,21 +239,32 @@ def test_selective_checkpointing_can_save_the_op(backend):
 
 
 @pytest.mark.parametrize(
-    "case", [c for c in CASES if c.work < 4e5 and not c.logits and c.cotangent != "o"], ids=str
+    "case",
+    [c for c in [*CASES, *FEATURES] if c.work < 4e5 and not c.logits and c.cotangent != "o"],
+    ids=str,
 )
 def test_double_backward_matches_truth(case, backend):
     """Every argument once more in the second derivative; NaN in the padding stays out of it."""
+    if not serves(backend, case):
+        pytest.skip(f"{backend} does not serve the case")
     problem = Problem(case, torch.float64)
     inputs, keywords = problem.arguments
     call = fused_attention_varlen if case.packed else fused_attention
+    torch.manual_seed(SEED)
     o, lse = call(*inputs, **{**keywords, "backend": backend})
-    actual = second_order(o, lse, *problem.cotangents(), inputs)
+    do, dlse = problem.cotangents()
+    actual = second_order(o, lse, do, dlse, [*inputs, *problem.leaves.values()])
 
     *clean, do, dlse = (x.detach() for x in problem.clean)
     clean = [x.requires_grad_() for x in clean]
-    o, lse = plain_attention(*clean, problem.visible, problem.bias, problem.scale)
-    for x, truth in zip(actual, second_order(o, lse, do, dlse, clean), strict=True):
-        torch.testing.assert_close(x, problem.given(truth), rtol=1e-9, atol=1e-9)
+    terms, leaves = problem.terms, problem.terms.parameters
+    leaves = {name: x.detach().requires_grad_() for name, x in leaves.items()}
+    rest = (problem.visible, problem.bias, problem.scale, terms, leaves)
+    o, lse = plain_attention(*clean, *rest)
+    truths = second_order(o, lse, do, dlse, [*clean, *leaves.values()])
+    truths[:3] = (problem.given(x) for x in truths[:3])
+    for x, truth in zip(actual, truths, strict=True):
+        torch.testing.assert_close(x, truth, rtol=1e-9, atol=1e-9)
 
 
 def second_order(o, lse, do, dlse, inputs):
@@ -261,4 +273,83 @@ def second_order(o, lse, do, dlse, inputs):
         do = torch.zeros_like(o)
     grads = torch.autograd.grad([o, lse], inputs, [do, dlse], create_graph=True)
     weights = [torch.full_like(g, i + 1.0) for i, g in enumerate(grads)]
-    return torch.autograd.grad(grads, inputs, weights)
+    return list(torch.autograd.grad(grads, inputs, weights))
+
+
+BIASED = Case("", softcap=1, alibi="h", relative=2, time_decay=True, mask_grad=True)
+
+
+def biases(backend):
+    """Tensors with gradients, and a call with all of them, on (2, 2, 5, 2) inputs."""
+    if not serves(backend, BIASED):
+        pytest.skip(f"{backend} does not serve biases with gradients")
+    times = torch.tensor([[0.0, 1, 1, 4, 5], [2, 3, 5, 5, 9]]).double()
+    shapes = {
+        "attn_mask": (1, 2, 5, 5),
+        "time_decay": (2,),
+        "alibi_slopes": (2, 2),
+        "relative_bias": (2, 5),
+    }
+    tensors = [torch.rand(s, dtype=torch.float64, requires_grad=True) for s in shapes.values()]
+
+    def call(q, k, v, *given):
+        keywords = dict(zip(shapes, given, strict=True))
+        return fused_attention(
+            q, k, v, times=times.to(q.dtype), softcap=2.0, return_lse=True, backend=backend,
+            **keywords,
+        )  # fmt: skip
+
+    return call, tensors
+
+
+def test_gradcheck_of_biases(backend):
+    call, tensors = biases(backend)
+    inputs = (*doubles(2, 2, 5, 2), *tensors)
+    assert torch.autograd.gradcheck(call, inputs)
+    assert torch.autograd.gradgradcheck(call, inputs, fast_mode=True)
+
+
+def test_gradient_of_a_bias_alone(backend):
+    """As in fine-tuning of a frozen model: nothing else needs a gradient."""
+    call, tensors = biases(backend)
+    qkv = [x.detach() for x in doubles(2, 2, 5, 2)]
+    full = torch.autograd.grad(call(*qkv, *tensors)[0].square().sum(), tensors)
+    for at, expected in enumerate(full):
+        given = [x.detach() for x in tensors]
+        given[at] = tensors[at]
+        (alone,) = torch.autograd.grad(call(*qkv, *given)[0].square().sum(), tensors[at])
+        assert torch.equal(alone, expected)
+
+
+@pytest.mark.parametrize("dims", [(0, 0, 0, 0), (None, None, None, None), (0, None, 0, None)])
+def test_vmap_over_biases(dims, backend):
+    call, tensors = biases(backend)
+    qkv = [torch.stack([x.detach(), 2 * x.detach()]) for x in doubles(2, 2, 5, 2)]
+    given = [
+        x.detach() if d is None else torch.stack([x.detach(), x.detach() / 2])
+        for x, d in zip(tensors, dims, strict=True)
+    ]
+
+    def loss(*args):
+        o, lse = call(*args)
+        return o.square().sum() + lse.sum()
+
+    dims = (0, 0, 0, *dims)
+    everything = tuple(range(7))
+    values = vmap(loss, dims)(*qkv, *given)
+    grads = vmap(grad(loss, everything), dims)(*qkv, *given)
+    for i in range(2):
+        one = [x if d is None else x[i] for x, d in zip((*qkv, *given), dims, strict=True)]
+        torch.testing.assert_close(values[i], loss(*one))
+        for x, expected in zip(grads, grad(loss, everything)(*one), strict=True):
+            torch.testing.assert_close(x[i], expected)
+
+
+@pytest.mark.parametrize("randomness", ["same", "different"])
+def test_vmap_over_dropout(randomness, backend):
+    if not serves(backend, Case("", dropout=0.5)):
+        pytest.skip(f"{backend} does not serve dropout")
+    q = torch.randn(2, 2, 33, 8)
+    call = lambda q: fused_attention(q, q, q, dropout_p=0.5, backend=backend)
+    first, second = vmap(call, randomness=randomness)(torch.stack([q, q]))
+    assert torch.equal(first, second) == (randomness == "same")

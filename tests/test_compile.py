@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from support import BACKENDS
+from cases import Case
+from support import BACKENDS, serves
 from torch._dynamo.utils import counters
 
 from clinattn import FusedAttention, fused_attention, fused_attention_varlen
@@ -20,6 +21,27 @@ VARIANTS = {
     "bias": {"attn_mask": torch.randn(40, 40)},
     "lengths": {"kv_lengths": LENGTHS, "q_lengths": LENGTHS},
     "everything": {"attn_mask": MASK, "is_causal": True, "window": 9, "kv_lengths": LENGTHS},
+}
+TIMES = (torch.rand(2, 40, dtype=torch.float64) * 50).sort(1)[0] + 5e7
+FEATURES = {
+    "dropout": {"dropout_p": 0.2},
+    "segments": {"segment_ids": torch.randint(0, 5, (2, 40)).sort(1)[0], "kv_lengths": LENGTHS},
+    "times": {"times": TIMES, "time_window": 9.0, "q_lengths": LENGTHS},
+    "decay": {"times": TIMES, "time_decay": torch.rand(2, requires_grad=True)},
+    "alibi": {"alibi_slopes": torch.rand(2, requires_grad=True)},
+    "relative": {"relative_bias": torch.rand(2, 9, requires_grad=True)},
+    "bias": {"attn_mask": torch.rand(2, 40, 40, requires_grad=True)},
+    "prefix": {"softcap": 5.0, "global_prefix": 3, "window": 4},
+}
+ASKED = {
+    "dropout": Case("", dropout=0.1),
+    "segments": Case("", segments=5),
+    "times": Case("", time_window=9.0),
+    "decay": Case("", time_decay=True),
+    "alibi": Case("", alibi="h"),
+    "relative": Case("", relative=4),
+    "bias": Case("", mask_grad=True),
+    "prefix": Case("", softcap=5.0, global_prefix=3),
 }
 
 
@@ -55,6 +77,29 @@ def test_one_graph(variant, backend):
     assert_same(compiled, call, *inputs)
     with torch.no_grad():
         assert torch.equal(compiled(*inputs)[0], call(*inputs)[0])
+
+
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+@pytest.mark.parametrize("variant", FEATURES)
+def test_one_graph_with_features(variant, dynamic, backend):
+    """Gradients of biases and the draws of dropout included."""
+    if not serves(backend, ASKED[variant]):
+        pytest.skip(f"{backend} does not serve {variant}")
+    inputs = [torch.randn(2, 2, 40, 8, requires_grad=True) for _ in range(3)]
+    words = FEATURES[variant]
+    inputs += [x for x in words.values() if isinstance(x, torch.Tensor) and x.requires_grad]
+
+    def call(q, k, v):
+        return fused_attention(q, k, v, backend=backend, **words)
+
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    results = []
+    for function in (call, compiled):
+        torch.manual_seed(1)
+        o = function(*inputs[:3])
+        results.append([o, *torch.autograd.grad(o.square().sum(), inputs)])
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
 
 
 def test_sizes_are_dynamic(backend):
