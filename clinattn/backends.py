@@ -183,6 +183,26 @@ def features(
     return tuple(name for name, wanted in zip(FEATURES, asked, strict=True) if wanted)
 
 
+def support_table() -> str:
+    """Arguments x backends in Markdown, as README shows it."""
+    # The compiled CUDA backend has no kernel, so it has no column.
+    names = [name for name in NAMES if name != "cuda"]
+    rows = [("argument", *names), ("---",) * (len(names) + 1)]
+    rows.append(("masks, causal, windows, lengths, packed sequences", *["fwd, bwd"] * len(names)))
+    for feature in FEATURES:
+        cells = []
+        for name in names:
+            served = SERVES[name]
+            passes = [
+                word
+                for word, known in (("fwd", served.forward), ("bwd", served.backward))
+                if feature in known and (feature, word) != (MASK_GRADIENT, "fwd")
+            ]
+            cells.append(", ".join(passes) or "reference")
+        rows.append((feature, *cells))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
 def implementation(
     name: str, tensor: torch.Tensor, asked: tuple[str, ...] = (), *, backward: bool = False
 ) -> Implementation:

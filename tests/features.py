@@ -33,6 +33,39 @@ class Layout:
     nq: Tensor
 
 
+def positions(lengths: tuple[int, ...], tail: int, tail_owner: int) -> tuple[Tensor, Tensor]:
+    """For packed tokens: the sequence that each belongs to, and its index there."""
+    owner = [s for s, n in enumerate(lengths) for _ in range(n)] + [tail_owner] * tail
+    index = [i for n in lengths for i in range(n)] + list(range(tail))
+    return torch.tensor(owner, dtype=torch.long), torch.tensor(index, dtype=torch.long)
+
+
+def make_layout(case: Case, start: Tensor) -> Layout:
+    """start: the first valid key of each row of the dense layout."""
+    given_q, given_k = case.nq, case.nq if case.nk is None else case.nk
+    if isinstance(given_q, tuple) and isinstance(given_k, tuple):
+        owner_q, i = positions(given_q, case.tail, -1)
+        owner_k, j = positions(given_k, case.tail, -2)
+        nq, nk = torch.tensor(given_q).long(), torch.tensor(given_k).long()
+        rows = (x[None] for x in (owner_q, owner_k, i, j))
+        return Layout(*rows, torch.zeros_like(nq), nk, nq)
+    batch = case.batch
+    owner = torch.arange(batch)[:, None]
+    nq, nk = (
+        torch.full((batch,), full) if given is None else torch.tensor(given)
+        for full, given in ((given_q, case.q_lengths), (given_k, case.kv_lengths))
+    )
+    return Layout(
+        owner.expand(batch, given_q),
+        owner.expand(batch, given_k),
+        torch.arange(given_q).expand(batch, given_q),
+        torch.arange(given_k).expand(batch, given_k),
+        start,
+        nk,
+        nq,
+    )
+
+
 class Features:
     def __init__(self, case: Case, layout: Layout, heads: int, dtype, random) -> None:
         self.case, self.layout, self.heads, self.random = case, layout, heads, random

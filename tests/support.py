@@ -13,7 +13,7 @@ from functools import cached_property
 
 import torch
 from cases import Case
-from features import SEED, Features, Layout
+from features import SEED, Features, make_layout
 from plain import gradients, long_double, plain_attention, plain_backward
 from torch import Tensor
 
@@ -111,7 +111,8 @@ class Problem:
         self.bias = None
         if self.mask is not None and self.mask.dtype != torch.bool:
             self.bias = torch.where(self.mask == -float("inf"), 0, self.mask)
-        self.features = Features(case, self.layout(), self.heads, dtype, self.random)
+        layout = make_layout(case, self.first_keys())
+        self.features = Features(case, layout, self.heads, dtype, self.random)
         self.visible = self.make_visible()  # (batch, heads or 1, nq, nk)
         leaf = None
         if case.mask_grad:
@@ -157,30 +158,6 @@ class Problem:
         if self.case.expand_mask:
             mask = mask.expand(self.batch, self.heads, self.nq, self.nk)
         return mask.to(self.device)
-
-    def layout(self) -> Layout:
-        case, batch = self.case, self.batch
-        if case.packed:
-            owner_q, i = positions(self.lengths_q, case.tail, -1)
-            owner_k, j = positions(self.lengths_k, case.tail, -2)
-            nq, nk = (torch.tensor(x, dtype=torch.long) for x in (self.lengths_q, self.lengths_k))
-            return Layout(
-                *(x[None] for x in (owner_q, owner_k, i, j)), torch.zeros(len(nq)).long(), nk, nq
-            )
-        rows = torch.arange(batch)[:, None]
-        nq, nk = (
-            torch.full((batch,), full) if given is None else torch.tensor(given)
-            for full, given in ((self.nq, case.q_lengths), (self.nk, case.kv_lengths))
-        )
-        return Layout(
-            rows.expand(batch, self.nq),
-            rows.expand(batch, self.nk),
-            torch.arange(self.nq).expand(batch, self.nq),
-            torch.arange(self.nk).expand(batch, self.nk),
-            self.first_keys(),
-            nk,
-            nq,
-        )
 
     @property
     def allowed(self) -> Tensor:
@@ -421,10 +398,3 @@ class Problem:
     def check(self, actual: dict[str, Tensor]) -> None:
         for name, truth in self.truth.items():
             assert_close(name, actual[name], truth, *(x[name] for x in self.naive if name in x))
-
-
-def positions(lengths: tuple[int, ...], tail: int, tail_owner: int) -> tuple[Tensor, Tensor]:
-    """For packed tokens: the sequence that each belongs to, and its index there."""
-    owner = [s for s, n in enumerate(lengths) for _ in range(n)] + [tail_owner] * tail
-    index = [i for n in lengths for i in range(n)] + list(range(tail))
-    return torch.tensor(owner, dtype=torch.long), torch.tensor(index, dtype=torch.long)

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -115,6 +116,42 @@ def test_triton_on_cpu_tensors_needs_the_interpreter(fresh):
     fresh.setenv("TRITON_INTERPRET", "1")
     assert backends_module.reasons_against("triton", torch.device("cpu")) == []
     assert chosen() != "triton"
+
+
+@pytest.fixture
+def plain_cpu(fresh):
+    """A CPU backend that serves no more than masks, windows and lengths."""
+    fresh.setattr(backends_module, "extension_error", None)
+    fresh.setitem(backends_module.SERVES, "cpu", backends_module.Serves((), ()))
+    return fresh
+
+
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="needs the compiled backend")
+def test_an_argument_that_a_backend_does_not_serve(plain_cpu):
+    mask = torch.zeros(5, 5, requires_grad=True)
+    with pytest.raises(NotImplementedError, match="'cpu' does not serve softcap; these.*reference"):
+        fused_attention(Q, Q, Q, softcap=3.0, backend="cpu")
+    with pytest.raises(NotImplementedError, match="global_prefix, dropout_p; these do"):
+        fused_attention(Q, Q, Q, dropout_p=0.1, global_prefix=1, backend="cpu")
+    o = fused_attention(Q, Q, Q, mask, backend="cpu")
+    with pytest.raises(NotImplementedError, match="the gradient of attn_mask in the backward pass"):
+        o.sum().backward()
+    with pytest.warns(RuntimeWarning, match="cpu: it does not serve softcap") as seen:
+        for _ in range(3):
+            fused_attention(Q, Q, Q, softcap=3.0)
+    assert len(seen) == 1
+
+
+def test_tables_name_features_only():
+    assert set(backends_module.SERVES) == set(backends_module.NAMES)
+    for served in backends_module.SERVES.values():
+        assert set(served.forward) | set(served.backward) <= set(backends_module.FEATURES)
+    assert set(backends_module.SERVES["reference"].backward) == set(backends_module.FEATURES)
+
+
+def test_readme_shows_the_table():
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    assert f"\n\n{backends_module.support_table()}\n\n" in readme
 
 
 def test_without_triton(fresh):

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from support import BACKENDS, backends_module
+from cases import Case
+from support import BACKENDS, backends_module, serves
 from torch.utils.flop_counter import FlopCounterMode
 
 import clinattn
@@ -40,6 +41,77 @@ def forward_args(
         *(q, k, v, mask, cu_seqlens_q, cu_seqlens_q, q_lengths, None, kv_end, *(None,) * 7),
         *(0.3, window_left, -1, False, 5, 5 if packed else 7, 0.0, 0, 0.0),
     )
+
+
+EVERYTHING = Case(
+    "", segments=3, time_decay=True, alibi="bh", relative=2, softcap=4.0, global_prefix=2,
+    dropout=0.2, mask_grad=True,
+)  # fmt: skip
+
+
+def featured_args(n=7, dtype=torch.float32):
+    """Dense arguments with all features, and all gradients wanted."""
+    q, k, v = (torch.randn(2, 2, n, 8, dtype=dtype) for _ in range(3))
+    stat = dtype if dtype == torch.float64 else torch.float32
+    start = torch.arange(n).expand(2, n)
+    intervals = [(start + x).clamp(0, n).int().contiguous() for x in (-2, 3)]
+    times = torch.rand(2, n, dtype=stat).cumsum(1)
+    biases = [torch.rand(s, dtype=stat) for s in ((2,), (2, 2), (2, 5))]
+    mask = torch.randn(1, 2, n, n, dtype=dtype)
+    return (
+        *(q, k, v, mask, *(None,) * 5, *intervals, times, *biases, torch.tensor([5])),
+        *(0.3, -1, -1, False, n, n, 4.0, 2, 0.2),
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_opcheck_of_features(backend, dtype):
+    if not serves(backend, EVERYTHING):
+        pytest.skip(f"{backend} does not serve all features")
+    args = featured_args(dtype=dtype)
+    torch.library.opcheck(FORWARD.default, (*args, backend))
+    o, lse, low = FORWARD(*args, backend)
+    grads = (torch.randn_like(o), torch.randn_like(lse), o, lse, low)
+    for needs in (0, 5, 15):
+        torch.library.opcheck(BACKWARD.default, (*grads, *args, needs, backend))
+    results = BACKWARD(*grads, *args, 10, backend)
+    assert [x.numel() > 0 for x in results] == [True, True, True, False, True, False, True]
+    if backend == "cpu":
+        torch.library.opcheck(torch.ops.clinattn.cpu_forward.default, args)
+        torch.library.opcheck(torch.ops.clinattn.cpu_backward.default, (*grads, *args, 15))
+    seconds = [torch.randn_like(x) for x in BACKWARD(*grads, *args, 15, backend)]
+    more = (*seconds, *grads[:2], lse, low, *args, 15)
+    torch.library.opcheck(DOUBLE_BACKWARD.default, more)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("nq, nk", [(5, 9), (9, 5)])
+def test_bottom_right_alignment_of_features(nq, nk, backend):
+    """Distances and the global prefix count from the same place as causal order does."""
+    case = Case("", alibi="h", relative=2, global_prefix=2, mask_grad=True)
+    if not serves(backend, case):
+        pytest.skip(f"{backend} does not serve biases and a global prefix")
+    q, k, v, do = (torch.randn(2, 2, n, 8, dtype=torch.float64) for n in (nq, nk, nk, nq))
+    slopes, table = torch.rand(1, 2).double(), torch.randn(2, 5).double()
+    args = (
+        *(q, k, v, None, *(None,) * 9, slopes, table, None, 0.3, -1, 0, True, nq, nk),
+        *(0.0, 2, 0.0),
+    )
+    o, lse, low = FORWARD(*args, backend)
+    grads = BACKWARD(do, None, o, lse, low, *args, 12, backend)
+
+    leaves = [x.clone().requires_grad_() for x in (q, k, v, slopes, table)]
+    i, j = torch.arange(nq)[:, None] + nk - nq, torch.arange(nk)
+    s = 0.3 * leaves[0] @ leaves[1].mT - leaves[3][..., None, None] * (j - i).abs()
+    s = s + leaves[4][:, (j - i).clamp(-2, 2) + 2]
+    s = s.masked_fill(~((j <= i) | (j < 2) | (i < 2)), -float("inf"))
+    expected = s.softmax(-1) @ leaves[2]
+    torch.testing.assert_close(o, expected)
+    truths = torch.autograd.grad(expected, leaves, do)
+    wanted = (*grads[:3], grads[5], grads[6])
+    for x, truth in zip(wanted, truths, strict=True):
+        torch.testing.assert_close(x, truth)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -139,16 +211,31 @@ def flops(call):
         ({"window": 1}, 2 * (2 + 3 * 5)),
         ({"kv_lengths": torch.tensor([8, 3])}, 6 * 8 + 6 * 3),
         ({"q_lengths": torch.tensor([2, 0]), "kv_lengths": torch.tensor([8, 3])}, 2 * 8),
+        ({"window": 0, "global_prefix": 1}, 2 * (8 + 5 * 2)),
     ],
-    ids=["full", "causal", "window", "kv_lengths", "lengths"],
+    ids=["full", "causal", "window", "kv_lengths", "lengths", "prefix"],
 )
 def test_flops_of_visible_pairs(keywords, pairs):
     """4 D for each visible pair and head forward, 10 D backward."""
     q = torch.randn(2, 4, 6, 16, requires_grad=True)
     k = torch.randn(2, 2, 8, 16)
-    forward = lambda: fused_attention(q, k, k, enable_gqa=True, **keywords)
+    forward = lambda: fused_attention(
+        q, k, k, enable_gqa=True, backend="reference", **keywords
+    )
     assert flops(forward) == 4 * 16 * 4 * pairs
     assert flops(lambda: forward().sum().backward()) == 14 * 16 * 4 * pairs
+
+
+def test_flops_of_intervals():
+    q, p = torch.randn(2, 3, 6, 16), torch.randn(8, 3, 16)
+    ids = torch.tensor([[0, 0, 1, 1, 1, 4], [3, 3, 3, 3, 3, 3]])
+    dense = lambda: fused_attention(q, q, q, segment_ids=ids, backend="reference")
+    assert flops(dense) == 4 * 16 * 3 * (4 + 9 + 1 + 36)
+    packed = lambda: fused_attention_varlen(
+        p, p, p, torch.tensor([0, 3, 8]).int(), backend="reference", time_window=1.0,
+        times=torch.tensor([0.0, 1, 2, 0, 0, 5, 5, 6]),
+    )  # fmt: skip
+    assert flops(packed) == 4 * 16 * 3 * (2 + 3 + 2 + 2 + 2 + 3 + 3 + 3)
 
 
 def test_flops_of_packed_sequences():

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from support import DTYPES, dtype_id
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from clinattn import blocks, fused_attention, reference
+from clinattn import blocks, fused_attention, fused_attention_varlen, reference
 
 
 def attend(q, k, v, *rest, window=(-1, -1), kv_end=None, q_lengths=None, mask=None):
@@ -58,6 +58,40 @@ def test_blocks_change_nothing_but_rounding(dtype, monkeypatch):
     torch.testing.assert_close(everything(), whole)
 
 
+@pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
+def test_blocks_change_nothing_of_features(packed, monkeypatch):
+    n = 50
+    random = lambda *shape: torch.randn(*shape, dtype=torch.float64)
+    qkv = [random(n, 4, 8) if packed else random(2, 4, n, 8) for _ in range(3)]
+    times = random(n).sort()[0] if packed else random(2, n).sort(1)[0]
+    cu_seqlens = torch.tensor([0, 50]).int()
+    tensors = [*qkv, random(4), random(1 if packed else 2, 4), random(4, 9)]
+    if not packed:
+        tensors.append(random(2, 1, n, n))
+    tensors = [x.requires_grad_() for x in tensors]
+
+    def everything():
+        torch.manual_seed(0)
+        q, k, v, decay, slopes, relative, *mask = tensors
+        words = dict(
+            times=times, time_window=0.7, time_decay=decay, alibi_slopes=slopes, softcap=3.0,
+            relative_bias=relative, global_prefix=5, dropout_p=0.2, return_lse=True,
+            backend="reference",
+        )  # fmt: skip
+        if packed:
+            o, lse = fused_attention_varlen(q, k, v, cu_seqlens, **words)
+        else:
+            o, lse = fused_attention(q, k, v, *mask, **words)
+        grads = torch.autograd.grad(o.square().sum() + lse.sum(), tensors, create_graph=True)
+        seconds = torch.autograd.grad(sum(x.square().sum() for x in grads), tensors)
+        return o, lse, *grads, *seconds
+
+    whole = everything()
+    monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", 100)
+    monkeypatch.setattr(blocks, "MIN_ROWS", 3)
+    torch.testing.assert_close(everything(), whole)
+
+
 class Largest(TorchDispatchMode):
     """Elements of the largest tensor that any operation returns, and of all that `bmm` returns."""
 
@@ -88,6 +122,22 @@ def test_memory_is_linear(masked, monkeypatch):
         more = (*grads, *(None,) * 4, do, None, lse, low, *args, 0)
         reference.attention_double_backward(*more)
     assert seen.elements <= blocks.BLOCK_ELEMENTS < n * n
+
+
+def test_memory_of_features_is_linear(monkeypatch):
+    """Nor is a table of distances, a slope or a decay spread out; gradients have their shapes."""
+    monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", 1 << 16)
+    n = 2048
+    tensors = [torch.randn(1, 1, n, 4), torch.rand(1), torch.rand(1, 1), torch.rand(1, 65)]
+    q, decay, slopes, relative = (x.requires_grad_() for x in tensors)
+    with Largest() as seen:
+        o = fused_attention(
+            q, q, q, times=torch.arange(n)[None], time_window=100, time_decay=decay,
+            alibi_slopes=slopes, relative_bias=relative, softcap=3.0, global_prefix=2,
+            backend="reference",
+        )  # fmt: skip
+        torch.autograd.grad(o.sum(), tensors)
+    assert seen.elements <= 2 * blocks.BLOCK_ELEMENTS < n * n
 
 
 def test_a_window_costs_its_width():

@@ -18,8 +18,7 @@ class EncoderConfig:
     max_positions: bounds the learned table; rotary positions are not bounded by it.
     first_norm: False leaves the first pre-norm layer without its attention norm (ModernBERT: the
         embedding has just been normalised).
-    attention_dropout: applied in training only, and passed to the attention call as dropout_p,
-        which raises where the backend does not serve dropout; set it to 0.0 to train without.
+    attention_dropout: applied in training only, and passed to the attention call as dropout_p.
     attention: "clinattn" or "sdpa" (torch's scaled_dot_product_attention on padded batches).
     """
 
