@@ -147,7 +147,7 @@ def _reasons_against_triton(device: torch.device | None) -> list[str]:
     return []
 
 
-def features(
+def asked_for(
     needs: int,
     mask: Any,
     cu_seqlens_q: Any,

@@ -24,9 +24,10 @@ SCALE, MAX_SEQLEN_Q, MAX_SEQLEN_K = AT["scale"], AT["max_seqlen_q"], AT["max_seq
 
 
 def _op_is_watched(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether a call must go through the op: a compiler, a transform or a mode waits for it."""
+    """Whether a call must go through the op: a compiler, a trace, a transform or a mode waits."""
     return (
         torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
         or not (type(q) is type(k) is type(v) is Tensor)
         or q.is_meta
         or torch._C._are_functorch_transforms_active()

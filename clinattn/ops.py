@@ -14,7 +14,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from clinattn import reference
 from clinattn.arguments import AT, NEEDS, SCHEMA, TENSORS, Arguments
-from clinattn.backends import features, implementation, refuse_extension
+from clinattn.backends import asked_for, implementation, refuse_extension
 from clinattn.visibility import visible_pairs
 
 # lse_low is what rounding took from lse. The backward pass needs it: 2^(s - lse) for scores of 1e4
@@ -73,7 +73,7 @@ def attention_forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tens
         lse = lse_like(q, packed=args[1] is not None)
         return q.new_zeros(q.shape), lse.fill_(-float("inf")), torch.zeros_like(lse)
     q, k, v = with_unit_last_stride(q), with_unit_last_stride(k), with_unit_last_stride(v)
-    return implementation(backend, q, features(0, *args)).forward(q, k, v, *args)
+    return implementation(backend, q, asked_for(0, *args)).forward(q, k, v, *args)
 
 
 def attention_backward(
@@ -93,7 +93,7 @@ def attention_backward(
         return *(x.new_zeros(x.shape) for x in (q, k, v)), *(x.zero_() for x in empty)
     do, q, k, v = (with_unit_last_stride(x) for x in (do, q, k, v))
     dlse = None if dlse is None else dlse.contiguous()
-    asked = features(needs, *args)
+    asked = asked_for(needs, *args)
     chosen = implementation(backend, q, asked, backward=True)
     return chosen.backward(do, dlse, o, lse, lse_low, q, k, v, *args, needs)
 

@@ -56,11 +56,9 @@ def keep_mask(seed: Tensor, dropout_p: float, b: Tensor, h: Tensor, i: Tensor, j
     key = seed & WORD, (seed >> 32) & WORD
     b, h, i = b[:, None, None, None], h[:, None, None], i[:, None]
     blocks, of_key = torch.unique_consecutive(j >> 4, return_inverse=True)
-    words = torch.stack(torch.broadcast_tensors(*philox4x32((blocks, i, h, b), key)))
-    shift = 8 * (j & 3)
-    per_key = words[..., of_key]  # (4, b, h, i, j)
-    word_of_key = ((j >> 2) & 3).expand(per_key.shape[1:])
-    byte = (per_key.gather(0, word_of_key[None])[0] >> shift) & 0xFF
+    words = torch.broadcast_tensors(*philox4x32((blocks, i, h, b), key))
+    words = torch.stack(words, -1).flatten(-2)  # four for each block of 16 keys
+    byte = (words[..., 4 * of_key + ((j >> 2) & 3)] >> (8 * (j & 3))) & 0xFF
     base, fraction = divmod(threshold_bits(dropout_p), 1 << (BITS - 8))
     row_word = philox4x32((torch.full_like(i, WORD), i, h, b), key)[0]
     threshold = base + ((row_word & 0xFFFF) < fraction)

@@ -63,25 +63,24 @@ def window_intervals(since: Tensor, rows: Rows, window: float) -> tuple[Tensor, 
     """int32 (lo, hi) of the tokens with |t_i - t_j| <= window, in fp32; empty in padding.
 
     A bisection, and no search for t_i - window: rounding is monotone, so the difference itself
-    decides to the bit as a mask of all pairs would.
+    decides to the bit as a mask of all pairs would. Both ends are found at once: hi is the lo of
+    the tokens in reverse order at negated times.
     """
-    t = since.to(torch.float32)
+    total = since.numel()
+    t = since.to(torch.float32).flatten()
+    position, first, last = (x.flatten() for x in rows[1:4])
+    t = torch.cat([t, -t.flip(0)])
+    position = torch.cat([position, position + total])
+    first = torch.cat([first, 2 * total - last.flip(0)])
     bound = torch.full((), window, dtype=torch.float32, device=t.device)
-    flat, position = t.flatten(), rows.position
-    steps = 31 if torch.compiler.is_compiling() else max(int(rows.longest), 1).bit_length()
-    # low_lo <= lo <= high_lo and low_hi < hi <= high_hi, closer by half each time
-    low_lo, high_lo = rows.first, torch.maximum(position, rows.first)
-    low_hi, high_hi = position, rows.last
-    for _ in range(steps):
-        middle = (low_lo + high_lo) // 2
-        near = t - _at(flat, middle) <= bound
-        low_lo = torch.where(near, low_lo, torch.minimum(middle + 1, high_lo))
-        high_lo = torch.where(near, middle, high_lo)
-        middle = (low_hi + high_hi) // 2
-        near = _at(flat, middle) - t <= bound
-        low_hi = torch.where(near, middle, low_hi)
-        high_hi = torch.where(near, high_hi, middle)
-    return _within(rows, high_lo, high_hi)
+    bits = 31 if torch.compiler.is_compiling() else int(rows.longest).bit_length()
+    # All before `lo` are too early; it moves on by powers of two as long as that remains true.
+    lo = first
+    for step in (1 << bit for bit in reversed(range(bits))):
+        probe = torch.minimum(lo + (step - 1), position)  # t_i itself is never too early
+        lo = torch.add(lo, t - t.index_select(0, probe) > bound, alpha=step)
+    lo, hi = lo[:total], 2 * total - lo[total:].flip(0)
+    return _within(rows, lo.view(since.shape), hi.view(since.shape))
 
 
 def segment_intervals(ids: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
@@ -90,10 +89,6 @@ def segment_intervals(ids: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
     lo = rows.first + torch.searchsorted(ids, ids)
     hi = rows.first + torch.searchsorted(ids, ids, right=True)
     return _within(rows, lo, torch.minimum(hi, rows.last))
-
-
-def _at(flat: Tensor, index: Tensor) -> Tensor:
-    return flat[index.clamp(0, flat.shape[0] - 1)] if flat.shape[0] else flat.view(index.shape)
 
 
 def _within(rows: Rows, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
