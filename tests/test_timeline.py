@@ -64,6 +64,17 @@ def test_late_timestamps_keep_their_steps():
         torch.testing.assert_close(o, expected)
 
 
+def test_left_padding_of_zeros_costs_no_precision():
+    """The origin is the time of the first key that counts, not that of the padding before it."""
+    q = torch.randn(1, 2, 9, 8)
+    times = torch.cat([torch.zeros(3), 5e7 + torch.arange(6).double() / 6]).double()[None]
+    keys = torch.arange(9) >= 3
+    words = {"time_window": 0.17, "time_decay": torch.rand(2), "backend": "reference"}
+    padded = fused_attention(q, q, q, keys, times=times, **words)
+    alone = fused_attention(*[q[:, :, 3:]] * 3, times=times[:, 3:], **words)
+    torch.testing.assert_close(padded[:, :, 3:], alone)
+
+
 def test_equal_times_decay_by_exactly_nothing():
     q = torch.randn(1, 2, 33, 8)
     keywords = {"times": torch.full((1, 33), 1.1e7), "time_decay": torch.tensor([3e38, 0.0])}
