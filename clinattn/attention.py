@@ -195,9 +195,7 @@ def fused_attention_varlen(
             None, times, time_window, time_decay, alibi_slopes, relative_bias, softcap,
             global_prefix, dropout_p,
         )  # fmt: skip
-        more = packed_features(
-            words, query, key.shape[0], cu_seqlens_q, cu_seqlens_k, max_seqlen_q
-        )
+        more = packed_features(words, query, key.shape[0], cu_seqlens_q, cu_seqlens_k, max_seqlen_q)
     o, lse = attend(
         query, key, value, None, cu_seqlens_q, cu_seqlens_k, None, None, None, *more.tensors,
         scale, left, right, False, max_seqlen_q, max_seqlen_k, *more.scalars, backend,

@@ -81,9 +81,7 @@ class Problem:
         self.device = a.q.device
         self.dtype = torch.float64 if a.q.dtype == torch.float64 else torch.float32
         self.q, self.k, self.v = self.view(a.q), self.view(a.k), self.view(a.v)
-        self.lo, self.hi = (
-            x if x is None or not self.packed else x[None] for x in (a.lo, a.hi)
-        )
+        self.lo, self.hi = (x if x is None or not self.packed else x[None] for x in (a.lo, a.hi))
         self.segments = packed_segments(a) if self.packed else dense_segments(a)
 
     def view(self, x: Tensor) -> Tensor:

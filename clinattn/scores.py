@@ -101,9 +101,7 @@ def kept(problem: Problem, block: Block) -> Tensor | float:
     seg, device = block.segment, problem.device
     sequences = torch.arange(seg.batch.stop - seg.batch.start, device=device) + seg.sequence
     heads = torch.arange(problem.q.shape[1], device=device)
-    keep = keep_mask(
-        a.seed, a.dropout_p, sequences, heads, block.rows(device), block.keys(device)
-    )
+    keep = keep_mask(a.seed, a.dropout_p, sequences, heads, block.rows(device), block.keys(device))
     return problem.grouped(keep.to(problem.dtype) * kept_scale(a.dropout_p))
 
 

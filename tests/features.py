@@ -182,9 +182,7 @@ class Features:
             far = element["relative"].shape[1] // 2
             places = element["relative"][:, ahead[:, 0].clamp(-far, far) + far]
             pieces["relative"] = places.transpose(0, 1), one
-        expanded = {
-            name: (at.expand(full), by.expand(full)) for name, (at, by) in pieces.items()
-        }
+        expanded = {name: (at.expand(full), by.expand(full)) for name, (at, by) in pieces.items()}
         keep = self.keep() if self.case.dropout else None
         dropout_p = self.case.dropout or 0.0
         return Terms(self.case.softcap or 0.0, expanded, keep, dropout_p, self.parameters)

@@ -219,9 +219,7 @@ def test_flops_of_visible_pairs(keywords, pairs):
     """4 D for each visible pair and head forward, 10 D backward."""
     q = torch.randn(2, 4, 6, 16, requires_grad=True)
     k = torch.randn(2, 2, 8, 16)
-    forward = lambda: fused_attention(
-        q, k, k, enable_gqa=True, backend="reference", **keywords
-    )
+    forward = lambda: fused_attention(q, k, k, enable_gqa=True, backend="reference", **keywords)
     assert flops(forward) == 4 * 16 * 4 * pairs
     assert flops(lambda: forward().sum().backward()) == 14 * 16 * 4 * pairs
 

@@ -131,7 +131,8 @@ def test_disorder_is_named(keywords, match):
     with pytest.raises(ValueError, match=match):
         fused_attention(Q, Q, Q, **keywords)
     lengths = torch.tensor([6, 1])
-    fused_attention(Q, Q, Q, q_lengths=lengths, kv_lengths=lengths, **keywords)
+    lengths = {"q_lengths": lengths, "kv_lengths": lengths}
+    fused_attention(Q, Q, Q, backend="reference", **lengths, **keywords)
 
 
 def test_disorder_in_a_packed_sequence_is_named():
@@ -139,6 +140,8 @@ def test_disorder_in_a_packed_sequence_is_named():
     cu_seqlens = torch.tensor([0, 4, 4, 8]).int()
     times = torch.tensor([4.0, 5, 6, 7, 0, 1, 3, 2, torch.nan])
     with pytest.raises(ValueError, match="times: sequence 2 decreases at 3, from 3.0 to 2.0"):
-        fused_attention_varlen(q, q, q, cu_seqlens, times=times, time_window=1.0)
+        fused_attention_varlen(
+            q, q, q, cu_seqlens, times=times, time_window=1.0, backend="reference"
+        )
     times[7] = 3
-    fused_attention_varlen(q, q, q, cu_seqlens, times=times, time_window=1.0)
+    fused_attention_varlen(q, q, q, cu_seqlens, times=times, time_window=1.0, backend="reference")
