@@ -8,6 +8,8 @@ MEDS_DIR ?=
 QUICK ?=
 # OFFLINE=1 asks no registry: it takes torch and the tools from what $(PYTHON) already has.
 OFFLINE ?=
+# Those that the supported releases of torch bring, and the newest.
+TRITON_VERSIONS ?= 3.6.0 3.7.1 3.8.0 3.9.0
 
 VENV ?= $(if $(OFFLINE),.venv-offline,.venv)
 BIN  := $(VENV)/bin
@@ -16,10 +18,10 @@ CSRC := $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h tests/csrc/*.
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup ext bench bench-cpu test lint format doctor gpu gpu-here clean FORCE
+.PHONY: help setup ext bench bench-cpu test triton-matrix lint format doctor gpu gpu-here clean FORCE
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 	@echo "  variables: PYTHON=$(PYTHON) TORCH=$(TORCH) MEDS_DIR=$(MEDS_DIR) QUICK= OFFLINE="
 
 setup: $(VENV)/.built  ## make .venv, install, build the extension
@@ -32,6 +34,9 @@ bench-cpu: setup  ## time the CPU kernels, pass by pass (BENCH_ARGS="-k name --j
 
 test: setup  ## run the tests (PYTEST_ARGS="-k name")
 	PYTHONSAFEPATH=1 $(BIN)/pytest $(PYTEST_ARGS)
+
+triton-matrix: setup  ## test the Triton kernels under several Tritons (TRITON_VERSIONS="3.6.0 3.9.0")
+	$(BIN)/python tests/triton_matrix.py $(TRITON_VERSIONS)
 
 doctor: setup  ## say what can run on this machine, and why the rest cannot
 	$(BIN)/clinattn doctor
@@ -46,13 +51,14 @@ format: $(VENV)/.lint  ## sort imports, mend what ruff can, format the C++
 	$(if $(CSRC),$(BIN)/clang-format -i $(CSRC))
 
 # A machine with its own CUDA torch keeps it: nothing is downloaded there.
-gpu:  ## build, test and measure on the GPU of this machine
-	@if $(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; \
+gpu:  ## build, test and measure on the GPU of this machine (TUNE=1: try other tiles; GPU_ARGS="race speed")
+	@export CLINATTN_GPU_STARTED=$$(date +%s); \
+	if $(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; \
 	then $(MAKE) --no-print-directory OFFLINE=1 gpu-here; \
 	else $(MAKE) --no-print-directory gpu-here; fi
 
 gpu-here: setup
-	$(BIN)/python bench/gpu.py
+	$(BIN)/python bench/gpu.py $(if $(TUNE),--tune) $(GPU_ARGS)
 
 ext: $(VENV)/.installed  ## rebuild the extension alone, loudly
 	CLINATTN_FORCE_BUILD=1 $(BIN)/python setup.py -q build_ext --inplace

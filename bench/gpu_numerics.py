@@ -1,35 +1,51 @@
-"""Stages of gpu.py that ask whether the results are right, and always the same."""
+"""Stage of gpu.py that asks whether the results are right, configuration by configuration."""
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
 import sys
-import tempfile
 import traceback
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from gpu_jobs import in_processes
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from clinattn import fused_attention, fused_attention_varlen
+from clinattn.kernels import configs, launch
 
 if TYPE_CHECKING:
     from gpu import Run
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from cases import CASES, Case  # noqa: E402
-from support import Problem, assert_close, dtype_id  # noqa: E402
+from support import Problem, assert_close  # noqa: E402, F401
 
 if os.environ.get("TRITON_INTERPRET") == "1":
     import interpreter_bf16  # noqa: F401
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-WORKERS = 10  # processes: compiling, at a second or two a kernel, takes most of the time
+DTYPES = ("bfloat16", "float32", "float16")
+TF32 = "tf32"  # fp32 under torch.set_float32_matmul_precision("high")
+
+# Each row of the tables in kernels/configs.py, at the head dim it is for and at one that it rounds
+# up. Most have the cotangents of training, o alone: the kernels that the later stages need, too.
+KINDS: dict[str, dict[str, Any]] = {
+    "full": {"cotangent": "o"},
+    "causal": {"causal": True, "cotangent": "o"},
+    "window": {"window": 40, "cotangent": "o"},
+    "gqa": {"heads": 4, "kv_heads": 2, "causal": True},
+    "keys": {"mask": "left:b11k", "window": (50, 9)},
+    "pairs": {"mask": "float:bhqk"},
+    "packed": {"nq": (300, 0, 1, 129), "nk": (390, 4, 1, 129), "window": (60, 60)},
+}
+CONFIGURED = [
+    Case(f"dim{dim}-{kind}", dim=dim, **{"nq": 300, "nk": 390, **keywords})
+    for dim in (64, 128, 256, 16, 40, 96, 200)
+    for kind, keywords in KINDS.items()
+]
+# Rows for other cards run here as well, if with other instructions than there.
+ELSEWHERE = [f"dim{dim}-{kind}" for dim in (64, 128, 256) for kind in ("causal", "pairs")]
 
 # Tails of a tile and of torch's own kernels, for the head dims of clinical encoders.
 TAILS = [
@@ -44,174 +60,100 @@ TAILS = [
     }.items()
 ]
 LARGE = [
-    *(Case(f"dim{d}-long", nq=700, dim=d) for d in (32, 64, 72, 96, 128, 160, 256)),
+    *(Case(f"dim{d}-long", nq=1100, dim=d) for d in (32, 64, 72, 128, 160, 256)),
     Case("packed-large", heads=4, kv_heads=2, nq=(1000, 0, 3, 517), dim=64, causal=True),
     Case("packed-large-window", nq=(130, 900, 64), dim=128, window=100),
     Case("bias-large", nq=500, dim=64, mask="float:1hqk"),
 ]
+DRYRUN_JOBS = [("causal", "bfloat16", 80), ("packed-tail", "float32", 0)]
+BY_ID = {case.id: case for case in (*CASES, *CONFIGURED, *TAILS, *LARGE)}
 
 
 def numerics(run: Run) -> None:
-    """The table of tests/cases.py and larger problems, each dtype, against fp64 on the device."""
-    jobs = [(case.id, dtype_id(dtype)) for dtype in DTYPES for case in all_cases(run.dryrun)]
-    workers = 1 if run.dryrun else WORKERS
-    with ThreadPoolExecutor(workers) as pool:
-        shards = [jobs[i::workers] for i in range(workers)]
-        for rows in pool.map(lambda shard: in_a_process(shard, run), shards):
-            for row in rows:
-                if not row["ok"]:
-                    run.row(**row)
-            run.row(passed=sum(row["ok"] for row in rows), of=len(rows))
+    """Every configuration, head dim and dtype, and the table of tests/cases.py, against fp64."""
+    # Where other stages follow, they need a share of the time.
+    seconds = run.left() - 10 - 30 * run.coming
+    counts: Counter[tuple[str, str, str]] = Counter()
+    names = {id: name for name, ids in groups().items() for id in ids}
+    for rows, left in in_processes("gpu_numerics:check_job", jobs(run.dryrun), run, seconds):
+        for row in rows:
+            case, dtype, card = row.pop("job")
+            group = f"{names[case]}, rows of sm_{card}" if card else names[case]
+            counts[group, dtype, "passed" if row["ok"] else "failed"] += 1
+            if not row["ok"]:
+                run.row(case=f"{case} {dtype}", rows_of=card, **row)
+        for case, dtype, _ in left:
+            counts[names[case], dtype, "not run"] += 1
+    for group, dtype in sorted({key[:2] for key in counts}):
+        passed, failed = counts[group, dtype, "passed"], counts[group, dtype, "failed"]
+        run.row(cases=group, dtype=dtype, passed=passed, failed=failed)
+        if counts[group, dtype, "not run"]:
+            run.row(skipped=f"{counts[group, dtype, 'not run']} of {group}, {dtype}")
 
 
-def all_cases(dryrun: bool) -> list[Case]:
+def groups() -> dict[str, list[str]]:
+    tables = {"configurations": CONFIGURED, "tails": TAILS, "large": LARGE, "table of cases": CASES}
+    return {name: [case.id for case in cases] for name, cases in tables.items()}
+
+
+def jobs(dryrun: bool) -> list[tuple[str, str, int]]:
+    """(case, dtype, card whose configurations to take, or 0), the most important ones first."""
     if dryrun:
-        return [case for case in CASES if case.id in ("one-query", "causal", "packed-tail")]
-    return [*CASES, *TAILS, *LARGE]
+        return [*(("one-query", dtype, 0) for dtype in (*DTYPES, TF32)), *DRYRUN_JOBS]
+    ids = groups()
+    configured = [(case, dtype, 0) for case in ids["configurations"] for dtype in (*DTYPES, TF32)]
+    others = [(case, "bfloat16", card) for case in ELSEWHERE for card in configs.TABLES["forward"]]
+    rest = [
+        (case, dtype, 0)
+        for dtype in DTYPES
+        for case in (*ids["tails"], *ids["large"], *ids["table of cases"])
+    ]
+    return [*configured, *others, *rest]
 
 
-def in_a_process(jobs: list[tuple[str, str]], run: Run) -> list[dict[str, Any]]:
-    """Check these cases in a process of their own: a crash or a hang costs no other case."""
-    with tempfile.NamedTemporaryFile("r+", suffix=".jsonl") as out:
-        command = [sys.executable, __file__, json.dumps(jobs), out.name, str(run.device)]
-        try:
-            child = subprocess.run(
-                command, timeout=max(run.left() - 200, 60), capture_output=True, text=True
-            )
-            reason = (child.stderr or "").strip()[-2000:]
-        except subprocess.TimeoutExpired:
-            reason = "ran out of time"
-        rows = [json.loads(line) for line in out.read().splitlines()]
-    if len(rows) < len(jobs):  # the case after the last row took the process down
-        case, dtype = jobs[len(rows)]
-        missing = len(jobs) - len(rows)
-        rows.append(dict(case=case, dtype=dtype, ok=False, error=reason, not_run=missing))
-    return rows
+def check_job(job: tuple[str, str, int], device: str) -> dict[str, Any]:
+    name, dtype, card = job
+    # Fills what torch.empty gives with NaN, so that an unwritten result shows.
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    capability = launch.device_capability
+    if card:
+        launch.device_capability = lambda _: divmod(card, 10)
+    try:
+        check(BY_ID[name], dtype, device)
+        return {"ok": True}
+    except Exception as error:
+        return {"ok": False, "error": str(error)[:300], "trace": traceback.format_exc()[-1500:]}
+    finally:
+        launch.device_capability = capability
 
 
-def check_cases(jobs: list[tuple[str, str]], path: str, device: str) -> None:
-    by_id = {case.id: case for case in all_cases(device == "cpu")}
-    with open(path, "w") as out:
-        for case, dtype in jobs:
-            row = {"case": case, "dtype": dtype, "ok": True}
-            try:
-                problem = Problem(by_id[case], getattr(torch, dtype), device)
-                problem.check(problem.run("triton"))
-            except Exception as error:
-                trace = traceback.format_exc()[-1500:]
-                row |= {"ok": False, "error": str(error)[:300], "trace": trace}
-            print(json.dumps(row), file=out, flush=True)
+def check(case: Case, dtype: str, device: str) -> None:
+    if dtype != TF32:
+        problem = Problem(case, getattr(torch, dtype), device)
+        problem.check(problem.run("triton"))
+        return
+    problem = Problem(case, torch.float32, device)
+    torch.set_float32_matmul_precision("high")
+    try:
+        actual = problem.run("triton")
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    with Tf32Products():
+        problem.naive  # noqa: B018  (kept by the problem for its check)
+    problem.check(actual)
 
 
-def shapes_that_broke_others(run: Run) -> None:
-    """Each of these gave NaN or silent nonsense in another library."""
-    for check in (very_negative_lse, misaligned, many_heads, offsets_beyond_32_bits):
-        try:
-            check(run)
-            run.row(case=check.__name__, ok=True)
-        except Exception as error:
-            trace = traceback.format_exc()
-            run.row(case=check.__name__, ok=False, error=str(error)[:300], trace=trace)
+class Tf32Products(TorchDispatchMode):
+    """Matrix products of fp32 as tensor cores take them: each operand loses its last 13 bits.
 
-
-def inputs(run: Run, *shape: int, dtype: torch.dtype = torch.bfloat16) -> list[Tensor]:
-    """q, k, v and do."""
-    generator = torch.Generator().manual_seed(0)
-    return [torch.randn(shape, generator=generator).to(run.device, dtype) for _ in range(4)]
-
-
-def gradients(call: Callable[..., Any], q: Tensor, k: Tensor, v: Tensor, do: Tensor, **keywords):
-    """[o, dq, dk, dv]"""
-    q, k, v = (x.detach().requires_grad_() for x in (q, k, v))
-    o = call(q, k, v, **keywords)
-    return [o.detach(), *torch.autograd.grad(o, (q, k, v), do)]
-
-
-def compare(run: Run, q: Tensor, k: Tensor, v: Tensor, do: Tensor, **keywords: Any) -> None:
-    """Triton against the reference in fp64, by the error of the reference in the same dtype."""
-    actual = gradients(fused_attention, q, k, v, do, backend="triton", **keywords)
-    wide = {x: y.double() if isinstance(y, Tensor) and y.is_floating_point() else y
-            for x, y in keywords.items()}  # fmt: skip
-    exact = [x.double() for x in (q, k, v, do)]
-    truth = gradients(fused_attention, *exact, backend="reference", **wide)
-    naive = gradients(plain, q, k, v, do, mask=keywords.get("attn_mask"))
-    for name, *results in zip(("o", "dq", "dk", "dv"), actual, truth, naive, strict=True):
-        assert_close(name, *results)
-
-
-def plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    s = q.shape[-1] ** -0.5 * q @ k.mT
-    return torch.softmax(s if mask is None else s + mask, -1) @ v
-
-
-def very_negative_lse(run: Run) -> None:
-    """lse below -90 with a ragged last tile: 2^(0 - lse) overflows where padding is read as 0."""
-    for n in (192, 193) if not run.dryrun else (33,):
-        q, k, v, do = inputs(run, 1, 2, n, 64)
-        mask = torch.full((1, 1, n, n), -200.0, device=run.device, dtype=q.dtype)
-        compare(run, q, k, v, do, attn_mask=mask)
-        compare(run, q, k, v, do, attn_mask=mask[:, :, :1])
-
-
-def misaligned(run: Run) -> None:
-    """Storage offsets of one element, rows that are no multiple of 16 bytes, expanded do."""
-    n = 130 if not run.dryrun else 20
-    whole = [x.flatten() for x in inputs(run, 1, 2, n + 1, 65)]
-    strides = (2 * n * 65, n * 65, 65, 1)
-    q, k, v, do = (x.as_strided((1, 2, n, 64), strides, 1) for x in whole)
-    compare(run, q, k, v, do)
-    compare(run, q, k, v, torch.ones((), device=q.device, dtype=q.dtype).expand(q.shape))
-
-
-def many_heads(run: Run) -> None:
-    """More (batch, head) pairs than the second and third axes of a grid can count.
-
-    Three keys: autograd through softmax has half the error in dk of gradients from (o, lse), so
-    one evaluation of plain fp32 maths is too narrow a yardstick; Problem has several.
+    cuBLAS chooses tf32 for some shapes only, so its own error is no yardstick.
     """
-    case = Case("many-heads", batch=70_000 if not run.dryrun else 7, heads=1, nq=3)
-    problem = Problem(case, torch.float32, str(run.device))
-    problem.check(problem.run("triton"))
+
+    PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.bmm.default)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self.PRODUCTS and args[0].dtype == torch.float32:
+            args = [(x.view(torch.int32) & -(1 << 13)).view(torch.float32) for x in args]
+        return func(*args, **(kwargs or {}))
 
 
-def offsets_beyond_32_bits(run: Run) -> None:
-    """Keys 2^31 elements apart."""
-    stride = 2**31 + 8 if not run.dryrun else 264
-    q, _, v, do = inputs(run, 1, 1, 2, 64)
-    far = torch.empty(stride + 64, device=run.device, dtype=q.dtype)
-    k = far.as_strided((1, 1, 2, 64), (1, 1, stride, 1))
-    k.copy_(torch.randn(k.shape))
-    compare(run, q, k, v, do)
-
-
-def race(run: Run) -> None:
-    """250 repeats give the same bits, forward and backward."""
-    repeats, n = (250, 1000) if not run.dryrun else (2, 20)
-    for name, call, qkvd, keywords in race_problems(run, n):
-        expected = gradients(call, *qkvd, backend="triton", **keywords)
-        differing = 0
-        for _ in range(repeats):
-            again = gradients(call, *qkvd, backend="triton", **keywords)
-            differing += not all(map(torch.equal, again, expected))
-        run.row(case=name, repeats=repeats, differing=differing, ok=differing == 0)
-
-
-def race_problems(run: Run, n: int) -> Iterator[tuple[str, Callable[..., Any], list[Tensor], dict]]:
-    for dtype in DTYPES[:2]:
-        for dim in (64, 128):
-            x = inputs(run, *((4, 8) if not run.dryrun else (1, 1)), n, dim, dtype=dtype)
-            for mask, keywords in {
-                "full": {},
-                "causal": {"is_causal": True},
-                "window": {"window": 100},
-            }.items():
-                yield f"{dtype_id(dtype)} dim{dim} {mask}", fused_attention, x, keywords
-        lengths = torch.tensor([n, 0, n // 3, 1])
-        cu_seqlens = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]).int().to(run.device)
-        x = inputs(run, int(cu_seqlens[-1]), 8 if not run.dryrun else 1, 64, dtype=dtype)
-        keywords = {"cu_seqlens_q": cu_seqlens, "is_causal": True}
-        yield f"{dtype_id(dtype)} packed causal", fused_attention_varlen, x, keywords
-
-
-if __name__ == "__main__":
-    check_cases(json.loads(sys.argv[1]), *sys.argv[2:])

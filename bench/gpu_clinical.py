@@ -1,0 +1,136 @@
+"""Stage of gpu.py that times batches of clinical lengths, packed and padded."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+import torch
+from gpu_checks import MODEL_WIDTH
+from gpu_speed import (
+    SDPA_BACKENDS,
+    Call,
+    Provider,
+    bf16_inputs,
+    compare,
+    pairs_in_window,
+    pinned_sdpa,
+)
+from torch import Tensor
+
+from clinattn import fused_attention, fused_attention_varlen
+
+if TYPE_CHECKING:
+    from gpu import Run
+
+# (length profile, sequences, longest, window). SDPA's band for ehr_icu is B * N * N elements.
+BATCHES = (
+    ("note_discharge", 32, 8192, None),
+    ("ehr_icu", 8, 8192, 128),
+    ("note_chunks", 1024, 128, None),
+    ("ehr_population", 64, 8192, None),
+)
+DRYRUN_BATCHES = (("note_discharge", 3, 9, None), ("ehr_icu", 2, 9, 4))
+
+
+def clinical(run: Run) -> None:
+    """Length profiles packed, against the same sequences padded behind a mask."""
+    try:
+        from clinattn.workloads import sample_lengths
+    except ImportError as error:  # pyarrow
+        run.row(skipped=f"clinical: {error}")
+        return
+    for profile, count, cap, window in BATCHES if not run.dryrun else DRYRUN_BATCHES:
+        for dim in (64, 128) if not run.dryrun else (16,):
+            if not run.enough_time(30, f"clinical from {profile} on"):
+                return
+            lengths = torch.as_tensor(sample_lengths(profile, count, cap))
+            if run.dryrun:
+                lengths -= torch.arange(count) * 4  # or there would be no padding
+            heads = MODEL_WIDTH // dim if not run.dryrun else 1
+            Batch(lengths, heads, dim, window, run).measure(profile)
+
+
+class Batch:
+    """The same sequences in rows of a padded batch, and one after the other."""
+
+    def __init__(
+        self, lengths: Tensor, heads: int, dim: int, window: int | None, run: Run
+    ) -> None:
+        self.run, self.window, self.heads, self.dim = run, window, heads, dim
+        self.host_lengths, self.lengths = lengths, lengths.to(run.device)
+        self.longest = int(lengths.max())
+        ends = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+        self.cu_seqlens = ends.int().to(run.device)
+        self.filled = torch.arange(self.longest, device=run.device) < self.lengths[:, None]
+        *self.packed, self.do = bf16_inputs(run, int(ends[-1]), heads, dim)
+
+    def padded(self, x: Tensor) -> Tensor:
+        """(T, H, D) -> (B, H, N, D)"""
+        out = x.new_zeros(*self.filled.shape, self.heads, self.dim)
+        out[self.filled] = x
+        return out.transpose(1, 2).contiguous()
+
+    def unpadded(self, x: Tensor) -> Tensor:
+        return x.transpose(1, 2)[self.filled]
+
+    def sdpa_mask(self) -> Tensor:
+        """True where visible, (B, 1, 1, N), or (B, 1, N, N) with a window.
+
+        A query that saw nothing might be NaN: one in padding sees the first key.
+        """
+        keys = self.filled[:, None, None]
+        if self.window is None:
+            return keys
+        index = torch.arange(self.longest, device=self.run.device)
+        band = (index[:, None] - index).abs() <= self.window
+        return (keys & band) | (~self.filled[:, None, :, None] & (index == 0))
+
+    def packed_calls(self) -> dict[str, Call]:
+        bounds = {"cu_seqlens_q": self.cu_seqlens, "max_seqlen_q": self.longest}
+        ours = functools.partial(
+            fused_attention_varlen, **bounds, window=self.window, backend="triton"
+        )
+        calls: dict[str, Call] = {"clinattn-packed": ours}
+        try:
+            from torch.nn.attention.varlen import varlen_attn
+        except ImportError:
+            return calls
+        ends = (self.cu_seqlens, self.cu_seqlens, self.longest, self.longest)
+        sides: dict[str, Any] = {}
+        if self.window is not None:
+            sides = {"window_size": (self.window, self.window)}
+        calls["torch-varlen"] = lambda *qkv: varlen_attn(*qkv, *ends, **sides)
+        return calls
+
+    def padded_calls(self) -> dict[str, Call]:
+        keys, mask = self.filled[:, None, None], self.sdpa_mask()
+        ours = functools.partial(fused_attention, window=self.window, backend="triton")
+        lengths = {"q_lengths": self.lengths, "kv_lengths": self.lengths}
+        calls: dict[str, Call] = {
+            "clinattn-mask": functools.partial(ours, attn_mask=keys),
+            "clinattn-lengths": functools.partial(ours, **lengths),
+        }
+        for name, backend in SDPA_BACKENDS.items():
+            if name != "sdpa-flash" or self.run.dryrun:  # on CUDA it takes no mask
+                calls[name] = functools.partial(pinned_sdpa, backend, mask, False)
+        return calls
+
+    def measure(self, profile: str) -> None:
+        packed, do = tuple(self.packed), self.do
+        padded, padded_do = tuple(map(self.padded, packed)), self.padded(do)
+        providers = {name: Provider(call, packed, do) for name, call in self.packed_calls().items()}
+        for name, call in self.padded_calls().items():
+            providers[name] = Provider(call, padded, padded_do, self.unpadded)
+        pairs = sum(pairs_in_window(n, self.window) for n in self.host_lengths.tolist())
+        fields = dict(
+            profile=profile,
+            sequences=len(self.host_lengths),
+            tokens=len(do),
+            longest=self.longest,
+            dim=self.dim,
+            window=self.window,
+        )
+        compare(providers, 4 * self.dim * self.heads * pairs, self.run, **fields)
+        if self.run.device.type == "cuda":
+            torch.cuda.empty_cache()
