@@ -104,6 +104,7 @@ class Run:
 
     def perform(self, stage: str) -> None:
         self.stage, began = stage, time.time()
+        torch.manual_seed(0)
         try:
             (STAGES | TUNING)[stage](self)
         except Exception as error:

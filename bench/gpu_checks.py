@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from gpu_jobs import in_processes
-from gpu_numerics import Case, Problem, assert_close
+from gpu_numerics import Case, Problem
+from gpu_speed import AGREE, relative
 from torch import Tensor
 
 from clinattn import fused_attention, fused_attention_varlen
@@ -98,20 +99,15 @@ def race_job(job: tuple[str, int, str], device: str) -> dict[str, Any]:
 
 
 def compare(q: Tensor, k: Tensor, v: Tensor, do: Tensor, **keywords: Any) -> None:
-    """Triton against the reference in fp64, by the error of the reference in the same dtype."""
+    """Triton against the reference in fp64: NaN or another number is meant to be found here."""
     actual = gradients(fused_attention, q, k, v, do, backend="triton", **keywords)
     wide = {x: y.double() if isinstance(y, Tensor) and y.is_floating_point() else y
             for x, y in keywords.items()}  # fmt: skip
     exact = [x.double() for x in (q, k, v, do)]
     truth = gradients(fused_attention, *exact, backend="reference", **wide)
-    naive = gradients(plain, q, k, v, do, mask=keywords.get("attn_mask"))
-    for name, *results in zip(("o", "dq", "dk", "dv"), actual, truth, naive, strict=True):
-        assert_close(name, *results)
-
-
-def plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    s = q.shape[-1] ** -0.5 * q @ k.mT
-    return torch.softmax(s if mask is None else s + mask, -1) @ v
+    for name, x, y in zip(("o", "dq", "dk", "dv"), actual, truth, strict=True):
+        far = relative(x.double(), y)
+        assert far < AGREE, f"{name}: relative error {far:.3g}"
 
 
 def very_negative_lse(device: str) -> None:
@@ -148,11 +144,9 @@ def many_heads(device: str) -> None:
 def offsets_beyond_32_bits(device: str) -> None:
     """Keys 2^31 elements apart."""
     stride = 2**31 + 8 if device != "cpu" else 264
-    q, _, v, do = inputs(device, 1, 1, 2, 64)
-    far = torch.empty(stride + 64, device=device, dtype=q.dtype)
-    k = far.as_strided((1, 1, 2, 64), (1, 1, stride, 1))
-    k.copy_(torch.randn(k.shape))
-    compare(q, k, v, do)
+    q, k, v, do = inputs(device, 1, 1, 2, 64)
+    memory = torch.empty(stride + 64, device=device, dtype=q.dtype)
+    compare(q, memory.as_strided(k.shape, (1, 1, stride, 1)).copy_(k), v, do)
 
 
 SHAPES: dict[str, Callable[[str], None]] = {

@@ -1,10 +1,12 @@
 """bench/gpu.py, which needs a GPU, walked through in Triton's interpreter."""
 
+import importlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -23,6 +25,13 @@ def wrong(*args):
     o, lse = right(*args)
     return 1.1 * o, lse
 forward.attention_forward = wrong
+"""
+CRASHING = """
+import os
+def perform(job, device):
+    if job == 2:
+        os._exit(7)
+    return {"ok": True}
 """
 
 
@@ -72,3 +81,15 @@ def test_an_unknown_stage_is_refused(tmp_path):
         text=True,
     )
     assert done.returncode == 2 and "none of numerics" in done.stderr
+
+
+def test_a_crash_costs_one_job(tmp_path, monkeypatch):
+    (tmp_path / "crashing.py").write_text(CRASHING)
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    jobs = importlib.import_module("gpu_jobs")
+    run = SimpleNamespace(dryrun=True, device="cpu")
+    ((rows, left),) = jobs.in_processes("crashing:perform", [1, 2, 3], run, 60)
+    assert [(row["job"], row["ok"]) for row in rows] == [(1, True), (2, False), (3, True)]
+    assert "exit 7" in rows[1]["error"] and not left
