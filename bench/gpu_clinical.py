@@ -54,9 +54,7 @@ def clinical(run: Run) -> None:
 class Batch:
     """The same sequences in rows of a padded batch, and one after the other."""
 
-    def __init__(
-        self, lengths: Tensor, heads: int, dim: int, window: int | None, run: Run
-    ) -> None:
+    def __init__(self, lengths: Tensor, heads: int, dim: int, window: int | None, run: Run) -> None:
         self.run, self.window, self.heads, self.dim = run, window, heads, dim
         self.host_lengths, self.lengths = lengths, lengths.to(run.device)
         self.longest = int(lengths.max())

@@ -159,5 +159,3 @@ class Tf32Products(TorchDispatchMode):
         if func in self.PRODUCTS and args[0].dtype == torch.float32:
             args = [(x.view(torch.int32) & -(1 << 13)).view(torch.float32) for x in args]
         return func(*args, **(kwargs or {}))
-
-
