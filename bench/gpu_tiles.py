@@ -153,9 +153,10 @@ class SmallProblem:
 def tile_of(table: str, tile: Tile) -> Iterator[None]:
     """This tile for the kernel of a table, and the shipped ones for the others."""
     module: Any = MODULES[table]
-    shipped = module.tile_config
+    shipped, asked = module.tile_config, set()
 
     def chosen(name: str, *key: Any) -> configs.TileConfig:
+        asked.add(name)
         return configs.TileConfig(*tile) if name == table else shipped(name, *key)
 
     module.tile_config = chosen
@@ -163,6 +164,8 @@ def tile_of(table: str, tile: Tile) -> Iterator[None]:
         yield
     finally:
         module.tile_config = shipped
+    if table not in asked:  # what ran had another tile
+        raise RuntimeError(f"the launcher did not ask for the tile of {table}")
 
 
 # Timing
@@ -214,17 +217,17 @@ def time_of(
 
     A tile of the backward pass is timed with the other kernel of that pass as shipped.
     """
-    with tile_of(table, tile):
-        try:
+    try:
+        with tile_of(table, tile):
             results = [x.float() for x in call()]
             far = max(relative(x, y) for x, y in zip(results, expected, strict=True))
             if not far < AGREE:
                 run.row(**fields, wrong=far)
                 return None
             result = in_turns({"": call}, run, ROUNDS)[""]
-        except Exception as error:
-            run.row(**fields, not_supported=str(error)[:100])
-            return None
+    except Exception as error:
+        run.row(**fields, not_supported=str(error)[:100])
+        return None
     run.row(**fields, **result)
     return result["ms"]
 
