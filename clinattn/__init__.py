@@ -6,6 +6,7 @@ from clinattn.attention import fused_attention, fused_attention_varlen
 from clinattn.backends import backends
 from clinattn.functions import FusedAttention
 from clinattn.relative import t5_relative_bias
+from clinattn.rotary import rotary
 
 try:
     __version__ = version("clinattn")
@@ -17,5 +18,6 @@ __all__ = [
     "backends",
     "fused_attention",
     "fused_attention_varlen",
+    "rotary",
     "t5_relative_bias",
 ]

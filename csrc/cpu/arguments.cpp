@@ -8,24 +8,6 @@ namespace clinattn {
 
 namespace {
 
-DType dtype_of(const Tensor& t, const char* name) {
-  switch (t.scalar_type()) {
-    case at::kFloat:
-      return DType::kFloat32;
-    case at::kDouble:
-      return DType::kFloat64;
-    case at::kBFloat16:
-      return DType::kBFloat16;
-    case at::kHalf:
-      return DType::kFloat16;
-    case at::kBool:
-      return DType::kBool;
-    default:
-      TORCH_CHECK(false, name, " has dtype ", t.scalar_type(),
-                  "; expected float32, float64, bfloat16, float16 (or bool, for a mask)");
-  }
-}
-
 const int32_t* int32_values(const OptionalTensor& t, const char* name, int64_t count) {
   if (!t) return nullptr;
   TORCH_CHECK(t->device().is_cpu() && t->scalar_type() == at::kInt && t->is_contiguous() &&
@@ -113,6 +95,24 @@ void check_dropout(const Arguments& a, AttentionParams& p) {
 }
 
 }  // namespace
+
+DType dtype_of(const Tensor& t, const char* name) {
+  switch (t.scalar_type()) {
+    case at::kFloat:
+      return DType::kFloat32;
+    case at::kDouble:
+      return DType::kFloat64;
+    case at::kBFloat16:
+      return DType::kBFloat16;
+    case at::kHalf:
+      return DType::kFloat16;
+    case at::kBool:
+      return DType::kBool;
+    default:
+      TORCH_CHECK(false, name, " has dtype ", t.scalar_type(),
+                  "; expected float32, float64, bfloat16, float16 (or bool, for a mask)");
+  }
+}
 
 void check_layout(const Tensor& t, const char* name, at::IntArrayRef sizes, const Tensor& like) {
   TORCH_CHECK(t.device().is_cpu(), name, " is on ", t.device(), "; expected cpu");

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "../attention.h"
+#include "../rotary.h"
 
 namespace clinattn {
 
@@ -47,6 +48,8 @@ struct CpuKernels {
   void (*backward)(const AttentionParams&, const BackwardShared&, const BackwardTask&,
                    void* scratch);
   int64_t (*peak_loop)(int64_t steps);  // multiplies and adds in registers; returns the FLOP done
+  // tokens [begin, end), at most kRotaryTokens, of a sequence
+  void (*rotary)(const RotaryParams&, int64_t seq, int64_t begin, int64_t end, void* scratch);
 };
 
 void yield_thread();  // from the torch side: no std:: inline code in these units

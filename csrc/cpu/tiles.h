@@ -6,6 +6,7 @@
 #include "fma_forward.h"
 #include "forward.h"
 #include "peak.h"
+#include "rotary.h"
 
 namespace {
 
@@ -27,6 +28,9 @@ clinattn::CpuKernels make_kernels(const char* name, int64_t (*peak_loop)(int64_t
       [](const AttentionParams& p, const BackwardShared& shared, const BackwardTask& t,
          void* scratch) { Backward<B>(p, shared, scratch).run(t); },
       peak_loop,
+      [](const RotaryParams& p, int64_t seq, int64_t begin, int64_t end, void* scratch) {
+        Rotary<typename F::V>(p, scratch).run(seq, begin, end);
+      },
   };
 }
 

@@ -1,0 +1,81 @@
+// The torch side of rotary positions: checks, allocation, threads.
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <limits>
+#include <vector>
+
+#include "arguments.h"
+#include "dispatch.h"
+
+namespace clinattn {
+
+namespace {
+
+RotaryTensor tensor_of(const Tensor& x, Tensor& y) {
+  return {x.const_data_ptr(), y.mutable_data_ptr(), strides_of(x), strides_of(y), x.size(1)};
+}
+
+void check_rotary(const Tensor& q, const Tensor& k, const Tensor& positions,
+                  const Tensor& frequencies) {
+  TORCH_CHECK(q.dim() == 3 || q.dim() == 4, "q has rank ", q.dim(), "; expected 3 or 4");
+  auto k_sizes = q.sizes().vec();
+  k_sizes[1] = k.dim() > 1 ? k.size(1) : 0;
+  check_layout(q, "q", q.sizes(), q);
+  check_layout(k, "k", k_sizes, q);
+  const bool packed = q.dim() == 3;
+  const int64_t tokens = q.size(packed ? 0 : 2);
+  const auto type = q.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  for (const auto& [name, x] : {std::pair{"positions", &positions}, {"frequencies", &frequencies}})
+    TORCH_CHECK(x->device().is_cpu() && x->scalar_type() == type && x->is_contiguous(), name,
+                " is ", x->scalar_type(), " on ", x->device(), "; expected contiguous ", type,
+                " on cpu");
+  const bool rows = !packed && positions.dim() == 2 && positions.size(0) == q.size(0);
+  TORCH_CHECK((positions.dim() == 1 || rows) && positions.size(-1) == tokens,
+              "positions has shape ", positions.sizes(), "; expected one for each token of q, ",
+              q.sizes());
+  TORCH_CHECK(frequencies.dim() == 1 && 2 * frequencies.size(0) <= q.size(-1),
+              "frequencies has shape ", frequencies.sizes(), "; expected (pairs), at most half of ",
+              q.size(-1));
+}
+
+std::tuple<Tensor, Tensor> cpu_rotary(const Tensor& q, const Tensor& k, const Tensor& positions,
+                                      const Tensor& frequencies, bool interleaved, bool inverse) {
+  check_rotary(q, k, positions, frequencies);
+  const bool packed = q.dim() == 3;
+  Tensor q_out = at::empty_like(q), k_out = at::empty_like(k);
+  RotaryParams p{};
+  p.dtype = dtype_of(q, "q");
+  p.batch = packed ? 1 : q.size(0);
+  p.tokens = q.size(packed ? 0 : 2);
+  p.head_dim = q.size(-1);
+  p.pairs = frequencies.size(0);
+  p.positions = positions.const_data_ptr();
+  p.positions_batch = positions.dim() == 2 ? p.tokens : 0;
+  p.frequencies = frequencies.const_data_ptr();
+  p.interleaved = interleaved;
+  p.inverse = inverse;
+  p.q = tensor_of(q, q_out);
+  p.k = tensor_of(k, k_out);
+  const CpuKernels& kernels = cpu_kernels(p.dtype);
+  const int64_t blocks = (p.tokens + kRotaryTokens - 1) / kRotaryTokens;
+  const int64_t elements = kRotaryTokens * p.head_dim * (p.q.heads + p.k.heads);
+  const int64_t grain = std::max<int64_t>(1, at::internal::GRAIN_SIZE / (elements + 1));
+  at::parallel_for(0, p.batch * blocks, grain, [&](int64_t begin, int64_t end) {
+    std::vector<double> scratch(RotaryParams::scratch(p.pairs));
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t token = i % blocks * kRotaryTokens;
+      kernels.rotary(p, i / blocks, token, std::min(token + kRotaryTokens, p.tokens),
+                     scratch.data());
+    }
+  });
+  return {q_out, k_out};
+}
+
+}  // namespace
+
+}  // namespace clinattn
+
+TORCH_LIBRARY_IMPL(clinattn, CPU, m) { m.impl("cpu_rotary", clinattn::cpu_rotary); }
