@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+import clinattn  # noqa: F401  (registers torch.ops.clinattn)
+
 aten = torch.ops.aten
 
 
@@ -123,7 +125,19 @@ def split(x, size, dim=0):
     return [at(x, dim, slice(i, i + size)) for i in range(0, x.shape[dim], size)]
 
 
+def rotary(q, k, positions, frequencies, interleaved, inverse, backend):
+    """For the pairs (i, i + D / 2), which is what the encoder has."""
+    angles = positions[..., None] * frequencies
+    if q.ndim == 3 or positions.ndim == 2:
+        angles = np.expand_dims(angles, 1)
+    cos, sin = np.cos(angles), np.sin(-angles if inverse else angles)
+    pairs = [np.split(x, 2, -1) for x in (q, k)]
+    turned = [(a * cos - b * sin, b * cos + a * sin) for a, b in pairs]
+    return [np.concatenate(x, -1) for x in turned]
+
+
 OPS = {
+    torch.ops.clinattn.rotary.default: rotary,
     aten.add.Tensor: lambda x, y, alpha=1: x + alpha * y,
     aten.mul.Tensor: lambda x, y: x * y,
     aten.mul.Scalar: lambda x, y: x * y,

@@ -33,6 +33,9 @@ class Layout(Protocol):
     @property
     def max_seqlen(self) -> int: ...
 
+    @property
+    def cu_seqlens(self) -> Tensor | None: ...
+
     def pack(self, x: Tensor) -> Tensor:
         """x as the caller gave it, (T, ...) or (B, N, ...), into this layout."""
 
@@ -45,8 +48,13 @@ class Layout(Protocol):
     def first(self, x: Tensor) -> Tensor:
         """The first token of each sequence: (sequences, ...)."""
 
-    def attend(self, qkv: Tensor, window: int | None, dropout_p: float) -> Tensor:
-        """qkv (..., 3, H, D) -> (..., H, D)."""
+    def heads(self, qkv: Tensor) -> tuple[Tensor, ...]:
+        """qkv (..., 3, H, D) -> q, k and v as attention takes them."""
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, window: int | None, dropout_p: float
+    ) -> Tensor:
+        """What heads gives -> (..., H, D)."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +84,12 @@ class PackedLayout:
     def first(self, x: Tensor) -> Tensor:
         return x[self.cu_seqlens[:-1].long()]
 
-    def attend(self, qkv: Tensor, window: int | None, dropout_p: float) -> Tensor:
-        q, k, v = qkv.unbind(-3)
+    def heads(self, qkv: Tensor) -> tuple[Tensor, ...]:
+        return qkv.unbind(-3)
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, window: int | None, dropout_p: float
+    ) -> Tensor:
         return fused_attention_varlen(
             q,
             k,
@@ -110,8 +122,16 @@ class PaddedLayout:
     def first(self, x: Tensor) -> Tensor:
         return x[:, 0]
 
-    def attend(self, qkv: Tensor, window: int | None, dropout_p: float) -> Tensor:
-        q, k, v = qkv.transpose(1, 3).unbind(2)  # each (B, H, N, D), strided
+    @property
+    def cu_seqlens(self) -> None:
+        return None
+
+    def heads(self, qkv: Tensor) -> tuple[Tensor, ...]:
+        return qkv.transpose(1, 3).unbind(2)  # each (B, H, N, D), strided
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, window: int | None, dropout_p: float
+    ) -> Tensor:
         o = fused_attention(
             q,
             k,
@@ -134,8 +154,9 @@ class SdpaLayout(PaddedLayout):
 
     masks: dict[int | None, Tensor | None] = field(default_factory=dict)
 
-    def attend(self, qkv: Tensor, window: int | None, dropout_p: float) -> Tensor:
-        q, k, v = qkv.transpose(1, 3).unbind(2)
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, window: int | None, dropout_p: float
+    ) -> Tensor:
         if window not in self.masks:
             self.masks[window] = self.mask(window, q.dtype)
         o = F.scaled_dot_product_attention(

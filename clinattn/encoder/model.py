@@ -6,16 +6,14 @@ are two settings of the same few lines; see config.py.
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
+from clinattn.rotary import rotary
+
 from .config import EncoderConfig
 from .layout import Batch, Layout, make_layout
-from .rotary import rotary_tables, rotate
-
-Tables = tuple[Tensor, Tensor] | None
 
 
 def layer_norm(config: EncoderConfig) -> nn.LayerNorm:
@@ -48,15 +46,17 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = (3, config.num_heads, config.head_dim)
         self.window = window
+        self.theta = config.rotary_base if window is None else config.rotary_base_window
+        self.rotary = config.positions == "rotary"
         self.dropout_p = config.attention_dropout
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, config.linear_bias)
         self.out = nn.Linear(config.hidden_size, config.hidden_size, config.linear_bias)
 
-    def forward(self, x: Tensor, layout: Layout, tables: Tables) -> Tensor:
-        qkv = self.qkv(x).unflatten(-1, self.heads)  # (..., 3, H, D)
-        if tables is not None:
-            qkv = rotate(qkv, *tables)
-        o = layout.attend(qkv, self.window, self.dropout_p if self.training else 0.0)
+    def forward(self, x: Tensor, layout: Layout, positions: Tensor) -> Tensor:
+        q, k, v = layout.heads(self.qkv(x).unflatten(-1, self.heads))
+        if self.rotary:
+            q, k = rotary(q, k, positions, theta=self.theta, cu_seqlens=layout.cu_seqlens)
+        o = layout.attend(q, k, v, self.window, self.dropout_p if self.training else 0.0)
         return self.out(o.flatten(-2))
 
 
@@ -87,11 +87,11 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(config)
         self.dropout = nn.Dropout(config.hidden_dropout)
 
-    def forward(self, x: Tensor, layout: Layout, tables: Tables) -> Tensor:
+    def forward(self, x: Tensor, layout: Layout, positions: Tensor) -> Tensor:
         if self.pre_norm:
-            x = x + self.dropout(self.attention(self.attention_norm(x), layout, tables))
+            x = x + self.dropout(self.attention(self.attention_norm(x), layout, positions))
             return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
-        x = self.attention_norm(x + self.dropout(self.attention(x, layout, tables)))
+        x = self.attention_norm(x + self.dropout(self.attention(x, layout, positions)))
         return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
 
 
@@ -128,7 +128,7 @@ class Encoder(nn.Module):
         """Hidden states as they lie in memory, and the layout that says how: what heads work on.
 
         input_ids: (T,) with int32 cu_seqlens (S + 1,), or (B, N) with lengths (B,), None = all N.
-        positions: like input_ids, default 0, 1, ... in each sequence; real numbers (days, hours)
+        positions: like input_ids, int64, default 0, 1, ... in each sequence; fp32 or fp64 (days)
             if they are rotary. token_types: like input_ids, default all 0.
         layout, for (B, N): "packed" drops the padding before the embedding, and restore puts
             zeros in its place; "padded" computes on it, and what stands there means nothing.
@@ -143,21 +143,9 @@ class Encoder(nn.Module):
             self._check_learned(at, chosen.max_seqlen, given=positions is not None)
         types = None if token_types is None else chosen.pack(token_types)
         x = self.embeddings(chosen.pack(input_ids), at, types)
-        tables = self._tables(at, x.dtype)
-        for layer, window in zip(self.layers, self.config.windows, strict=True):
-            x = layer(x, chosen, tables.get(window is None))
+        for layer in self.layers:
+            x = layer(x, chosen, at)
         return self.final_norm(x), chosen
-
-    def _tables(self, positions: Tensor, dtype: torch.dtype) -> dict[bool, Tables]:
-        """Rotary tables keyed by whether the layer sees everything, made once for all layers."""
-        config = self.config
-        if config.positions != "rotary":
-            return {}
-        base = {True: config.rotary_base, False: config.rotary_base_window}
-        return {
-            full: rotary_tables(positions, config.head_dim, base[full], dtype)
-            for full in {window is None for window in config.windows}
-        }
 
     def _check_learned(self, positions: Tensor, max_seqlen: int, given: bool) -> None:
         if positions.is_floating_point():
