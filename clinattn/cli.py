@@ -49,8 +49,21 @@ def clear_errors() -> Iterator[None]:
 @app.command()
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    kernels: Annotated[
+        bool,
+        typer.Option("--kernels", help="What the Triton kernels compile to; needs no GPU."),
+    ] = False,
+    card: Annotated[
+        list[int] | None,
+        typer.Option(help="With --kernels: 80, 90 or 100; repeatable. (default: all)"),
+    ] = None,
 ) -> None:
     """What can run on this machine, and why the rest cannot."""
+    if card and not kernels:
+        raise typer.BadParameter("it goes with --kernels", param_hint="--card")
+    if kernels:
+        show_kernels(card, as_json)
+        return
     from clinattn.diagnosis import diagnose
 
     found = diagnose()
@@ -68,6 +81,21 @@ def doctor(
     out.print(facts, "", states)
     for hint in found["hints"]:
         out.print(f"hint: {hint}", markup=False)
+
+
+def show_kernels(cards: list[int] | None, as_json: bool) -> None:
+    """A table of the shipped kernels, or one JSON object a line, as they are compiled."""
+    with clear_errors():
+        from clinattn.kernel_table import kernel_rows, kernel_tables
+
+        with progress_bar() as progress:
+            rows = []
+            for row in kernel_rows(cards, progress):
+                rows.append(row)
+                if as_json:
+                    print(json.dumps(row), flush=True)
+        if not as_json:
+            out.print(*kernel_tables(rows), highlight=False)
 
 
 @app.command()

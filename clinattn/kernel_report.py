@@ -12,43 +12,121 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime import jit
 
-from clinattn.kernels import launch
+from clinattn.kernels import backward, configs, forward, launch
+from clinattn.sass import Loop, loops
 
-# Bytes of shared memory that one block can have.
-SHARED_LIMIT = {80: 166_912, 90: 232_448, 100: 232_448}
-MATRIX_INSTRUCTION = re.compile(r"wgmma\.mma_async|tcgen05\.mma|mma\.sync")
+# Products of a pass for each pair of a query and a key, each of 2 D FLOP.
+PRODUCTS = {"forward": 2, "dq": 3, "dkdv": 4, "dkdv in turns": 5}
+# What one multiprocessor has, whatever the card.
+REGISTERS, THREADS, SCHEDULERS, EXP_LANES = 65_536, 2048, 4, 16
+
+
+@dataclass(frozen=True)
+class Card:
+    """What one multiprocessor has: bytes of shared memory, in all and for one block; FLOP a cycle
+    of 16-bit products on the tensor cores; lanes of fp32 multiply-adds. From NVIDIA's tuning guides
+    for Ampere, Hopper and Blackwell and the data sheets of A100, H100 and B200.
+    """
+
+    shared: int
+    block_shared: int
+    tensor_flops: int
+    fma_lanes: int
+
+
+CARDS = {
+    80: Card(167_936, 166_912, 2048, 64),
+    90: Card(233_472, 232_448, 4096, 128),
+    100: Card(233_472, 232_448, 8192, 128),
+}
 
 
 @dataclass(frozen=True)
 class KernelReport:
     """One compiled kernel: resources by thread (registers, local bytes) and block (shared bytes).
 
-    matrix: the families of tensor-core instruction in its PTX. local counts spills and any other
-    use of the stack. serialized: each Hopper product waits for the one before, as ptxas does (and
-    says in a warning, C7515) when it cannot follow the accumulators.
+    local counts spills and any other use of the stack. loops: those over tiles.
     """
 
     name: str
     capability: int
     block_m: int
     block_n: int
+    block_d: int
+    itemsize: int
     num_warps: int
     num_stages: int
     registers: int
     local: int
     shared: int
-    matrix: frozenset[str]
-    serialized: bool
+    loops: list[Loop]
     ttgir: str
+
+    @property
+    def blocks(self) -> int:
+        """Blocks that are resident on a multiprocessor at a time."""
+        threads = 32 * self.num_warps
+        registers = -(-self.registers // 8) * 8 * threads
+        shared = self.shared + 1024  # which the driver keeps for itself
+        return min(
+            THREADS // threads, REGISTERS // registers, CARDS[self.capability].shared // shared
+        )
+
+    @property
+    def serialized(self) -> bool:
+        """Whether products wait for each other: ptxas has them do so (and warns, C7515) where it
+        cannot follow the accumulators."""
+        return any(loop.serialized for loop in self.loops)
+
+    @property
+    def in_turns(self) -> bool:
+        """Whether dV and dK have loops of their own, one after the other."""
+        return self.name == "dkdv" and self.block_d > 128 and self.itemsize == 2
+
+    @cached_property
+    def full_loop(self) -> Loop:
+        """The loop over whole tiles without masks, or the sum of both where there are two."""
+        turns = 2 if self.in_turns else 1
+        each = len(self.loops) // turns
+        parts = [self.loops[i * each : (i + 1) * each] for i in range(turns)]
+        first, *rest = (min(part, key=lambda x: (-x.exp, x.instructions)) for part in parts)
+        return sum(rest, first)
+
+    @property
+    def matrix_cycles(self) -> float:
+        """Cycles that the products of a full tile keep the tensor cores, or fp32 lanes, busy."""
+        card = CARDS[self.capability]
+        if not self.full_loop.tensor:
+            return 32 * self.num_warps * self.full_loop.fma / card.fma_lanes
+        products = PRODUCTS["dkdv in turns" if self.in_turns else self.name]
+        flops = 2 * products * self.block_m * self.block_n * self.block_d
+        return flops / card.tensor_flops * self.itemsize / 2
+
+    @property
+    def exp_cycles(self) -> float:
+        """Cycles that the exponentials of a full tile keep the special function units busy."""
+        return 32 * self.num_warps * self.full_loop.exp / EXP_LANES
+
+    @property
+    def issue_cycles(self) -> float:
+        """Cycles that the schedulers need to issue all instructions of a full tile."""
+        return self.num_warps * self.full_loop.instructions / SCHEDULERS
+
+    @property
+    def ceiling(self) -> float:
+        """Share of the peak of the matrix units, if everything else overlaps perfectly."""
+        return self.matrix_cycles / max(self.matrix_cycles, self.exp_cycles, self.issue_cycles)
 
 
 @contextmanager
@@ -97,11 +175,6 @@ def resource_usage(cubin: bytes) -> dict[str, int]:
     return {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
 
 
-def waits_for_each_product(cubin: bytes) -> bool:
-    sass = inspect("nvdisasm", "-c", cubin=cubin)
-    return 0 < sass.count(" HGMMA.") <= sass.count("WARPGROUP.DEPBAR")
-
-
 def kernel_reports(call: Callable[[], Any], capability: int) -> list[KernelReport]:
     """Compile every kernel that call() launches for a compute capability such as 90."""
     with captured_launches(capability) as launches:
@@ -110,20 +183,63 @@ def kernel_reports(call: Callable[[], Any], capability: int) -> list[KernelRepor
     for kernel, keywords in launches:
         compiled = compile_for(kernel, keywords, capability)
         usage = resource_usage(compiled.asm["cubin"])
+        sass = inspect("nvdisasm", "-c", cubin=compiled.asm["cubin"])
         reports.append(
             KernelReport(
                 name=kernel.fn.__name__.strip("_").removesuffix("_kernel"),
                 capability=capability,
                 block_m=keywords["BLOCK_M"],
                 block_n=keywords["BLOCK_N"],
+                block_d=keywords["BLOCK_D"],
+                itemsize=keywords["q_ptr"].element_size(),
                 num_warps=keywords["num_warps"],
                 num_stages=keywords["num_stages"],
                 registers=usage["REG"],
                 local=usage["LOCAL"] + usage["STACK"],
                 shared=compiled.metadata.shared,
-                matrix=frozenset(MATRIX_INSTRUCTION.findall(compiled.asm["ptx"])),
-                serialized=waits_for_each_product(compiled.asm["cubin"]),
+                loops=loops(sass),
                 ttgir=compiled.asm["ttgir"],
             )
         )
     return reports
+
+
+def both_passes(
+    head_dim: int,
+    dtype: torch.dtype,
+    *,
+    left: int = -1,
+    right: int = -1,
+    mask: tuple[int, int, int, int] | None = None,
+    packed: bool = False,
+    group: int = 1,
+    lengths: bool = False,
+) -> None:
+    """Call the launchers of forward and backward for a problem of this kind, of 256 zeros."""
+    n, heads = 256, 4
+    shapes = [(n, h, head_dim) if packed else (2, h, n, head_dim) for h in (heads, heads // group)]
+    q, k = (torch.zeros(shape, dtype=dtype) for shape in shapes)
+    visible = None if mask is None else torch.ones(mask, dtype=torch.bool)
+    cu_seqlens = torch.zeros(5, dtype=torch.int32) if packed else None
+    ends = torch.zeros(2, dtype=torch.int32) if lengths else None
+    rest = (visible, cu_seqlens, cu_seqlens, ends, ends, ends, 0.1, left, right, False, n, n)
+    o, lse = forward.attention_forward(q, k, k, *rest)
+    backward.attention_backward(q, None, o, lse, q, k, k, *rest)
+
+
+# A call of each kind that configs.Rows has a row for.
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {"right": 0},
+    "window": {"left": 64, "right": 64},
+    "pairs": {"mask": (2, 1, 256, 256)},
+}
+
+
+def shipped_reports(capability: int) -> Iterator[tuple[str, list[KernelReport]]]:
+    """(kind of call, reports of its kernels) for every row of the configuration tables."""
+    for bits, by_dim in configs.FORWARD[capability].items():
+        dtype = torch.bfloat16 if bits == 16 else torch.float32
+        for head_dim in by_dim:
+            for kind, arguments in KINDS.items():
+                call = partial(both_passes, head_dim, dtype, **arguments)
+                yield kind, kernel_reports(call, capability)

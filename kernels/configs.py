@@ -22,53 +22,66 @@ class TileConfig:
     num_stages: int
 
 
-# (block_m, block_n, num_warps, num_stages) by card, then bits of the type, then largest head dim.
-Table = dict[int, dict[int, dict[int, tuple[int, int, int, int]]]]
+@dataclass(frozen=True)
+class Rows:
+    """(block_m, block_n, num_warps, num_stages) for each kind of call, `plain` where none is given.
 
-FP32_FORWARD = {64: (64, 32, 8, 2), 128: (16, 32, 8, 2), 256: (32, 16, 8, 2)}
-FP32_DKDV = {64: (16, 32, 8, 2), 128: (16, 32, 8, 2), 256: (16, 16, 8, 2)}
-FP32_DQ = {64: (32, 32, 4, 2), 128: (32, 16, 4, 2), 256: (16, 16, 4, 2)}
+    window: with a bound on the left, whose kernels have one loop more and few tiles to visit.
+    pairs: with something that differs from pair to pair, which takes registers of its own.
+    """
+
+    plain: tuple[int, int, int, int]
+    window: tuple[int, int, int, int] | None = None
+    pairs: tuple[int, int, int, int] | None = None
+
+
+# By card, then bits of the type, then largest head dim.
+Table = dict[int, dict[int, dict[int, Rows]]]
+
+FP32_FORWARD = {64: Rows((64, 32, 8, 2)), 128: Rows((16, 32, 8, 2)), 256: Rows((32, 16, 8, 2))}
+FP32_DKDV = {64: Rows((16, 32, 8, 2)), 128: Rows((16, 32, 8, 2)), 256: Rows((16, 16, 8, 2))}
+FP32_DQ = {64: Rows((32, 32, 4, 2)), 128: Rows((32, 16, 4, 2)), 256: Rows((16, 16, 4, 2))}
 
 # The rows of 80 keep to the 99 KiB of shared memory that 8.6, 8.9 and 12.0 have.
 FORWARD: Table = {
     80: {
-        16: {64: (128, 64, 8, 3), 128: (128, 32, 8, 2), 256: (32, 32, 4, 2)},
+        16: {64: Rows((128, 64, 8, 3)), 128: Rows((128, 32, 8, 2)), 256: Rows((32, 32, 4, 2))},
         32: FP32_FORWARD,
     },
     90: {
-        16: {64: (128, 64, 8, 3), 128: (128, 64, 8, 3), 256: (64, 32, 8, 3)},
+        16: {64: Rows((128, 64, 8, 3)), 128: Rows((128, 64, 8, 3)), 256: Rows((64, 32, 8, 3))},
         32: FP32_FORWARD,
     },
     100: {
-        16: {64: (128, 64, 8, 3), 128: (128, 64, 8, 3), 256: (64, 32, 8, 2)},
+        16: {64: Rows((128, 64, 8, 3)), 128: Rows((128, 64, 8, 3)), 256: Rows((64, 32, 8, 2))},
         32: FP32_FORWARD,
     },
 }
 DKDV: Table = {
     80: {
-        16: {64: (32, 64, 4, 3), 128: (64, 64, 8, 2), 256: (32, 32, 8, 2)},
+        16: {64: Rows((32, 64, 4, 3)), 128: Rows((64, 64, 8, 2)), 256: Rows((32, 32, 8, 2))},
         32: FP32_DKDV,
     },
     90: {
-        16: {64: (64, 128, 8, 3), 128: (32, 128, 8, 2), 256: (64, 32, 8, 2)},
+        16: {64: Rows((64, 128, 8, 3)), 128: Rows((32, 128, 8, 2)), 256: Rows((64, 32, 8, 2))},
         32: FP32_DKDV,
     },
     100: {
-        16: {64: (64, 128, 8, 3), 128: (32, 128, 8, 2), 256: (32, 32, 8, 2)},
+        16: {64: Rows((64, 128, 8, 3)), 128: Rows((32, 128, 8, 2)), 256: Rows((32, 32, 8, 2))},
         32: FP32_DKDV,
     },
 }
 DQ: Table = {
     80: {
-        16: {64: (64, 64, 4, 3), 128: (64, 64, 8, 2), 256: (32, 32, 4, 2)},
+        16: {64: Rows((64, 64, 4, 3)), 128: Rows((64, 64, 8, 2)), 256: Rows((32, 32, 4, 2))},
         32: FP32_DQ,
     },
     90: {
-        16: {64: (128, 64, 8, 3), 128: (64, 64, 8, 3), 256: (64, 32, 8, 2)},
+        16: {64: Rows((128, 64, 8, 3)), 128: Rows((64, 64, 8, 3)), 256: Rows((64, 32, 8, 2))},
         32: FP32_DQ,
     },
     100: {
-        16: {64: (128, 64, 8, 3), 128: (64, 64, 8, 3), 256: (64, 32, 8, 2)},
+        16: {64: Rows((128, 64, 8, 3)), 128: Rows((64, 64, 8, 3)), 256: Rows((64, 32, 8, 2))},
         32: FP32_DQ,
     },
 }
@@ -86,13 +99,11 @@ def tile_config(
     capability: tuple[int, int],
     head_dim: int,
     dtype: torch.dtype,
-    pairs: bool = False,
+    kind: str = "plain",
 ) -> TileConfig:
-    """The row of a table. pairs: a mask element for each pair, which takes registers of its own."""
+    """The row of a table for a kind of call, as Rows names them."""
     # 12.x is named after 10.x but has the tensor cores and the shared memory of 8.x.
     card = {9: 90, 10: 100, 11: 100}.get(capability[0], 80)
     by_dim = TABLES[table][card][dtype.itemsize * 8]
-    block_m, block_n, *rest = by_dim[min(d for d in by_dim if d >= head_dim)]
-    if pairs and table != "dkdv":  # whose edge tiles, all it has then, are halved anyway
-        block_n = max(16, block_n // 2)
-    return TileConfig(block_m, block_n, *rest)
+    rows = by_dim[min(d for d in by_dim if d >= head_dim)]
+    return TileConfig(*(getattr(rows, kind) or rows.plain))

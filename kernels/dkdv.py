@@ -20,12 +20,14 @@ def _accumulate_dkdv(
     dk, dv, k, v, column_bias, q_ptr, do_ptr, shift_ptr, delta_ptr, mask_ptr,
     stride_qh, stride_qn, stride_doh, stride_don, stride_mh, stride_mm, stride_mn,
     begin, end, offs_n, keep, num_q, seqlen_q, interval, qk_scale,
+    DK: tl.constexpr, DV: tl.constexpr,
     MASKED: tl.constexpr, IS_WINDOWED: tl.constexpr, GROUP: tl.constexpr,
     MASK: tl.constexpr, IS_BIAS: tl.constexpr, EXACT: tl.constexpr,
     ALIGN: tl.constexpr, PRECISION: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """dv += p^T do and dk += ds^T q over the query tiles of [begin, end) in each head of the group.
+    """dv += p^T do and dk += ds^T q over the query tiles of [begin, end) in each head of the group;
+    DK and DV say which of the two.
 
     Scores are computed transposed, s^T = k q^T: a product transposed in registers and fed to
     another product is miscompiled for Hopper by Triton 3.4 to 3.7.
@@ -72,13 +74,58 @@ def _accumulate_dkdv(
             p_t = exponential(s_t, qk_scale, bias, shift[None, :], EXACT)
             do_head = sequence_ptr(do_ptr, 0, head, 0, 0, stride_doh, 0, ALIGN)
             do = load_rows(do_head, m, stride_don, sees, ALIGN, HEAD_DIM, BLOCK_M, BLOCK_D)
-            dv = tl.dot(p_t.to(do.dtype), do, dv, input_precision=PRECISION)
-            dp_t = tl.dot(v, tl.trans(do), input_precision=PRECISION)
-            ds_t = p_t * (dp_t - delta[None, :])
-            if MASKED and MASK == "pairs":
-                ds_t = tl.where(s_t == float("-inf"), 0.0, ds_t)
-            dk = tl.dot(ds_t.to(q.dtype), q, dk, input_precision=PRECISION)
+            if DV:
+                dv = tl.dot(p_t.to(do.dtype), do, dv, input_precision=PRECISION)
+            if DK:
+                dp_t = tl.dot(v, tl.trans(do), input_precision=PRECISION)
+                ds_t = p_t * (dp_t - delta[None, :])
+                if MASKED and MASK == "pairs":
+                    ds_t = tl.where(s_t == float("-inf"), 0.0, ds_t)
+                dk = tl.dot(ds_t.to(q.dtype), q, dk, input_precision=PRECISION)
     return dk, dv
+
+
+@triton.jit
+def _accumulate_over_ranges(
+    k, v, column_bias, q_ptr, do_ptr, shift_ptr, delta_ptr, mask_ptr,
+    stride_qh, stride_qn, stride_doh, stride_don, stride_mh, stride_mm, stride_mn,
+    begin, full_begin, full_end, end, offs_n, keep, num_q, seqlen_q, interval, qk_scale,
+    DK: tl.constexpr, DV: tl.constexpr,
+    STARTS_MASKED: tl.constexpr, IS_WINDOWED: tl.constexpr, GROUP: tl.constexpr,
+    MASK: tl.constexpr, IS_BIAS: tl.constexpr, EXACT: tl.constexpr,
+    ALIGN: tl.constexpr, PRECISION: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """(dk, dv) over the queries of [begin, end), those of [full_begin, full_end) without masks."""
+    dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    dv = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    # Half tiles at the edges: fewer hidden pairs, and registers for the masks. Which tiles are
+    # edges depends on the sequence alone, and so do the order of the sums and the bits.
+    EDGE_M: tl.constexpr = BLOCK_M // 2 if BLOCK_M > 16 else BLOCK_M
+    if MASK != "pairs":
+        if STARTS_MASKED:
+            dk, dv = _accumulate_dkdv(
+                dk, dv, k, v, column_bias, q_ptr, do_ptr, shift_ptr, delta_ptr, mask_ptr,
+                stride_qh, stride_qn, stride_doh, stride_don, stride_mh, stride_mm, stride_mn,
+                begin, full_begin, offs_n, keep, num_q, seqlen_q, interval, qk_scale,
+                DK, DV, True, IS_WINDOWED, GROUP, MASK, IS_BIAS, EXACT, ALIGN, PRECISION,
+                HEAD_DIM, EDGE_M, BLOCK_N, BLOCK_D,
+            )  # fmt: skip
+        dk, dv = _accumulate_dkdv(
+            dk, dv, k, v, column_bias, q_ptr, do_ptr, shift_ptr, delta_ptr, mask_ptr,
+            stride_qh, stride_qn, stride_doh, stride_don, stride_mh, stride_mm, stride_mn,
+            full_begin, full_end, offs_n, keep, num_q, seqlen_q, interval, qk_scale,
+            DK, DV, False, IS_WINDOWED, GROUP, MASK, IS_BIAS, EXACT, ALIGN, PRECISION,
+            HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D,
+        )  # fmt: skip
+        begin = full_end
+    return _accumulate_dkdv(
+        dk, dv, k, v, column_bias, q_ptr, do_ptr, shift_ptr, delta_ptr, mask_ptr,
+        stride_qh, stride_qn, stride_doh, stride_don, stride_mh, stride_mm, stride_mn,
+        begin, end, offs_n, keep, num_q, seqlen_q, interval, qk_scale,
+        DK, DV, True, IS_WINDOWED, GROUP, MASK, IS_BIAS, EXACT, ALIGN, PRECISION,
+        HEAD_DIM, EDGE_M, BLOCK_N, BLOCK_D,
+    )  # fmt: skip
 
 
 @triton.jit(
@@ -149,38 +196,28 @@ def dkdv_kernel(
         full_end = tl.minimum(full_end, end)
     k = load_rows(k_ptr, first_key, stride_kn, keep, ALIGN, HEAD_DIM, BLOCK_N, BLOCK_D)
     v = load_rows(v_ptr, first_key, stride_vn, keep, ALIGN, HEAD_DIM, BLOCK_N, BLOCK_D)
-    dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
-    dv = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
-    # Half tiles at the edges: fewer hidden pairs, and registers for the masks. Which tiles are
-    # edges depends on the sequence alone, and so do the order of the sums and the bits.
-    EDGE_M: tl.constexpr = BLOCK_M // 2 if BLOCK_M > 16 else BLOCK_M
-    if MASK != "pairs":
-        if window_right is not None or ANCHORED:
-            dk, dv = _accumulate_dkdv(
-                dk, dv, k, v, bias, q_ptr, do_ptr, shift_ptr, delta_ptr, mask_ptr,
-                stride_qh, stride_qn, stride_doh, stride_don, stride_mh, stride_mm, stride_mn,
-                begin, full_begin, offs_n, keep, num_q, seqlen_q, interval, qk_scale,
-                True, IS_WINDOWED, GROUP, MASK, IS_BIAS, EXACT, ALIGN, PRECISION,
-                HEAD_DIM, EDGE_M, BLOCK_N, BLOCK_D,
-            )  # fmt: skip
-        dk, dv = _accumulate_dkdv(
-            dk, dv, k, v, bias, q_ptr, do_ptr, shift_ptr, delta_ptr, mask_ptr,
+    STARTS_MASKED: tl.constexpr = window_right is not None or ANCHORED
+    # With wide heads the registers of a warp group hold one sum of 64 rows and not two: dv first,
+    # then the scores once more for dk. Five products instead of four, on tensor cores at full rate.
+    AT_ONCE: tl.constexpr = BLOCK_D <= 128 or EXACT
+    dk, dv = _accumulate_over_ranges(
+        k, v, bias, q_ptr, do_ptr, shift_ptr, delta_ptr, mask_ptr,
+        stride_qh, stride_qn, stride_doh, stride_don, stride_mh, stride_mm, stride_mn,
+        begin, full_begin, full_end, end, offs_n, keep, num_q, seqlen_q, interval, qk_scale,
+        AT_ONCE, True, STARTS_MASKED, IS_WINDOWED, GROUP, MASK, IS_BIAS, EXACT, ALIGN, PRECISION,
+        HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D,
+    )  # fmt: skip
+    inside = (offs_n >= 0) & (offs_n < rows)
+    # A key that is not kept was read as 0, which does not make its p 0.
+    dv = tl.where(keep[:, None], dv, 0.0)
+    store_rows(dv_ptr, first_key, stride_dkn, dv, inside, ALIGN, HEAD_DIM, BLOCK_N, BLOCK_D)
+    if not AT_ONCE:
+        dk, _ = _accumulate_over_ranges(
+            k, v, bias, q_ptr, do_ptr, shift_ptr, delta_ptr, mask_ptr,
             stride_qh, stride_qn, stride_doh, stride_don, stride_mh, stride_mm, stride_mn,
-            full_begin, full_end, offs_n, keep, num_q, seqlen_q, interval, qk_scale,
-            False, IS_WINDOWED, GROUP, MASK, IS_BIAS, EXACT, ALIGN, PRECISION,
+            begin, full_begin, full_end, end, offs_n, keep, num_q, seqlen_q, interval, qk_scale,
+            True, False, STARTS_MASKED, IS_WINDOWED, GROUP, MASK, IS_BIAS, EXACT, ALIGN, PRECISION,
             HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D,
         )  # fmt: skip
-        begin = full_end
-    dk, dv = _accumulate_dkdv(
-        dk, dv, k, v, bias, q_ptr, do_ptr, shift_ptr, delta_ptr, mask_ptr,
-        stride_qh, stride_qn, stride_doh, stride_don, stride_mh, stride_mm, stride_mn,
-        begin, end, offs_n, keep, num_q, seqlen_q, interval, qk_scale,
-        True, IS_WINDOWED, GROUP, MASK, IS_BIAS, EXACT, ALIGN, PRECISION,
-        HEAD_DIM, EDGE_M, BLOCK_N, BLOCK_D,
-    )  # fmt: skip
-    # A key that is not kept was read as 0, which does not make its p 0.
     dk = tl.where(keep[:, None], dk * scale, 0.0)
-    dv = tl.where(keep[:, None], dv, 0.0)
-    inside = (offs_n >= 0) & (offs_n < rows)
     store_rows(dk_ptr, first_key, stride_dkn, dk, inside, ALIGN, HEAD_DIM, BLOCK_N, BLOCK_D)
-    store_rows(dv_ptr, first_key, stride_dkn, dv, inside, ALIGN, HEAD_DIM, BLOCK_N, BLOCK_D)

@@ -28,34 +28,35 @@ def _accumulate_dq(
 ):  # fmt: skip
     """dq += ds k over the key tiles of [begin, end); a query that sees nothing has lse = inf."""
     offs_m = first_query + tl.arange(0, BLOCK_M)
-    for n in tl.range(begin, end, BLOCK_N):
-        keep = None
-        bias = None
-        if MASKED:
-            offs_n = n + tl.arange(0, BLOCK_N)
-            inside = (offs_n >= key_lo) & (offs_n < key_hi)
-            if MASK == "keys":
-                column = key_bias(mask_ptr, offs_n, stride_mn, inside, IS_BIAS, EXACT)
-                inside = column != float("-inf")
-                if IS_BIAS:
-                    bias = column[None, :]
-            keep = inside
-        k = load_rows(k_ptr, n, stride_kn, keep, ALIGN, HEAD_DIM, BLOCK_N, BLOCK_D)
-        v = load_rows(v_ptr, n, stride_vn, keep, ALIGN, HEAD_DIM, BLOCK_N, BLOCK_D)
-        s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-        dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)
-        if MASKED:
-            s, values = mask_scores(
-                s, offs_m[:, None], offs_n[None, :], inside[None, :], num_q, interval,
-                mask_ptr, stride_mm, stride_mn, MASK, IS_BIAS,
-            )  # fmt: skip
-            if MASK == "pairs" and IS_BIAS:
-                bias = pair_bias(values, EXACT)
-        ds = exponential(s, qk_scale, bias, lse[:, None], EXACT) * (dp - delta[:, None])
-        if MASKED and MASK == "pairs":
-            ds = tl.where(s == float("-inf"), 0.0, ds)
-            k = drop_unseen(k, s)
-        dq = tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
+    if begin < end:  # see _accumulate_dkdv
+        for n in tl.range(begin, end, BLOCK_N):
+            keep = None
+            bias = None
+            if MASKED:
+                offs_n = n + tl.arange(0, BLOCK_N)
+                inside = (offs_n >= key_lo) & (offs_n < key_hi)
+                if MASK == "keys":
+                    column = key_bias(mask_ptr, offs_n, stride_mn, inside, IS_BIAS, EXACT)
+                    inside = column != float("-inf")
+                    if IS_BIAS:
+                        bias = column[None, :]
+                keep = inside
+            k = load_rows(k_ptr, n, stride_kn, keep, ALIGN, HEAD_DIM, BLOCK_N, BLOCK_D)
+            v = load_rows(v_ptr, n, stride_vn, keep, ALIGN, HEAD_DIM, BLOCK_N, BLOCK_D)
+            s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+            dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)
+            if MASKED:
+                s, values = mask_scores(
+                    s, offs_m[:, None], offs_n[None, :], inside[None, :], num_q, interval,
+                    mask_ptr, stride_mm, stride_mn, MASK, IS_BIAS,
+                )  # fmt: skip
+                if MASK == "pairs" and IS_BIAS:
+                    bias = pair_bias(values, EXACT)
+            ds = exponential(s, qk_scale, bias, lse[:, None], EXACT) * (dp - delta[:, None])
+            if MASKED and MASK == "pairs":
+                ds = tl.where(s == float("-inf"), 0.0, ds)
+                k = drop_unseen(k, s)
+            dq = tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
     return dq
 
 
@@ -101,7 +102,6 @@ def dq_kernel(
     offs_m = first_query + tl.arange(0, BLOCK_M)
     lse = tl.load(lse_ptr + row + offs_m, mask=offs_m < num_q, other=float("-inf"))
     sees = lse != float("-inf")
-    q = load_rows(q_ptr, first_query, stride_qn, sees, ALIGN, HEAD_DIM, BLOCK_M, BLOCK_D)
     do = load_rows(do_ptr, first_query, stride_don, sees, ALIGN, HEAD_DIM, BLOCK_M, BLOCK_D)
     o = load_rows(o_ptr, first_query, stride_on, sees, ALIGN, HEAD_DIM, BLOCK_M, BLOCK_D)
     lse = tl.where(sees, score_units(lse, EXACT), float("inf"))  # e^(s - inf) = 0
@@ -110,6 +110,7 @@ def dq_kernel(
         delta -= tl.load(dlse_ptr + row + offs_m, mask=sees, other=0.0)
     tl.store(shift_ptr + row + offs_m, lse, mask=offs_m < rows)
     tl.store(delta_ptr + row + offs_m, delta, mask=offs_m < rows)
+    q = load_rows(q_ptr, first_query, stride_qn, sees, ALIGN, HEAD_DIM, BLOCK_M, BLOCK_D)
 
     interval = (
         (kv_end - num_q) if BOTTOM_RIGHT else 0, kv_begin, kv_end, window_left, window_right

@@ -32,33 +32,34 @@ def _attend(
     """Fold the key tiles of [begin, end) into (acc, m, l), reading no key outside [key_lo, key_hi).
     """
     offs_m = first_query + tl.arange(0, BLOCK_M)
-    for n in tl.range(begin, end, BLOCK_N):
-        keep = None
-        bias = None
-        if MASKED:
-            offs_n = n + tl.arange(0, BLOCK_N)
-            inside = (offs_n >= key_lo) & (offs_n < key_hi)
-            if MASK == "keys":
-                column = key_bias(mask_ptr, offs_n, stride_mn, inside, IS_BIAS, EXACT)
-                inside = column != float("-inf")
-                if IS_BIAS:
-                    bias = column[None, :]
-            keep = inside
-        k = load_rows(k_ptr, n, stride_kn, keep, ALIGN, HEAD_DIM, BLOCK_N, BLOCK_D)
-        s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-        if MASKED:
-            s, values = mask_scores(
-                s, offs_m[:, None], offs_n[None, :], inside[None, :], num_q, interval,
-                mask_ptr, stride_mm, stride_mn, MASK, IS_BIAS,
-            )  # fmt: skip
-            if MASK == "pairs" and IS_BIAS:
-                bias = pair_bias(values, EXACT)
-        p, alpha, m_i = online_softmax(m_i, s, qk_scale, bias, MASKED, EXACT)
-        v = load_rows(v_ptr, n, stride_vn, keep, ALIGN, HEAD_DIM, BLOCK_N, BLOCK_D)
-        if MASKED and MASK == "pairs":
-            v = drop_unseen(v, s)
-        acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None], input_precision=PRECISION)
-        l_i = l_i * alpha + tl.sum(p, 1)
+    if begin < end:  # see _accumulate_dkdv
+        for n in tl.range(begin, end, BLOCK_N):
+            keep = None
+            bias = None
+            if MASKED:
+                offs_n = n + tl.arange(0, BLOCK_N)
+                inside = (offs_n >= key_lo) & (offs_n < key_hi)
+                if MASK == "keys":
+                    column = key_bias(mask_ptr, offs_n, stride_mn, inside, IS_BIAS, EXACT)
+                    inside = column != float("-inf")
+                    if IS_BIAS:
+                        bias = column[None, :]
+                keep = inside
+            k = load_rows(k_ptr, n, stride_kn, keep, ALIGN, HEAD_DIM, BLOCK_N, BLOCK_D)
+            s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+            if MASKED:
+                s, values = mask_scores(
+                    s, offs_m[:, None], offs_n[None, :], inside[None, :], num_q, interval,
+                    mask_ptr, stride_mm, stride_mn, MASK, IS_BIAS,
+                )  # fmt: skip
+                if MASK == "pairs" and IS_BIAS:
+                    bias = pair_bias(values, EXACT)
+            p, alpha, m_i = online_softmax(m_i, s, qk_scale, bias, MASKED, EXACT)
+            v = load_rows(v_ptr, n, stride_vn, keep, ALIGN, HEAD_DIM, BLOCK_N, BLOCK_D)
+            if MASKED and MASK == "pairs":
+                v = drop_unseen(v, s)
+            acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None], input_precision=PRECISION)
+            l_i = l_i * alpha + tl.sum(p, 1)
     return acc, m_i, l_i
 
 

@@ -83,9 +83,12 @@ class Problem:
         self.arguments |= mask_arguments(mask, one_head=self.num_heads == self.num_kv_heads)
 
     @property
-    def config_key(self) -> tuple[tuple[int, int], int, torch.dtype, bool]:
+    def config_key(self) -> tuple[tuple[int, int], int, torch.dtype, str]:
         """What tile_config goes by."""
-        return self.capability, self.head_dim, self.q.dtype, self.arguments["MASK"] == "pairs"
+        kind = "plain" if self.arguments["window_left"] is None else "window"
+        if self.arguments["MASK"] == "pairs":
+            kind = "pairs"
+        return self.capability, self.head_dim, self.q.dtype, kind
 
     def strides(self, x: torch.Tensor) -> tuple[int, int, int]:
         """(batch, head, row) strides of a tensor in the layout of q."""
