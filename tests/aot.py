@@ -45,17 +45,21 @@ def problems(job):
 
 def register_transposes(ttgir):
     """Transposes, in registers, of what comes from a product: see _accumulate_dkdv."""
-    products, found = set(), []
+    scopes, found = [set()], []  # names are used again in regions beside each other
     for line in ttgir.splitlines():
-        match = re.match(r"\s*(%\w+)(?::\d+)? = (?!scf\.)(.*)", line)
-        if match is None:
-            continue
-        result, operation = match.groups()
-        operands = set(re.findall(r"%\w+", operation))
-        if re.search(r"\b(tt\.dot|warp_group_dot|tc_gen5_mma|tmem_load)\b", operation):
-            products.add(result)
-        elif operands & products:
-            products.add(result)
-            if operation.startswith("tt.trans"):
-                found.append(line.strip())
+        line = line.strip()
+        if line.startswith("}") and len(scopes) > 1:
+            scopes.pop()
+        match = re.match(r"(%\w+)(?::\d+)? = (?!scf\.)(.*)", line)
+        if match is not None:
+            result, operation = match.groups()
+            operands = set(re.findall(r"%\w+", operation))
+            if operands & scopes[-1]:
+                scopes[-1].add(result)
+                if operation.startswith("tt.trans"):
+                    found.append(line)
+            elif re.search(r"\b(tt\.dot|warp_group_dot|tc_gen5_mma|tmem_load)\b", operation):
+                scopes[-1].add(result)
+        if re.search(r"\{( loc\(.*\))?$", line):
+            scopes.append(set(scopes[-1]))
     return found
