@@ -101,7 +101,8 @@ def without_spills(
 
 def compile_job(job: Job, device: str) -> dict[str, Any]:
     """Bytes of stack a thread of the kernel takes, on this device, with either mask."""
-    from clinattn.kernel_report import kernel_reports  # not where kernels are interpreted
+    from clinattn.arguments import Arguments
+from clinattn.kernel_report import kernel_reports  # not where kernels are interpreted
 
     table, bits, dim, tile = job
     major, minor = launch.device_capability(torch.device(device))
@@ -137,16 +138,14 @@ class SmallProblem:
             torch.randn(shape, device=device).to(dtype) for _ in range(4)
         )
         self.o, self.lse = self.q, torch.zeros(shape[:3], device=device)
-        self.rest = (*[None] * 6, dim**-0.5, -1, right, False, n, n)
+        self.call = Arguments(self.q, self.k, self.v, scale=dim**-0.5, window_right=right)
 
     def forward(self) -> tuple[Tensor, ...]:
-        self.o, self.lse = forward.attention_forward(self.q, self.k, self.v, *self.rest)
+        self.o, self.lse = forward.attention_forward(self.call)
         return self.o, self.lse
 
     def backward(self) -> tuple[Tensor, ...]:
-        return backward.attention_backward(
-            self.do, None, self.o, self.lse, self.q, self.k, self.v, *self.rest
-        )
+        return backward.attention_backward(self.do, None, self.o, self.lse, self.call)[:3]
 
 
 @contextmanager

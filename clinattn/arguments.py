@@ -26,28 +26,28 @@ class Arguments(NamedTuple):
     q: Tensor
     k: Tensor
     v: Tensor
-    mask: Tensor | None
-    cu_seqlens_q: Tensor | None
-    cu_seqlens_k: Tensor | None
-    q_lengths: Tensor | None
-    kv_start: Tensor | None
-    kv_end: Tensor | None
-    lo: Tensor | None
-    hi: Tensor | None
-    times: Tensor | None
-    decay: Tensor | None
-    slopes: Tensor | None
-    relative: Tensor | None
-    seed: Tensor | None
-    scale: float
-    window_left: int
-    window_right: int
-    bottom_right: bool
-    max_seqlen_q: SymInt
-    max_seqlen_k: SymInt
-    softcap: float
-    global_prefix: int
-    dropout_p: float
+    mask: Tensor | None = None
+    cu_seqlens_q: Tensor | None = None
+    cu_seqlens_k: Tensor | None = None
+    q_lengths: Tensor | None = None
+    kv_start: Tensor | None = None
+    kv_end: Tensor | None = None
+    lo: Tensor | None = None
+    hi: Tensor | None = None
+    times: Tensor | None = None
+    decay: Tensor | None = None
+    slopes: Tensor | None = None
+    relative: Tensor | None = None
+    seed: Tensor | None = None
+    scale: float = 1.0
+    window_left: int = -1
+    window_right: int = -1
+    bottom_right: bool = False
+    max_seqlen_q: SymInt = 0
+    max_seqlen_k: SymInt = 0
+    softcap: float = 0.0
+    global_prefix: int = 0
+    dropout_p: float = 0.0
 
 
 # NamedTuple keeps the annotations of this file, which are strings, as ForwardRef.

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from clinattn.arguments import AT, NEEDS
+from clinattn.arguments import NEEDS, Arguments
 
 NAMES = ("triton", "cuda", "cpu", "reference")
 
@@ -39,7 +39,7 @@ class Serves(NamedTuple):
 
 
 SERVES = {
-    "triton": Serves(forward=(), backward=()),
+    "triton": Serves(forward=FEATURES, backward=FEATURES),
     "cuda": Serves(forward=(), backward=()),
     "cpu": Serves(forward=(), backward=()),
     "reference": Serves(forward=FEATURES, backward=FEATURES),
@@ -271,33 +271,28 @@ def _load(name: str) -> Implementation:
     if name == "triton":
         forward = importlib.import_module("clinattn.kernels.forward")
         backward = importlib.import_module("clinattn.kernels.backward")
-        return _plain(name, forward.attention_forward, backward.attention_backward)
+        return _with_fp32_lse(name, forward.attention_forward, backward.attention_backward)
     reference = importlib.import_module("clinattn.reference")
     return Implementation(name, reference.attention_forward, reference.attention_backward)
 
 
-def _plain(
+def _with_fp32_lse(
     name: str,
     forward: Callable[..., tuple[torch.Tensor, torch.Tensor]],
-    backward: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
+    backward: Callable[..., tuple[torch.Tensor, ...]],
 ) -> Implementation:
-    """A backend that takes none of FEATURES, and no more of lse than its fp32 value."""
-    first, scalars, last = AT["lo"], AT["scale"], AT["softcap"]
+    """A backend that takes Arguments, and needs no more of lse than its fp32 value."""
 
-    def known(args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return *args[:first], *args[scalars:last]
-
-    def plain_forward(*args: Any) -> tuple[torch.Tensor, ...]:
-        o, lse = forward(*known(args))
+    def forward_with_zeros(*args: Any) -> tuple[torch.Tensor, ...]:
+        o, lse = forward(Arguments(*args))
         return o, lse, torch.zeros_like(lse)
 
-    def plain_backward(
-        do: Any, dlse: Any, o: Any, lse: Any, lse_low: Any, q: Any, *args: Any
+    def backward_without(
+        do: Any, dlse: Any, o: Any, lse: Any, lse_low: Any, *args: Any
     ) -> tuple[torch.Tensor, ...]:
-        grads = backward(do, dlse, o, lse, *known((q, *args)))
-        return *grads, *(q.new_empty(0) for _ in NEEDS)
+        return backward(do, dlse, o, lse, Arguments(*args[:-1]), args[-1])
 
-    return Implementation(name, plain_forward, plain_backward)
+    return Implementation(name, forward_with_zeros, backward_without)
 
 
 @functools.cache

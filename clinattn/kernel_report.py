@@ -23,6 +23,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime import jit
 
+from clinattn.arguments import Arguments
 from clinattn.kernels import backward, configs, forward, launch
 from clinattn.sass import Loop, loops
 
@@ -219,12 +220,22 @@ def both_passes(
     n, heads = 256, 4
     shapes = [(n, h, head_dim) if packed else (2, h, n, head_dim) for h in (heads, heads // group)]
     q, k = (torch.zeros(shape, dtype=dtype) for shape in shapes)
-    visible = None if mask is None else torch.ones(mask, dtype=torch.bool)
     cu_seqlens = torch.zeros(5, dtype=torch.int32) if packed else None
     ends = torch.zeros(2, dtype=torch.int32) if lengths else None
-    rest = (visible, cu_seqlens, cu_seqlens, ends, ends, ends, 0.1, left, right, False, n, n)
-    o, lse = forward.attention_forward(q, k, k, *rest)
-    backward.attention_backward(q, None, o, lse, q, k, k, *rest)
+    call = Arguments(
+        *(q, k, k),
+        mask=None if mask is None else torch.ones(mask, dtype=torch.bool),
+        cu_seqlens_q=cu_seqlens,
+        cu_seqlens_k=cu_seqlens,
+        q_lengths=ends,
+        kv_start=ends,
+        kv_end=ends,
+        scale=0.1,
+        window_left=left,
+        window_right=right,
+    )
+    o, lse = forward.attention_forward(call)
+    backward.attention_backward(q, None, o, lse, call)
 
 
 # A call of each kind that configs.Rows has a row for.

@@ -1,11 +1,17 @@
 """Backward attention: dQ (and delta) by query tiles, then dK and dV by key tiles. No atomics."""
 
+from typing import Any
+
 import torch
 
 from .configs import tile_config
+from .dbias import mask_gradient, relative_gradient
 from .dkdv import dkdv_kernel
 from .dq import dq_kernel
 from .launch import Problem
+
+# Bits of `needs`, as in NEEDS of clinattn.arguments.
+MASK, DECAY, SLOPES, RELATIVE = 1, 2, 4, 8
 
 
 def attention_backward(
@@ -13,45 +19,30 @@ def attention_backward(
     dlse: torch.Tensor | None,
     o: torch.Tensor,
     lse: torch.Tensor,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    mask: torch.Tensor | None,
-    cu_seqlens_q: torch.Tensor | None,
-    cu_seqlens_k: torch.Tensor | None,
-    q_lengths: torch.Tensor | None,
-    kv_start: torch.Tensor | None,
-    kv_end: torch.Tensor | None,
-    scale: float,
-    window_left: int,
-    window_right: int,
-    bottom_right: bool,
-    max_seqlen_q: int,
-    max_seqlen_k: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of attention_forward with respect to q, k and v, contiguous, in their types.
+    call: Any,
+    needs: int = 0,
+) -> tuple[torch.Tensor, ...]:
+    """(dq, dk, dv, dmask, ddecay, dslopes, drelative) of attention_forward(call), contiguous.
 
-    do and dlse are the gradients of its outputs o and lse; dlse can be None.
+    do and dlse are the gradients of its outputs o and lse; dlse can be None. needs says which of
+    the last four are wanted, with the bits of NEEDS in clinattn.arguments; the others are empty.
     """
-    negative = scale < 0
-    if negative:
-        q, scale = -q, -scale
     if do.stride(-1) != 1:
         do = do.contiguous()
     o, lse = o.contiguous(), lse.contiguous()
-    problem = Problem(
-        q, k, v, mask, cu_seqlens_q, cu_seqlens_k, q_lengths, kv_start, kv_end,
-        scale, window_left, window_right, bottom_right, others=(do,),
-    )  # fmt: skip
-    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    problem = Problem(call, others=(do,))
+    inputs = (problem.q, call.k, call.v)
+    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in inputs)
     shift, delta = problem.empty_lse(), problem.empty_lse()
+    of_decay = torch.zeros_like(shift) if needs & DECAY else None
+    of_slopes = torch.zeros_like(shift) if needs & SLOPES else None
     gradient = dict(
         do_ptr=do,
         shift_ptr=shift,
         delta_ptr=delta,
-        scale=scale,
         **problem.stride_arguments("do", do),
     )
+    scale = abs(call.scale)
     if dq.numel() > 0:
         config = tile_config("dq", *problem.config_key)
         num_tiles = problem.num_tiles(problem.seqlen_q, config.block_m)
@@ -64,13 +55,16 @@ def attention_backward(
             lse_ptr=lse,
             dq_ptr=dq,
             dlse_ptr=None if dlse is None else dlse.contiguous(),
+            dslope_ptr=of_slopes,
+            ddecay_ptr=of_decay,
+            scale=scale,
             **gradient,
             **problem.stride_arguments("o", o),
         )
     if dk.numel() > 0:
         config = tile_config("dkdv", *problem.config_key)
         num_tiles = problem.num_tiles(problem.seqlen_k, config.block_n)
-        if kv_start is not None:
+        if call.kv_start is not None:
             num_tiles += 1  # tiles start at kv_start, and one more covers what lies before it
         problem.launch(
             dkdv_kernel,
@@ -80,7 +74,32 @@ def attention_backward(
             dk_ptr=dk,
             dv_ptr=dv,
             ANCHORED=problem.anchored,
+            scale=scale,
             **gradient,
             **problem.stride_arguments("dk", dk),
         )
-    return dq.neg_() if negative else dq, dk, dv
+    empty = dq.new_empty(0)
+    return (
+        dq.neg_() if problem.negative else dq,
+        dk,
+        dv,
+        mask_gradient(problem, gradient) if needs & MASK else empty,
+        empty if of_decay is None else -sum_over_rows(of_decay),
+        empty if of_slopes is None else -slope_gradient(of_slopes, call),
+        relative_gradient(problem, gradient) if needs & RELATIVE else empty,
+    )
+
+
+def sum_over_rows(x: torch.Tensor) -> torch.Tensor:
+    """(H,) of lse-shaped x."""
+    return x.sum(-1) if x.dim() == 2 else x.sum((0, 2))
+
+
+def slope_gradient(x: torch.Tensor, call: Any) -> torch.Tensor:
+    """Sums of lse-shaped x over what shares a slope: (1, H), or (B, H) with one for each sequence."""
+    if len(call.slopes) == 1:
+        return sum_over_rows(x)[None]
+    if call.cu_seqlens_q is None:
+        return x.sum(-1)
+    sums = torch.nn.functional.pad(x.double().cumsum(-1), (1, 0))[:, call.cu_seqlens_q.long()]
+    return sums.diff(dim=-1).T.to(x.dtype).contiguous()

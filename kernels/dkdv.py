@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from .launch import NOT_SPECIALIZED
 from .score import (
     exponential,
     key_bias,
@@ -12,27 +13,40 @@ from .score import (
     sequence_ptr,
     store_rows,
 )
-from .tiles import key_interval, key_tile, seen_keys, visiting_queries
+from .terms import dropped, head_dropout, head_terms, kept_pairs, softcapped, with_terms
+from .tiles import (
+    edge_block,
+    key_intervals,
+    key_tile,
+    prefix_queries_end,
+    seen_keys,
+    visiting_queries,
+)
 
 
 @triton.jit
 def _accumulate_dkdv(
     dk, dv, k, v, column_bias, q_ptr, do_ptr, shift_ptr, delta_ptr, mask_ptr,
     stride_qh, stride_qn, stride_doh, stride_don, stride_mh, stride_mm, stride_mn,
-    begin, end, offs_n, keep, num_q, seqlen_q, interval, qk_scale,
+    begin, end, first_key, keep, num_q, seqlen_q, interval, rich, qk_scale, cap_scale,
     DK: tl.constexpr, DV: tl.constexpr,
-    MASKED: tl.constexpr, IS_WINDOWED: tl.constexpr, GROUP: tl.constexpr,
+    MASKED: tl.constexpr, IS_BOUNDED: tl.constexpr, GROUP: tl.constexpr,
     MASK: tl.constexpr, IS_BIAS: tl.constexpr, EXACT: tl.constexpr,
     ALIGN: tl.constexpr, PRECISION: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """dv += p^T do and dk += ds^T q over the query tiles of [begin, end) in each head of the group;
-    DK and DV say which of the two.
+    DK and DV say which of the two. rich: what head_terms and head_dropout take, for the first head.
 
     Scores are computed transposed, s^T = k q^T: a product transposed in registers and fed to
     another product is miscompiled for Hopper by Triton 3.4 to 3.7.
     """
     tiles = tl.cdiv(end - begin, BLOCK_M)
+    (
+        sequence, first_head, first_row, relative_ptr, relative_far, slopes_ptr, stride_slopes,
+        decay_ptr, times_ptr, seed_ptr, dropout_bits, kept_scale,
+    ) = rich  # fmt: skip
+    offs_n = first_key + tl.arange(0, BLOCK_N)
     if tiles > 0:
         # Under this condition the loop runs, and its products stay in flight until it ends. A path
         # around the loop that also defined dk and dv would make ptxas wait for each one on Hopper.
@@ -48,12 +62,9 @@ def _accumulate_dkdv(
             bias = column_bias
             if MASKED:
                 sees = (offs_m >= 0) & (offs_m < num_q)
-                if IS_WINDOWED:
-                    lo, hi = key_interval(offs_m, interval)
-                    sees = sees & (lo < hi)
                 shift = tl.load(shift_ptr + row + offs_m, mask=sees, other=float("inf"))
                 delta = tl.load(delta_ptr + row + offs_m, mask=sees, other=0.0)
-                if MASK is not None:
+                if MASK is not None or IS_BOUNDED:
                     sees = shift != float("inf")
             else:
                 shift = tl.load(shift_ptr + row + offs_m)
@@ -61,7 +72,10 @@ def _accumulate_dkdv(
             q_head = sequence_ptr(q_ptr, 0, head, 0, 0, stride_qh, 0, ALIGN)
             q = load_rows(q_head, m, stride_qn, sees, ALIGN, HEAD_DIM, BLOCK_M, BLOCK_D)
             s_t = tl.dot(k, tl.trans(q), input_precision=PRECISION)
-            if MASKED and (MASK == "pairs" or IS_WINDOWED):
+            if cap_scale is not None:
+                s_t = softcapped(s_t, cap_scale)
+                gain = 1.0 - s_t * s_t
+            if MASKED and (MASK == "pairs" or IS_BOUNDED):
                 mask_head = mask_ptr
                 if MASK == "pairs":
                     mask_head = sequence_ptr(mask_ptr, 0, head, 0, 0, stride_mh, 0, 1)
@@ -71,16 +85,32 @@ def _accumulate_dkdv(
                 )  # fmt: skip
                 if MASK == "pairs" and IS_BIAS:
                     bias = pair_bias(values, EXACT)
+            terms = head_terms(
+                sequence, first_head + head, first_row, relative_ptr, relative_far, slopes_ptr,
+                stride_slopes, decay_ptr, times_ptr, EXACT,
+            )  # fmt: skip
+            bias = with_terms(bias, offs_m[None, :], offs_n[:, None], terms, interval, EXACT)
             p_t = exponential(s_t, qk_scale, bias, shift[None, :], EXACT)
             do_head = sequence_ptr(do_ptr, 0, head, 0, 0, stride_doh, 0, ALIGN)
             do = load_rows(do_head, m, stride_don, sees, ALIGN, HEAD_DIM, BLOCK_M, BLOCK_D)
+            kept_t = p_t
+            if seed_ptr is not None:
+                dropout = head_dropout(
+                    seed_ptr, sequence, first_head + head, dropout_bits, kept_scale
+                )
+                is_kept = tl.trans(kept_pairs(m, first_key, dropout, BLOCK_M, BLOCK_N))
+                kept_t = dropped(p_t, is_kept, dropout)
             if DV:
-                dv = tl.dot(p_t.to(do.dtype), do, dv, input_precision=PRECISION)
+                dv = tl.dot(kept_t.to(do.dtype), do, dv, input_precision=PRECISION)
             if DK:
                 dp_t = tl.dot(v, tl.trans(do), input_precision=PRECISION)
+                if seed_ptr is not None:
+                    dp_t = dropped(dp_t, is_kept, dropout)
                 ds_t = p_t * (dp_t - delta[None, :])
                 if MASKED and MASK == "pairs":
                     ds_t = tl.where(s_t == float("-inf"), 0.0, ds_t)
+                if cap_scale is not None:
+                    ds_t *= gain
                 dk = tl.dot(ds_t.to(q.dtype), q, dk, input_precision=PRECISION)
     return dk, dv
 
@@ -89,57 +119,67 @@ def _accumulate_dkdv(
 def _accumulate_over_ranges(
     k, v, column_bias, q_ptr, do_ptr, shift_ptr, delta_ptr, mask_ptr,
     stride_qh, stride_qn, stride_doh, stride_don, stride_mh, stride_mm, stride_mn,
-    begin, full_begin, full_end, end, offs_n, keep, num_q, seqlen_q, interval, qk_scale,
-    DK: tl.constexpr, DV: tl.constexpr,
-    STARTS_MASKED: tl.constexpr, IS_WINDOWED: tl.constexpr, GROUP: tl.constexpr,
+    origin, begin, full_begin, full_end, end, first_key, keep, num_q, seqlen_q, interval, rich,
+    qk_scale, cap_scale,
+    DK: tl.constexpr, DV: tl.constexpr, HAS_PREFIX: tl.constexpr,
+    STARTS_MASKED: tl.constexpr, IS_BOUNDED: tl.constexpr, GROUP: tl.constexpr,
     MASK: tl.constexpr, IS_BIAS: tl.constexpr, EXACT: tl.constexpr,
     ALIGN: tl.constexpr, PRECISION: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """(dk, dv) over the queries of [begin, end), those of [full_begin, full_end) without masks."""
+    """(dk, dv) over the queries of [begin, end), those of [full_begin, full_end) without masks, and
+    before them over those of a global prefix.
+    """
     dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dv = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
-    # Half tiles at the edges: fewer hidden pairs, and registers for the masks. Which tiles are
-    # edges depends on the sequence alone, and so do the order of the sums and the bits.
-    EDGE_M: tl.constexpr = BLOCK_M // 2 if BLOCK_M > 16 else BLOCK_M
+    EDGE_M: tl.constexpr = edge_block(BLOCK_M, None)
+    if HAS_PREFIX:
+        dk, dv = _accumulate_dkdv(
+            dk, dv, k, v, column_bias, q_ptr, do_ptr, shift_ptr, delta_ptr, mask_ptr,
+            stride_qh, stride_qn, stride_doh, stride_don, stride_mh, stride_mm, stride_mn,
+            origin, prefix_queries_end(begin, interval), first_key, keep, num_q, seqlen_q,
+            interval, rich, qk_scale, cap_scale,
+            DK, DV, True, IS_BOUNDED, GROUP, MASK, IS_BIAS, EXACT, ALIGN, PRECISION,
+            HEAD_DIM, EDGE_M, BLOCK_N, BLOCK_D,
+        )  # fmt: skip
     if MASK != "pairs":
         if STARTS_MASKED:
             dk, dv = _accumulate_dkdv(
                 dk, dv, k, v, column_bias, q_ptr, do_ptr, shift_ptr, delta_ptr, mask_ptr,
                 stride_qh, stride_qn, stride_doh, stride_don, stride_mh, stride_mm, stride_mn,
-                begin, full_begin, offs_n, keep, num_q, seqlen_q, interval, qk_scale,
-                DK, DV, True, IS_WINDOWED, GROUP, MASK, IS_BIAS, EXACT, ALIGN, PRECISION,
+                begin, full_begin, first_key, keep, num_q, seqlen_q, interval, rich,
+                qk_scale, cap_scale,
+                DK, DV, True, IS_BOUNDED, GROUP, MASK, IS_BIAS, EXACT, ALIGN, PRECISION,
                 HEAD_DIM, EDGE_M, BLOCK_N, BLOCK_D,
             )  # fmt: skip
         dk, dv = _accumulate_dkdv(
             dk, dv, k, v, column_bias, q_ptr, do_ptr, shift_ptr, delta_ptr, mask_ptr,
             stride_qh, stride_qn, stride_doh, stride_don, stride_mh, stride_mm, stride_mn,
-            full_begin, full_end, offs_n, keep, num_q, seqlen_q, interval, qk_scale,
-            DK, DV, False, IS_WINDOWED, GROUP, MASK, IS_BIAS, EXACT, ALIGN, PRECISION,
+            full_begin, full_end, first_key, keep, num_q, seqlen_q, interval, rich,
+            qk_scale, cap_scale,
+            DK, DV, False, IS_BOUNDED, GROUP, MASK, IS_BIAS, EXACT, ALIGN, PRECISION,
             HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D,
         )  # fmt: skip
         begin = full_end
     return _accumulate_dkdv(
         dk, dv, k, v, column_bias, q_ptr, do_ptr, shift_ptr, delta_ptr, mask_ptr,
         stride_qh, stride_qn, stride_doh, stride_don, stride_mh, stride_mm, stride_mn,
-        begin, end, offs_n, keep, num_q, seqlen_q, interval, qk_scale,
-        DK, DV, True, IS_WINDOWED, GROUP, MASK, IS_BIAS, EXACT, ALIGN, PRECISION,
+        begin, end, first_key, keep, num_q, seqlen_q, interval, rich, qk_scale, cap_scale,
+        DK, DV, True, IS_BOUNDED, GROUP, MASK, IS_BIAS, EXACT, ALIGN, PRECISION,
         HEAD_DIM, EDGE_M, BLOCK_N, BLOCK_D,
     )  # fmt: skip
 
 
-@triton.jit(
-    do_not_specialize=[
-        "num_tiles", "num_heads", "num_seqs", "seqlen_q", "seqlen_k", "window_left", "window_right",
-    ]
-)  # fmt: skip
+@triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def dkdv_kernel(
     q_ptr, k_ptr, v_ptr, mask_ptr, do_ptr, shift_ptr, delta_ptr, dk_ptr, dv_ptr,
-    cu_seqlens_q_ptr, cu_seqlens_k_ptr, q_lengths_ptr, kv_start_ptr, kv_end_ptr,
+    cu_seqlens_q_ptr, cu_seqlens_k_ptr, q_lengths_ptr, kv_start_ptr, kv_end_ptr, lo_ptr, hi_ptr,
+    times_ptr, decay_ptr, slopes_ptr, relative_ptr, seed_ptr,
     stride_qb, stride_qh, stride_qn, stride_kb, stride_kh, stride_kn,
     stride_vb, stride_vh, stride_vn, stride_mb, stride_mh, stride_mm, stride_mn,
-    stride_dob, stride_doh, stride_don, stride_dkb, stride_dkh, stride_dkn,
+    stride_dob, stride_doh, stride_don, stride_dkb, stride_dkh, stride_dkn, stride_slopes,
     num_tiles, num_heads, num_seqs, seqlen_q, seqlen_k, window_left, window_right, qk_scale, scale,
+    cap_scale, relative_far, global_prefix, dropout_bits, kept_scale,
     GROUP: tl.constexpr, IS_PACKED: tl.constexpr, BOTTOM_RIGHT: tl.constexpr,
     ANCHORED: tl.constexpr,
     MASK: tl.constexpr, IS_BIAS: tl.constexpr, EXACT: tl.constexpr,
@@ -149,10 +189,12 @@ def dkdv_kernel(
     """dk = scale ds^T q and dv = p^T do, summed over the GROUP query heads of a key head. num_heads
     counts key heads; dk and dv are laid out alike.
     """
-    batch, kv_head, first_key, q_start, k_start, rows, num_q, kv_begin, kv_end = key_tile(
+    (
+        batch, sequence, kv_head, first_key, q_start, k_start, rows, num_q, kv_begin, kv_end
+    ) = key_tile(
         tl.program_id(0), num_tiles, num_heads,
         cu_seqlens_q_ptr, cu_seqlens_k_ptr, q_lengths_ptr, kv_start_ptr, kv_end_ptr,
-        num_seqs, seqlen_q, seqlen_k, IS_PACKED, BLOCK_N,
+        num_seqs, seqlen_q, seqlen_k, IS_PACKED, seed_ptr is not None, BLOCK_N,
     )  # fmt: skip
     if first_key >= rows:
         return
@@ -174,11 +216,20 @@ def dkdv_kernel(
     if MASK is not None:
         mask_ptr = sequence_ptr(mask_ptr, batch, head, 0, stride_mb, stride_mh, 0, 1)
 
-    IS_WINDOWED: tl.constexpr = window_left is not None or window_right is not None
-    interval = (
-        (kv_end - num_q) if BOTTOM_RIGHT else 0, kv_begin, kv_end, window_left, window_right
+    IS_BOUNDED: tl.constexpr = (
+        window_left is not None or window_right is not None
+        or lo_ptr is not None or global_prefix is not None
     )  # fmt: skip
-    begin, full_begin, full_end, end = visiting_queries(
+    first_row = tl.cast(batch, tl.int64) * seqlen_q + q_start
+    interval = key_intervals(
+        num_q, kv_begin, kv_end, window_left, window_right, lo_ptr, hi_ptr, first_row,
+        global_prefix, seed_ptr, kv_start_ptr, BOTTOM_RIGHT,
+    )  # fmt: skip
+    rich = (
+        sequence, head, first_row, relative_ptr, relative_far, slopes_ptr, stride_slopes,
+        decay_ptr, times_ptr, seed_ptr, dropout_bits, kept_scale,
+    )  # fmt: skip
+    origin, begin, full_begin, full_end, end = visiting_queries(
         first_key, num_q, interval, ANCHORED, BLOCK_M, BLOCK_N
     )
     offs_n = first_key + tl.arange(0, BLOCK_N)
@@ -196,16 +247,18 @@ def dkdv_kernel(
         full_end = tl.minimum(full_end, end)
     k = load_rows(k_ptr, first_key, stride_kn, keep, ALIGN, HEAD_DIM, BLOCK_N, BLOCK_D)
     v = load_rows(v_ptr, first_key, stride_vn, keep, ALIGN, HEAD_DIM, BLOCK_N, BLOCK_D)
-    STARTS_MASKED: tl.constexpr = window_right is not None or ANCHORED
+    HAS_PREFIX: tl.constexpr = global_prefix is not None
+    STARTS_MASKED: tl.constexpr = window_right is not None or lo_ptr is not None or ANCHORED
     # With wide heads the registers of a warp group hold one sum of 64 rows and not two: dv first,
     # then the scores once more for dk. Five products instead of four, on tensor cores at full rate.
     AT_ONCE: tl.constexpr = BLOCK_D <= 128 or EXACT
     dk, dv = _accumulate_over_ranges(
         k, v, bias, q_ptr, do_ptr, shift_ptr, delta_ptr, mask_ptr,
         stride_qh, stride_qn, stride_doh, stride_don, stride_mh, stride_mm, stride_mn,
-        begin, full_begin, full_end, end, offs_n, keep, num_q, seqlen_q, interval, qk_scale,
-        AT_ONCE, True, STARTS_MASKED, IS_WINDOWED, GROUP, MASK, IS_BIAS, EXACT, ALIGN, PRECISION,
-        HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D,
+        origin, begin, full_begin, full_end, end, first_key, keep, num_q, seqlen_q, interval, rich,
+        qk_scale, cap_scale,
+        AT_ONCE, True, HAS_PREFIX, STARTS_MASKED, IS_BOUNDED, GROUP,
+        MASK, IS_BIAS, EXACT, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D,
     )  # fmt: skip
     inside = (offs_n >= 0) & (offs_n < rows)
     # A key that is not kept was read as 0, which does not make its p 0.
@@ -215,9 +268,10 @@ def dkdv_kernel(
         dk, _ = _accumulate_over_ranges(
             k, v, bias, q_ptr, do_ptr, shift_ptr, delta_ptr, mask_ptr,
             stride_qh, stride_qn, stride_doh, stride_don, stride_mh, stride_mm, stride_mn,
-            begin, full_begin, full_end, end, offs_n, keep, num_q, seqlen_q, interval, qk_scale,
-            True, False, STARTS_MASKED, IS_WINDOWED, GROUP, MASK, IS_BIAS, EXACT, ALIGN, PRECISION,
-            HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D,
+            origin, begin, full_begin, full_end, end, first_key, keep, num_q, seqlen_q, interval,
+            rich, qk_scale, cap_scale,
+            True, False, HAS_PREFIX, STARTS_MASKED, IS_BOUNDED, GROUP,
+            MASK, IS_BIAS, EXACT, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D,
         )  # fmt: skip
     dk = tl.where(keep[:, None], dk * scale, 0.0)
     store_rows(dk_ptr, first_key, stride_dkn, dk, inside, ALIGN, HEAD_DIM, BLOCK_N, BLOCK_D)

@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from .launch import NOT_SPECIALIZED
 from .score import (
     drop_unseen,
     exponential,
@@ -15,25 +16,47 @@ from .score import (
     sequence_ptr,
     store_rows,
 )
-from .tiles import query_tile, visited_keys
+from .terms import (
+    dropped,
+    head_dropout,
+    head_terms,
+    kept_pairs,
+    position_distance,
+    softcapped,
+    time_distance,
+    with_terms,
+)
+from .tiles import (
+    edge_block,
+    first_tile,
+    key_intervals,
+    prefix_keys_end,
+    query_tile,
+    visited_keys,
+)
 
 
 @triton.jit
 def _accumulate_dq(
-    dq, q, do, lse, delta, k_ptr, v_ptr, mask_ptr, stride_kn, stride_vn, stride_mm, stride_mn,
-    begin, end, key_lo, key_hi, first_query, num_q, interval, qk_scale,
+    dq, dslope, ddecay, q, do, lse, delta, k_ptr, v_ptr, mask_ptr,
+    stride_kn, stride_vn, stride_mm, stride_mn,
+    begin, end, key_lo, key_hi, first_query, num_q, interval, terms, dropout, qk_scale, cap_scale,
+    DSLOPE: tl.constexpr, DDECAY: tl.constexpr,
     MASKED: tl.constexpr, MASK: tl.constexpr, IS_BIAS: tl.constexpr, EXACT: tl.constexpr,
     ALIGN: tl.constexpr, PRECISION: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """dq += ds k over the key tiles of [begin, end); a query that sees nothing has lse = inf."""
+    """dq += ds k over the key tiles of [begin, end); a query that sees nothing has lse = inf.
+
+    dslope and ddecay: by query, the sums of ds times the distance in positions and in time.
+    """
     offs_m = first_query + tl.arange(0, BLOCK_M)
     if begin < end:  # see _accumulate_dkdv
         for n in tl.range(begin, end, BLOCK_N):
             keep = None
             bias = None
+            offs_n = n + tl.arange(0, BLOCK_N)
             if MASKED:
-                offs_n = n + tl.arange(0, BLOCK_N)
                 inside = (offs_n >= key_lo) & (offs_n < key_hi)
                 if MASK == "keys":
                     column = key_bias(mask_ptr, offs_n, stride_mn, inside, IS_BIAS, EXACT)
@@ -45,6 +68,9 @@ def _accumulate_dq(
             v = load_rows(v_ptr, n, stride_vn, keep, ALIGN, HEAD_DIM, BLOCK_N, BLOCK_D)
             s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
             dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)
+            if cap_scale is not None:
+                s = softcapped(s, cap_scale)
+                gain = 1.0 - s * s
             if MASKED:
                 s, values = mask_scores(
                     s, offs_m[:, None], offs_n[None, :], inside[None, :], num_q, interval,
@@ -52,26 +78,36 @@ def _accumulate_dq(
                 )  # fmt: skip
                 if MASK == "pairs" and IS_BIAS:
                     bias = pair_bias(values, EXACT)
+            bias = with_terms(bias, offs_m[:, None], offs_n[None, :], terms, interval, EXACT)
+            if dropout is not None:
+                dp = dropped(dp, kept_pairs(first_query, n, dropout, BLOCK_M, BLOCK_N), dropout)
             ds = exponential(s, qk_scale, bias, lse[:, None], EXACT) * (dp - delta[:, None])
             if MASKED and MASK == "pairs":
                 ds = tl.where(s == float("-inf"), 0.0, ds)
                 k = drop_unseen(k, s)
+            if DSLOPE:
+                distance = position_distance(offs_m[:, None], offs_n[None, :], interval)
+                dslope += tl.sum(ds * distance, 1)
+            if DDECAY:
+                distance = time_distance(offs_m[:, None], offs_n[None, :], terms[4], interval)
+                ddecay += tl.sum(ds * distance, 1)
+            if cap_scale is not None:
+                ds *= gain
             dq = tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
-    return dq
+    return dq, dslope, ddecay
 
 
-@triton.jit(
-    do_not_specialize=[
-        "num_tiles", "num_heads", "num_seqs", "seqlen_q", "seqlen_k", "window_left", "window_right",
-    ]
-)  # fmt: skip
+@triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def dq_kernel(
     q_ptr, k_ptr, v_ptr, mask_ptr, o_ptr, do_ptr, lse_ptr, dlse_ptr, shift_ptr, delta_ptr, dq_ptr,
-    cu_seqlens_q_ptr, cu_seqlens_k_ptr, q_lengths_ptr, kv_start_ptr, kv_end_ptr,
+    dslope_ptr, ddecay_ptr,
+    cu_seqlens_q_ptr, cu_seqlens_k_ptr, q_lengths_ptr, kv_start_ptr, kv_end_ptr, lo_ptr, hi_ptr,
+    times_ptr, decay_ptr, slopes_ptr, relative_ptr, seed_ptr,
     stride_qb, stride_qh, stride_qn, stride_kb, stride_kh, stride_kn,
     stride_vb, stride_vh, stride_vn, stride_mb, stride_mh, stride_mm, stride_mn,
-    stride_ob, stride_oh, stride_on, stride_dob, stride_doh, stride_don,
+    stride_ob, stride_oh, stride_on, stride_dob, stride_doh, stride_don, stride_slopes,
     num_tiles, num_heads, num_seqs, seqlen_q, seqlen_k, window_left, window_right, qk_scale, scale,
+    cap_scale, relative_far, global_prefix, dropout_bits, kept_scale,
     GROUP: tl.constexpr, IS_PACKED: tl.constexpr, BOTTOM_RIGHT: tl.constexpr,
     MASK: tl.constexpr, IS_BIAS: tl.constexpr, EXACT: tl.constexpr,
     ALIGN: tl.constexpr, PRECISION: tl.constexpr,
@@ -79,8 +115,12 @@ def dq_kernel(
 ):  # fmt: skip
     """dq = scale ds k; and for the kernel over keys, delta = rowsum(do * o) - dlse and shift, the
     lse in the units of the scores, inf where a query sees nothing. dq is laid out as o.
+
+    dslope_ptr, ddecay_ptr: None, or where the sums of _accumulate_dq go, laid out as lse.
     """
-    batch, head, first_query, q_start, k_start, rows, num_q, kv_begin, kv_end = query_tile(
+    (
+        batch, sequence, head, first_query, q_start, k_start, rows, num_q, kv_begin, kv_end
+    ) = query_tile(
         tl.program_id(0), num_tiles, num_heads,
         cu_seqlens_q_ptr, cu_seqlens_k_ptr, q_lengths_ptr, kv_start_ptr, kv_end_ptr,
         num_seqs, seqlen_q, seqlen_k, IS_PACKED, window_right is not None, BLOCK_M,
@@ -112,38 +152,66 @@ def dq_kernel(
     tl.store(delta_ptr + row + offs_m, delta, mask=offs_m < rows)
     q = load_rows(q_ptr, first_query, stride_qn, sees, ALIGN, HEAD_DIM, BLOCK_M, BLOCK_D)
 
-    interval = (
-        (kv_end - num_q) if BOTTOM_RIGHT else 0, kv_begin, kv_end, window_left, window_right
+    first_row = tl.cast(batch, tl.int64) * seqlen_q + q_start
+    interval = key_intervals(
+        num_q, kv_begin, kv_end, window_left, window_right, lo_ptr, hi_ptr, first_row,
+        global_prefix, seed_ptr, kv_start_ptr, BOTTOM_RIGHT,
     )  # fmt: skip
+    terms = head_terms(
+        sequence, head, first_row, relative_ptr, relative_far, slopes_ptr, stride_slopes,
+        decay_ptr, times_ptr, EXACT,
+    )  # fmt: skip
+    dropout = head_dropout(seed_ptr, sequence, head, dropout_bits, kept_scale)
     begin, full_begin, full_end, end, key_lo, key_hi = visited_keys(
         first_query, num_q, interval, BLOCK_M, BLOCK_N
     )
     dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    dslope = tl.zeros([BLOCK_M], tl.float32)
+    ddecay = tl.zeros([BLOCK_M], tl.float32)
+    EDGE_N: tl.constexpr = edge_block(BLOCK_N, MASK)
+    STARTS_MASKED: tl.constexpr = (
+        window_left is not None or lo_ptr is not None
+        or (seed_ptr is not None and kv_start_ptr is not None)
+    )  # fmt: skip
+    DSLOPE: tl.constexpr = dslope_ptr is not None
+    DDECAY: tl.constexpr = ddecay_ptr is not None
+    if global_prefix is not None:
+        dq, dslope, ddecay = _accumulate_dq(
+            dq, dslope, ddecay, q, do, lse, delta, k_ptr, v_ptr, mask_ptr,
+            stride_kn, stride_vn, stride_mm, stride_mn,
+            first_tile(interval), prefix_keys_end(begin, interval), key_lo, key_hi,
+            first_query, num_q, interval, terms, dropout, qk_scale, cap_scale, DSLOPE, DDECAY,
+            True, MASK, IS_BIAS, EXACT, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, EDGE_N, BLOCK_D,
+        )  # fmt: skip
     if MASK != "pairs":
-        if window_left is not None:
-            dq = _accumulate_dq(
-                dq, q, do, lse, delta, k_ptr, v_ptr, mask_ptr,
-                stride_kn, stride_vn, stride_mm, stride_mn,
-                begin, full_begin, key_lo, key_hi, first_query, num_q, interval, qk_scale,
-                True, MASK, IS_BIAS, EXACT, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D,
+        if STARTS_MASKED:
+            dq, dslope, ddecay = _accumulate_dq(
+                dq, dslope, ddecay, q, do, lse, delta, k_ptr, v_ptr, mask_ptr,
+                stride_kn, stride_vn, stride_mm, stride_mn, begin, full_begin, key_lo, key_hi,
+                first_query, num_q, interval, terms, dropout, qk_scale, cap_scale, DSLOPE, DDECAY,
+                True, MASK, IS_BIAS, EXACT, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, EDGE_N, BLOCK_D,
             )  # fmt: skip
         if MASK == "keys":
             masked = first_masked_key(mask_ptr, stride_mn, full_begin, full_end, IS_BIAS)
             full_end = full_begin + (masked - full_begin) // BLOCK_N * BLOCK_N
-        dq = _accumulate_dq(
-            dq, q, do, lse, delta, k_ptr, v_ptr, mask_ptr,
-            stride_kn, stride_vn, stride_mm, stride_mn,
-            full_begin, full_end, key_lo, key_hi, first_query, num_q, interval, qk_scale,
+        dq, dslope, ddecay = _accumulate_dq(
+            dq, dslope, ddecay, q, do, lse, delta, k_ptr, v_ptr, mask_ptr,
+            stride_kn, stride_vn, stride_mm, stride_mn, full_begin, full_end, key_lo, key_hi,
+            first_query, num_q, interval, terms, dropout, qk_scale, cap_scale, DSLOPE, DDECAY,
             False, MASK, IS_BIAS, EXACT, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D,
         )  # fmt: skip
         begin = full_end
-    dq = _accumulate_dq(
-        dq, q, do, lse, delta, k_ptr, v_ptr, mask_ptr,
-        stride_kn, stride_vn, stride_mm, stride_mn,
-        begin, end, key_lo, key_hi, first_query, num_q, interval, qk_scale,
-        True, MASK, IS_BIAS, EXACT, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D,
+    dq, dslope, ddecay = _accumulate_dq(
+        dq, dslope, ddecay, q, do, lse, delta, k_ptr, v_ptr, mask_ptr,
+        stride_kn, stride_vn, stride_mm, stride_mn, begin, end, key_lo, key_hi,
+        first_query, num_q, interval, terms, dropout, qk_scale, cap_scale, DSLOPE, DDECAY,
+        True, MASK, IS_BIAS, EXACT, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, EDGE_N, BLOCK_D,
     )  # fmt: skip
     store_rows(
         dq_ptr, first_query, stride_on, dq * scale, offs_m < rows,
         ALIGN, HEAD_DIM, BLOCK_M, BLOCK_D,
     )  # fmt: skip
+    if DSLOPE:
+        tl.store(dslope_ptr + row + offs_m, dslope, mask=offs_m < rows)
+    if DDECAY:
+        tl.store(ddecay_ptr + row + offs_m, ddecay, mask=offs_m < rows)

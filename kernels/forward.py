@@ -1,11 +1,13 @@
 """Forward attention: one program per query tile, online softmax over its key tiles."""
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 
 from .configs import tile_config
-from .launch import Problem
+from .launch import NOT_SPECIALIZED, Problem
 from .score import (
     drop_unseen,
     first_masked_key,
@@ -18,13 +20,21 @@ from .score import (
     sequence_ptr,
     store_rows,
 )
-from .tiles import query_tile, visited_keys
+from .terms import head_dropout, head_terms, kept_pairs, softcapped, with_terms
+from .tiles import (
+    edge_block,
+    first_tile,
+    key_intervals,
+    prefix_keys_end,
+    query_tile,
+    visited_keys,
+)
 
 
 @triton.jit
 def _attend(
     acc, m_i, l_i, q, k_ptr, v_ptr, mask_ptr, stride_kn, stride_vn, stride_mm, stride_mn,
-    begin, end, key_lo, key_hi, first_query, num_q, interval, qk_scale,
+    begin, end, key_lo, key_hi, first_query, num_q, interval, terms, dropout, qk_scale, cap_scale,
     MASKED: tl.constexpr, MASK: tl.constexpr, IS_BIAS: tl.constexpr, EXACT: tl.constexpr,
     ALIGN: tl.constexpr, PRECISION: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -36,8 +46,8 @@ def _attend(
         for n in tl.range(begin, end, BLOCK_N):
             keep = None
             bias = None
+            offs_n = n + tl.arange(0, BLOCK_N)
             if MASKED:
-                offs_n = n + tl.arange(0, BLOCK_N)
                 inside = (offs_n >= key_lo) & (offs_n < key_hi)
                 if MASK == "keys":
                     column = key_bias(mask_ptr, offs_n, stride_mn, inside, IS_BIAS, EXACT)
@@ -47,6 +57,8 @@ def _attend(
                 keep = inside
             k = load_rows(k_ptr, n, stride_kn, keep, ALIGN, HEAD_DIM, BLOCK_N, BLOCK_D)
             s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+            if cap_scale is not None:
+                s = softcapped(s, cap_scale)
             if MASKED:
                 s, values = mask_scores(
                     s, offs_m[:, None], offs_n[None, :], inside[None, :], num_q, interval,
@@ -54,33 +66,37 @@ def _attend(
                 )  # fmt: skip
                 if MASK == "pairs" and IS_BIAS:
                     bias = pair_bias(values, EXACT)
+            bias = with_terms(bias, offs_m[:, None], offs_n[None, :], terms, interval, EXACT)
             p, alpha, m_i = online_softmax(m_i, s, qk_scale, bias, MASKED, EXACT)
             v = load_rows(v_ptr, n, stride_vn, keep, ALIGN, HEAD_DIM, BLOCK_N, BLOCK_D)
             if MASKED and MASK == "pairs":
                 v = drop_unseen(v, s)
-            acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None], input_precision=PRECISION)
+            kept = p
+            if dropout is not None:
+                kept = tl.where(kept_pairs(first_query, n, dropout, BLOCK_M, BLOCK_N), p, 0.0)
+            acc = tl.dot(kept.to(v.dtype), v, acc * alpha[:, None], input_precision=PRECISION)
             l_i = l_i * alpha + tl.sum(p, 1)
     return acc, m_i, l_i
 
 
-@triton.jit(
-    do_not_specialize=[
-        "num_tiles", "num_heads", "num_seqs", "seqlen_q", "seqlen_k", "window_left", "window_right",
-    ]
-)  # fmt: skip
+@triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def _forward_kernel(
     q_ptr, k_ptr, v_ptr, mask_ptr, o_ptr, lse_ptr,
-    cu_seqlens_q_ptr, cu_seqlens_k_ptr, q_lengths_ptr, kv_start_ptr, kv_end_ptr,
+    cu_seqlens_q_ptr, cu_seqlens_k_ptr, q_lengths_ptr, kv_start_ptr, kv_end_ptr, lo_ptr, hi_ptr,
+    times_ptr, decay_ptr, slopes_ptr, relative_ptr, seed_ptr,
     stride_qb, stride_qh, stride_qn, stride_kb, stride_kh, stride_kn,
     stride_vb, stride_vh, stride_vn, stride_mb, stride_mh, stride_mm, stride_mn,
-    stride_ob, stride_oh, stride_on,
+    stride_ob, stride_oh, stride_on, stride_slopes,
     num_tiles, num_heads, num_seqs, seqlen_q, seqlen_k, window_left, window_right, qk_scale,
+    cap_scale, relative_far, global_prefix, dropout_bits, kept_scale,
     GROUP: tl.constexpr, IS_PACKED: tl.constexpr, BOTTOM_RIGHT: tl.constexpr,
     MASK: tl.constexpr, IS_BIAS: tl.constexpr, EXACT: tl.constexpr,
     ALIGN: tl.constexpr, PRECISION: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    batch, head, first_query, q_start, k_start, rows, num_q, kv_begin, kv_end = query_tile(
+    (
+        batch, sequence, head, first_query, q_start, k_start, rows, num_q, kv_begin, kv_end
+    ) = query_tile(
         tl.program_id(0), num_tiles, num_heads,
         cu_seqlens_q_ptr, cu_seqlens_k_ptr, q_lengths_ptr, kv_start_ptr, kv_end_ptr,
         num_seqs, seqlen_q, seqlen_k, IS_PACKED, window_right is not None, BLOCK_M,
@@ -97,9 +113,16 @@ def _forward_kernel(
     if MASK is not None:
         mask_ptr = sequence_ptr(mask_ptr, batch, head, 0, stride_mb, stride_mh, 0, 1)
 
-    interval = (
-        (kv_end - num_q) if BOTTOM_RIGHT else 0, kv_begin, kv_end, window_left, window_right
+    first_row = tl.cast(batch, tl.int64) * seqlen_q + q_start
+    interval = key_intervals(
+        num_q, kv_begin, kv_end, window_left, window_right, lo_ptr, hi_ptr, first_row,
+        global_prefix, seed_ptr, kv_start_ptr, BOTTOM_RIGHT,
     )  # fmt: skip
+    terms = head_terms(
+        sequence, head, first_row, relative_ptr, relative_far, slopes_ptr, stride_slopes,
+        decay_ptr, times_ptr, EXACT,
+    )  # fmt: skip
+    dropout = head_dropout(seed_ptr, sequence, head, dropout_bits, kept_scale)
     begin, full_begin, full_end, end, key_lo, key_hi = visited_keys(
         first_query, num_q, interval, BLOCK_M, BLOCK_N
     )
@@ -110,31 +133,48 @@ def _forward_kernel(
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     m_i = tl.full([BLOCK_M], float("-inf"), tl.float32)
     l_i = tl.zeros([BLOCK_M], tl.float32)
+    EDGE_N: tl.constexpr = edge_block(BLOCK_N, MASK)
+    STARTS_MASKED: tl.constexpr = (
+        window_left is not None or lo_ptr is not None
+        or (seed_ptr is not None and kv_start_ptr is not None)
+    )  # fmt: skip
+    if global_prefix is not None:
+        acc, m_i, l_i = _attend(
+            acc, m_i, l_i, q, k_ptr, v_ptr, mask_ptr, stride_kn, stride_vn, stride_mm, stride_mn,
+            first_tile(interval), prefix_keys_end(begin, interval), key_lo, key_hi,
+            first_query, num_q, interval, terms, dropout, qk_scale, cap_scale,
+            True, MASK, IS_BIAS, EXACT, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, EDGE_N, BLOCK_D,
+        )  # fmt: skip
     if MASK != "pairs":
-        if window_left is not None:
+        if STARTS_MASKED:
             acc, m_i, l_i = _attend(
                 acc, m_i, l_i, q, k_ptr, v_ptr, mask_ptr,
-                stride_kn, stride_vn, stride_mm, stride_mn,
-                begin, full_begin, key_lo, key_hi, first_query, num_q, interval, qk_scale,
-                True, MASK, IS_BIAS, EXACT, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D,
+                stride_kn, stride_vn, stride_mm, stride_mn, begin, full_begin, key_lo, key_hi,
+                first_query, num_q, interval, terms, dropout, qk_scale, cap_scale,
+                True, MASK, IS_BIAS, EXACT, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, EDGE_N, BLOCK_D,
             )  # fmt: skip
         if MASK == "keys":
             masked = first_masked_key(mask_ptr, stride_mn, full_begin, full_end, IS_BIAS)
             full_end = full_begin + (masked - full_begin) // BLOCK_N * BLOCK_N
         acc, m_i, l_i = _attend(
             acc, m_i, l_i, q, k_ptr, v_ptr, mask_ptr, stride_kn, stride_vn, stride_mm, stride_mn,
-            full_begin, full_end, key_lo, key_hi, first_query, num_q, interval, qk_scale,
+            full_begin, full_end, key_lo, key_hi,
+            first_query, num_q, interval, terms, dropout, qk_scale, cap_scale,
             False, MASK, IS_BIAS, EXACT, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D,
         )  # fmt: skip
         begin = full_end
     acc, m_i, l_i = _attend(
         acc, m_i, l_i, q, k_ptr, v_ptr, mask_ptr, stride_kn, stride_vn, stride_mm, stride_mn,
-        begin, end, key_lo, key_hi, first_query, num_q, interval, qk_scale,
-        True, MASK, IS_BIAS, EXACT, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D,
+        begin, end, key_lo, key_hi, first_query, num_q, interval, terms, dropout,
+        qk_scale, cap_scale,
+        True, MASK, IS_BIAS, EXACT, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, EDGE_N, BLOCK_D,
     )  # fmt: skip
 
     empty = (l_i == 0.0) | (offs_m >= num_q)
-    o = tl.where(empty, 0.0, 1.0 / tl.where(empty, 1.0, l_i))[:, None] * acc
+    factor = tl.where(empty, 0.0, 1.0 / tl.where(empty, 1.0, l_i))
+    if dropout is not None:
+        factor *= kept_scale
+    o = factor[:, None] * acc
     lse = tl.where(empty, float("-inf"), log_sum_exp(m_i, l_i, EXACT))
     store_rows(
         o_ptr, first_query, stride_on, o, offs_m < rows, ALIGN, HEAD_DIM, BLOCK_M, BLOCK_D
@@ -142,34 +182,14 @@ def _forward_kernel(
     tl.store(lse_ptr + offs_m, lse, mask=offs_m < rows)
 
 
-def attention_forward(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    mask: torch.Tensor | None,
-    cu_seqlens_q: torch.Tensor | None,
-    cu_seqlens_k: torch.Tensor | None,
-    q_lengths: torch.Tensor | None,
-    kv_start: torch.Tensor | None,
-    kv_end: torch.Tensor | None,
-    scale: float,
-    window_left: int,
-    window_right: int,
-    bottom_right: bool,
-    max_seqlen_q: int,
-    max_seqlen_k: int,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def attention_forward(call: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Output and log-sum-exp of dense (B, H, N, D) or packed (T, H, D) attention.
 
-    The arguments are those of the op clinattn::attention_forward. o has q's type and shape, lse is
-    fp32 (B, H, Nq) or (H, T), natural log; a query that sees no key gives 0 and -inf.
+    call has the fields of clinattn.arguments.Arguments. o has q's type and shape, lse is fp32
+    (B, H, Nq) or (H, T), natural log; a query that sees no key gives 0 and -inf.
     """
-    if scale < 0:
-        q, scale = -q, -scale
-    problem = Problem(
-        q, k, v, mask, cu_seqlens_q, cu_seqlens_k, q_lengths, kv_start, kv_end,
-        scale, window_left, window_right, bottom_right,
-    )  # fmt: skip
+    problem = Problem(call)
+    q = call.q
     o, lse = torch.empty(q.shape, dtype=q.dtype, device=q.device), problem.empty_lse()
     if o.numel() > 0:
         config = tile_config("forward", *problem.config_key)

@@ -59,29 +59,75 @@ def dense_lengths(batch, q_lengths_ptr, kv_start_ptr, kv_end_ptr, seqlen_q, seql
 
 
 @triton.jit
-def key_interval(i, interval):
-    """[lo, hi), the keys that query i sees; i is one index or a tensor of them.
+def key_intervals(
+    num_q, kv_begin, kv_end, window_left, window_right, lo_ptr, hi_ptr, first_row,
+    prefix, seed_ptr, kv_start_ptr, BOTTOM_RIGHT: tl.constexpr,
+):  # fmt: skip
+    """The tuple that describes what the queries of a sequence see, as key_interval takes it.
 
-    interval: (offset, kv_begin, kv_end, window_left, window_right), a side None where unbounded.
+    Dropout draws its bytes for 16 keys at a time, so its tiles are counted from a multiple of 16.
     """
-    offset, lo, hi, window_left, window_right = interval
+    offset = (kv_end - num_q) if BOTTOM_RIGHT else 0
+    if lo_ptr is not None:
+        lo_ptr += first_row
+        hi_ptr += first_row
+    origin = None
+    if seed_ptr is not None and kv_start_ptr is not None:
+        origin = kv_begin // 16 * 16
+    return (
+        offset, kv_begin, kv_end, window_left, window_right, lo_ptr, hi_ptr, num_q, prefix, origin
+    )  # fmt: skip
+
+
+@triton.constexpr_function
+def edge_block(block, mask):
+    """Side of a tile that needs masks: fewer hidden pairs, and registers for the masks.
+
+    Which tiles are edges depends on the sequence alone, and so do the order of sums and the bits.
+    """
+    return block // 2 if block > 16 and mask != "pairs" else block
+
+
+@triton.jit
+def first_tile(interval):
+    """Where the first key tile starts."""
+    start = interval[1]
+    if interval[9] is not None:
+        start = interval[9]
+    return start
+
+
+@triton.jit
+def key_interval(i, interval):
+    """[lo, hi), the keys that query i sees besides a global prefix; i is one index or a tensor.
+
+    interval: (offset, kv_begin, kv_end, window_left, window_right, lo_ptr, hi_ptr, num_q, prefix,
+    origin). A side or pointer is None where it bounds nothing, prefix where there is none; lo_ptr
+    and hi_ptr point at query 0 of the sequence; key tiles are counted from origin, or kv_begin.
+    """
+    offset, lo, hi, window_left, window_right, lo_ptr, hi_ptr, num_q, prefix, origin = interval
     if window_left is not None:
         lo = tl.maximum(lo, i + offset - window_left)
     if window_right is not None:
         hi = tl.minimum(hi, i + offset + window_right + 1)
+    if lo_ptr is not None:
+        inside = (i >= 0) & (i < num_q)
+        lo = tl.maximum(lo, tl.load(lo_ptr + i, mask=inside, other=0))
+        hi = tl.minimum(hi, tl.load(hi_ptr + i, mask=inside, other=0))
     return lo, hi
 
 
 @triton.jit
 def visible(i, j, interval):
-    """Which queries i see which keys j: i [M, 1] and j [1, N], or i [1, M] and j [N, 1].
-
-    Key tiles start at kv_begin, so without a left window no key lies before lo.
-    """
+    """Which queries i see which keys j: i [M, 1] and j [1, N], or i [1, M] and j [N, 1]."""
+    offset, kv_begin, kv_end, window_left, _, lo_ptr, _, _, prefix, origin = interval
     lo, hi = key_interval(i, interval)
     seen = j < hi
-    if interval[3] is not None:
-        seen = seen & (j >= lo)
+    if window_left is not None or lo_ptr is not None or prefix is not None or origin is not None:
+        seen = seen & (j >= lo)  # otherwise tiles start at kv_begin
+    if prefix is not None:
+        in_prefix = (j < kv_begin + prefix) | (i + offset < kv_begin + prefix)
+        seen = seen | (in_prefix & (j >= kv_begin) & (j < kv_end))
     return seen
 
 
@@ -102,22 +148,70 @@ def split_range(lo, hi, full_lo, full_hi, origin, BLOCK: tl.constexpr):
 
 @triton.jit
 def visited_keys(first_query, num_q, interval, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """split_range over the keys that the queries of a tile see, then the first and last of them."""
+    """split_range over the keys that the queries of a tile see, then the first and last of them.
+
+    With a prefix the range leaves out the keys that are seen for that alone, unless a query of the
+    prefix is in the tile: then it is all keys, and all of them edges.
+    """
+    offset, kv_begin, kv_end, _, _, _, _, _, prefix, _ = interval
     last_query = tl.minimum(first_query + BLOCK_M, num_q) - 1
     lo, full_hi = key_interval(first_query, interval)
     full_lo, hi = key_interval(last_query, interval)
+    if prefix is not None:
+        sees_all = first_query + offset < kv_begin + prefix
+        lo = tl.where(sees_all, kv_begin, lo)
+        full_lo = tl.where(sees_all, kv_end, full_lo)
+        full_hi = tl.where(sees_all, kv_begin, full_hi)
+        hi = tl.where(sees_all, kv_end, hi)
     hi = tl.where((last_query >= first_query) & (hi > lo), hi, 0)
     begin, full_begin, full_end, end = split_range(
-        lo, hi, full_lo, tl.minimum(full_hi, hi), interval[1], BLOCK_N
+        lo, hi, full_lo, tl.minimum(full_hi, hi), first_tile(interval), BLOCK_N
     )
+    if prefix is not None:
+        lo = kv_begin
+        hi = kv_end
     return begin, full_begin, full_end, end, lo, hi
+
+
+@triton.jit
+def prefix_keys_end(begin, interval):
+    """Where the key tiles end that are visited for the prefix alone, before those from begin on."""
+    _, kv_begin, kv_end, _, _, _, _, _, prefix, _ = interval
+    return tl.minimum(tl.minimum(kv_begin + prefix, kv_end), begin)
+
+
+@triton.jit
+def prefix_queries_end(begin, interval):
+    """As prefix_keys_end, for the queries of the prefix, which see every key."""
+    offset, kv_begin, _, _, _, _, _, num_q, prefix, _ = interval
+    return tl.minimum(clamp(kv_begin + prefix - offset, 0, num_q), begin)
+
+
+@triton.jit
+def count_at_most(ptr, count, value):
+    """How many of the first `count` numbers at ptr, which never decrease, are at most value."""
+    WIDTH: tl.constexpr = 128
+    found = 0
+    while count > 0:
+        step = tl.cdiv(count, WIDTH)
+        last = tl.arange(0, WIDTH) * step + step - 1
+        inside = last < count
+        x = tl.load(ptr + found + last, mask=inside, other=0)
+        skipped = tl.sum((inside & (x <= value)).to(tl.int32), 0) * step
+        found += skipped
+        count = tl.minimum(step - 1, count - skipped)
+    return found
 
 
 @triton.jit
 def seen_keys(num_q, interval):
     """[lo, hi), the keys that some query sees."""
+    _, kv_begin, kv_end, _, _, _, _, _, prefix, _ = interval
     lo, _ = key_interval(0, interval)
     _, hi = key_interval(num_q - 1, interval)
+    if prefix is not None:
+        lo = kv_begin
+        hi = tl.where(num_q > 0, kv_end, kv_begin)
     return lo, hi
 
 
@@ -126,12 +220,12 @@ def visiting_queries(
     first_key, num_q, interval, ANCHORED: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """split_range over the queries that see some key of a tile.
+    """Where query tiles are counted from, and split_range over those that see some key of a tile.
 
     ANCHORED: query tiles are counted from the query that stands at kv_begin, as they would be if
     the keys before it were not there; the first tile can then start before query 0.
     """
-    offset, kv_begin, kv_end, window_left, window_right = interval
+    offset, kv_begin, kv_end, window_left, window_right, lo_ptr, hi_ptr, _, prefix, _ = interval
     last_key = tl.minimum(first_key + BLOCK_N, kv_end) - 1
     lo = 0
     hi = num_q
@@ -143,11 +237,26 @@ def visiting_queries(
     if window_left is not None:
         hi = tl.minimum(last_key - offset + window_left + 1, num_q)
         full_hi = tl.minimum(first_key - offset + window_left + 1, num_q)
+    if lo_ptr is not None:
+        lo = tl.maximum(lo, count_at_most(hi_ptr, num_q, first_key))
+        full_lo = tl.maximum(full_lo, count_at_most(hi_ptr, num_q, last_key))
+        hi = tl.minimum(hi, count_at_most(lo_ptr, num_q, last_key))
+        full_hi = tl.minimum(full_hi, count_at_most(lo_ptr, num_q, first_key))
+    if prefix is not None:
+        seen_by_all = first_key < kv_begin + prefix
+        lo = tl.where(seen_by_all, 0, lo)
+        full_lo = tl.where(seen_by_all, num_q, full_lo)
+        full_hi = tl.where(seen_by_all, 0, full_hi)
+        hi = tl.where(seen_by_all, num_q, hi)
     origin = 0
     if ANCHORED:
         origin = aligned_origin(kv_begin - offset, BLOCK_M)
-    hi = tl.where((hi > lo) & (first_key >= kv_begin) & (first_key < kv_end), hi, origin)
-    return split_range(lo, hi, full_lo, tl.minimum(full_hi, hi), origin, BLOCK_M)
+    reached = (first_key + BLOCK_N > kv_begin) & (first_key < kv_end)
+    hi = tl.where((hi > lo) & reached, hi, origin)
+    begin, full_begin, full_end, end = split_range(
+        lo, hi, full_lo, tl.minimum(full_hi, hi), origin, BLOCK_M
+    )
+    return origin, begin, full_begin, full_end, end
 
 
 @triton.jit
@@ -157,9 +266,11 @@ def query_tile(
     num_seqs, seqlen_q, seqlen_k,
     IS_PACKED: tl.constexpr, LONGEST_LAST: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """(batch, head, first query, row and key where the sequence starts, rows, queries, kv_begin,
-    kv_end) of a program over queries. Tiles of a head are neighbours, so that they share K and V
-    in L2. LONGEST_LAST: later tiles have more keys, so they go first. No tile: first query >= rows.
+    """(batch, sequence, head, first query, row and key where the sequence starts, rows, queries,
+    kv_begin, kv_end) of a program over queries. No tile: first query >= rows.
+
+    Tiles of a head are neighbours, so that they share K and V in L2. LONGEST_LAST: later tiles have
+    more keys, so they go first.
     """
     tile = pid % num_tiles
     head = pid // num_tiles
@@ -177,8 +288,10 @@ def query_tile(
         if LONGEST_LAST:
             tile = tiles - 1 - tile
         first = tl.where(idle, rows, tile * BLOCK_M)
+        sequence = clamp(sequence, 0, num_seqs - 1)
     else:
         batch = head // num_heads
+        sequence = batch
         head = head % num_heads
         q_start = 0
         k_start = 0
@@ -189,7 +302,7 @@ def query_tile(
         if LONGEST_LAST:
             tile = num_tiles - 1 - tile
         first = tile * BLOCK_M
-    return batch, head, first, q_start, k_start, rows, num_q, kv_begin, kv_end
+    return batch, sequence, head, first, q_start, k_start, rows, num_q, kv_begin, kv_end
 
 
 @triton.jit
@@ -197,10 +310,11 @@ def key_tile(
     pid, num_tiles, num_heads,
     cu_seqlens_q_ptr, cu_seqlens_k_ptr, q_lengths_ptr, kv_start_ptr, kv_end_ptr,
     num_seqs, seqlen_q, seqlen_k,
-    IS_PACKED: tl.constexpr, BLOCK_N: tl.constexpr,
+    IS_PACKED: tl.constexpr, ALIGNED: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """As query_tile, for a program over keys; the first key can be negative, with kv_start, since
     tiles are counted from kv_begin and also cover the rows before it, to write their zeros.
+    ALIGNED: they are counted from a multiple of 16 instead.
     """
     tile = pid % num_tiles
     head = pid // num_tiles
@@ -213,8 +327,10 @@ def key_tile(
         kv_begin = 0
         kv_end = tl.where(sequence < num_seqs, rows, 0)
         first = tl.where(tile < 0, rows, tile * BLOCK_N)
+        sequence = clamp(sequence, 0, num_seqs - 1)
     else:
         batch = head // num_heads
+        sequence = batch
         head = head % num_heads
         q_start = 0
         k_start = 0
@@ -224,8 +340,11 @@ def key_tile(
         )
         first = tile * BLOCK_N
         if kv_start_ptr is not None:
-            first += aligned_origin(kv_begin, BLOCK_N)
-    return batch, head, first, q_start, k_start, rows, num_q, kv_begin, kv_end
+            anchor = kv_begin
+            if ALIGNED:
+                anchor = kv_begin // 16 * 16
+            first += aligned_origin(anchor, BLOCK_N)
+    return batch, sequence, head, first, q_start, k_start, rows, num_q, kv_begin, kv_end
 
 
 @triton.jit

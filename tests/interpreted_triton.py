@@ -16,6 +16,7 @@ from cases import CASES, Case
 from support import Problem, dtype_id
 
 from clinattn import fused_attention, fused_attention_varlen
+from clinattn.arguments import Arguments
 from clinattn.kernels import backward, configs, forward, launch
 from clinattn.kernels.score import first_masked_key
 from clinattn.kernels.tiles import packed_tile
@@ -204,7 +205,7 @@ def test_wrong_cu_seqlens_read_nothing_outside(cu_seqlens):
     cu_seqlens = torch.tensor(cu_seqlens, dtype=torch.int32)
     x = torch.randn(40, 1, 16)
     forward.attention_forward(
-        x, x, x, None, cu_seqlens, cu_seqlens, None, None, None, 1.0, -1, -1, False, 40, 40
+        Arguments(x, x, x, cu_seqlens_q=cu_seqlens, cu_seqlens_k=cu_seqlens)
     )
 
 
@@ -235,8 +236,6 @@ def test_offsets_beyond_32_bits(dim):
     k = torch.empty(stride + dim, dtype=torch.float16).as_strided((1, 1, 2, dim), (1, 1, stride, 1))
     k.copy_(torch.randn(k.shape))
     q, v = torch.randn(1, 1, 3, dim).half(), torch.randn(1, 1, 2, dim).half()
-    o, _ = forward.attention_forward(
-        q, k, v, None, None, None, None, None, None, 1.0, -1, -1, False, 3, 2
-    )
+    o, _ = forward.attention_forward(Arguments(q, k, v))
     expected = torch.softmax(q.float() @ k.float().mT, -1) @ v.float()
     torch.testing.assert_close(o.float(), expected, atol=2e-3, rtol=0)

@@ -90,7 +90,6 @@ LAYERS = {
     "packing": set(),
     "backends": {"_C", "arguments", "kernels", "reference"},
     "checks": {"backends", "visibility"},
-<<<<<<< HEAD
     "ops": {"arguments", "backends", "reference", "visibility"},
     "timeline": set(),
     "relative": set(),
@@ -98,12 +97,8 @@ LAYERS = {
     "features": {"feature_checks", "timeline"},
     "functions": {"arguments", "checks", "ops", "visibility"},
     "attention": {"checks", "features", "functions", "visibility"},
-=======
-    "ops": {"backends", "reference", "visibility"},
-    "attention": {"checks", "ops", "visibility"},
     "rotary_op": {"backends", "ops"},
     "rotary": {"checks", "rotary_op", "visibility"},
->>>>>>> a242d75 (Rotary positions at real values: one pass over q and k on every backend)
 }
 
 

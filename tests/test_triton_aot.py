@@ -13,6 +13,7 @@ pytest.importorskip("triton")
 
 from aot import VARIANTS, problems  # noqa: E402
 
+from clinattn.arguments import Arguments  # noqa: E402
 from clinattn.kernel_report import CARDS, KINDS, captured_launches  # noqa: E402
 from clinattn.kernels import forward  # noqa: E402
 
@@ -58,6 +59,6 @@ def test_grid_has_one_axis(dtype, monkeypatch):
     """Axes two and three end at 65535; batch times heads does not."""
     q = torch.empty(1, dtype=dtype).expand(70_000, 2, 3, 16)
     with captured_launches(90) as launches:
-        forward.attention_forward(q, q, q, *[None] * 6, 1.0, -1, -1, False, 3, 3)
+        forward.attention_forward(Arguments(q, q, q))
     ((_, keywords),) = launches
     assert keywords["grid"] == (140_000,)

@@ -1,0 +1,310 @@
+"""Gradients of what is added to the scores: of a mask, by its tiles, and of relative biases."""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from .configs import TileConfig
+from .launch import NOT_SPECIALIZED, Problem
+from .score import (
+    exponential,
+    key_bias,
+    load_rows,
+    mask_scores,
+    pair_bias,
+    sequence_ptr,
+)
+from .terms import dropped, head_dropout, head_terms, kept_pairs, softcapped, with_terms
+from .tiles import key_intervals, query_tile, visited_keys
+
+# Which sides of a mask broadcast, as the kernel's switches.
+SHARES = ("BATCHES_SHARE", "HEADS_SHARE", "QUERIES_SHARE", "KEYS_SHARE")
+# One size for all: the scores are computed anew for one number of each pair, so these kernels are
+# bound by loads. Small enough that nothing spills at D 256.
+TILE = TileConfig(32, 32, 4, 1)
+
+
+@triton.jit
+def _score_gradients(
+    q, do, shift, delta, k_ptr, v_ptr, mask_ptr, stride_kn, stride_vn, stride_mm, stride_mn,
+    first_query, first_key, key_lo, key_hi, num_q, interval, terms, dropout, qk_scale, cap_scale,
+    MASK: tl.constexpr, IS_BIAS: tl.constexpr, EXACT: tl.constexpr,
+    ALIGN: tl.constexpr, PRECISION: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """ds [BLOCK_M, BLOCK_N] of one tile, 0 for the pairs that are not seen."""
+    offs_m = first_query + tl.arange(0, BLOCK_M)
+    offs_n = first_key + tl.arange(0, BLOCK_N)
+    inside = (offs_n >= key_lo) & (offs_n < key_hi)
+    bias = None
+    if MASK == "keys":
+        column = key_bias(mask_ptr, offs_n, stride_mn, inside, IS_BIAS, EXACT)
+        inside = column != float("-inf")
+        if IS_BIAS:
+            bias = column[None, :]
+    k = load_rows(k_ptr, first_key, stride_kn, inside, ALIGN, HEAD_DIM, BLOCK_N, BLOCK_D)
+    v = load_rows(v_ptr, first_key, stride_vn, inside, ALIGN, HEAD_DIM, BLOCK_N, BLOCK_D)
+    s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+    dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)
+    if cap_scale is not None:
+        s = softcapped(s, cap_scale)
+    s, values = mask_scores(
+        s, offs_m[:, None], offs_n[None, :], inside[None, :], num_q, interval,
+        mask_ptr, stride_mm, stride_mn, MASK, IS_BIAS,
+    )  # fmt: skip
+    if MASK == "pairs" and IS_BIAS:
+        bias = pair_bias(values, EXACT)
+    bias = with_terms(bias, offs_m[:, None], offs_n[None, :], terms, interval, EXACT)
+    if dropout is not None:
+        dp = dropped(dp, kept_pairs(first_query, first_key, dropout, BLOCK_M, BLOCK_N), dropout)
+    ds = exponential(s, qk_scale, bias, shift[:, None], EXACT) * (dp - delta[:, None])
+    return tl.where(s == float("-inf"), 0.0, ds)
+
+
+@triton.jit(do_not_specialize=NOT_SPECIALIZED)
+def mask_gradient_kernel(
+    q_ptr, k_ptr, v_ptr, mask_ptr, do_ptr, shift_ptr, delta_ptr, dmask_ptr,
+    cu_seqlens_q_ptr, cu_seqlens_k_ptr, q_lengths_ptr, kv_start_ptr, kv_end_ptr, lo_ptr, hi_ptr,
+    times_ptr, decay_ptr, slopes_ptr, relative_ptr, seed_ptr,
+    stride_qb, stride_qh, stride_qn, stride_kb, stride_kh, stride_kn,
+    stride_vb, stride_vh, stride_vn, stride_mb, stride_mh, stride_mm, stride_mn,
+    stride_dob, stride_doh, stride_don, stride_slopes,
+    num_tiles, num_heads, num_seqs, seqlen_q, seqlen_k, window_left, window_right, qk_scale,
+    cap_scale, relative_far, global_prefix, dropout_bits, kept_scale,
+    batches, num_q_tiles, num_k_tiles,
+    BATCHES_SHARE: tl.constexpr, HEADS_SHARE: tl.constexpr,
+    QUERIES_SHARE: tl.constexpr, KEYS_SHARE: tl.constexpr,
+    GROUP: tl.constexpr, IS_PACKED: tl.constexpr, BOTTOM_RIGHT: tl.constexpr,
+    MASK: tl.constexpr, IS_BIAS: tl.constexpr, EXACT: tl.constexpr,
+    ALIGN: tl.constexpr, PRECISION: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """dmask, contiguous (B or 1, H or 1, Nq or 1, Nk or 1), in fp32: a program owns a tile of it and
+    sums ds over all that shares the tile, in a fixed order.
+    """
+    tile = tl.program_id(0) % num_tiles
+    plane = tl.program_id(0) // num_tiles
+    own_head = 0
+    own_batch = plane
+    if not HEADS_SHARE:
+        own_head = plane % num_heads
+        own_batch = plane // num_heads
+    own_q = 0
+    own_k = tile
+    if not QUERIES_SHARE:
+        own_q = tile
+        own_k = 0
+        if not KEYS_SHARE:
+            own_q = tile // num_k_tiles
+            own_k = tile % num_k_tiles
+    tiles_here = num_q_tiles if QUERIES_SHARE else 1
+    steps_here = num_k_tiles if KEYS_SHARE else 1
+    heads_here = num_heads if HEADS_SHARE else 1
+    batches_here = batches if BATCHES_SHARE else 1
+    total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for at in range(0, batches_here * heads_here * tiles_here):
+        batch = own_batch + at // (heads_here * tiles_here)
+        head = own_head + at // tiles_here % heads_here
+        first_query = (own_q + at % tiles_here) * BLOCK_M
+        _, sequence, _, _, _, _, _, num_q, kv_begin, kv_end = query_tile(
+            batch, 1, 1,
+            cu_seqlens_q_ptr, cu_seqlens_k_ptr, q_lengths_ptr, kv_start_ptr, kv_end_ptr,
+            num_seqs, seqlen_q, seqlen_k, False, False, BLOCK_M,
+        )  # fmt: skip
+        if first_query < num_q:
+            kv_head = head // GROUP
+            q_head = sequence_ptr(q_ptr, batch, head, 0, stride_qb, stride_qh, 0, ALIGN)
+            k_head = sequence_ptr(k_ptr, batch, kv_head, 0, stride_kb, stride_kh, 0, ALIGN)
+            v_head = sequence_ptr(v_ptr, batch, kv_head, 0, stride_vb, stride_vh, 0, ALIGN)
+            do_head = sequence_ptr(do_ptr, batch, head, 0, stride_dob, stride_doh, 0, ALIGN)
+            mask_head = sequence_ptr(mask_ptr, batch, head, 0, stride_mb, stride_mh, 0, 1)
+            row = (tl.cast(batch, tl.int64) * num_heads + head) * seqlen_q
+            first_row = tl.cast(batch, tl.int64) * seqlen_q
+            interval = key_intervals(
+                num_q, kv_begin, kv_end, window_left, window_right, lo_ptr, hi_ptr, first_row,
+                global_prefix, seed_ptr, kv_start_ptr, BOTTOM_RIGHT,
+            )  # fmt: skip
+            terms = head_terms(
+                sequence, head, first_row, relative_ptr, relative_far, slopes_ptr, stride_slopes,
+                decay_ptr, times_ptr, EXACT,
+            )  # fmt: skip
+            dropout = head_dropout(seed_ptr, sequence, head, dropout_bits, kept_scale)
+            begin, _, _, end, key_lo, key_hi = visited_keys(
+                first_query, num_q, interval, BLOCK_M, BLOCK_N
+            )
+            if global_prefix is not None:
+                begin = 0
+            offs_m = first_query + tl.arange(0, BLOCK_M)
+            in_range = offs_m < num_q
+            shift = tl.load(shift_ptr + row + offs_m, mask=in_range, other=float("inf"))
+            delta = tl.load(delta_ptr + row + offs_m, mask=in_range, other=0.0)
+            sees = shift != float("inf")
+            q = load_rows(q_head, first_query, stride_qn, sees, ALIGN, HEAD_DIM, BLOCK_M, BLOCK_D)
+            do = load_rows(
+                do_head, first_query, stride_don, sees, ALIGN, HEAD_DIM, BLOCK_M, BLOCK_D
+            )
+            if global_prefix is not None:
+                end = kv_end
+            for step in range(0, steps_here):
+                first_key = (own_k + step) * BLOCK_N
+                if (first_key < end) & (first_key + BLOCK_N > begin):
+                    total += _score_gradients(
+                        q, do, shift, delta, k_head, v_head, mask_head,
+                        stride_kn, stride_vn, stride_mm, stride_mn,
+                        first_query, first_key, key_lo, key_hi, num_q, interval, terms, dropout,
+                        qk_scale, cap_scale, MASK, IS_BIAS, EXACT, ALIGN, PRECISION,
+                        HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D,
+                    )  # fmt: skip
+    rows = 1 if QUERIES_SHARE else seqlen_q
+    columns = 1 if KEYS_SHARE else seqlen_k
+    i = tl.zeros([1], tl.int32) if QUERIES_SHARE else own_q * BLOCK_M + tl.arange(0, BLOCK_M)
+    j = tl.zeros([1], tl.int32) if KEYS_SHARE else own_k * BLOCK_N + tl.arange(0, BLOCK_N)
+    if QUERIES_SHARE:
+        total = tl.sum(total, 0, keep_dims=True)
+    if KEYS_SHARE:
+        total = tl.sum(total, 1, keep_dims=True)
+    dmask_ptr += tl.cast(plane, tl.int64) * rows * columns
+    at = i[:, None].to(tl.int64) * columns + j[None, :]
+    tl.store(dmask_ptr + at, total, mask=(i < rows)[:, None] & (j < columns)[None, :])
+
+
+def mask_gradient(problem: Problem, gradient: dict[str, Any]) -> torch.Tensor:
+    """Gradient of the mask in its shape and type; dense layout. Memory of the mask alone, in fp32."""
+    mask = problem.call.mask
+    share = [n == 1 for n in mask.shape]
+    q_tiles = -(-problem.seqlen_q // TILE.block_m)
+    k_tiles = -(-problem.seqlen_k // TILE.block_n)
+    total = torch.empty(mask.shape, dtype=torch.float32, device=mask.device)
+    planes = mask.shape[0] * mask.shape[1]
+    num_tiles = (1 if share[2] else q_tiles) * (1 if share[3] else k_tiles)
+    arguments = dict(zip(SHARES, share, strict=True))
+    problem.launch(
+        mask_gradient_kernel,
+        TILE,
+        num_tiles,
+        problem.num_heads,
+        programs=num_tiles * planes,
+        dmask_ptr=total,
+        batches=problem.batch,
+        num_q_tiles=q_tiles,
+        num_k_tiles=k_tiles,
+        **arguments,
+        **gradient,
+    )
+    return total.to(mask.dtype)
+
+
+@triton.jit(do_not_specialize=[*NOT_SPECIALIZED, "num_buckets"])
+def relative_gradient_kernel(
+    q_ptr, k_ptr, v_ptr, mask_ptr, do_ptr, shift_ptr, delta_ptr, sums_ptr,
+    cu_seqlens_q_ptr, cu_seqlens_k_ptr, q_lengths_ptr, kv_start_ptr, kv_end_ptr, lo_ptr, hi_ptr,
+    times_ptr, decay_ptr, slopes_ptr, relative_ptr, seed_ptr,
+    stride_qb, stride_qh, stride_qn, stride_kb, stride_kh, stride_kn,
+    stride_vb, stride_vh, stride_vn, stride_mb, stride_mh, stride_mm, stride_mn,
+    stride_dob, stride_doh, stride_don, stride_slopes,
+    num_tiles, num_heads, num_seqs, seqlen_q, seqlen_k, window_left, window_right, qk_scale,
+    cap_scale, relative_far, global_prefix, dropout_bits, kept_scale, num_buckets,
+    GROUP: tl.constexpr, IS_PACKED: tl.constexpr, BOTTOM_RIGHT: tl.constexpr,
+    MASK: tl.constexpr, IS_BIAS: tl.constexpr, EXACT: tl.constexpr,
+    ALIGN: tl.constexpr, PRECISION: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """By tile of queries, the sums of ds for each bucket of distances, in a row of sums that the
+    program owns and that starts as 0.
+    """
+    (
+        batch, sequence, head, first_query, q_start, k_start, rows, num_q, kv_begin, kv_end
+    ) = query_tile(
+        tl.program_id(0), num_tiles, num_heads,
+        cu_seqlens_q_ptr, cu_seqlens_k_ptr, q_lengths_ptr, kv_start_ptr, kv_end_ptr,
+        num_seqs, seqlen_q, seqlen_k, IS_PACKED, False, BLOCK_M,
+    )  # fmt: skip
+    if first_query >= num_q:
+        return
+
+    kv_head = head // GROUP
+    q_ptr = sequence_ptr(q_ptr, batch, head, q_start, stride_qb, stride_qh, stride_qn, ALIGN)
+    k_ptr = sequence_ptr(k_ptr, batch, kv_head, k_start, stride_kb, stride_kh, stride_kn, ALIGN)
+    v_ptr = sequence_ptr(v_ptr, batch, kv_head, k_start, stride_vb, stride_vh, stride_vn, ALIGN)
+    do_ptr = sequence_ptr(do_ptr, batch, head, q_start, stride_dob, stride_doh, stride_don, ALIGN)
+    row = (tl.cast(batch, tl.int64) * num_heads + head) * seqlen_q + q_start
+    if MASK is not None:
+        mask_ptr = sequence_ptr(mask_ptr, batch, head, 0, stride_mb, stride_mh, 0, 1)
+    first_row = tl.cast(batch, tl.int64) * seqlen_q + q_start
+    interval = key_intervals(
+        num_q, kv_begin, kv_end, window_left, window_right, lo_ptr, hi_ptr, first_row,
+        global_prefix, seed_ptr, kv_start_ptr, BOTTOM_RIGHT,
+    )  # fmt: skip
+    terms = head_terms(
+        sequence, head, first_row, relative_ptr, relative_far, slopes_ptr, stride_slopes,
+        decay_ptr, times_ptr, EXACT,
+    )  # fmt: skip
+    dropout = head_dropout(seed_ptr, sequence, head, dropout_bits, kept_scale)
+    begin, _, _, end, key_lo, key_hi = visited_keys(
+        first_query, num_q, interval, BLOCK_M, BLOCK_N
+    )
+    if global_prefix is not None:
+        begin = kv_begin
+        end = kv_end
+    offs_m = first_query + tl.arange(0, BLOCK_M)
+    in_range = offs_m < num_q
+    shift = tl.load(shift_ptr + row + offs_m, mask=in_range, other=float("inf"))
+    delta = tl.load(delta_ptr + row + offs_m, mask=in_range, other=0.0)
+    sees = shift != float("inf")
+    q = load_rows(q_ptr, first_query, stride_qn, sees, ALIGN, HEAD_DIM, BLOCK_M, BLOCK_D)
+    do = load_rows(do_ptr, first_query, stride_don, sees, ALIGN, HEAD_DIM, BLOCK_M, BLOCK_D)
+    sums_ptr += tl.cast(tl.program_id(0), tl.int64) * num_buckets
+    SIDE: tl.constexpr = BLOCK_N
+    tl.static_assert(BLOCK_M == BLOCK_N, "diagonals wrap around a square")
+    ring = tl.arange(0, SIDE)
+    turned = (tl.arange(0, BLOCK_M)[:, None] + ring[None, :]) % SIDE
+    wraps = tl.arange(0, BLOCK_M)[:, None] + ring[None, :] >= SIDE
+    before = 0.0
+    after = 0.0
+    for n in range(begin // 16 * 16, end, BLOCK_N):
+        ds = _score_gradients(
+            q, do, shift, delta, k_ptr, v_ptr, mask_ptr,
+            stride_kn, stride_vn, stride_mm, stride_mn,
+            first_query, n, key_lo, key_hi, num_q, interval, terms, dropout, qk_scale, cap_scale,
+            MASK, IS_BIAS, EXACT, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D,
+        )  # fmt: skip
+        # Row i turned left by i has the diagonals of the tile as columns: c where it did not wrap
+        # around, else c - SIDE.
+        skewed = tl.gather(ds, turned, 1)
+        distance = n - first_query - interval[0]
+        for wrapped in tl.static_range(2):
+            of_diagonal = tl.sum(tl.where(wraps == (wrapped == 1), skewed, 0.0), 0)
+            d = distance + ring - wrapped * SIDE
+            before += tl.sum(tl.where(d <= -relative_far, of_diagonal, 0.0), 0)
+            beyond = (d >= relative_far) & (d > -relative_far)
+            after += tl.sum(tl.where(beyond, of_diagonal, 0.0), 0)
+            near = (d > -relative_far) & (d < relative_far)
+            at = sums_ptr + d + relative_far
+            tl.debug_barrier()  # another thread can have written here in the turn before
+            tl.store(at, tl.load(at, mask=near, other=0.0) + of_diagonal, mask=near)
+    tl.debug_barrier()
+    if relative_far == 0:
+        tl.store(sums_ptr, before + after)
+    else:
+        tl.store(sums_ptr, before)
+        tl.store(sums_ptr + 2 * relative_far, after)
+
+
+def relative_gradient(problem: Problem, gradient: dict[str, Any]) -> torch.Tensor:
+    """Gradient of the relative biases (H, 2 L + 1); memory of O(N L / tile) for partial sums."""
+    relative = problem.call.relative
+    num_tiles = problem.num_tiles(problem.seqlen_q, TILE.block_m)
+    shape = (problem.batch, problem.num_heads, num_tiles, relative.shape[1])
+    sums = torch.zeros(shape, dtype=torch.float32, device=relative.device)
+    problem.launch(
+        relative_gradient_kernel,
+        TILE,
+        num_tiles,
+        problem.num_heads,
+        sums_ptr=sums,
+        num_buckets=relative.shape[1],
+        **gradient,
+    )
+    return sums.sum((0, 2))
