@@ -19,6 +19,7 @@ from gpu_jobs import in_processes
 from gpu_speed import AGREE, WIDTH, in_turns, relative
 from torch import Tensor
 
+from clinattn.arguments import Arguments
 from clinattn.kernels import backward, configs, forward, launch
 
 if TYPE_CHECKING:
@@ -101,8 +102,7 @@ def without_spills(
 
 def compile_job(job: Job, device: str) -> dict[str, Any]:
     """Bytes of stack a thread of the kernel takes, on this device, with either mask."""
-    from clinattn.arguments import Arguments
-from clinattn.kernel_report import kernel_reports  # not where kernels are interpreted
+    from clinattn.kernel_report import kernel_reports  # not where kernels are interpreted
 
     table, bits, dim, tile = job
     major, minor = launch.device_capability(torch.device(device))

@@ -28,7 +28,10 @@ from clinattn.kernels import backward, configs, forward, launch
 from clinattn.sass import Loop, loops
 
 # Products of a pass for each pair of a query and a key, each of 2 D FLOP.
-PRODUCTS = {"forward": 2, "dq": 3, "dkdv": 4, "dkdv in turns": 5}
+PRODUCTS = {
+    **{"forward": 2, "dq": 3, "dkdv": 4, "dkdv in turns": 5},
+    **{"mask_gradient": 2, "relative_gradient": 2},
+}
 # What one multiprocessor has, whatever the card.
 REGISTERS, THREADS, SCHEDULERS, EXP_LANES = 65_536, 2048, 4, 16
 
@@ -215,13 +218,22 @@ def both_passes(
     packed: bool = False,
     group: int = 1,
     lengths: bool = False,
+    intervals: bool = False,
+    terms: bool = False,
+    dropout: bool = False,
+    needs: int = 0,
 ) -> None:
-    """Call the launchers of forward and backward for a problem of this kind, of 256 zeros."""
+    """Call the launchers of forward and backward for a problem of this kind, of 256 zeros.
+
+    intervals: bounds of the keys by query, and a global prefix. terms: all that is added to scores
+    or done to them. needs: as in attention_backward.
+    """
     n, heads = 256, 4
     shapes = [(n, h, head_dim) if packed else (2, h, n, head_dim) for h in (heads, heads // group)]
     q, k = (torch.zeros(shape, dtype=dtype) for shape in shapes)
     cu_seqlens = torch.zeros(5, dtype=torch.int32) if packed else None
     ends = torch.zeros(2, dtype=torch.int32) if lengths else None
+    bounds = torch.zeros(2, n, dtype=torch.int32) if intervals else None
     call = Arguments(
         *(q, k, k),
         mask=None if mask is None else torch.ones(mask, dtype=torch.bool),
@@ -233,9 +245,19 @@ def both_passes(
         scale=0.1,
         window_left=left,
         window_right=right,
+        lo=bounds,
+        hi=bounds,
+        global_prefix=1 if intervals else 0,
+        times=torch.zeros(2, n) if terms else None,
+        decay=torch.zeros(heads) if terms else None,
+        slopes=torch.zeros(2, heads) if terms else None,
+        relative=torch.zeros(heads, 257) if terms else None,
+        softcap=30.0 if terms else 0.0,
+        seed=torch.zeros(1, dtype=torch.long) if dropout else None,
+        dropout_p=0.1 if dropout else 0.0,
     )
     o, lse = forward.attention_forward(call)
-    backward.attention_backward(q, None, o, lse, call)
+    backward.attention_backward(q, None, o, lse, call, needs)
 
 
 # A call of each kind that configs.Rows has a row for.

@@ -96,7 +96,7 @@ def sum_over_rows(x: torch.Tensor) -> torch.Tensor:
 
 
 def slope_gradient(x: torch.Tensor, call: Any) -> torch.Tensor:
-    """Sums of lse-shaped x over what shares a slope: (1, H), or (B, H) with one for each sequence."""
+    """Sums of lse-shaped x over what shares a slope: (1, H), or (B, H) by sequence."""
     if len(call.slopes) == 1:
         return sum_over_rows(x)[None]
     if call.cu_seqlens_q is None:

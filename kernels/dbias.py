@@ -16,8 +16,8 @@ from .score import (
     pair_bias,
     sequence_ptr,
 )
-from .terms import dropped, head_dropout, head_terms, kept_pairs, softcapped, with_terms
-from .tiles import key_intervals, query_tile, visited_keys
+from .terms import dropped, kept_pairs, softcapped, with_terms
+from .tiles import query_tile, visited_keys
 
 # Which sides of a mask broadcast, as the kernel's switches.
 SHARES = ("BATCHES_SHARE", "HEADS_SHARE", "QUERIES_SHARE", "KEYS_SHARE")
@@ -57,7 +57,7 @@ def _score_gradients(
     if MASK == "pairs" and IS_BIAS:
         bias = pair_bias(values, EXACT)
     bias = with_terms(bias, offs_m[:, None], offs_n[None, :], terms, interval, EXACT)
-    if dropout is not None:
+    if dropout[0] is not None:
         dp = dropped(dp, kept_pairs(first_query, first_key, dropout, BLOCK_M, BLOCK_N), dropout)
     ds = exponential(s, qk_scale, bias, shift[:, None], EXACT) * (dp - delta[:, None])
     return tl.where(s == float("-inf"), 0.0, ds)
@@ -81,8 +81,8 @@ def mask_gradient_kernel(
     ALIGN: tl.constexpr, PRECISION: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """dmask, contiguous (B or 1, H or 1, Nq or 1, Nk or 1), in fp32: a program owns a tile of it and
-    sums ds over all that shares the tile, in a fixed order.
+    """dmask, contiguous (B or 1, H or 1, Nq or 1, Nk or 1), in fp32: a program owns a tile of it
+    and sums ds over all that shares the tile, in a fixed order.
     """
     tile = tl.program_id(0) % num_tiles
     plane = tl.program_id(0) // num_tiles
@@ -122,15 +122,17 @@ def mask_gradient_kernel(
             mask_head = sequence_ptr(mask_ptr, batch, head, 0, stride_mb, stride_mh, 0, 1)
             row = (tl.cast(batch, tl.int64) * num_heads + head) * seqlen_q
             first_row = tl.cast(batch, tl.int64) * seqlen_q
-            interval = key_intervals(
-                num_q, kv_begin, kv_end, window_left, window_right, lo_ptr, hi_ptr, first_row,
-                global_prefix, seed_ptr, kv_start_ptr, BOTTOM_RIGHT,
+            interval = (
+                (kv_end - num_q) if BOTTOM_RIGHT else 0, kv_begin, kv_end,
+                window_left, window_right,
+                lo_ptr, hi_ptr, first_row, num_q, global_prefix,
+                16 if seed_ptr is not None and kv_start_ptr is not None else None,
             )  # fmt: skip
-            terms = head_terms(
-                sequence, head, first_row, relative_ptr, relative_far, slopes_ptr, stride_slopes,
-                decay_ptr, times_ptr, EXACT,
+            terms = (
+                sequence, head, relative_ptr, relative_far, slopes_ptr, stride_slopes,
+                decay_ptr, times_ptr,
             )  # fmt: skip
-            dropout = head_dropout(seed_ptr, sequence, head, dropout_bits, kept_scale)
+            dropout = (seed_ptr, sequence, head, dropout_bits, kept_scale)
             begin, _, _, end, key_lo, key_hi = visited_keys(
                 first_query, num_q, interval, BLOCK_M, BLOCK_N
             )
@@ -171,7 +173,7 @@ def mask_gradient_kernel(
 
 
 def mask_gradient(problem: Problem, gradient: dict[str, Any]) -> torch.Tensor:
-    """Gradient of the mask in its shape and type; dense layout. Memory of the mask alone, in fp32."""
+    """Gradient of the mask in its shape and type; dense layout. Memory: one more mask, in fp32."""
     mask = problem.call.mask
     share = [n == 1 for n in mask.shape]
     q_tiles = -(-problem.seqlen_q // TILE.block_m)
@@ -233,15 +235,15 @@ def relative_gradient_kernel(
     if MASK is not None:
         mask_ptr = sequence_ptr(mask_ptr, batch, head, 0, stride_mb, stride_mh, 0, 1)
     first_row = tl.cast(batch, tl.int64) * seqlen_q + q_start
-    interval = key_intervals(
-        num_q, kv_begin, kv_end, window_left, window_right, lo_ptr, hi_ptr, first_row,
-        global_prefix, seed_ptr, kv_start_ptr, BOTTOM_RIGHT,
+    interval = (
+        (kv_end - num_q) if BOTTOM_RIGHT else 0, kv_begin, kv_end, window_left, window_right,
+        lo_ptr, hi_ptr, first_row, num_q, global_prefix,
+        16 if seed_ptr is not None and kv_start_ptr is not None else None,
     )  # fmt: skip
-    terms = head_terms(
-        sequence, head, first_row, relative_ptr, relative_far, slopes_ptr, stride_slopes,
-        decay_ptr, times_ptr, EXACT,
+    terms = (
+        sequence, head, relative_ptr, relative_far, slopes_ptr, stride_slopes, decay_ptr, times_ptr
     )  # fmt: skip
-    dropout = head_dropout(seed_ptr, sequence, head, dropout_bits, kept_scale)
+    dropout = (seed_ptr, sequence, head, dropout_bits, kept_scale)
     begin, _, _, end, key_lo, key_hi = visited_keys(
         first_query, num_q, interval, BLOCK_M, BLOCK_N
     )

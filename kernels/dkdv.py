@@ -13,10 +13,9 @@ from .score import (
     sequence_ptr,
     store_rows,
 )
-from .terms import dropped, head_dropout, head_terms, kept_pairs, softcapped, with_terms
+from .terms import dropped, kept_pairs, softcapped, with_terms
 from .tiles import (
     edge_block,
-    key_intervals,
     key_tile,
     prefix_queries_end,
     seen_keys,
@@ -36,14 +35,14 @@ def _accumulate_dkdv(
     HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """dv += p^T do and dk += ds^T q over the query tiles of [begin, end) in each head of the group;
-    DK and DV say which of the two. rich: what head_terms and head_dropout take, for the first head.
+    DK and DV say which of the two. rich: the numbers of `terms` and `dropout`, for the first head.
 
     Scores are computed transposed, s^T = k q^T: a product transposed in registers and fed to
     another product is miscompiled for Hopper by Triton 3.4 to 3.7.
     """
     tiles = tl.cdiv(end - begin, BLOCK_M)
     (
-        sequence, first_head, first_row, relative_ptr, relative_far, slopes_ptr, stride_slopes,
+        sequence, first_head, relative_ptr, relative_far, slopes_ptr, stride_slopes,
         decay_ptr, times_ptr, seed_ptr, dropout_bits, kept_scale,
     ) = rich  # fmt: skip
     offs_n = first_key + tl.arange(0, BLOCK_N)
@@ -85,9 +84,9 @@ def _accumulate_dkdv(
                 )  # fmt: skip
                 if MASK == "pairs" and IS_BIAS:
                     bias = pair_bias(values, EXACT)
-            terms = head_terms(
-                sequence, first_head + head, first_row, relative_ptr, relative_far, slopes_ptr,
-                stride_slopes, decay_ptr, times_ptr, EXACT,
+            terms = (
+                sequence, first_head + head, relative_ptr, relative_far, slopes_ptr, stride_slopes,
+                decay_ptr, times_ptr,
             )  # fmt: skip
             bias = with_terms(bias, offs_m[None, :], offs_n[:, None], terms, interval, EXACT)
             p_t = exponential(s_t, qk_scale, bias, shift[None, :], EXACT)
@@ -95,9 +94,7 @@ def _accumulate_dkdv(
             do = load_rows(do_head, m, stride_don, sees, ALIGN, HEAD_DIM, BLOCK_M, BLOCK_D)
             kept_t = p_t
             if seed_ptr is not None:
-                dropout = head_dropout(
-                    seed_ptr, sequence, first_head + head, dropout_bits, kept_scale
-                )
+                dropout = (seed_ptr, sequence, first_head + head, dropout_bits, kept_scale)
                 is_kept = tl.trans(kept_pairs(m, first_key, dropout, BLOCK_M, BLOCK_N))
                 kept_t = dropped(p_t, is_kept, dropout)
             if DV:
@@ -221,12 +218,13 @@ def dkdv_kernel(
         or lo_ptr is not None or global_prefix is not None
     )  # fmt: skip
     first_row = tl.cast(batch, tl.int64) * seqlen_q + q_start
-    interval = key_intervals(
-        num_q, kv_begin, kv_end, window_left, window_right, lo_ptr, hi_ptr, first_row,
-        global_prefix, seed_ptr, kv_start_ptr, BOTTOM_RIGHT,
+    interval = (
+        (kv_end - num_q) if BOTTOM_RIGHT else 0, kv_begin, kv_end, window_left, window_right,
+        lo_ptr, hi_ptr, first_row, num_q, global_prefix,
+        16 if seed_ptr is not None and kv_start_ptr is not None else None,
     )  # fmt: skip
     rich = (
-        sequence, head, first_row, relative_ptr, relative_far, slopes_ptr, stride_slopes,
+        sequence, head, relative_ptr, relative_far, slopes_ptr, stride_slopes,
         decay_ptr, times_ptr, seed_ptr, dropout_bits, kept_scale,
     )  # fmt: skip
     origin, begin, full_begin, full_end, end = visiting_queries(

@@ -18,8 +18,6 @@ from .score import (
 )
 from .terms import (
     dropped,
-    head_dropout,
-    head_terms,
     kept_pairs,
     position_distance,
     softcapped,
@@ -29,7 +27,6 @@ from .terms import (
 from .tiles import (
     edge_block,
     first_tile,
-    key_intervals,
     prefix_keys_end,
     query_tile,
     visited_keys,
@@ -79,7 +76,7 @@ def _accumulate_dq(
                 if MASK == "pairs" and IS_BIAS:
                     bias = pair_bias(values, EXACT)
             bias = with_terms(bias, offs_m[:, None], offs_n[None, :], terms, interval, EXACT)
-            if dropout is not None:
+            if dropout[0] is not None:
                 dp = dropped(dp, kept_pairs(first_query, n, dropout, BLOCK_M, BLOCK_N), dropout)
             ds = exponential(s, qk_scale, bias, lse[:, None], EXACT) * (dp - delta[:, None])
             if MASKED and MASK == "pairs":
@@ -89,7 +86,7 @@ def _accumulate_dq(
                 distance = position_distance(offs_m[:, None], offs_n[None, :], interval)
                 dslope += tl.sum(ds * distance, 1)
             if DDECAY:
-                distance = time_distance(offs_m[:, None], offs_n[None, :], terms[4], interval)
+                distance = time_distance(offs_m[:, None], offs_n[None, :], terms, interval)
                 ddecay += tl.sum(ds * distance, 1)
             if cap_scale is not None:
                 ds *= gain
@@ -153,15 +150,15 @@ def dq_kernel(
     q = load_rows(q_ptr, first_query, stride_qn, sees, ALIGN, HEAD_DIM, BLOCK_M, BLOCK_D)
 
     first_row = tl.cast(batch, tl.int64) * seqlen_q + q_start
-    interval = key_intervals(
-        num_q, kv_begin, kv_end, window_left, window_right, lo_ptr, hi_ptr, first_row,
-        global_prefix, seed_ptr, kv_start_ptr, BOTTOM_RIGHT,
+    interval = (
+        (kv_end - num_q) if BOTTOM_RIGHT else 0, kv_begin, kv_end, window_left, window_right,
+        lo_ptr, hi_ptr, first_row, num_q, global_prefix,
+        16 if seed_ptr is not None and kv_start_ptr is not None else None,
     )  # fmt: skip
-    terms = head_terms(
-        sequence, head, first_row, relative_ptr, relative_far, slopes_ptr, stride_slopes,
-        decay_ptr, times_ptr, EXACT,
+    terms = (
+        sequence, head, relative_ptr, relative_far, slopes_ptr, stride_slopes, decay_ptr, times_ptr
     )  # fmt: skip
-    dropout = head_dropout(seed_ptr, sequence, head, dropout_bits, kept_scale)
+    dropout = (seed_ptr, sequence, head, dropout_bits, kept_scale)
     begin, full_begin, full_end, end, key_lo, key_hi = visited_keys(
         first_query, num_q, interval, BLOCK_M, BLOCK_N
     )
@@ -170,9 +167,8 @@ def dq_kernel(
     ddecay = tl.zeros([BLOCK_M], tl.float32)
     EDGE_N: tl.constexpr = edge_block(BLOCK_N, MASK)
     STARTS_MASKED: tl.constexpr = (
-        window_left is not None or lo_ptr is not None
-        or (seed_ptr is not None and kv_start_ptr is not None)
-    )  # fmt: skip
+        window_left is not None or lo_ptr is not None or interval[10] is not None
+    )
     DSLOPE: tl.constexpr = dslope_ptr is not None
     DDECAY: tl.constexpr = ddecay_ptr is not None
     if global_prefix is not None:

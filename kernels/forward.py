@@ -20,11 +20,10 @@ from .score import (
     sequence_ptr,
     store_rows,
 )
-from .terms import head_dropout, head_terms, kept_pairs, softcapped, with_terms
+from .terms import kept_pairs, softcapped, with_terms
 from .tiles import (
     edge_block,
     first_tile,
-    key_intervals,
     prefix_keys_end,
     query_tile,
     visited_keys,
@@ -72,7 +71,7 @@ def _attend(
             if MASKED and MASK == "pairs":
                 v = drop_unseen(v, s)
             kept = p
-            if dropout is not None:
+            if dropout[0] is not None:
                 kept = tl.where(kept_pairs(first_query, n, dropout, BLOCK_M, BLOCK_N), p, 0.0)
             acc = tl.dot(kept.to(v.dtype), v, acc * alpha[:, None], input_precision=PRECISION)
             l_i = l_i * alpha + tl.sum(p, 1)
@@ -114,15 +113,15 @@ def _forward_kernel(
         mask_ptr = sequence_ptr(mask_ptr, batch, head, 0, stride_mb, stride_mh, 0, 1)
 
     first_row = tl.cast(batch, tl.int64) * seqlen_q + q_start
-    interval = key_intervals(
-        num_q, kv_begin, kv_end, window_left, window_right, lo_ptr, hi_ptr, first_row,
-        global_prefix, seed_ptr, kv_start_ptr, BOTTOM_RIGHT,
+    interval = (
+        (kv_end - num_q) if BOTTOM_RIGHT else 0, kv_begin, kv_end, window_left, window_right,
+        lo_ptr, hi_ptr, first_row, num_q, global_prefix,
+        16 if seed_ptr is not None and kv_start_ptr is not None else None,
     )  # fmt: skip
-    terms = head_terms(
-        sequence, head, first_row, relative_ptr, relative_far, slopes_ptr, stride_slopes,
-        decay_ptr, times_ptr, EXACT,
+    terms = (
+        sequence, head, relative_ptr, relative_far, slopes_ptr, stride_slopes, decay_ptr, times_ptr
     )  # fmt: skip
-    dropout = head_dropout(seed_ptr, sequence, head, dropout_bits, kept_scale)
+    dropout = (seed_ptr, sequence, head, dropout_bits, kept_scale)
     begin, full_begin, full_end, end, key_lo, key_hi = visited_keys(
         first_query, num_q, interval, BLOCK_M, BLOCK_N
     )
@@ -135,9 +134,8 @@ def _forward_kernel(
     l_i = tl.zeros([BLOCK_M], tl.float32)
     EDGE_N: tl.constexpr = edge_block(BLOCK_N, MASK)
     STARTS_MASKED: tl.constexpr = (
-        window_left is not None or lo_ptr is not None
-        or (seed_ptr is not None and kv_start_ptr is not None)
-    )  # fmt: skip
+        window_left is not None or lo_ptr is not None or interval[10] is not None
+    )
     if global_prefix is not None:
         acc, m_i, l_i = _attend(
             acc, m_i, l_i, q, k_ptr, v_ptr, mask_ptr, stride_kn, stride_vn, stride_mm, stride_mn,
@@ -172,7 +170,7 @@ def _forward_kernel(
 
     empty = (l_i == 0.0) | (offs_m >= num_q)
     factor = tl.where(empty, 0.0, 1.0 / tl.where(empty, 1.0, l_i))
-    if dropout is not None:
+    if dropout[0] is not None:
         factor *= kept_scale
     o = factor[:, None] * acc
     lse = tl.where(empty, float("-inf"), log_sum_exp(m_i, l_i, EXACT))

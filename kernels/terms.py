@@ -22,33 +22,22 @@ def softcapped(s, cap_scale):
 
 
 @triton.jit
-def head_terms(
-    sequence, head, first_row, relative_ptr, far, slopes_ptr, stride_slopes, decay_ptr, times_ptr,
-    EXACT: tl.constexpr,
-):  # fmt: skip
-    """What with_terms takes, for a head of a sequence whose times start at first_row."""
-    slope = None
-    decay = None
+def with_terms(bias, i, j, terms, interval, EXACT: tl.constexpr):
+    """bias, None for 0, and what relative biases, slopes and decay add to the scores of i and j.
+
+    terms: (sequence, head, relative_ptr, far, slopes_ptr, stride_slopes, decay_ptr, times_ptr),
+    pointers None for what is not there. A relative bias has 2 far + 1 values for each head.
+    """
+    sequence, head, relative_ptr, far, slopes_ptr, stride_slopes, decay_ptr, _ = terms
     if relative_ptr is not None:
-        relative_ptr += head * (2 * far + 1)
+        at = head * (2 * far + 1) + clamp(j - i - interval[0], -far, far) + far
+        bias = plus(bias, score_units(tl.load(relative_ptr + at), EXACT))
     if slopes_ptr is not None:
         slope = score_units(tl.load(slopes_ptr + sequence * stride_slopes + head), EXACT)
+        bias = plus(bias, -slope * position_distance(i, j, interval))
     if decay_ptr is not None:
         decay = score_units(tl.load(decay_ptr + head), EXACT)
-        times_ptr += first_row
-    return relative_ptr, far, slope, decay, times_ptr
-
-
-@triton.jit
-def with_terms(bias, i, j, terms, interval, EXACT: tl.constexpr):
-    """bias, None for 0, and what relative biases, slopes and decay add to the scores of i and j."""
-    relative_ptr, far, slope, decay, times_ptr = terms
-    if relative_ptr is not None:
-        bias = plus(bias, score_units(tl.load(relative_ptr + bucket(i, j, far, interval)), EXACT))
-    if slope is not None:
-        bias = plus(bias, -slope * position_distance(i, j, interval))
-    if decay is not None:
-        bias = plus(bias, -decay * time_distance(i, j, times_ptr, interval))
+        bias = plus(bias, -decay * time_distance(i, j, terms, interval))
     return bias
 
 
@@ -63,21 +52,16 @@ def plus(x, y):
 
 
 @triton.jit
-def bucket(i, j, far, interval):
-    """Where the relative bias of a pair stands in its row of 2 far + 1."""
-    return clamp(j - i - interval[0], -far, far) + far
-
-
-@triton.jit
 def position_distance(i, j, interval):
     """|i - j|, aligned as the interval is."""
     return tl.abs(i + interval[0] - j).to(tl.float32)
 
 
 @triton.jit
-def time_distance(i, j, times_ptr, interval):
+def time_distance(i, j, terms, interval):
     """|t_i - t_j|, with 0 for the times of padding, which can be anything."""
-    _, kv_begin, kv_end, _, _, _, _, num_q, _, _ = interval
+    _, kv_begin, kv_end, _, _, _, _, first_row, num_q, _, _ = interval
+    times_ptr = terms[7] + first_row
     of_query = tl.load(times_ptr + i, mask=(i >= 0) & (i < num_q), other=0.0)
     of_key = tl.load(times_ptr + j, mask=(j >= kv_begin) & (j < kv_end), other=0.0)
     return tl.abs(of_query - of_key)
@@ -89,8 +73,10 @@ def kept_pairs(first_query, first_key, dropout, BLOCK_M: tl.constexpr, BLOCK_N: 
 
     One Philox4x32-7 (Salmon et al., 2011) gives the bytes of 16 keys of a query. A byte below the
     threshold of its row is dropped; thresholds are dithered by row, right to 2^-24 on average.
+    dropout: (seed_ptr, sequence, head, probability in 2^-24, factor of what is kept).
     """
-    seed, sequence, head, bits, _ = dropout
+    seed_ptr, sequence, head, bits, _ = dropout
+    seed = tl.load(seed_ptr)
     BLOCKS: tl.constexpr = BLOCK_N // 16
     i = (first_query + tl.arange(0, BLOCK_M))[:, None].to(tl.uint32)
     block = (first_key // 16 + tl.arange(0, BLOCKS))[None, :].to(tl.uint32)
@@ -105,16 +91,6 @@ def kept_pairs(first_query, first_key, dropout, BLOCK_M: tl.constexpr, BLOCK_N: 
     word, _, _, _ = tl.philox(seed, zero + 0xFFFFFFFF, i, zero + head, zero + sequence, 7)
     threshold = (bits >> 16) + ((word & 0xFFFF).to(tl.int32) < (bits & 0xFFFF)).to(tl.int32)
     return byte >= threshold
-
-
-@triton.jit
-def head_dropout(seed_ptr, sequence, head, bits, kept_scale):
-    """What kept_pairs takes; None without a seed."""
-    if seed_ptr is None:
-        dropout = None
-    else:
-        dropout = (tl.load(seed_ptr), sequence, head, bits, kept_scale)
-    return dropout
 
 
 @triton.jit

@@ -58,27 +58,6 @@ def dense_lengths(batch, q_lengths_ptr, kv_start_ptr, kv_end_ptr, seqlen_q, seql
     return num_q, kv_begin, kv_end
 
 
-@triton.jit
-def key_intervals(
-    num_q, kv_begin, kv_end, window_left, window_right, lo_ptr, hi_ptr, first_row,
-    prefix, seed_ptr, kv_start_ptr, BOTTOM_RIGHT: tl.constexpr,
-):  # fmt: skip
-    """The tuple that describes what the queries of a sequence see, as key_interval takes it.
-
-    Dropout draws its bytes for 16 keys at a time, so its tiles are counted from a multiple of 16.
-    """
-    offset = (kv_end - num_q) if BOTTOM_RIGHT else 0
-    if lo_ptr is not None:
-        lo_ptr += first_row
-        hi_ptr += first_row
-    origin = None
-    if seed_ptr is not None and kv_start_ptr is not None:
-        origin = kv_begin // 16 * 16
-    return (
-        offset, kv_begin, kv_end, window_left, window_right, lo_ptr, hi_ptr, num_q, prefix, origin
-    )  # fmt: skip
-
-
 @triton.constexpr_function
 def edge_block(block, mask):
     """Side of a tile that needs masks: fewer hidden pairs, and registers for the masks.
@@ -90,10 +69,13 @@ def edge_block(block, mask):
 
 @triton.jit
 def first_tile(interval):
-    """Where the first key tile starts."""
+    """Where the first key tile starts: at kv_begin, or a multiple of `unit` before it.
+
+    Dropout draws its bytes for 16 keys at a time, and its tiles do not follow kv_start.
+    """
     start = interval[1]
-    if interval[9] is not None:
-        start = interval[9]
+    if interval[10] is not None:
+        start = start // interval[10] * interval[10]
     return start
 
 
@@ -101,29 +83,29 @@ def first_tile(interval):
 def key_interval(i, interval):
     """[lo, hi), the keys that query i sees besides a global prefix; i is one index or a tensor.
 
-    interval: (offset, kv_begin, kv_end, window_left, window_right, lo_ptr, hi_ptr, num_q, prefix,
-    origin). A side or pointer is None where it bounds nothing, prefix where there is none; lo_ptr
-    and hi_ptr point at query 0 of the sequence; key tiles are counted from origin, or kv_begin.
+    interval: (offset, kv_begin, kv_end, window_left, window_right, lo_ptr, hi_ptr, first_row,
+    num_q, prefix, unit). A side or pointer is None where it bounds nothing, prefix where there is
+    none; bounds and times of the sequence start at first_row; unit is that of first_tile.
     """
-    offset, lo, hi, window_left, window_right, lo_ptr, hi_ptr, num_q, prefix, origin = interval
+    offset, lo, hi, window_left, window_right, lo_ptr, hi_ptr, first_row, num_q, _, _ = interval
     if window_left is not None:
         lo = tl.maximum(lo, i + offset - window_left)
     if window_right is not None:
         hi = tl.minimum(hi, i + offset + window_right + 1)
     if lo_ptr is not None:
         inside = (i >= 0) & (i < num_q)
-        lo = tl.maximum(lo, tl.load(lo_ptr + i, mask=inside, other=0))
-        hi = tl.minimum(hi, tl.load(hi_ptr + i, mask=inside, other=0))
+        lo = tl.maximum(lo, tl.load(lo_ptr + first_row + i, mask=inside, other=0))
+        hi = tl.minimum(hi, tl.load(hi_ptr + first_row + i, mask=inside, other=0))
     return lo, hi
 
 
 @triton.jit
 def visible(i, j, interval):
     """Which queries i see which keys j: i [M, 1] and j [1, N], or i [1, M] and j [N, 1]."""
-    offset, kv_begin, kv_end, window_left, _, lo_ptr, _, _, prefix, origin = interval
+    offset, kv_begin, kv_end, window_left, _, lo_ptr, _, _, _, prefix, unit = interval
     lo, hi = key_interval(i, interval)
     seen = j < hi
-    if window_left is not None or lo_ptr is not None or prefix is not None or origin is not None:
+    if window_left is not None or lo_ptr is not None or prefix is not None or unit is not None:
         seen = seen & (j >= lo)  # otherwise tiles start at kv_begin
     if prefix is not None:
         in_prefix = (j < kv_begin + prefix) | (i + offset < kv_begin + prefix)
@@ -153,14 +135,14 @@ def visited_keys(first_query, num_q, interval, BLOCK_M: tl.constexpr, BLOCK_N: t
     With a prefix the range leaves out the keys that are seen for that alone, unless a query of the
     prefix is in the tile: then it is all keys, and all of them edges.
     """
-    offset, kv_begin, kv_end, _, _, _, _, _, prefix, _ = interval
+    offset, kv_begin, kv_end, _, _, _, _, _, _, prefix, _ = interval
     last_query = tl.minimum(first_query + BLOCK_M, num_q) - 1
     lo, full_hi = key_interval(first_query, interval)
     full_lo, hi = key_interval(last_query, interval)
     if prefix is not None:
         sees_all = first_query + offset < kv_begin + prefix
         lo = tl.where(sees_all, kv_begin, lo)
-        full_lo = tl.where(sees_all, kv_end, full_lo)
+        full_lo = tl.where(sees_all, kv_begin, full_lo)
         full_hi = tl.where(sees_all, kv_begin, full_hi)
         hi = tl.where(sees_all, kv_end, hi)
     hi = tl.where((last_query >= first_query) & (hi > lo), hi, 0)
@@ -176,14 +158,14 @@ def visited_keys(first_query, num_q, interval, BLOCK_M: tl.constexpr, BLOCK_N: t
 @triton.jit
 def prefix_keys_end(begin, interval):
     """Where the key tiles end that are visited for the prefix alone, before those from begin on."""
-    _, kv_begin, kv_end, _, _, _, _, _, prefix, _ = interval
+    _, kv_begin, kv_end, _, _, _, _, _, _, prefix, _ = interval
     return tl.minimum(tl.minimum(kv_begin + prefix, kv_end), begin)
 
 
 @triton.jit
 def prefix_queries_end(begin, interval):
     """As prefix_keys_end, for the queries of the prefix, which see every key."""
-    offset, kv_begin, _, _, _, _, _, num_q, prefix, _ = interval
+    offset, kv_begin, _, _, _, _, _, _, num_q, prefix, _ = interval
     return tl.minimum(clamp(kv_begin + prefix - offset, 0, num_q), begin)
 
 
@@ -206,7 +188,7 @@ def count_at_most(ptr, count, value):
 @triton.jit
 def seen_keys(num_q, interval):
     """[lo, hi), the keys that some query sees."""
-    _, kv_begin, kv_end, _, _, _, _, _, prefix, _ = interval
+    _, kv_begin, kv_end, _, _, _, _, _, _, prefix, _ = interval
     lo, _ = key_interval(0, interval)
     _, hi = key_interval(num_q - 1, interval)
     if prefix is not None:
@@ -225,7 +207,9 @@ def visiting_queries(
     ANCHORED: query tiles are counted from the query that stands at kv_begin, as they would be if
     the keys before it were not there; the first tile can then start before query 0.
     """
-    offset, kv_begin, kv_end, window_left, window_right, lo_ptr, hi_ptr, _, prefix, _ = interval
+    (
+        offset, kv_begin, kv_end, window_left, window_right, lo_ptr, hi_ptr, first_row, _, prefix, _
+    ) = interval  # fmt: skip
     last_key = tl.minimum(first_key + BLOCK_N, kv_end) - 1
     lo = 0
     hi = num_q
@@ -238,14 +222,14 @@ def visiting_queries(
         hi = tl.minimum(last_key - offset + window_left + 1, num_q)
         full_hi = tl.minimum(first_key - offset + window_left + 1, num_q)
     if lo_ptr is not None:
-        lo = tl.maximum(lo, count_at_most(hi_ptr, num_q, first_key))
-        full_lo = tl.maximum(full_lo, count_at_most(hi_ptr, num_q, last_key))
-        hi = tl.minimum(hi, count_at_most(lo_ptr, num_q, last_key))
-        full_hi = tl.minimum(full_hi, count_at_most(lo_ptr, num_q, first_key))
+        lo = tl.maximum(lo, count_at_most(hi_ptr + first_row, num_q, first_key))
+        full_lo = tl.maximum(full_lo, count_at_most(hi_ptr + first_row, num_q, last_key))
+        hi = tl.minimum(hi, count_at_most(lo_ptr + first_row, num_q, last_key))
+        full_hi = tl.minimum(full_hi, count_at_most(lo_ptr + first_row, num_q, first_key))
     if prefix is not None:
         seen_by_all = first_key < kv_begin + prefix
         lo = tl.where(seen_by_all, 0, lo)
-        full_lo = tl.where(seen_by_all, num_q, full_lo)
+        full_lo = tl.where(seen_by_all, 0, full_lo)
         full_hi = tl.where(seen_by_all, 0, full_hi)
         hi = tl.where(seen_by_all, num_q, hi)
     origin = 0

@@ -7,12 +7,15 @@ Tiles are small here: short sequences have full tiles, edge tiles and tiles that
 import os
 import warnings
 
+import hypothesis
 import interpreter_bf16  # noqa: F401
 import pytest
 import torch
 import triton
 import triton.language as tl
 from cases import CASES, Case
+from hypothesis import strategies as st
+from mixtures import SETTINGS, cases, check
 from support import Problem, dtype_id
 
 from clinattn import fused_attention, fused_attention_varlen
@@ -92,6 +95,20 @@ def test_shipped_tiles(case, capability, shipped_tiles, monkeypatch):
     for dtype in (torch.float32, torch.bfloat16):
         problem = Problem(case, dtype)
         problem.check(problem.run("triton"))
+
+
+@over("part", range(4))
+def test_any_mixture_matches_truth(part):
+    """Mixtures of all arguments, the same ones at every run; each part has others."""
+    dtypes = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
+
+    @hypothesis.seed(part)
+    @hypothesis.settings(SETTINGS, max_examples=50)
+    @hypothesis.given(mixture=cases(), dtype=dtypes, seed=st.integers(0, 1000))
+    def run(mixture, dtype, seed):
+        check("triton", mixture, dtype, seed)
+
+    run()
 
 
 LENGTHS = (75, 1, 33)

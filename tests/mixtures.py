@@ -1,0 +1,100 @@
+"""Random mixtures of all arguments, as hypothesis strategies.
+
+Sizes are such that rows see several keys, and the largest error of plain maths is that of many
+results: of a handful it says little. The table of cases has the smallest sizes.
+"""
+
+from dataclasses import replace
+
+from cases import Case
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from support import Problem, serves
+
+MASKS = [
+    f"{kind}:{shape}" for kind in ("bool", "float") for shape in ("qk", "b11k", "bhqk", "1hq1")
+]
+SIDES = st.none() | st.integers(4, 40)
+# What a backend may not serve yet, each drawn in one mixture of four.
+FEATURES = {
+    "mask_grad": st.just(True),
+    "segments": st.integers(1, 6),
+    "time_window": st.sampled_from([0.25, 5.0, 12.0, float("inf")]),
+    "time_decay": st.just(True),
+    "alibi": st.sampled_from(["h", "bh"]),
+    "relative": st.integers(3, 40),  # fewer buckets have too few results
+    "softcap": st.floats(0.5, 20, width=16),
+    "global_prefix": st.integers(1, 10),
+    "dropout": st.sampled_from([0.05, 0.3, 0.9]),
+}
+NEEDS_SELF_ATTENTION = {"segments", "time_window", "time_decay"}
+
+
+def served(backend: str, case: Case, drawn: dict) -> Case:
+    """The case with those of the drawn features that the backend serves and that fit together."""
+    for name, value in drawn.items():
+        if name == "mask_grad" and not (case.mask or "").startswith("float"):
+            continue
+        if name in NEEDS_SELF_ATTENTION and case.nk != case.nq:
+            continue
+        if name == "segments" and case.packed:
+            continue
+        more = {name: value}
+        if name.startswith("time_"):
+            more["times"] = drawn["times"]
+        if serves(backend, replace(case, **more)):
+            case = replace(case, **more)
+    return case
+
+
+@st.composite
+def cases(draw):
+    kv_heads = draw(st.integers(1, 3))
+    shared = {
+        "heads": kv_heads * draw(st.integers(1, 3)),
+        "kv_heads": kv_heads,
+        "dim": draw(st.sampled_from([8, 16, 17, 32, 40, 64, 80, 128])),
+        "causal": draw(st.booleans()),
+        "window": draw(st.none() | st.integers(4, 40) | st.tuples(SIDES, SIDES)),
+        "scale": draw(st.none() | st.floats(-1, 1, width=16)),
+        "strides": draw(st.sampled_from(["contiguous", "transposed", "sliced", "reversed"])),
+        "cotangent": draw(st.sampled_from(["random", "expanded", "o", "lse"])),
+    }
+    size = st.integers(10, 90)
+    drawn = {name: draw(x) for name, x in FEATURES.items() if draw(st.integers(0, 3)) == 0}
+    drawn["times"] = draw(st.sampled_from(["float32", "float64", "int64"]))
+    if draw(st.booleans()):
+        nq = (*draw(st.lists(st.integers(0, 70), max_size=4)), draw(st.integers(20, 70)))
+        nk = draw(st.just(nq) | st.permutations(nq).map(tuple))
+        return Case("random", nq=nq, nk=nk, tail=draw(st.integers(0, 3)), **shared), drawn
+    batch, nq = draw(st.integers(1, 3)), draw(size)
+    nk = draw(st.just(nq) | size)
+    lengths = lambda n: st.none() | st.tuples(*[st.just(0) | st.integers(8, n)] * batch)
+    case = Case(
+        "random",
+        batch=batch,
+        nq=nq,
+        nk=nk,
+        mask=draw(st.none() | st.sampled_from(MASKS)),
+        q_lengths=draw(lengths(nq)),
+        kv_lengths=draw(lengths(nk)),
+        **shared,
+    )
+    return case, drawn
+
+
+def check(backend: str, mixture: tuple[Case, dict], dtype, seed: int) -> None:
+    """Hold a backend to the truth of what it serves of a mixture."""
+    case = served(backend, *mixture)
+    if not case.time_decay and case.time_window is None:
+        case = replace(case, times=None)
+    problem = Problem(case, dtype, seed=seed)
+    problem.check(problem.run(backend))
+
+
+SETTINGS = settings(
+    deadline=None,
+    database=None,
+    phases=[Phase.generate],  # a failing mixture is small enough to be run as it is
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
