@@ -41,7 +41,10 @@ class Serves(NamedTuple):
 SERVES = {
     "triton": Serves(forward=(), backward=()),
     "cuda": Serves(forward=(), backward=()),
-    "cpu": Serves(forward=(), backward=()),
+    "cpu": Serves(
+        forward=("segment_ids or time_window", "global_prefix"),
+        backward=("segment_ids or time_window", "global_prefix"),
+    ),
     "reference": Serves(forward=FEATURES, backward=FEATURES),
 }
 

@@ -28,6 +28,10 @@ LONG = [
     Case("long-128", batch=1, nq=400, dim=128, causal=True),
     Case("long-256", batch=1, heads=1, nq=300, dim=256),
     Case("long-packed", nq=(300, 1, 0, 500, 33), dim=64, heads=2, causal=True),
+    Case("long-segments", batch=2, nq=1100, dim=24, segments=9),
+    Case("long-times", nq=(700, 90), dim=40, times="float64", time_window=9.0, causal=True),
+    Case("long-prefix", batch=1, nq=1300, dim=24, window=40, global_prefix=150),
+    Case("long-prefix-left", batch=2, nq=700, dim=24, mask="left:b11k", window=20, global_prefix=3),
 ]
 
 

@@ -111,8 +111,13 @@ ForwardPlan cut_forward(const AttentionParams& p, int64_t chunk) {
         plan.tasks.push_back({b, h, i, end});
         double cost = 0;
         if (last >= i) {
-          const int64_t seen = seq.hi(i) - seq.lo(i) + seq.hi(last) - seq.lo(last);
-          cost = 0.5 * (last + 1 - i) * group * seen + kPacking * (seq.hi(last) - seq.lo(i));
+          const int64_t prefix = seq.k_prefix - seq.k_begin;
+          const auto seen = [&](int64_t lo, int64_t hi) {
+            return min64(prefix + max64(0, hi - lo), seq.k_end - seq.k_begin);
+          };
+          const Span some = seq.some(i, last + 1);
+          const int64_t ends = seen(seq.lo(i), seq.hi(i)) + seen(seq.lo(last), seq.hi(last));
+          cost = 0.5 * (last + 1 - i) * group * ends + kPacking * seen(some.lo, some.hi);
         }
         plan.cost.push_back(cost);
       }

@@ -75,6 +75,20 @@ struct Backward {
     return (row - seq.k_begin % kRows + kRows) / kRows;
   }
 
+  // Which of the tiles that queries [i0, i1) see a tile is, and how many there are: those of the
+  // prefix, then those of the interval.
+  struct Turn {
+    int64_t index, count;
+    Turn(const Sequence& seq, int64_t i0, int64_t i1, int64_t tile) {
+      const Span some = seq.some(i0, i1);
+      const int64_t prefix = ceil_div(seq.k_prefix - seq.k_begin, kKeys);
+      const int64_t first = max64(prefix, (some.lo - seq.k_begin) / kKeys);
+      const int64_t end = some.empty() ? first : ceil_div(some.hi - seq.k_begin, kKeys);
+      index = tile < prefix ? tile : prefix + tile - first;
+      count = prefix + max64(0, end - first);
+    }
+  };
+
   // Normaliser and delta of a block of rows; dq = 0 where no key tile will write it.
   static void prepare(const AttentionParams& p, const BackwardShared& shared, int64_t seq_index,
                       int64_t head, int64_t block) {
@@ -83,7 +97,7 @@ struct Backward {
                   i1 = min64(block_start(seq, block + 1), seq.rows_q);
     if (i0 >= i1) return;
     const int64_t q1 = min64(i1, seq.q_end);
-    const bool visited = i0 < q1 && seq.lo(i0) < seq.hi(q1 - 1);
+    const bool visited = i0 < q1 && Turn(seq, i0, q1, 0).count > 0;
     alignas(64) T o[256 + V::kWidth], grad[256 + V::kWidth];
     for (int64_t i = i0; i < i1; ++i) {
       const int64_t at = stat_at(p, seq, head, i);
@@ -119,11 +133,15 @@ struct Backward {
     if (keys <= 0) return;
     [[maybe_unused]] typename E::Session session;
     pack(seq, task.kv_head, k0, keys);
-    const int64_t first = block_of(seq, seq.first_query(k0)), rows_end = seq.last_query(k0 + keys);
+    const Span rows = k0 < seq.k_prefix ? Span{0, seq.q_end}
+                                        : Span{seq.first_query(k0), seq.last_query(k0 + keys)};
     for (int64_t g = 0; g < group; ++g) {
       const int64_t head = task.kv_head * group + g;
       const Sight by_mask = mask_sight(p, seq, head, k0, keys, mask_row);
-      for (int64_t b = first; block_start(seq, b) < rows_end; ++b)
+      int64_t b = block_of(seq, 0);
+      for (; block_start(seq, b) < min64(seq.q_prefix, rows.lo); ++b)
+        block(seq, head, task.tile, b, k0, keys, by_mask);
+      for (b = max64(b, block_of(seq, rows.lo)); block_start(seq, b) < rows.hi; ++b)
         block(seq, head, task.tile, b, k0, keys, by_mask);
     }
     engine.finish([&] { fold_last(seq); });
@@ -176,13 +194,13 @@ struct Backward {
     const int64_t i0 = max64(0, block_start(seq, index));
     const int64_t n = min64(block_start(seq, index + 1), seq.q_end) - i0;
     if (n <= 0) return;
-    const Sight by_interval = sight(seq, i0, i0 + n, k0, k0 + keys);
-    if (by_interval == Sight::kNone) return;
+    const Span seen = seq.seen(i0, i0 + n, k0, k0 + keys);
+    if (seen.empty()) return;
     if (by_mask == Sight::kNone) return fold_dq(seq, head, tile, index, i0, n, false);
     load_block(seq, head, i0, n);
     // columns that some row sees, rounded out to where the engine can begin and end
-    const int64_t begin = max64(0, seq.lo(i0) - k0) / E::kBegin * E::kBegin;
-    const int64_t end = round_up(min64(seq.hi(i0 + n - 1) - k0, keys), E::kBlock);
+    const int64_t begin = (seen.lo - k0) / E::kBegin * E::kBegin;
+    const int64_t end = round_up(seen.hi - k0, E::kBlock);
     const bool masked = by_mask == Sight::kEdge;
     const T scale2 = static_cast<T>(__builtin_fabs(p.scale) * kLog2e);
     // rows queries from i, columns [j, last)
@@ -224,27 +242,26 @@ struct Backward {
     const int64_t blocks = ceil_div(seq.rows_q, kRows) + 1;
     std::atomic<int32_t>& turn =
         shared.turns[shared.block_offsets[seq.index] + head * blocks + index];
-    const int64_t first = (seq.lo(i0) - seq.k_begin) / kKeys;
-    const int64_t last = (seq.hi(i0 + n - 1) - 1 - seq.k_begin) / kKeys;
-    for (int spins = 0; turn.load(std::memory_order_acquire) != tile - first; ++spins)
+    const Turn mine(seq, i0, i0 + n, tile);
+    for (int spins = 0; turn.load(std::memory_order_acquire) != mine.index; ++spins)
       spins < 4096 ? pause_thread() : clinattn::yield_thread();
 
     T* acc = dq_acc_at(seq, head, i0);
     const int64_t ld = shared.dq_acc_strides.row;
     if (any) {
-      engine.fold(n, acc, ld, tile == first);
-    } else if (tile == first) {
+      engine.fold(n, acc, ld, mine.index == 0);
+    } else if (mine.index == 0) {
       for (int64_t i = 0; i < n; ++i)
         for (int64_t d = 0; d < round_up(p.head_dim, kWidth); d += kWidth)
           V::store(acc + i * ld + d, V::zero());
     }
-    if (tile == last) {
+    if (mine.index + 1 == mine.count) {
       const auto scale = V::set1(static_cast<T>(p.scale));
       for (int64_t i = 0; i < n; ++i)
         store_row<V>(grad_at(p.dq, p.dq_strides, seq, head, seq.q_row0 + i0 + i), acc + i * ld,
                      p.dtype, p.head_dim, [&](auto x) { return V::mul(x, scale); });
     }
-    turn.store(static_cast<int32_t>(tile - first + 1), std::memory_order_release);
+    turn.store(static_cast<int32_t>(mine.index + 1), std::memory_order_release);
   }
 
   void write(const Sequence& seq, int64_t kv_head, int64_t k0, int64_t keys) {

@@ -44,12 +44,12 @@ struct RowCover {
 
   void hide_outside(int64_t i) const {
     const int64_t lo = clamp(seq.lo(i0 + i) - k0, begin, end);
-    const int64_t hi = clamp(seq.hi(i0 + i) - k0, lo, end);
+    const int64_t hi = clamp(seq.hi(i0 + i) - k0, lo, end), prefix = seq.k_prefix - k0;
     for (int64_t j = begin; j < end; j += V::kWidth) {
-      if (j >= lo && j + V::kWidth <= hi) continue;
+      if ((j >= lo && j + V::kWidth <= hi) || j + V::kWidth <= prefix) continue;
       T* x = engine.segment(i, j);
-      for (int64_t lane = 0; lane < V::kWidth; ++lane)
-        if (j + lane < lo || j + lane >= hi) x[lane] = -kInf;
+      for (int64_t lane = j; lane < j + V::kWidth; ++lane)
+        if ((lane < lo || lane >= hi) && lane >= prefix) x[lane - j] = -kInf;
     }
   }
 };
@@ -101,16 +101,18 @@ struct ColumnCover {
 
   // kWidth queries from i: where all see a key nothing is done, past the last query all is hidden.
   void hide_outside(int64_t i) const {
+    const int64_t rows = min64(kWidth, n - i), prefix = clamp(seq.k_prefix - k0, begin, end);
+    const Span all = seq.all(i0 + i, i0 + i + rows);
     alignas(64) int32_t lo[kWidth], hi[kWidth];
     for (int64_t r = 0; r < kWidth; ++r) {
-      const bool there = i + r < n;
-      lo[r] = there ? static_cast<int32_t>(clamp(seq.lo(i0 + i + r) - k0, begin, end)) : end;
-      hi[r] = there ? static_cast<int32_t>(clamp(seq.hi(i0 + i + r) - k0, begin, end)) : end;
+      lo[r] = static_cast<int32_t>(r < rows ? clamp(seq.lo(i0 + i + r) - k0, begin, end) : end);
+      hi[r] = static_cast<int32_t>(r < rows ? clamp(seq.hi(i0 + i + r) - k0, begin, end) : end);
     }
-    const int64_t last = min64(kWidth, n - i) - 1;
     for (int64_t j = begin; j < end; ++j) {
-      if (n - i >= kWidth && j >= lo[last] && j < hi[0]) continue;
       T* x = engine.column(i, j);
+      if (rows < kWidth && j < prefix)
+        for (int64_t r = rows; r < kWidth; ++r) x[r] = -kInf;
+      if (j < prefix || (rows == kWidth && j + k0 >= all.lo && j + k0 < all.hi)) continue;
       V::store(x, V::hidden_outside(V::load(x), static_cast<int32_t>(j), lo, hi));
     }
   }

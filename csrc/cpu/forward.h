@@ -61,14 +61,17 @@ struct Forward {
     [[maybe_unused]] typename E::Session session;
     head_rows = round_up(rows, kRows);
     load_queries(seq, task, rows);
-    const int64_t lo = seq.lo(task.row0), hi = seq.hi(row1 - 1);
-    if (lo < hi) {
-      // where keys are cut does not depend on the task
-      const int64_t first = seq.k_begin + (lo - seq.k_begin) / E::kAligned * E::kAligned;
-      for (int64_t k0 = first; k0 < hi; k0 += engine.panel)
-        panel(seq, task, rows, k0, min64(engine.panel, hi - k0));
-    }
+    const Span some = seq.some(task.row0, row1);
+    // where keys are cut does not depend on the task
+    const int64_t first = (some.lo - seq.k_begin) / E::kAligned * E::kAligned,
+                  prefix = round_up(seq.k_prefix - seq.k_begin, E::kAligned);
+    panels(seq, task, rows, seq.k_begin, min64(seq.k_begin + prefix, seq.k_end));
+    if (!some.empty()) panels(seq, task, rows, seq.k_begin + max64(first, prefix), some.hi);
     write(seq, task, rows);
+  }
+
+  void panels(const Sequence& seq, const ForwardTask& task, int64_t rows, int64_t k0, int64_t k1) {
+    for (; k0 < k1; k0 += engine.panel) panel(seq, task, rows, k0, min64(engine.panel, k1 - k0));
   }
 
   void load_queries(const Sequence& seq, const ForwardTask& task, int64_t rows) {
@@ -143,24 +146,25 @@ struct Forward {
 
   // Fills steps with what queries [i0, i0 + n) see of the panel; returns how many there are.
   int64_t visible_steps(const Sequence& seq, int64_t i0, int64_t n, int64_t k0, int64_t keys) {
-    const int64_t lo = seq.lo(i0) - k0, hi = seq.hi(i0 + n - 1) - k0;            // some query sees
-    const int64_t full_lo = seq.lo(i0 + n - 1) - k0, full_hi = seq.hi(i0) - k0;  // all see
-    const int64_t index = (k0 - seq.k_begin) / kKeys;
+    const Span some = seq.some(i0, i0 + n);
+    const int64_t first = k0 < seq.k_prefix ? 0 : max64(0, some.lo - k0);
+    const int64_t end = max64(some.hi, seq.k_prefix) - k0, index = (k0 - seq.k_begin) / kKeys;
     int64_t count = 0;
-    for (int64_t at = max64(0, lo) / kKeys * kKeys; at < min64(keys, hi); at += kKeys) {
+    for (int64_t at = first / kKeys * kKeys; at < min64(keys, end); at += kKeys) {
+      const int64_t step_keys = min64(kKeys, keys - at), key = k0 + at;
+      const Span seen = seq.seen(i0, i0 + n, key, key + step_keys);
       const Sight mask = by_mask[at / kKeys];
-      if (mask == Sight::kNone) continue;
-      const int64_t step_keys = min64(kKeys, keys - at);
+      if (seen.empty() || mask == Sight::kNone) continue;
       const bool masked = mask == Sight::kEdge;
       // columns that some row sees, rounded out to where the engine can begin and end
-      steps[count++] = {
-          index + at / kKeys,
-          at,
-          step_keys,
-          max64(0, lo - at) / E::kBegin * E::kBegin,
-          round_up(min64(hi - at, step_keys), E::kBlock),
-          masked || at < full_lo || at + step_keys > full_hi || step_keys % E::kBlock != 0,
-          masked};
+      steps[count++] = {index + at / kKeys,
+                        at,
+                        step_keys,
+                        (seen.lo - key) / E::kBegin * E::kBegin,
+                        round_up(seen.hi - key, E::kBlock),
+                        masked || step_keys % E::kBlock != 0 ||
+                            sight(seq, i0, i0 + n, key, key + step_keys) != Sight::kFull,
+                        masked};
     }
     return count;
   }
