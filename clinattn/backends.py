@@ -41,10 +41,7 @@ class Serves(NamedTuple):
 SERVES = {
     "triton": Serves(forward=(), backward=()),
     "cuda": Serves(forward=(), backward=()),
-    "cpu": Serves(
-        forward=("segment_ids or time_window", "global_prefix"),
-        backward=("segment_ids or time_window", "global_prefix"),
-    ),
+    "cpu": Serves(forward=FEATURES, backward=FEATURES),
     "reference": Serves(forward=FEATURES, backward=FEATURES),
 }
 

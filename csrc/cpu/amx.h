@@ -379,6 +379,13 @@ inline __m512i alternate(__m512 even, __m512 odd) {
                                    _mm512_set1_epi32(static_cast<int>(0xffff0000)), 0xf8);
 }
 
+// The same of those lanes of each that are kept, else 0
+inline __m512i alternate_kept(__m512 even, __m512 odd, __mmask16 keep_even, __mmask16 keep_odd) {
+  const __m512i low = _mm512_maskz_srli_epi32(keep_even, _mm512_castps_si512(even), 16);
+  return _mm512_mask_ternarylogic_epi32(low, keep_odd, _mm512_castps_si512(odd),
+                                        _mm512_set1_epi32(static_cast<int>(0xffff0000)), 0xf8);
+}
+
 inline void copy_line(Bf16* to, const Bf16* from) {
   _mm512_storeu_si512(to, _mm512_loadu_si512(from));
 }

@@ -129,6 +129,16 @@ void check_dropout(const Arguments& a, AttentionParams& p) {
 
 }  // namespace
 
+void check_needs(const Arguments& a, int64_t needs) {
+  TORCH_CHECK(!(needs & kNeedMask) || (a.mask && a.mask->is_floating_point()),
+              "needs asks for the gradient of a mask; expected one of floating point");
+  TORCH_CHECK(!(needs & kNeedDecay) || a.decay, "needs asks for the gradient of decay; none given");
+  TORCH_CHECK(!(needs & kNeedSlopes) || a.slopes,
+              "needs asks for the gradient of slopes; none given");
+  TORCH_CHECK(!(needs & kNeedRelative) || a.relative,
+              "needs asks for the gradient of relative; none given");
+}
+
 void check_layout(const Tensor& t, const char* name, at::IntArrayRef sizes, const Tensor& like) {
   TORCH_CHECK(t.device().is_cpu(), name, " is on ", t.device(), "; expected cpu");
   TORCH_CHECK(t.scalar_type() == like.scalar_type(), name, " has dtype ", t.scalar_type(),

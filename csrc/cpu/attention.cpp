@@ -11,7 +11,7 @@
 #include <memory>
 #include <numeric>
 
-#include "arguments.h"
+#include "added_gradients.h"
 #include "dispatch.h"
 #include "interval.h"
 
@@ -254,30 +254,31 @@ Gradients cpu_backward(const Tensor& dout, const OptionalTensor& dlse, const Ten
                        const OptionalTensor& relative, const OptionalTensor& seed, double scale,
                        int64_t window_left, int64_t window_right, bool bottom_right,
                        int64_t /*max_seqlen_q*/, int64_t /*max_seqlen_k*/, double softcap,
-                       int64_t global_prefix, double dropout_p, int64_t /*needs*/) {
-  AttentionParams p = check({q,
-                             k,
-                             v,
-                             mask,
-                             cu_seqlens_q,
-                             cu_seqlens_k,
-                             q_lengths,
-                             kv_start,
-                             kv_end,
-                             lo,
-                             hi,
-                             times,
-                             decay,
-                             slopes,
-                             relative,
-                             seed,
-                             scale,
-                             window_left,
-                             window_right,
-                             bottom_right,
-                             softcap,
-                             global_prefix,
-                             dropout_p});
+                       int64_t global_prefix, double dropout_p, int64_t needs) {
+  const Arguments arguments{q,
+                            k,
+                            v,
+                            mask,
+                            cu_seqlens_q,
+                            cu_seqlens_k,
+                            q_lengths,
+                            kv_start,
+                            kv_end,
+                            lo,
+                            hi,
+                            times,
+                            decay,
+                            slopes,
+                            relative,
+                            seed,
+                            scale,
+                            window_left,
+                            window_right,
+                            bottom_right,
+                            softcap,
+                            global_prefix,
+                            dropout_p};
+  AttentionParams p = check(arguments);
   const bool packed = p.cu_seqlens_q != nullptr;
   const auto stat = q.options().dtype(math_type(q));
   const auto stat_sizes = stat_shape(p);
@@ -301,11 +302,15 @@ Gradients cpu_backward(const Tensor& dout, const OptionalTensor& dlse, const Ten
   }
   Tensor dq = allocate(q.sizes(), q.options()), dk = allocate(k.sizes(), q.options()),
          dv = allocate(k.sizes(), q.options());
-  const auto none = [&] { return at::empty({0}, q.options()); };
-  Tensor dmask = none(), ddecay = none(), dslopes = none(), drelative = none();
+  check_needs(arguments, needs);
+  const AddedGradientSums added(arguments, p, needs);
+  const auto results = [&]() -> Gradients {
+    const auto more = added.results();
+    return {dq, dk, dv, more.mask, more.decay, more.slopes, more.relative};
+  };
   if (packed && p.cu_seqlens_q[p.num_seqs] < p.total_q) dq.zero_();
   if (packed && p.cu_seqlens_k[p.num_seqs] < p.total_k) dk.zero_(), dv.zero_();
-  if (p.num_seqs == 0 || p.heads == 0) return {dq, dk, dv, dmask, ddecay, dslopes, drelative};
+  if (p.num_seqs == 0 || p.heads == 0) return results();
   p.dout = dout.const_data_ptr();
   p.do_strides = strides_of(dout);
   p.o = const_cast<void*>(o.const_data_ptr());
@@ -347,15 +352,28 @@ Gradients cpu_backward(const Tensor& dout, const OptionalTensor& dlse, const Ten
   std::vector<std::atomic<int32_t>> turns(blocks * p.heads);
   shared.turns = turns.data();
   shared.block_offsets = block_offsets.data();
+  shared.added = added.sums();
   at::parallel_for(0, blocks * p.heads, 16, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i)
       kernels.backward_prepare(p, shared, rows[i % blocks].first, i / blocks,
                                rows[i % blocks].second);
   });
+  const auto run = [&](const std::vector<BackwardTask>& tasks) {
+    run_tasks(tasks.size(), kernels.backward_scratch(p, shared),
+              [&](int64_t i, void* scratch) { kernels.backward(p, shared, tasks[i], scratch); });
+  };
   const auto tasks = backward_tasks(p, kernels);
-  run_tasks(tasks.size(), kernels.backward_scratch(p),
-            [&](int64_t i, void* scratch) { kernels.backward(p, shared, tasks[i], scratch); });
-  return {dq, dk, dv, dmask, ddecay, dslopes, drelative};
+  if (added.by_sequence()) {
+    for (int64_t b = 0; b < p.num_seqs; ++b) {
+      std::vector<BackwardTask> of_sequence;
+      std::copy_if(tasks.begin(), tasks.end(), std::back_inserter(of_sequence),
+                   [&](const BackwardTask& task) { return task.seq == b; });
+      run(of_sequence);
+    }
+  } else {
+    run(tasks);
+  }
+  return results();
 }
 
 }  // namespace
