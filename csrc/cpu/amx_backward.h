@@ -284,14 +284,16 @@ struct AmxBackward {
         }
         work.finish();
       };
-      if (extras.any()) {
+      if constexpr (Extras::kAny) {
         if (extras.dropout) extras.draw(i, 32, j, j + 32);
+      }
+      if (edge || Extras::kAny) {
         beside(AmxGradients<AmxBackward, true, Extras>(*this, slice, i, j, scale, calls, extras));
-        if (extras.added) add_gradients(i, seen, j, extras);
-      } else if (edge) {
-        beside(AmxGradients<AmxBackward, true>(*this, slice, i, j, scale, calls));
       } else {
-        beside(AmxGradients<AmxBackward, false>(*this, slice, i, j, scale, calls));
+        beside(AmxGradients<AmxBackward, false, Extras>(*this, slice, i, j, scale, calls, extras));
+      }
+      if constexpr (Extras::kAny) {
+        if (extras.added) add_gradients(i, seen, j, extras);
       }
     }
     summing.next(slice, complete);

@@ -16,16 +16,10 @@ struct Slice {
   Bf16 *p, *ds, *ds_pairs, *q_pairs, *dout_pairs;
 };
 
-// What a plain call has of dropout, a softcap and gradients of what is added to scores
-struct NoExtras {
-  static constexpr bool dropout = false, softcap = false, added = false;
-  static constexpr float kept_scale = 1;
-};
-
 // p and ds of 32 queries from row and 32 keys from key, in 16 units of two keys, an equal share
 // beside each of calls products. Where kEdge, some scores are hidden. Gradients of what is added to
 // scores need ds as it is: it is left in place of dp.
-template <class E, bool kEdge, class Extras = NoExtras>
+template <class E, bool kEdge, class Extras>
 struct AmxGradients {
   using V = Avx512;
   static constexpr int kParts = E::kParts;
@@ -39,7 +33,7 @@ struct AmxGradients {
   int64_t done = 0;
 
   AmxGradients(E& e, const Slice& slice, int64_t row, int64_t key, float scale2, int64_t calls,
-               const Extras& extras = {})
+               const Extras& extras)
       : e(e),
         slice(slice),
         row(row),

@@ -115,7 +115,7 @@ ForwardPlan cut_forward(const AttentionParams& p, int64_t chunk) {
           const auto seen = [&](int64_t lo, int64_t hi) {
             return min64(prefix + max64(0, hi - lo), seq.k_end - seq.k_begin);
           };
-          const Span some = seq.some(i, last + 1);
+          const Span some = seq.view(i, last + 1).some;
           const int64_t ends = seen(seq.lo(i), seq.hi(i)) + seen(seq.lo(last), seq.hi(last));
           cost = 0.5 * (last + 1 - i) * group * ends + kPacking * seen(some.lo, some.hi);
         }
@@ -279,6 +279,7 @@ Gradients cpu_backward(const Tensor& dout, const OptionalTensor& dlse, const Ten
                             global_prefix,
                             dropout_p};
   AttentionParams p = check(arguments);
+  check_needs(arguments, needs);
   const bool packed = p.cu_seqlens_q != nullptr;
   const auto stat = q.options().dtype(math_type(q));
   const auto stat_sizes = stat_shape(p);
@@ -302,7 +303,6 @@ Gradients cpu_backward(const Tensor& dout, const OptionalTensor& dlse, const Ten
   }
   Tensor dq = allocate(q.sizes(), q.options()), dk = allocate(k.sizes(), q.options()),
          dv = allocate(k.sizes(), q.options());
-  check_needs(arguments, needs);
   const AddedGradientSums added(arguments, p, needs);
   const auto results = [&]() -> Gradients {
     const auto more = added.results();

@@ -5,6 +5,7 @@
 
 #include "added.h"
 #include "cover.h"
+#include "extras.h"
 #include "normaliser.h"
 #include "philox.h"
 
@@ -80,7 +81,7 @@ struct Backward {
   struct Turn {
     int64_t index, count;
     Turn(const Sequence& seq, int64_t i0, int64_t i1, int64_t tile) {
-      const Span some = seq.some(i0, i1);
+      const Span some = seq.view(i0, i1).some;
       const int64_t prefix = ceil_div(seq.k_prefix - seq.k_begin, kKeys);
       const int64_t first = max64(prefix, (some.lo - seq.k_begin) / kKeys);
       const int64_t end = some.empty() ? first : ceil_div(some.hi - seq.k_begin, kKeys);
@@ -192,7 +193,7 @@ struct Backward {
     if (p.dropout_threshold) Dropout(p, seq.index, head).rows<V>(i0, n, draws);
   }
 
-  // What most calls have not: dropout, a softcap, gradients of what is added to scores.
+  // What NoExtras says that a plain call has not
   struct Extras {
     Backward& b;
     const Sequence& seq;
@@ -201,6 +202,7 @@ struct Backward {
                added = b.shared.added.wanted;
     const T kept_scale = static_cast<T>(::kept_scale(b.p));
 
+    static constexpr bool kAny = true;
     bool any() const { return dropout || softcap || added; }
     // For rows queries from i, columns [j, last)
     void draw(int64_t i, int64_t rows, int64_t j, int64_t last) const {
@@ -216,7 +218,7 @@ struct Backward {
     const int64_t i0 = max64(0, block_start(seq, index));
     const int64_t n = min64(block_start(seq, index + 1), seq.q_end) - i0;
     if (n <= 0) return;
-    const Span seen = seq.seen(i0, i0 + n, k0, k0 + keys);
+    const Span seen = seq.view(i0, i0 + n).seen(k0, k0 + keys);
     if (seen.empty()) return;
     if (by_mask == Sight::kNone) return fold_dq(seq, head, tile, index, i0, n, false);
     load_block(seq, head, i0, n);
@@ -229,7 +231,7 @@ struct Backward {
     // rows queries from i, columns [j, last)
     const auto is_edge = [&](int64_t i, int64_t rows, int64_t j, int64_t last) {
       return masked || shaped || last > keys ||
-             sight(seq, i0 + i, i0 + i + rows, k0 + j, k0 + last) != Sight::kFull;
+             !seq.view(i0 + i, i0 + i + rows).all_see(k0 + j, k0 + last);
     };
     const auto hide = [&](int64_t i, int64_t rows, int64_t j, int64_t last) {
       const typename E::Cover cover{p, seq, engine, mask_row, head, i0 + i, rows, k0, j, last};
@@ -248,10 +250,13 @@ struct Backward {
         prefetch_row(row_at(p.dout, p.dtype, p.do_strides, seq.index, head, row), bytes);
       }
     };
-    engine.differentiate(
-        n, begin, end, scale2, is_edge, hide, edge && !engine.finite_rows(),
-        edge && !engine.finite_keys(), [&] { fold_last(seq); }, prefetch,
-        Extras{*this, seq, head, i0, k0});
+    const auto differentiate = [&](const auto& extras) {
+      engine.differentiate(
+          n, begin, end, scale2, is_edge, hide, edge && !engine.finite_rows(),
+          edge && !engine.finite_keys(), [&] { fold_last(seq); }, prefetch, extras);
+    };
+    const Extras extras{*this, seq, head, i0, k0};
+    extras.any() ? differentiate(extras) : differentiate(NoExtras{});
     last = {head, tile, index, i0, n};
     if (!E::kDelayed) fold_last(seq);
   }

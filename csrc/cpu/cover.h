@@ -118,7 +118,7 @@ struct ColumnCover {
   // kWidth queries from i: where all see a key nothing is done, past the last query all is hidden.
   void hide_outside(int64_t i) const {
     const int64_t rows = min64(kWidth, n - i), prefix = clamp(seq.k_prefix - k0, begin, end);
-    const Span all = seq.all(i0 + i, i0 + i + rows);
+    const Span all = seq.view(i0 + i, i0 + i + rows).all;
     alignas(64) int32_t lo[kWidth], hi[kWidth];
     for (int64_t r = 0; r < kWidth; ++r) {
       lo[r] = static_cast<int32_t>(r < rows ? clamp(seq.lo(i0 + i + r) - k0, begin, end) : end);

@@ -105,16 +105,20 @@ struct FmaBackward {
     scores(n, begin, end);
     const bool edge = is_edge(0, n, begin, end);
     const T scale = edge && hide(0, n, begin, end) ? 1 : scale2;
+    if constexpr (Extras::kAny) {
+      if (extras.dropout) extras.draw(0, n, begin, end);
+    }
     if (extras.dropout) {
-      extras.draw(0, n, begin, end);
       gradients<true, true>(n, begin, end, scale, extras.kept_scale);
     } else if (edge) {
       gradients<true, false>(n, begin, end, scale);
     } else {
       gradients<false, false>(n, begin, end, scale);
     }
-    if (extras.added) extras.add(0, n, begin, end, dp + begin, kKeys);
-    if (extras.softcap) multiply_slopes(n, begin, end);
+    if constexpr (Extras::kAny) {
+      if (extras.added) extras.add(0, n, begin, end, dp + begin, kKeys);
+      if (extras.softcap) multiply_slopes(n, begin, end);
+    }
     accumulate(n, begin, end, skip_rows);
   }
 

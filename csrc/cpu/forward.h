@@ -66,7 +66,7 @@ struct Forward {
     [[maybe_unused]] typename E::Session session;
     head_rows = round_up(rows, kRows);
     load_queries(seq, task, rows);
-    const Span some = seq.some(task.row0, row1);
+    const Span some = seq.view(task.row0, row1).some;
     // where keys are cut does not depend on the task
     const int64_t first = (some.lo - seq.k_begin) / E::kAligned * E::kAligned,
                   prefix = round_up(seq.k_prefix - seq.k_begin, E::kAligned);
@@ -168,26 +168,26 @@ struct Forward {
 
   // Fills steps with what queries [i0, i0 + n) see of the panel; returns how many there are.
   int64_t visible_steps(const Sequence& seq, int64_t i0, int64_t n, int64_t k0, int64_t keys) {
-    const Span some = seq.some(i0, i0 + n);
-    const int64_t first = k0 < seq.k_prefix ? 0 : max64(0, some.lo - k0);
-    const int64_t end = max64(some.hi, seq.k_prefix) - k0, index = (k0 - seq.k_begin) / kKeys;
+    const View view = seq.view(i0, i0 + n);
+    const int64_t first = k0 < seq.k_prefix ? 0 : max64(0, view.some.lo - k0);
+    const int64_t end = max64(view.some.hi, seq.k_prefix) - k0, index = (k0 - seq.k_begin) / kKeys;
     const bool shaped = has_terms(p);
     int64_t count = 0;
     for (int64_t at = first / kKeys * kKeys; at < min64(keys, end); at += kKeys) {
       const int64_t step_keys = min64(kKeys, keys - at), key = k0 + at;
-      const Span seen = seq.seen(i0, i0 + n, key, key + step_keys);
+      const Span seen = view.seen(key, key + step_keys);
       const Sight mask = by_mask[at / kKeys];
       if (seen.empty() || mask == Sight::kNone) continue;
       const bool masked = mask == Sight::kEdge;
       // columns that some row sees, rounded out to where the engine can begin and end
-      steps[count++] = {index + at / kKeys,
-                        at,
-                        step_keys,
-                        (seen.lo - key) / E::kBegin * E::kBegin,
-                        round_up(seen.hi - key, E::kBlock),
-                        masked || shaped || step_keys % E::kBlock != 0 ||
-                            sight(seq, i0, i0 + n, key, key + step_keys) != Sight::kFull,
-                        masked};
+      steps[count++] = {
+          index + at / kKeys,
+          at,
+          step_keys,
+          (seen.lo - key) / E::kBegin * E::kBegin,
+          round_up(seen.hi - key, E::kBlock),
+          masked || shaped || step_keys % E::kBlock != 0 || !view.all_see(key, key + step_keys),
+          masked};
     }
     return count;
   }

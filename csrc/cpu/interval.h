@@ -29,6 +29,25 @@ inline int64_t first_where(int64_t lo, int64_t hi, const Test& test) {
   return lo;
 }
 
+enum class Sight { kNone, kEdge, kFull };
+
+// What a block of queries sees: keys before prefix are seen by all, keys outside `some` and it by
+// none, keys of `all` by all.
+struct View {
+  Span some, all;
+  int64_t prefix;
+
+  // Keys of [k0, k1) from the first to the last that some see
+  Span seen(int64_t k0, int64_t k1) const {
+    const int64_t last = some.lo < k1 ? max64(some.hi, prefix) : prefix;
+    return {k0 < prefix ? k0 : max64(k0, some.lo), min64(k1, last)};
+  }
+  bool all_see(int64_t k0, int64_t k1) const {
+    k0 = max64(k0, min64(k1, prefix));
+    return k0 >= k1 || (k0 >= all.lo && k1 <= all.hi);
+  }
+};
+
 struct Sequence {
   int64_t index;
   int64_t q_row0, k_row0;      // first row in packed tensors, 0 in dense ones
@@ -70,19 +89,11 @@ struct Sequence {
     return his ? clamp(his[i], k_begin, x) : x;
   }
 
-  // What some, or all, of queries [i0, i1) see, apart from the keys of the prefix.
-  Span some(int64_t i0, int64_t i1) const {
-    return i0 < q_prefix ? Span{k_begin, k_end} : Span{lo(i0), hi(i1 - 1)};
-  }
-  Span all(int64_t i0, int64_t i1) const {
-    return {lo(i1 - 1), hi(max64(i0, min64(q_prefix, i1 - 1)))};
-  }
-
-  // Keys of [k0, k1) from the first to the last that some of queries [i0, i1) see.
-  Span seen(int64_t i0, int64_t i1, int64_t k0, int64_t k1) const {
-    const Span span = some(i0, i1);
-    const int64_t last = span.lo < k1 ? max64(span.hi, k_prefix) : k_prefix;
-    return {k0 < k_prefix ? k0 : max64(k0, span.lo), min64(k1, last)};
+  View view(int64_t i0, int64_t i1) const {
+    const int64_t last = i1 - 1, plain = max64(i0, min64(q_prefix, last));
+    return {i0 < q_prefix ? Span{k_begin, k_end} : Span{lo(i0), hi(last)},
+            {lo(last), hi(plain)},
+            k_prefix};
   }
 
   // Queries from the prefix on, [first, last), that see some key of [k0, k1).
@@ -95,15 +106,5 @@ struct Sequence {
     return left < 0 ? q_end : clamp(k1 - offset + left, q_prefix, q_end);
   }
 };
-
-// How a block of queries [i0, i1) sees the keys [k0, k1).
-enum class Sight { kNone, kEdge, kFull };
-
-inline Sight sight(const Sequence& s, int64_t i0, int64_t i1, int64_t k0, int64_t k1) {
-  if (s.seen(i0, i1, k0, k1).empty()) return Sight::kNone;
-  const Span all = s.all(i0, i1);
-  k0 = max64(k0, min64(k1, s.k_prefix));
-  return k0 >= k1 || (k0 >= all.lo && k1 <= all.hi) ? Sight::kFull : Sight::kEdge;
-}
 
 }  // namespace

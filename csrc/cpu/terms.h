@@ -116,8 +116,7 @@ struct Terms {
       const F t = tanh<V>(V::mul(x, V::set1(scale_over_cap))), one = V::set1(1);
       x = V::mul(t, V::set1(cap));
       // 0 in place of the NaN of a key that is hidden: its ds is 0
-      if (slope_at)
-        V::store(slope_at, V::max(V::mul(V::sub(one, t), V::add(one, t)), V::zero()));
+      if (slope_at) V::store(slope_at, V::max(V::mul(V::sub(one, t), V::add(one, t)), V::zero()));
     } else {
       x = V::mul(x, V::set1(scale));
     }
