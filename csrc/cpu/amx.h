@@ -107,8 +107,8 @@ struct Lines {
 };
 
 // to <- src, of bf16, which is its own only part
-inline Contents copy_row(const Lines& to, const Bf16* src, int64_t n, int64_t n_padded,
-                         bool negate) {
+__attribute__((always_inline)) inline Contents copy_row(const Lines& to, const Bf16* src, int64_t n,
+                                                        int64_t n_padded, bool negate) {
   const __m512i sign = _mm512_set1_epi32(negate ? static_cast<int>(0x80008000) : 0);
   const __m512i infinite = _mm512_set1_epi16(0x7f80);
   __mmask32 special = 0;
@@ -124,8 +124,9 @@ inline Contents copy_row(const Lines& to, const Bf16* src, int64_t n, int64_t n_
 
 // to (kParts, n padded with zeros to n_padded, a multiple of 32) <- src (n)
 template <int kParts>
-inline Contents split_row(const Lines& to, const void* src, DType dtype, int64_t n,
-                          int64_t n_padded, bool negate) {
+__attribute__((always_inline)) inline Contents split_row(const Lines& to, const void* src,
+                                                         DType dtype, int64_t n, int64_t n_padded,
+                                                         bool negate) {
   if (!src) {
     for (int i = 0; i < kParts; ++i)
       for (int64_t d = 0; d < n_padded; d += 32)
@@ -258,7 +259,7 @@ struct TileProducts {
 
   // The first products of a block, and the stores of the block before
   template <bool kAdd>
-  void first_products(const float* c) {
+  __attribute__((always_inline)) void first_products(const float* c) {
     if (late) _tile_stored(0, late, 64);
     if constexpr (kAdd) {
       _tile_loadd(0, c, 64);

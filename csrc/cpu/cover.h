@@ -120,10 +120,8 @@ struct ColumnCover {
     const int64_t rows = min64(kWidth, n - i), prefix = clamp(seq.k_prefix - k0, begin, end);
     const Span all = seq.view(i0 + i, i0 + i + rows).all;
     alignas(64) int32_t lo[kWidth], hi[kWidth];
-    for (int64_t r = 0; r < kWidth; ++r) {
-      lo[r] = static_cast<int32_t>(r < rows ? clamp(seq.lo(i0 + i + r) - k0, begin, end) : end);
-      hi[r] = static_cast<int32_t>(r < rows ? clamp(seq.hi(i0 + i + r) - k0, begin, end) : end);
-    }
+    seq.columns(i0 + i, rows, k0, begin, end, lo, hi);
+    for (int64_t r = rows; r < kWidth; ++r) lo[r] = hi[r] = static_cast<int32_t>(end);
     for (int64_t j = begin; j < end; ++j) {
       T* x = engine.column(i, j);
       if (rows < kWidth && j < prefix)

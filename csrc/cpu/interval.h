@@ -89,6 +89,29 @@ struct Sequence {
     return his ? clamp(his[i], k_begin, x) : x;
   }
 
+  // Columns [lo, hi) of the keys from k0 that each of n queries from i sees, within [begin, end].
+  void columns(int64_t i, int64_t n, int64_t k0, int64_t begin, int64_t end, int32_t* los_out,
+               int32_t* his_out) const {
+    const auto column = [&](int64_t key) {
+      return static_cast<int32_t>(clamp(key - k0, begin, end));
+    };
+    if (los || i < q_prefix) {
+      for (int64_t r = 0; r < n; ++r)
+        los_out[r] = column(lo(i + r)), his_out[r] = column(hi(i + r));
+      return;
+    }
+    // without branches, for vectors
+    constexpr int64_t kFar = int64_t{1} << 30;
+    const int32_t least = column(k_begin), most = column(k_end);
+    const auto first = static_cast<int32_t>(clamp(i + offset - left - k0, -kFar, kFar)),
+               last = static_cast<int32_t>(clamp(i + offset + right + 1 - k0, -kFar, kFar));
+    const auto bound = [&](int32_t x) { return x < least ? least : x > most ? most : x; };
+    for (int32_t r = 0; r < n; ++r) {
+      los_out[r] = left < 0 ? least : bound(first + r);
+      his_out[r] = right < 0 ? most : bound(last + r);
+    }
+  }
+
   View view(int64_t i0, int64_t i1) const {
     const int64_t last = i1 - 1, plain = max64(i0, min64(q_prefix, last));
     return {i0 < q_prefix ? Span{k_begin, k_end} : Span{lo(i0), hi(last)},
