@@ -13,8 +13,8 @@ class AddedGradientSums {
   AddedGradientSums(const Arguments& a, const AttentionParams& p, int64_t needs);
 
   const AddedSums& sums() const { return sums_; }
-  // Whether sequences share an element, so that they must not be worked on side by side.
-  bool by_sequence() const { return mask_.defined() && sums_.mask_strides.batch == 0; }
+  // Whether sequences share elements, so that they must not be worked on side by side.
+  bool one_by_one() const { return sums_.mask && sums_.mask_strides.batch == 0; }
 
   // In the types and shapes of the arguments; empty where nobody wants them.
   struct Results {
@@ -24,7 +24,7 @@ class AddedGradientSums {
 
  private:
   Tensor mask_gradient() const;
-  // (to sizes) <- sums over sequences and heads, in order, where a size is 1
+  // (num_seqs or 1, heads or 1, n) <- from (num_seqs, heads, n), summed in order
   Tensor reduced(const double* from, int64_t stride, int64_t n, bool by_sequence,
                  bool by_head) const;
   Tensor none() const { return at::empty({0}, a_.q.options()); }

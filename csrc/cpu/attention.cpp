@@ -363,7 +363,7 @@ Gradients cpu_backward(const Tensor& dout, const OptionalTensor& dlse, const Ten
               [&](int64_t i, void* scratch) { kernels.backward(p, shared, tasks[i], scratch); });
   };
   const auto tasks = backward_tasks(p, kernels);
-  if (added.by_sequence()) {
+  if (added.one_by_one()) {
     for (int64_t b = 0; b < p.num_seqs; ++b) {
       std::vector<BackwardTask> of_sequence;
       std::copy_if(tasks.begin(), tasks.end(), std::back_inserter(of_sequence),
