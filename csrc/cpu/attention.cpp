@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <functional>
 #include <limits>
 #include <memory>
@@ -45,11 +46,15 @@ Precision matmul_precision() {
   }
 }
 
-// Uninitialised memory, or NaN when tests look for elements that nothing wrote.
+// Whether tests look for elements that nothing wrote: memory then starts as NaN.
+bool poison() {
+  static const bool asked = std::getenv("CLINATTN_POISON_OUTPUTS") != nullptr;
+  return asked;
+}
+
 Tensor allocate(at::IntArrayRef sizes, const at::TensorOptions& options) {
-  static const bool poison = std::getenv("CLINATTN_POISON_OUTPUTS") != nullptr;
   Tensor t = at::empty(sizes, options);
-  return poison ? t.fill_(std::numeric_limits<double>::quiet_NaN()) : t;
+  return poison() ? t.fill_(std::numeric_limits<double>::quiet_NaN()) : t;
 }
 
 // 64-byte aligned memory of a thread, kept between calls so that it stays mapped and in cache.
@@ -65,6 +70,7 @@ void* thread_scratch(size_t bytes) {
     TORCH_CHECK(block, "out of memory: ", bytes, " bytes of scratch");
     size = bytes;
   }
+  if (poison()) std::memset(block.get(), 0xff, bytes);
   return block.get();
 }
 
