@@ -41,7 +41,7 @@ class Serves(NamedTuple):
 SERVES = {
     "triton": Serves(forward=FEATURES, backward=FEATURES),
     "cuda": Serves(forward=(), backward=()),
-    "cpu": Serves(forward=(), backward=()),
+    "cpu": Serves(forward=FEATURES, backward=FEATURES),
     "reference": Serves(forward=FEATURES, backward=FEATURES),
 }
 

@@ -42,10 +42,6 @@ struct AttentionParams {
   Strides dq_strides, dk_strides, dv_strides;
 
   Mask mask;
-  // Backward only: the gradient of a floating mask, in its type and with its broadcast sides, or
-  // null. Contiguous.
-  void* dmask = nullptr;
-  Mask dmask_layout;
 
   // Added to the scores, in float, or double for kFloat64; null for none.
   const void* slopes = nullptr;    // (1 or num_seqs, heads)
@@ -54,8 +50,6 @@ struct AttentionParams {
   const void* times = nullptr;     // (num_seqs, max_q) or packed (total_q), only with decay
   const void* relative = nullptr;  // (heads, 2 relative_reach + 1)
   int64_t relative_reach = 0;      // distances beyond it share an entry
-  // Backward only: their gradients, contiguous, or null where nobody wants them.
-  void *dslopes = nullptr, *ddecay = nullptr, *drelative = nullptr;
 
   // Visibility: query i sees keys [lo, hi) as interval.h computes them.
   const int32_t *cu_seqlens_q = nullptr, *cu_seqlens_k = nullptr;  // (num_seqs + 1), packed only

@@ -28,6 +28,17 @@ LONG = [
     Case("long-128", batch=1, nq=400, dim=128, causal=True),
     Case("long-256", batch=1, heads=1, nq=300, dim=256),
     Case("long-packed", nq=(300, 1, 0, 500, 33), dim=64, heads=2, causal=True),
+    Case("long-segments", batch=2, nq=1100, dim=24, segments=9),
+    Case("long-times", nq=(700, 90), dim=40, times="float64", time_window=9.0, causal=True),
+    Case("long-prefix", batch=1, nq=1300, dim=24, window=40, global_prefix=150),
+    Case("long-prefix-left", batch=2, nq=700, dim=24, mask="left:b11k", window=20, global_prefix=3),
+    Case("long-dropout", batch=1, heads=4, kv_heads=2, nq=600, dim=24, dropout=0.2, causal=True),
+    Case("long-dropout-left", batch=2, nq=330, dim=24, mask="left:b11k", dropout=0.4),
+    Case("long-biases", batch=1, nq=600, dim=24, alibi="h", relative=300, softcap=4.0, causal=True),
+    Case("long-decay", nq=(600, 70), dim=24, times="float64", time_decay=True, alibi="bh"),
+    Case("long-mask-grad", batch=2, heads=4, kv_heads=2, nq=280, mask="float:11qk", mask_grad=True),
+    Case("long-mask-grad-keys", batch=2, nq=280, mask="float:b11k", mask_grad=True),
+    Case("long-mask-grad-rows", batch=2, nq=280, mask="float:bhq1", mask_grad=True, softcap=2.0),
 ]
 
 
@@ -100,6 +111,34 @@ def test_same_bits_over_threads(keywords, dtype, instruction_set, threads):
     for count in (2, 5):
         threads(count)
         for actual, x in zip(evaluate(*inputs, **keywords), expected, strict=True):
+            assert torch.equal(actual, x)
+
+
+@pytest.mark.parametrize("dtype", LESS, ids=dtype_id)
+@pytest.mark.parametrize("shape", [(1, 1, 600, 600), (1, 4, 600, 600), (1, 1, 600, 1)], ids=str)
+def test_same_gradients_of_biases_over_threads(shape, dtype, instruction_set, threads):
+    """Heads and sequences share a mask, tiles of keys a slope, a decay and a table of biases."""
+    inputs = [torch.randn(2, h, 600, 24).to(dtype) for h in (4, 2, 2, 4)]
+    added = [torch.randn(shape).to(dtype), *(torch.rand(4) for _ in range(2)), torch.randn(4, 101)]
+    times = torch.rand(2, 600).cumsum(1)
+
+    def gradients(count):
+        threads(count)
+        torch.manual_seed(0)
+        q, k, v, mask, decay, slopes, relative = given = [
+            x.detach().requires_grad_() for x in (*inputs[:3], *added)
+        ]
+        o = fused_attention(
+            *(q, k, v, mask, 0.1),
+            **{"is_causal": True, "enable_gqa": True, "softcap": 5.0, "global_prefix": 3},
+            **{"times": times, "time_decay": decay, "alibi_slopes": slopes},
+            **{"relative_bias": relative, "backend": "cpu"},
+        )
+        return [o.detach(), *torch.autograd.grad(o, given, inputs[3])]
+
+    expected = gradients(1)
+    for count in (2, 5):
+        for actual, x in zip(gradients(count), expected, strict=True):
             assert torch.equal(actual, x)
 
 

@@ -107,8 +107,8 @@ struct Lines {
 };
 
 // to <- src, of bf16, which is its own only part
-inline Contents copy_row(const Lines& to, const Bf16* src, int64_t n, int64_t n_padded,
-                         bool negate) {
+__attribute__((always_inline)) inline Contents copy_row(const Lines& to, const Bf16* src, int64_t n,
+                                                        int64_t n_padded, bool negate) {
   const __m512i sign = _mm512_set1_epi32(negate ? static_cast<int>(0x80008000) : 0);
   const __m512i infinite = _mm512_set1_epi16(0x7f80);
   __mmask32 special = 0;
@@ -124,8 +124,9 @@ inline Contents copy_row(const Lines& to, const Bf16* src, int64_t n, int64_t n_
 
 // to (kParts, n padded with zeros to n_padded, a multiple of 32) <- src (n)
 template <int kParts>
-inline Contents split_row(const Lines& to, const void* src, DType dtype, int64_t n,
-                          int64_t n_padded, bool negate) {
+__attribute__((always_inline)) inline Contents split_row(const Lines& to, const void* src,
+                                                         DType dtype, int64_t n, int64_t n_padded,
+                                                         bool negate) {
   if (!src) {
     for (int i = 0; i < kParts; ++i)
       for (int64_t d = 0; d < n_padded; d += 32)
@@ -258,7 +259,7 @@ struct TileProducts {
 
   // The first products of a block, and the stores of the block before
   template <bool kAdd>
-  void first_products(const float* c) {
+  __attribute__((always_inline)) void first_products(const float* c) {
     if (late) _tile_stored(0, late, 64);
     if constexpr (kAdd) {
       _tile_loadd(0, c, 64);
@@ -377,6 +378,13 @@ inline __m512i alternate(__m512 even, __m512 odd) {
   return _mm512_ternarylogic_epi32(_mm512_srli_epi32(_mm512_castps_si512(even), 16),
                                    _mm512_castps_si512(odd),
                                    _mm512_set1_epi32(static_cast<int>(0xffff0000)), 0xf8);
+}
+
+// The same of those lanes of each that are kept, else 0
+inline __m512i alternate_kept(__m512 even, __m512 odd, __mmask16 keep_even, __mmask16 keep_odd) {
+  const __m512i low = _mm512_maskz_srli_epi32(keep_even, _mm512_castps_si512(even), 16);
+  return _mm512_mask_ternarylogic_epi32(low, keep_odd, _mm512_castps_si512(odd),
+                                        _mm512_set1_epi32(static_cast<int>(0xffff0000)), 0xf8);
 }
 
 inline void copy_line(Bf16* to, const Bf16* from) {

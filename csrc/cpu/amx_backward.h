@@ -4,6 +4,7 @@
 
 #include "amx_sums.h"
 #include "cover.h"
+#include "philox.h"
 
 namespace {
 
@@ -43,6 +44,8 @@ struct AmxBackward {
   float *offset, *fraction, *delta;  // (kRows): p = fraction 2^(s + offset), offset an integer
   float *s, *dp;                     // the buffers at hand
   int64_t step_key;                  // their first key
+  float* slopes;                     // derivatives of the softcap, laid out as s: 4 KB
+  ColumnKept<V> kept;                // by dropout, of those
   Contents keys, values, queries, gradients;  // what rows of k, v, q and do hold
 
   AmxSums<AmxBackward> summing;
@@ -76,6 +79,7 @@ struct AmxBackward {
     offset = a.take<float>(kRows);
     fraction = a.take<float>(kRows);
     delta = a.take<float>(kRows);
+    slopes = a.take<float>(32 * 32);
   }
 
   // 16 keys, 32 d
@@ -113,6 +117,7 @@ struct AmxBackward {
   }
   // The scores of 16 queries with one key of the tile, which the buffer at hand holds
   float* column(int64_t row, int64_t key) { return s + in_block(key - step_key, row); }
+  float* cap_slope(int64_t row, int64_t key) { return slopes + in_block(key - step_key, row); }
 
   void begin_tile(int64_t count) {
     keys = values = {};
@@ -221,10 +226,10 @@ struct AmxBackward {
   // scores into p and ds; so a slice is summed while the next one's scores are multiplied, and the
   // last is left for the next call or finish. complete() is called when all of the call before has
   // been summed.
-  template <class IsEdge, class Hide, class Complete, class Prefetch>
+  template <class IsEdge, class Hide, class Complete, class Prefetch, class Extras>
   void differentiate(int64_t n, int64_t begin, int64_t end, float scale2, const IsEdge& is_edge,
                      const Hide& hide, bool skip_rows, bool skip_keys, const Complete& complete,
-                     const Prefetch& prefetch) {
+                     const Prefetch& prefetch, const Extras& extras) {
     const bool tiny = too_small(keys.size()) || too_small(queries.size()) ||
                       too_small(values.size()) || too_small(gradients.size()) ||
                       too_small(values.size() * gradients.size());
@@ -279,14 +284,30 @@ struct AmxBackward {
         }
         work.finish();
       };
-      if (edge) {
-        beside(AmxGradients<AmxBackward, true>(*this, slice, i, j, scale, calls));
+      if constexpr (Extras::kAny) {
+        if (extras.dropout) extras.draw(i, 32, j, j + 32);
+      }
+      if (edge || Extras::kAny) {
+        beside(AmxGradients<AmxBackward, true, Extras>(*this, slice, i, j, scale, calls, extras));
       } else {
-        beside(AmxGradients<AmxBackward, false>(*this, slice, i, j, scale, calls));
+        beside(AmxGradients<AmxBackward, false, Extras>(*this, slice, i, j, scale, calls, extras));
+      }
+      if constexpr (Extras::kAny) {
+        if (extras.added) add_gradients(i, seen, j, extras);
       }
     }
     summing.next(slice, complete);
     ++blocks;
+  }
+
+  // Sums ds of a block, which lies in place of dp, into the gradients of what is added to scores.
+  template <class Extras>
+  void add_gradients(int64_t i, int64_t n, int64_t j, const Extras& extras) {
+    alignas(64) float rows[32 * 32];
+    for (int64_t r = 0; r < 32; r += 16)
+      for (int64_t c = 0; c < 32; c += 16)
+        V::transpose(dp + in_block(c, r), 16, rows + r * 32 + c, 32);
+    extras.add(i, n, j, j + 32, rows, 32);
   }
 
   // Sums what is left.

@@ -10,8 +10,8 @@
 namespace {
 
 // hide(step) gives -inf to the scores of keys that are not seen, and says whether it has scaled
-// them.
-template <class E, class Hide>
+// them; hide.draw(step) draws what dropout keeps.
+template <class E, class Hide, bool kDropout>
 class AmxFold {
   using V = Avx512;
   static constexpr int kParts = E::kParts;
@@ -175,6 +175,7 @@ class AmxFold {
     for (int64_t j = group.last + 1; j < in_group; ++j) clear_weights(j);
     e.s = e.scores(at);
     scale = block.step.edge && block.queries->hide(block.step) ? 1 : scale2;
+    if (kDropout) block.queries->hide.draw(block.step);
     Queries& q = *block.queries;
     const __mmask16 lanes[2] = {unseen(q, 0), unseen(q, 1)};
     if (lanes[0] | lanes[1]) raise(q, in_group, lanes);
@@ -250,7 +251,8 @@ class AmxFold {
         memset(e.p_tile(group.p, part, i, block), 0, kTile * sizeof(Bf16));
   }
 
-  // p <- 2^(scale s - m) for units of the block at hand, until so many are done
+  // p <- 2^(scale s - m), or what dropout keeps of it, for units of the block at hand, until so
+  // many are done
   void exponentiate(int64_t until) {
     while (done < until) {
       const int64_t i = done / 8, end = min64(until, 8 * i + 8);
@@ -264,6 +266,7 @@ class AmxFold {
     Queries& q = *group.queries;
     const __m512 factor = V::set1(scale), offset = q.offset[i];
     __m512 total = q.l[i];
+    [[maybe_unused]] const uint16_t* kept = e.kept.of(i);
     Bf16* p = e.p_tile(group.p, 0, 16 * i, blocks[at % kBlocks].step.index % kGroup);
     for (uint64_t unit = first; unit < static_cast<uint64_t>(last); ++unit) {
       const float* from = e.s + unit / 4 * 512 + i * 256 + unit % 4 * 64;
@@ -277,7 +280,10 @@ class AmxFold {
         for (int part = 0; part < kParts; ++part) {
           const __m512 a = take_part<kParts, true>(even, part);
           const __m512 b = take_part<kParts, true>(odd, part);
-          _mm512_storeu_si512(to + part * E::kWeightPart + 32 * x, alternate(a, b));
+          const __m512i line =
+              kDropout ? alternate_kept(a, b, kept[4 * unit + 2 * x], kept[4 * unit + 2 * x + 1])
+                       : alternate(a, b);
+          _mm512_storeu_si512(to + part * E::kWeightPart + 32 * x, line);
           // the sum of what is multiplied with v, not of what it was rounded from
           if (kParts == 1)
             total = V::add(total, V::add(round_down_to_bf16(a), round_down_to_bf16(b)));

@@ -4,6 +4,7 @@
 
 #include "amx_fold.h"
 #include "cover.h"
+#include "philox.h"
 
 namespace {
 
@@ -14,8 +15,8 @@ struct AmxForward {
   using T = float;
   using Session = TileSession;
   using Cover = ColumnCover<AmxForward>;
-  template <class Hide>
-  using Fold = AmxFold<AmxForward, Hide>;
+  template <class Hide, bool kDropout>
+  using Fold = AmxFold<AmxForward, Hide, kDropout>;
   static constexpr int64_t kRows = 32, kKeys = 32;  // two tiles of queries, two of keys
   static constexpr int64_t kBlock = 32, kBegin = 32;
   // blocks of keys whose weights are multiplied with v together
@@ -40,6 +41,7 @@ struct AmxForward {
   Bf16 *stage, *pairs;  // (parts, kBlock, width): rows on their way into tiles; one tile
   float* out;           // (16, width): rows of o on their way out
   float* s;             // the buffer at hand
+  ColumnKept<V> kept;   // by dropout, of that
 
   AmxForward(Arena& a, int64_t head_dim, int64_t rows)
       : head_dim(head_dim),
@@ -78,6 +80,7 @@ struct AmxForward {
   float* column(int64_t row, int64_t key) {
     return s + key / 16 * 512 + row / 16 * 256 + key % 16 * 16;
   }
+  float* cap_slope(int64_t, int64_t) { return nullptr; }  // for the backward pass
 
   // kRows queries from row r; a null row becomes zeros.
   void put_queries(int64_t r, const void* const* rows_of_q, DType dtype, bool negate) {

@@ -17,8 +17,9 @@ struct Slice {
 };
 
 // p and ds of 32 queries from row and 32 keys from key, in 16 units of two keys, an equal share
-// beside each of calls products. Where kEdge, some scores are hidden.
-template <class E, bool kEdge>
+// beside each of calls products. Where kEdge, some scores are hidden. Gradients of what is added to
+// scores need ds as it is: it is left in place of dp.
+template <class E, bool kEdge, class Extras>
 struct AmxGradients {
   using V = Avx512;
   static constexpr int kParts = E::kParts;
@@ -28,10 +29,18 @@ struct AmxGradients {
   const int64_t row, key;  // key: of the slice
   const float scale2;
   Shares shares;
+  const Extras extras;
   int64_t done = 0;
 
-  AmxGradients(E& e, const Slice& slice, int64_t row, int64_t key, float scale2, int64_t calls)
-      : e(e), slice(slice), row(row), key(key - slice.at), scale2(scale2), shares(16, calls) {}
+  AmxGradients(E& e, const Slice& slice, int64_t row, int64_t key, float scale2, int64_t calls,
+               const Extras& extras)
+      : e(e),
+        slice(slice),
+        row(row),
+        key(key - slice.at),
+        scale2(scale2),
+        shares(16, calls),
+        extras(extras) {}
 
   void operator()() { units(shares.next()); }
   void finish() { units(16); }
@@ -56,10 +65,17 @@ struct AmxGradients {
 #pragma GCC unroll 2
         for (int h = 0; h < 2; ++h) {
           const __m512 x = V::load(e.s + at + 256 * t + 16 * h);
-          const __m512 dp = V::load(e.dp + at + 256 * t + 16 * h);
+          __m512 dp = V::load(e.dp + at + 256 * t + 16 * h);
+          const __mmask16 kept = extras.dropout ? e.kept.of(t)[2 * unit + h] : 0xffff;
+          if (extras.dropout) dp = _mm512_maskz_mul_ps(kept, dp, V::set1(extras.kept_scale));
           p[t][h] = V::mul(exponential<kParts>(x, scale, offset[t], seeing[t]), factor[t]);
           g[t][h] = _mm512_maskz_mul_ps(seeing[t], p[t][h], V::sub(dp, delta[t]));
           if (kEdge) g[t][h] = V::zero_where_hidden(g[t][h], x);
+          if (extras.dropout) p[t][h] = _mm512_maskz_mov_ps(kept, p[t][h]);
+          if (extras.added) V::store(e.dp + at + 256 * t + 16 * h, g[t][h]);
+          if (extras.softcap)
+            g[t][h] =
+                _mm512_maskz_mul_ps(seeing[t], g[t][h], V::load(e.slopes + at + 256 * t + 16 * h));
         }
       Bf16 *p_line = E::weight_tile(slice.p, 0, j, row) + j % 16 * 32,
            *ds_line = E::weight_tile(slice.ds, 0, j, row) + j % 16 * 32,

@@ -50,10 +50,25 @@ const int32_t* row_bounds(const OptionalTensor& t, const char* name, at::IntArra
   return static_cast<const int32_t*>(stat_values(t, name, sizes, at::kInt));
 }
 
+// The turns of the backward pass and its search for the queries of a key rely on it.
+void check_order(const int32_t* bounds, const char* name, const AttentionParams& p) {
+  for (int64_t b = 0; b < p.num_seqs; ++b) {
+    const int64_t first = p.cu_seqlens_q ? p.cu_seqlens_q[b] : b * p.max_q;
+    const int64_t rows = p.cu_seqlens_q ? p.cu_seqlens_q[b + 1] - first
+                         : p.q_lengths  ? std::min<int64_t>(p.q_lengths[b], p.max_q)
+                                        : p.max_q;
+    const int32_t* x = bounds + first;
+    for (int64_t i = 1; i < rows; ++i)
+      TORCH_CHECK(x[i] >= x[i - 1], name, " of sequence ", b, " decreases at ", i, ": ", x[i - 1],
+                  " to ", x[i]);
+  }
+}
+
 void check_intervals(const Arguments& a, at::IntArrayRef rows, AttentionParams& p) {
   TORCH_CHECK(a.lo.has_value() == a.hi.has_value(), "give both lo and hi, or neither");
   p.lo = row_bounds(a.lo, "lo", rows);
   p.hi = row_bounds(a.hi, "hi", rows);
+  if (p.lo) check_order(p.lo, "lo", p), check_order(p.hi, "hi", p);
   TORCH_CHECK(a.global_prefix >= 0, "global_prefix is ", a.global_prefix, "; expected >= 0");
   p.global_prefix = a.global_prefix;
 }
@@ -112,6 +127,16 @@ DType dtype_of(const Tensor& t, const char* name) {
       TORCH_CHECK(false, name, " has dtype ", t.scalar_type(),
                   "; expected float32, float64, bfloat16, float16 (or bool, for a mask)");
   }
+}
+
+void check_needs(const Arguments& a, int64_t needs) {
+  TORCH_CHECK(!(needs & kNeedMask) || (a.mask && a.mask->is_floating_point()),
+              "needs asks for the gradient of a mask; expected one of floating point");
+  TORCH_CHECK(!(needs & kNeedDecay) || a.decay, "needs asks for the gradient of decay; none given");
+  TORCH_CHECK(!(needs & kNeedSlopes) || a.slopes,
+              "needs asks for the gradient of slopes; none given");
+  TORCH_CHECK(!(needs & kNeedRelative) || a.relative,
+              "needs asks for the gradient of relative; none given");
 }
 
 void check_layout(const Tensor& t, const char* name, at::IntArrayRef sizes, const Tensor& like) {

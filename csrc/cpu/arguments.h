@@ -29,6 +29,8 @@ enum Needs : int64_t { kNeedMask = 1, kNeedDecay = 2, kNeedSlopes = 4, kNeedRela
 // Throws c10::Error, which names the argument, what it is and what was expected.
 AttentionParams check(const Arguments& a);
 DType dtype_of(const Tensor& t, const char* name);
+// That what needs asks for was given.
+void check_needs(const Arguments& a, int64_t needs);
 void check_layout(const Tensor& t, const char* name, at::IntArrayRef sizes, const Tensor& like);
 
 // Of dense (B, H, N, D) or packed (T, H, D)

@@ -6,12 +6,13 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <functional>
 #include <limits>
 #include <memory>
 #include <numeric>
 
-#include "arguments.h"
+#include "added_gradients.h"
 #include "dispatch.h"
 #include "interval.h"
 
@@ -45,11 +46,15 @@ Precision matmul_precision() {
   }
 }
 
-// Uninitialised memory, or NaN when tests look for elements that nothing wrote.
+// Whether tests look for elements that nothing wrote: memory then starts as NaN.
+bool poison() {
+  static const bool asked = std::getenv("CLINATTN_POISON_OUTPUTS") != nullptr;
+  return asked;
+}
+
 Tensor allocate(at::IntArrayRef sizes, const at::TensorOptions& options) {
-  static const bool poison = std::getenv("CLINATTN_POISON_OUTPUTS") != nullptr;
   Tensor t = at::empty(sizes, options);
-  return poison ? t.fill_(std::numeric_limits<double>::quiet_NaN()) : t;
+  return poison() ? t.fill_(std::numeric_limits<double>::quiet_NaN()) : t;
 }
 
 // 64-byte aligned memory of a thread, kept between calls so that it stays mapped and in cache.
@@ -65,6 +70,7 @@ void* thread_scratch(size_t bytes) {
     TORCH_CHECK(block, "out of memory: ", bytes, " bytes of scratch");
     size = bytes;
   }
+  if (poison()) std::memset(block.get(), 0xff, bytes);
   return block.get();
 }
 
@@ -111,8 +117,13 @@ ForwardPlan cut_forward(const AttentionParams& p, int64_t chunk) {
         plan.tasks.push_back({b, h, i, end});
         double cost = 0;
         if (last >= i) {
-          const int64_t seen = seq.hi(i) - seq.lo(i) + seq.hi(last) - seq.lo(last);
-          cost = 0.5 * (last + 1 - i) * group * seen + kPacking * (seq.hi(last) - seq.lo(i));
+          const int64_t prefix = seq.k_prefix - seq.k_begin;
+          const auto seen = [&](int64_t lo, int64_t hi) {
+            return min64(prefix + max64(0, hi - lo), seq.k_end - seq.k_begin);
+          };
+          const Span some = seq.view(i, last + 1).some;
+          const int64_t ends = seen(seq.lo(i), seq.hi(i)) + seen(seq.lo(last), seq.hi(last));
+          cost = 0.5 * (last + 1 - i) * group * ends + kPacking * seen(some.lo, some.hi);
         }
         plan.cost.push_back(cost);
       }
@@ -249,30 +260,32 @@ Gradients cpu_backward(const Tensor& dout, const OptionalTensor& dlse, const Ten
                        const OptionalTensor& relative, const OptionalTensor& seed, double scale,
                        int64_t window_left, int64_t window_right, bool bottom_right,
                        int64_t /*max_seqlen_q*/, int64_t /*max_seqlen_k*/, double softcap,
-                       int64_t global_prefix, double dropout_p, int64_t /*needs*/) {
-  AttentionParams p = check({q,
-                             k,
-                             v,
-                             mask,
-                             cu_seqlens_q,
-                             cu_seqlens_k,
-                             q_lengths,
-                             kv_start,
-                             kv_end,
-                             lo,
-                             hi,
-                             times,
-                             decay,
-                             slopes,
-                             relative,
-                             seed,
-                             scale,
-                             window_left,
-                             window_right,
-                             bottom_right,
-                             softcap,
-                             global_prefix,
-                             dropout_p});
+                       int64_t global_prefix, double dropout_p, int64_t needs) {
+  const Arguments arguments{q,
+                            k,
+                            v,
+                            mask,
+                            cu_seqlens_q,
+                            cu_seqlens_k,
+                            q_lengths,
+                            kv_start,
+                            kv_end,
+                            lo,
+                            hi,
+                            times,
+                            decay,
+                            slopes,
+                            relative,
+                            seed,
+                            scale,
+                            window_left,
+                            window_right,
+                            bottom_right,
+                            softcap,
+                            global_prefix,
+                            dropout_p};
+  AttentionParams p = check(arguments);
+  check_needs(arguments, needs);
   const bool packed = p.cu_seqlens_q != nullptr;
   const auto stat = q.options().dtype(math_type(q));
   const auto stat_sizes = stat_shape(p);
@@ -296,11 +309,14 @@ Gradients cpu_backward(const Tensor& dout, const OptionalTensor& dlse, const Ten
   }
   Tensor dq = allocate(q.sizes(), q.options()), dk = allocate(k.sizes(), q.options()),
          dv = allocate(k.sizes(), q.options());
-  const auto none = [&] { return at::empty({0}, q.options()); };
-  Tensor dmask = none(), ddecay = none(), dslopes = none(), drelative = none();
+  const AddedGradientSums added(arguments, p, needs);
+  const auto results = [&]() -> Gradients {
+    const auto more = added.results();
+    return {dq, dk, dv, more.mask, more.decay, more.slopes, more.relative};
+  };
   if (packed && p.cu_seqlens_q[p.num_seqs] < p.total_q) dq.zero_();
   if (packed && p.cu_seqlens_k[p.num_seqs] < p.total_k) dk.zero_(), dv.zero_();
-  if (p.num_seqs == 0 || p.heads == 0) return {dq, dk, dv, dmask, ddecay, dslopes, drelative};
+  if (p.num_seqs == 0 || p.heads == 0) return results();
   p.dout = dout.const_data_ptr();
   p.do_strides = strides_of(dout);
   p.o = const_cast<void*>(o.const_data_ptr());
@@ -342,15 +358,28 @@ Gradients cpu_backward(const Tensor& dout, const OptionalTensor& dlse, const Ten
   std::vector<std::atomic<int32_t>> turns(blocks * p.heads);
   shared.turns = turns.data();
   shared.block_offsets = block_offsets.data();
+  shared.added = added.sums();
   at::parallel_for(0, blocks * p.heads, 16, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i)
       kernels.backward_prepare(p, shared, rows[i % blocks].first, i / blocks,
                                rows[i % blocks].second);
   });
+  const auto run = [&](const std::vector<BackwardTask>& tasks) {
+    run_tasks(tasks.size(), kernels.backward_scratch(p, shared),
+              [&](int64_t i, void* scratch) { kernels.backward(p, shared, tasks[i], scratch); });
+  };
   const auto tasks = backward_tasks(p, kernels);
-  run_tasks(tasks.size(), kernels.backward_scratch(p),
-            [&](int64_t i, void* scratch) { kernels.backward(p, shared, tasks[i], scratch); });
-  return {dq, dk, dv, dmask, ddecay, dslopes, drelative};
+  if (added.one_by_one()) {
+    for (int64_t b = 0; b < p.num_seqs; ++b) {
+      std::vector<BackwardTask> of_sequence;
+      std::copy_if(tasks.begin(), tasks.end(), std::back_inserter(of_sequence),
+                   [&](const BackwardTask& task) { return task.seq == b; });
+      run(of_sequence);
+    }
+  } else {
+    run(tasks);
+  }
+  return results();
 }
 
 }  // namespace

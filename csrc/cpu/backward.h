@@ -3,20 +3,16 @@
 //     dv <- dv + p^T do;  dk <- dk + ds^T q;  dq <- dq + ds k   (in the order of the key tiles)
 #pragma once
 
+#include "added.h"
 #include "cover.h"
-#include "isa.h"
+#include "extras.h"
 #include "normaliser.h"
+#include "philox.h"
 
 namespace {
 
 using clinattn::BackwardShared;
 using clinattn::BackwardTask;
-
-inline void pause_thread() {
-#if defined(__x86_64__) || defined(_M_X64)
-  __builtin_ia32_pause();
-#endif
-}
 
 template <class E>
 struct Backward {
@@ -31,7 +27,9 @@ struct Backward {
   const int64_t group;  // query heads of a kv head
   Arena arena;
   E engine;
-  T* mask_row;  // (kKeys)
+  AddedGradients<E> added;
+  T* mask_row;       // (kKeys)
+  DrawRows draws{};  // of dropout, for the queries of a block
   // The block whose dq the engine has been asked for last
   struct Last {
     int64_t head, tile, index, i0, n;
@@ -42,13 +40,16 @@ struct Backward {
         shared(shared),
         group(p.heads / p.kv_heads),
         arena{static_cast<char*>(scratch)},
-        engine(arena, p.head_dim) {
+        engine(arena, p.head_dim),
+        added(arena, p, shared.added) {
     mask_row = arena.take<T>(kKeys);
+    if (p.dropout_threshold)
+      for (uint32_t** x : {&draws.high, &draws.low, &draws.least, &draws.mask})
+        *x = arena.take<uint32_t>(kRows);
   }
 
-  static size_t scratch(const AttentionParams& p) {
-    const BackwardShared none{};
-    return Backward(p, none, nullptr).arena.used;
+  static size_t scratch(const AttentionParams& p, const BackwardShared& shared) {
+    return Backward(p, shared, nullptr).arena.used;
   }
 
   static int64_t stat_at(const AttentionParams& p, const Sequence& seq, int64_t head, int64_t row) {
@@ -75,6 +76,20 @@ struct Backward {
     return (row - seq.k_begin % kRows + kRows) / kRows;
   }
 
+  // Which of the tiles that queries [i0, i1) see a tile is, and how many there are: those of the
+  // prefix, then those of the interval.
+  struct Turn {
+    int64_t index, count;
+    Turn(const Sequence& seq, int64_t i0, int64_t i1, int64_t tile) {
+      const Span some = seq.view(i0, i1).some;
+      const int64_t prefix = ceil_div(seq.k_prefix - seq.k_begin, kKeys);
+      const int64_t first = max64(prefix, (some.lo - seq.k_begin) / kKeys);
+      const int64_t end = some.empty() ? first : ceil_div(some.hi - seq.k_begin, kKeys);
+      index = tile < prefix ? tile : prefix + tile - first;
+      count = prefix + max64(0, end - first);
+    }
+  };
+
   // Normaliser and delta of a block of rows; dq = 0 where no key tile will write it.
   static void prepare(const AttentionParams& p, const BackwardShared& shared, int64_t seq_index,
                       int64_t head, int64_t block) {
@@ -83,7 +98,7 @@ struct Backward {
                   i1 = min64(block_start(seq, block + 1), seq.rows_q);
     if (i0 >= i1) return;
     const int64_t q1 = min64(i1, seq.q_end);
-    const bool visited = i0 < q1 && seq.lo(i0) < seq.hi(q1 - 1);
+    const bool visited = i0 < q1 && Turn(seq, i0, q1, 0).count > 0;
     alignas(64) T o[256 + V::kWidth], grad[256 + V::kWidth];
     for (int64_t i = i0; i < i1; ++i) {
       const int64_t at = stat_at(p, seq, head, i);
@@ -119,12 +134,18 @@ struct Backward {
     if (keys <= 0) return;
     [[maybe_unused]] typename E::Session session;
     pack(seq, task.kv_head, k0, keys);
-    const int64_t first = block_of(seq, seq.first_query(k0)), rows_end = seq.last_query(k0 + keys);
+    const Span rows = k0 < seq.k_prefix ? Span{0, seq.q_end}
+                                        : Span{seq.first_query(k0), seq.last_query(k0 + keys)};
     for (int64_t g = 0; g < group; ++g) {
       const int64_t head = task.kv_head * group + g;
       const Sight by_mask = mask_sight(p, seq, head, k0, keys, mask_row);
-      for (int64_t b = first; block_start(seq, b) < rows_end; ++b)
+      if (shared.added.wanted) added.begin_head();
+      int64_t b = block_of(seq, 0);
+      for (; block_start(seq, b) < min64(seq.q_prefix, rows.lo); ++b)
         block(seq, head, task.tile, b, k0, keys, by_mask);
+      for (b = max64(b, block_of(seq, rows.lo)); block_start(seq, b) < rows.hi; ++b)
+        block(seq, head, task.tile, b, k0, keys, by_mask);
+      if (shared.added.wanted) added.end_head(seq, head, task.tile, k0, keys);
     }
     engine.finish([&] { fold_last(seq); });
     write(seq, task.kv_head, k0, keys);
@@ -169,26 +190,48 @@ struct Backward {
                      static_cast<const T*>(shared.delta)[stat + i]);
     }
     engine.end_block(n);
+    if (p.dropout_threshold) Dropout(p, seq.index, head).rows<V>(i0, n, draws);
   }
+
+  // What NoExtras says that a plain call has not
+  struct Extras {
+    Backward& b;
+    const Sequence& seq;
+    const int64_t head, i0, k0;
+    const bool dropout = b.p.dropout_threshold != 0, softcap = b.p.softcap != 0,
+               added = b.shared.added.wanted;
+    const T kept_scale = static_cast<T>(::kept_scale(b.p));
+
+    static constexpr bool kAny = true;
+    bool any() const { return dropout || softcap || added; }
+    // For rows queries from i, columns [j, last)
+    void draw(int64_t i, int64_t rows, int64_t j, int64_t last) const {
+      b.engine.kept.draw(Dropout(b.p, seq.index, head), b.draws.at(i), rows, k0, j, last);
+    }
+    void add(int64_t i, int64_t rows, int64_t j, int64_t last, const T* ds, int64_t ld) const {
+      b.added.add(seq, head, i0 + i, rows, k0, j, last, ds, ld);
+    }
+  };
 
   void block(const Sequence& seq, int64_t head, int64_t tile, int64_t index, int64_t k0,
              int64_t keys, Sight by_mask) {
     const int64_t i0 = max64(0, block_start(seq, index));
     const int64_t n = min64(block_start(seq, index + 1), seq.q_end) - i0;
     if (n <= 0) return;
-    const Sight by_interval = sight(seq, i0, i0 + n, k0, k0 + keys);
-    if (by_interval == Sight::kNone) return;
+    const Span seen = seq.view(i0, i0 + n).seen(k0, k0 + keys);
+    if (seen.empty()) return;
     if (by_mask == Sight::kNone) return fold_dq(seq, head, tile, index, i0, n, false);
     load_block(seq, head, i0, n);
+    wait_for_head_before(seq, head, tile, index, i0, n);
     // columns that some row sees, rounded out to where the engine can begin and end
-    const int64_t begin = max64(0, seq.lo(i0) - k0) / E::kBegin * E::kBegin;
-    const int64_t end = round_up(min64(seq.hi(i0 + n - 1) - k0, keys), E::kBlock);
-    const bool masked = by_mask == Sight::kEdge;
+    const int64_t begin = (seen.lo - k0) / E::kBegin * E::kBegin;
+    const int64_t end = round_up(seen.hi - k0, E::kBlock);
+    const bool masked = by_mask == Sight::kEdge, shaped = has_terms(p);
     const T scale2 = static_cast<T>(__builtin_fabs(p.scale) * kLog2e);
     // rows queries from i, columns [j, last)
     const auto is_edge = [&](int64_t i, int64_t rows, int64_t j, int64_t last) {
-      return masked || last > keys ||
-             sight(seq, i0 + i, i0 + i + rows, k0 + j, k0 + last) != Sight::kFull;
+      return masked || shaped || last > keys ||
+             !seq.view(i0 + i, i0 + i + rows).all_see(k0 + j, k0 + last);
     };
     const auto hide = [&](int64_t i, int64_t rows, int64_t j, int64_t last) {
       const typename E::Cover cover{p, seq, engine, mask_row, head, i0 + i, rows, k0, j, last};
@@ -207,11 +250,28 @@ struct Backward {
         prefetch_row(row_at(p.dout, p.dtype, p.do_strides, seq.index, head, row), bytes);
       }
     };
-    engine.differentiate(
-        n, begin, end, scale2, is_edge, hide, edge && !engine.finite_rows(),
-        edge && !engine.finite_keys(), [&] { fold_last(seq); }, prefetch);
+    const auto differentiate = [&](const auto& extras) {
+      engine.differentiate(
+          n, begin, end, scale2, is_edge, hide, edge && !engine.finite_rows(),
+          edge && !engine.finite_keys(), [&] { fold_last(seq); }, prefetch, extras);
+    };
+    const Extras extras{*this, seq, head, i0, k0};
+    extras.any() ? differentiate(extras) : differentiate(NoExtras{});
     last = {head, tile, index, i0, n};
     if (!E::kDelayed) fold_last(seq);
+  }
+
+  std::atomic<int32_t>& turn_of(const Sequence& seq, int64_t head, int64_t index) {
+    const int64_t blocks = ceil_div(seq.rows_q, kRows) + 1;
+    return shared.turns[shared.block_offsets[seq.index] + head * blocks + index];
+  }
+
+  // Heads that share the gradient of a mask add to it one after another; those of a group do so in
+  // the same task.
+  void wait_for_head_before(const Sequence& seq, int64_t head, int64_t tile, int64_t index,
+                            int64_t i0, int64_t n) {
+    if (!shared.added.mask || shared.added.mask_strides.head || head == 0 || head % group) return;
+    wait_for(turn_of(seq, head - 1, index), Turn(seq, i0, i0 + n, tile).index + 1);
   }
 
   void fold_last(const Sequence& seq) {
@@ -221,41 +281,38 @@ struct Backward {
   // dq <- dq + ds k, after the tiles before this one; the last tile scales, rounds and writes.
   void fold_dq(const Sequence& seq, int64_t head, int64_t tile, int64_t index, int64_t i0,
                int64_t n, bool any) {
-    const int64_t blocks = ceil_div(seq.rows_q, kRows) + 1;
-    std::atomic<int32_t>& turn =
-        shared.turns[shared.block_offsets[seq.index] + head * blocks + index];
-    const int64_t first = (seq.lo(i0) - seq.k_begin) / kKeys;
-    const int64_t last = (seq.hi(i0 + n - 1) - 1 - seq.k_begin) / kKeys;
-    for (int spins = 0; turn.load(std::memory_order_acquire) != tile - first; ++spins)
-      spins < 4096 ? pause_thread() : clinattn::yield_thread();
+    std::atomic<int32_t>& turn = turn_of(seq, head, index);
+    const Turn mine(seq, i0, i0 + n, tile);
+    wait_for(turn, mine.index);
 
     T* acc = dq_acc_at(seq, head, i0);
     const int64_t ld = shared.dq_acc_strides.row;
     if (any) {
-      engine.fold(n, acc, ld, tile == first);
-    } else if (tile == first) {
+      engine.fold(n, acc, ld, mine.index == 0);
+    } else if (mine.index == 0) {
       for (int64_t i = 0; i < n; ++i)
         for (int64_t d = 0; d < round_up(p.head_dim, kWidth); d += kWidth)
           V::store(acc + i * ld + d, V::zero());
     }
-    if (tile == last) {
+    if (mine.index + 1 == mine.count) {
       const auto scale = V::set1(static_cast<T>(p.scale));
       for (int64_t i = 0; i < n; ++i)
         store_row<V>(grad_at(p.dq, p.dq_strides, seq, head, seq.q_row0 + i0 + i), acc + i * ld,
                      p.dtype, p.head_dim, [&](auto x) { return V::mul(x, scale); });
     }
-    turn.store(static_cast<int32_t>(tile - first + 1), std::memory_order_release);
+    turn.store(static_cast<int32_t>(mine.index + 1), std::memory_order_release);
   }
 
   void write(const Sequence& seq, int64_t kv_head, int64_t k0, int64_t keys) {
     // q was packed with the sign of the scale
     const auto scale = V::set1(static_cast<T>(__builtin_fabs(p.scale)));
+    const auto kept = V::set1(static_cast<T>(kept_scale(p)));
     for (int64_t j = 0; j < keys; ++j) {
       const int64_t at = seq.k_row0 + k0 + j;
       store_row<V>(grad_at(p.dk, p.dk_strides, seq, kv_head, at), engine.dk_row(j), p.dtype,
                    p.head_dim, [&](auto x) { return V::mul(x, scale); });
       store_row<V>(grad_at(p.dv, p.dv_strides, seq, kv_head, at), engine.dv_row(j), p.dtype,
-                   p.head_dim, [](auto x) { return x; });
+                   p.head_dim, [&](auto x) { return V::mul(x, kept); });
     }
   }
 };

@@ -1,7 +1,7 @@
-// The mask and the intervals laid over a tile of scores that an edge runs through.
+// The terms of scores, the mask and the intervals laid over a tile of scores.
 #pragma once
 
-#include "rows.h"
+#include "terms.h"
 
 namespace {
 
@@ -18,17 +18,26 @@ struct RowCover {
   T* mask_row;
   int64_t head, i0, n, k0, begin, end;
 
-  // Gives -inf to the scores of keys that their query does not see. Where the mask has a say, or
-  // 0 * -inf would be NaN, scores are scaled on the way: then it returns true.
+  // Gives -inf to the scores of keys that their query does not see. Where the mask or terms have a
+  // say, or 0 * -inf would be NaN, scores are scaled on the way: then it returns true.
   bool hide(int64_t keys, T scale2, bool masked) const {
-    const bool scaled = masked || scale2 == 0;
-    if (scaled) add_mask(min64(end, keys), scale2, masked);
+    const bool terms = has_terms(p), scaled = masked || terms || scale2 == 0;
+    if (terms) {
+      const Terms<V, true, E::kRows, E::kKeys> shape(p, seq, head, i0, n, k0, begin, end);
+      add_mask(min64(end, keys), masked, [&](auto x, int64_t i, int64_t j) {
+        return shape(x, i, j, engine.cap_slope(i, j));
+      });
+    } else if (scaled) {
+      add_mask(min64(end, keys), masked,
+               [&](auto x, int64_t, int64_t) { return V::mul(x, V::set1(scale2)); });
+    }
     for (int64_t i = 0; i < n; ++i) hide_outside(i);
     return scaled;
   }
 
-  // s <- scale2 * s + mask
-  void add_mask(int64_t last, T scale2, bool masked) const {
+  // s <- shape(s) + mask
+  template <class Shape>
+  void add_mask(int64_t last, bool masked, const Shape& shape) const {
     for (int64_t j = begin; j < end; ++j) mask_row[j] = 0;
     for (int64_t i = 0; i < n; ++i) {
       if (masked && (i == 0 || p.mask.row != 0))
@@ -36,20 +45,19 @@ struct RowCover {
       for (int64_t j = begin; j < end; j += V::kWidth) {
         T* x = engine.segment(i, j);
         const auto bias = V::load(mask_row + j);
-        V::store(x,
-                 V::hidden_where_hidden(V::add(V::mul(V::load(x), V::set1(scale2)), bias), bias));
+        V::store(x, V::hidden_where_hidden(V::add(shape(V::load(x), i, j), bias), bias));
       }
     }
   }
 
   void hide_outside(int64_t i) const {
     const int64_t lo = clamp(seq.lo(i0 + i) - k0, begin, end);
-    const int64_t hi = clamp(seq.hi(i0 + i) - k0, lo, end);
+    const int64_t hi = clamp(seq.hi(i0 + i) - k0, lo, end), prefix = seq.k_prefix - k0;
     for (int64_t j = begin; j < end; j += V::kWidth) {
-      if (j >= lo && j + V::kWidth <= hi) continue;
+      if ((j >= lo && j + V::kWidth <= hi) || j + V::kWidth <= prefix) continue;
       T* x = engine.segment(i, j);
-      for (int64_t lane = 0; lane < V::kWidth; ++lane)
-        if (j + lane < lo || j + lane >= hi) x[lane] = -kInf;
+      for (int64_t lane = j; lane < j + V::kWidth; ++lane)
+        if ((lane < lo || lane >= hi) && lane >= prefix) x[lane - j] = -kInf;
     }
   }
 };
@@ -69,14 +77,23 @@ struct ColumnCover {
   int64_t head, i0, n, k0, begin, end;
 
   bool hide(int64_t keys, T scale2, bool masked) const {
-    const bool scaled = masked || scale2 == 0;
-    if (scaled) add_mask(min64(end, keys), scale2, masked);
+    const bool terms = has_terms(p), scaled = masked || terms || scale2 == 0;
+    if (terms) {
+      const Terms<V, false, 32, 32> shape(p, seq, head, i0, n, k0, begin, end);
+      add_mask(min64(end, keys), masked, [&](auto x, int64_t i, int64_t j) {
+        return shape(x, i, j, engine.cap_slope(i, j));
+      });
+    } else if (scaled) {
+      add_mask(min64(end, keys), masked,
+               [&](auto x, int64_t, int64_t) { return V::mul(x, V::set1(scale2)); });
+    }
     for (int64_t i = 0; i < n; i += kWidth) hide_outside(i);
     return scaled;
   }
 
-  // s <- scale2 * s + mask
-  void add_mask(int64_t last, T scale2, bool masked) const {
+  // s <- shape(s) + mask
+  template <class Shape>
+  void add_mask(int64_t last, bool masked, const Shape& shape) const {
     const bool by_key = !masked || p.mask.row == 0;
     for (int64_t j = begin; j < end; ++j) mask_row[j] = 0;
     if (masked && by_key)
@@ -93,24 +110,23 @@ struct ColumnCover {
         for (int64_t c = 0; c < kWidth; ++c) {
           T* x = engine.column(i, j + c);
           const auto bias = by_key ? V::set1(mask_row[j + c]) : V::load(columns + c * kWidth);
-          V::store(x,
-                   V::hidden_where_hidden(V::add(V::mul(V::load(x), V::set1(scale2)), bias), bias));
+          V::store(x, V::hidden_where_hidden(V::add(shape(V::load(x), i, j + c), bias), bias));
         }
       }
   }
 
   // kWidth queries from i: where all see a key nothing is done, past the last query all is hidden.
   void hide_outside(int64_t i) const {
+    const int64_t rows = min64(kWidth, n - i), prefix = clamp(seq.k_prefix - k0, begin, end);
+    const Span all = seq.view(i0 + i, i0 + i + rows).all;
     alignas(64) int32_t lo[kWidth], hi[kWidth];
-    for (int64_t r = 0; r < kWidth; ++r) {
-      const bool there = i + r < n;
-      lo[r] = there ? static_cast<int32_t>(clamp(seq.lo(i0 + i + r) - k0, begin, end)) : end;
-      hi[r] = there ? static_cast<int32_t>(clamp(seq.hi(i0 + i + r) - k0, begin, end)) : end;
-    }
-    const int64_t last = min64(kWidth, n - i) - 1;
+    seq.columns(i0 + i, rows, k0, begin, end, lo, hi);
+    for (int64_t r = rows; r < kWidth; ++r) lo[r] = hi[r] = static_cast<int32_t>(end);
     for (int64_t j = begin; j < end; ++j) {
-      if (n - i >= kWidth && j >= lo[last] && j < hi[0]) continue;
       T* x = engine.column(i, j);
+      if (rows < kWidth && j < prefix)
+        for (int64_t r = rows; r < kWidth; ++r) x[r] = -kInf;
+      if (j < prefix || (rows == kWidth && j + k0 >= all.lo && j + k0 < all.hi)) continue;
       V::store(x, V::hidden_outside(V::load(x), static_cast<int32_t>(j), lo, hi));
     }
   }

@@ -3,6 +3,7 @@
 
 #include "cover.h"
 #include "gemm.h"
+#include "philox.h"
 
 namespace {
 
@@ -24,6 +25,8 @@ struct FmaBackward {
   T *q, *dout;                    // (kRows, width): 12 KB each
   T *s, *dp;                      // (kRows, kKeys): 24 KB each; p and ds after gradients()
   T *lse2, *lse2_low, *delta;     // (kRows)
+  T* slopes;                      // (kRows, kKeys): derivatives of the softcap
+  RowKept<V, kRows, kKeys> kept;  // by dropout
   int64_t first_column, columns;  // of the block at hand
   bool keys_are_finite, rows_are_finite, skip_hidden_keys;
   bool finite_keys() const { return keys_are_finite; }
@@ -43,10 +46,12 @@ struct FmaBackward {
     lse2 = a.take<T>(kRows);
     lse2_low = a.take<T>(kRows);
     delta = a.take<T>(kRows);
+    slopes = a.take<T>(kRows * kKeys);
   }
 
   // kWidth scores of one row
   T* segment(int64_t row, int64_t key) { return s + row * kKeys + key; }
+  T* cap_slope(int64_t row, int64_t key) { return slopes + row * kKeys + key; }
 
   void begin_tile(int64_t keys) {
     keys_are_finite = true;
@@ -90,18 +95,29 @@ struct FmaBackward {
   // p and ds of n queries with columns [begin, end), and what they add to dk and dv. is_edge(i,
   // rows, j, last) says whether some of rows queries from i does not see some key of [j, last);
   // hide gives -inf there and says whether it has scaled the scores.
-  template <class IsEdge, class Hide, class Complete, class Prefetch>
+  template <class IsEdge, class Hide, class Complete, class Prefetch, class Extras>
   void differentiate(int64_t n, int64_t begin, int64_t end, T scale2, const IsEdge& is_edge,
                      const Hide& hide, bool skip_rows, bool skip_keys, const Complete&,
-                     const Prefetch&) {
+                     const Prefetch&, const Extras& extras) {
     first_column = begin;
     columns = end - begin;
     skip_hidden_keys = skip_keys;
     scores(n, begin, end);
-    if (is_edge(0, n, begin, end)) {
-      gradients<true>(n, begin, end, hide(0, n, begin, end) ? 1 : scale2);
+    const bool edge = is_edge(0, n, begin, end);
+    const T scale = edge && hide(0, n, begin, end) ? 1 : scale2;
+    if constexpr (Extras::kAny) {
+      if (extras.dropout) extras.draw(0, n, begin, end);
+    }
+    if (extras.dropout) {
+      gradients<true, true>(n, begin, end, scale, extras.kept_scale);
+    } else if (edge) {
+      gradients<true, false>(n, begin, end, scale);
     } else {
-      gradients<false>(n, begin, end, scale2);
+      gradients<false, false>(n, begin, end, scale);
+    }
+    if constexpr (Extras::kAny) {
+      if (extras.added) extras.add(0, n, begin, end, dp + begin, kKeys);
+      if (extras.softcap) multiply_slopes(n, begin, end);
     }
     accumulate(n, begin, end, skip_rows);
   }
@@ -118,9 +134,9 @@ struct FmaBackward {
                                  V::kStrip * width, dp + begin, kKeys);
   }
 
-  // s <- p, dp <- ds; 0 where kEdge has given a score -inf
-  template <bool kEdge>
-  void gradients(int64_t n, int64_t begin, int64_t end, T scale2) {
+  // s <- p, dp <- ds; 0 where kEdge has given a score -inf. Where kDropout, s <- what is kept of p.
+  template <bool kEdge, bool kDropout>
+  void gradients(int64_t n, int64_t begin, int64_t end, T scale2, T kept_scale = 1) {
     const auto scale = V::set1(scale2);
     for (int64_t i = 0; i < n; ++i) {
       const auto shift = V::set1(-lse2[i]), low = V::set1(lse2_low[i]), d = V::set1(delta[i]);
@@ -128,11 +144,27 @@ struct FmaBackward {
         T *x = s + i * kKeys + j, *dx = dp + i * kKeys + j;
         const auto score = V::load(x);
         const auto p = V::exp2(V::sub(V::fma(score, scale, shift), low));
-        const auto ds = V::mul(p, V::sub(V::load(dx), d));
-        V::store(x, kEdge ? V::zero_where_hidden(p, score) : p);
-        V::store(dx, kEdge ? V::zero_where_hidden(ds, score) : ds);
+        if constexpr (kDropout) {
+          const uint32_t bits = kept.at(i, j);
+          const auto a = V::zero_where_dropped(V::mul(V::load(dx), V::set1(kept_scale)), bits);
+          const auto ds = V::mul(p, V::sub(a, d));
+          V::store(x, V::zero_where_dropped(V::zero_where_hidden(p, score), bits));
+          V::store(dx, V::zero_where_hidden(ds, score));
+        } else {
+          const auto ds = V::mul(p, V::sub(V::load(dx), d));
+          V::store(x, kEdge ? V::zero_where_hidden(p, score) : p);
+          V::store(dx, kEdge ? V::zero_where_hidden(ds, score) : ds);
+        }
       }
     }
+  }
+
+  void multiply_slopes(int64_t n, int64_t begin, int64_t end) {
+    for (int64_t i = 0; i < n; ++i)
+      for (int64_t j = begin; j < end; j += V::kWidth) {
+        T* ds = dp + i * kKeys + j;
+        V::store(ds, V::mul(V::load(ds), V::load(cap_slope(i, j))));
+      }
   }
 
   // dv <- dv + p^T do, dk <- dk + ds^T q; skip_zeros keeps what is not finite in rows of q and do

@@ -4,6 +4,7 @@
 #include "cover.h"
 #include "forward_step.h"
 #include "gemm.h"
+#include "philox.h"
 
 namespace {
 
@@ -26,7 +27,8 @@ struct FmaForward {
   T* s;       // (kRows, kKeys): 48 x 128 x 4 bytes = 24 KB in L1
   T* lanes;   // (kWidth, kWidth): one vector for each of kWidth rows
   T* alpha;   // (kRows)
-  const int64_t panel = kKeys;  // keys packed together
+  RowKept<V, kRows, kKeys> kept;  // by dropout
+  const int64_t panel = kKeys;    // keys packed together
   bool finite;
 
   FmaForward(Arena& a, int64_t head_dim, int64_t rows)
@@ -41,6 +43,7 @@ struct FmaForward {
 
   // kWidth scores of one row
   T* segment(int64_t row, int64_t key) { return s + row * kKeys + key; }
+  T* cap_slope(int64_t, int64_t) { return nullptr; }  // for the backward pass
 
   // kRows queries from row r; a null row becomes zeros.
   void put_queries(int64_t r, const void* const* rows, DType dtype, bool negate) {
@@ -67,8 +70,8 @@ struct FmaForward {
   }
 
   // Folds steps of the panel into n queries from row r. hide(step) gives -inf to what is not seen,
-  // and says whether it has scaled the scores.
-  template <class Hide>
+  // and says whether it has scaled the scores; hide.draw(step) draws what dropout keeps.
+  template <class Hide, bool kDropout>
   struct Fold {
     FmaForward& e;
     const T scale2;
@@ -79,7 +82,8 @@ struct FmaForward {
         const Step& step = steps[i];
         e.scores(r, n, step.at, step.begin, step.end);
         const T scale = step.edge && hide(step) ? 1 : scale2;
-        e.softmax(n, step.begin, step.end, scale, m, l);
+        if (kDropout) hide.draw(step);
+        e.softmax<kDropout>(n, step.begin, step.end, scale, m, l);
         e.accumulate(n, step.at, step.begin, step.end, o, step.edge && !e.finite);
       }
     }
@@ -94,16 +98,21 @@ struct FmaForward {
                                  V::kStrip * width, s + begin, kKeys);
   }
 
-  // s <- p; m and l are those of the tile's rows, alpha what o is to be multiplied with
+  // s <- p, or what dropout keeps of it; m and l are those of the tile's rows, alpha what o is to
+  // be multiplied with
+  template <bool kDropout>
   void softmax(int64_t n, int64_t begin, int64_t end, T scale2, T* m, T* l) {
     for (int64_t i = 0; i < n; i += V::kWidth)
-      softmax_rows(s + i * kKeys, min64(V::kWidth, n - i), begin, end, scale2, m + i, l + i,
-                   alpha + i);
+      softmax_rows<kDropout>(i, min64(V::kWidth, n - i), begin, end, scale2, m + i, l + i,
+                             alpha + i);
   }
 
   // At most a vector of rows, so that the reductions along rows are done for all at once and no row
   // waits for another.
-  void softmax_rows(T* x, int64_t n, int64_t begin, int64_t end, T scale2, T* m, T* l, T* alpha) {
+  template <bool kDropout>
+  void softmax_rows(int64_t first, int64_t n, int64_t begin, int64_t end, T scale2, T* m, T* l,
+                    T* alpha) {
+    T* x = s + first * kKeys;
     for (int64_t row = 0; row < n; ++row) {
       auto top = V::load(x + row * kKeys + begin);
       for (int64_t j = begin + V::kWidth; j < end; j += V::kWidth)
@@ -126,7 +135,7 @@ struct FmaForward {
       for (int64_t j = begin; j < end; j += V::kWidth) {
         T* at = x + row * kKeys + j;
         const auto e = V::exp2(V::fma(V::load(at), scale, row_shift));
-        V::store(at, e);
+        V::store(at, kDropout ? V::zero_where_dropped(e, kept.at(first + row, j)) : e);
         sum = V::add(sum, e);
       }
       V::store(lanes + row * V::kWidth, sum);

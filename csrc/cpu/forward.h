@@ -8,6 +8,7 @@
 #include "forward_step.h"
 #include "isa.h"
 #include "normaliser.h"
+#include "philox.h"
 
 namespace {
 
@@ -28,6 +29,7 @@ struct Forward {
   T* mask_row;        // (kKeys)
   Sight* by_mask;     // what the mask leaves of each kKeys keys of the panel
   Step* steps;        // those of a tile of queries
+  DrawRows draws{};   // of dropout, laid out as m and l
   int64_t head_rows;  // rows that a query head's state takes, a multiple of the vector
 
   // Queries of a task for each head of the group. Many make the packing of keys, which every task
@@ -49,6 +51,9 @@ struct Forward {
     mask_row = arena.take<T>(kKeys);
     by_mask = arena.take<Sight>(engine.panel / kKeys);
     steps = arena.take<Step>(engine.panel / kKeys);
+    if (p.dropout_threshold)
+      for (uint32_t** x : {&draws.high, &draws.low, &draws.least, &draws.mask})
+        *x = arena.take<uint32_t>(rows);
   }
 
   static size_t scratch(const AttentionParams& p) { return Forward(p, nullptr).arena.used; }
@@ -61,14 +66,24 @@ struct Forward {
     [[maybe_unused]] typename E::Session session;
     head_rows = round_up(rows, kRows);
     load_queries(seq, task, rows);
-    const int64_t lo = seq.lo(task.row0), hi = seq.hi(row1 - 1);
-    if (lo < hi) {
-      // where keys are cut does not depend on the task
-      const int64_t first = seq.k_begin + (lo - seq.k_begin) / E::kAligned * E::kAligned;
-      for (int64_t k0 = first; k0 < hi; k0 += engine.panel)
-        panel(seq, task, rows, k0, min64(engine.panel, hi - k0));
-    }
+    const Span some = seq.view(task.row0, row1).some;
+    // where keys are cut does not depend on the task
+    const int64_t first = (some.lo - seq.k_begin) / E::kAligned * E::kAligned,
+                  prefix = round_up(seq.k_prefix - seq.k_begin, E::kAligned);
+    panels(seq, task, rows, seq.k_begin, min64(seq.k_begin + prefix, seq.k_end));
+    if (!some.empty()) panels(seq, task, rows, seq.k_begin + max64(first, prefix), some.hi);
     write(seq, task, rows);
+  }
+
+  void panels(const Sequence& seq, const ForwardTask& task, int64_t rows, int64_t k0, int64_t k1) {
+    for (; k0 < k1; k0 += engine.panel) {
+      const int64_t keys = min64(engine.panel, k1 - k0);
+      if (p.dropout_threshold) {
+        panel<true>(seq, task, rows, k0, keys);
+      } else {
+        panel<false>(seq, task, rows, k0, keys);
+      }
+    }
   }
 
   void load_queries(const Sequence& seq, const ForwardTask& task, int64_t rows) {
@@ -79,6 +94,9 @@ struct Forward {
           q_rows[i] = row_at(p.q, p.dtype, p.q_strides, seq.index, task.kv_head * group + g,
                              seq.q_row0 + task.row0 + i0 + i);
         engine.put_queries(g * head_rows + i0, q_rows, p.dtype, p.scale < 0);
+        if (p.dropout_threshold)
+          Dropout(p, seq.index, task.kv_head * group + g)
+              .rows<V>(task.row0 + i0, kRows, draws.at(g * head_rows + i0));
       }
     for (int64_t i = 0; i < group * head_rows; ++i) m[i] = -kInf, l[i] = 0;
     for (int64_t i = 0; i < group * head_rows * engine.width; i += V::kWidth)
@@ -108,9 +126,10 @@ struct Forward {
   }
 
   // Keys [k0, k0 + keys): packed once, then folded into all tiles of queries that see some of them.
+  template <bool kDropout>
   void panel(const Sequence& seq, const ForwardTask& task, int64_t rows, int64_t k0, int64_t keys) {
     bool packed = false;
-    typename E::template Fold<Hide> fold(engine, scale2());
+    typename E::template Fold<Hide, kDropout> fold(engine, scale2());
     for (int64_t g = 0; g < group; ++g) {
       const int64_t head = task.kv_head * group + g;
       for (int64_t at = 0; at < keys; at += kKeys)
@@ -120,7 +139,7 @@ struct Forward {
         const int64_t count = visible_steps(seq, i0, n, k0, keys);
         if (count == 0) continue;
         if (!packed) pack(seq, task, k0, keys), packed = true;
-        fold.fold(r, n, steps, count, Hide{this, &seq, head, i0, n, k0}, m + r, l + r,
+        fold.fold(r, n, steps, count, Hide{this, &seq, head, i0, n, k0, r}, m + r, l + r,
                   o + r * engine.width);
       }
     }
@@ -131,11 +150,17 @@ struct Forward {
   struct Hide {
     Forward* f;
     const Sequence* seq;
-    int64_t head, i0, n, k0;
+    int64_t head, i0, n, k0, row;
+    // Also puts terms and the mask in; says whether it has scaled the scores.
     bool operator()(const Step& step) const {
       const typename E::Cover cover{f->p, *seq, f->engine,    f->mask_row, head,
                                     i0,   n,    k0 + step.at, step.begin,  step.end};
       return cover.hide(step.keys, f->scale2(), step.masked);
+    }
+    // What dropout keeps of a step
+    void draw(const Step& step) const {
+      f->engine.kept.draw(Dropout(f->p, seq->index, head), f->draws.at(row), n, k0 + step.at,
+                          step.begin, step.end);
     }
   };
 
@@ -143,23 +168,25 @@ struct Forward {
 
   // Fills steps with what queries [i0, i0 + n) see of the panel; returns how many there are.
   int64_t visible_steps(const Sequence& seq, int64_t i0, int64_t n, int64_t k0, int64_t keys) {
-    const int64_t lo = seq.lo(i0) - k0, hi = seq.hi(i0 + n - 1) - k0;            // some query sees
-    const int64_t full_lo = seq.lo(i0 + n - 1) - k0, full_hi = seq.hi(i0) - k0;  // all see
-    const int64_t index = (k0 - seq.k_begin) / kKeys;
+    const View view = seq.view(i0, i0 + n);
+    const int64_t first = k0 < seq.k_prefix ? 0 : max64(0, view.some.lo - k0);
+    const int64_t end = max64(view.some.hi, seq.k_prefix) - k0, index = (k0 - seq.k_begin) / kKeys;
+    const bool shaped = has_terms(p);
     int64_t count = 0;
-    for (int64_t at = max64(0, lo) / kKeys * kKeys; at < min64(keys, hi); at += kKeys) {
+    for (int64_t at = first / kKeys * kKeys; at < min64(keys, end); at += kKeys) {
+      const int64_t step_keys = min64(kKeys, keys - at), key = k0 + at;
+      const Span seen = view.seen(key, key + step_keys);
       const Sight mask = by_mask[at / kKeys];
-      if (mask == Sight::kNone) continue;
-      const int64_t step_keys = min64(kKeys, keys - at);
+      if (seen.empty() || mask == Sight::kNone) continue;
       const bool masked = mask == Sight::kEdge;
       // columns that some row sees, rounded out to where the engine can begin and end
       steps[count++] = {
           index + at / kKeys,
           at,
           step_keys,
-          max64(0, lo - at) / E::kBegin * E::kBegin,
-          round_up(min64(hi - at, step_keys), E::kBlock),
-          masked || at < full_lo || at + step_keys > full_hi || step_keys % E::kBlock != 0,
+          (seen.lo - key) / E::kBegin * E::kBegin,
+          round_up(seen.hi - key, E::kBlock),
+          masked || shaped || step_keys % E::kBlock != 0 || !view.all_see(key, key + step_keys),
           masked};
     }
     return count;
@@ -187,6 +214,7 @@ struct Forward {
   }
 
   void write(const Sequence& seq, const ForwardTask& task, int64_t rows) {
+    const T kept = static_cast<T>(kept_scale(p));
     for (int64_t g = 0; g < group; ++g)
       for (int64_t i = 0; i < rows; ++i) {
         const int64_t head = task.kv_head * group + g, r = g * head_rows + i;
@@ -195,11 +223,12 @@ struct Forward {
         void* to = o_at(seq, head, task.row0 + i);
         const T* from = engine.output(o, r);
         if (dtype_size(p.dtype) == 2) {  // a reciprocal's error is far below that of 16 bits
-          const auto factor = V::set1(1 / norm);
+          const auto factor = V::set1(kept / norm);
           store_row<V>(to, from, p.dtype, p.head_dim, [&](auto x) { return V::mul(x, factor); });
         } else {
-          const auto divisor = V::set1(norm);
-          store_row<V>(to, from, p.dtype, p.head_dim, [&](auto x) { return V::div(x, divisor); });
+          const auto divisor = V::set1(norm), factor = V::set1(kept);
+          store_row<V>(to, from, p.dtype, p.head_dim,
+                       [&](auto x) { return V::mul(V::div(x, divisor), factor); });
         }
         put_lse(seq, head, task.row0 + i, empty ? TwoPart<T>{-kInf, 0} : natural(m[r], l[r]));
       }

@@ -21,6 +21,23 @@ struct BackwardTask {
   int64_t seq, kv_head, tile;
 };
 
+// Where backward tasks sum gradients of what was added to scores; each head of a sequence has sums
+// of its own. An index into them is -1 where nobody wants them.
+struct AddedSums {
+  bool wanted = false;
+  double* heads = nullptr;  // (num_seqs, heads, length)
+  int64_t length = 0;
+  int64_t slope = -1, decay = -1;
+  int64_t relative = -1;              // 2 relative_reach + 1 sums
+  int64_t rows = -1, row_stride = 0;  // of ds: one sum, or max_q of them where row_stride is 1
+  double* columns = nullptr;          // sums of ds over queries, (num_seqs, heads, max_k), or null
+  std::atomic<int32_t>* turns = nullptr;  // (num_seqs, heads): key tiles summed so far
+  // The gradient of a mask that varies with query and key, in the type of the arithmetic, or null.
+  // Heads that share it take turns; sequences that do are not worked on side by side.
+  void* mask = nullptr;
+  Strides mask_strides;
+};
+
 // What the backward tasks of one call share. Rows are laid out as lse is, dq_acc as dq is.
 struct BackwardShared {
   void* lse2;      // the normaliser in base 2, +inf where a query sees nothing
@@ -31,6 +48,7 @@ struct BackwardShared {
   // (sequence, head, query block): key tiles folded into dq so far. Tiles take turns in key order.
   std::atomic<int32_t>* turns;
   const int64_t* block_offsets;  // (num_seqs): first turn of a sequence
+  AddedSums added;
 };
 
 struct CpuKernels {
@@ -42,7 +60,7 @@ struct CpuKernels {
   int64_t (*forward_chunk)(const AttentionParams&);  // query rows of a forward task
   size_t (*forward_scratch)(const AttentionParams&);  // bytes, 64-byte aligned
   void (*forward)(const AttentionParams&, const ForwardTask&, void* scratch);
-  size_t (*backward_scratch)(const AttentionParams&);
+  size_t (*backward_scratch)(const AttentionParams&, const BackwardShared&);
   void (*backward_prepare)(const AttentionParams&, const BackwardShared&, int64_t seq, int64_t head,
                            int64_t block);
   void (*backward)(const AttentionParams&, const BackwardShared&, const BackwardTask&,

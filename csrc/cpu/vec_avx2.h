@@ -30,6 +30,18 @@ struct Avx2 {
   static Sum add_product(F a, F b, Sum c) { return fma(a, b, c); }
   static F rounded(Sum x) { return x; }
   static F max(F a, F b) { return _mm256_max_ps(a, b); }
+  static F abs(F x) { return _mm256_andnot_ps(set1(-0.0f), x); }
+  static F with_sign(F size, F x) { return _mm256_or_ps(size, _mm256_and_ps(x, set1(-0.0f))); }
+  // a where x is below the limit, else b
+  static F where_below(F x, F limit, F a, F b) {
+    return _mm256_blendv_ps(b, a, _mm256_cmp_ps(x, limit, _CMP_LT_OQ));
+  }
+  // x in the lanes whose bit is set, else 0
+  static F zero_where_dropped(F x, uint32_t bits) {
+    const __m256i lanes = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    const __m256i set = _mm256_and_si256(_mm256_set1_epi32(static_cast<int>(bits)), lanes);
+    return _mm256_and_ps(x, _mm256_castsi256_ps(_mm256_cmpeq_epi32(set, lanes)));
+  }
   // Element i is the maximum (sum) of row i of a (8 x 8).
   static F max_rows(const float* a) {
     alignas(32) float t[64];
@@ -107,6 +119,44 @@ struct Avx2 {
   static void store_as(Float16* p, F x) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
                      _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  }
+
+  using Words = __m256i;
+  static Words load_words(const uint32_t* p) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  }
+  static void store_words(uint32_t* p, Words x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x);
+  }
+  static Words set_words(uint32_t x) { return _mm256_set1_epi32(static_cast<int>(x)); }
+  static Words xor3(Words a, Words b, Words c) {
+    return _mm256_xor_si256(_mm256_xor_si256(a, b), c);
+  }
+  static void multiply_words(Words x, uint32_t factor, Words& high, Words& low) {
+    const __m256i even = _mm256_mul_epu32(x, set_words(factor));
+    const __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64(x, 32), set_words(factor));
+    high = _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa);
+    low = _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xaa);
+  }
+  // keep[i stride] <- whether 16 bytes of row i, 4 in each vector of words, reach its least one
+  static void kept_rows(const Words (&bytes)[4], const uint32_t* least, const uint32_t* mask,
+                        uint16_t* keep, int64_t stride) {
+    const Words masks = load_words(mask), leasts = load_words(least);
+    const __m256i a = _mm256_and_si256(bytes[0], masks), b = _mm256_and_si256(bytes[1], masks),
+                  c = _mm256_and_si256(bytes[2], masks), d = _mm256_and_si256(bytes[3], masks);
+    const __m256i ab[2] = {_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b)},
+                  cd[2] = {_mm256_unpacklo_epi32(c, d), _mm256_unpackhi_epi32(c, d)};
+    // rows x and x + 4
+    const auto put = [&](int x, __m256i two_rows, __m256i bounds) {
+      const uint32_t kept = static_cast<uint32_t>(
+          _mm256_movemask_epi8(_mm256_cmpeq_epi8(_mm256_max_epu8(two_rows, bounds), two_rows)));
+      keep[x * stride] = static_cast<uint16_t>(kept);
+      keep[(x + 4) * stride] = static_cast<uint16_t>(kept >> 16);
+    };
+    put(0, _mm256_unpacklo_epi64(ab[0], cd[0]), _mm256_shuffle_epi32(leasts, 0x00));
+    put(1, _mm256_unpackhi_epi64(ab[0], cd[0]), _mm256_shuffle_epi32(leasts, 0x55));
+    put(2, _mm256_unpacklo_epi64(ab[1], cd[1]), _mm256_shuffle_epi32(leasts, 0xaa));
+    put(3, _mm256_unpackhi_epi64(ab[1], cd[1]), _mm256_shuffle_epi32(leasts, 0xff));
   }
 
   // dst (8 x 8) <- src^T

@@ -30,6 +30,16 @@ struct Avx512 {
   static Sum add_product(F a, F b, Sum c) { return fma(a, b, c); }
   static F rounded(Sum x) { return x; }
   static F max(F a, F b) { return _mm512_max_ps(a, b); }
+  static F abs(F x) { return _mm512_abs_ps(x); }
+  static F with_sign(F size, F x) { return _mm512_or_ps(size, _mm512_and_ps(x, set1(-0.0f))); }
+  // a where x is below the limit, else b
+  static F where_below(F x, F limit, F a, F b) {
+    return _mm512_mask_mov_ps(b, _mm512_cmp_ps_mask(x, limit, _CMP_LT_OQ), a);
+  }
+  // x in the lanes whose bit is set, else 0
+  static F zero_where_dropped(F x, uint32_t bits) {
+    return _mm512_maskz_mov_ps(static_cast<__mmask16>(bits), x);
+  }
   // Element i is the maximum (sum) of row i of a (16 x 16).
   static F max_rows(const float* a) {
     alignas(64) float t[256];
@@ -101,6 +111,54 @@ struct Avx512 {
   static void store_as(Float16* p, F x) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
                         _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  }
+
+  using Words = __m512i;
+  static Words load_words(const uint32_t* p) { return _mm512_loadu_si512(p); }
+  static void store_words(uint32_t* p, Words x) { _mm512_storeu_si512(p, x); }
+  static Words set_words(uint32_t x) { return _mm512_set1_epi32(static_cast<int>(x)); }
+  static Words xor3(Words a, Words b, Words c) { return _mm512_ternarylogic_epi32(a, b, c, 0x96); }
+  static void multiply_words(Words x, uint32_t factor, Words& high, Words& low) {
+    const __m512i even = _mm512_mul_epu32(x, set_words(factor));
+    const __m512i odd = _mm512_mul_epu32(_mm512_shuffle_epi32(x, _MM_PERM_DDBB), set_words(factor));
+    high = _mm512_mask_shuffle_epi32(odd, 0x5555, even, _MM_PERM_DDBB);
+    low = _mm512_mask_shuffle_epi32(even, 0xaaaa, odd, _MM_PERM_CCAA);
+  }
+  // keep[i stride] <- whether 16 bytes of row i, 4 in each vector of words, reach its least one
+  static void kept_rows(const Words (&bytes)[4], const uint32_t* least, const uint32_t* mask,
+                        uint16_t* keep, int64_t stride) {
+    const Words masks = load_words(mask), leasts = load_words(least);
+    const __m512i a = _mm512_and_si512(bytes[0], masks), b = _mm512_and_si512(bytes[1], masks),
+                  c = _mm512_and_si512(bytes[2], masks), d = _mm512_and_si512(bytes[3], masks);
+    const __m512i ab[2] = {_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b)},
+                  cd[2] = {_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d)};
+    // rows x, x + 4, x + 8 and x + 12
+    const auto put = [&](int x, __m512i four_rows, __m512i bounds) {
+      const uint64_t kept = _mm512_cmpge_epu8_mask(four_rows, bounds);
+      for (int i = 0; i < 4; ++i)
+        keep[(x + 4 * i) * stride] = static_cast<uint16_t>(kept >> (16 * i));
+    };
+    put(0, _mm512_unpacklo_epi64(ab[0], cd[0]), _mm512_shuffle_epi32(leasts, _MM_PERM_AAAA));
+    put(1, _mm512_unpackhi_epi64(ab[0], cd[0]), _mm512_shuffle_epi32(leasts, _MM_PERM_BBBB));
+    put(2, _mm512_unpacklo_epi64(ab[1], cd[1]), _mm512_shuffle_epi32(leasts, _MM_PERM_CCCC));
+    put(3, _mm512_unpackhi_epi64(ab[1], cd[1]), _mm512_shuffle_epi32(leasts, _MM_PERM_DDDD));
+  }
+  // keep[j] <- which of 16 rows keep key j, for the 16 bytes of each
+  static void kept_columns(const Words (&bytes)[4], const uint32_t* least, const uint32_t* mask,
+                           uint16_t* keep) {
+    const __m512i by_byte =
+        _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+    const __m512i by_key = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const auto by_keys = [&](__m512i x) {
+      return _mm512_permutexvar_epi32(by_key, _mm512_shuffle_epi8(x, by_byte));
+    };
+    const Words masks = load_words(mask), bounds = by_keys(load_words(least));
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const uint64_t kept =
+          _mm512_cmpge_epu8_mask(by_keys(_mm512_and_si512(bytes[i], masks)), bounds);
+      memcpy(keep + 4 * i, &kept, sizeof kept);
+    }
   }
 
   // dst (16 x 16) <- src^T

@@ -77,6 +77,20 @@ struct Portable {
   static F max(F a, F b) {
     return each([&](int i) { return a.x[i] > b.x[i] ? a.x[i] : b.x[i]; });
   }
+  static F abs(F a) {
+    return each([&](int i) { return a.x[i] < 0 ? -a.x[i] : a.x[i]; });
+  }
+  static F with_sign(F size, F a) {
+    return each([&](int i) { return a.x[i] < 0 ? -size.x[i] : size.x[i]; });
+  }
+  // a where x is below the limit, else b
+  static F where_below(F x, F limit, F a, F b) {
+    return each([&](int i) { return x.x[i] < limit.x[i] ? a.x[i] : b.x[i]; });
+  }
+  // x in the lanes whose bit is set, else 0
+  static F zero_where_dropped(F a, uint32_t bits) {
+    return each([&](int i) { return bits >> i & 1 ? a.x[i] : T(0); });
+  }
   // Element i is the maximum (sum) of row i of a (kLanes x kLanes).
   static F max_rows(const T* a) {
     F y = set1(-static_cast<T>(__builtin_inf()));
@@ -171,6 +185,47 @@ struct Portable {
       y = (bits - 0x38000000 + 0xfff + (bits >> 13 & 1)) >> 13;
     }
     p->bits = static_cast<uint16_t>(sign | y);
+  }
+
+  struct Words {
+    uint32_t x[kLanes];
+  };
+  template <class Op>
+  static Words each_word(Op op) {
+    Words y;
+    for (int i = 0; i < kLanes; ++i) y.x[i] = op(i);
+    return y;
+  }
+  static Words load_words(const uint32_t* p) {
+    return each_word([&](int i) { return p[i]; });
+  }
+  static void store_words(uint32_t* p, const Words& a) {
+    for (int i = 0; i < kLanes; ++i) p[i] = a.x[i];
+  }
+  static Words set_words(uint32_t v) {
+    return each_word([&](int) { return v; });
+  }
+  static Words xor3(const Words& a, const Words& b, const Words& c) {
+    return each_word([&](int i) { return a.x[i] ^ b.x[i] ^ c.x[i]; });
+  }
+  static void multiply_words(const Words& a, uint32_t factor, Words& high, Words& low) {
+    for (int i = 0; i < kLanes; ++i) {
+      const uint64_t product = static_cast<uint64_t>(a.x[i]) * factor;
+      high.x[i] = static_cast<uint32_t>(product >> 32);
+      low.x[i] = static_cast<uint32_t>(product);
+    }
+  }
+  // keep[i stride] <- whether 16 bytes of row i, 4 in each vector of words, reach its least one
+  static void kept_rows(const Words (&bytes)[4], const uint32_t* least, const uint32_t* mask,
+                        uint16_t* keep, int64_t stride) {
+    for (int i = 0; i < kLanes; ++i) {
+      uint32_t kept = 0;
+      for (int j = 0; j < 16; ++j) {
+        const uint32_t byte = (bytes[j / 4].x[i] & mask[i]) >> (8 * (j % 4)) & 0xff;
+        kept |= static_cast<uint32_t>(byte >= (least[i] & 0xff)) << j;
+      }
+      keep[i * stride] = static_cast<uint16_t>(kept);
+    }
   }
 
   static void transpose(const T* src, int64_t ld_src, T* dst, int64_t ld_dst) {

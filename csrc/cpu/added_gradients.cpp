@@ -1,0 +1,89 @@
+#include "added_gradients.h"
+
+namespace clinattn {
+
+namespace {
+
+// Of a mask (batch, heads, queries, keys): what it does not vary with has size 1.
+bool by_sequence(const Tensor& mask) { return mask.size(0) > 1; }
+bool by_head(const Tensor& mask) { return mask.size(1) > 1; }
+
+}  // namespace
+
+AddedGradientSums::AddedGradientSums(const Arguments& a, const AttentionParams& p, int64_t needs)
+    : a_(a), p_(p), needs_(needs) {
+  const auto take = [&](int64_t n) {
+    const int64_t at = sums_.length;
+    sums_.length += n;
+    return at;
+  };
+  if (needs & kNeedSlopes) sums_.slope = take(1);
+  if (needs & kNeedDecay) sums_.decay = take(1);
+  if (needs & kNeedRelative) sums_.relative = take(2 * p.relative_reach + 1);
+  const auto wide = a.q.options().dtype(at::kDouble);
+  if (needs & kNeedMask) {
+    const bool by_query = a.mask->size(2) > 1, by_key = a.mask->size(3) > 1;
+    if (by_query && by_key) {
+      const bool is_double = a.q.scalar_type() == at::kDouble;
+      mask_ = at::zeros(a.mask->sizes(), a.q.options().dtype(is_double ? at::kDouble : at::kFloat));
+      sums_.mask = mask_.mutable_data_ptr();
+      sums_.mask_strides = {by_sequence(mask_) ? mask_.stride(0) : 0,
+                            by_head(mask_) ? mask_.stride(1) : 0, mask_.stride(2)};
+    } else if (by_key) {
+      columns_ = at::zeros({p.num_seqs, p.heads, p.max_k}, wide);
+      sums_.columns = columns_.mutable_data_ptr<double>();
+    } else {
+      sums_.rows = take(by_query ? p.max_q : 1);
+      sums_.row_stride = by_query;
+    }
+  }
+  sums_.wanted = sums_.length > 0 || sums_.columns || sums_.mask;
+  if (sums_.length == 0) return;
+  heads_ = at::zeros({p.num_seqs, p.heads, sums_.length}, wide);
+  sums_.heads = heads_.mutable_data_ptr<double>();
+  turns_ = std::vector<std::atomic<int32_t>>(p.num_seqs * p.heads);
+  sums_.turns = turns_.data();
+}
+
+Tensor AddedGradientSums::reduced(const double* from, int64_t stride, int64_t n, bool each_sequence,
+                                  bool each_head) const {
+  Tensor total = at::zeros({each_sequence ? p_.num_seqs : 1, each_head ? p_.heads : 1, n},
+                           a_.q.options().dtype(at::kDouble));
+  double* to = total.mutable_data_ptr<double>();
+  for (int64_t b = 0; b < p_.num_seqs; ++b)
+    for (int64_t h = 0; h < p_.heads; ++h) {
+      const double* x = from + (b * p_.heads + h) * stride;
+      double* y = to + ((each_sequence ? b : 0) * total.size(1) + (each_head ? h : 0)) * n;
+      for (int64_t i = 0; i < n; ++i) y[i] += x[i];
+    }
+  return total;
+}
+
+Tensor AddedGradientSums::mask_gradient() const {
+  const Tensor& mask = *a_.mask;
+  if (mask_.defined()) return mask_.to(mask.scalar_type());
+  const bool columns = columns_.defined();
+  const double* from = columns ? sums_.columns : sums_.heads + sums_.rows;
+  const int64_t stride = columns ? p_.max_k : sums_.length;
+  const int64_t n = columns ? p_.max_k : sums_.row_stride ? p_.max_q : 1;
+  const Tensor total = reduced(from, stride, n, by_sequence(mask), by_head(mask));
+  return total.view(mask.sizes()).to(mask.scalar_type());
+}
+
+AddedGradientSums::Results AddedGradientSums::results() const {
+  const auto of_heads = [&](int64_t at, int64_t n, const Tensor& like, bool each_sequence) {
+    return reduced(sums_.heads + at, sums_.length, n, each_sequence, true)
+        .view(like.sizes())
+        .to(like.scalar_type());
+  };
+  return {
+      needs_ & kNeedMask ? mask_gradient() : none(),
+      needs_ & kNeedDecay ? of_heads(sums_.decay, 1, *a_.decay, false) : none(),
+      needs_ & kNeedSlopes ? of_heads(sums_.slope, 1, *a_.slopes, p_.slopes_batch != 0) : none(),
+      needs_ & kNeedRelative
+          ? of_heads(sums_.relative, 2 * p_.relative_reach + 1, *a_.relative, false)
+          : none(),
+  };
+}
+
+}  // namespace clinattn

@@ -1,0 +1,40 @@
+// The memory in which a backward call sums gradients of what was added to scores, and the tensors
+// that come of it. The order of all additions is fixed.
+#pragma once
+
+#include "arguments.h"
+#include "isa.h"
+
+namespace clinattn {
+
+class AddedGradientSums {
+ public:
+  // needs: bits of Needs
+  AddedGradientSums(const Arguments& a, const AttentionParams& p, int64_t needs);
+
+  const AddedSums& sums() const { return sums_; }
+  // Whether sequences share elements, so that they must not be worked on side by side.
+  bool one_by_one() const { return sums_.mask && sums_.mask_strides.batch == 0; }
+
+  // In the types and shapes of the arguments; empty where nobody wants them.
+  struct Results {
+    Tensor mask, decay, slopes, relative;
+  };
+  Results results() const;
+
+ private:
+  Tensor mask_gradient() const;
+  // (num_seqs or 1, heads or 1, n) <- from (num_seqs, heads, n), summed in order
+  Tensor reduced(const double* from, int64_t stride, int64_t n, bool by_sequence,
+                 bool by_head) const;
+  Tensor none() const { return at::empty({0}, a_.q.options()); }
+
+  const Arguments& a_;
+  const AttentionParams& p_;
+  const int64_t needs_;
+  AddedSums sums_;
+  Tensor heads_, columns_, mask_;
+  std::vector<std::atomic<int32_t>> turns_;
+};
+
+}  // namespace clinattn
