@@ -134,7 +134,7 @@ def _accumulate_over_ranges(
         dk, dv = _accumulate_dkdv(
             dk, dv, k, v, column_bias, q_ptr, do_ptr, shift_ptr, delta_ptr, mask_ptr,
             stride_qh, stride_qn, stride_doh, stride_don, stride_mh, stride_mm, stride_mn,
-            origin, prefix_queries_end(begin, interval), first_key, keep, num_q, seqlen_q,
+            origin, prefix_queries_end(begin, end, interval), first_key, keep, num_q, seqlen_q,
             interval, rich, qk_scale, cap_scale,
             DK, DV, True, IS_BOUNDED, GROUP, MASK, IS_BIAS, EXACT, ALIGN, PRECISION,
             HEAD_DIM, EDGE_M, BLOCK_N, BLOCK_D,

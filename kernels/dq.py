@@ -175,8 +175,9 @@ def dq_kernel(
         dq, dslope, ddecay = _accumulate_dq(
             dq, dslope, ddecay, q, do, lse, delta, k_ptr, v_ptr, mask_ptr,
             stride_kn, stride_vn, stride_mm, stride_mn,
-            first_tile(interval), prefix_keys_end(begin, interval), key_lo, key_hi,
-            first_query, num_q, interval, terms, dropout, qk_scale, cap_scale, DSLOPE, DDECAY,
+            first_tile(interval), prefix_keys_end(first_query, begin, end, interval),
+            key_lo, key_hi, first_query, num_q, interval, terms, dropout, qk_scale, cap_scale,
+            DSLOPE, DDECAY,
             True, MASK, IS_BIAS, EXACT, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, EDGE_N, BLOCK_D,
         )  # fmt: skip
     if MASK != "pairs":

@@ -139,8 +139,8 @@ def _forward_kernel(
     if global_prefix is not None:
         acc, m_i, l_i = _attend(
             acc, m_i, l_i, q, k_ptr, v_ptr, mask_ptr, stride_kn, stride_vn, stride_mm, stride_mn,
-            first_tile(interval), prefix_keys_end(begin, interval), key_lo, key_hi,
-            first_query, num_q, interval, terms, dropout, qk_scale, cap_scale,
+            first_tile(interval), prefix_keys_end(first_query, begin, end, interval),
+            key_lo, key_hi, first_query, num_q, interval, terms, dropout, qk_scale, cap_scale,
             True, MASK, IS_BIAS, EXACT, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, EDGE_N, BLOCK_D,
         )  # fmt: skip
     if MASK != "pairs":

@@ -156,17 +156,20 @@ def visited_keys(first_query, num_q, interval, BLOCK_M: tl.constexpr, BLOCK_N: t
 
 
 @triton.jit
-def prefix_keys_end(begin, interval):
-    """Where the key tiles end that are visited for the prefix alone, before those from begin on."""
-    _, kv_begin, kv_end, _, _, _, _, _, _, prefix, _ = interval
-    return tl.minimum(tl.minimum(kv_begin + prefix, kv_end), begin)
+def prefix_keys_end(first_query, begin, end, interval):
+    """Where the key tiles end that a query tile visits for the prefix, before [begin, end)."""
+    _, kv_begin, kv_end, _, _, _, _, _, num_q, prefix, _ = interval
+    stop = tl.minimum(kv_begin + prefix, kv_end)
+    stop = tl.where(begin < end, tl.minimum(stop, begin), stop)
+    return tl.where(first_query < num_q, stop, 0)
 
 
 @triton.jit
-def prefix_queries_end(begin, interval):
-    """As prefix_keys_end, for the queries of the prefix, which see every key."""
+def prefix_queries_end(begin, end, interval):
+    """As prefix_keys_end, for a key tile and the queries of the prefix, which see every key."""
     offset, kv_begin, _, _, _, _, _, _, num_q, prefix, _ = interval
-    return tl.minimum(clamp(kv_begin + prefix - offset, 0, num_q), begin)
+    stop = clamp(kv_begin + prefix - offset, 0, num_q)
+    return tl.where(begin < end, tl.minimum(stop, begin), stop)
 
 
 @triton.jit
