@@ -31,7 +31,7 @@ def attention_backward(
         do = do.contiguous()
     o, lse = o.contiguous(), lse.contiguous()
     problem = Problem(call, others=(do,))
-    inputs = (problem.q, call.k, call.v)
+    layout, inputs = problem.layout, (call.q, call.k, call.v)
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in inputs)
     shift, delta = problem.empty_lse(), problem.empty_lse()
     of_decay = torch.zeros_like(shift) if needs & DECAY else None
@@ -40,17 +40,17 @@ def attention_backward(
         do_ptr=do,
         shift_ptr=shift,
         delta_ptr=delta,
-        **problem.stride_arguments("do", do),
+        **layout.do_strides,
     )
     scale = abs(call.scale)
     if dq.numel() > 0:
-        config = tile_config("dq", *problem.config_key)
-        num_tiles = problem.num_tiles(problem.seqlen_q, config.block_m)
+        config = tile_config("dq", *layout.config_key)
+        num_tiles = layout.num_tiles(layout.seqlen_q, config.block_m)
         problem.launch(
             dq_kernel,
             config,
             num_tiles,
-            problem.num_heads,
+            layout.num_heads,
             o_ptr=o,
             lse_ptr=lse,
             dq_ptr=dq,
@@ -59,24 +59,24 @@ def attention_backward(
             ddecay_ptr=of_decay,
             scale=scale,
             **gradient,
-            **problem.stride_arguments("o", o),
+            **layout.o_strides,
         )
     if dk.numel() > 0:
-        config = tile_config("dkdv", *problem.config_key)
-        num_tiles = problem.num_tiles(problem.seqlen_k, config.block_n)
+        config = tile_config("dkdv", *layout.config_key)
+        num_tiles = layout.num_tiles(layout.seqlen_k, config.block_n)
         if call.kv_start is not None:
             num_tiles += 1  # tiles start at kv_start, and one more covers what lies before it
         problem.launch(
             dkdv_kernel,
             config,
             num_tiles,
-            problem.num_kv_heads,
+            layout.num_kv_heads,
             dk_ptr=dk,
             dv_ptr=dv,
-            ANCHORED=problem.anchored,
+            ANCHORED=layout.anchored,
             scale=scale,
             **gradient,
-            **problem.stride_arguments("dk", dk),
+            **layout.dk_strides,
         )
     empty = dq.new_empty(0)
     return (

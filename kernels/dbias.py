@@ -176,8 +176,8 @@ def mask_gradient(problem: Problem, gradient: dict[str, Any]) -> torch.Tensor:
     """Gradient of the mask in its shape and type; dense layout. Memory: one more mask, in fp32."""
     mask = problem.call.mask
     share = [n == 1 for n in mask.shape]
-    q_tiles = -(-problem.seqlen_q // TILE.block_m)
-    k_tiles = -(-problem.seqlen_k // TILE.block_n)
+    q_tiles = -(-problem.layout.seqlen_q // TILE.block_m)
+    k_tiles = -(-problem.layout.seqlen_k // TILE.block_n)
     total = torch.empty(mask.shape, dtype=torch.float32, device=mask.device)
     planes = mask.shape[0] * mask.shape[1]
     num_tiles = (1 if share[2] else q_tiles) * (1 if share[3] else k_tiles)
@@ -186,10 +186,10 @@ def mask_gradient(problem: Problem, gradient: dict[str, Any]) -> torch.Tensor:
         mask_gradient_kernel,
         TILE,
         num_tiles,
-        problem.num_heads,
+        problem.layout.num_heads,
         programs=num_tiles * planes,
         dmask_ptr=total,
-        batches=problem.batch,
+        batches=problem.layout.batch,
         num_q_tiles=q_tiles,
         num_k_tiles=k_tiles,
         **arguments,
@@ -297,14 +297,14 @@ def relative_gradient_kernel(
 def relative_gradient(problem: Problem, gradient: dict[str, Any]) -> torch.Tensor:
     """Gradient of the relative biases (H, 2 L + 1); memory of O(N L / tile) for partial sums."""
     relative = problem.call.relative
-    num_tiles = problem.num_tiles(problem.seqlen_q, TILE.block_m)
-    shape = (problem.batch, problem.num_heads, num_tiles, relative.shape[1])
+    num_tiles = problem.layout.num_tiles(problem.layout.seqlen_q, TILE.block_m)
+    shape = (problem.layout.batch, problem.layout.num_heads, num_tiles, relative.shape[1])
     sums = torch.zeros(shape, dtype=torch.float32, device=relative.device)
     problem.launch(
         relative_gradient_kernel,
         TILE,
         num_tiles,
-        problem.num_heads,
+        problem.layout.num_heads,
         sums_ptr=sums,
         num_buckets=relative.shape[1],
         **gradient,

@@ -186,19 +186,19 @@ def attention_forward(call: Any) -> tuple[torch.Tensor, torch.Tensor]:
     call has the fields of clinattn.arguments.Arguments. o has q's type and shape, lse is fp32
     (B, H, Nq) or (H, T), natural log; a query that sees no key gives 0 and -inf.
     """
-    problem = Problem(call)
-    q = call.q
+    problem, q = Problem(call), call.q
+    layout = problem.layout
     o, lse = torch.empty(q.shape, dtype=q.dtype, device=q.device), problem.empty_lse()
     if o.numel() > 0:
-        config = tile_config("forward", *problem.config_key)
-        num_tiles = problem.num_tiles(problem.seqlen_q, config.block_m)
+        config = tile_config("forward", *layout.config_key)
+        num_tiles = layout.num_tiles(layout.seqlen_q, config.block_m)
         problem.launch(
             _forward_kernel,
             config,
             num_tiles,
-            problem.num_heads,
+            layout.num_heads,
             o_ptr=o,
             lse_ptr=lse,
-            **problem.stride_arguments("o", o),
+            **layout.o_strides,
         )
     return o, lse

@@ -2,7 +2,7 @@
 
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton.language as tl
@@ -11,37 +11,57 @@ from .configs import TileConfig, block_d
 
 LOG2E = 1.4426950408889634
 SMALLEST_SCALE = 2.0**-126  # scores are -inf where hidden, and 0 * -inf is not
-
+DROPOUT_BITS = 24
 
 # Integers that vary from call to call: another value is no reason to compile anew.
 NOT_SPECIALIZED = [
     "num_tiles", "num_heads", "num_seqs", "seqlen_q", "seqlen_k", "window_left", "window_right",
     "stride_slopes", "relative_far", "global_prefix", "dropout_bits",
 ]  # fmt: skip
-DROPOUT_BITS = 24
 
 
-class Problem:
-    """One attention call as the kernels see it, with the fields of clinattn.arguments.Arguments.
+# Keywords of the tensors that an Arguments begins with, in its order.
+POINTERS = (
+    "q_ptr", "k_ptr", "v_ptr", "mask_ptr", "cu_seqlens_q_ptr", "cu_seqlens_k_ptr", "q_lengths_ptr",
+    "kv_start_ptr", "kv_end_ptr", "lo_ptr", "hi_ptr", "times_ptr", "decay_ptr", "slopes_ptr",
+    "relative_ptr", "seed_ptr",
+)  # fmt: skip
 
-    arguments: the keywords that all kernels take. others: more tensors that share the alignment of
-    q, k and v. A negative scale is turned into a negative q.
+
+class Facts(NamedTuple):
+    """What a launch depends on of a tensor, besides where it lies."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def facts(x: torch.Tensor | None) -> Facts | None:
+    return None if x is None else Facts(x.shape, x.stride(), x.dtype)
+
+
+class Layout:
+    """All that calls of the same shapes, strides, types and numbers have in common.
+
+    call has the fields of clinattn.arguments.Arguments with Facts in place of tensors, scale >= 0.
+    others: more tensors that share the alignment of q, k and v. arguments: the keywords that all
+    kernels take, less the pointers.
     """
 
-    def __init__(self, call: Any, others: tuple[torch.Tensor, ...] = ()) -> None:
+    def __init__(
+        self, call: Any, others: tuple[Facts, ...], capability: tuple[int, int], precision: str
+    ) -> None:
         q, k, v, scale = call.q, call.k, call.v, call.scale
-        self.negative = scale < 0
-        if self.negative:
-            q, scale = -q, -scale
-        self.call, self.q = call, q
         self.packed = call.cu_seqlens_q is not None
         self.num_seqs = call.cu_seqlens_q.shape[0] - 1 if self.packed else 0
         self.batch = 1 if self.packed else q.shape[0]
         rows = 0 if self.packed else 2
         self.seqlen_q, self.seqlen_k = q.shape[rows], k.shape[rows]
         self.num_heads, self.num_kv_heads, self.head_dim = q.shape[1], k.shape[1], q.shape[-1]
-        self.capability = device_capability(q.device)
-        vector = 16 // q.element_size()
+        self.lse_shape: tuple[int, ...] = (self.num_heads, self.seqlen_q)
+        if not self.packed:
+            self.lse_shape = (self.batch, *self.lse_shape)
+        vector = 16 // q.dtype.itemsize
         exact = q.dtype == torch.float32
         aligned = (*map(self.strides, (q, k, v, *others)), (self.head_dim,))
         window_left, window_right = call.window_left, call.window_right
@@ -52,41 +72,26 @@ class Problem:
         )
         widest = self.seqlen_q + self.seqlen_k
         factor = call.softcap or scale  # of what the kernels then take for q.k
+        per_sequence = call.slopes is not None and call.slopes.shape[0] > 1
         self.arguments: dict[str, Any] = dict(
-            q_ptr=q,
-            k_ptr=k,
-            v_ptr=v,
-            mask_ptr=call.mask,
-            cu_seqlens_q_ptr=call.cu_seqlens_q,
-            cu_seqlens_k_ptr=call.cu_seqlens_k,
-            q_lengths_ptr=call.q_lengths,
-            kv_start_ptr=call.kv_start,
-            kv_end_ptr=call.kv_end,
-            lo_ptr=call.lo,
-            hi_ptr=call.hi,
-            times_ptr=call.times,
-            decay_ptr=call.decay,
-            slopes_ptr=call.slopes,
-            relative_ptr=call.relative,
-            seed_ptr=call.seed,
-            stride_slopes=0 if call.slopes is None or len(call.slopes) == 1 else self.num_heads,
             num_seqs=self.num_seqs,
             seqlen_q=self.seqlen_q,
             seqlen_k=self.seqlen_k,
+            stride_slopes=self.num_heads if per_sequence else 0,
             window_left=min(window_left, widest) if window_left >= 0 else None,
             window_right=min(window_right, widest) if window_right >= 0 else None,
             qk_scale=max(factor if exact else factor * LOG2E, SMALLEST_SCALE),
             cap_scale=scale / call.softcap if call.softcap else None,
             relative_far=None if call.relative is None else call.relative.shape[1] // 2,
             global_prefix=min(call.global_prefix, self.seqlen_k) or None,
-            **dropout_arguments(call),
+            **dropout_arguments(None if call.seed is None else call.dropout_p),
             EXACT=exact,
             GROUP=self.num_heads // max(self.num_kv_heads, 1),
             IS_PACKED=self.packed,
             # what is counted from the diagonal depends on where it is
             BOTTOM_RIGHT=call.bottom_right and (windowed or call.global_prefix > 0 or distant),
             ALIGN=vector if all(s % vector == 0 for group in aligned for s in group) else 1,
-            PRECISION=dot_precision(q.dtype),
+            PRECISION=precision if exact else "ieee",
             HEAD_DIM=self.head_dim,
             BLOCK_D=block_d(self.head_dim),
             enable_fp_fusion=False,  # the kernels say where they want an fma
@@ -94,24 +99,22 @@ class Problem:
         for name, x in (("q", q), ("k", k), ("v", v)):
             self.arguments |= self.stride_arguments(name, x)
         self.arguments |= mask_arguments(call.mask, one_head=self.num_heads == self.num_kv_heads)
-
-    @property
-    def config_key(self) -> tuple[tuple[int, int], int, torch.dtype, str]:
-        """What tile_config goes by."""
-        call = self.call
-        kind = "plain" if call.window_left < 0 and call.lo is None else "window"
+        # Outputs are contiguous: those like q and those like k.
+        self.o_strides = self.stride_arguments("o", contiguous(q))
+        self.dk_strides = self.stride_arguments("dk", contiguous(k))
+        self.do_strides = self.stride_arguments("do", others[0]) if others else {}
+        kind = "plain" if window_left < 0 and call.lo is None else "window"
         by_pair = (call.decay, call.slopes, call.relative, call.seed)
         if self.arguments["MASK"] == "pairs" or call.softcap or any(x is not None for x in by_pair):
             kind = "pairs"
-        return self.capability, self.head_dim, self.q.dtype, kind
+        # What tile_config goes by.
+        self.config_key = (capability, self.head_dim, q.dtype, kind)
 
-    def strides(self, x: torch.Tensor) -> tuple[int, int, int]:
+    def strides(self, x: Facts) -> tuple[int, ...]:
         """(batch, head, row) strides of a tensor in the layout of q."""
-        if self.packed:
-            return 0, x.stride(1), x.stride(0)
-        return x.stride(0), x.stride(1), x.stride(2)
+        return (0, x.strides[1], x.strides[0]) if self.packed else x.strides[:3]
 
-    def stride_arguments(self, name: str, x: torch.Tensor) -> dict[str, Any]:
+    def stride_arguments(self, name: str, x: Facts) -> dict[str, Any]:
         """stride_<name>b, h and n. A row stride that belongs to the model is compiled in.
 
         The addresses of a tile are then one register and constants. One that depends on the batch,
@@ -122,15 +125,40 @@ class Problem:
         row = constant(n) if n <= widest_row and n % self.head_dim == 0 else n
         return {f"stride_{name}b": b, f"stride_{name}h": h, f"stride_{name}n": row}
 
-    def empty_lse(self) -> torch.Tensor:
-        """fp32, (B, H, Nq) or (H, Tq)."""
-        rows = (self.num_heads, self.seqlen_q)
-        shape = rows if self.packed else (self.batch, *rows)
-        return torch.empty(shape, dtype=torch.float32, device=self.q.device)
-
     def num_tiles(self, length: int, block: int) -> int:
         """Tiles of one head: of a dense length, or slots for the sequences of a packed one."""
         return length // block + self.num_seqs + 1 if self.packed else -(-length // block)
+
+
+# Shapes of packed batches rarely come back; their layouts are soon forgotten.
+layout = lru_cache(maxsize=256)(Layout)
+
+
+class Problem:
+    """One attention call, with the fields of clinattn.arguments.Arguments, as the kernels see it.
+
+    others: as in Layout. A negative scale is turned into a negative q.
+    """
+
+    def __init__(self, call: Any, others: tuple[torch.Tensor, ...] = ()) -> None:
+        self.negative = call.scale < 0
+        if self.negative:
+            call = call._replace(q=-call.q, scale=-call.scale)
+        self.call = call
+        count = len(POINTERS)
+        known = call._make((*map(facts, call[:count]), *call[count:]))
+        self.device = call.q.device
+        self.layout = layout(
+            known,
+            tuple(map(facts, others)),
+            device_capability(self.device),
+            fp32_precision(),
+        )
+        self.pointers = dict(zip(POINTERS, call, strict=False))
+
+    def empty_lse(self) -> torch.Tensor:
+        """fp32, (B, H, Nq) or (H, Tq)."""
+        return torch.empty(self.layout.lse_shape, dtype=torch.float32, device=self.device)
 
     def launch(
         self,
@@ -143,7 +171,7 @@ class Problem:
     ) -> None:
         """All programs on axis 0; by default one for each tile of each head of each batch entry."""
         if programs is None:
-            programs = num_tiles * num_heads * self.batch
+            programs = num_tiles * num_heads * self.layout.batch
         with self.on_device():
             kernel[(programs,)](
                 num_tiles=num_tiles,
@@ -153,36 +181,45 @@ class Problem:
                 num_warps=config.num_warps,
                 num_stages=config.num_stages,
                 **arguments,
-                **self.arguments,
+                **self.pointers,
+                **self.layout.arguments,
             )
 
     def on_device(self) -> AbstractContextManager:
         """Triton launches on the current device, which need not be that of q."""
-        device = self.q.device
-        if device.type != "cuda" or device.index == torch.cuda.current_device():
+        if self.device.type != "cuda" or self.device.index == torch.cuda.current_device():
             return nullcontext()
-        return torch.cuda.device(device)
+        return torch.cuda.device(self.device)
 
 
-def mask_arguments(mask: torch.Tensor | None, one_head: bool) -> dict[str, Any]:
+def contiguous(x: Facts) -> Facts:
+    """The facts of a contiguous tensor of that shape."""
+    strides, size = [], 1
+    for n in reversed(x.shape):
+        strides.append(size)
+        size *= max(n, 1)
+    return x._replace(strides=tuple(reversed(strides)))
+
+
+def mask_arguments(mask: Facts | None, one_head: bool) -> dict[str, Any]:
     """How a mask is read: MASK is None, "keys" (every query that meets a key sees the same) or
     "pairs". one_head: a key head has one query head.
     """
     if mask is None:
         strides, kind, is_bias = [0, 0, 0, 0], None, False
     else:
-        strides = [0 if n == 1 else s for n, s in zip(mask.shape, mask.stride(), strict=True)]
+        strides = [0 if n == 1 else s for n, s in zip(mask.shape, mask.strides, strict=True)]
         kind = "keys" if strides[2] == 0 and (one_head or strides[1] == 0) else "pairs"
         is_bias = mask.dtype != torch.bool
     names = ("stride_mb", "stride_mh", "stride_mm", "stride_mn")
     return dict(zip(names, strides, strict=True)) | {"MASK": kind, "IS_BIAS": is_bias}
 
 
-def dropout_arguments(call: Any) -> dict[str, Any]:
+def dropout_arguments(dropout_p: float | None) -> dict[str, Any]:
     """The probability in 2^-24, and the factor of what is kept; None without dropout."""
-    if call.seed is None:
+    if dropout_p is None:
         return {"dropout_bits": None, "kept_scale": None}
-    bits = round(call.dropout_p * (1 << DROPOUT_BITS))
+    bits = round(dropout_p * (1 << DROPOUT_BITS))
     kept = 1 - bits / (1 << DROPOUT_BITS)
     return {"dropout_bits": bits, "kept_scale": 1 / kept if kept > 0 else 0.0}
 
@@ -192,10 +229,9 @@ def constant(n: int) -> tl.constexpr:
     return tl.constexpr(n)
 
 
-def dot_precision(dtype: torch.dtype) -> str:
+def fp32_precision() -> str:
     """How the tensor cores take fp32; the 16-bit types have no choice."""
-    lower = dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
-    return "tf32" if lower else "ieee"
+    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
 @lru_cache
