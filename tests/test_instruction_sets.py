@@ -142,8 +142,17 @@ def test_same_gradients_of_biases_over_threads(shape, dtype, instruction_set, th
             assert torch.equal(actual, x)
 
 
+SHAPED = {
+    **{"window": 90, "global_prefix": 70, "softcap": 4.0},
+    **{"alibi_slopes": torch.tensor([0.5, 0.25, 0.1, 0.0])},
+    **{"relative_bias": torch.linspace(-1, 1, 4 * 61).view(4, 61)},
+}
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
-@pytest.mark.parametrize("keywords", [{}, {"is_causal": True}], ids=str)
+@pytest.mark.parametrize(
+    "keywords", [{}, {"is_causal": True}, SHAPED], ids=["plain", "causal", "shaped"]
+)
 def test_same_bits_packed_and_left_padded(keywords, dtype, instruction_set):
     lengths = (500, 260, 385)
     members = [draw(dtype, 4, 2, n, 40) for n in lengths]

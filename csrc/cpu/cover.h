@@ -31,16 +31,25 @@ struct RowCover {
       add_mask(min64(end, keys), masked,
                [&](auto x, int64_t, int64_t) { return V::mul(x, V::set1(scale2)); });
     }
-    for (int64_t i = 0; i < n; ++i) hide_outside(i);
+    if (end > keys || !seq.view(i0, i0 + n).all_see(k0 + begin, k0 + end))
+      for (int64_t i = 0; i < n; ++i) hide_outside(i);
     return scaled;
   }
 
   // s <- shape(s) + mask
   template <class Shape>
   void add_mask(int64_t last, bool masked, const Shape& shape) const {
+    if (!masked) {
+      for (int64_t i = 0; i < n; ++i)
+        for (int64_t j = begin; j < end; j += V::kWidth) {
+          T* x = engine.segment(i, j);
+          V::store(x, shape(V::load(x), i, j));
+        }
+      return;
+    }
     for (int64_t j = begin; j < end; ++j) mask_row[j] = 0;
     for (int64_t i = 0; i < n; ++i) {
-      if (masked && (i == 0 || p.mask.row != 0))
+      if (i == 0 || p.mask.row != 0)
         load_mask(mask_row + begin, p.mask, seq.index, head, i0 + i, k0 + begin, last - begin);
       for (int64_t j = begin; j < end; j += V::kWidth) {
         T* x = engine.segment(i, j);
@@ -87,17 +96,25 @@ struct ColumnCover {
       add_mask(min64(end, keys), masked,
                [&](auto x, int64_t, int64_t) { return V::mul(x, V::set1(scale2)); });
     }
-    for (int64_t i = 0; i < n; i += kWidth) hide_outside(i);
+    if (n % kWidth || end > keys || !seq.view(i0, i0 + n).all_see(k0 + begin, k0 + end))
+      for (int64_t i = 0; i < n; i += kWidth) hide_outside(i);
     return scaled;
   }
 
   // s <- shape(s) + mask
   template <class Shape>
   void add_mask(int64_t last, bool masked, const Shape& shape) const {
-    const bool by_key = !masked || p.mask.row == 0;
+    if (!masked) {
+      for (int64_t i = 0; i < n; i += kWidth)
+        for (int64_t j = begin; j < end; ++j) {
+          T* x = engine.column(i, j);
+          V::store(x, shape(V::load(x), i, j));
+        }
+      return;
+    }
+    const bool by_key = p.mask.row == 0;
     for (int64_t j = begin; j < end; ++j) mask_row[j] = 0;
-    if (masked && by_key)
-      load_mask(mask_row + begin, p.mask, seq.index, head, i0, k0 + begin, last - begin);
+    if (by_key) load_mask(mask_row + begin, p.mask, seq.index, head, i0, k0 + begin, last - begin);
     for (int64_t i = 0; i < n; i += kWidth)
       for (int64_t j = begin; j < end; j += kWidth) {
         alignas(64) T rows[kWidth * kWidth] = {}, columns[kWidth * kWidth];

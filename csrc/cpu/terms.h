@@ -41,8 +41,9 @@ struct Distances {
   alignas(64) T lanes[V::kWidth];
   alignas(64) T times_q[kRows + V::kWidth], times_k[kKeys + V::kWidth];
 
-  Distances(const AttentionParams& p, const Sequence& seq, int64_t i0, int64_t n, int64_t k0,
-            int64_t begin, int64_t end)
+  __attribute__((always_inline)) Distances(const AttentionParams& p, const Sequence& seq,
+                                           int64_t i0, int64_t n, int64_t k0, int64_t begin,
+                                           int64_t end)
       : n(n), begin(begin), end(end), ahead(k0 - i0 - seq.offset) {
     for (int i = 0; i < V::kWidth; ++i) lanes[i] = static_cast<T>(kAlongKeys ? -i : i);
     if (!p.times) return;
@@ -85,33 +86,36 @@ struct Terms {
   using F = typename V::F;
 
   Distances<V, kAlongKeys, kRows, kKeys> distances;
-  const bool has_slope, has_decay, has_relative;
-  T slope = 0, decay = 0;
+  const bool by_position, by_time;
+  T decay = 0;
   const T scale, cap, scale_over_cap;
-  alignas(64) T relative[kRows + kKeys + 2 * V::kWidth];
+  alignas(64) T bias[kRows + kKeys + 2 * V::kWidth];  // by diagonal
 
-  Terms(const AttentionParams& p, const Sequence& seq, int64_t head, int64_t i0, int64_t n,
-        int64_t k0, int64_t begin, int64_t end)
+  // Inlined, so that stores of scores are known not to change it.
+  __attribute__((always_inline)) Terms(const AttentionParams& p, const Sequence& seq, int64_t head,
+                                       int64_t i0, int64_t n, int64_t k0, int64_t begin,
+                                       int64_t end)
       : distances(p, seq, i0, n, k0, begin, end),
-        has_slope(p.slopes),
-        has_decay(p.decay),
-        has_relative(p.relative),
+        by_position(p.slopes || p.relative),
+        by_time(p.decay),
         scale(static_cast<T>(__builtin_fabs(p.scale) * kLog2e)),
         cap(static_cast<T>(p.softcap * kLog2e)),
         scale_over_cap(p.softcap != 0 ? static_cast<T>(__builtin_fabs(p.scale) / p.softcap) : 0) {
-    constexpr T kUnit = static_cast<T>(kLog2e);
-    if (has_slope)
-      slope = -static_cast<const T*>(p.slopes)[seq.index * p.slopes_batch + head] * kUnit;
-    if (has_decay) decay = -static_cast<const T*>(p.decay)[head] * kUnit;
-    if (!has_relative) return;
+    if (by_time) decay = static_cast<T>(-kLog2e * static_cast<const T*>(p.decay)[head]);
+    if (!by_position) return;
     const T* table = static_cast<const T*>(p.relative) + head * (2 * p.relative_reach + 1);
-    for (int64_t d = 0; d < distances.diagonals(); ++d)
-      relative[d] = table[relative_entry(p, distances.ahead_of(d))] * kUnit;
+    const double slope =
+        p.slopes ? static_cast<const T*>(p.slopes)[seq.index * p.slopes_batch + head] : 0;
+    for (int64_t d = 0; d < distances.diagonals(); ++d) {
+      const int64_t ahead = distances.ahead_of(d);
+      const double entry = p.relative ? table[relative_entry(p, ahead)] : 0;
+      bias[d] = static_cast<T>(kLog2e * (entry - slope * (ahead < 0 ? -ahead : ahead)));
+    }
   }
 
   // The score, of x = q.k, from query i and key j on; slope_at (for the backward pass, or null)
   // gets the derivative of the softcap.
-  F operator()(F x, int64_t i, int64_t j, T* slope_at) const {
+  __attribute__((always_inline)) F operator()(F x, int64_t i, int64_t j, T* slope_at) const {
     if (cap != 0) {
       const F t = tanh<V>(V::mul(x, V::set1(scale_over_cap))), one = V::set1(1);
       x = V::mul(t, V::set1(cap));
@@ -120,9 +124,8 @@ struct Terms {
     } else {
       x = V::mul(x, V::set1(scale));
     }
-    if (has_relative) x = V::add(x, V::load(relative + distances.diagonal(i, j)));
-    if (has_slope) x = V::fma(V::set1(slope), distances.positions(i, j), x);
-    if (has_decay) x = V::fma(V::set1(decay), distances.times(i, j), x);
+    if (by_position) x = V::add(x, V::load(bias + distances.diagonal(i, j)));
+    if (by_time) x = V::fma(V::set1(decay), distances.times(i, j), x);
     return x;
   }
 };
