@@ -90,6 +90,18 @@ struct Backward {
     }
   };
 
+  static T dot(const T* x, const T* y, int64_t n) {
+    auto acc = V::zero();
+    for (int64_t d = 0; d < n; d += V::kWidth) acc = V::fma(V::load(x + d), V::load(y + d), acc);
+    return V::hsum(acc);
+  }
+  // Rounded once: an error of delta adds up along a row of ds in the gradients of slopes and decay.
+  static T exact_dot(const T* x, const T* y, int64_t n) {
+    double sum = 0;
+    for (int64_t d = 0; d < n; ++d) sum += static_cast<double>(x[d]) * y[d];
+    return static_cast<T>(sum);
+  }
+
   // Normaliser and delta of a block of rows; dq = 0 where no key tile will write it.
   static void prepare(const AttentionParams& p, const BackwardShared& shared, int64_t seq_index,
                       int64_t head, int64_t block) {
@@ -110,10 +122,7 @@ struct Backward {
                     p.head_dim);
         load_row<V>(grad, row_at(p.dout, p.dtype, p.do_strides, seq.index, head, seq.q_row0 + i),
                     p.dtype, p.head_dim);
-        auto acc = V::zero();
-        for (int64_t d = 0; d < p.head_dim; d += V::kWidth)
-          acc = V::fma(V::load(o + d), V::load(grad + d), acc);
-        sum = V::hsum(acc);
+        sum = shared.added.wanted ? exact_dot(o, grad, p.head_dim) : dot(o, grad, p.head_dim);
         if (p.dlse) sum -= static_cast<const T*>(p.dlse)[at];
       }
       const T low = p.lse_low ? static_cast<const T*>(p.lse_low)[at] : 0;
