@@ -50,7 +50,7 @@ FP32_FORWARD_HOPPER = {
 }
 FP32_DKDV_AMPERE = {
     64: Rows((32, 32, 8, 2)),
-    128: Rows((16, 16, 4, 2)),
+    128: Rows((16, 16, 4, 2), pairs=(16, 32, 8, 2)),
     256: Rows((16, 16, 8, 2), pairs=(16, 16, 8, 1)),
 }
 FP32_DKDV_HOPPER = {
