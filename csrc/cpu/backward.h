@@ -97,8 +97,9 @@ struct Backward {
   }
   // Rounded once: an error of delta adds up along a row of ds in the gradients of slopes and decay.
   static T exact_dot(const T* x, const T* y, int64_t n) {
-    double sum = 0;
-    for (int64_t d = 0; d < n; ++d) sum += static_cast<double>(x[d]) * y[d];
+    using Wide = std::conditional_t<sizeof(T) == 8, long double, double>;
+    Wide sum = 0;
+    for (int64_t d = 0; d < n; ++d) sum += static_cast<Wide>(x[d]) * y[d];
     return static_cast<T>(sum);
   }
 
