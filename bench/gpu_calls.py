@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from gpu_checks import Call, gradients, inputs
 
 from clinattn import fused_attention
+from clinattn.arguments import Arguments
 from clinattn.backends import implementation
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def launch_overhead(run: Run) -> None:
     """Host microseconds of a call on a problem so small that the device keeps up."""
     q, k, v, do = inputs(run.device, 1, 1, 16, 64)
     launcher = implementation("triton", q).forward
-    arguments = (q, k, v, *[None] * 6, 0.125, -1, -1, False, 16, 16)
+    arguments = Arguments(q, k, v, scale=0.125, max_seqlen_q=16, max_seqlen_k=16)
     leaves = [x.detach().requires_grad_() for x in (q, k, v)]
     ours = functools.partial(fused_attention, backend="triton")
 
