@@ -234,11 +234,11 @@ def time_of(
 def lines_to_paste(
     best: dict[tuple[str, int, int], tuple[Tile, float]], capability: tuple[int, int]
 ) -> list[str]:
-    """Rows for kernels/configs.py, each with what it gains over the one it replaces."""
+    """Plain rows for kernels/configs.py, each with what it gains over the one it replaces."""
     lines = []
     for table, bits in dict.fromkeys((table, bits) for table, bits, _ in best):
         found = {dim: x for (a, b, dim), x in best.items() if (a, b) == (table, bits)}
-        row = ", ".join(f"{dim}: {tile}" for dim, (tile, _) in found.items())
+        row = ", ".join(f"{dim}: Rows({tile})" for dim, (tile, _) in found.items())
         gains = ", ".join(f"{gain:.2f}" for _, gain in found.values())
         card = ".".join(map(str, capability))
         lines.append(f"{table.upper()} of {card}: {bits}: {{{row}}},  # {gains} times as fast")
