@@ -103,7 +103,7 @@ def test_any_mixture_matches_truth(part):
     dtypes = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
 
     @hypothesis.seed(part)
-    @hypothesis.settings(SETTINGS, max_examples=50)
+    @hypothesis.settings(SETTINGS, max_examples=25)
     @hypothesis.given(mixture=cases(), dtype=dtypes, seed=st.integers(0, 1000))
     def run(mixture, dtype, seed):
         check("triton", mixture, dtype, seed)
