@@ -56,7 +56,8 @@ def _score_gradients(
     )  # fmt: skip
     if MASK == "pairs" and IS_BIAS:
         bias = pair_bias(values, EXACT)
-    bias = with_terms(bias, offs_m[:, None], offs_n[None, :], terms, interval, EXACT)
+    if terms[2] is not None or terms[4] is not None or terms[6] is not None:
+        bias = with_terms(bias, offs_m[:, None], offs_n[None, :], terms, interval, EXACT)
     if dropout[0] is not None:
         dp = dropped(dp, kept_pairs(first_query, first_key, dropout, BLOCK_M, BLOCK_N), dropout)
     ds = exponential(s, qk_scale, bias, shift[:, None], EXACT) * (dp - delta[:, None])

@@ -88,7 +88,8 @@ def _accumulate_dkdv(
                 sequence, first_head + head, relative_ptr, relative_far, slopes_ptr, stride_slopes,
                 decay_ptr, times_ptr,
             )  # fmt: skip
-            bias = with_terms(bias, offs_m[None, :], offs_n[:, None], terms, interval, EXACT)
+            if terms[2] is not None or terms[4] is not None or terms[6] is not None:
+                bias = with_terms(bias, offs_m[None, :], offs_n[:, None], terms, interval, EXACT)
             p_t = exponential(s_t, qk_scale, bias, shift[None, :], EXACT)
             do_head = sequence_ptr(do_ptr, 0, head, 0, 0, stride_doh, 0, ALIGN)
             do = load_rows(do_head, m, stride_don, sees, ALIGN, HEAD_DIM, BLOCK_M, BLOCK_D)

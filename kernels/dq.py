@@ -75,7 +75,8 @@ def _accumulate_dq(
                 )  # fmt: skip
                 if MASK == "pairs" and IS_BIAS:
                     bias = pair_bias(values, EXACT)
-            bias = with_terms(bias, offs_m[:, None], offs_n[None, :], terms, interval, EXACT)
+            if terms[2] is not None or terms[4] is not None or terms[6] is not None:
+                bias = with_terms(bias, offs_m[:, None], offs_n[None, :], terms, interval, EXACT)
             if dropout[0] is not None:
                 dp = dropped(dp, kept_pairs(first_query, n, dropout, BLOCK_M, BLOCK_N), dropout)
             ds = exponential(s, qk_scale, bias, lse[:, None], EXACT) * (dp - delta[:, None])

@@ -65,7 +65,8 @@ def _attend(
                 )  # fmt: skip
                 if MASK == "pairs" and IS_BIAS:
                     bias = pair_bias(values, EXACT)
-            bias = with_terms(bias, offs_m[:, None], offs_n[None, :], terms, interval, EXACT)
+            if terms[2] is not None or terms[4] is not None or terms[6] is not None:
+                bias = with_terms(bias, offs_m[:, None], offs_n[None, :], terms, interval, EXACT)
             p, alpha, m_i = online_softmax(m_i, s, qk_scale, bias, MASKED, EXACT)
             v = load_rows(v_ptr, n, stride_vn, keep, ALIGN, HEAD_DIM, BLOCK_N, BLOCK_D)
             if MASKED and MASK == "pairs":
