@@ -13,7 +13,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from cases import CASES, Case
+from cases import CASES, FEATURES, Case
 from hypothesis import strategies as st
 from mixtures import SETTINGS, cases, check
 from support import Problem, dtype_id
@@ -26,7 +26,7 @@ from clinattn.kernels.tiles import packed_tile
 
 SHARD, SHARDS = map(int, os.environ.get("CLINATTN_TEST_SHARD", "0/1").split("/"))
 SMALL = {"forward": (32, 16), "dq": (32, 16), "dkdv": (32, 32)}
-EXACT_CASES = [case for case in CASES if case.work < 1e7]
+EXACT_CASES = [case for case in (*CASES, *FEATURES) if case.work < 1e7]
 ROUNDED_CASES = [
     case
     for case in CASES
