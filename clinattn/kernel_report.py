@@ -29,8 +29,12 @@ from clinattn.sass import Loop, loops
 
 # Products of a pass for each pair of a query and a key, each of 2 D FLOP.
 PRODUCTS = {
-    **{"forward": 2, "dq": 3, "dkdv": 4, "dkdv in turns": 5},
-    **{"mask_gradient": 2, "relative_gradient": 2},
+    "forward": 2,
+    "dq": 3,
+    "dkdv": 4,
+    "dkdv in turns": 5,
+    "mask_gradient": 2,
+    "relative_gradient": 2,
 }
 # What one multiprocessor has, whatever the card.
 REGISTERS, THREADS, SCHEDULERS, EXP_LANES = 65_536, 2048, 4, 16

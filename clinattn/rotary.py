@@ -14,6 +14,7 @@ from clinattn.visibility import concrete
 
 ROTARY = torch.ops.clinattn.rotary.default
 POSITION_DTYPES = (torch.float32, torch.float64, torch.int64)
+INDICES = 1 << 20  # sequences of integers that start below it count tokens, others are times
 
 
 class Rotary(torch.autograd.Function):
@@ -69,12 +70,13 @@ def rotary(
     interleaved: pairs are (0, 1), (2, 3), ...; else (i, i + rotary_dim / 2).
     backend: "triton", "cpu" or "reference"; None chooses (see clinattn.backends()).
 
-    Positions count from the first one of their sequence: that is subtracted in their own dtype,
-    so that fp64 times of 5e7 keep steps of 1e-3, and the difference is rounded to fp32, as are the
-    angles (fp64 for fp64 q). Attention sees differences of positions alone, so its scores are those
-    of transformers' apply_rotary_pos_emb; where positions begin at 0, the results are too, in fp32.
-    q and k that meet must have the same origin: turn them in one call, and give padding on the
-    left the first position of its sequence.
+    Floating positions count from the first one of their sequence: that is subtracted in their own
+    dtype, so that fp64 times of 5e7 keep steps of 1e-3, and the difference is rounded to fp32, as
+    are the angles (fp64 for fp64 q). Attention sees differences of positions alone. q and k that
+    meet must have the same origin: turn them in one call, and give padding on the left the first
+    position of its sequence. int64 positions of a sequence that starts below 2^20 are indices and
+    taken as they are: results are those of transformers' apply_rotary_pos_emb, in fp32, and meet
+    keys of an earlier call. Larger ones are times, which count from the first as floating ones do.
 
     Returns (q, k) in their dtype, under autocast too; arithmetic is fp32 at least, and a sequence
     has the same bits alone, padded or packed. Follows Su et al., RoFormer (2021). Raises TypeError
@@ -109,13 +111,15 @@ def rotary(
 
 
 def _origin(positions: Tensor, cu_seqlens: Tensor | None) -> Tensor:
-    """The first position of the sequence that each token belongs to."""
+    """What the positions of each token's sequence count from."""
     if cu_seqlens is None:
-        return positions[..., :1]
-    total = positions.shape[0]
-    token = torch.arange(total, device=positions.device, dtype=torch.int32)
-    sequence = torch.searchsorted(cu_seqlens, token, right=True) - 1
-    return positions[cu_seqlens[sequence].clamp(0, total - 1)]
+        first = positions[..., :1]
+    else:
+        total = positions.shape[0]
+        token = torch.arange(total, device=positions.device, dtype=torch.int32)
+        sequence = torch.searchsorted(cu_seqlens, token, right=True) - 1
+        first = positions[cu_seqlens[sequence].clamp(0, total - 1)]
+    return first if first.is_floating_point() else first.where(first.abs() >= INDICES, 0)
 
 
 def _check_q_and_k(q: Any, k: Any) -> None:

@@ -34,8 +34,8 @@ def attention_backward(
     layout, inputs = problem.layout, (call.q, call.k, call.v)
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in inputs)
     shift, delta = problem.empty_lse(), problem.empty_lse()
-    of_decay = torch.zeros_like(shift) if needs & DECAY else None
-    of_slopes = torch.zeros_like(shift) if needs & SLOPES else None
+    of_decay = problem.empty_lse() if needs & DECAY else None
+    of_slopes = problem.empty_lse() if needs & SLOPES else None
     gradient = dict(
         do_ptr=do,
         shift_ptr=shift,

@@ -17,7 +17,7 @@ from .score import (
     sequence_ptr,
 )
 from .terms import dropped, kept_pairs, softcapped, with_terms
-from .tiles import query_tile, visited_keys
+from .tiles import dense_lengths, query_tile, visited_keys
 
 # Which sides of a mask broadcast, as the kernel's switches.
 SHARES = ("BATCHES_SHARE", "HEADS_SHARE", "QUERIES_SHARE", "KEYS_SHARE")
@@ -109,11 +109,9 @@ def mask_gradient_kernel(
         batch = own_batch + at // (heads_here * tiles_here)
         head = own_head + at // tiles_here % heads_here
         first_query = (own_q + at % tiles_here) * BLOCK_M
-        _, sequence, _, _, _, _, _, num_q, kv_begin, kv_end = query_tile(
-            batch, 1, 1,
-            cu_seqlens_q_ptr, cu_seqlens_k_ptr, q_lengths_ptr, kv_start_ptr, kv_end_ptr,
-            num_seqs, seqlen_q, seqlen_k, False, False, BLOCK_M,
-        )  # fmt: skip
+        num_q, kv_begin, kv_end = dense_lengths(
+            batch, q_lengths_ptr, kv_start_ptr, kv_end_ptr, seqlen_q, seqlen_k
+        )
         if first_query < num_q:
             kv_head = head // GROUP
             q_head = sequence_ptr(q_ptr, batch, head, 0, stride_qb, stride_qh, 0, ALIGN)
@@ -130,15 +128,16 @@ def mask_gradient_kernel(
                 16 if seed_ptr is not None and kv_start_ptr is not None else None,
             )  # fmt: skip
             terms = (
-                sequence, head, relative_ptr, relative_far, slopes_ptr, stride_slopes,
+                batch, head, relative_ptr, relative_far, slopes_ptr, stride_slopes,
                 decay_ptr, times_ptr,
             )  # fmt: skip
-            dropout = (seed_ptr, sequence, head, dropout_bits, kept_scale)
+            dropout = (seed_ptr, batch, head, dropout_bits, kept_scale)
             begin, _, _, end, key_lo, key_hi = visited_keys(
                 first_query, num_q, interval, BLOCK_M, BLOCK_N
             )
             if global_prefix is not None:
                 begin = 0
+                end = kv_end
             offs_m = first_query + tl.arange(0, BLOCK_M)
             in_range = offs_m < num_q
             shift = tl.load(shift_ptr + row + offs_m, mask=in_range, other=float("inf"))
@@ -148,8 +147,6 @@ def mask_gradient_kernel(
             do = load_rows(
                 do_head, first_query, stride_don, sees, ALIGN, HEAD_DIM, BLOCK_M, BLOCK_D
             )
-            if global_prefix is not None:
-                end = kv_end
             for step in range(0, steps_here):
                 first_key = (own_k + step) * BLOCK_N
                 if (first_key < end) & (first_key + BLOCK_N > begin):
@@ -266,7 +263,7 @@ def relative_gradient_kernel(
     wraps = tl.arange(0, BLOCK_M)[:, None] + ring[None, :] >= SIDE
     before = 0.0
     after = 0.0
-    for n in range(begin // 16 * 16, end, BLOCK_N):
+    for n in range(begin // 16 * 16, end, BLOCK_N):  # kept_pairs wants multiples of 16
         ds = _score_gradients(
             q, do, shift, delta, k_ptr, v_ptr, mask_ptr,
             stride_kn, stride_vn, stride_mm, stride_mn,

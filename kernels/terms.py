@@ -26,8 +26,8 @@ def with_terms(bias, i, j, terms, interval, EXACT: tl.constexpr):
     """bias, None for 0, and what relative biases, slopes and decay add to the scores of i and j.
 
     terms: (sequence, head, relative_ptr, far, slopes_ptr, stride_slopes, decay_ptr, times_ptr),
-    pointers None for what is not there; not all of them, as Triton 3.6 lets
-    no function return None. A relative bias has 2 far + 1 values for each head.
+    pointers None for what is not there, but not all of them: Triton 3.6 lets no function return
+    None. A relative bias has 2 far + 1 values for each head.
     """
     sequence, head, relative_ptr, far, slopes_ptr, stride_slopes, decay_ptr, _ = terms
     if relative_ptr is not None:

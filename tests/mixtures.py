@@ -9,13 +9,13 @@ from dataclasses import replace
 from cases import Case
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from support import Problem, serves
+from support import Problem
 
 MASKS = [
     f"{kind}:{shape}" for kind in ("bool", "float") for shape in ("qk", "b11k", "bhqk", "1hq1")
 ]
 SIDES = st.none() | st.integers(4, 40)
-# What a backend may not serve yet, each drawn in one mixture of four.
+# Each drawn in one mixture of four.
 FEATURES = {
     "mask_grad": st.just(True),
     "segments": st.integers(1, 6),
@@ -30,20 +30,18 @@ FEATURES = {
 NEEDS_SELF_ATTENTION = {"segments", "time_window", "time_decay"}
 
 
-def served(backend: str, case: Case, drawn: dict) -> Case:
-    """The case with those of the drawn features that the backend serves and that fit together."""
-    for name, value in drawn.items():
+def mixed(case: Case, drawn: dict) -> Case:
+    """The case with those of the drawn features that fit it and each other."""
+    for name in [x for x in FEATURES if x in drawn]:
         if name == "mask_grad" and not (case.mask or "").startswith("float"):
             continue
         if name in NEEDS_SELF_ATTENTION and case.nk != case.nq:
             continue
         if name == "segments" and case.packed:
             continue
-        more = {name: value}
-        if name.startswith("time_"):
-            more["times"] = drawn["times"]
-        if serves(backend, replace(case, **more)):
-            case = replace(case, **more)
+        case = replace(case, **{name: drawn[name]})
+    if case.time_decay or case.time_window is not None:
+        case = replace(case, times=drawn["times"])
     return case
 
 
@@ -84,11 +82,8 @@ def cases(draw):
 
 
 def check(backend: str, mixture: tuple[Case, dict], dtype, seed: int) -> None:
-    """Hold a backend to the truth of what it serves of a mixture."""
-    case = served(backend, *mixture)
-    if not case.time_decay and case.time_window is None:
-        case = replace(case, times=None)
-    problem = Problem(case, dtype, seed=seed)
+    """Hold a backend to the truth of a mixture."""
+    problem = Problem(mixed(*mixture), dtype, seed=seed)
     problem.check(problem.run(backend))
 
 

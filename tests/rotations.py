@@ -103,6 +103,8 @@ class Inputs:
         p = self.positions
         width = self.case.rotary_dim or self.case.dim
         origin = p[self.starts] if self.case.packed else p[..., :1]
+        if not p.is_floating_point():
+            origin = torch.where(origin.abs() < 2**20, 0, origin)
         pair = torch.arange(0, width, 2, dtype=dtype)
         angles = (p - origin).to(dtype)[..., None] * (1.0 / self.case.theta ** (pair / width))
         return angles.unsqueeze(1) if self.case.packed or p.dim() == 2 else angles

@@ -37,28 +37,6 @@ PARAMETERS = {
 backends_module = importlib.import_module("clinattn.backends")
 
 
-def asked(case: Case) -> list[str]:
-    """The package's names for what a case asks of a backend."""
-    words = {
-        "segment_ids or time_window": case.segments or case.time_window is not None,
-        "time_decay": case.time_decay,
-        "alibi_slopes": case.alibi,
-        "relative_bias": case.relative is not None,
-        "softcap": case.softcap,
-        "global_prefix": case.global_prefix,
-        "dropout_p": case.dropout,
-        backends_module.MASK_GRADIENT: case.mask_grad,
-    }
-    assert set(words) == set(backends_module.FEATURES)
-    return [name for name, value in words.items() if value]
-
-
-def serves(backend: str, case: Case) -> bool:
-    served = backends_module.SERVES[backend]
-    forward = {x for x in asked(case) if x != backends_module.MASK_GRADIENT}
-    return forward <= set(served.forward) and set(asked(case)) <= set(served.backward)
-
-
 def dtype_id(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 

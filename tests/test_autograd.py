@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import CASES, FEATURES, Case
+from cases import CASES, FEATURES
 from features import SEED
 from plain import plain_attention
-from support import BACKENDS, Problem, serves
+from support import BACKENDS, Problem
 from torch.func import grad, vjp, vmap
 
 from clinattn import FusedAttention, fused_attention, fused_attention_varlen
@@ -245,8 +245,6 @@ def test_selective_checkpointing_can_save_the_op(backend):
 )
 def test_double_backward_matches_truth(case, backend):
     """Every argument once more in the second derivative; NaN in the padding stays out of it."""
-    if not serves(backend, case):
-        pytest.skip(f"{backend} does not serve the case")
     problem = Problem(case, torch.float64)
     inputs, keywords = problem.arguments
     call = fused_attention_varlen if case.packed else fused_attention
@@ -276,13 +274,10 @@ def second_order(o, lse, do, dlse, inputs):
     return list(torch.autograd.grad(grads, inputs, weights))
 
 
-BIASED = Case("", softcap=1, alibi="h", relative=2, time_decay=True, mask_grad=True)
 
 
 def biases(backend):
     """Tensors with gradients, and a call with all of them, on (2, 2, 5, 2) inputs."""
-    if not serves(backend, BIASED):
-        pytest.skip(f"{backend} does not serve biases with gradients")
     times = torch.tensor([[0.0, 1, 1, 4, 5], [2, 3, 5, 5, 9]]).double()
     shapes = {
         "attn_mask": (1, 2, 5, 5),
@@ -347,8 +342,6 @@ def test_vmap_over_biases(dims, backend):
 
 @pytest.mark.parametrize("randomness", ["same", "different"])
 def test_vmap_over_dropout(randomness, backend):
-    if not serves(backend, Case("", dropout=0.5)):
-        pytest.skip(f"{backend} does not serve dropout")
     q = torch.randn(2, 2, 33, 8)
     call = lambda q: fused_attention(q, q, q, dropout_p=0.5, backend=backend)
     first, second = vmap(call, randomness=randomness)(torch.stack([q, q]))

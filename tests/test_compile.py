@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from cases import Case
-from support import BACKENDS, serves
+from support import BACKENDS
 from torch._dynamo.utils import counters
 
 from clinattn import FusedAttention, fused_attention, fused_attention_varlen
@@ -32,16 +31,6 @@ FEATURES = {
     "relative": {"relative_bias": torch.rand(2, 9, requires_grad=True)},
     "bias": {"attn_mask": torch.rand(2, 40, 40, requires_grad=True)},
     "prefix": {"softcap": 5.0, "global_prefix": 3, "window": 4},
-}
-ASKED = {
-    "dropout": Case("", dropout=0.1),
-    "segments": Case("", segments=5),
-    "times": Case("", time_window=9.0),
-    "decay": Case("", time_decay=True),
-    "alibi": Case("", alibi="h"),
-    "relative": Case("", relative=4),
-    "bias": Case("", mask_grad=True),
-    "prefix": Case("", softcap=5.0, global_prefix=3),
 }
 
 
@@ -83,8 +72,6 @@ def test_one_graph(variant, backend):
 @pytest.mark.parametrize("variant", FEATURES)
 def test_one_graph_with_features(variant, dynamic, backend):
     """Gradients of biases and the draws of dropout included."""
-    if not serves(backend, ASKED[variant]):
-        pytest.skip(f"{backend} does not serve {variant}")
     inputs = [torch.randn(2, 2, 40, 8, requires_grad=True) for _ in range(3)]
     words = FEATURES[variant]
     inputs += [x for x in words.values() if isinstance(x, torch.Tensor) and x.requires_grad]

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from cases import Case
-from support import BACKENDS, backends_module, serves
+from support import BACKENDS, backends_module
 from torch.utils.flop_counter import FlopCounterMode
 
 import clinattn
@@ -43,12 +42,6 @@ def forward_args(
     )
 
 
-EVERYTHING = Case(
-    "", segments=3, time_decay=True, alibi="bh", relative=2, softcap=4.0, global_prefix=2,
-    dropout=0.2, mask_grad=True,
-)  # fmt: skip
-
-
 def featured_args(n=7, dtype=torch.float32):
     """Dense arguments with all features, and all gradients wanted."""
     q, k, v = (torch.randn(2, 2, n, 8, dtype=dtype) for _ in range(3))
@@ -67,8 +60,6 @@ def featured_args(n=7, dtype=torch.float32):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_opcheck_of_features(backend, dtype):
-    if not serves(backend, EVERYTHING):
-        pytest.skip(f"{backend} does not serve all features")
     args = featured_args(dtype=dtype)
     torch.library.opcheck(FORWARD.default, (*args, backend))
     o, lse, low = FORWARD(*args, backend)
@@ -89,9 +80,6 @@ def test_opcheck_of_features(backend, dtype):
 @pytest.mark.parametrize("nq, nk", [(5, 9), (9, 5)])
 def test_bottom_right_alignment_of_features(nq, nk, backend):
     """Distances and the global prefix count from the same place as causal order does."""
-    case = Case("", alibi="h", relative=2, global_prefix=2, mask_grad=True)
-    if not serves(backend, case):
-        pytest.skip(f"{backend} does not serve biases and a global prefix")
     q, k, v, do = (torch.randn(2, 2, n, 8, dtype=torch.float64) for n in (nq, nk, nk, nq))
     slopes, table = torch.rand(1, 2).double(), torch.randn(2, 5).double()
     args = (

@@ -60,10 +60,11 @@ def pair_size(x):
 
 
 @over_backends
-@pytest.mark.parametrize("n", [50, 50_000])
-def test_equals_transformers_from_position_0(n, backend):
+@pytest.mark.parametrize("start, n", [(0, 50), (0, 50_000), (-7, 50), (4096, 1), (100_000, 50)])
+def test_equals_transformers(start, n, backend):
     """Up to the last bit of sine and cosine, which are each library's own."""
-    q, k, positions = torch.randn(1, 2, n, 64), torch.randn(1, 1, n, 64), torch.arange(n)
+    q, k = torch.randn(1, 2, n, 64), torch.randn(1, 1, n, 64)
+    positions = start + torch.arange(n)
     expected = apply_rotary_pos_emb(q, k, positions)
     for actual, x, y in zip(
         rotary(q, k, positions, backend=backend), (q, k), expected, strict=True
@@ -73,9 +74,9 @@ def test_equals_transformers_from_position_0(n, backend):
 
 @over_backends
 @pytest.mark.parametrize("start", [-7, 1000, 1_000_000])
-def test_scores_equal_transformers_from_any_position(start, backend):
+def test_scores_equal_transformers_from_any_real_position(start, backend):
     q, k = torch.randn(2, 1, 2, 65, 32, dtype=torch.float64)
-    positions = start + torch.arange(65)
+    positions = start + torch.arange(65, dtype=torch.float64)
     q1, k1 = rotary(q, k, positions, backend=backend)
     q2, k2 = apply_rotary_pos_emb(q, k, positions)
     # The angles of both, of which transformers rounds some as large as start; then the rest.
