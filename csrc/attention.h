@@ -66,6 +66,7 @@ struct AttentionParams {
   // Dropout: a pair is dropped with probability dropout_threshold / 2^24.
   uint32_t dropout_threshold = 0;
   uint64_t seed = 0;
+  const uint64_t* seed_at = nullptr;  // where it is instead, on a device
 };
 
 }  // namespace clinattn
