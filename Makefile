@@ -14,7 +14,7 @@ TRITON_VERSIONS ?= 3.6.0 3.7.1 3.8.0 3.9.0
 VENV ?= $(if $(OFFLINE),.venv-offline,.venv)
 BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip --disable-pip-version-check
-CSRC := $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h tests/csrc/*.cpp)
+CSRC := $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h tests/csrc/*.cpp tests/csrc/*.h)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

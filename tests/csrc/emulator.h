@@ -54,7 +54,7 @@ struct Shuffle : Collective {
   static void perform(Collective* const (&lanes)[32]) {
     for (Collective* each : lanes) {
       Shuffle& to = static_cast<Shuffle&>(*each);
-      to.result = static_cast<Shuffle&>(*lanes[to.source % 32]).value;
+      to.result = static_cast<Shuffle&>(*lanes[to.source & 31]).value;
     }
   }
 };
@@ -80,7 +80,8 @@ struct LoadMatrices : Collective {
   static LoadMatrices& of(Collective* lane) { return static_cast<LoadMatrices&>(*lane); }
 };
 
-// mma.m16n8k16: a row-major, b column-major, d row-major
+// mma.m16n8k16. Lane l holds pairs in row l / 4 and columns 2 (l % 4) and the next, and in those 8
+// below or to the right: of a, of d and of b transposed.
 template <class T>
 struct Multiply : Collective {
   float* d;
@@ -88,42 +89,53 @@ struct Multiply : Collective {
   uint32_t b[2];
 
   static void perform(Collective* const (&lanes)[32]) {
-    float a[16][16], b[16][8];
+    T a[16][16], b[8][16];  // b transposed
+    alignas(16) float d[16][8];
     for (int lane = 0; lane < 32; ++lane) {
       const Multiply& from = static_cast<Multiply&>(*lanes[lane]);
       const int i = lane / 4, j = lane % 4 * 2;
-      for (int r = 0; r < 4; ++r) {
-        for (int e : {0, 1}) a[i + r % 2 * 8][j + r / 2 * 8 + e] = element(from.a[r], e);
-      }
-      for (int r : {0, 1}) {
-        for (int e : {0, 1}) b[j + r * 8 + e][i] = element(from.b[r], e);
-      }
+      for (int r = 0; r < 4; ++r) memcpy(&a[i + r % 2 * 8][j + r / 2 * 8], &from.a[r], 4);
+      for (int r = 0; r < 2; ++r) memcpy(&b[i][j + r * 8], &from.b[r], 4);
+      for (int r = 0; r < 2; ++r) memcpy(&d[i + r * 8][j], &from.d[2 * r], 8);
     }
-    for (int lane = 0; lane < 32; lane += 4) {
-      for (int below : {0, 1}) {
-        float sum[8];
-        for (int j = 0; j < 8; ++j) sum[j] = number(lanes, lane, below, j);
-        for (int k = 0; k < 16; ++k) {
-          for (int j = 0; j < 8; ++j) sum[j] += a[lane / 4 + 8 * below][k] * b[k][j];
-        }
-        for (int j = 0; j < 8; ++j) number(lanes, lane, below, j) = sum[j];
-      }
+    add_product(d, a, b);
+    for (int lane = 0; lane < 32; ++lane) {
+      const Multiply& to = static_cast<Multiply&>(*lanes[lane]);
+      const int i = lane / 4, j = lane % 4 * 2;
+      for (int r = 0; r < 2; ++r) memcpy(&to.d[2 * r], &d[i + r * 8][j], 8);
     }
   }
-  static float element(uint32_t pair, int e) {
-    return to_float(T{static_cast<uint16_t>(pair >> 16 * e)});
-  }
-  // Of d, in the row that the lane begins or the eighth below it
-  static float& number(Collective* const (&lanes)[32], int lane, int below, int j) {
-    return static_cast<Multiply&>(*lanes[lane + j / 2]).d[2 * below + j % 2];
+
+  // In fp32, term by term
+  static void add_product(float (&d)[16][8], const T (&a)[16][16], const T (&b)[8][16]) {
+    using Four = float __attribute__((vector_size(16), may_alias));
+    alignas(16) float x[16][16], y[16][8];
+    for (int i = 0; i < 16; ++i) {
+      for (int k = 0; k < 16; ++k) x[i][k] = to_float(a[i][k]);
+    }
+    for (int k = 0; k < 16; ++k) {
+      for (int j = 0; j < 8; ++j) y[k][j] = to_float(b[j][k]);
+    }
+    for (int i = 0; i < 16; ++i) {
+      for (int j = 0; j < 8; j += 4) {
+        Four& sum = reinterpret_cast<Four&>(d[i][j]);
+        for (int k = 0; k < 16; ++k) sum += x[i][k] * reinterpret_cast<const Four&>(y[k][j]);
+      }
+    }
   }
 };
 
-inline void load(uint32_t (&x)[4], const void* row, bool transposed, Where where) {
+[[noreturn]] inline void fail_at(Where where, const char* why) {
+  fail("%s:%d: %s", where.file_name(), static_cast<int>(where.line()), why);
+}
+inline void check_row(const void* row, Where where) {
   if (reinterpret_cast<uintptr_t>(row) % 16 != 0 || !processor().is_shared(row, 16)) {
-    fail("%s:%d: the row of a matrix is not 16 aligned bytes of shared memory", where.file_name(),
-         static_cast<int>(where.line()));
+    fail_at(where, "these are not 16 aligned bytes of shared memory");
   }
+}
+
+inline void load(uint32_t (&x)[4], const void* row, bool transposed, Where where) {
+  check_row(row, where);
   LoadMatrices all{{transposed ? "load_transposed" : "load_matrices", where,
                     transposed ? LoadMatrices::perform<true> : LoadMatrices::perform<false>},
                    x,
@@ -159,7 +171,9 @@ inline void load_transposed(uint32_t (&x)[4], const void* row,
 template <class T>
 inline void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
                      emulated::Where where = emulated::Where::current()) {
-  if (!kAmpere && std::is_same_v<T, bfloat16>) emulated::fail("no bf16 products below 8.0");
+  if (!kAmpere && std::is_same_v<T, bfloat16>) {
+    emulated::fail_at(where, "products of bfloat16 need compute capability 8.0");
+  }
   emulated::Multiply<T> all{{"multiply", where, emulated::Multiply<T>::perform}, d, a, {b0, b1}};
   processor().arrive(all);
 }
@@ -171,13 +185,12 @@ inline float exp2_fast(float x) {
 inline uint32_t high_word(uint32_t a, uint32_t b) { return uint64_t{a} * b >> 32; }
 
 // The bytes are NaN until wait_for_copies, and are read no earlier.
-inline void copy_async(void* to, const void* from, int bytes) {
-  if (!kAmpere) emulated::fail("no asynchronous copies below 8.0");
-  if (reinterpret_cast<uintptr_t>(to) % 16 != 0 || !processor().is_shared(to, 16)) {
-    emulated::fail("a copy does not go to 16 aligned bytes of shared memory");
-  }
+inline void copy_async(void* to, const void* from, int bytes,
+                       emulated::Where where = emulated::Where::current()) {
+  if (!kAmpere) emulated::fail_at(where, "copy_async needs compute capability 8.0");
+  emulated::check_row(to, where);
   if (reinterpret_cast<uintptr_t>(from) % 16 != 0 || bytes < 0 || bytes > 16) {
-    emulated::fail("a copy of %d bytes from %p, not up to 16 from aligned ones", bytes, from);
+    emulated::fail_at(where, "copy_async takes up to 16 bytes from a multiple of 16");
   }
   emulated::Lane& lane = processor().lane();
   lane.copies.push_back(
@@ -191,7 +204,7 @@ inline void wait_for_copies() {
   std::erase_if(lane.copies, [&](const emulated::Copy& copy) {
     if (copy.group >= lane.groups - kLeft) return false;
     memset(copy.to, 0, 16);
-    memcpy(copy.to, copy.from, copy.bytes);
+    if (copy.bytes > 0) memcpy(copy.to, copy.from, copy.bytes);
     return true;
   });
 }

@@ -8,10 +8,12 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 
 #if !defined(__x86_64__) || defined(CLINATTN_EMULATE_UCONTEXT)
 #include <ucontext.h>
+#endif
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
 #endif
 
 namespace clinattn::emulated {
@@ -96,6 +98,9 @@ class Fiber {
  public:
   // Its first resume calls `body`, which must not return.
   void begin(Stack stack, void (*body)()) {
+#ifdef __SANITIZE_ADDRESS__
+    __asan_unpoison_memory_region(stack.bottom, stack.bytes);  // what the last body left there
+#endif
     const uintptr_t end = reinterpret_cast<uintptr_t>(stack.bottom + stack.bytes) & ~uintptr_t{15};
     void** top = reinterpret_cast<void**>(end);
     *--top = nullptr;  // where body would return to

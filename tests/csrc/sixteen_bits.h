@@ -15,16 +15,14 @@ struct bfloat16 {
 
 inline float to_float(float x) { return x; }
 inline float to_float(bfloat16 x) { return std::bit_cast<float>(uint32_t{x.bits} << 16); }
-inline float to_float(half x) {
+inline float to_float(half x) {  // without branches, so that loops of it become vectors
   constexpr uint32_t kExponent = 0x1f << 23, kRebias = 112 << 23;
-  uint32_t y = (x.bits & 0x7fffu) << 13;
-  const uint32_t exponent = y & kExponent;
-  y += kRebias;
-  if (exponent == kExponent) y += kRebias;  // inf and NaN
-  if (exponent == 0) {                      // 0 and subnormals: 2^-14 + x, less 2^-14
-    y = std::bit_cast<uint32_t>(std::bit_cast<float>(y + (1 << 23)) - 0x1p-14f);
-  }
-  return std::bit_cast<float>(y | (x.bits & 0x8000u) << 16);
+  const uint32_t shifted = (x.bits & 0x7fffu) << 13, exponent = shifted & kExponent;
+  const uint32_t normal = shifted + kRebias + (exponent == kExponent ? kRebias : 0);
+  // 2^-14 + x, less 2^-14
+  const float small = std::bit_cast<float>(shifted + (113 << 23)) - 0x1p-14f;
+  const uint32_t size = exponent == 0 ? std::bit_cast<uint32_t>(small) : normal;
+  return std::bit_cast<float>(size | (x.bits & 0x8000u) << 16);
 }
 
 template <class T>

@@ -8,10 +8,9 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <functional>
-#include <memory>
 #include <numeric>
 #include <random>
 #include <source_location>
@@ -55,6 +54,7 @@ struct Warp {
   Collective* reached[32];  // by each lane
 };
 
+// Of the environment
 inline uint64_t setting(const char* name, uint64_t otherwise) {
   const char* value = getenv(name);
   return value == nullptr || *value == 0 ? otherwise : strtoull(value, nullptr, 10);
@@ -116,7 +116,7 @@ class Processor {
     Warp& warp = *lane.warp;
     warp.reached[lane.thread % 32] = &collective;
     const Collective& first = *warp.reached[warp.first->thread % 32];
-    if (collective.name != first.name || collective.where.line() != first.where.line() ||
+    if (collective.where.line() != first.where.line() ||
         collective.where.column() != first.where.column()) {
       report_divergence(lane);
     }
@@ -127,17 +127,18 @@ class Processor {
       if (collective.perform != nullptr) collective.perform(warp.reached);
       if (collective.waits_for_block) return scheduler_.resume(lane.fiber);
       lane_ = warp.first;
-      if (lane_ != &lane) lane_->fiber.resume(lane.fiber);
+      lane_->fiber.resume(lane.fiber);
     }
   }
 
  private:
   static constexpr int kGuard = 4096, kAlignment = 128;
-  static constexpr const char* kReturn = "return";
+  static constexpr char kUnwritten = static_cast<char>(0xff);  // NaN in every format
+  static constexpr char kReturn[] = "return";
 
   void clear_shared(int bytes) {
     shared_bytes_ = bytes;
-    memory_.assign(bytes + 2 * kGuard + kAlignment, static_cast<char>(0xff));
+    memory_.assign(bytes + 2 * kGuard + kAlignment, kUnwritten);
     const uintptr_t first = reinterpret_cast<uintptr_t>(memory_.data()) + kGuard;
     shared_ = memory_.data() + kGuard + (kAlignment - first % kAlignment) % kAlignment;
   }
@@ -148,7 +149,7 @@ class Processor {
     warps_.resize(threads / 32);
     for (int w = 0; w < threads / 32; ++w) {
       Lane* next = nullptr;
-      std::vector<int> in_order = order.of(32);
+      const std::vector<int> in_order = order.of(32);
       for (int i = 31; i >= 0; --i) {
         const int thread = 32 * w + in_order[i];
         Lane& lane = lanes_[thread];
@@ -209,14 +210,15 @@ class Processor {
   }
 
   void check_guards() const {
-    const char *first = memory_.data(), *last = first + memory_.size();
-    for (const char* p = first; p != last; ++p) {
-      if (p == shared_) p += shared_bytes_;
-      if (p == last) break;
-      if (*p != static_cast<char>(0xff)) {
-        fail("block %lld wrote outside of its %d bytes of shared memory, at byte %td",
-             static_cast<long long>(block_), shared_bytes_, p - shared_);
-      }
+    const char* end = shared_ + shared_bytes_;
+    check_untouched(memory_.data(), shared_);
+    check_untouched(end, memory_.data() + memory_.size());
+  }
+  void check_untouched(const char* first, const char* last) const {
+    const char* at = std::find_if(first, last, [](char c) { return c != kUnwritten; });
+    if (at != last) {
+      fail("block %lld wrote byte %td of its %d bytes of shared memory",
+           static_cast<long long>(block_), at - shared_, shared_bytes_);
     }
   }
 
