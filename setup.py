@@ -146,6 +146,7 @@ def extension() -> dict:
             super().build_extensions()
 
     sources = [path for path in CSRC.rglob("*.cpp") if not path.stem.startswith("isa_")]
+    sources.remove(CSRC / "cuda" / "attention.cpp")
     module = CppExtension(
         "clinattn._C",
         sorted(map(str, sources)),

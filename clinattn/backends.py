@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import shutil
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -24,10 +25,13 @@ DTYPES = {
 }
 
 # What a call may ask for beyond masks, windows and lengths, in the user's words.
-MASK_GRADIENT = "the gradient of attn_mask"
+GRADIENTS = tuple(  # in the order of NEEDS
+    f"the gradient of {word}"
+    for word in ("attn_mask", "time_decay", "alibi_slopes", "relative_bias")
+)
 FEATURES = (
     *("segment_ids or time_window", "time_decay", "alibi_slopes", "relative_bias", "softcap"),
-    *("global_prefix", "dropout_p", MASK_GRADIENT),
+    *("global_prefix", "dropout_p", *GRADIENTS),
 )
 
 
@@ -40,16 +44,24 @@ class Serves(NamedTuple):
 
 SERVES = {
     "triton": Serves(forward=FEATURES, backward=FEATURES),
-    "cuda": Serves(forward=(), backward=()),
+    # Gradients of what is added to scores are sums across tiles, which have no kernel there yet.
+    "cuda": Serves(forward=FEATURES, backward=FEATURES[: -len(GRADIENTS)]),
     "cpu": Serves(forward=FEATURES, backward=FEATURES),
     "reference": Serves(forward=FEATURES, backward=FEATURES),
 }
 
 # Triton generates code for compute capability 8.0 and newer.
 TRITON_CAPABILITY = (8, 0)
+# The compiled CUDA kernels use the tensor cores of Turing and newer.
+CUDA_CAPABILITY = (7, 5)
+# Compute capabilities on which `make gpu` ran the whole test table of the CUDA kernels and passed;
+# bench/results/ holds the rows of each.
+VERIFIED: frozenset[tuple[int, int]] = frozenset()
 
+build_info: dict[str, str] = {}
 try:
-    importlib.import_module("clinattn._C")  # registers clinattn::cpu_forward and cpu_backward
+    # registers clinattn::cpu_forward and cpu_backward, and perhaps cuda_forward and cuda_backward
+    build_info = importlib.import_module("clinattn._C").build_info()
 
     extension_error: str | None = None
 except Exception as error:  # absent, or built against another torch: any error means "not here"
@@ -66,12 +78,15 @@ class Status(NamedTuple):
     """Whether a backend can run here; true when it can, else it carries the reasons why not."""
 
     reasons: tuple[str, ...]
+    notes: tuple[str, ...] = ()  # what to know of one that can
 
     def __bool__(self) -> bool:
         return not self.reasons
 
     def __repr__(self) -> str:
-        return "usable" if self else "not usable: " + "; ".join(self.reasons)
+        if not self:
+            return "not usable: " + "; ".join(self.reasons)
+        return f"usable ({'; '.join(self.notes)})" if self.notes else "usable"
 
 
 class Statuses(dict[str, Status]):
@@ -89,12 +104,44 @@ class Implementation(NamedTuple):
 
 def backends() -> dict[str, Status]:
     """For each backend, by name: usable here (true), or the reasons why not (false)."""
-    return Statuses({name: Status(tuple(reasons_against(name))) for name in NAMES})
+    return Statuses({name: _status(name) for name in NAMES})
+
+
+def _status(name: str) -> Status:
+    reasons = reasons_against(name)
+    return Status(tuple(reasons), () if reasons or name != "cuda" else cuda_notes())
+
+
+def cuda_notes() -> tuple[str, ...]:
+    """How far the compiled CUDA kernels can be trusted here, and what they leave out."""
+    if cuda_emulator():
+        state = "emulated on CPU tensors"
+    elif torch.cuda.get_device_capability() in VERIFIED:
+        state = "compiled, verified on such a card"
+    else:
+        state = "compiled, not yet verified on this card"
+    left = [x for x in FEATURES if x not in SERVES["cuda"].backward]
+    return (state, f"left to the reference, as sums across tiles have no kernel yet: {', '.join(left)}")
 
 
 def triton_interpreter() -> bool:
     """Whether Triton kernels run in Python on CPU tensors: TRITON_INTERPRET=1."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
+
+
+def cuda_emulator() -> bool:
+    """Whether the CUDA kernels run on CPU tensors: CLINATTN_EMULATE_CUDA names the library that
+    tests/emulated.py builds of them.
+    """
+    path = os.environ.get("CLINATTN_EMULATE_CUDA")
+    if path:
+        _load_library(path)
+    return bool(path)
+
+
+@functools.cache
+def _load_library(path: str) -> None:
+    torch.ops.load_library(path)
 
 
 @functools.cache
@@ -125,9 +172,56 @@ def reasons_against(name: str, device: torch.device | None = None) -> list[str]:
         if device is not None and device.type != "cpu":
             reasons.append(f"it serves CPU tensors, and these are on {device}")
         return reasons
-    if name == "cuda":
-        return ["this version of clinattn has no compiled CUDA kernel"]
-    return _reasons_against_triton(device)
+    return _reasons_against_cuda(device) if name == "cuda" else _reasons_against_triton(device)
+
+
+def _reasons_against_cuda(device: torch.device | None) -> list[str]:
+    if cuda_emulator() and (device is None or device.type == "cpu"):
+        return []
+    if device is not None and device.type != "cuda":
+        return [f"it serves CUDA tensors, and these are on {device}"]
+    if missing := _cuda_extension_missing():
+        return [missing]
+    if not torch.cuda.is_available():
+        return ["torch sees no CUDA device"]
+    capability = torch.cuda.get_device_capability(device)
+    if capability < CUDA_CAPABILITY:
+        return [f"compute capability {_dotted(capability)} < {_dotted(CUDA_CAPABILITY)} it needs"]
+    archs = build_info["cuda_archs"].split(",")
+    if not any(_runs_on(arch, capability) for arch in archs):
+        return [
+            f"it was compiled for {', '.join(archs)} and this card is {_dotted(capability)}; "
+            f"TORCH_CUDA_ARCH_LIST={_dotted(capability)} make ext builds it"
+        ]
+    return []
+
+
+def _cuda_extension_missing() -> str | None:
+    """Why the module has no CUDA kernels, and what to install for them."""
+    if extension_error is None and "cuda_archs" in build_info:
+        return None
+    if torch.version.cuda is None:
+        return (
+            f"torch {torch.__version__} is built without CUDA; install a CUDA build of torch and "
+            "the CUDA toolkit, then clinattn again"
+        )
+    why = extension_error or "clinattn was built without its CUDA kernels"
+    toolkit = "" if shutil.which("nvcc") else f" the CUDA toolkit {torch.version.cuda} (nvcc) and"
+    return (
+        f"{why}; with{toolkit} a C++ compiler and ninja at hand, "
+        "`CLINATTN_CUDA=1 pip install --no-build-isolation .` builds them"
+    )
+
+
+def _runs_on(arch: str, capability: tuple[int, int]) -> bool:
+    """Machine code serves its own generation from its revision on, and +PTX all that came later."""
+    number, _, ptx = arch.partition("+")
+    major, minor = map(int, number.split("."))
+    return (major, minor) <= capability and (bool(ptx) or major == capability[0])
+
+
+def _dotted(capability: tuple[int, int]) -> str:
+    return ".".join(map(str, capability))
 
 
 def _reasons_against_triton(device: torch.device | None) -> list[str]:
@@ -142,8 +236,8 @@ def _reasons_against_triton(device: torch.device | None) -> list[str]:
         return ["torch sees no CUDA device; TRITON_INTERPRET=1 runs it on CPU tensors, slowly"]
     capability = torch.cuda.get_device_capability(device)
     if capability < TRITON_CAPABILITY:
-        need = ".".join(map(str, TRITON_CAPABILITY))
-        return [f"compute capability {'.'.join(map(str, capability))} < {need} that Triton needs"]
+        need = _dotted(TRITON_CAPABILITY)
+        return [f"compute capability {_dotted(capability)} < {need} that Triton needs"]
     return []
 
 
@@ -178,25 +272,24 @@ def asked_for(
         return ()
     asked = (
         *(lo is not None, decay is not None, slopes is not None, relative is not None),
-        *(softcap != 0, global_prefix != 0, seed is not None, needs & NEEDS["mask"]),
+        *(softcap != 0, global_prefix != 0, seed is not None),
+        *(needs & bit for bit in NEEDS.values()),
     )
     return tuple(name for name, wanted in zip(FEATURES, asked, strict=True) if wanted)
 
 
 def support_table() -> str:
     """Arguments x backends in Markdown, as README shows it."""
-    # The compiled CUDA backend has no kernel, so it has no column.
-    names = [name for name in NAMES if name != "cuda"]
-    rows = [("argument", *names), ("---",) * (len(names) + 1)]
-    rows.append(("masks, causal, windows, lengths, packed sequences", *["fwd, bwd"] * len(names)))
+    rows = [("argument", *NAMES), ("---",) * (len(NAMES) + 1)]
+    rows.append(("masks, causal, windows, lengths, packed sequences", *["fwd, bwd"] * len(NAMES)))
     for feature in FEATURES:
         cells = []
-        for name in names:
+        for name in NAMES:
             served = SERVES[name]
             passes = [
                 word
                 for word, known in (("fwd", served.forward), ("bwd", served.backward))
-                if feature in known and (feature, word) != (MASK_GRADIENT, "fwd")
+                if feature in known and not (feature in GRADIENTS and word == "fwd")
             ]
             cells.append(", ".join(passes) or "reference")
         rows.append((feature, *cells))
@@ -265,9 +358,11 @@ def _by_name(
 
 @functools.cache
 def _load(name: str) -> Implementation:
+    ops = torch.ops.clinattn
     if name == "cpu":
-        ops = torch.ops.clinattn
         return Implementation(name, ops.cpu_forward.default, ops.cpu_backward.default)
+    if name == "cuda":
+        return Implementation(name, ops.cuda_forward.default, ops.cuda_backward.default)
     if name == "triton":
         forward = importlib.import_module("clinattn.kernels.forward")
         backward = importlib.import_module("clinattn.kernels.backward")

@@ -34,6 +34,8 @@ SCHEMAS = {
     f"Tensor? lse_low, {SCHEMA}, int needs) -> (Tensor grad_do, Tensor grad_dlse, {GRADS})",
     "cpu_forward": f"({SCHEMA}) -> {RESULTS}",
     "cpu_backward": f"({GRAD_ARGS}, {SCHEMA}, int needs) -> ({GRADS})",
+    "cuda_forward": f"({SCHEMA}) -> {RESULTS}",
+    "cuda_backward": f"({GRAD_ARGS}, {SCHEMA}, int needs) -> ({GRADS})",
 }
 
 LIB = torch.library.Library("clinattn", "FRAGMENT")
@@ -41,7 +43,7 @@ for _name, _schema in SCHEMAS.items():
     try:
         LIB.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
     except RuntimeError:  # its kernel is registered already, with other arguments or results
-        if not _name.startswith("cpu_"):
+        if not _name.startswith(("cpu_", "cuda_")):
             raise
         refuse_extension("the compiled module clinattn._C was built from another version")
 
@@ -131,6 +133,8 @@ FAKES: dict[str, Callable[..., Any]] = {
     "attention_double_backward": double_backward_fake,
     "cpu_forward": forward_fake,
     "cpu_backward": backward_fake,
+    "cuda_forward": forward_fake,
+    "cuda_backward": backward_fake,
 }
 for _name, _function in IMPLEMENTATIONS.items():
     LIB.impl(_name, _function, "CompositeExplicitAutograd")

@@ -1,53 +1,23 @@
 #include "arguments.h"
 
 #include <algorithm>
-#include <cmath>
-#include <vector>
 
 namespace clinattn {
 
 namespace {
 
-const int32_t* int32_values(const OptionalTensor& t, const char* name, int64_t count) {
-  if (!t) return nullptr;
-  TORCH_CHECK(t->device().is_cpu() && t->scalar_type() == at::kInt && t->is_contiguous() &&
-                  t->dim() == 1 && t->size(0) == count,
-              name, " is ", t->scalar_type(), " of shape ", t->sizes(), " on ", t->device(),
-              "; expected contiguous int32 of shape [", count, "] on cpu");
-  return t->const_data_ptr<int32_t>();
-}
-
-const int32_t* cumulative(const OptionalTensor& t, const char* name, int64_t total) {
-  TORCH_CHECK(t->dim() == 1 && t->size(0) >= 1, name, " has shape ", t->sizes(),
-              "; expected (sequences + 1)");
-  const int32_t* c = int32_values(t, name, t->size(0));
+void check_cumulative(const int32_t* c, const char* name, int64_t sequences, int64_t total) {
   TORCH_CHECK(c[0] == 0, name, " starts at ", c[0], "; expected 0");
-  for (int64_t i = 1; i < t->size(0); ++i)
+  for (int64_t i = 1; i <= sequences; ++i)
     TORCH_CHECK(c[i] >= c[i - 1], name, " decreases at ", i, ": ", c[i - 1], " to ", c[i]);
-  TORCH_CHECK(c[t->size(0) - 1] <= total, name, " ends at ", c[t->size(0) - 1], "; the tensor has ",
-              total, " rows");
-  return c;
+  TORCH_CHECK(c[sequences] <= total, name, " ends at ", c[sequences], "; the tensor has ", total,
+              " rows");
 }
 
 int64_t longest(const int32_t* c, int64_t sequences) {
   int64_t n = 0;
   for (int64_t i = 0; i < sequences; ++i) n = std::max<int64_t>(n, c[i + 1] - c[i]);
   return n;
-}
-
-// Contiguous, in the type of lse
-const void* stat_values(const OptionalTensor& t, const char* name, at::IntArrayRef sizes,
-                        at::ScalarType type) {
-  if (!t) return nullptr;
-  TORCH_CHECK(
-      t->device().is_cpu() && t->scalar_type() == type && t->is_contiguous() && t->sizes() == sizes,
-      name, " is ", t->scalar_type(), " of shape ", t->sizes(), " on ", t->device(),
-      "; expected contiguous ", type, " of shape ", sizes, " on cpu");
-  return t->const_data_ptr();
-}
-
-const int32_t* row_bounds(const OptionalTensor& t, const char* name, at::IntArrayRef sizes) {
-  return static_cast<const int32_t*>(stat_values(t, name, sizes, at::kInt));
 }
 
 // The turns of the backward pass and its search for the queries of a key rely on it.
@@ -64,166 +34,19 @@ void check_order(const int32_t* bounds, const char* name, const AttentionParams&
   }
 }
 
-void check_intervals(const Arguments& a, at::IntArrayRef rows, AttentionParams& p) {
-  TORCH_CHECK(a.lo.has_value() == a.hi.has_value(), "give both lo and hi, or neither");
-  p.lo = row_bounds(a.lo, "lo", rows);
-  p.hi = row_bounds(a.hi, "hi", rows);
-  if (p.lo) check_order(p.lo, "lo", p), check_order(p.hi, "hi", p);
-  TORCH_CHECK(a.global_prefix >= 0, "global_prefix is ", a.global_prefix, "; expected >= 0");
-  p.global_prefix = a.global_prefix;
-}
-
-void check_score_terms(const Arguments& a, at::IntArrayRef rows, AttentionParams& p) {
-  const at::ScalarType stat = a.q.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  TORCH_CHECK(a.times.has_value() == a.decay.has_value(), "give both times and decay, or neither");
-  p.times = stat_values(a.times, "times", rows, stat);
-  p.decay = stat_values(a.decay, "decay", {p.heads}, stat);
-  TORCH_CHECK(!a.times || a.q.size(-2) == a.k.size(-2) || a.cu_seqlens_q.has_value(),
-              "times needs as many queries as keys");
-  if (a.slopes) {
-    const int64_t batch = a.slopes->dim() == 2 && a.slopes->size(0) == 1 ? 1 : p.num_seqs;
-    p.slopes = stat_values(a.slopes, "slopes", {batch, p.heads}, stat);
-    p.slopes_batch = batch == 1 ? 0 : p.heads;
-  }
-  if (a.relative) {
-    const int64_t width = a.relative->dim() == 2 ? a.relative->size(1) : 0;
-    TORCH_CHECK(width % 2 == 1, "relative has shape ", a.relative->sizes(),
-                "; expected [heads, odd]");
-    p.relative = stat_values(a.relative, "relative", {p.heads, width}, stat);
-    p.relative_reach = width / 2;
-  }
-  TORCH_CHECK(a.softcap >= 0, "softcap is ", a.softcap, "; expected >= 0");
-  p.softcap = a.softcap;
-}
-
-void check_dropout(const Arguments& a, AttentionParams& p) {
-  TORCH_CHECK(a.dropout_p >= 0 && a.dropout_p <= 1, "dropout_p is ", a.dropout_p,
-              "; expected 0 to 1");
-  TORCH_CHECK(a.seed.has_value() == (a.dropout_p > 0), "seed goes with dropout_p > 0");
-  if (!a.seed) return;
-  TORCH_CHECK(
-      a.seed->device().is_cpu() && a.seed->scalar_type() == at::kLong && a.seed->numel() == 1,
-      "seed is ", a.seed->scalar_type(), " of shape ", a.seed->sizes(), " on ", a.seed->device(),
-      "; expected one int64 on cpu");
-  p.seed = static_cast<uint64_t>(*a.seed->const_data_ptr<int64_t>());
-  p.dropout_threshold = static_cast<uint32_t>(std::nearbyint(a.dropout_p * (1 << 24)));
-}
-
 }  // namespace
 
-DType dtype_of(const Tensor& t, const char* name) {
-  switch (t.scalar_type()) {
-    case at::kFloat:
-      return DType::kFloat32;
-    case at::kDouble:
-      return DType::kFloat64;
-    case at::kBFloat16:
-      return DType::kBFloat16;
-    case at::kHalf:
-      return DType::kFloat16;
-    case at::kBool:
-      return DType::kBool;
-    default:
-      TORCH_CHECK(false, name, " has dtype ", t.scalar_type(),
-                  "; expected float32, float64, bfloat16, float16 (or bool, for a mask)");
-  }
-}
-
-void check_needs(const Arguments& a, int64_t needs) {
-  TORCH_CHECK(!(needs & kNeedMask) || (a.mask && a.mask->is_floating_point()),
-              "needs asks for the gradient of a mask; expected one of floating point");
-  TORCH_CHECK(!(needs & kNeedDecay) || a.decay, "needs asks for the gradient of decay; none given");
-  TORCH_CHECK(!(needs & kNeedSlopes) || a.slopes,
-              "needs asks for the gradient of slopes; none given");
-  TORCH_CHECK(!(needs & kNeedRelative) || a.relative,
-              "needs asks for the gradient of relative; none given");
-}
-
-void check_layout(const Tensor& t, const char* name, at::IntArrayRef sizes, const Tensor& like) {
-  TORCH_CHECK(t.device().is_cpu(), name, " is on ", t.device(), "; expected cpu");
-  TORCH_CHECK(t.scalar_type() == like.scalar_type(), name, " has dtype ", t.scalar_type(),
-              "; expected ", like.scalar_type());
-  TORCH_CHECK(t.sizes() == sizes, name, " has shape ", t.sizes(), "; expected ", sizes);
-  TORCH_CHECK(t.numel() == 0 || t.stride(-1) == 1 || t.size(-1) == 1, name, " has last stride ",
-              t.stride(-1), "; expected 1");
-}
-
-Strides strides_of(const Tensor& t) {
-  if (t.dim() == 4) return {t.stride(0), t.stride(1), t.stride(2)};
-  return {0, t.stride(1), t.stride(0)};
-}
-
 AttentionParams check(const Arguments& a) {
-  AttentionParams p{};
-  const bool packed = a.cu_seqlens_q.has_value();
-  const int64_t rank = packed ? 3 : 4;
-  TORCH_CHECK(packed == a.cu_seqlens_k.has_value(),
-              "give both cu_seqlens_q and cu_seqlens_k, or neither");
-  TORCH_CHECK(a.q.dim() == rank && a.k.dim() == rank, "q and k have rank ", a.q.dim(), " and ",
-              a.k.dim(), "; expected ", rank);
-  p.dtype = dtype_of(a.q, "q");
-  TORCH_CHECK(p.dtype != DType::kBool, "q is bool; expected a floating-point type");
-  p.head_dim = a.q.size(-1);
-  p.heads = a.q.size(1);
-  p.kv_heads = a.k.size(1);
-  TORCH_CHECK(p.head_dim >= 1 && p.head_dim <= 256, "head_dim is ", p.head_dim,
-              "; expected 1 to 256");
-  TORCH_CHECK(p.kv_heads > 0 ? p.heads % p.kv_heads == 0 : p.heads == 0, "q has ", p.heads,
-              " heads, k ", p.kv_heads, "; expected a multiple");
-  check_layout(a.q, "q", a.q.sizes(), a.q);
-  if (packed) {
-    p.total_q = a.q.size(0);
-    p.total_k = a.k.size(0);
-    p.num_seqs = a.cu_seqlens_q->numel() - 1;
-    p.cu_seqlens_q = cumulative(a.cu_seqlens_q, "cu_seqlens_q", p.total_q);
-    p.cu_seqlens_k = cumulative(a.cu_seqlens_k, "cu_seqlens_k", p.total_k);
-    TORCH_CHECK(a.cu_seqlens_k->numel() == p.num_seqs + 1, "cu_seqlens_k has ",
-                a.cu_seqlens_k->numel(), " entries, cu_seqlens_q ", p.num_seqs + 1,
-                "; expected as many");
+  TORCH_CHECK(a.q.device().is_cpu(), "q is on ", a.q.device(), "; expected cpu");
+  AttentionParams p = check_shapes(a);
+  if (p.cu_seqlens_q) {
+    check_cumulative(p.cu_seqlens_q, "cu_seqlens_q", p.num_seqs, p.total_q);
+    check_cumulative(p.cu_seqlens_k, "cu_seqlens_k", p.num_seqs, p.total_k);
     p.max_q = longest(p.cu_seqlens_q, p.num_seqs);
     p.max_k = longest(p.cu_seqlens_k, p.num_seqs);
-    check_layout(a.k, "k", {p.total_k, p.kv_heads, p.head_dim}, a.q);
-    TORCH_CHECK(!a.mask && !a.q_lengths && !a.kv_start && !a.kv_end,
-                "mask, q_lengths, kv_start and kv_end are for the dense layout");
-  } else {
-    p.num_seqs = a.q.size(0);
-    p.max_q = a.q.size(2);
-    p.max_k = a.k.size(2);
-    check_layout(a.k, "k", {p.num_seqs, p.kv_heads, p.max_k, p.head_dim}, a.q);
-    p.q_lengths = int32_values(a.q_lengths, "q_lengths", p.num_seqs);
-    p.kv_start = int32_values(a.kv_start, "kv_start", p.num_seqs);
-    p.kv_end = int32_values(a.kv_end, "kv_end", p.num_seqs);
   }
-  check_layout(a.v, "v", a.k.sizes(), a.q);
-  p.q = a.q.const_data_ptr();
-  p.k = a.k.const_data_ptr();
-  p.v = a.v.const_data_ptr();
-  p.q_strides = strides_of(a.q);
-  p.k_strides = strides_of(a.k);
-  p.v_strides = strides_of(a.v);
-  if (a.mask) {
-    const Tensor& m = *a.mask;
-    TORCH_CHECK(m.device().is_cpu() && m.dim() == 4, "mask has rank ", m.dim(), " on ", m.device(),
-                "; expected 4 on cpu");
-    const int64_t full[4] = {p.num_seqs, p.heads, p.max_q, p.max_k};
-    int64_t stride[4];
-    for (int d = 0; d < 4; ++d) {
-      TORCH_CHECK(m.size(d) == full[d] || m.size(d) == 1, "mask has shape ", m.sizes(),
-                  "; expected to broadcast to ", at::IntArrayRef(full, 4));
-      stride[d] = m.size(d) == 1 ? 0 : m.stride(d);
-    }
-    p.mask = {m.const_data_ptr(), dtype_of(m, "mask"), stride[0], stride[1], stride[2], stride[3]};
-  }
-  const std::vector<int64_t> rows =
-      packed ? std::vector<int64_t>{p.total_q} : std::vector<int64_t>{p.num_seqs, p.max_q};
-  check_intervals(a, rows, p);
-  check_score_terms(a, rows, p);
-  check_dropout(a, p);
-  constexpr int64_t kFar = int64_t{1} << 40;  // no sum of row numbers and windows can overflow
-  p.window_left = std::min(a.window_left, kFar);
-  p.window_right = std::min(a.window_right, kFar);
-  p.bottom_right = a.bottom_right;
-  p.scale = a.scale;
+  if (p.lo) check_order(p.lo, "lo", p), check_order(p.hi, "hi", p);
+  if (p.seed_at) p.seed = *p.seed_at;
   return p;
 }
 

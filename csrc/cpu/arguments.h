@@ -1,39 +1,11 @@
-// The op's arguments, checked, as the plain pointers that the kernels take.
+// The op's arguments on the CPU, where values are checked, too.
 #pragma once
 
-#include <ATen/ATen.h>
-
-#include "../attention.h"
+#include "../arguments.h"
 
 namespace clinattn {
 
-using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
-
-// The arguments that both passes share, as the op's schema orders them.
-struct Arguments {
-  const Tensor &q, &k, &v;
-  const OptionalTensor &mask, &cu_seqlens_q, &cu_seqlens_k, &q_lengths, &kv_start, &kv_end;
-  const OptionalTensor &lo, &hi, &times, &decay, &slopes, &relative, &seed;
-  double scale;
-  int64_t window_left, window_right;
-  bool bottom_right;
-  double softcap;
-  int64_t global_prefix;
-  double dropout_p;
-};
-
-// Bits of the backward op's `needs`
-enum Needs : int64_t { kNeedMask = 1, kNeedDecay = 2, kNeedSlopes = 4, kNeedRelative = 8 };
-
-// Throws c10::Error, which names the argument, what it is and what was expected.
+// As check_shapes, with the longest of packed sequences in max_q and max_k, and the seed in seed.
 AttentionParams check(const Arguments& a);
-DType dtype_of(const Tensor& t, const char* name);
-// That what needs asks for was given.
-void check_needs(const Arguments& a, int64_t needs);
-void check_layout(const Tensor& t, const char* name, at::IntArrayRef sizes, const Tensor& like);
-
-// Of dense (B, H, N, D) or packed (T, H, D)
-Strides strides_of(const Tensor& t);
 
 }  // namespace clinattn

@@ -20,16 +20,6 @@ namespace clinattn {
 
 namespace {
 
-// lse and what is laid out like it
-std::vector<int64_t> stat_shape(const AttentionParams& p) {
-  if (p.cu_seqlens_q) return {p.heads, p.total_q};
-  return {p.num_seqs, p.heads, p.max_q};
-}
-
-at::ScalarType math_type(const Tensor& q) {
-  return q.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-}
-
 // torch refuses to answer where its old and new settings contradict each other.
 Precision matmul_precision() {
   try {
@@ -44,17 +34,6 @@ Precision matmul_precision() {
   } catch (const c10::Error&) {
     return Precision::kHighest;
   }
-}
-
-// Whether tests look for elements that nothing wrote: memory then starts as NaN.
-bool poison() {
-  static const bool asked = std::getenv("CLINATTN_POISON_OUTPUTS") != nullptr;
-  return asked;
-}
-
-Tensor allocate(at::IntArrayRef sizes, const at::TensorOptions& options) {
-  Tensor t = at::empty(sizes, options);
-  return poison() ? t.fill_(std::numeric_limits<double>::quiet_NaN()) : t;
 }
 
 // 64-byte aligned memory of a thread, kept between calls so that it stays mapped and in cache.
@@ -192,7 +171,7 @@ std::tuple<Tensor, Tensor, Tensor> cpu_forward(
                              softcap,
                              global_prefix,
                              dropout_p});
-  const auto stat = q.options().dtype(math_type(q));
+  const auto stat = q.options().dtype(stat_type(q));
   Tensor o = allocate(q.sizes(), q.options());
   const auto stat_sizes = stat_shape(p);
   Tensor lse = allocate(stat_sizes, stat), lse_low = allocate(stat_sizes, stat);
@@ -287,7 +266,7 @@ Gradients cpu_backward(const Tensor& dout, const OptionalTensor& dlse, const Ten
   AttentionParams p = check(arguments);
   check_needs(arguments, needs);
   const bool packed = p.cu_seqlens_q != nullptr;
-  const auto stat = q.options().dtype(math_type(q));
+  const auto stat = q.options().dtype(stat_type(q));
   const auto stat_sizes = stat_shape(p);
   check_layout(dout, "do", q.sizes(), q);
   check_layout(o, "o", q.sizes(), q);
@@ -339,7 +318,7 @@ Gradients cpu_backward(const Tensor& dout, const OptionalTensor& dlse, const Ten
   // dq itself accumulates when its rows are whole vectors of the arithmetic's type
   const int64_t width = round_up(p.head_dim, kernels.vector);
   Tensor dq_acc = dq;
-  if (width != p.head_dim || q.scalar_type() != math_type(q)) {
+  if (width != p.head_dim || q.scalar_type() != stat_type(q)) {
     auto sizes = q.sizes().vec();
     sizes.back() = width;
     dq_acc = at::empty(sizes, stat);
