@@ -3,6 +3,13 @@
 
 #include <cstdint>
 
+// Functions that kernels on a device call too
+#ifdef __CUDACC__
+#define CLINATTN_SHARED __host__ __device__
+#else
+#define CLINATTN_SHARED
+#endif
+
 namespace clinattn {
 
 enum class DType : int32_t { kFloat32, kBFloat16, kFloat16, kFloat64, kBool };

@@ -14,7 +14,7 @@
 
 #include "added_gradients.h"
 #include "dispatch.h"
-#include "interval.h"
+#include "../interval.h"
 
 namespace clinattn {
 

@@ -5,7 +5,7 @@
 
 #include <type_traits>
 
-#include "interval.h"
+#include "../interval.h"
 
 namespace {
 

@@ -10,8 +10,8 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
+#include <type_traits>
 
-#define CLINATTN_HD __host__ __device__ __forceinline__
 #define CLINATTN_DEVICE __device__ __forceinline__
 #define CLINATTN_KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
 #define CLINATTN_CONSTANT __grid_constant__ const
@@ -21,12 +21,15 @@ namespace clinattn {
 using half = __half;
 using bfloat16 = __nv_bfloat16;
 
-// Below 8.0 there are neither asynchronous copies nor bf16 products.
+// Whether this compilation is for cards that run a kernel: those below 8.0, which have neither
+// asynchronous copies nor bf16 products, or the others.
+__host__ __device__ constexpr bool is_compiled(bool turing) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-constexpr bool kAmpere = false;
+  return turing;
 #else
-constexpr bool kAmpere = true;
+  return !turing;
 #endif
+}
 
 CLINATTN_DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }
 CLINATTN_DEVICE int64_t block_index() { return blockIdx.x; }
@@ -141,8 +144,8 @@ CLINATTN_DEVICE void multiply<bfloat16>(float (&d)[4], const uint32_t (&a)[4], u
 // wait_for_copies says so.
 CLINATTN_DEVICE void copy_async(void* to, const void* from, int bytes) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)),
-               "l"(from), "r"(bytes)
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
+               "r"(bytes)
                : "memory");
 #endif
 }
@@ -160,17 +163,22 @@ CLINATTN_DEVICE void wait_for_copies() {
 }
 
 // Runs a kernel on so many blocks; the error, 0 for none.
-template <class... Parameters, class... Arguments>
-inline int launch(void (*kernel)(Parameters...), int64_t blocks, int threads, int shared_bytes,
-                  void* stream, const Arguments&... arguments) {
-  cudaError_t error = cudaFuncSetAttribute(
-      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+template <class... Arguments>
+inline int launch(void (*kernel)(Arguments...), int64_t blocks, int threads, int shared_bytes,
+                  void* stream, const std::common_type_t<Arguments>&... arguments) {
+  cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
   if (error == cudaSuccess) {
-    kernel<<<static_cast<unsigned>(blocks), threads, shared_bytes,
-             static_cast<cudaStream_t>(stream)>>>(arguments...);
-    error = cudaGetLastError();
+    const void* values[] = {&arguments...};
+    error =
+        cudaLaunchKernel(kernel, static_cast<unsigned>(blocks), threads, const_cast<void**>(values),
+                         shared_bytes, static_cast<cudaStream_t>(stream));
   }
   return error;
+}
+
+inline const char* error_words(int error) {
+  return cudaGetErrorString(static_cast<cudaError_t>(error));
 }
 
 }  // namespace clinattn

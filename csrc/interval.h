@@ -2,26 +2,28 @@
 // decrease. Beside it the keys of a global prefix are seen by all, and its queries see all keys.
 #pragma once
 
-#include "../attention.h"
+#include "attention.h"
 
 namespace {
 
 using clinattn::AttentionParams;
 
-inline int64_t clamp(int64_t x, int64_t lo, int64_t hi) { return x < lo ? lo : (x > hi ? hi : x); }
-inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+CLINATTN_SHARED inline int64_t clamp(int64_t x, int64_t lo, int64_t hi) {
+  return x < lo ? lo : (x > hi ? hi : x);
+}
+CLINATTN_SHARED inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+CLINATTN_SHARED inline int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
+CLINATTN_SHARED inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+CLINATTN_SHARED inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 struct Span {
   int64_t lo, hi;
-  bool empty() const { return lo >= hi; }
+  CLINATTN_SHARED bool empty() const { return lo >= hi; }
 };
 
 // The first number from lo on for which test, once true, stays true; hi where there is none.
 template <class Test>
-inline int64_t first_where(int64_t lo, int64_t hi, const Test& test) {
+CLINATTN_SHARED inline int64_t first_where(int64_t lo, int64_t hi, const Test& test) {
   while (lo < hi) {
     const int64_t middle = lo + (hi - lo) / 2;
     test(middle) ? hi = middle : lo = middle + 1;
@@ -38,11 +40,11 @@ struct View {
   int64_t prefix;
 
   // Keys of [k0, k1) from the first to the last that some see
-  Span seen(int64_t k0, int64_t k1) const {
+  CLINATTN_SHARED Span seen(int64_t k0, int64_t k1) const {
     const int64_t last = some.lo < k1 ? max64(some.hi, prefix) : prefix;
     return {k0 < prefix ? k0 : max64(k0, some.lo), min64(k1, last)};
   }
-  bool all_see(int64_t k0, int64_t k1) const {
+  CLINATTN_SHARED bool all_see(int64_t k0, int64_t k1) const {
     k0 = max64(k0, min64(k1, prefix));
     return k0 >= k1 || (k0 >= all.lo && k1 <= all.hi);
   }
@@ -58,7 +60,7 @@ struct Sequence {
   int64_t offset, left, right;
   const int32_t *los = nullptr, *his = nullptr;  // bounds of each query, or null
 
-  Sequence(const AttentionParams& p, int64_t b)
+  CLINATTN_SHARED Sequence(const AttentionParams& p, int64_t b)
       : index(b), left(p.window_left), right(p.window_right) {
     q_row0 = p.cu_seqlens_q ? p.cu_seqlens_q[b] : 0;
     k_row0 = p.cu_seqlens_k ? p.cu_seqlens_k[b] : 0;
@@ -78,12 +80,12 @@ struct Sequence {
   }
 
   // The interval of query i, which may be empty.
-  int64_t lo(int64_t i) const {
+  CLINATTN_SHARED int64_t lo(int64_t i) const {
     if (i < q_prefix) return k_begin;
     const int64_t x = left < 0 ? k_begin : clamp(i + offset - left, k_begin, k_end);
     return los ? clamp(los[i], x, k_end) : x;
   }
-  int64_t hi(int64_t i) const {
+  CLINATTN_SHARED int64_t hi(int64_t i) const {
     if (i < q_prefix) return k_end;
     const int64_t x = right < 0 ? k_end : clamp(i + offset + right + 1, k_begin, k_end);
     return his ? clamp(his[i], k_begin, x) : x;
@@ -112,7 +114,7 @@ struct Sequence {
     }
   }
 
-  View view(int64_t i0, int64_t i1) const {
+  CLINATTN_SHARED View view(int64_t i0, int64_t i1) const {
     const int64_t last = i1 - 1, plain = max64(i0, min64(q_prefix, last));
     return {i0 < q_prefix ? Span{k_begin, k_end} : Span{lo(i0), hi(last)},
             {lo(last), hi(plain)},
@@ -120,11 +122,11 @@ struct Sequence {
   }
 
   // Queries from the prefix on, [first, last), that see some key of [k0, k1).
-  int64_t first_query(int64_t k0) const {
+  CLINATTN_SHARED int64_t first_query(int64_t k0) const {
     if (his) return first_where(q_prefix, q_end, [&](int64_t i) { return hi(i) > k0; });
     return right < 0 ? q_prefix : clamp(k0 - offset - right, q_prefix, q_end);
   }
-  int64_t last_query(int64_t k1) const {
+  CLINATTN_SHARED int64_t last_query(int64_t k1) const {
     if (los) return first_where(q_prefix, q_end, [&](int64_t i) { return lo(i) >= k1; });
     return left < 0 ? q_end : clamp(k1 - offset + left, q_prefix, q_end);
   }

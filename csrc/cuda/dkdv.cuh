@@ -1,0 +1,268 @@
+// Gradients of one tile of keys, for each tile of queries that sees it, of all heads of its group:
+//   p <- 2^(s - lse);  ds <- p (do v^T - delta);  dv <- dv + p^T do;  dk <- dk + ds^T q
+// Keys are the rows of all products here, so that p^T and ds^T are operands as they come.
+#pragma once
+
+#include "launch.cuh"
+#include "queries.cuh"
+
+namespace clinattn {
+
+// kDk, kDv: which of the two it computes. Head dims beyond 128 have registers for one at a time.
+template <class T, int kDim, bool kPairs, bool kTuring, bool kDk, bool kDv>
+struct Dkdv {
+  static constexpr Shape kShape = shape(Pass::kDkdv, sizeof(T), kDim, kTuring);
+  static constexpr int kThreads = kShape.threads(), kRows = kShape.rows();
+  static constexpr int kWarpRows = kShape.warp_rows(), kQueries = kShape.streamed;
+  static constexpr int kM = kShape.tiles, kN = kQueries / 8, kDims = kDim / 8;
+  using Product = Products<T, sizeof(T) == 2 && !(kTuring && is_bfloat16<T>)>;
+  using Queries = Stream<T, kQueries, kDim, kThreads, !kTuring>;
+  using Draws = Kept<kQueries, kWarpRows>;
+
+  // What belongs to a tile of queries, besides q and do
+  struct Stats {
+    float lse[kQueries], lse_low[kQueries], delta[kQueries];
+    int lo[kQueries], hi[kQueries], prefix[kQueries];  // where some query does not see some key
+    uint16_t least[kQueries];
+  };
+
+  static constexpr int kVAt = Tile<T, kDim>::bytes(kRows);
+  static constexpr int kStreamAt = 2 * kVAt;
+  static constexpr int kStatsAt = kStreamAt + Queries::kBytes;
+  static constexpr int kKeptAt = kStatsAt + 2 * static_cast<int>(sizeof(Stats));
+  static constexpr int kShared = kKeptAt + (kPairs ? kShape.warps * Draws::kBytes : 0);
+
+  static CLINATTN_DEVICE Schedule schedule(const AttentionParams& p) {
+    return {p.num_seqs, p.kv_heads, p.cu_seqlens_k, p.max_k, p.total_k, kRows, false};
+  }
+
+  static CLINATTN_DEVICE void run(const AttentionParams& p, const CudaScratch& scratch) {
+    const Work work = schedule(p).at(block_index());
+    if (p.cu_seqlens_k && work.sequence == p.num_seqs) {
+      const int64_t row0 = p.cu_seqlens_k[p.num_seqs];
+      return write_nothing(p, 0, work, row0, p.total_k - row0);
+    }
+    const Sequence seq(p, work.sequence);
+    const int64_t k0 = work.tile * kRows, k1 = min64(k0 + kRows, seq.k_end);
+    if (k0 >= seq.rows_k) return;
+    if (k1 <= seq.k_begin || k0 >= k1)
+      return write_nothing(p, p.cu_seqlens_k ? 0 : seq.index, work, seq.k_row0, seq.rows_k);
+    differentiate(p, scratch, seq, work.head, k0, k1);
+  }
+
+  static CLINATTN_DEVICE void write_nothing(const AttentionParams& p, int64_t batch,
+                                            const Work& work, int64_t row0, int64_t rows) {
+    const int64_t begin = row0 + work.tile * kRows, end = min64(begin + kRows, row0 + rows);
+    if (kDk) zero_rows<T, kThreads>(p.dk, p.dk_strides, batch, work.head, begin, end, p.head_dim);
+    if (kDv) zero_rows<T, kThreads>(p.dv, p.dv_strides, batch, work.head, begin, end, p.head_dim);
+  }
+
+  // Tiles of queries, cut where the first key is, so that a left-padded sequence is cut as it is
+  // alone: those of the prefix, then those of the interval.
+  struct QueryTiles {
+    int64_t origin, prefix_end, first, end, count;
+
+    CLINATTN_DEVICE QueryTiles(const Sequence& seq, int64_t k0, int64_t k1) {
+      const bool all = k0 < seq.k_prefix;
+      const int64_t lo = all ? 0 : seq.first_query(k0), hi = all ? seq.q_end : seq.last_query(k1);
+      const int64_t some_prefix = min64(seq.q_prefix, lo);
+      origin = seq.k_begin % kQueries - kQueries;
+      prefix_end = some_prefix > 0 ? ceil_div(some_prefix - origin, kQueries) : first_tile();
+      first = max64(prefix_end, (lo - origin) / kQueries);
+      end = hi > lo ? max64(first, ceil_div(hi - origin, kQueries)) : first;
+      count = prefix_end - first_tile() + end - first;
+    }
+    CLINATTN_DEVICE int64_t first_tile() const { return -origin / kQueries; }
+    // The first query, which may be negative, of the nth tile
+    CLINATTN_DEVICE int64_t at(int64_t nth) const {
+      const int64_t prefix = prefix_end - first_tile();
+      const int64_t tile = nth < prefix ? first_tile() + nth : first + nth - prefix;
+      return origin + tile * kQueries;
+    }
+  };
+
+  static CLINATTN_DEVICE void differentiate(const AttentionParams& p, const CudaScratch& scratch,
+                                            const Sequence& seq, int64_t kv_head, int64_t k0,
+                                            int64_t k1) {
+    char* memory = shared_memory();
+    const int64_t batch = p.cu_seqlens_q ? 0 : seq.index, group = p.heads / p.kv_heads;
+    const int warp_row = warp_index() * kWarpRows, lane = lane_index();
+    const int64_t warp_k0 = k0 + warp_row;
+    const Tile<T, kDim> keys{reinterpret_cast<T*>(memory)},
+        values{reinterpret_cast<T*>(memory + kVAt)};
+    Queries queries(memory + kStreamAt);
+    auto* stats = reinterpret_cast<Stats*>(memory + kStatsAt);
+    Draws draws{reinterpret_cast<uint16_t*>(memory + kKeptAt + warp_index() * Draws::kBytes), 0};
+    const float kept = kPairs ? kept_scale(p) : 1;
+
+    const QueryTiles tiles(seq, k0, k1);
+    const int64_t count = tiles.count * group;
+    const auto sees_all = [&](int64_t i0) {
+      const int64_t first = max64(i0, 0), last = min64(i0 + kQueries, seq.q_end);
+      return first < last && seq.view(first, last).all_see(k0, k1);
+    };
+    const auto fetch = [&](int64_t nth) {
+      const int i = static_cast<int>(nth % 2);
+      const int64_t head = kv_head * group + nth / tiles.count, i0 = tiles.at(nth % tiles.count);
+      const int64_t at = stat_at(p, batch, head, seq.q_row0, i0);
+      const Rows<T> q(p.q, p.q_strides, batch, head, seq.q_row0, p.head_dim);
+      const Rows<T> dout(p.dout, p.do_strides, batch, head, seq.q_row0, p.head_dim);
+      queries.fetch(i, q, dout, i0, [&](int row) {
+        return i0 + row >= 0 && i0 + row < seq.q_end && scratch.lse2[at + row] != kInfinity;
+      });
+      const bool edge = kPairs || !sees_all(i0);
+      for (int row = thread_index(); row < kQueries; row += kThreads) {
+        const bool live = i0 + row >= 0 && i0 + row < seq.q_end;
+        Stats& to = stats[i];
+        to.lse[row] = live ? scratch.lse2[at + row] : kInfinity;
+        to.lse_low[row] = live ? scratch.lse2_low[at + row] : 0;
+        to.delta[row] = live ? scratch.delta[at + row] : 0;
+        if (edge) {
+          const Visible visible = Visible::of(seq, i0 + row, k0, kRows);
+          to.lo[row] = visible.lo, to.hi[row] = visible.hi, to.prefix[row] = visible.prefix;
+        }
+        if (kPairs && p.dropout_threshold)
+          to.least[row] = static_cast<uint16_t>(
+              Dropout(p, seq.index, head).least(static_cast<uint32_t>(i0 + row)));
+      }
+    };
+    if (count > 0) fetch(0);
+    const auto alive = [&](int row) { return k0 + row >= seq.k_begin && k0 + row < k1; };
+    load_tile<T, kRows, kDim, kThreads>(
+        keys, Rows<T>(p.k, p.k_strides, batch, kv_head, seq.k_row0, p.head_dim), k0, alive);
+    load_tile<T, kRows, kDim, kThreads>(
+        values, Rows<T>(p.v, p.v_strides, batch, kv_head, seq.k_row0, p.head_dim), k0, alive);
+
+    Sums<kM, kDk ? kDims : 1> dk;
+    Sums<kM, kDv ? kDims : 1> dv;
+    dk.clear();
+    dv.clear();
+    for (int64_t nth = 0; nth < count; ++nth) {
+      const int i = static_cast<int>(nth % 2);
+      queries.arrive(static_cast<int>(nth));
+      if (nth + 1 < count) fetch(nth + 1);
+      const int64_t i0 = tiles.at(nth % tiles.count);
+      const Stats& of = stats[i];
+
+      Sums<kM, kN> s, dp;
+      s.clear();
+      dp.clear();
+      Product::rows_by_rows(s, keys, warp_row, queries.first(i));
+      if constexpr (kDk) Product::rows_by_rows(dp, values, warp_row, queries.second(i));
+      if constexpr (kPairs) {
+        const int64_t head = kv_head * group + nth / tiles.count;
+        const Scores scores(p, seq, head);
+        if (p.dropout_threshold) draws.draw(Dropout(p, seq.index, head), i0, of.least, warp_k0);
+        CLINATTN_UNROLL
+        for (int m = 0; m < kM; ++m) CLINATTN_UNROLL
+        for (int n = 0; n < kN; ++n) CLINATTN_UNROLL
+        for (int e = 0; e < 4; ++e) {
+          const int row = 16 * m + fragment_row(lane, e), column = 8 * n + fragment_column(lane, e),
+                    key = warp_row + row;
+          float gain, &x = s.x[m][n][e], &y = dp.x[m][n][e];
+          x = scores(p, seq, x, i0 + column, k0 + key, gain);
+          if (!Visible{of.lo[column], of.hi[column], of.prefix[column]}.sees(key)) x = -kInfinity;
+          const bool hidden = x == -kInfinity;
+          x = exp2_fast((x - of.lse[column]) - of.lse_low[column]);
+          const bool keep = !p.dropout_threshold || draws.at(column, row);
+          y = hidden ? 0 : x * ((keep ? y * kept : 0) - of.delta[column]) * gain;
+          x = keep ? x * kept : 0;
+        }
+      } else {
+        if (!sees_all(i0)) hide(s, dp, of, warp_row);
+        CLINATTN_UNROLL
+        for (int m = 0; m < kM; ++m) CLINATTN_UNROLL
+        for (int n = 0; n < kN; ++n) CLINATTN_UNROLL
+        for (int e = 0; e < 4; ++e) {
+          const int column = 8 * n + fragment_column(lane, e);
+          float x = fmaf(s.x[m][n][e], scale2(p), -of.lse[column]);
+          if constexpr (sizeof(T) == 4) x -= of.lse_low[column];
+          s.x[m][n][e] = exp2_fast(x);
+          dp.x[m][n][e] = s.x[m][n][e] * (dp.x[m][n][e] - of.delta[column]);
+        }
+      }
+      if constexpr (kDv) Product::weights_by_rows(dv, s, queries.second(i));
+      if constexpr (kDk) Product::weights_by_rows(dk, dp, queries.first(i));
+    }
+    if constexpr (kDk)
+      write(p, seq, kv_head, k0, p.dk, p.dk_strides, static_cast<float>(p.scale), dk, keys);
+    if constexpr (kDv) write(p, seq, kv_head, k0, p.dv, p.dv_strides, 1, dv, values);
+  }
+
+  static CLINATTN_DEVICE float scale2(const AttentionParams& p) {
+    return static_cast<float>(p.scale * kLog2e);
+  }
+
+  // Hidden pairs have weight 0, whatever their keys and queries hold.
+  static CLINATTN_DEVICE void hide(Sums<kM, kN>& s, Sums<kM, kN>& dp, const Stats& of,
+                                   int warp_row) {
+    const int lane = lane_index();
+    CLINATTN_UNROLL
+    for (int n = 0; n < kN; ++n) CLINATTN_UNROLL
+    for (int side = 0; side < 2; ++side) {
+      const int column = 8 * n + fragment_column(lane, side);
+      const Visible visible{of.lo[column], of.hi[column], of.prefix[column]};
+      CLINATTN_UNROLL
+      for (int m = 0; m < kM; ++m) CLINATTN_UNROLL
+      for (int half = 0; half < 2; ++half)
+        if (!visible.sees(warp_row + 16 * m + fragment_row(lane, 2 * half))) {
+          s.x[m][n][2 * half + side] = -kInfinity;
+          dp.x[m][n][2 * half + side] = 0;
+        }
+    }
+  }
+
+  // Keys that are padding have gradient 0.
+  static CLINATTN_DEVICE void write(const AttentionParams& p, const Sequence& seq, int64_t kv_head,
+                                    int64_t k0, void* tensor, const Strides& strides, float scale,
+                                    Sums<kM, kDims>& sums, const Tile<T, kDim>& tile) {
+    const int warp_row = warp_index() * kWarpRows;
+    const int64_t batch = p.cu_seqlens_k ? 0 : seq.index, warp_k0 = k0 + warp_row;
+    float factor[2 * kM];
+    CLINATTN_UNROLL
+    for (int r = 0; r < 2 * kM; ++r) {
+      factor[r] = scale;
+      const int64_t j = warp_k0 + r / 2 * 16 + fragment_row(lane_index(), r % 2 * 2);
+      if (j < seq.k_begin || j >= seq.k_end)
+        for (int n = 0; n < kDims; ++n)
+          sums.x[r / 2][n][r % 2 * 2] = sums.x[r / 2][n][r % 2 * 2 + 1] = 0;
+    }
+    put_sums<T>(sums, factor, tile, warp_row);
+    T* to = static_cast<T*>(tensor) + batch * strides.batch + kv_head * strides.head +
+            (seq.k_row0 + warp_k0) * strides.row;
+    store_rows<T, kWarpRows, kDim>(
+        tile, warp_row, to, strides.row,
+        static_cast<int>(clamp(min64(k0 + kRows, seq.rows_k) - warp_k0, 0, kWarpRows)),
+        static_cast<int>(p.head_dim));
+  }
+};
+
+template <class T, int kDim, bool kPairs, bool kTuring, bool kDk, bool kDv>
+CLINATTN_KERNEL((Dkdv<T, kDim, kPairs, kTuring, kDk, kDv>::kThreads), 1)
+dkdv_kernel(CLINATTN_CONSTANT AttentionParams p, CLINATTN_CONSTANT CudaScratch scratch) {
+  if constexpr (is_compiled(kTuring)) Dkdv<T, kDim, kPairs, kTuring, kDk, kDv>::run(p, scratch);
+}
+
+template <class T, int kDim, bool kPairs, bool kTuring, bool kDk, bool kDv>
+int launch_dkdv(const AttentionParams& p, const CudaScratch& scratch, void* stream) {
+  using Kernel = Dkdv<T, kDim, kPairs, kTuring, kDk, kDv>;
+  return launch(dkdv_kernel<T, kDim, kPairs, kTuring, kDk, kDv>, Kernel::schedule(p).blocks(),
+                Kernel::kThreads, Kernel::kShared, stream, p, scratch);
+}
+
+template <class T>
+int launch_dkdv(const AttentionParams& p, const CudaScratch& scratch, int capability,
+                void* stream) {
+  return choose(p, capability, [&](auto dim, auto pairs, auto turing) {
+    if constexpr (dim.value <= 128) {
+      return launch_dkdv<T, dim.value, pairs.value, turing.value, true, true>(p, scratch, stream);
+    } else {
+      const int error =
+          launch_dkdv<T, dim.value, pairs.value, turing.value, false, true>(p, scratch, stream);
+      if (error) return error;
+      return launch_dkdv<T, dim.value, pairs.value, turing.value, true, false>(p, scratch, stream);
+    }
+  });
+}
+
+}  // namespace clinattn

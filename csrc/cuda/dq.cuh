@@ -1,0 +1,191 @@
+// Gradient of one tile of queries, for each tile of keys that it sees:
+//   p <- 2^(s - lse);  ds <- p (do v^T - delta);  dq <- dq + ds k
+#pragma once
+
+#include "launch.cuh"
+#include "queries.cuh"
+
+namespace clinattn {
+
+template <class T, int kDim, bool kPairs, bool kTuring>
+struct Dq {
+  static constexpr Shape kShape = shape(Pass::kDq, sizeof(T), kDim, kTuring);
+  static constexpr int kThreads = kShape.threads(), kRows = kShape.rows();
+  static constexpr int kWarpRows = kShape.warp_rows(), kKeys = kShape.streamed;
+  static constexpr int kM = kShape.tiles, kN = kKeys / 8, kDims = kDim / 8;
+  using Product = Products<T, sizeof(T) == 2 && !(kTuring && is_bfloat16<T>)>;
+  using Keys = Stream<T, kKeys, kDim, kThreads, !kTuring>;
+  using Seen = SeenKeys<kKeys, kThreads>;
+  using Draws = Kept<kWarpRows, kKeys>;
+
+  static constexpr int kDoAt = Tile<T, kDim>::bytes(kRows);
+  static constexpr int kStreamAt = 2 * kDoAt;
+  static constexpr int kFixedAt = kStreamAt + Keys::kBytes;
+  static constexpr int kLeastAt = kFixedAt + static_cast<int>(sizeof(QueryTile<T>));
+  static constexpr int kSeenAt = kLeastAt + 2 * kRows;
+  static constexpr int kKeptAt = kSeenAt + Seen::kBytes;
+  static constexpr int kShared = kPairs ? kKeptAt + kShape.warps * Draws::kBytes : kLeastAt;
+
+  static CLINATTN_DEVICE void run(const AttentionParams& p, const CudaScratch& scratch) {
+    const Work work = query_schedule(p, kRows).at(block_index());
+    if (p.cu_seqlens_q && work.sequence == p.num_seqs) {
+      const int64_t row0 = p.cu_seqlens_q[p.num_seqs];
+      return write_nothing(p, work, row0, p.total_q - row0);
+    }
+    const Sequence seq(p, work.sequence);
+    const int64_t i0 = work.tile * kRows, i1 = min64(i0 + kRows, seq.q_end);
+    if (i0 >= seq.rows_q) return;
+    if (i0 >= i1) return write_nothing(p, work, seq.q_row0, seq.rows_q);
+    differentiate(p, scratch, seq, work.head, i0, i1);
+  }
+
+  static CLINATTN_DEVICE void write_nothing(const AttentionParams& p, const Work& work,
+                                            int64_t row0, int64_t rows) {
+    const int64_t begin = work.tile * kRows, end = min64(begin + kRows, rows);
+    zero_rows<T, kThreads>(p.dq, p.dq_strides, p.cu_seqlens_q ? 0 : work.sequence, work.head,
+                           row0 + begin, row0 + end, p.head_dim);
+  }
+
+  static CLINATTN_DEVICE void differentiate(const AttentionParams& p, const CudaScratch& scratch,
+                                            const Sequence& seq, int64_t head, int64_t i0,
+                                            int64_t i1) {
+    char* memory = shared_memory();
+    const int64_t batch = p.cu_seqlens_q ? 0 : seq.index;
+    const int warp_row = warp_index() * kWarpRows, lane = lane_index();
+    const int64_t warp_i0 = i0 + warp_row;
+    const Tile<T, kDim> queries{reinterpret_cast<T*>(memory)},
+        gradients{reinterpret_cast<T*>(memory + kDoAt)};
+    Keys keys(memory + kStreamAt);
+    auto* fixed = reinterpret_cast<QueryTile<T>*>(memory + kFixedAt);
+    auto* least = reinterpret_cast<uint16_t*>(memory + kLeastAt) + warp_row;
+    Seen seen{reinterpret_cast<uint8_t*>(memory + kSeenAt)};
+    Draws draws{reinterpret_cast<uint16_t*>(memory + kKeptAt + warp_index() * Draws::kBytes), 0};
+
+    if (thread_index() == 0) new (fixed) QueryTile<T>(p, seq, head, i0, i1, kKeys);
+    const auto alive = [&](int row) {
+      return i0 + row < i1 &&
+             scratch.lse2[stat_at(p, batch, head, seq.q_row0, i0 + row)] != kInfinity;
+    };
+    load_tile<T, kRows, kDim, kThreads>(
+        queries, Rows<T>(p.q, p.q_strides, batch, head, seq.q_row0, p.head_dim), i0, alive);
+    load_tile<T, kRows, kDim, kThreads>(
+        gradients, Rows<T>(p.dout, p.do_strides, batch, head, seq.q_row0, p.head_dim), i0, alive);
+    float lse[2 * kM], lse_low[2 * kM], delta[2 * kM];
+    CLINATTN_UNROLL
+    for (int r = 0; r < 2 * kM; ++r) {
+      const int64_t i = warp_i0 + r / 2 * 16 + fragment_row(lane, r % 2 * 2);
+      const int64_t at = stat_at(p, batch, head, seq.q_row0, i);
+      lse[r] = i < i1 ? scratch.lse2[at] : kInfinity;
+      lse_low[r] = i < i1 ? scratch.lse2_low[at] : 0;
+      delta[r] = i < i1 ? scratch.delta[at] : 0;
+    }
+    if constexpr (kPairs) {
+      seen.clear();
+      if (p.dropout_threshold) {
+        const Dropout dropout(p, seq.index, head);
+        for (int row = lane; row < kWarpRows; row += kWarp)
+          least[row] = static_cast<uint16_t>(dropout.least(static_cast<uint32_t>(warp_i0 + row)));
+      }
+    }
+    sync_block();
+    int tile = fixed->tiles.begin();
+    if (tile < fixed->tiles.end) fixed->template fetch<kPairs>(p, keys, 0, tile);
+    const float scale2 = static_cast<float>(p.scale * kLog2e), kept = kPairs ? kept_scale(p) : 1;
+
+    Sums<kM, kDims> dq;
+    dq.clear();
+    for (int i = 0; tile < fixed->tiles.end; ++i) {
+      keys.arrive(i);
+      const int64_t k0 = fixed->first_key(tile, kKeys);
+      tile = fixed->tiles.after(tile);
+      if (tile < fixed->tiles.end) fixed->template fetch<kPairs>(p, keys, i + 1, tile);
+
+      Sums<kM, kN> s, dp;
+      s.clear();
+      dp.clear();
+      Product::rows_by_rows(s, queries, warp_row, keys.first(i));
+      Product::rows_by_rows(dp, gradients, warp_row, keys.second(i));
+      if constexpr (kPairs) {
+        if (p.dropout_threshold) draws.draw(Dropout(p, fixed->seq.index, head), warp_i0, least, k0);
+        Visible visible[2 * kM];
+        CLINATTN_UNROLL
+        for (int r = 0; r < 2 * kM; ++r)
+          visible[r] = Visible::of(fixed->seq, warp_i0 + r / 2 * 16 + fragment_row(lane, r % 2 * 2),
+                                   k0, kKeys);
+        CLINATTN_UNROLL
+        for (int m = 0; m < kM; ++m) CLINATTN_UNROLL
+        for (int n = 0; n < kN; ++n) CLINATTN_UNROLL
+        for (int e = 0; e < 4; ++e) {
+          const int r = 2 * m + e / 2, row = 16 * m + fragment_row(lane, e),
+                    column = 8 * n + fragment_column(lane, e);
+          float gain, &x = s.x[m][n][e], &y = dp.x[m][n][e];
+          x = fixed->scores(p, fixed->seq, x, warp_i0 + row, k0 + column, gain);
+          if (!visible[r].sees(column)) x = -kInfinity;
+          if (p.dropout_threshold) y = draws.at(row, column) ? y * kept : 0;
+          const float weight = exp2_fast((x - lse[r]) - lse_low[r]);
+          y = x == -kInfinity ? 0 : weight * (y - delta[r]) * gain;
+        }
+        if (fixed->scores.hides_pairs(p)) {
+          seen.note(i, s);
+          seen.blank(i, keys.first(i));
+        }
+      } else {
+        if (fixed->is_edge(k0, kKeys)) hide(s, dp, fixed->seq, warp_i0, k0);
+        CLINATTN_UNROLL
+        for (int m = 0; m < kM; ++m) CLINATTN_UNROLL
+        for (int n = 0; n < kN; ++n) CLINATTN_UNROLL
+        for (int e = 0; e < 4; ++e) {
+          const int r = 2 * m + e / 2;
+          float x = fmaf(s.x[m][n][e], scale2, -lse[r]);
+          if constexpr (sizeof(T) == 4) x -= lse_low[r];
+          dp.x[m][n][e] = exp2_fast(x) * (dp.x[m][n][e] - delta[r]);
+        }
+      }
+      Product::weights_by_rows(dq, dp, keys.first(i));
+    }
+    float factor[2 * kM];
+    for (int r = 0; r < 2 * kM; ++r) factor[r] = static_cast<float>(p.scale);
+    put_sums<T>(dq, factor, queries, warp_row);
+    T* to = static_cast<T*>(p.dq) + batch * p.dq_strides.batch + head * p.dq_strides.head +
+            (fixed->seq.q_row0 + warp_i0) * p.dq_strides.row;
+    const int64_t end = min64(i0 + kRows, fixed->seq.rows_q);
+    store_rows<T, kWarpRows, kDim>(queries, warp_row, to, p.dq_strides.row,
+                                   static_cast<int>(clamp(end - warp_i0, 0, kWarpRows)),
+                                   static_cast<int>(p.head_dim));
+  }
+
+  // Hidden pairs have weight 0, whatever their keys hold.
+  static CLINATTN_DEVICE void hide(Sums<kM, kN>& s, Sums<kM, kN>& dp, const Sequence& seq,
+                                   int64_t warp_i0, int64_t k0) {
+    const int lane = lane_index();
+    CLINATTN_UNROLL
+    for (int m = 0; m < kM; ++m) CLINATTN_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      const Visible visible =
+          Visible::of(seq, warp_i0 + 16 * m + fragment_row(lane, 2 * half), k0, kKeys);
+      CLINATTN_UNROLL
+      for (int n = 0; n < kN; ++n) CLINATTN_UNROLL
+      for (int e = 2 * half; e < 2 * half + 2; ++e)
+        if (!visible.sees(8 * n + fragment_column(lane, e)))
+          s.x[m][n][e] = -kInfinity, dp.x[m][n][e] = 0;
+    }
+  }
+};
+
+template <class T, int kDim, bool kPairs, bool kTuring>
+CLINATTN_KERNEL((Dq<T, kDim, kPairs, kTuring>::kThreads), 1)
+dq_kernel(CLINATTN_CONSTANT AttentionParams p, CLINATTN_CONSTANT CudaScratch scratch) {
+  if constexpr (is_compiled(kTuring)) Dq<T, kDim, kPairs, kTuring>::run(p, scratch);
+}
+
+template <class T>
+int launch_dq(const AttentionParams& p, const CudaScratch& scratch, int capability, void* stream) {
+  return choose(p, capability, [&](auto dim, auto pairs, auto turing) {
+    using Kernel = Dq<T, dim.value, pairs.value, turing.value>;
+    return launch(dq_kernel<T, dim.value, pairs.value, turing.value>,
+                  query_schedule(p, Kernel::kRows).blocks(), Kernel::kThreads, Kernel::kShared,
+                  stream, p, scratch);
+  });
+}
+
+}  // namespace clinattn

@@ -1,0 +1,199 @@
+// Forward pass of one tile of queries, for each tile of keys that it sees:
+//   m' <- max(m, rowmax s);  p <- 2^(s - m');  l <- l 2^(m - m') + rowsum p;  o <- o 2^(m - m') + p
+//   v
+#pragma once
+
+#include "launch.cuh"
+#include "queries.cuh"
+
+namespace clinattn {
+
+template <class T, int kDim, bool kPairs, bool kTuring>
+struct Forward {
+  static constexpr Shape kShape = shape(Pass::kForward, sizeof(T), kDim, kTuring);
+  static constexpr int kThreads = kShape.threads(), kRows = kShape.rows();
+  static constexpr int kWarpRows = kShape.warp_rows(), kKeys = kShape.streamed;
+  static constexpr int kM = kShape.tiles, kN = kKeys / 8, kDims = kDim / 8;
+  using Product = Products<T, sizeof(T) == 2 && !(kTuring && is_bfloat16<T>)>;
+  using Keys = Stream<T, kKeys, kDim, kThreads, !kTuring>;
+  using Seen = SeenKeys<kKeys, kThreads>;
+  using Draws = Kept<kWarpRows, kKeys>;
+
+  static constexpr int kStreamAt = Tile<T, kDim>::bytes(kRows);
+  static constexpr int kFixedAt = kStreamAt + Keys::kBytes;
+  static constexpr int kLeastAt = kFixedAt + static_cast<int>(sizeof(QueryTile<T>));
+  static constexpr int kSeenAt = kLeastAt + 2 * kRows;
+  static constexpr int kKeptAt = kSeenAt + Seen::kBytes;
+  static constexpr int kShared = kPairs ? kKeptAt + kShape.warps * Draws::kBytes : kLeastAt;
+
+  static CLINATTN_DEVICE void run(const AttentionParams& p) {
+    const Work work = query_schedule(p, kRows).at(block_index());
+    if (p.cu_seqlens_q && work.sequence == p.num_seqs) {
+      const int64_t row0 = p.cu_seqlens_q[p.num_seqs];
+      return write_nothing(p, work, row0, 0, p.total_q - row0);
+    }
+    const Sequence seq(p, work.sequence);
+    const int64_t i0 = work.tile * kRows, i1 = min64(i0 + kRows, seq.q_end);
+    if (i0 >= seq.rows_q) return;
+    if (i0 >= i1) return write_nothing(p, work, seq.q_row0, 0, seq.rows_q);
+    attend(p, seq, work.head, i0, i1);
+  }
+
+  // Rows of the tile, within [first, rows)
+  static CLINATTN_DEVICE void write_nothing(const AttentionParams& p, const Work& work,
+                                            int64_t row0, int64_t first, int64_t rows) {
+    const int64_t batch = p.cu_seqlens_q ? 0 : work.sequence;
+    const int64_t begin = max64(first, work.tile * kRows), end = min64(begin + kRows, rows);
+    zero_rows<T, kThreads>(p.o, p.o_strides, batch, work.head, row0 + begin, row0 + end,
+                           p.head_dim);
+    for (int64_t i = begin + thread_index(); i < end; i += kThreads) {
+      const int64_t at = stat_at(p, batch, work.head, row0, i);
+      static_cast<float*>(p.lse)[at] = -kInfinity;
+      static_cast<float*>(p.lse_low)[at] = 0;
+    }
+  }
+
+  static CLINATTN_DEVICE void attend(const AttentionParams& p, const Sequence& seq, int64_t head,
+                                     int64_t i0, int64_t i1) {
+    char* memory = shared_memory();
+    const int warp_row = warp_index() * kWarpRows, lane = lane_index();
+    const int64_t warp_i0 = i0 + warp_row;
+    const Tile<T, kDim> queries{reinterpret_cast<T*>(memory)};
+    Keys keys(memory + kStreamAt);
+    auto* fixed = reinterpret_cast<QueryTile<T>*>(memory + kFixedAt);
+    auto* least = reinterpret_cast<uint16_t*>(memory + kLeastAt) + warp_row;
+    Seen seen{reinterpret_cast<uint8_t*>(memory + kSeenAt)};
+    Draws draws{reinterpret_cast<uint16_t*>(memory + kKeptAt + warp_index() * Draws::kBytes), 0};
+
+    if (thread_index() == 0) new (fixed) QueryTile<T>(p, seq, head, i0, i1, kKeys);
+    const Rows<T> q(p.q, p.q_strides, p.cu_seqlens_q ? 0 : seq.index, head, seq.q_row0, p.head_dim);
+    load_tile<T, kRows, kDim, kThreads>(queries, q, i0, [&](int row) { return i0 + row < i1; });
+    if constexpr (kPairs) {
+      seen.clear();
+      if (p.dropout_threshold) {
+        const Dropout dropout(p, seq.index, head);
+        for (int row = lane; row < kWarpRows; row += kWarp)
+          least[row] = static_cast<uint16_t>(dropout.least(static_cast<uint32_t>(warp_i0 + row)));
+      }
+    }
+    sync_block();
+    int tile = fixed->tiles.begin();
+    if (tile < fixed->tiles.end) fixed->template fetch<kPairs>(p, keys, 0, tile);
+    const float scale2 = kPairs ? 1 : static_cast<float>(p.scale * kLog2e);
+
+    Sums<kM, kDims> o;
+    o.clear();
+    float m[2 * kM], l[2 * kM];
+    for (int r = 0; r < 2 * kM; ++r) m[r] = -kInfinity, l[r] = 0;
+    for (int i = 0; tile < fixed->tiles.end; ++i) {
+      keys.arrive(i);
+      const int64_t k0 = fixed->first_key(tile, kKeys);
+      tile = fixed->tiles.after(tile);
+      if (tile < fixed->tiles.end) fixed->template fetch<kPairs>(p, keys, i + 1, tile);
+
+      Sums<kM, kN> s;
+      s.clear();
+      Product::rows_by_rows(s, queries, warp_row, keys.first(i));
+      if constexpr (kPairs)
+        s.each([&](float& x, int, int row, int column) {
+          float gain;
+          x = fixed->scores(p, fixed->seq, x, warp_i0 + row, k0 + column, gain);
+        });
+      if (fixed->is_edge(k0, kKeys)) hide(s, fixed->seq, warp_i0, k0);
+      if constexpr (kPairs)
+        if (fixed->scores.hides_pairs(p)) {
+          seen.note(i, s);
+          seen.blank(i, keys.second(i));
+        }
+
+      float rescale[2 * kM], shift[2 * kM];
+      CLINATTN_UNROLL
+      for (int r = 0; r < 2 * kM; ++r) {
+        float most = -kInfinity;
+        CLINATTN_UNROLL
+        for (int n = 0; n < kN; ++n)
+          most = fmaxf(most, fmaxf(s.x[r / 2][n][r % 2 * 2], s.x[r / 2][n][r % 2 * 2 + 1]));
+        most = fmaxf(most, shuffle_xor(most, 1));
+        most = fmaxf(most, shuffle_xor(most, 2));
+        const float m_new = fmaxf(m[r], most * scale2);
+        shift[r] = m_new == -kInfinity ? 0 : m_new;
+        rescale[r] = exp2_fast(m[r] - shift[r]);
+        m[r] = m_new;
+        l[r] *= rescale[r];
+      }
+      s.each([&](float& x, int r, int, int) {
+        x = exp2_fast(fmaf(x, scale2, -shift[r]));
+        l[r] += x;
+      });
+      if constexpr (kPairs)
+        if (p.dropout_threshold) {
+          draws.draw(Dropout(p, fixed->seq.index, head), warp_i0, least, k0);
+          s.each([&](float& x, int, int row, int column) {
+            if (!draws.at(row, column)) x = 0;
+          });
+        }
+      o.each([&](float& x, int r, int, int) { x *= rescale[r]; });
+      Product::weights_by_rows(o, s, keys.second(i));
+    }
+    finish(p, fixed->seq, head, queries, warp_row, i0, i1, o, m, l);
+  }
+
+  static CLINATTN_DEVICE void hide(Sums<kM, kN>& s, const Sequence& seq, int64_t warp_i0,
+                                   int64_t k0) {
+    Visible visible[2 * kM];
+    CLINATTN_UNROLL
+    for (int r = 0; r < 2 * kM; ++r)
+      visible[r] =
+          Visible::of(seq, warp_i0 + r / 2 * 16 + fragment_row(lane_index(), r % 2 * 2), k0, kKeys);
+    s.each([&](float& x, int r, int, int column) {
+      if (!visible[r].sees(column)) x = -kInfinity;
+    });
+  }
+
+  static CLINATTN_DEVICE void finish(const AttentionParams& p, const Sequence& seq, int64_t head,
+                                     const Tile<T, kDim>& tile, int warp_row, int64_t i0,
+                                     int64_t i1, Sums<kM, kDims>& o, const float (&m)[2 * kM],
+                                     float (&l)[2 * kM]) {
+    const int64_t batch = p.cu_seqlens_q ? 0 : seq.index, end = min64(i0 + kRows, seq.rows_q);
+    float factor[2 * kM];
+    CLINATTN_UNROLL
+    for (int r = 0; r < 2 * kM; ++r) {
+      l[r] += shuffle_xor(l[r], 1);
+      l[r] += shuffle_xor(l[r], 2);
+      const int64_t i = i0 + warp_row + r / 2 * 16 + fragment_row(lane_index(), r % 2 * 2);
+      const bool empty = l[r] == 0 || i >= i1;
+      factor[r] = empty ? 0 : (kPairs ? kept_scale(p) : 1.0f) / l[r];
+      if (lane_index() % 4 == 0 && i < end) {
+        const TwoPart lse = empty ? TwoPart{-kInfinity, 0} : natural(m[r], l[r]);
+        const int64_t at = stat_at(p, batch, head, seq.q_row0, i);
+        static_cast<float*>(p.lse)[at] = lse.high;
+        static_cast<float*>(p.lse_low)[at] = lse.low;
+      }
+    }
+    put_sums<T>(o, factor, tile, warp_row);
+    const int64_t first = i0 + warp_row;
+    T* to = static_cast<T*>(p.o) + batch * p.o_strides.batch + head * p.o_strides.head +
+            (seq.q_row0 + first) * p.o_strides.row;
+    store_rows<T, kWarpRows, kDim>(tile, warp_row, to, p.o_strides.row,
+                                   static_cast<int>(clamp(end - first, 0, kWarpRows)),
+                                   static_cast<int>(p.head_dim));
+  }
+};
+
+template <class T, int kDim, bool kPairs, bool kTuring>
+CLINATTN_KERNEL((Forward<T, kDim, kPairs, kTuring>::kThreads), 1)
+forward_kernel(CLINATTN_CONSTANT AttentionParams p) {
+  if constexpr (is_compiled(kTuring)) Forward<T, kDim, kPairs, kTuring>::run(p);
+}
+
+template <class T>
+int launch_forward(const AttentionParams& p, int capability, void* stream) {
+  return choose(p, capability, [&](auto dim, auto pairs, auto turing) {
+    using Kernel = Forward<T, dim.value, pairs.value, turing.value>;
+    return launch(forward_kernel<T, dim.value, pairs.value, turing.value>,
+                  query_schedule(p, Kernel::kRows).blocks(), Kernel::kThreads, Kernel::kShared,
+                  stream, p);
+  });
+}
+
+}  // namespace clinattn

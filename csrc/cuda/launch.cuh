@@ -1,0 +1,43 @@
+// From a call to the kernel that is compiled for it.
+#pragma once
+
+#include "kernels.h"
+#include "queries.cuh"
+
+namespace clinattn {
+
+inline bool differs_by_pair(const AttentionParams& p) {
+  return p.mask.ptr || p.softcap != 0 || p.slopes || p.decay || p.relative || p.dropout_threshold;
+}
+
+template <int n>
+struct Constant {
+  static constexpr int value = n;
+};
+
+// f(head dim of the kernel, whether pairs differ, whether the card is below 8.0), as types
+template <class F>
+int choose(const AttentionParams& p, int capability, const F& f) {
+  const auto by_card = [&](auto dim, auto pairs) {
+    return capability < 80 ? f(dim, pairs, Constant<1>()) : f(dim, pairs, Constant<0>());
+  };
+  const auto by_pairs = [&](auto dim) {
+    return differs_by_pair(p) ? by_card(dim, Constant<1>()) : by_card(dim, Constant<0>());
+  };
+  if (p.head_dim <= 64) return by_pairs(Constant<64>());
+  return p.head_dim <= 128 ? by_pairs(Constant<128>()) : by_pairs(Constant<256>());
+}
+
+// One function for each pass and type, each compiled in a file of its own
+#define CLINATTN_PASSES(name)                                                           \
+  int forward_##name(const AttentionParams& p, int capability, void* stream);           \
+  int dq_##name(const AttentionParams& p, const CudaScratch& scratch, int capability,   \
+                void* stream);                                                          \
+  int dkdv_##name(const AttentionParams& p, const CudaScratch& scratch, int capability, \
+                  void* stream);
+CLINATTN_PASSES(float32)
+CLINATTN_PASSES(bfloat16)
+CLINATTN_PASSES(float16)
+#undef CLINATTN_PASSES
+
+}  // namespace clinattn

@@ -1,0 +1,51 @@
+// What the backward kernels need of each query: its normaliser in base 2, +inf where it sees no
+// key, and delta = o.do - dlse. One warp a row.
+#pragma once
+
+#include "kernels.h"
+#include "queries.cuh"
+
+namespace clinattn {
+
+constexpr int kPrepareThreads = 128;
+
+CLINATTN_SHARED inline int64_t stat_rows(const AttentionParams& p) {
+  return p.cu_seqlens_q ? p.total_q : p.max_q;
+}
+
+template <class T>
+CLINATTN_KERNEL(kPrepareThreads, 1)
+prepare_kernel(CLINATTN_CONSTANT AttentionParams p, CLINATTN_CONSTANT CudaScratch scratch) {
+  const int64_t at = block_index() * (kPrepareThreads / kWarp) + warp_index();
+  const int64_t rows = stat_rows(p), heads = at / rows, row = at % rows;
+  const int64_t batch = heads / p.heads, head = heads % p.heads;
+  if (batch >= (p.cu_seqlens_q ? 1 : p.num_seqs)) return;
+  const float lse = static_cast<const float*>(p.lse)[at];
+  if (lse == -kInfinity) {
+    if (lane_index() == 0)
+      scratch.lse2[at] = kInfinity, scratch.lse2_low[at] = 0, scratch.delta[at] = 0;
+    return;
+  }
+  const auto row_of = [&](const void* tensor, const Strides& s) {
+    return static_cast<const T*>(tensor) + batch * s.batch + head * s.head + row * s.row;
+  };
+  const T *o = row_of(p.o, p.o_strides), *dout = row_of(p.dout, p.do_strides);
+  float delta = 0;
+  for (int d = lane_index(); d < p.head_dim; d += kWarp)
+    delta = fmaf(to_float(o[d]), to_float(dout[d]), delta);
+  for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) delta += shuffle_xor(delta, lanes);
+  if (lane_index() != 0) return;
+  const TwoPart lse2 = base2(lse, p.lse_low ? static_cast<const float*>(p.lse_low)[at] : 0);
+  scratch.lse2[at] = lse2.high;
+  scratch.lse2_low[at] = lse2.low;
+  scratch.delta[at] = delta - (p.dlse ? static_cast<const float*>(p.dlse)[at] : 0);
+}
+
+template <class T>
+int launch_prepare(const AttentionParams& p, const CudaScratch& scratch, void* stream) {
+  const int64_t rows = (p.cu_seqlens_q ? 1 : p.num_seqs) * p.heads * stat_rows(p);
+  return launch(prepare_kernel<T>, ceil_div(rows, kPrepareThreads / kWarp), kPrepareThreads, 0,
+                stream, p, scratch);
+}
+
+}  // namespace clinattn

@@ -1,0 +1,147 @@
+// A tile of queries and the tiles of keys that it sees: what forward and dq have in common.
+#pragma once
+
+#include <new>
+
+#include "copies.cuh"
+#include "scores.cuh"
+#include "shapes.h"
+
+namespace clinattn {
+
+// Tiles of keys from k_begin on: those of the prefix, then those of the interval.
+struct KeyTiles {
+  int prefix_end, first, end;
+
+  CLINATTN_DEVICE KeyTiles(const Sequence& seq, const View& view, int keys) {
+    const int64_t prefix = ceil_div(view.prefix - seq.k_begin, keys);
+    const int64_t last = view.some.empty() ? 0 : ceil_div(view.some.hi - seq.k_begin, keys);
+    prefix_end = static_cast<int>(prefix);
+    first = static_cast<int>(max64(prefix, (view.some.lo - seq.k_begin) / keys));
+    end = static_cast<int>(max64(last, prefix));
+  }
+  CLINATTN_DEVICE int begin() const { return prefix_end > 0 ? 0 : first; }
+  CLINATTN_DEVICE int after(int tile) const {
+    ++tile;
+    return tile < prefix_end || tile > first ? tile : first;
+  }
+};
+
+// What all threads of a block know of a tile of queries. It lies in shared memory: registers are
+// for sums.
+template <class T>
+struct QueryTile {
+  Sequence seq;
+  View view;
+  Rows<T> k, v;
+  Scores scores;
+  KeyTiles tiles;
+
+  CLINATTN_DEVICE QueryTile(const AttentionParams& p, const Sequence& seq, int64_t head, int64_t i0,
+                            int64_t i1, int keys)
+      : seq(seq),
+        view(seq.view(i0, i1)),
+        k(p.k, p.k_strides, batch(p), head / (p.heads / p.kv_heads), seq.k_row0, p.head_dim),
+        v(p.v, p.v_strides, batch(p), head / (p.heads / p.kv_heads), seq.k_row0, p.head_dim),
+        scores(p, seq, head),
+        tiles(seq, view, keys) {}
+
+  // In tensors; packed ones have one
+  CLINATTN_DEVICE int64_t batch(const AttentionParams& p) const {
+    return p.cu_seqlens_q ? 0 : seq.index;
+  }
+  CLINATTN_DEVICE int64_t first_key(int tile, int keys) const {
+    return seq.k_begin + static_cast<int64_t>(tile) * keys;
+  }
+  // Whether some query does not see some key of a tile
+  CLINATTN_DEVICE bool is_edge(int64_t k0, int keys) const {
+    return !view.all_see(k0, k0 + keys) || k0 + keys > seq.k_end;
+  }
+
+  // Keys that no query of the tile sees are padding: they become 0.
+  template <bool kPairs, class Keys>
+  CLINATTN_DEVICE void fetch(const AttentionParams& p, Keys& to, int i, int tile) const {
+    const int64_t k0 = first_key(tile, Keys::kRows);
+    const Span some = view.seen(k0, min64(k0 + Keys::kRows, seq.k_end));
+    const int lo = static_cast<int>(some.lo - k0), hi = static_cast<int>(some.hi - k0);
+    to.fetch(i, k, v, k0, [&](int row) {
+      return row >= lo && row < hi && !(kPairs && scores.hides_key(p, k0 + row));
+    });
+  }
+};
+
+CLINATTN_DEVICE Schedule query_schedule(const AttentionParams& p, int rows) {
+  return {p.num_seqs, p.heads, p.cu_seqlens_q, p.max_q, p.total_q, rows, p.window_right >= 0};
+}
+
+// Which keys of tiles some query of a tile sees, where only the scores tell: a flag for each. Keys
+// that none sees may hold anything, so their rows are then filled with 0.
+template <int kKeys, int kThreads>
+struct SeenKeys {
+  static constexpr int kBytes = 2 * kKeys;
+  uint8_t* flags;  // two sets, of which one is cleared while the other is in use
+
+  CLINATTN_DEVICE void clear() {
+    for (int j = thread_index(); j < kBytes; j += kThreads) flags[j] = 0;
+  }
+  template <int kM, int kN>
+  CLINATTN_DEVICE void note(int i, const Sums<kM, kN>& scores) {
+    const int lane = lane_index();
+    CLINATTN_UNROLL
+    for (int n = 0; n < kN; ++n) CLINATTN_UNROLL
+    for (int side = 0; side < 2; ++side) {
+      bool seen = false;
+      CLINATTN_UNROLL
+      for (int m = 0; m < kM; ++m)
+        seen |= scores.x[m][n][side] != -kInfinity || scores.x[m][n][2 + side] != -kInfinity;
+      if (seen) flags[i % 2 * kKeys + 8 * n + fragment_column(lane, side)] = 1;
+    }
+  }
+  template <class T, int kDim>
+  CLINATTN_DEVICE void blank(int i, const Tile<T, kDim>& rows) {
+    using Place = Tile<T, kDim>;
+    sync_block();
+    for (int at = thread_index(); at < kKeys * Place::kChunks; at += kThreads) {
+      const int row = at / Place::kChunks;
+      if (!flags[i % 2 * kKeys + row])
+        *reinterpret_cast<Chunk*>(rows.at(row, at % Place::kChunks * Place::kVector)) = Chunk{};
+    }
+    for (int j = thread_index(); j < kKeys; j += kThreads) flags[(i + 1) % 2 * kKeys + j] = 0;
+    sync_block();
+  }
+};
+
+// The sums of a warp, times a factor for each row of a lane, rounded, to its rows of a tile.
+template <class T, int kM, int kN>
+CLINATTN_DEVICE void put_sums(Sums<kM, kN>& sums, const float (&factor)[2 * kM],
+                              const Tile<T, 8 * kN>& to, int first) {
+  const int lane = lane_index();
+  sync_warp();
+  CLINATTN_UNROLL
+  for (int m = 0; m < kM; ++m) CLINATTN_UNROLL
+  for (int n = 0; n < kN; ++n) CLINATTN_UNROLL
+  for (int half = 0; half < 2; ++half) {
+    T* at = to.at(first + 16 * m + fragment_row(lane, 2 * half), 8 * n + fragment_column(lane, 0));
+    at[0] = from_float<T>(sums.x[m][n][2 * half] * factor[2 * m + half]);
+    at[1] = from_float<T>(sums.x[m][n][2 * half + 1] * factor[2 * m + half]);
+  }
+  sync_warp();
+}
+
+// 0 to rows [first, last) of a head, by all threads of a block
+template <class T, int kThreads>
+CLINATTN_DEVICE void zero_rows(void* tensor, const Strides& strides, int64_t sequence, int64_t head,
+                               int64_t first, int64_t last, int64_t head_dim) {
+  T* base = static_cast<T*>(tensor) + sequence * strides.batch + head * strides.head;
+  for (int64_t at = thread_index(); at < (last - first) * head_dim; at += kThreads)
+    base[(first + at / head_dim) * strides.row + at % head_dim] = from_float<T>(0);
+}
+
+// Where lse and its like have a row
+CLINATTN_DEVICE int64_t stat_at(const AttentionParams& p, int64_t sequence, int64_t head,
+                                int64_t row0, int64_t row) {
+  return p.cu_seqlens_q ? head * p.total_q + row0 + row
+                        : (sequence * p.heads + head) * p.max_q + row;
+}
+
+}  // namespace clinattn

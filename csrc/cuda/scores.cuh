@@ -1,0 +1,219 @@
+// From products q.k to weights: terms and masks of pairs, intervals, and what dropout keeps.
+#pragma once
+
+#include <math.h>
+
+#include "products.cuh"
+
+namespace clinattn {
+
+constexpr double kLog2e = 1.4426950408889634, kLn2 = 0.6931471805599453;
+constexpr float kInfinity = __builtin_huge_valf(), kLowest = -3.402823466e38f;
+
+// To some ulp, near 0 too; the polynomial there is that of Cephes' tanhf.
+CLINATTN_DEVICE float tanh_accurate(float x) {
+  const float size = fabsf(x), z = x * x;
+  float near = fmaf(-5.70498872745e-3f, z, 2.06390887954e-2f);
+  near = fmaf(near, z, -5.37397155531e-2f);
+  near = fmaf(near, z, 1.33314422036e-1f);
+  near = fmaf(near, z, -3.33332819422e-1f);
+  const float far = 1 - 2 / (exp2_fast(size * static_cast<float>(2 * kLog2e)) + 1);
+  return size < 0.625f ? fmaf(near * z, x, x) : copysignf(far, x);
+}
+
+// The scores of one head of one sequence, in base 2
+struct Scores {
+  const char* mask = nullptr;
+  const float *times = nullptr, *table = nullptr;
+  float scale2, cap2, scale_over_cap, slope2 = 0, decay2 = 0;
+
+  CLINATTN_DEVICE Scores(const AttentionParams& p, const Sequence& seq, int64_t head)
+      : scale2(static_cast<float>(p.scale * kLog2e)),
+        cap2(static_cast<float>(p.softcap * kLog2e)),
+        scale_over_cap(p.softcap != 0 ? static_cast<float>(p.scale / p.softcap) : 0) {
+    if (p.mask.ptr)
+      mask = static_cast<const char*>(p.mask.ptr) +
+             (seq.index * p.mask.batch + head * p.mask.head) * mask_size(p);
+    if (p.decay) {
+      decay2 = static_cast<float>(kLog2e * static_cast<const float*>(p.decay)[head]);
+      times =
+          static_cast<const float*>(p.times) + (p.cu_seqlens_q ? seq.q_row0 : seq.index * p.max_q);
+    }
+    if (p.slopes)
+      slope2 = static_cast<float>(
+          kLog2e * static_cast<const float*>(p.slopes)[seq.index * p.slopes_batch + head]);
+    if (p.relative)
+      table = static_cast<const float*>(p.relative) + head * (2 * p.relative_reach + 1);
+  }
+
+  static CLINATTN_DEVICE int64_t mask_size(const AttentionParams& p) {
+    return p.mask.dtype == DType::kBool ? 1 : p.mask.dtype == DType::kFloat32 ? 4 : 2;
+  }
+  // What the mask adds, -inf where it hides; no number comes out as -inf.
+  CLINATTN_DEVICE float mask_at(const AttentionParams& p, int64_t i, int64_t j) const {
+    const char* at = mask + (i * p.mask.row + j * p.mask.key) * mask_size(p);
+    float x;
+    switch (p.mask.dtype) {
+      case DType::kBool:
+        return *at ? 0 : -kInfinity;
+      case DType::kFloat32:
+        x = *reinterpret_cast<const float*>(at);
+        break;
+      case DType::kFloat16:
+        x = to_float(*reinterpret_cast<const half*>(at));
+        break;
+      default:
+        x = to_float(*reinterpret_cast<const bfloat16*>(at));
+    }
+    return x == -kInfinity ? x : fmaxf(x * static_cast<float>(kLog2e), kLowest);
+  }
+  // Whether a mask that is the same for all queries hides a key
+  CLINATTN_DEVICE bool hides_key(const AttentionParams& p, int64_t j) const {
+    return mask && p.mask.row == 0 && mask_at(p, 0, j) == -kInfinity;
+  }
+  // Whether keys that no query of a tile sees are known only with the scores
+  CLINATTN_DEVICE bool hides_pairs(const AttentionParams& p) const {
+    return mask && p.mask.row != 0;
+  }
+
+  // The score of x = q.k, -inf where the mask hides it or there is no such pair. gain gets the
+  // derivative of the softcap.
+  CLINATTN_DEVICE float operator()(const AttentionParams& p, const Sequence& seq, float x,
+                                   int64_t i, int64_t j, float& gain) const {
+    gain = 1;
+    if (i < 0 || i >= seq.q_end || j < seq.k_begin || j >= seq.k_end) return -kInfinity;
+    if (p.softcap != 0) {
+      const float t = tanh_accurate(x * scale_over_cap);
+      gain = (1 - t) * (1 + t);
+      x = t * cap2;
+    } else {
+      x *= scale2;
+    }
+    const int64_t ahead = j - i - seq.offset;
+    if (table) {
+      const int64_t reach = p.relative_reach;
+      x += table[clamp(ahead, -reach, reach) + reach] * static_cast<float>(kLog2e);
+    }
+    if (p.slopes) x -= slope2 * fabsf(static_cast<float>(ahead));
+    if (times) x -= decay2 * fabsf(times[i] - times[j]);
+    if (mask) {
+      const float m = mask_at(p, i, j);
+      x = m == -kInfinity ? m : x + m;
+    }
+    return x;
+  }
+};
+
+// Columns [lo, hi) and those before prefix, of a tile of keys: what a query sees of it.
+struct Visible {
+  int lo, hi, prefix;
+
+  static CLINATTN_DEVICE Visible of(const Sequence& seq, int64_t i, int64_t k0, int keys) {
+    if (i < 0 || i >= seq.q_end) return {0, 0, 0};
+    return {static_cast<int>(clamp(seq.lo(i) - k0, 0, keys)),
+            static_cast<int>(clamp(seq.hi(i) - k0, 0, keys)),
+            static_cast<int>(clamp(seq.k_prefix - k0, 0, keys))};
+  }
+  CLINATTN_DEVICE bool sees(int column) const {
+    return (column >= lo && column < hi) || column < prefix;
+  }
+};
+
+// The normaliser of a row, 2^m l, as a natural logarithm, and what rounding took from it. A row
+// whose scores are all the lowest number keeps that.
+struct TwoPart {
+  float high, low;
+};
+CLINATTN_DEVICE TwoPart natural(float m, float l) {
+  if (m == kLowest) return {kLowest, 0};
+  const double x = m * kLn2 + logf(l);
+  const float high = static_cast<float>(x);
+  return {high, isinf(high) ? 0 : static_cast<float>(x - high)};
+}
+CLINATTN_DEVICE TwoPart base2(float high, float low) {
+  const double x = (static_cast<double>(high) + low) * kLog2e;
+  const float y = static_cast<float>(x);
+  if (y < kLowest) return {kLowest, 0};
+  return {y, isinf(y) ? 0 : static_cast<float>(x - y)};
+}
+
+// Which pairs dropout keeps: clinattn/philox.py is the definition. The counter of 16 keys of a
+// query is (key / 16, query, head, sequence).
+struct Dropout {
+  uint32_t key0, key1, head, sequence, threshold;
+
+  CLINATTN_DEVICE Dropout(const AttentionParams& p, int64_t seq, int64_t head)
+      : head(static_cast<uint32_t>(head)),
+        sequence(static_cast<uint32_t>(seq)),
+        threshold(p.dropout_threshold) {
+    const uint64_t seed = p.dropout_threshold ? *p.seed_at : 0;
+    key0 = static_cast<uint32_t>(seed);
+    key1 = static_cast<uint32_t>(seed >> 32);
+  }
+
+  struct Words {
+    uint32_t x[4];
+  };
+  CLINATTN_DEVICE Words philox(uint32_t block, uint32_t query) const {
+    constexpr uint32_t kFirst = 0xD2511F53, kSecond = 0xCD9E8D57;
+    uint32_t c0 = block, c1 = query, c2 = head, c3 = sequence, k0 = key0, k1 = key1;
+    CLINATTN_UNROLL
+    for (int round = 0; round < 7; ++round) {
+      const uint32_t high0 = high_word(c0, kFirst), low0 = c0 * kFirst;
+      const uint32_t high1 = high_word(c2, kSecond), low1 = c2 * kSecond;
+      c0 = high1 ^ c1 ^ k0, c1 = low1, c2 = high0 ^ c3 ^ k1, c3 = low0;
+      k0 += 0x9E3779B9, k1 += 0xBB67AE85;
+    }
+    return {{c0, c1, c2, c3}};
+  }
+
+  // The least byte of a query that is kept; 256 where none is
+  CLINATTN_DEVICE uint32_t least(uint32_t query) const {
+    const uint32_t word = philox(0xffffffff, query).x[0];
+    return (threshold >> 16) + ((word & 0xffff) < (threshold & 0xffff) ? 1 : 0);
+  }
+  // A bit for each of 16 keys
+  CLINATTN_DEVICE uint32_t kept(uint32_t block, uint32_t query, uint32_t least) const {
+    const Words words = philox(block, query);
+    uint32_t bits = 0;
+    CLINATTN_UNROLL
+    for (int i = 0; i < 16; ++i)
+      bits |= (words.x[i / 4] >> i % 4 * 8 & 0xff) >= least ? 1u << i : 0;
+    return bits;
+  }
+};
+
+CLINATTN_DEVICE float kept_scale(const AttentionParams& p) {
+  const double kept = 1 - p.dropout_threshold / 16777216.0;
+  return kept > 0 ? static_cast<float>(1 / kept) : 0;
+}
+
+// The pairs of kQueries queries and kKeys keys that a warp keeps, a bit each. kBlocks covers keys
+// that do not start at a multiple of 16.
+template <int kQueries, int kKeys>
+struct Kept {
+  static constexpr int kBlocks = (kKeys + 15) / 16 + 1;
+  static constexpr int kBytes = kQueries * kBlocks * 2;
+
+  uint16_t* bits;  // (kQueries, kBlocks)
+  int shift;
+
+  CLINATTN_DEVICE void draw(const Dropout& dropout, int64_t first_query, const uint16_t* least,
+                            int64_t first_key) {
+    shift = static_cast<int>(first_key % 16);
+    sync_warp();  // the last tile's are used up
+    for (int at = lane_index(); at < kQueries * kBlocks; at += kWarp) {
+      const int query = at / kBlocks;
+      bits[at] = static_cast<uint16_t>(
+          dropout.kept(static_cast<uint32_t>(first_key / 16 + at % kBlocks),
+                       static_cast<uint32_t>(first_query + query), least[query]));
+    }
+    sync_warp();
+  }
+  CLINATTN_DEVICE bool at(int query, int key) const {
+    key += shift;
+    return bits[query * kBlocks + key / 16] >> key % 16 & 1;
+  }
+};
+
+}  // namespace clinattn

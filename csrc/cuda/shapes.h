@@ -1,0 +1,50 @@
+// How many rows a block of each kernel works on, by type, head dim and kind of card.
+#pragma once
+
+#include "layout.h"
+
+namespace clinattn {
+
+enum class Pass { kForward, kDq, kDkdv };
+
+// Each of `warps` warps keeps the sums of 16 x tiles rows; tiles of `streamed` rows pass by.
+struct Shape {
+  int warps, tiles, streamed;
+
+  CLINATTN_SHARED constexpr int threads() const { return warps * kWarp; }
+  CLINATTN_SHARED constexpr int warp_rows() const { return 16 * tiles; }
+  CLINATTN_SHARED constexpr int rows() const { return warps * warp_rows(); }
+};
+
+// size: bytes of an element. dim: 64, 128 or 256. turing: cards below 8.0, whose blocks have 64 KB
+// of shared memory. Footprints: rows that stay (q; q and do; k and v), and twice two streamed
+// tiles, once on turing. 16 rows a warp read each streamed row from shared memory twice as often as
+// 32 do, which on cards from 8.0 on costs more than the products; registers allow 32 where named.
+CLINATTN_SHARED constexpr Shape shape(Pass pass, int size, int dim, bool turing) {
+  const bool wide = size == 4;
+  if (pass == Pass::kForward) {
+    if (turing) {
+      if (dim == 64) return wide ? Shape{4, 2, 32} : Shape{4, 2, 64};   // 48, 32 KB
+      if (dim == 128) return wide ? Shape{4, 1, 16} : Shape{4, 1, 64};  // 48, 48
+      return wide ? Shape{2, 1, 8} : Shape{4, 1, 16};                   // 48, 48
+    }
+    if (dim == 64) return wide ? Shape{4, 2, 32} : Shape{4, 2, 64};   // 64, 48
+    if (dim == 128) return wide ? Shape{4, 2, 16} : Shape{4, 2, 32};  // 96, 64
+    return wide ? Shape{4, 1, 8} : Shape{4, 1, 32};                   // 96, 96
+  }
+  if (turing) {
+    if (dim == 64) return wide ? Shape{4, 1, 32} : Shape{4, 1, 64};   // 48, 32
+    if (dim == 128) return wide ? Shape{2, 1, 16} : Shape{4, 1, 32};  // 48, 48
+    return wide ? Shape{1, 1, 8} : Shape{2, 1, 16};                   // 48, 48
+  }
+  if (pass == Pass::kDq) {
+    if (dim == 64) return wide ? Shape{4, 1, 32} : Shape{4, 2, 64};   // 64, 64
+    if (dim == 128) return wide ? Shape{4, 1, 16} : Shape{4, 1, 64};  // 96, 96
+    return wide ? Shape{2, 1, 8} : Shape{4, 1, 16};                   // 96, 96
+  }
+  if (dim == 64) return wide ? Shape{4, 1, 32} : Shape{4, 2, 32};   // 64, 48
+  if (dim == 128) return wide ? Shape{4, 1, 16} : Shape{4, 1, 32};  // 96, 64
+  return wide ? Shape{2, 1, 8} : Shape{4, 1, 16};                   // 96, 96
+}
+
+}  // namespace clinattn
