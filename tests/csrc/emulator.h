@@ -28,6 +28,9 @@ constexpr bool kAmpere = true;
 constexpr int kLargestSharedMemory = 227 * 1024;
 #endif
 
+// The emulator runs the kernels for all cards.
+constexpr bool is_compiled(bool /*turing*/) { return true; }
+
 inline emulated::Processor& processor() { return *emulated::Processor::here; }
 
 inline int thread_index() { return processor().lane().thread; }
@@ -210,15 +213,17 @@ inline void wait_for_copies() {
 }
 
 // Runs a kernel on so many blocks; the error of CUDA, 0 for none.
-template <class... Parameters, class... Arguments>
-inline int launch(void (*kernel)(Parameters...), int64_t blocks, int threads, int shared_bytes,
-                  void* /*stream*/, const Arguments&... arguments) {
-  static_assert(!(std::is_reference_v<Parameters> || ...), "a kernel takes its arguments by value");
+template <class... Arguments>
+inline int launch(void (*kernel)(Arguments...), int64_t blocks, int threads, int shared_bytes,
+                  void* /*stream*/, const std::common_type_t<Arguments>&... arguments) {
+  static_assert(!(std::is_reference_v<Arguments> || ...), "a kernel takes its arguments by value");
   if (shared_bytes < 0 || shared_bytes > kLargestSharedMemory) return 1;
   if (blocks < 1 || blocks > 0x7fffffff || threads < 1 || threads > 1024) return 9;
   if (threads % 32 != 0) emulated::fail("%d threads are not whole warps", threads);
   emulated::run_blocks(blocks, threads, shared_bytes, [&] { kernel(arguments...); });
   return 0;
 }
+
+inline const char* error_words(int /*error*/) { return "the launch asks for what no card has"; }
 
 }  // namespace clinattn
