@@ -60,11 +60,11 @@ struct Loader {
   // f(i, row, column) for the chunks of a thread
   template <class F>
   static CLINATTN_DEVICE void each(const F& f) {
-    const int row = thread_index() / Place::kChunks;
+    const int thread = opaque(thread_index()), row = thread / Place::kChunks;
     CLINATTN_UNROLL
     for (int i = 0; i < kEach; ++i) CLINATTN_UNROLL
     for (int w = 0; w < kWide; ++w) {
-      const int column = (thread_index() % Place::kChunks + w * kThreads) * Place::kVector;
+      const int column = (thread % Place::kChunks + w * kThreads) * Place::kVector;
       if (kRows % kStep == 0 || row + i * kStep < kRows) f(i * kWide + w, row + i * kStep, column);
     }
   }

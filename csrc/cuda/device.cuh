@@ -48,6 +48,13 @@ CLINATTN_DEVICE T shuffle_xor(T x, int mask) {
   return __shfl_xor_sync(0xffffffff, x, mask);
 }
 
+// x, but the compiler does not know: it then computes what follows from x anew in every turn of a
+// loop, in place of keeping it all in registers.
+CLINATTN_DEVICE int opaque(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 // 2^x, to 2 ulp; 2^-inf = 0
 CLINATTN_DEVICE float exp2_fast(float x) {
   float y;

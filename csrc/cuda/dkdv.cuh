@@ -11,7 +11,7 @@ namespace clinattn {
 // kDk, kDv: which of the two it computes. Head dims beyond 128 have registers for one at a time.
 template <class T, int kDim, bool kPairs, bool kTuring, bool kDk, bool kDv>
 struct Dkdv {
-  static constexpr Shape kShape = shape(Pass::kDkdv, sizeof(T), kDim, kTuring);
+  static constexpr Shape kShape = shape(Pass::kDkdv, sizeof(T), kDim, kPairs, kTuring);
   static constexpr int kThreads = kShape.threads(), kRows = kShape.rows();
   static constexpr int kWarpRows = kShape.warp_rows(), kQueries = kShape.streamed;
   static constexpr int kM = kShape.tiles, kN = kQueries / 8, kDims = kDim / 8;
@@ -24,12 +24,41 @@ struct Dkdv {
     float lse[kQueries], lse_low[kQueries], delta[kQueries];
     int lo[kQueries], hi[kQueries], prefix[kQueries];  // where some query does not see some key
     uint16_t least[kQueries];
+    bool edge;
+  };
+
+  // What all threads know of a tile of keys, in shared memory. Tiles of queries are cut where the
+  // first key is, so that a left-padded sequence is cut as it is alone: those of the prefix, then
+  // those of the interval.
+  struct KeyTile {
+    Sequence seq;
+    int64_t origin;
+    int prefix, first, count, total;  // tiles: of the prefix, the next one, of a head, of its group
+
+    CLINATTN_DEVICE KeyTile(const AttentionParams& p, const Sequence& seq, int64_t k0, int64_t k1)
+        : seq(seq) {
+      const bool all = k0 < seq.k_prefix;
+      const int64_t lo = all ? 0 : seq.first_query(k0), hi = all ? seq.q_end : seq.last_query(k1);
+      const int64_t before = min64(seq.q_prefix, lo), phase = seq.k_begin % kQueries;
+      origin = phase ? phase - kQueries : 0;
+      prefix = before > 0 ? static_cast<int>(ceil_div(before - origin, kQueries)) : 0;
+      first = static_cast<int>(max64(prefix, (lo - origin) / kQueries));
+      count = hi > lo ? static_cast<int>(max64(first, ceil_div(hi - origin, kQueries))) : first;
+      count += prefix - first;
+      total = count * static_cast<int>(p.heads / p.kv_heads);
+    }
+    // The first query, which may be negative, of the nth tile
+    CLINATTN_DEVICE int64_t query(int nth) const {
+      const int tile = nth % count;
+      return origin + static_cast<int64_t>(tile < prefix ? tile : first + tile - prefix) * kQueries;
+    }
   };
 
   static constexpr int kVAt = Tile<T, kDim>::bytes(kRows);
   static constexpr int kStreamAt = 2 * kVAt;
   static constexpr int kStatsAt = kStreamAt + Queries::kBytes;
-  static constexpr int kKeptAt = kStatsAt + 2 * static_cast<int>(sizeof(Stats));
+  static constexpr int kTileAt = kStatsAt + 2 * static_cast<int>(sizeof(Stats));
+  static constexpr int kKeptAt = kTileAt + static_cast<int>(sizeof(KeyTile));
   static constexpr int kShared = kKeptAt + (kPairs ? kShape.warps * Draws::kBytes : 0);
 
   static CLINATTN_DEVICE Schedule schedule(const AttentionParams& p) {
@@ -57,91 +86,73 @@ struct Dkdv {
     if (kDv) zero_rows<T, kThreads>(p.dv, p.dv_strides, batch, work.head, begin, end, p.head_dim);
   }
 
-  // Tiles of queries, cut where the first key is, so that a left-padded sequence is cut as it is
-  // alone: those of the prefix, then those of the interval.
-  struct QueryTiles {
-    int64_t origin, prefix_end, first, end, count;
+  static CLINATTN_DEVICE int64_t head_of(const AttentionParams& p, const KeyTile& tile,
+                                         int64_t kv_head, int nth) {
+    return kv_head * (p.heads / p.kv_heads) + nth / tile.count;
+  }
 
-    CLINATTN_DEVICE QueryTiles(const Sequence& seq, int64_t k0, int64_t k1) {
-      const bool all = k0 < seq.k_prefix;
-      const int64_t lo = all ? 0 : seq.first_query(k0), hi = all ? seq.q_end : seq.last_query(k1);
-      const int64_t some_prefix = min64(seq.q_prefix, lo);
-      origin = seq.k_begin % kQueries - kQueries;
-      prefix_end = some_prefix > 0 ? ceil_div(some_prefix - origin, kQueries) : first_tile();
-      first = max64(prefix_end, (lo - origin) / kQueries);
-      end = hi > lo ? max64(first, ceil_div(hi - origin, kQueries)) : first;
-      count = prefix_end - first_tile() + end - first;
+  static CLINATTN_DEVICE void fetch(const AttentionParams& p, const CudaScratch& scratch,
+                                    Queries& queries, Stats& to, const KeyTile& tile,
+                                    int64_t kv_head, int64_t k0, int nth) {
+    const Sequence& seq = tile.seq;
+    const int64_t batch = p.cu_seqlens_q ? 0 : seq.index, head = head_of(p, tile, kv_head, nth),
+                  i0 = tile.query(nth), at = stat_at(p, batch, head, seq.q_row0, i0);
+    const int begin = static_cast<int>(max64(-i0, 0)),
+              end = static_cast<int>(min64(seq.q_end - i0, kQueries));
+    queries.fetch(
+        nth % 2, Rows<T>(p.q, p.q_strides, batch, head, seq.q_row0, p.head_dim),
+        Rows<T>(p.dout, p.do_strides, batch, head, seq.q_row0, p.head_dim), i0,
+        [&](int row) { return row >= begin && row < end && scratch.lse2[at + row] != kInfinity; });
+    const bool edge =
+        kPairs || !seq.view(i0 + begin, i0 + end).all_see(k0, min64(k0 + kRows, seq.k_end));
+    for (int row = thread_index(); row < kQueries; row += kThreads) {
+      const bool live = row >= begin && row < end;
+      to.lse[row] = live ? scratch.lse2[at + row] : kInfinity;
+      to.lse_low[row] = live ? scratch.lse2_low[at + row] : 0;
+      to.delta[row] = live ? scratch.delta[at + row] : 0;
+      if (edge) {
+        const Visible visible = Visible::of(seq, i0 + row, k0, kRows);
+        to.lo[row] = visible.lo, to.hi[row] = visible.hi, to.prefix[row] = visible.prefix;
+      }
+      if (kPairs && p.dropout_threshold)
+        to.least[row] = static_cast<uint16_t>(
+            Dropout(p, seq.index, head).least(static_cast<uint32_t>(i0 + row)));
     }
-    CLINATTN_DEVICE int64_t first_tile() const { return -origin / kQueries; }
-    // The first query, which may be negative, of the nth tile
-    CLINATTN_DEVICE int64_t at(int64_t nth) const {
-      const int64_t prefix = prefix_end - first_tile();
-      const int64_t tile = nth < prefix ? first_tile() + nth : first + nth - prefix;
-      return origin + tile * kQueries;
-    }
-  };
+    if (thread_index() == 0) to.edge = edge;
+  }
 
   static CLINATTN_DEVICE void differentiate(const AttentionParams& p, const CudaScratch& scratch,
                                             const Sequence& seq, int64_t kv_head, int64_t k0,
                                             int64_t k1) {
     char* memory = shared_memory();
-    const int64_t batch = p.cu_seqlens_q ? 0 : seq.index, group = p.heads / p.kv_heads;
     const int warp_row = warp_index() * kWarpRows, lane = lane_index();
-    const int64_t warp_k0 = k0 + warp_row;
     const Tile<T, kDim> keys{reinterpret_cast<T*>(memory)},
         values{reinterpret_cast<T*>(memory + kVAt)};
     Queries queries(memory + kStreamAt);
     auto* stats = reinterpret_cast<Stats*>(memory + kStatsAt);
+    auto* tile = reinterpret_cast<KeyTile*>(memory + kTileAt);
     Draws draws{reinterpret_cast<uint16_t*>(memory + kKeptAt + warp_index() * Draws::kBytes), 0};
-    const float kept = kPairs ? kept_scale(p) : 1;
 
-    const QueryTiles tiles(seq, k0, k1);
-    const int64_t count = tiles.count * group;
-    const auto sees_all = [&](int64_t i0) {
-      const int64_t first = max64(i0, 0), last = min64(i0 + kQueries, seq.q_end);
-      return first < last && seq.view(first, last).all_see(k0, k1);
-    };
-    const auto fetch = [&](int64_t nth) {
-      const int i = static_cast<int>(nth % 2);
-      const int64_t head = kv_head * group + nth / tiles.count, i0 = tiles.at(nth % tiles.count);
-      const int64_t at = stat_at(p, batch, head, seq.q_row0, i0);
-      const Rows<T> q(p.q, p.q_strides, batch, head, seq.q_row0, p.head_dim);
-      const Rows<T> dout(p.dout, p.do_strides, batch, head, seq.q_row0, p.head_dim);
-      queries.fetch(i, q, dout, i0, [&](int row) {
-        return i0 + row >= 0 && i0 + row < seq.q_end && scratch.lse2[at + row] != kInfinity;
-      });
-      const bool edge = kPairs || !sees_all(i0);
-      for (int row = thread_index(); row < kQueries; row += kThreads) {
-        const bool live = i0 + row >= 0 && i0 + row < seq.q_end;
-        Stats& to = stats[i];
-        to.lse[row] = live ? scratch.lse2[at + row] : kInfinity;
-        to.lse_low[row] = live ? scratch.lse2_low[at + row] : 0;
-        to.delta[row] = live ? scratch.delta[at + row] : 0;
-        if (edge) {
-          const Visible visible = Visible::of(seq, i0 + row, k0, kRows);
-          to.lo[row] = visible.lo, to.hi[row] = visible.hi, to.prefix[row] = visible.prefix;
-        }
-        if (kPairs && p.dropout_threshold)
-          to.least[row] = static_cast<uint16_t>(
-              Dropout(p, seq.index, head).least(static_cast<uint32_t>(i0 + row)));
-      }
-    };
-    if (count > 0) fetch(0);
+    if (thread_index() == 0) new (tile) KeyTile(p, seq, k0, k1);
+    const int64_t batch = p.cu_seqlens_q ? 0 : seq.index;
     const auto alive = [&](int row) { return k0 + row >= seq.k_begin && k0 + row < k1; };
     load_tile<T, kRows, kDim, kThreads>(
         keys, Rows<T>(p.k, p.k_strides, batch, kv_head, seq.k_row0, p.head_dim), k0, alive);
     load_tile<T, kRows, kDim, kThreads>(
         values, Rows<T>(p.v, p.v_strides, batch, kv_head, seq.k_row0, p.head_dim), k0, alive);
+    sync_block();
+    if (tile->total > 0) fetch(p, scratch, queries, stats[0], *tile, kv_head, k0, 0);
+    const float scale2 = static_cast<float>(p.scale * kLog2e), kept = kPairs ? kept_scale(p) : 1;
 
     Sums<kM, kDk ? kDims : 1> dk;
     Sums<kM, kDv ? kDims : 1> dv;
     dk.clear();
     dv.clear();
-    for (int64_t nth = 0; nth < count; ++nth) {
-      const int i = static_cast<int>(nth % 2);
-      queries.arrive(static_cast<int>(nth));
-      if (nth + 1 < count) fetch(nth + 1);
-      const int64_t i0 = tiles.at(nth % tiles.count);
+    for (int nth = 0; nth < tile->total; ++nth) {
+      const int i = nth % 2;
+      queries.arrive(nth);
+      if (nth + 1 < tile->total)
+        fetch(p, scratch, queries, stats[1 - i], *tile, kv_head, k0, nth + 1);
       const Stats& of = stats[i];
 
       Sums<kM, kN> s, dp;
@@ -150,9 +161,10 @@ struct Dkdv {
       Product::rows_by_rows(s, keys, warp_row, queries.first(i));
       if constexpr (kDk) Product::rows_by_rows(dp, values, warp_row, queries.second(i));
       if constexpr (kPairs) {
-        const int64_t head = kv_head * group + nth / tiles.count;
-        const Scores scores(p, seq, head);
-        if (p.dropout_threshold) draws.draw(Dropout(p, seq.index, head), i0, of.least, warp_k0);
+        const int64_t head = head_of(p, *tile, kv_head, nth), i0 = tile->query(nth);
+        const Scores scores(p, tile->seq, head);
+        if (p.dropout_threshold)
+          draws.draw(Dropout(p, tile->seq.index, head), i0, of.least, k0 + warp_row);
         CLINATTN_UNROLL
         for (int m = 0; m < kM; ++m) CLINATTN_UNROLL
         for (int n = 0; n < kN; ++n) CLINATTN_UNROLL
@@ -160,7 +172,7 @@ struct Dkdv {
           const int row = 16 * m + fragment_row(lane, e), column = 8 * n + fragment_column(lane, e),
                     key = warp_row + row;
           float gain, &x = s.x[m][n][e], &y = dp.x[m][n][e];
-          x = scores(p, seq, x, i0 + column, k0 + key, gain);
+          x = scores(p, tile->seq, x, i0 + column, k0 + key, gain);
           if (!Visible{of.lo[column], of.hi[column], of.prefix[column]}.sees(key)) x = -kInfinity;
           const bool hidden = x == -kInfinity;
           x = exp2_fast((x - of.lse[column]) - of.lse_low[column]);
@@ -169,13 +181,13 @@ struct Dkdv {
           x = keep ? x * kept : 0;
         }
       } else {
-        if (!sees_all(i0)) hide(s, dp, of, warp_row);
+        if (of.edge) hide(s, dp, of, warp_row);
         CLINATTN_UNROLL
         for (int m = 0; m < kM; ++m) CLINATTN_UNROLL
         for (int n = 0; n < kN; ++n) CLINATTN_UNROLL
         for (int e = 0; e < 4; ++e) {
           const int column = 8 * n + fragment_column(lane, e);
-          float x = fmaf(s.x[m][n][e], scale2(p), -of.lse[column]);
+          float x = fmaf(s.x[m][n][e], scale2, -of.lse[column]);
           if constexpr (sizeof(T) == 4) x -= of.lse_low[column];
           s.x[m][n][e] = exp2_fast(x);
           dp.x[m][n][e] = s.x[m][n][e] * (dp.x[m][n][e] - of.delta[column]);
@@ -185,12 +197,8 @@ struct Dkdv {
       if constexpr (kDk) Product::weights_by_rows(dk, dp, queries.first(i));
     }
     if constexpr (kDk)
-      write(p, seq, kv_head, k0, p.dk, p.dk_strides, static_cast<float>(p.scale), dk, keys);
-    if constexpr (kDv) write(p, seq, kv_head, k0, p.dv, p.dv_strides, 1, dv, values);
-  }
-
-  static CLINATTN_DEVICE float scale2(const AttentionParams& p) {
-    return static_cast<float>(p.scale * kLog2e);
+      write(p, tile->seq, kv_head, k0, p.dk, p.dk_strides, static_cast<float>(p.scale), dk, keys);
+    if constexpr (kDv) write(p, tile->seq, kv_head, k0, p.dv, p.dv_strides, 1, dv, values);
   }
 
   // Hidden pairs have weight 0, whatever their keys and queries hold.

@@ -9,7 +9,7 @@ namespace clinattn {
 
 template <class T, int kDim, bool kPairs, bool kTuring>
 struct Dq {
-  static constexpr Shape kShape = shape(Pass::kDq, sizeof(T), kDim, kTuring);
+  static constexpr Shape kShape = shape(Pass::kDq, sizeof(T), kDim, kPairs, kTuring);
   static constexpr int kThreads = kShape.threads(), kRows = kShape.rows();
   static constexpr int kWarpRows = kShape.warp_rows(), kKeys = kShape.streamed;
   static constexpr int kM = kShape.tiles, kN = kKeys / 8, kDims = kDim / 8;

@@ -53,8 +53,8 @@ struct Products<T, true> {
                                            const Tile<T, kDim>& b) {
     static_assert(kN % 2 == 0);
     const Place left = left_operand(lane_index()), right = right_operand(lane_index());
-    const int left_at = a.offset(a_row + left.row, left.column),
-              right_at = b.offset(right.row, right.column);
+    const int left_at = opaque(a.offset(a_row + left.row, left.column)),
+              right_at = opaque(b.offset(right.row, right.column));
     CLINATTN_UNROLL
     for (int k = 0; k < kDim; k += 16) {
       uint32_t x[kM][4];
@@ -79,7 +79,7 @@ struct Products<T, true> {
                                               const Tile<T, 8 * kN>& b) {
     static_assert(kN % 2 == 0 && kK % 2 == 0);
     const Place right = right_operand_transposed(lane_index());
-    const int right_at = b.offset(right.row, right.column);
+    const int right_at = opaque(b.offset(right.row, right.column));
     CLINATTN_UNROLL
     for (int k = 0; k < kK; k += 2) {
       uint32_t x[kM][4];
@@ -103,23 +103,28 @@ struct Products<T, true> {
 
 template <class T>
 struct Products<T, false> {
+  // Rows 8 n + r have column c of a tile at (8 n + r) kDim + (c ^ r kVector), see Tile::offset.
   template <int kM, int kN, int kDim>
-  CLINATTN_DEVICE static void rows_by_rows(Sums<kM, kN>& sums, const Tile<T, kDim>& a, int a_row,
+  static CLINATTN_DEVICE void rows_by_rows(Sums<kM, kN>& sums, const Tile<T, kDim>& a, int a_row,
                                            const Tile<T, kDim>& b) {
-    constexpr int kStep = 4;
-    const int lane = lane_index();
+    constexpr int kStep = 4, kVector = Tile<T, kDim>::kVector;
+    const int lane = opaque(lane_index());
+    const int left_row = fragment_row(lane, 0), left_at = (a_row + left_row) * kDim,
+              left_turn = left_row * kVector;
+    const int right_row = fragment_column(lane, 0), right_at = right_row * kDim,
+              right_turn = right_row * kVector;
     CLINATTN_UNROLL_BY(2)
     for (int k = 0; k < kDim; k += kStep) {
       float x[kM][2][kStep];
       CLINATTN_UNROLL
       for (int m = 0; m < kM; ++m) CLINATTN_UNROLL
       for (int half = 0; half < 2; ++half)
-        load(x[m][half], a.at(a_row + 16 * m + fragment_row(lane, 2 * half), k));
+        load(x[m][half], a.base + left_at + (16 * m + 8 * half) * kDim + (k ^ left_turn));
       CLINATTN_UNROLL
       for (int n = 0; n < kN; ++n) CLINATTN_UNROLL
       for (int side = 0; side < 2; ++side) {
         float y[kStep];
-        load(y, b.at(8 * n + fragment_column(lane, side), k));
+        load(y, b.base + right_at + (8 * n + side) * kDim + (k ^ (right_turn + side * kVector)));
         CLINATTN_UNROLL
         for (int i = 0; i < kStep; ++i) CLINATTN_UNROLL
         for (int m = 0; m < kM; ++m) CLINATTN_UNROLL
@@ -132,13 +137,15 @@ struct Products<T, false> {
   }
 
   template <int kM, int kN, int kK>
-  CLINATTN_DEVICE static void weights_by_rows(Sums<kM, kN>& sums, const Sums<kM, kK>& w,
+  static CLINATTN_DEVICE void weights_by_rows(Sums<kM, kN>& sums, const Sums<kM, kK>& w,
                                               const Tile<T, 8 * kN>& b) {
-    const int lane = lane_index();
+    constexpr int kVector = Tile<T, 8 * kN>::kVector;
+    const int lane = opaque(lane_index()), column = fragment_column(lane, 0);
     CLINATTN_UNROLL
     for (int k = 0; k < 8 * kK; ++k) {
       // The lane of these rows that has column k
-      const int owner = lane / 4 * 4 + k % 8 / 2;
+      const int owner = lane / 4 * 4 + k % 8 / 2, turn = k % 8 * kVector;
+      const T* row = b.base + k * 8 * kN + (column ^ turn % 8);
       float x[kM][2];
       CLINATTN_UNROLL
       for (int m = 0; m < kM; ++m) CLINATTN_UNROLL
@@ -147,7 +154,7 @@ struct Products<T, false> {
       CLINATTN_UNROLL
       for (int n = 0; n < kN; ++n) {
         float y[2];
-        load(y, b.at(k, 8 * n + fragment_column(lane, 0)));
+        load(y, row + (8 * n ^ turn / 8 * 8));
         CLINATTN_UNROLL
         for (int m = 0; m < kM; ++m) CLINATTN_UNROLL
         for (int e = 0; e < 4; ++e) sums.x[m][n][e] = fmaf(x[m][e / 2], y[e % 2], sums.x[m][n][e]);

@@ -20,7 +20,7 @@ struct Shape {
 // of shared memory. Footprints: rows that stay (q; q and do; k and v), and twice two streamed
 // tiles, once on turing. 16 rows a warp read each streamed row from shared memory twice as often as
 // 32 do, which on cards from 8.0 on costs more than the products; registers allow 32 where named.
-CLINATTN_SHARED constexpr Shape shape(Pass pass, int size, int dim, bool turing) {
+CLINATTN_SHARED constexpr Shape shape(Pass pass, int size, int dim, bool pairs, bool turing) {
   const bool wide = size == 4;
   if (pass == Pass::kForward) {
     if (turing) {
@@ -38,13 +38,13 @@ CLINATTN_SHARED constexpr Shape shape(Pass pass, int size, int dim, bool turing)
     return wide ? Shape{1, 1, 8} : Shape{2, 1, 16};                   // 48, 48
   }
   if (pass == Pass::kDq) {
-    if (dim == 64) return wide ? Shape{4, 1, 32} : Shape{4, 2, 64};   // 64, 64
-    if (dim == 128) return wide ? Shape{4, 1, 16} : Shape{4, 1, 64};  // 96, 96
-    return wide ? Shape{2, 1, 8} : Shape{4, 1, 16};                   // 96, 96
+    if (dim == 64) return wide ? Shape{4, 1, 32} : Shape{4, pairs ? 1 : 2, 32};  // 64, 48
+    if (dim == 128) return wide ? Shape{4, 1, 16} : Shape{4, 1, 64};             // 96, 96
+    return wide ? Shape{2, 1, 8} : Shape{4, 1, 16};                              // 96, 96
   }
-  if (dim == 64) return wide ? Shape{4, 1, 32} : Shape{4, 2, 32};   // 64, 48
-  if (dim == 128) return wide ? Shape{4, 1, 16} : Shape{4, 1, 32};  // 96, 64
-  return wide ? Shape{2, 1, 8} : Shape{4, 1, 16};                   // 96, 96
+  if (dim == 64) return wide ? Shape{4, 1, 32} : Shape{4, pairs ? 1 : 2, 32};  // 64, 48
+  if (dim == 128) return wide ? Shape{4, 1, 16} : Shape{4, 1, 32};             // 96, 64
+  return wide ? Shape{2, 1, 8} : Shape{4, 1, 16};                              // 96, 96
 }
 
 }  // namespace clinattn
