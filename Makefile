@@ -14,7 +14,8 @@ TRITON_VERSIONS ?= 3.6.0 3.7.1 3.8.0 3.9.0
 VENV ?= $(if $(OFFLINE),.venv-offline,.venv)
 BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip --disable-pip-version-check
-CSRC := $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h tests/csrc/*.cpp tests/csrc/*.h)
+CSRC := $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h csrc/cuda/*.cpp csrc/cuda/*.h \
+  csrc/cuda/*.cu csrc/cuda/*.cuh tests/csrc/*.cpp tests/csrc/*.h)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

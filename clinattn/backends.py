@@ -120,8 +120,8 @@ def cuda_notes() -> tuple[str, ...]:
         state = "compiled, verified on such a card"
     else:
         state = "compiled, not yet verified on this card"
-    left = [x for x in FEATURES if x not in SERVES["cuda"].backward]
-    return (state, f"left to the reference, as sums across tiles have no kernel yet: {', '.join(left)}")
+    left = ", ".join(x for x in FEATURES if x not in SERVES["cuda"].backward)
+    return state, f"without {left}: sums across tiles have no kernel yet"
 
 
 def triton_interpreter() -> bool:

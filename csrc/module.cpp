@@ -5,8 +5,16 @@
 #include <torch/version.h>
 
 #include <map>
+#include <string>
 
 #include "cpu/dispatch.h"
+
+#ifdef CLINATTN_HAVE_CUDA
+#include <cuda_runtime_api.h>
+#endif
+
+#define CLINATTN_WORDS(...) #__VA_ARGS__
+#define CLINATTN_QUOTED(...) CLINATTN_WORDS(__VA_ARGS__)
 
 namespace {
 
@@ -25,6 +33,11 @@ std::map<std::string, std::string> build_info() {
        " avx512"
 #endif
       },
+#ifdef CLINATTN_HAVE_CUDA
+      {"cuda_archs", CLINATTN_QUOTED(CLINATTN_CUDA_ARCHS)},  // as in "8.0,9.0+PTX"
+      {"cuda_toolkit",
+       std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION / 10 % 100)},
+#endif
   };
 }
 

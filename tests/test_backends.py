@@ -1,5 +1,8 @@
 """What can run here, which backend a call gets, and what is said when it cannot have one."""
 
+import importlib
+import re
+import shutil
 import subprocess
 import sys
 import warnings
@@ -20,11 +23,12 @@ def fresh(monkeypatch):
     """The backends module with nothing chosen or warned about yet."""
 
     def clear():
-        for cached in ("_select", "_warn_once", "triton_error"):
+        for cached in ("_select", "_load", "_warn_once", "triton_error"):
             getattr(backends_module, cached).cache_clear()
 
     monkeypatch.delenv("CLINATTN_BACKEND", raising=False)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.delenv("CLINATTN_EMULATE_CUDA", raising=False)
     clear()
     yield monkeypatch
     monkeypatch.undo()
@@ -45,10 +49,11 @@ def test_every_backend_is_listed():
     status = clinattn.backends()
     assert list(status) == ["triton", "cuda", "cpu", "reference"]
     assert status["reference"] and status["reference"].reasons == ()
-    assert not status["cuda"] and "no compiled CUDA kernel" in status["cuda"].reasons[0]
     text = repr(status)
     assert "reference  usable" in text
-    assert "cuda       not usable: this version" in text
+    if torch.version.cuda is None:
+        assert not status["cuda"]
+        assert f"cuda       not usable: torch {torch.__version__} is built without CUDA; " in text
 
 
 def test_cpu_tensors_get_the_compiled_backend(fresh):
@@ -73,7 +78,7 @@ def test_asking_for_reference_does_not_warn(no_extension):
 def test_a_backend_asked_for_runs_or_raises(no_extension):
     for backend, match in (
         ("cpu", "'cpu' cannot be used: the compiled module does not load .gone.; with a C.."),
-        ("cuda", "'cuda' cannot be used: this version of clinattn has no compiled CUDA"),
+        ("cuda", "'cuda' cannot be used: it serves CUDA tensors, and these are on cpu"),
         ("triton", "'triton' cannot be used: "),
     ):
         with pytest.raises(RuntimeError, match=match):
@@ -106,6 +111,103 @@ def test_cuda_tensors_get_triton_unless_the_card_is_too_old(fresh):
     fresh.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
     with pytest.warns(RuntimeWarning, match="compute capability 7.5 < 8.0"):
         assert chosen("cuda:1") == "reference"
+
+
+@pytest.fixture
+def card(fresh):
+    """A machine with one card, and a module that was built with CUDA kernels for some cards."""
+
+    def make(capability, archs="7.5,8.0,8.6"):
+        fresh.setattr(torch.version, "cuda", "13.0")
+        fresh.setattr(torch.cuda, "is_available", lambda: True)
+        fresh.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+        fresh.setattr(backends_module, "extension_error", None)
+        fresh.setattr(backends_module, "build_info", {"cuda_archs": archs} if archs else {})
+        return fresh
+
+    return make
+
+
+def test_cuda_kernels_serve_where_triton_does_not(card):
+    without_triton = card((7, 5))
+    without_triton.setitem(sys.modules, "triton", None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert chosen("cuda:0") == "cuda"
+        assert chosen("cuda:0", torch.bfloat16) == "cuda"
+    assert chosen("cuda:0", name="cuda") == "cuda"
+    with pytest.raises(NotImplementedError, match="'cuda' does not serve torch.float64; these"):
+        chosen("cuda:0", torch.float64, "cuda")
+    gradient = (backends_module.GRADIENTS[2],)
+    tensor = torch.device("cuda:0"), torch.float32
+    with pytest.warns(RuntimeWarning, match="cuda: it does not serve the gradient of alibi_slopes"):
+        assert backends_module._select("", *tensor, gradient, True).name == "reference"
+
+
+def test_cuda_kernels_serve_cards_too_old_for_triton(card):
+    card((7, 5)).setattr(backends_module, "triton_error", lambda: None)
+    assert chosen("cuda:0") == "cuda"
+    card((8, 0))
+    backends_module._select.cache_clear()
+    assert chosen("cuda:0") == "triton"
+    assert chosen("cuda:0", name="cuda") == "cuda"
+
+
+def test_cuda_tensors_with_neither_triton_nor_the_extension(card):
+    card((8, 0), archs=None).setitem(sys.modules, "triton", None)
+    words = "slow reference.* on cuda. triton: .*pip install triton. cuda: .*CLINATTN_CUDA=1 pip"
+    with pytest.warns(RuntimeWarning, match=words) as seen:
+        assert chosen("cuda:0") == chosen("cuda:1") == "reference"
+        assert chosen("cuda:0", torch.bfloat16) == "reference"
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize(
+    "capability, archs, served",
+    [
+        ((8, 0), "8.0", True),
+        ((8, 6), "8.0", True),
+        ((8, 0), "8.6", False),
+        ((9, 0), "7.5,8.0", False),
+        ((9, 0), "7.5,8.0+PTX", True),
+        ((12, 0), "9.0+PTX", True),
+        ((8, 9), "7.5,9.0+PTX", False),
+        ((7, 0), "7.0+PTX", False),
+    ],
+)
+def test_cards_that_the_extension_was_compiled_for(card, capability, archs, served):
+    card(capability, archs)
+    reasons = backends_module.reasons_against("cuda", torch.device("cuda:0"))
+    assert bool(reasons) != served
+    if not served:
+        need = "7.0 < 7.5" if capability < (7, 5) else "TORCH_CUDA_ARCH_LIST="
+        assert need in reasons[0]
+
+
+def test_cuda_status_says_what_was_verified(card):
+    fresh = card((8, 0))
+    text = repr(clinattn.backends()["cuda"])
+    assert text.startswith("usable (compiled, not yet verified on this card; without the gradient")
+    assert all(gradient in text for gradient in backends_module.GRADIENTS)
+    fresh.setattr(backends_module, "VERIFIED", frozenset([(8, 0)]))
+    assert repr(clinattn.backends()["cuda"]).startswith("usable (compiled, verified on such a card")
+
+
+@pytest.mark.parametrize(
+    "nvcc, words",
+    [(None, "the CUDA toolkit 13.0 .nvcc. and a C"), ("/usr/bin/nvcc", "built without its CUDA")],
+)
+def test_what_to_install_for_the_cuda_kernels(card, nvcc, words):
+    card((8, 0), archs=None).setattr(shutil, "which", lambda name: nvcc)
+    (reason,) = clinattn.backends()["cuda"].reasons
+    assert re.search(words, reason)
+    assert ("toolkit" in reason) == (nvcc is None)
+
+
+def test_rotary_of_cuda_tensors_without_triton(card):
+    card((8, 0)).setitem(sys.modules, "triton", None)
+    rotary_op = importlib.import_module("clinattn.rotary_op")
+    assert rotary_op._load(chosen("cuda:0")) is rotary_op.reference_rotary
 
 
 def test_triton_on_cpu_tensors_needs_the_interpreter(fresh):

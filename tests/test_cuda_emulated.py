@@ -1,0 +1,95 @@
+"""The CUDA kernels on CPU tensors: emulated.py says how. Small shapes, against fp64 mathematics."""
+
+import hypothesis
+import pytest
+import torch
+from cases import CASES, FEATURES
+from emulated import emulated_cuda, missing
+from hypothesis import strategies as st
+from mixtures import SETTINGS, cases, check
+from neighbours import KEYWORDS, check_bits
+from support import Problem, dtype_id
+
+import clinattn
+
+if reason := missing():
+    pytest.skip(f"the kernels cannot be built: {reason}", allow_module_level=True)
+
+SMALL = [case for case in (*CASES, *FEATURES) if case.work < 2e6]
+ROUNDED = (
+    "one-query dim1 dim24 dim128 dim256 gqa scale-negative causal-keys-longer window "
+    "lengths-causal lengths-gqa mask-bool-bhqk mask-float-bhqk mask-float-b11k "
+    "mask-left-padding-window strides-sliced strides-reversed cotangent-expanded logits-1e4 packed "
+    "packed-cross-causal packed-window packed-tail packed-lse-only segments decay alibi-packed "
+    "relative softcap prefix-gqa-long dropout-packed everything everything-packed"
+).split()
+TURING = "causal gqa lengths-window mask-float-bhqk packed dropout everything".split()
+SIXTEEN_BITS = [torch.bfloat16, torch.float16]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def emulator():
+    with emulated_cuda():
+        yield
+
+
+def named(names):
+    return [case for case in (*CASES, *FEATURES) if case.id in names]
+
+
+@pytest.mark.parametrize("case", SMALL, ids=str)
+def test_fp32_matches_truth(case):
+    problem = Problem(case, torch.float32)
+    problem.check(problem.run("cuda"))
+
+
+@pytest.mark.parametrize("dtype", SIXTEEN_BITS, ids=dtype_id)
+@pytest.mark.parametrize("case", named(ROUNDED), ids=str)
+def test_16_bit_matches_truth(case, dtype):
+    problem = Problem(case, dtype)
+    problem.check(problem.run("cuda"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *SIXTEEN_BITS], ids=dtype_id)
+@pytest.mark.parametrize("case", named(TURING), ids=str)
+def test_turing_matches_truth(case, dtype, monkeypatch):
+    monkeypatch.setenv("CLINATTN_EMULATED_CAPABILITY", "75")
+    problem = Problem(case, dtype)
+    problem.check(problem.run("cuda"))
+
+
+@hypothesis.settings(SETTINGS, max_examples=20, derandomize=True)
+@hypothesis.given(
+    mixture=cases(),
+    dtype=st.sampled_from([torch.float32, *SIXTEEN_BITS]),
+    seed=st.integers(0, 1000),
+)
+def test_any_mixture_matches_truth(mixture, dtype, seed):
+    check("cuda", mixture, dtype, seed)
+
+
+@pytest.mark.parametrize("keywords", KEYWORDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=dtype_id)
+def test_bits_alone_padded_and_packed(keywords, dtype):
+    check_bits("cuda", KEYWORDS[keywords], dtype)
+
+
+def test_what_is_not_served_is_named():
+    q = torch.randn(1, 2, 5, 8)
+    slopes = torch.rand(2, requires_grad=True)
+    o = clinattn.fused_attention(q, q, q, alibi_slopes=slopes, backend="cuda")
+    with pytest.raises(NotImplementedError, match="'cuda' does not serve the gradient of alibi_sl"):
+        o.sum().backward()
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.5])
+def test_no_query_or_no_key(scale):
+    q, none = torch.randn(2, 2, 5, 8), torch.randn(2, 2, 0, 8)
+    for query, key in ((q, none), (none, q)):
+        inputs = [x.detach().requires_grad_() for x in (query, key, key)]
+        args = [*inputs, *[None] * 13, scale, -1, -1, False, 5, 5, 0.0, 0, 0.0]
+        o, lse, low = torch.ops.clinattn.cuda_forward(*args)
+        assert not o.any() and (lse == -float("inf")).all() and not low.any()
+        grads = torch.ops.clinattn.cuda_backward(o, None, o, lse, low, *args, 0)
+        assert [x.shape for x in grads[:3]] == [x.shape for x in inputs]
+        assert not any(x.any() for x in grads[:3])
