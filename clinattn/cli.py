@@ -75,7 +75,8 @@ def doctor(
         facts.add_row(name, "not available" if value is None else str(value))
     states = Table("backend", "", show_edge=False)
     for name, reasons in found["backends"].items():
-        states.add_row(name, "[red]" + "; ".join(reasons) if reasons else "[green]usable")
+        usable = "; ".join(["usable", *found["notes"].get(name, [])])
+        states.add_row(name, "[red]" + "; ".join(reasons) if reasons else f"[green]{usable}")
     for name, value in found["compiled module"].items():
         states.add_row(f"  {name}", ", ".join(value) if isinstance(value, list) else str(value))
     out.print(facts, "", states)

@@ -17,7 +17,8 @@ COMPILERS = ("c++", "g++", "clang++")
 
 def diagnose() -> dict[str, Any]:
     """Versions and hardware, the state of each backend, the compiled module, and hints."""
-    found = {name: list(status.reasons) for name, status in backends().items()}
+    statuses = backends()
+    found = {name: list(status.reasons) for name, status in statuses.items()}
     compiled: dict[str, Any] = {}
     module = compiled_module()
     if module is not None:
@@ -29,6 +30,7 @@ def diagnose() -> dict[str, Any]:
     return {
         "environment": environment(),
         "backends": found,
+        "notes": {name: list(status.notes) for name, status in statuses.items() if status.notes},
         "compiled module": compiled,
         "compiler": compiler(),
         "hints": hints(found),
@@ -55,6 +57,8 @@ def hints(found: dict[str, list[str]]) -> list[str]:
             advice.append("build the CPU kernels: make ext")
     if torch.cuda.is_available() and found["triton"]:
         advice.append(f"no Triton kernels on this GPU: {'; '.join(found['triton'])}")
+        if found["cuda"]:
+            advice.append(f"no CUDA kernels either: {'; '.join(found['cuda'])}")
     missing = [
         name
         for name in ("pyarrow", "matplotlib", "jinja2")

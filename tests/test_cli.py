@@ -63,7 +63,9 @@ def test_doctor_says_what_runs_and_why_not(cli):
 
 def test_doctor_as_json(cli):
     found = json.loads(cli("doctor", "--json").stdout)
-    assert set(found) == {"environment", "backends", "compiled module", "compiler", "hints"}
+    assert set(found) == {
+        *("environment", "backends", "notes", "compiled module", "compiler", "hints")
+    }
     assert found["backends"]["reference"] == []
     assert found["environment"]["threads"] >= 1
 

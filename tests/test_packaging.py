@@ -8,9 +8,12 @@ import sys
 import zipfile
 from email.parser import HeaderParser
 from importlib.metadata import packages_distributions
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
+import torch
+from torch.utils.cpp_extension import include_paths
 
 ROOT = Path(__file__).resolve().parent.parent
 NO_COMPILER = {"CXX": "/nonexistent/c++"}
@@ -106,6 +109,96 @@ def test_a_failed_build_is_an_error_only_when_forced(tree, force):
     assert done.returncode == int(force), done.stderr
     assert "no C++ compiler: '/nonexistent/c++'" in done.stderr
     assert not list(tree.glob("clinattn/_C.*"))
+
+
+@pytest.fixture
+def build_script(monkeypatch):
+    """setup.py as a module, on a machine with a CUDA build of torch, nvcc 13.0 and no card."""
+    spec = spec_from_file_location("clinattn_setup", ROOT / "setup.py")
+    script = module_from_spec(spec)
+    spec.loader.exec_module(script)
+    said = {"--version": "release 13.0, V13.0.88", "--list-gpu-arch": EVERY_ARCH}
+    for name in ("CLINATTN_CUDA", "TORCH_CUDA_ARCH_LIST"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(script, "nvcc", lambda: "/usr/local/cuda/bin/nvcc")
+    monkeypatch.setattr(script, "nvcc_says", lambda *options: said[options[0]])
+    return script
+
+
+EVERY_ARCH = "".join(f"compute_{x}\n" for x in (75, 80, 86, 87, 89, 90, 100, 103, 120))
+ARCH_LISTS = [
+    (None, "7.5 8.0 8.6 9.0 10.0+PTX"),
+    ("8.0;9.0+PTX", "8.0 9.0+PTX"),
+    ("9.0a 7.5", "7.5 9.0"),
+    ("Turing;10.0", "7.5+PTX 10.0"),
+    ("7.0;12.0+PTX", "12.0+PTX"),
+]
+
+
+@pytest.mark.parametrize("listed, expected", ARCH_LISTS, ids=lambda x: str(x).replace(" ", ","))
+def test_cards_that_are_compiled_for(build_script, monkeypatch, listed, expected):
+    if listed is not None:
+        monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", listed)
+    assert build_script.cuda_archs() == expected.split()
+    assert build_script.wants_cuda()
+
+
+def test_cards_that_are_visible_are_compiled_for(build_script, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i=0: [(8, 0), (7, 5)][i])
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80", "sm_90"])
+    assert build_script.cuda_archs() == ["7.5", "8.0+PTX"]
+
+
+def test_an_older_nvcc_is_not_asked_for_newer_cards(build_script, monkeypatch):
+    monkeypatch.setattr(build_script, "nvcc_says", lambda *_: EVERY_ARCH.split("compute_100")[0])
+    assert build_script.cuda_archs() == ["7.5", "8.0", "8.6", "9.0+PTX"]
+
+
+def test_flags_of_nvcc(build_script):
+    assert build_script.gencode("8.6") == ["-gencode=arch=compute_86,code=sm_86"]
+    assert build_script.gencode("10.0+PTX") == [
+        "-gencode=arch=compute_100,code=sm_100",
+        "-gencode=arch=compute_100,code=compute_100",
+    ]
+
+
+@pytest.mark.parametrize(
+    "reason, change",
+    [
+        ("is built without CUDA", lambda to, script: to.setattr(torch.version, "cuda", None)),
+        ("toolkit 13.0", lambda to, script: to.setattr(script, "nvcc", lambda: None)),
+        ("release 13.0, and .* 12.8", lambda to, script: to.setattr(torch.version, "cuda", "12.8")),
+        ("older than .* 7.5", lambda to, script: to.setenv("TORCH_CUDA_ARCH_LIST", "7.0")),
+    ],
+)
+def test_without_cuda_the_rest_is_built(build_script, monkeypatch, capsys, reason, change):
+    change(monkeypatch, build_script)
+    assert not build_script.wants_cuda()
+    assert re.search(reason, build_script.cuda_missing())
+    monkeypatch.setenv("CLINATTN_CUDA", "1")
+    with pytest.raises(SystemExit, match=f"CLINATTN_CUDA=1, but .*{reason}"):
+        build_script.wants_cuda()
+
+
+def test_the_environment_decides_on_cuda(build_script, monkeypatch):
+    monkeypatch.setenv("CLINATTN_CUDA", "0")
+    assert not build_script.wants_cuda()
+    monkeypatch.setenv("CLINATTN_CUDA", "yes")
+    with pytest.raises(SystemExit, match="CLINATTN_CUDA is 'yes'; expected 0 or 1"):
+        build_script.wants_cuda()
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
+def test_the_torch_side_of_cuda_compiles(tmp_path):
+    """Against any torch: the headers of a CPU build lack one that holds options of the build."""
+    used = run("nvcc", "--dryrun", "-x", "cu", os.devnull, cwd=tmp_path).stderr
+    folders = [*re.findall(r'"-I([^"]+)"', used), *include_paths(), ROOT / "csrc"]
+    flags = ["-std=c++20", "-fsyntax-only", "-Wall", "-DC10_CUDA_NO_CMAKE_CONFIGURE_FILE"]
+    source = ROOT / "csrc" / "cuda" / "attention.cpp"
+    run("c++", *flags, *(f"-isystem{folder}" for folder in folders), source, cwd=tmp_path)
 
 
 def test_no_module_named_kernels_is_installed(tmp_path):
