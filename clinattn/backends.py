@@ -5,14 +5,15 @@ from __future__ import annotations
 import functools
 import importlib
 import os
-import shutil
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 
+from clinattn import cuda_kernels
 from clinattn.arguments import NEEDS, Arguments
+from clinattn.cuda_kernels import dotted
 
 NAMES = ("triton", "cuda", "cpu", "reference")
 
@@ -52,11 +53,6 @@ SERVES = {
 
 # Triton generates code for compute capability 8.0 and newer.
 TRITON_CAPABILITY = (8, 0)
-# The compiled CUDA kernels use the tensor cores of Turing and newer.
-CUDA_CAPABILITY = (7, 5)
-# Compute capabilities on which `make gpu` ran the whole test table of the CUDA kernels and passed;
-# bench/results/ holds the rows of each.
-VERIFIED: frozenset[tuple[int, int]] = frozenset()
 
 build_info: dict[str, str] = {}
 try:
@@ -109,39 +105,16 @@ def backends() -> dict[str, Status]:
 
 def _status(name: str) -> Status:
     reasons = reasons_against(name)
-    return Status(tuple(reasons), () if reasons or name != "cuda" else cuda_notes())
-
-
-def cuda_notes() -> tuple[str, ...]:
-    """How far the compiled CUDA kernels can be trusted here, and what they leave out."""
-    if cuda_emulator():
-        state = "emulated on CPU tensors"
-    elif torch.cuda.get_device_capability() in VERIFIED:
-        state = "compiled, verified on such a card"
-    else:
-        state = "compiled, not yet verified on this card"
-    left = ", ".join(x for x in FEATURES if x not in SERVES["cuda"].backward)
-    return state, f"without {left}: sums across tiles have no kernel yet"
+    if reasons or name != "cuda":
+        return Status(tuple(reasons))
+    left = ", ".join(x for x in FEATURES if x not in SERVES[name].backward)
+    unserved = f"without {left}: sums across tiles have no kernel yet"
+    return Status((), (cuda_kernels.verification(), unserved))
 
 
 def triton_interpreter() -> bool:
     """Whether Triton kernels run in Python on CPU tensors: TRITON_INTERPRET=1."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
-
-
-def cuda_emulator() -> bool:
-    """Whether the CUDA kernels run on CPU tensors: CLINATTN_EMULATE_CUDA names the library that
-    tests/emulated.py builds of them.
-    """
-    path = os.environ.get("CLINATTN_EMULATE_CUDA")
-    if path:
-        _load_library(path)
-    return bool(path)
-
-
-@functools.cache
-def _load_library(path: str) -> None:
-    torch.ops.load_library(path)
 
 
 @functools.cache
@@ -172,56 +145,9 @@ def reasons_against(name: str, device: torch.device | None = None) -> list[str]:
         if device is not None and device.type != "cpu":
             reasons.append(f"it serves CPU tensors, and these are on {device}")
         return reasons
-    return _reasons_against_cuda(device) if name == "cuda" else _reasons_against_triton(device)
-
-
-def _reasons_against_cuda(device: torch.device | None) -> list[str]:
-    if cuda_emulator() and (device is None or device.type == "cpu"):
-        return []
-    if device is not None and device.type != "cuda":
-        return [f"it serves CUDA tensors, and these are on {device}"]
-    if missing := _cuda_extension_missing():
-        return [missing]
-    if not torch.cuda.is_available():
-        return ["torch sees no CUDA device"]
-    capability = torch.cuda.get_device_capability(device)
-    if capability < CUDA_CAPABILITY:
-        return [f"compute capability {_dotted(capability)} < {_dotted(CUDA_CAPABILITY)} it needs"]
-    archs = build_info["cuda_archs"].split(",")
-    if not any(_runs_on(arch, capability) for arch in archs):
-        return [
-            f"it was compiled for {', '.join(archs)} and this card is {_dotted(capability)}; "
-            f"TORCH_CUDA_ARCH_LIST={_dotted(capability)} make ext builds it"
-        ]
-    return []
-
-
-def _cuda_extension_missing() -> str | None:
-    """Why the module has no CUDA kernels, and what to install for them."""
-    if extension_error is None and "cuda_archs" in build_info:
-        return None
-    if torch.version.cuda is None:
-        return (
-            f"torch {torch.__version__} is built without CUDA; install a CUDA build of torch and "
-            "the CUDA toolkit, then clinattn again"
-        )
-    why = extension_error or "clinattn was built without its CUDA kernels"
-    toolkit = "" if shutil.which("nvcc") else f" the CUDA toolkit {torch.version.cuda} (nvcc) and"
-    return (
-        f"{why}; with{toolkit} a C++ compiler and ninja at hand, "
-        "`CLINATTN_CUDA=1 pip install --no-build-isolation .` builds them"
-    )
-
-
-def _runs_on(arch: str, capability: tuple[int, int]) -> bool:
-    """Machine code serves its own generation from its revision on, and +PTX all that came later."""
-    number, _, ptx = arch.partition("+")
-    major, minor = map(int, number.split("."))
-    return (major, minor) <= capability and (bool(ptx) or major == capability[0])
-
-
-def _dotted(capability: tuple[int, int]) -> str:
-    return ".".join(map(str, capability))
+    if name == "cuda":
+        return cuda_kernels.reasons_against(device, extension_error, build_info)
+    return _reasons_against_triton(device)
 
 
 def _reasons_against_triton(device: torch.device | None) -> list[str]:
@@ -236,8 +162,8 @@ def _reasons_against_triton(device: torch.device | None) -> list[str]:
         return ["torch sees no CUDA device; TRITON_INTERPRET=1 runs it on CPU tensors, slowly"]
     capability = torch.cuda.get_device_capability(device)
     if capability < TRITON_CAPABILITY:
-        need = _dotted(TRITON_CAPABILITY)
-        return [f"compute capability {_dotted(capability)} < {need} that Triton needs"]
+        need = dotted(TRITON_CAPABILITY)
+        return [f"compute capability {dotted(capability)} < {need} that Triton needs"]
     return []
 
 

@@ -66,7 +66,9 @@ def build(folder: Path = ROOT / "build" / "emulated", kernels: Path = CUDA) -> P
     lines.append(f"build {LIBRARY}: link {' '.join(f'{name}.o' for name in units)}")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "build.ninja").write_text("\n".join(lines) + "\n")
-    done = subprocess.run(["ninja", "-C", folder], capture_output=True, text=True)
+    jobs = os.environ.get("MAX_JOBS")
+    command = ["ninja", "-C", folder, *(["-j", jobs] if jobs else [])]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / LIBRARY
 

@@ -189,7 +189,7 @@ def test_cuda_status_says_what_was_verified(card):
     text = repr(clinattn.backends()["cuda"])
     assert text.startswith("usable (compiled, not yet verified on this card; without the gradient")
     assert all(gradient in text for gradient in backends_module.GRADIENTS)
-    fresh.setattr(backends_module, "VERIFIED", frozenset([(8, 0)]))
+    fresh.setattr(backends_module.cuda_kernels, "VERIFIED", frozenset([(8, 0)]))
     assert repr(clinattn.backends()["cuda"]).startswith("usable (compiled, verified on such a card")
 
 

@@ -12,9 +12,9 @@
 #include <memory>
 #include <numeric>
 
+#include "../interval.h"
 #include "added_gradients.h"
 #include "dispatch.h"
-#include "../interval.h"
 
 namespace clinattn {
 

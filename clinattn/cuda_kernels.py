@@ -1,0 +1,90 @@
+"""What the compiled CUDA kernels need of a machine, and how far they were verified on it."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+
+import torch
+
+# They use the tensor cores of Turing and newer.
+CAPABILITY = (7, 5)
+# Compute capabilities on which `make gpu` ran the whole test table on them and passed;
+# bench/results/ holds the rows of each.
+VERIFIED: frozenset[tuple[int, int]] = frozenset()
+
+
+def emulated() -> bool:
+    """Whether they run on CPU tensors: CLINATTN_EMULATE_CUDA, a library by tests/emulated.py."""
+    path = os.environ.get("CLINATTN_EMULATE_CUDA")
+    if path:
+        _load(path)
+    return bool(path)
+
+
+@functools.cache
+def _load(path: str) -> None:
+    torch.ops.load_library(path)
+
+
+def reasons_against(
+    device: torch.device | None, extension_error: str | None, build_info: dict[str, str]
+) -> list[str]:
+    """Why they cannot run, here or on the given device; empty when they can.
+
+    extension_error, build_info: why clinattn._C does not serve, or what it says of itself.
+    """
+    if emulated() and (device is None or device.type == "cpu"):
+        return []
+    if device is not None and device.type != "cuda":
+        return [f"it serves CUDA tensors, and these are on {device}"]
+    if extension_error is not None or "cuda_archs" not in build_info:
+        return [_missing(extension_error)]
+    if not torch.cuda.is_available():
+        return ["torch sees no CUDA device"]
+    capability = torch.cuda.get_device_capability(device)
+    if capability < CAPABILITY:
+        return [f"compute capability {dotted(capability)} < {dotted(CAPABILITY)} that it needs"]
+    archs = build_info["cuda_archs"].split(",")
+    if not any(_runs_on(arch, capability) for arch in archs):
+        return [
+            f"it was compiled for {', '.join(archs)} and this card is {dotted(capability)}; "
+            f"TORCH_CUDA_ARCH_LIST={dotted(capability)} make ext builds it"
+        ]
+    return []
+
+
+def _missing(extension_error: str | None) -> str:
+    """Why the module has no CUDA kernels, and what to install for them."""
+    if torch.version.cuda is None:
+        return (
+            f"torch {torch.__version__} is built without CUDA; install a CUDA build of torch and "
+            "the CUDA toolkit, then clinattn again"
+        )
+    why = extension_error or "clinattn was built without its CUDA kernels"
+    toolkit = "" if shutil.which("nvcc") else f" the CUDA toolkit {torch.version.cuda} (nvcc) and"
+    return (
+        f"{why}; with{toolkit} a C++ compiler and ninja at hand, "
+        "`CLINATTN_CUDA=1 pip install --no-build-isolation .` builds them"
+    )
+
+
+def _runs_on(arch: str, capability: tuple[int, int]) -> bool:
+    """Machine code serves its own generation from its revision on, and +PTX all that came later."""
+    number, _, ptx = arch.partition("+")
+    major, minor = map(int, number.split("."))
+    return (major, minor) <= capability and (bool(ptx) or major == capability[0])
+
+
+def dotted(capability: tuple[int, int]) -> str:
+    return ".".join(map(str, capability))
+
+
+def verification() -> str:
+    """How far they can be trusted on the current card."""
+    if emulated():
+        return "emulated on CPU tensors"
+    if torch.cuda.get_device_capability() in VERIFIED:
+        return "compiled, verified on such a card"
+    return "compiled, not yet verified on this card"
