@@ -44,9 +44,12 @@ struct Rows {
   }
 };
 
-// Brings tiles of kRows rows. kAsync: straight to shared memory, there after arrive(). Else they
-// wait in registers until put(), which may come when their place is free.
-template <class T, int kRows, int kDim, int kThreads, bool kAsync>
+// How the tiles of a stream come: kAsync straight to the other of two places while one is in use,
+// kStaged by registers while the one place is in use, kLate after its use, where registers are few.
+enum class Copies { kAsync, kStaged, kLate };
+
+// Brings tiles of kRows rows.
+template <class T, int kRows, int kDim, int kThreads, Copies kCopies>
 struct Loader {
   using Place = Tile<T, kDim>;
   static_assert(kThreads % Place::kChunks == 0 || Place::kChunks % kThreads == 0);
@@ -55,7 +58,7 @@ struct Loader {
   static constexpr int kWide = kThreads < Place::kChunks ? Place::kChunks / kThreads : 1;
   static constexpr int kEach = (kRows + kStep - 1) / kStep;
 
-  Chunk staged[kAsync ? 1 : kEach * kWide];
+  Chunk staged[kCopies == Copies::kStaged ? kEach * kWide : 1];
 
   // f(i, row, column) for the chunks of a thread
   template <class F>
@@ -73,7 +76,7 @@ struct Loader {
   template <class Alive>
   CLINATTN_DEVICE void fetch(const Place& to, const Rows<T>& from, int64_t first,
                              const Alive& alive) {
-    if (kAsync && from.whole) {
+    if (kCopies == Copies::kAsync && from.whole) {
       const T* base = from.base + first * from.stride;
       each([&](int, int row, int column) {
         const bool wanted = column < from.head_dim && alive(row);
@@ -84,31 +87,31 @@ struct Loader {
     }
     each([&](int i, int row, int column) {
       const Chunk chunk = alive(row) ? from.chunk(first + row, column) : Chunk{};
-      if constexpr (kAsync)
-        *reinterpret_cast<Chunk*>(to.at(row, column)) = chunk;
-      else
+      if constexpr (kCopies == Copies::kStaged)
         staged[i] = chunk;
+      else
+        *reinterpret_cast<Chunk*>(to.at(row, column)) = chunk;
     });
   }
   CLINATTN_DEVICE void put(const Place& to) const {
-    if constexpr (!kAsync)
+    if constexpr (kCopies == Copies::kStaged)
       each([&](int i, int row, int column) {
         *reinterpret_cast<Chunk*>(to.at(row, column)) = staged[i];
       });
   }
 };
 
-// Tiles of two tensors with the same rows, k and v or q and do, fetched one ahead of their use:
-//   fetch(0, ...); for (i = 0; ...; ++i) { arrive(i); fetch(i + 1, ...); use tile i; leave(i); }
-template <class T, int kRowsOfTile, int kDim, int kThreads, bool kAsync>
+// Tiles of two tensors with the same rows, k and v or q and do:
+//   fetch(0); for (i = 0; ...; ++i) { arrive(i); early: fetch(i + 1); use tile i; late: the same }
+template <class T, int kRowsOfTile, int kDim, int kThreads, Copies kCopies>
 struct Stream {
   using Place = Tile<T, kDim>;
-  static constexpr int kRows = kRowsOfTile;
-  static constexpr int kStages = kAsync ? 2 : 1;
+  static constexpr int kRows = kRowsOfTile, kStages = kCopies == Copies::kAsync ? 2 : 1;
   static constexpr int kBytes = kStages * 2 * Place::bytes(kRows);
+  static constexpr bool kEarly = kCopies != Copies::kLate;
 
   T* memory;
-  Loader<T, kRows, kDim, kThreads, kAsync> first_loader, second_loader;
+  Loader<T, kRows, kDim, kThreads, kCopies> first_loader, second_loader;
 
   CLINATTN_DEVICE explicit Stream(char* memory) : memory(reinterpret_cast<T*>(memory)) {}
 
@@ -118,14 +121,15 @@ struct Stream {
   template <class Alive>
   CLINATTN_DEVICE void fetch(int i, const Rows<T>& a, const Rows<T>& b, int64_t row,
                              const Alive& alive) {
+    if (kCopies == Copies::kLate) sync_block();
     first_loader.fetch(first(i), a, row, alive);
     second_loader.fetch(second(i), b, row, alive);
-    if constexpr (kAsync) commit_copies();
+    if constexpr (kCopies == Copies::kAsync) commit_copies();
   }
   // All threads see tile i, and none is at tile i - 1 any more.
   CLINATTN_DEVICE void arrive(int i) {
-    if constexpr (kAsync) wait_for_copies<0>();
-    if constexpr (!kAsync) {
+    if constexpr (kCopies == Copies::kAsync) wait_for_copies<0>();
+    if constexpr (kCopies == Copies::kStaged) {
       if (i > 0) sync_block();
       first_loader.put(first(i));
       second_loader.put(second(i));

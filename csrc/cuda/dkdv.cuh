@@ -16,7 +16,7 @@ struct Dkdv {
   static constexpr int kWarpRows = kShape.warp_rows(), kQueries = kShape.streamed;
   static constexpr int kM = kShape.tiles, kN = kQueries / 8, kDims = kDim / 8;
   using Product = Products<T, sizeof(T) == 2 && !(kTuring && is_bfloat16<T>)>;
-  using Queries = Stream<T, kQueries, kDim, kThreads, !kTuring>;
+  using Queries = Stream<T, kQueries, kDim, kThreads, copies(sizeof(T), kDim, kTuring)>;
   using Draws = Kept<kQueries, kWarpRows>;
 
   // What belongs to a tile of queries, besides q and do
@@ -60,6 +60,7 @@ struct Dkdv {
   static constexpr int kTileAt = kStatsAt + 2 * static_cast<int>(sizeof(Stats));
   static constexpr int kKeptAt = kTileAt + static_cast<int>(sizeof(KeyTile));
   static constexpr int kShared = kKeptAt + (kPairs ? kShape.warps * Draws::kBytes : 0);
+  static_assert(kShared <= (kTuring ? kTuringShared : kAmpereShared));
 
   static CLINATTN_DEVICE Schedule schedule(const AttentionParams& p) {
     return {p.num_seqs, p.kv_heads, p.cu_seqlens_k, p.max_k, p.total_k, kRows, false};
@@ -151,8 +152,11 @@ struct Dkdv {
     for (int nth = 0; nth < tile->total; ++nth) {
       const int i = nth % 2;
       queries.arrive(nth);
-      if (nth + 1 < tile->total)
-        fetch(p, scratch, queries, stats[1 - i], *tile, kv_head, k0, nth + 1);
+      const auto fetch_next = [&] {
+        if (nth + 1 < tile->total)
+          fetch(p, scratch, queries, stats[1 - i], *tile, kv_head, k0, nth + 1);
+      };
+      if constexpr (Queries::kEarly) fetch_next();
       const Stats& of = stats[i];
 
       Sums<kM, kN> s, dp;
@@ -195,6 +199,7 @@ struct Dkdv {
       }
       if constexpr (kDv) Product::weights_by_rows(dv, s, queries.second(i));
       if constexpr (kDk) Product::weights_by_rows(dk, dp, queries.first(i));
+      if constexpr (!Queries::kEarly) fetch_next();
     }
     if constexpr (kDk)
       write(p, tile->seq, kv_head, k0, p.dk, p.dk_strides, static_cast<float>(p.scale), dk, keys);

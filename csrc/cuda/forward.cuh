@@ -15,7 +15,7 @@ struct Forward {
   static constexpr int kWarpRows = kShape.warp_rows(), kKeys = kShape.streamed;
   static constexpr int kM = kShape.tiles, kN = kKeys / 8, kDims = kDim / 8;
   using Product = Products<T, sizeof(T) == 2 && !(kTuring && is_bfloat16<T>)>;
-  using Keys = Stream<T, kKeys, kDim, kThreads, !kTuring>;
+  using Keys = Stream<T, kKeys, kDim, kThreads, copies(sizeof(T), kDim, kTuring)>;
   using Seen = SeenKeys<kKeys, kThreads>;
   using Draws = Kept<kWarpRows, kKeys>;
 
@@ -25,6 +25,7 @@ struct Forward {
   static constexpr int kSeenAt = kLeastAt + 2 * kRows;
   static constexpr int kKeptAt = kSeenAt + Seen::kBytes;
   static constexpr int kShared = kPairs ? kKeptAt + kShape.warps * Draws::kBytes : kLeastAt;
+  static_assert(kShared <= (kTuring ? kTuringShared : kAmpereShared));
 
   static CLINATTN_DEVICE void run(const AttentionParams& p) {
     const Work work = query_schedule(p, kRows).at(block_index());
@@ -89,7 +90,10 @@ struct Forward {
       keys.arrive(i);
       const int64_t k0 = fixed->first_key(tile, kKeys);
       tile = fixed->tiles.after(tile);
-      if (tile < fixed->tiles.end) fixed->template fetch<kPairs>(p, keys, i + 1, tile);
+      const auto fetch_next = [&] {
+        if (tile < fixed->tiles.end) fixed->template fetch<kPairs>(p, keys, i + 1, tile);
+      };
+      if constexpr (Keys::kEarly) fetch_next();
 
       Sums<kM, kN> s;
       s.clear();
@@ -134,6 +138,7 @@ struct Forward {
         }
       o.each([&](float& x, int r, int, int) { x *= rescale[r]; });
       Product::weights_by_rows(o, s, keys.second(i));
+      if constexpr (!Keys::kEarly) fetch_next();
     }
     finish(p, fixed->seq, head, queries, warp_row, i0, i1, o, m, l);
   }

@@ -1,11 +1,14 @@
 // How many rows a block of each kernel works on, by type, head dim and kind of card.
 #pragma once
 
-#include "layout.h"
+#include "copies.cuh"
 
 namespace clinattn {
 
 enum class Pass { kForward, kDq, kDkdv };
+
+// What a block may have of shared memory: on 7.5, and on 8.6 and 8.9, which have least of the rest
+constexpr int kTuringShared = 64 * 1024, kAmpereShared = 99 * 1024;
 
 // Each of `warps` warps keeps the sums of 16 x tiles rows; tiles of `streamed` rows pass by.
 struct Shape {
@@ -24,17 +27,17 @@ CLINATTN_SHARED constexpr Shape shape(Pass pass, int size, int dim, bool pairs, 
   const bool wide = size == 4;
   if (pass == Pass::kForward) {
     if (turing) {
-      if (dim == 64) return wide ? Shape{4, 2, 32} : Shape{4, 2, 64};   // 48, 32 KB
-      if (dim == 128) return wide ? Shape{4, 1, 16} : Shape{4, 1, 64};  // 48, 48
-      return wide ? Shape{2, 1, 8} : Shape{4, 1, 16};                   // 48, 48
+      if (dim == 64) return wide ? Shape{4, pairs ? 1 : 2, 32} : Shape{4, 1, 64};  // 48, 24 KB
+      if (dim == 128) return wide ? Shape{4, 1, 16} : Shape{4, 1, 32};             // 48, 32
+      return wide ? Shape{2, 1, 8} : Shape{4, 1, 16};                              // 48, 48
     }
-    if (dim == 64) return wide ? Shape{4, 2, 32} : Shape{4, 2, 64};   // 64, 48
-    if (dim == 128) return wide ? Shape{4, 2, 16} : Shape{4, 2, 32};  // 96, 64
-    return wide ? Shape{4, 1, 8} : Shape{4, 1, 32};                   // 96, 96
+    if (dim == 64) return wide ? Shape{4, 2, 32} : Shape{4, 2, 64};               // 64, 48
+    if (dim == 128) return wide ? Shape{4, 2, 16} : Shape{4, pairs ? 1 : 2, 32};  // 96, 64
+    return wide ? Shape{4, 1, 8} : Shape{4, 1, 32};                               // 96, 96
   }
   if (turing) {
-    if (dim == 64) return wide ? Shape{4, 1, 32} : Shape{4, 1, 64};   // 48, 32
-    if (dim == 128) return wide ? Shape{2, 1, 16} : Shape{4, 1, 32};  // 48, 48
+    if (dim == 64) return wide ? Shape{4, 1, 32} : Shape{4, 1, 32};   // 48, 24
+    if (dim == 128) return wide ? Shape{2, 1, 16} : Shape{4, 1, 16};  // 48, 40
     return wide ? Shape{1, 1, 8} : Shape{2, 1, 16};                   // 48, 48
   }
   if (pass == Pass::kDq) {
@@ -45,6 +48,12 @@ CLINATTN_SHARED constexpr Shape shape(Pass pass, int size, int dim, bool pairs, 
   if (dim == 64) return wide ? Shape{4, 1, 32} : Shape{4, pairs ? 1 : 2, 32};  // 64, 48
   if (dim == 128) return wide ? Shape{4, 1, 16} : Shape{4, 1, 32};             // 96, 64
   return wide ? Shape{2, 1, 8} : Shape{4, 1, 16};                              // 96, 96
+}
+
+// How its tiles come
+CLINATTN_SHARED constexpr Copies copies(int size, int dim, bool turing) {
+  if (!turing) return Copies::kAsync;
+  return size * dim >= 512 ? Copies::kLate : Copies::kStaged;
 }
 
 }  // namespace clinattn
