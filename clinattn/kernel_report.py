@@ -167,13 +167,17 @@ def compile_for(kernel: Any, keywords: dict[str, Any], capability: int) -> Any:
     return triton.compile(source, target=target, options=options.__dict__)
 
 
+def triton_tool(name: str) -> str:
+    """The path of cuobjdump or nvdisasm, which come with Triton."""
+    return str(Path(triton.__file__).parent / "backends/nvidia/bin" / name)
+
+
 def inspect(tool: str, *options: str, cubin: bytes) -> str:
     """What a tool that comes with Triton prints of a cubin."""
-    path = Path(triton.__file__).parent / "backends/nvidia/bin" / tool
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [str(path), *options, file.name]
+        command = [triton_tool(tool), *options, file.name]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 

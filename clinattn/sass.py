@@ -46,6 +46,11 @@ class Loop:
         return 0 < self.tensor <= self.waits
 
 
+def opcodes(sass: str) -> set[str]:
+    """Those that occur, with their suffixes."""
+    return {found[1] for line in sass.splitlines() if (found := LINE.match(line))}
+
+
 def loops(sass: str) -> list[Loop]:
     """The innermost loops with an exponential, which are those over tiles, in their order."""
     instructions: list[tuple[str, str]] = []

@@ -1,0 +1,79 @@
+"""What nvcc makes of the CUDA kernels, for cards that need not be here. No torch is compiled."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+
+pytest.importorskip("setuptools", reason="setuptools is not installed")
+pytest.importorskip("triton", reason="cuobjdump and nvdisasm come with triton, which is missing")
+
+from cuda_aot import CARDS, CSRC, SETUP, Kernel, known_cards, problems  # noqa: E402
+
+from clinattn.sass import count  # noqa: E402
+
+if SETUP["nvcc"]() is None:
+    pytest.skip("nvcc is neither on PATH nor in CUDA_HOME", allow_module_level=True)
+
+SOURCES = sorted((CSRC / "cuda").glob("*.cu"))
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """MAX_JOBS of nvcc, or two, run at once; a test takes its own result, and the others go on."""
+    with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or 2)) as pool:
+        futures = {}
+
+        def result(source):
+            if not futures:
+                futures.update({x: pool.submit(problems, x) for x in SOURCES})
+            return futures[source].result()
+
+        yield result
+        pool.shutdown(cancel_futures=True)
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda card: f"sm{card}")
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
+def test_kernels(source, card, compiled):
+    if card not in known_cards():
+        pytest.skip(f"this nvcc does not compile for sm_{card}")
+    assert not compiled(source)[card]
+
+
+TENSOR, FMA, EXP = "HMMA.16816.F32", "FFMA", "MUFU.EX2"
+COPY = "LDGSTS.E.BYPASS.LTC128B.128"
+GOOD = Kernel(
+    name="dq",
+    dtype="float16",
+    variant=(64, False, False),
+    card=80,
+    registers=200,
+    stack=0,
+    shared=0,
+    opcodes=frozenset({TENSOR, FMA, EXP, COPY}),
+    loops=[count([TENSOR, FMA, EXP])],
+)
+BAD = {
+    "16 bytes of stack": {"stack": 16},
+    "0 bytes of stack": {"opcodes": GOOD.opcodes | {"LDL.LU"}},
+    "static shared memory": {"shared": 1024},
+    "no loop": {"loops": []},
+    "no asynchronous copies": {"opcodes": GOOD.opcodes - {COPY}},
+    "not the tensor-core products": {"opcodes": GOOD.opcodes - {TENSOR} | {"HMMA.1688.F32"}},
+    "a loop without tensor-core products": {"loops": [*GOOD.loops, count([FMA, EXP])]},
+    "products in other instructions": {
+        "dtype": "float32",
+        "opcodes": GOOD.opcodes - {TENSOR},
+        "loops": [count([FMA] * 7 + [EXP])],
+    },
+    "never runs": {"variant": (64, False, True)},
+}
+
+
+@pytest.mark.parametrize("words, change", BAD.items(), ids=[x.replace(" ", "-") for x in BAD])
+def test_what_is_wrong_is_found(words, change):
+    assert not GOOD.problems()
+    (found,) = replace(GOOD, **change).problems()
+    assert words in found
