@@ -28,7 +28,7 @@ def _accumulate_dkdv(
     dk, dv, k, v, column_bias, q_ptr, do_ptr, shift_ptr, delta_ptr, mask_ptr,
     stride_qh, stride_qn, stride_doh, stride_don, stride_mh, stride_mm, stride_mn,
     begin, end, first_key, keep, num_q, seqlen_q, interval, rich, qk_scale, cap_scale,
-    DK: tl.constexpr, DV: tl.constexpr,
+    UNGUARDED: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr,
     MASKED: tl.constexpr, IS_BOUNDED: tl.constexpr, GROUP: tl.constexpr,
     MASK: tl.constexpr, IS_BIAS: tl.constexpr, EXACT: tl.constexpr,
     ALIGN: tl.constexpr, PRECISION: tl.constexpr,
@@ -46,9 +46,13 @@ def _accumulate_dkdv(
         decay_ptr, times_ptr, seed_ptr, dropout_bits, kept_scale,
     ) = rich  # fmt: skip
     offs_n = first_key + tl.arange(0, BLOCK_N)
-    if tiles > 0:
+    runs = tiles > 0
+    if UNGUARDED:
+        runs = True
+    if runs:
         # Under this condition the loop runs, and its products stay in flight until it ends. A path
         # around the loop that also defined dk and dv would make ptxas wait for each one on Hopper.
+        # UNGUARDED: in the first loop it is the condition that makes the ptxas of Triton 3.6 wait.
         for t in tl.range(0, tiles * GROUP):
             head = 0
             m = begin + t * BLOCK_M
@@ -131,13 +135,14 @@ def _accumulate_over_ranges(
     dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dv = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     EDGE_M: tl.constexpr = edge_block(BLOCK_M, None)
+    FULL_FIRST: tl.constexpr = not (HAS_PREFIX or STARTS_MASKED or EXACT)
     if HAS_PREFIX:
         dk, dv = _accumulate_dkdv(
             dk, dv, k, v, column_bias, q_ptr, do_ptr, shift_ptr, delta_ptr, mask_ptr,
             stride_qh, stride_qn, stride_doh, stride_don, stride_mh, stride_mm, stride_mn,
             origin, prefix_queries_end(begin, end, interval), first_key, keep, num_q, seqlen_q,
             interval, rich, qk_scale, cap_scale,
-            DK, DV, True, IS_BOUNDED, GROUP, MASK, IS_BIAS, EXACT, ALIGN, PRECISION,
+            False, DK, DV, True, IS_BOUNDED, GROUP, MASK, IS_BIAS, EXACT, ALIGN, PRECISION,
             HEAD_DIM, EDGE_M, BLOCK_N, BLOCK_D,
         )  # fmt: skip
     if MASK != "pairs":
@@ -147,7 +152,7 @@ def _accumulate_over_ranges(
                 stride_qh, stride_qn, stride_doh, stride_don, stride_mh, stride_mm, stride_mn,
                 begin, full_begin, first_key, keep, num_q, seqlen_q, interval, rich,
                 qk_scale, cap_scale,
-                DK, DV, True, IS_BOUNDED, GROUP, MASK, IS_BIAS, EXACT, ALIGN, PRECISION,
+                False, DK, DV, True, IS_BOUNDED, GROUP, MASK, IS_BIAS, EXACT, ALIGN, PRECISION,
                 HEAD_DIM, EDGE_M, BLOCK_N, BLOCK_D,
             )  # fmt: skip
         dk, dv = _accumulate_dkdv(
@@ -155,7 +160,7 @@ def _accumulate_over_ranges(
             stride_qh, stride_qn, stride_doh, stride_don, stride_mh, stride_mm, stride_mn,
             full_begin, full_end, first_key, keep, num_q, seqlen_q, interval, rich,
             qk_scale, cap_scale,
-            DK, DV, False, IS_BOUNDED, GROUP, MASK, IS_BIAS, EXACT, ALIGN, PRECISION,
+            FULL_FIRST, DK, DV, False, IS_BOUNDED, GROUP, MASK, IS_BIAS, EXACT, ALIGN, PRECISION,
             HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D,
         )  # fmt: skip
         begin = full_end
@@ -163,7 +168,7 @@ def _accumulate_over_ranges(
         dk, dv, k, v, column_bias, q_ptr, do_ptr, shift_ptr, delta_ptr, mask_ptr,
         stride_qh, stride_qn, stride_doh, stride_don, stride_mh, stride_mm, stride_mn,
         begin, end, first_key, keep, num_q, seqlen_q, interval, rich, qk_scale, cap_scale,
-        DK, DV, True, IS_BOUNDED, GROUP, MASK, IS_BIAS, EXACT, ALIGN, PRECISION,
+        False, DK, DV, True, IS_BOUNDED, GROUP, MASK, IS_BIAS, EXACT, ALIGN, PRECISION,
         HEAD_DIM, EDGE_M, BLOCK_N, BLOCK_D,
     )  # fmt: skip
 

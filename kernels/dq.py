@@ -38,7 +38,7 @@ def _accumulate_dq(
     dq, dslope, ddecay, q, do, lse, delta, k_ptr, v_ptr, mask_ptr,
     stride_kn, stride_vn, stride_mm, stride_mn,
     begin, end, key_lo, key_hi, first_query, num_q, interval, terms, dropout, qk_scale, cap_scale,
-    DSLOPE: tl.constexpr, DDECAY: tl.constexpr,
+    UNGUARDED: tl.constexpr, DSLOPE: tl.constexpr, DDECAY: tl.constexpr,
     MASKED: tl.constexpr, MASK: tl.constexpr, IS_BIAS: tl.constexpr, EXACT: tl.constexpr,
     ALIGN: tl.constexpr, PRECISION: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -48,7 +48,10 @@ def _accumulate_dq(
     dslope and ddecay: by query, the sums of ds times the distance in positions and in time.
     """
     offs_m = first_query + tl.arange(0, BLOCK_M)
-    if begin < end:  # see _accumulate_dkdv
+    runs = begin < end
+    if UNGUARDED:
+        runs = True
+    if runs:  # see _accumulate_dkdv
         for n in tl.range(begin, end, BLOCK_N):
             keep = None
             bias = None
@@ -170,6 +173,7 @@ def dq_kernel(
     STARTS_MASKED: tl.constexpr = (
         window_left is not None or lo_ptr is not None or interval[10] is not None
     )
+    FULL_FIRST: tl.constexpr = not (global_prefix is not None or STARTS_MASKED or EXACT)
     DSLOPE: tl.constexpr = dslope_ptr is not None
     DDECAY: tl.constexpr = ddecay_ptr is not None
     if global_prefix is not None:
@@ -178,7 +182,7 @@ def dq_kernel(
             stride_kn, stride_vn, stride_mm, stride_mn,
             first_tile(interval), prefix_keys_end(first_query, begin, end, interval),
             key_lo, key_hi, first_query, num_q, interval, terms, dropout, qk_scale, cap_scale,
-            DSLOPE, DDECAY,
+            False, DSLOPE, DDECAY,
             True, MASK, IS_BIAS, EXACT, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, EDGE_N, BLOCK_D,
         )  # fmt: skip
     if MASK != "pairs":
@@ -186,7 +190,8 @@ def dq_kernel(
             dq, dslope, ddecay = _accumulate_dq(
                 dq, dslope, ddecay, q, do, lse, delta, k_ptr, v_ptr, mask_ptr,
                 stride_kn, stride_vn, stride_mm, stride_mn, begin, full_begin, key_lo, key_hi,
-                first_query, num_q, interval, terms, dropout, qk_scale, cap_scale, DSLOPE, DDECAY,
+                first_query, num_q, interval, terms, dropout, qk_scale, cap_scale,
+                False, DSLOPE, DDECAY,
                 True, MASK, IS_BIAS, EXACT, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, EDGE_N, BLOCK_D,
             )  # fmt: skip
         if MASK == "keys":
@@ -195,14 +200,16 @@ def dq_kernel(
         dq, dslope, ddecay = _accumulate_dq(
             dq, dslope, ddecay, q, do, lse, delta, k_ptr, v_ptr, mask_ptr,
             stride_kn, stride_vn, stride_mm, stride_mn, full_begin, full_end, key_lo, key_hi,
-            first_query, num_q, interval, terms, dropout, qk_scale, cap_scale, DSLOPE, DDECAY,
+            first_query, num_q, interval, terms, dropout, qk_scale, cap_scale,
+            FULL_FIRST, DSLOPE, DDECAY,
             False, MASK, IS_BIAS, EXACT, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D,
         )  # fmt: skip
         begin = full_end
     dq, dslope, ddecay = _accumulate_dq(
         dq, dslope, ddecay, q, do, lse, delta, k_ptr, v_ptr, mask_ptr,
         stride_kn, stride_vn, stride_mm, stride_mn, begin, end, key_lo, key_hi,
-        first_query, num_q, interval, terms, dropout, qk_scale, cap_scale, DSLOPE, DDECAY,
+        first_query, num_q, interval, terms, dropout, qk_scale, cap_scale,
+        False, DSLOPE, DDECAY,
         True, MASK, IS_BIAS, EXACT, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, EDGE_N, BLOCK_D,
     )  # fmt: skip
     store_rows(
