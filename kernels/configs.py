@@ -28,11 +28,13 @@ class Rows:
 
     window: with a bound on the left, whose kernels have one loop more and few tiles to visit.
     pairs: with something that differs from pair to pair, which takes registers of its own.
+    terms: with what terms.py does to scores, which takes more of them; `pairs` by default.
     """
 
     plain: tuple[int, int, int, int]
     window: tuple[int, int, int, int] | None = None
     pairs: tuple[int, int, int, int] | None = None
+    terms: tuple[int, int, int, int] | None = None
 
 
 # By card, then bits of the type, then largest head dim.
@@ -107,8 +109,13 @@ DKDV: Table = {
     },
     90: {
         16: {
-            64: Rows((64, 128, 8, 3), window=(64, 64, 4, 3), pairs=(64, 128, 8, 2)),
-            128: Rows((32, 128, 8, 3), pairs=(32, 128, 8, 2)),
+            64: Rows(
+                (64, 128, 8, 3),
+                window=(64, 64, 4, 3),
+                pairs=(64, 128, 8, 2),
+                terms=(32, 128, 8, 3),
+            ),
+            128: Rows((32, 128, 8, 3), pairs=(32, 128, 8, 2), terms=(32, 64, 8, 2)),
             256: Rows((16, 128, 8, 2), window=(32, 128, 8, 2), pairs=(32, 128, 8, 2)),
         },
         32: FP32_DKDV_HOPPER,
@@ -142,7 +149,7 @@ DQ: Table = {
     100: {
         16: {
             64: Rows((128, 64, 8, 3), pairs=(128, 32, 8, 2)),
-            128: Rows((128, 64, 8, 2), window=(64, 32, 8, 2), pairs=(64, 32, 8, 2)),
+            128: Rows((128, 32, 8, 2), window=(64, 32, 8, 2), pairs=(64, 32, 8, 2)),
             256: Rows((128, 32, 8, 2), pairs=(64, 16, 4, 2)),
         },
         32: FP32_DQ_HOPPER,
@@ -169,4 +176,5 @@ def tile_config(
     card = {9: 90, 10: 100, 11: 100}.get(capability[0], 80)
     by_dim = TABLES[table][card][dtype.itemsize * 8]
     rows = by_dim[min(d for d in by_dim if d >= head_dim)]
-    return TileConfig(*(getattr(rows, kind) or rows.plain))
+    row = getattr(rows, kind) or (rows.pairs if kind == "terms" else None) or rows.plain
+    return TileConfig(*row)

@@ -104,9 +104,11 @@ class Layout:
         self.dk_strides = self.stride_arguments("dk", contiguous(k))
         self.do_strides = self.stride_arguments("do", others[0]) if others else {}
         kind = "plain" if window_left < 0 and call.lo is None else "window"
-        by_pair = (call.decay, call.slopes, call.relative, call.seed)
-        if self.arguments["MASK"] == "pairs" or call.softcap or any(x is not None for x in by_pair):
+        if self.arguments["MASK"] == "pairs":
             kind = "pairs"
+        terms = (call.decay, call.slopes, call.relative, call.seed)
+        if call.softcap or any(x is not None for x in terms):
+            kind = "terms"
         # What tile_config goes by.
         self.config_key = (capability, self.head_dim, q.dtype, kind)
 
