@@ -52,7 +52,7 @@ FP32_FORWARD_HOPPER = {
 }
 FP32_DKDV_AMPERE = {
     64: Rows((32, 32, 8, 3), pairs=(16, 32, 4, 2)),
-    128: Rows((16, 16, 4, 2), pairs=(16, 32, 8, 3)),
+    128: Rows((16, 16, 4, 2), window=(16, 16, 4, 3), pairs=(16, 32, 8, 3)),
     256: Rows((16, 16, 8, 2), pairs=(16, 16, 8, 1)),
 }
 FP32_DKDV_HOPPER = {
@@ -68,7 +68,7 @@ FP32_DQ_AMPERE = {
 FP32_DQ_HOPPER = {
     64: Rows((32, 32, 8, 2), pairs=(32, 16, 4, 2)),
     128: Rows((32, 16, 8, 2), window=(16, 16, 4, 2), pairs=(16, 16, 8, 2)),
-    256: Rows((16, 16, 8, 2), pairs=(32, 16, 8, 2)),
+    256: Rows((16, 16, 4, 2), window=(16, 16, 8, 2), pairs=(32, 16, 8, 2)),
 }
 
 # The rows of 80 keep to the 99 KiB of shared memory that 8.6, 8.9 and 12.0 have.
@@ -145,7 +145,7 @@ DQ: Table = {
         16: {
             64: Rows((128, 64, 8, 3), pairs=(128, 32, 8, 2)),
             128: Rows((128, 32, 8, 2), window=(64, 32, 8, 2), pairs=(64, 32, 8, 2)),
-            256: Rows((128, 32, 8, 2), pairs=(64, 16, 4, 2)),
+            256: Rows((128, 32, 8, 2), pairs=(128, 16, 8, 2)),
         },
         32: FP32_DQ_HOPPER,
     },
