@@ -209,7 +209,7 @@ def add_cuda(ext: Extension, folder: Path) -> None:
     flags = [*NVCC_FLAGS, *(flag for arch in archs for flag in gencode(arch))]
     units = {path.stem: (path, flags) for path in sorted((CSRC / "cuda").glob("*.cu"))}
     ext.extra_objects += ninja_objects([nvcc() or "nvcc"], units, folder)
-    ext.sources.append(str(CSRC / "cuda" / "attention.cpp"))
+    ext.sources += map(str, sorted((CSRC / "cuda").glob("*.cpp")))
     # What nvcc itself uses; the folder above it can be another.
     used = nvcc_says("--dryrun", "-x", "cu", os.devnull)
     ext.include_dirs += dict.fromkeys(re.findall(r'"-I([^"]+)"', used))

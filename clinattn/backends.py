@@ -45,8 +45,7 @@ class Serves(NamedTuple):
 
 SERVES = {
     "triton": Serves(forward=FEATURES, backward=FEATURES),
-    # Gradients of what is added to scores are sums across tiles, which have no kernel there yet.
-    "cuda": Serves(forward=FEATURES, backward=FEATURES[: -len(GRADIENTS)]),
+    "cuda": Serves(forward=FEATURES, backward=FEATURES),
     "cpu": Serves(forward=FEATURES, backward=FEATURES),
     "reference": Serves(forward=FEATURES, backward=FEATURES),
 }

@@ -197,8 +197,8 @@ def test_the_torch_side_of_cuda_compiles(tmp_path):
     used = run("nvcc", "--dryrun", "-x", "cu", os.devnull, cwd=tmp_path).stderr
     folders = [*re.findall(r'"-I([^"]+)"', used), *include_paths(), ROOT / "csrc"]
     flags = ["-std=c++20", "-fsyntax-only", "-Wall", "-DC10_CUDA_NO_CMAKE_CONFIGURE_FILE"]
-    source = ROOT / "csrc" / "cuda" / "attention.cpp"
-    run("c++", *flags, *(f"-isystem{folder}" for folder in folders), source, cwd=tmp_path)
+    sources = sorted((ROOT / "csrc" / "cuda").glob("*.cpp"))
+    run("c++", *flags, *(f"-isystem{folder}" for folder in folders), *sources, cwd=tmp_path)
 
 
 def test_no_module_named_kernels_is_installed(tmp_path):

@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "../arguments.h"
+#include "added_gradients.h"
 #include "kernels.h"
 #ifdef CLINATTN_EMULATED
 #include "emulated_scope.h"
@@ -90,7 +91,6 @@ Gradients attention_backward(const Tensor& dout, const OptionalTensor& dlse, con
              relative,      seed,     scale, window_left, window_right, bottom_right, softcap,
              global_prefix, dropout_p},
             max_seqlen_q, max_seqlen_k);
-  TORCH_CHECK(needs == 0, "needs is ", needs, "; the CUDA kernels give the gradients of q, k, v");
   const auto stat = q.options().dtype(at::kFloat);
   const auto stat_sizes = stat_shape(p);
   check_layout(dout, "do", q.sizes(), q);
@@ -113,7 +113,13 @@ Gradients attention_backward(const Tensor& dout, const OptionalTensor& dlse, con
          dv = allocate(k.sizes(), q.options());
   const Tensor none = at::empty({0}, q.options());
   if (q.numel() == 0 || k.numel() == 0 || p.num_seqs == 0)
-    return {dq.zero_(), dk.zero_(), dv.zero_(), none, none, none, none};
+    return {dq.zero_(),
+            dk.zero_(),
+            dv.zero_(),
+            needs & kNeedMask ? at::zeros_like(*mask, at::MemoryFormat::Contiguous) : none,
+            needs & kNeedDecay ? at::zeros_like(*decay) : none,
+            needs & kNeedSlopes ? at::zeros_like(*slopes) : none,
+            needs & kNeedRelative ? at::zeros_like(*relative) : none};
   p.dout = dout.const_data_ptr();
   p.do_strides = strides_of(dout);
   p.o = const_cast<void*>(o.const_data_ptr());
@@ -127,12 +133,19 @@ Gradients attention_backward(const Tensor& dout, const OptionalTensor& dlse, con
   p.dv_strides = strides_of(dv);
   const Tensor lse2 = allocate(stat_sizes, stat), lse2_low = allocate(stat_sizes, stat),
                delta = allocate(stat_sizes, stat);
-  const CudaScratch scratch = {lse2.mutable_data_ptr<float>(), lse2_low.mutable_data_ptr<float>(),
-                               delta.mutable_data_ptr<float>()};
+  CudaScratch scratch = {lse2.mutable_data_ptr<float>(), lse2_low.mutable_data_ptr<float>(),
+                         delta.mutable_data_ptr<float>()};
+  const AddedGradients added(p, cuda_sizes(p, scope.capability()), mask, stat, needs, scratch);
   check_launch(cuda_backward(p, scratch, scope.capability(), scope.stream()), "backward");
   if (scale < 0) dq.neg_();
   if (scale == 0) dq.zero_(), dk.zero_();  // what stands in for it leaves denormal numbers
-  return {dq, dk, dv, none, none, none, none};
+  return {dq,
+          dk,
+          dv,
+          needs & kNeedMask ? added.mask().to(mask->scalar_type()) : none,
+          needs & kNeedDecay ? added.decay() : none,
+          needs & kNeedSlopes ? added.slopes(slopes->size(0) > 1, cu_seqlens_q) : none,
+          needs & kNeedRelative ? added.relative() : none};
 }
 
 }  // namespace

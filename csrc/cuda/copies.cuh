@@ -64,12 +64,14 @@ struct Loader {
   template <class F>
   static CLINATTN_DEVICE void each(const F& f) {
     const int thread = opaque(thread_index()), row = thread / Place::kChunks;
-    CLINATTN_UNROLL
-    for (int i = 0; i < kEach; ++i) CLINATTN_UNROLL
-    for (int w = 0; w < kWide; ++w) {
-      const int column = (thread % Place::kChunks + w * kThreads) * Place::kVector;
-      if (kRows % kStep == 0 || row + i * kStep < kRows) f(i * kWide + w, row + i * kStep, column);
-    }
+#pragma unroll
+    for (int i = 0; i < kEach; ++i)
+#pragma unroll
+      for (int w = 0; w < kWide; ++w) {
+        const int column = (thread % Place::kChunks + w * kThreads) * Place::kVector;
+        if (kRows % kStep == 0 || row + i * kStep < kRows)
+          f(i * kWide + w, row + i * kStep, column);
+      }
   }
 
   // Rows from `first` on; those that are not alive are 0 and not read.

@@ -169,33 +169,38 @@ struct Dkdv {
         const Scores scores(p, tile->seq, head);
         if (p.dropout_threshold)
           draws.draw(Dropout(p, tile->seq.index, head), i0, of.least, k0 + warp_row);
-        CLINATTN_UNROLL
-        for (int m = 0; m < kM; ++m) CLINATTN_UNROLL
-        for (int n = 0; n < kN; ++n) CLINATTN_UNROLL
-        for (int e = 0; e < 4; ++e) {
-          const int row = 16 * m + fragment_row(lane, e), column = 8 * n + fragment_column(lane, e),
-                    key = warp_row + row;
-          float gain, &x = s.x[m][n][e], &y = dp.x[m][n][e];
-          x = scores(p, tile->seq, x, i0 + column, k0 + key, gain);
-          if (!Visible{of.lo[column], of.hi[column], of.prefix[column]}.sees(key)) x = -kInfinity;
-          const bool hidden = x == -kInfinity;
-          x = exp2_fast((x - of.lse[column]) - of.lse_low[column]);
-          const bool keep = !p.dropout_threshold || draws.at(column, row);
-          y = hidden ? 0 : x * ((keep ? y * kept : 0) - of.delta[column]) * gain;
-          x = keep ? x * kept : 0;
-        }
+#pragma unroll
+        for (int m = 0; m < kM; ++m)
+#pragma unroll
+          for (int n = 0; n < kN; ++n)
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+              const int row = 16 * m + fragment_row(lane, e),
+                        column = 8 * n + fragment_column(lane, e), key = warp_row + row;
+              float gain, &x = s.x[m][n][e], &y = dp.x[m][n][e];
+              x = scores(p, tile->seq, x, i0 + column, k0 + key, gain);
+              if (!Visible{of.lo[column], of.hi[column], of.prefix[column]}.sees(key))
+                x = -kInfinity;
+              const bool hidden = x == -kInfinity;
+              x = exp2_fast((x - of.lse[column]) - of.lse_low[column]);
+              const bool keep = !p.dropout_threshold || draws.at(column, row);
+              y = hidden ? 0 : x * ((keep ? y * kept : 0) - of.delta[column]) * gain;
+              x = keep ? x * kept : 0;
+            }
       } else {
         if (of.edge) hide(s, dp, of, warp_row);
-        CLINATTN_UNROLL
-        for (int m = 0; m < kM; ++m) CLINATTN_UNROLL
-        for (int n = 0; n < kN; ++n) CLINATTN_UNROLL
-        for (int e = 0; e < 4; ++e) {
-          const int column = 8 * n + fragment_column(lane, e);
-          float x = fmaf(s.x[m][n][e], scale2, -of.lse[column]);
-          if constexpr (sizeof(T) == 4) x -= of.lse_low[column];
-          s.x[m][n][e] = exp2_fast(x);
-          dp.x[m][n][e] = s.x[m][n][e] * (dp.x[m][n][e] - of.delta[column]);
-        }
+#pragma unroll
+        for (int m = 0; m < kM; ++m)
+#pragma unroll
+          for (int n = 0; n < kN; ++n)
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+              const int column = 8 * n + fragment_column(lane, e);
+              float x = fmaf(s.x[m][n][e], scale2, -of.lse[column]);
+              if constexpr (sizeof(T) == 4) x -= of.lse_low[column];
+              s.x[m][n][e] = exp2_fast(x);
+              dp.x[m][n][e] = s.x[m][n][e] * (dp.x[m][n][e] - of.delta[column]);
+            }
       }
       if constexpr (kDv) Product::weights_by_rows(dv, s, queries.second(i));
       if constexpr (kDk) Product::weights_by_rows(dk, dp, queries.first(i));
@@ -210,19 +215,21 @@ struct Dkdv {
   static CLINATTN_DEVICE void hide(Sums<kM, kN>& s, Sums<kM, kN>& dp, const Stats& of,
                                    int warp_row) {
     const int lane = lane_index();
-    CLINATTN_UNROLL
-    for (int n = 0; n < kN; ++n) CLINATTN_UNROLL
-    for (int side = 0; side < 2; ++side) {
-      const int column = 8 * n + fragment_column(lane, side);
-      const Visible visible{of.lo[column], of.hi[column], of.prefix[column]};
-      CLINATTN_UNROLL
-      for (int m = 0; m < kM; ++m) CLINATTN_UNROLL
-      for (int half = 0; half < 2; ++half)
-        if (!visible.sees(warp_row + 16 * m + fragment_row(lane, 2 * half))) {
-          s.x[m][n][2 * half + side] = -kInfinity;
-          dp.x[m][n][2 * half + side] = 0;
-        }
-    }
+#pragma unroll
+    for (int n = 0; n < kN; ++n)
+#pragma unroll
+      for (int side = 0; side < 2; ++side) {
+        const int column = 8 * n + fragment_column(lane, side);
+        const Visible visible{of.lo[column], of.hi[column], of.prefix[column]};
+#pragma unroll
+        for (int m = 0; m < kM; ++m)
+#pragma unroll
+          for (int half = 0; half < 2; ++half)
+            if (!visible.sees(warp_row + 16 * m + fragment_row(lane, 2 * half))) {
+              s.x[m][n][2 * half + side] = -kInfinity;
+              dp.x[m][n][2 * half + side] = 0;
+            }
+      }
   }
 
   // Keys that are padding have gradient 0.
@@ -232,7 +239,7 @@ struct Dkdv {
     const int warp_row = warp_index() * kWarpRows;
     const int64_t batch = p.cu_seqlens_k ? 0 : seq.index, warp_k0 = k0 + warp_row;
     float factor[2 * kM];
-    CLINATTN_UNROLL
+#pragma unroll
     for (int r = 0; r < 2 * kM; ++r) {
       factor[r] = scale;
       const int64_t j = warp_k0 + r / 2 * 16 + fragment_row(lane_index(), r % 2 * 2);

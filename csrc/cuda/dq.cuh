@@ -72,7 +72,7 @@ struct Dq {
     load_tile<T, kRows, kDim, kThreads>(
         gradients, Rows<T>(p.dout, p.do_strides, batch, head, seq.q_row0, p.head_dim), i0, alive);
     float lse[2 * kM], lse_low[2 * kM], delta[2 * kM];
-    CLINATTN_UNROLL
+#pragma unroll
     for (int r = 0; r < 2 * kM; ++r) {
       const int64_t i = warp_i0 + r / 2 * 16 + fragment_row(lane, r % 2 * 2);
       const int64_t at = stat_at(p, batch, head, seq.q_row0, i);
@@ -81,7 +81,6 @@ struct Dq {
       delta[r] = i < i1 ? scratch.delta[at] : 0;
     }
     if constexpr (kPairs) {
-      seen.clear();
       if (p.dropout_threshold) {
         const Dropout dropout(p, seq.index, head);
         for (int row = lane; row < kWarpRows; row += kWarp)
@@ -95,6 +94,7 @@ struct Dq {
 
     Sums<kM, kDims> dq;
     dq.clear();
+    float of_decay = 0, of_slopes = 0;
     for (int i = 0; tile < fixed->tiles.end; ++i) {
       keys.arrive(i);
       const int64_t k0 = fixed->first_key(tile, kKeys);
@@ -112,41 +112,52 @@ struct Dq {
       if constexpr (kPairs) {
         if (p.dropout_threshold) draws.draw(Dropout(p, fixed->seq.index, head), warp_i0, least, k0);
         Visible visible[2 * kM];
-        CLINATTN_UNROLL
+#pragma unroll
         for (int r = 0; r < 2 * kM; ++r)
           visible[r] = Visible::of(fixed->seq, warp_i0 + r / 2 * 16 + fragment_row(lane, r % 2 * 2),
                                    k0, kKeys);
-        CLINATTN_UNROLL
-        for (int m = 0; m < kM; ++m) CLINATTN_UNROLL
-        for (int n = 0; n < kN; ++n) CLINATTN_UNROLL
-        for (int e = 0; e < 4; ++e) {
-          const int r = 2 * m + e / 2, row = 16 * m + fragment_row(lane, e),
-                    column = 8 * n + fragment_column(lane, e);
-          float gain, &x = s.x[m][n][e], &y = dp.x[m][n][e];
-          x = fixed->scores(p, fixed->seq, x, warp_i0 + row, k0 + column, gain);
-          if (!visible[r].sees(column)) x = -kInfinity;
-          if (p.dropout_threshold) y = draws.at(row, column) ? y * kept : 0;
-          const float weight = exp2_fast((x - lse[r]) - lse_low[r]);
-          y = x == -kInfinity ? 0 : weight * (y - delta[r]) * gain;
-        }
+#pragma unroll
+        for (int m = 0; m < kM; ++m)
+#pragma unroll
+          for (int n = 0; n < kN; ++n)
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+              const int r = 2 * m + e / 2, row = 16 * m + fragment_row(lane, e),
+                        column = 8 * n + fragment_column(lane, e);
+              float gain, &x = s.x[m][n][e], &y = dp.x[m][n][e];
+              x = fixed->scores(p, fixed->seq, x, warp_i0 + row, k0 + column, gain);
+              if (!visible[r].sees(column)) x = -kInfinity;
+              if (p.dropout_threshold) y = draws.at(row, column) ? y * kept : 0;
+              const float weight = exp2_fast((x - lse[r]) - lse_low[r]);
+              y = x == -kInfinity ? 0 : weight * (y - delta[r]);
+              fixed->scores.add_distances(fixed->seq, y, warp_i0 + row, k0 + column, of_decay,
+                                          of_slopes);
+              y *= gain;
+            }
         if (fixed->scores.hides_pairs(p)) {
-          seen.note(i, s);
-          seen.blank(i, keys.first(i));
+          seen.note(s);
+          seen.blank(keys.first(i));
         }
       } else {
         if (fixed->is_edge(k0, kKeys)) hide(s, dp, fixed->seq, warp_i0, k0);
-        CLINATTN_UNROLL
-        for (int m = 0; m < kM; ++m) CLINATTN_UNROLL
-        for (int n = 0; n < kN; ++n) CLINATTN_UNROLL
-        for (int e = 0; e < 4; ++e) {
-          const int r = 2 * m + e / 2;
-          float x = fmaf(s.x[m][n][e], scale2, -lse[r]);
-          if constexpr (sizeof(T) == 4) x -= lse_low[r];
-          dp.x[m][n][e] = exp2_fast(x) * (dp.x[m][n][e] - delta[r]);
-        }
+#pragma unroll
+        for (int m = 0; m < kM; ++m)
+#pragma unroll
+          for (int n = 0; n < kN; ++n)
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+              const int r = 2 * m + e / 2;
+              float x = fmaf(s.x[m][n][e], scale2, -lse[r]);
+              if constexpr (sizeof(T) == 4) x -= lse_low[r];
+              dp.x[m][n][e] = exp2_fast(x) * (dp.x[m][n][e] - delta[r]);
+            }
       }
       Product::weights_by_rows(dq, dp, keys.first(i));
       if constexpr (!Keys::kEarly) fetch_next();
+    }
+    if constexpr (kPairs) {
+      if (scratch.decay) write_sum(p, memory, of_decay, scratch.decay);
+      if (scratch.slopes) write_sum(p, memory, of_slopes, scratch.slopes);
     }
     float factor[2 * kM];
     for (int r = 0; r < 2 * kM; ++r) factor[r] = static_cast<float>(p.scale);
@@ -159,21 +170,36 @@ struct Dq {
                                    static_cast<int>(p.head_dim));
   }
 
+  // The sum over all threads, in the same order every time
+  static CLINATTN_DEVICE void write_sum(const AttentionParams& p, char* memory, float x,
+                                        float* to) {
+    auto* sums = reinterpret_cast<float*>(memory + kStreamAt);
+    for (int lanes = 1; lanes < kWarp; lanes *= 2) x += shuffle_xor(x, lanes);
+    sync_block();
+    if (lane_index() == 0) sums[warp_index()] = x;
+    sync_block();
+    if (thread_index() != 0) return;
+    for (int warp = 1; warp < kShape.warps; ++warp) x += sums[warp];
+    to[query_schedule(p, kRows).place(block_index())] = x;
+  }
+
   // Hidden pairs have weight 0, whatever their keys hold.
   static CLINATTN_DEVICE void hide(Sums<kM, kN>& s, Sums<kM, kN>& dp, const Sequence& seq,
                                    int64_t warp_i0, int64_t k0) {
     const int lane = lane_index();
-    CLINATTN_UNROLL
-    for (int m = 0; m < kM; ++m) CLINATTN_UNROLL
-    for (int half = 0; half < 2; ++half) {
-      const Visible visible =
-          Visible::of(seq, warp_i0 + 16 * m + fragment_row(lane, 2 * half), k0, kKeys);
-      CLINATTN_UNROLL
-      for (int n = 0; n < kN; ++n) CLINATTN_UNROLL
-      for (int e = 2 * half; e < 2 * half + 2; ++e)
-        if (!visible.sees(8 * n + fragment_column(lane, e)))
-          s.x[m][n][e] = -kInfinity, dp.x[m][n][e] = 0;
-    }
+#pragma unroll
+    for (int m = 0; m < kM; ++m)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const Visible visible =
+            Visible::of(seq, warp_i0 + 16 * m + fragment_row(lane, 2 * half), k0, kKeys);
+#pragma unroll
+        for (int n = 0; n < kN; ++n)
+#pragma unroll
+          for (int e = 2 * half; e < 2 * half + 2; ++e)
+            if (!visible.sees(8 * n + fragment_column(lane, e)))
+              s.x[m][n][e] = -kInfinity, dp.x[m][n][e] = 0;
+      }
   }
 };
 

@@ -70,7 +70,6 @@ struct Forward {
     const Rows<T> q(p.q, p.q_strides, p.cu_seqlens_q ? 0 : seq.index, head, seq.q_row0, p.head_dim);
     load_tile<T, kRows, kDim, kThreads>(queries, q, i0, [&](int row) { return i0 + row < i1; });
     if constexpr (kPairs) {
-      seen.clear();
       if (p.dropout_threshold) {
         const Dropout dropout(p, seq.index, head);
         for (int row = lane; row < kWarpRows; row += kWarp)
@@ -106,15 +105,15 @@ struct Forward {
       if (fixed->is_edge(k0, kKeys)) hide(s, fixed->seq, warp_i0, k0);
       if constexpr (kPairs)
         if (fixed->scores.hides_pairs(p)) {
-          seen.note(i, s);
-          seen.blank(i, keys.second(i));
+          seen.note(s);
+          seen.blank(keys.second(i));
         }
 
       float rescale[2 * kM], shift[2 * kM];
-      CLINATTN_UNROLL
+#pragma unroll
       for (int r = 0; r < 2 * kM; ++r) {
         float most = -kInfinity;
-        CLINATTN_UNROLL
+#pragma unroll
         for (int n = 0; n < kN; ++n)
           most = fmaxf(most, fmaxf(s.x[r / 2][n][r % 2 * 2], s.x[r / 2][n][r % 2 * 2 + 1]));
         most = fmaxf(most, shuffle_xor(most, 1));
@@ -146,7 +145,7 @@ struct Forward {
   static CLINATTN_DEVICE void hide(Sums<kM, kN>& s, const Sequence& seq, int64_t warp_i0,
                                    int64_t k0) {
     Visible visible[2 * kM];
-    CLINATTN_UNROLL
+#pragma unroll
     for (int r = 0; r < 2 * kM; ++r)
       visible[r] =
           Visible::of(seq, warp_i0 + r / 2 * 16 + fragment_row(lane_index(), r % 2 * 2), k0, kKeys);
@@ -161,7 +160,7 @@ struct Forward {
                                      float (&l)[2 * kM]) {
     const int64_t batch = p.cu_seqlens_q ? 0 : seq.index, end = min64(i0 + kRows, seq.rows_q);
     float factor[2 * kM];
-    CLINATTN_UNROLL
+#pragma unroll
     for (int r = 0; r < 2 * kM; ++r) {
       l[r] += shuffle_xor(l[r], 1);
       l[r] += shuffle_xor(l[r], 2);

@@ -16,28 +16,31 @@ int cuda_forward(const AttentionParams& p, int capability, void* stream) {
   }
 }
 
-namespace {
-
-template <class T, class Gradients>
-int backward(const AttentionParams& p, const CudaScratch& scratch, int capability, void* stream,
-             Gradients dq, Gradients dkdv) {
-  int error = launch_prepare<T>(p, scratch, stream);
-  if (!error) error = dq(p, scratch, capability, stream);
-  if (!error) error = dkdv(p, scratch, capability, stream);
-  return error;
+CudaSizes cuda_sizes(const AttentionParams& p, int capability) {
+  switch (p.dtype) {
+    case DType::kFloat32:
+      return sizes_float32(p, capability);
+    case DType::kBFloat16:
+      return sizes_bfloat16(p, capability);
+    default:
+      return sizes_float16(p, capability);
+  }
 }
-
-}  // namespace
 
 int cuda_backward(const AttentionParams& p, const CudaScratch& scratch, int capability,
                   void* stream) {
+  const auto run = [&](auto prepare, auto... passes) {
+    int error = prepare(p, scratch, stream);
+    ((error = error ? error : passes(p, scratch, capability, stream)), ...);
+    return error;
+  };
   switch (p.dtype) {
     case DType::kFloat32:
-      return backward<float>(p, scratch, capability, stream, dq_float32, dkdv_float32);
+      return run(launch_prepare<float>, dq_float32, dkdv_float32, added_float32);
     case DType::kBFloat16:
-      return backward<bfloat16>(p, scratch, capability, stream, dq_bfloat16, dkdv_bfloat16);
+      return run(launch_prepare<bfloat16>, dq_bfloat16, dkdv_bfloat16, added_bfloat16);
     default:
-      return backward<half>(p, scratch, capability, stream, dq_float16, dkdv_float16);
+      return run(launch_prepare<half>, dq_float16, dkdv_float16, added_float16);
   }
 }
 

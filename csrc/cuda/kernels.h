@@ -5,10 +5,21 @@
 
 namespace clinattn {
 
-// Scratch of the backward pass, laid out like lse
+// Memory of the backward pass, fp32; what is null is not asked for.
 struct CudaScratch {
-  float *lse2, *lse2_low, *delta;
+  float *lse2, *lse2_low, *delta;             // laid out like lse
+  float *decay = nullptr, *slopes = nullptr;  // partial sums, by head and tile of dq
+  float* dmask = nullptr;  // contiguous, of the shape that follows; a side that is shared has 1
+  int64_t mask_batch = 0, mask_heads = 0, mask_queries = 0, mask_keys = 0;
+  float *near = nullptr, *far = nullptr;  // partial sums of relative biases
 };
+
+// How large the partial sums are. A tile of dq has `rows` queries; tiles of a head are neighbours.
+// near: (num_seqs, heads, diagonals, 2 tile); far: (far_blocks, 2). added.cuh says what they hold.
+struct CudaSizes {
+  int64_t rows, blocks, tile, diagonals, far_blocks;
+};
+CudaSizes cuda_sizes(const AttentionParams& p, int capability);
 
 // All pointers of p, and the seed, are on the device; p.scale is positive. capability: 75, 80, ...
 // Each returns a cudaError_t, 0 for success; cuda_error says it in words.

@@ -29,11 +29,14 @@ int choose(const AttentionParams& p, int capability, const F& f) {
 }
 
 // One function for each pass and type, each compiled in a file of its own
-#define CLINATTN_PASSES(name)                                                           \
-  int forward_##name(const AttentionParams& p, int capability, void* stream);           \
-  int dq_##name(const AttentionParams& p, const CudaScratch& scratch, int capability,   \
-                void* stream);                                                          \
-  int dkdv_##name(const AttentionParams& p, const CudaScratch& scratch, int capability, \
+#define CLINATTN_PASSES(name)                                                            \
+  int forward_##name(const AttentionParams& p, int capability, void* stream);            \
+  int dq_##name(const AttentionParams& p, const CudaScratch& scratch, int capability,    \
+                void* stream);                                                           \
+  CudaSizes sizes_##name(const AttentionParams& p, int capability);                      \
+  int added_##name(const AttentionParams& p, const CudaScratch& scratch, int capability, \
+                   void* stream);                                                        \
+  int dkdv_##name(const AttentionParams& p, const CudaScratch& scratch, int capability,  \
                   void* stream);
 CLINATTN_PASSES(float32)
 CLINATTN_PASSES(bfloat16)

@@ -5,15 +5,6 @@
 
 namespace clinattn {
 
-#ifdef __CUDACC__
-#define CLINATTN_PRAGMA(x) _Pragma(#x)
-#define CLINATTN_UNROLL CLINATTN_PRAGMA(unroll)
-#define CLINATTN_UNROLL_BY(n) CLINATTN_PRAGMA(unroll n)
-#else
-#define CLINATTN_UNROLL
-#define CLINATTN_UNROLL_BY(n)
-#endif
-
 constexpr int kWarp = 32;
 
 // A (16, 8) accumulator gives each lane four elements: two neighbours in each of two rows. The same
@@ -86,9 +77,12 @@ struct Schedule {
 
   CLINATTN_SHARED int64_t blocks() const { return slots * heads * (cu_seqlens ? 1 : num_seqs); }
 
+  // Heads and their slots in rising order
+  CLINATTN_SHARED int64_t place(int64_t block) const {
+    return last_first ? block / slots * slots + slots - 1 - block % slots : block;
+  }
   CLINATTN_SHARED Work at(int64_t block) const {
-    const int64_t head = block / slots, nth = block % slots;
-    const int64_t slot = last_first ? slots - 1 - nth : nth;
+    const int64_t head = block / slots, slot = place(block) % slots;
     if (!cu_seqlens) return {head / heads, head % heads, slot};
     const int64_t sequence = first_where(
         0, num_seqs, [&](int64_t b) { return cu_seqlens[b + 1] / rows + b + 1 > slot; });

@@ -22,22 +22,26 @@ struct Sums {
   float x[kM][kN][4];
 
   CLINATTN_DEVICE void clear() {
-    CLINATTN_UNROLL
-    for (int m = 0; m < kM; ++m) CLINATTN_UNROLL
-    for (int n = 0; n < kN; ++n) CLINATTN_UNROLL
-    for (int e = 0; e < 4; ++e) x[m][n][e] = 0;
+#pragma unroll
+    for (int m = 0; m < kM; ++m)
+#pragma unroll
+      for (int n = 0; n < kN; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) x[m][n][e] = 0;
   }
 
   // f(element, row of the lane, row of the block, column of the block)
   template <class F>
   CLINATTN_DEVICE void each(const F& f) {
     const int lane = lane_index();
-    CLINATTN_UNROLL
-    for (int m = 0; m < kM; ++m) CLINATTN_UNROLL
-    for (int n = 0; n < kN; ++n) CLINATTN_UNROLL
-    for (int e = 0; e < 4; ++e)
-      f(x[m][n][e], 2 * m + e / 2, 16 * m + fragment_row(lane, e),
-        8 * n + fragment_column(lane, e));
+#pragma unroll
+    for (int m = 0; m < kM; ++m)
+#pragma unroll
+      for (int n = 0; n < kN; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e)
+          f(x[m][n][e], 2 * m + e / 2, 16 * m + fragment_row(lane, e),
+            8 * n + fragment_column(lane, e));
   }
 };
 
@@ -55,16 +59,16 @@ struct Products<T, true> {
     const Place left = left_operand(lane_index()), right = right_operand(lane_index());
     const int left_at = opaque(a.offset(a_row + left.row, left.column)),
               right_at = opaque(b.offset(right.row, right.column));
-    CLINATTN_UNROLL
+#pragma unroll
     for (int k = 0; k < kDim; k += 16) {
       uint32_t x[kM][4];
-      CLINATTN_UNROLL
+#pragma unroll
       for (int m = 0; m < kM; ++m) load_matrices(x[m], a.base + (left_at ^ k) + 16 * m * kDim);
-      CLINATTN_UNROLL
+#pragma unroll
       for (int n = 0; n < kN; n += 2) {
         uint32_t y[4];
         load_matrices(y, b.base + (right_at ^ k) + 8 * n * kDim);
-        CLINATTN_UNROLL
+#pragma unroll
         for (int m = 0; m < kM; ++m) {
           multiply<T>(sums.x[m][n], x[m], y[0], y[1]);
           multiply<T>(sums.x[m][n + 1], x[m], y[2], y[3]);
@@ -80,18 +84,19 @@ struct Products<T, true> {
     static_assert(kN % 2 == 0 && kK % 2 == 0);
     const Place right = right_operand_transposed(lane_index());
     const int right_at = opaque(b.offset(right.row, right.column));
-    CLINATTN_UNROLL
+#pragma unroll
     for (int k = 0; k < kK; k += 2) {
       uint32_t x[kM][4];
-      CLINATTN_UNROLL
-      for (int m = 0; m < kM; ++m) CLINATTN_UNROLL
-      for (int i = 0; i < 4; ++i)
-        x[m][i] = pack<T>(w.x[m][k + i / 2][i % 2 * 2], w.x[m][k + i / 2][i % 2 * 2 + 1]);
-      CLINATTN_UNROLL
+#pragma unroll
+      for (int m = 0; m < kM; ++m)
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          x[m][i] = pack<T>(w.x[m][k + i / 2][i % 2 * 2], w.x[m][k + i / 2][i % 2 * 2 + 1]);
+#pragma unroll
       for (int n = 0; n < kN; n += 2) {
         uint32_t y[4];
         load_transposed(y, b.base + (right_at ^ 8 * n) + 8 * k * 8 * kN);
-        CLINATTN_UNROLL
+#pragma unroll
         for (int m = 0; m < kM; ++m) {
           multiply<T>(sums.x[m][n], x[m], y[0], y[1]);
           multiply<T>(sums.x[m][n + 1], x[m], y[2], y[3]);
@@ -113,26 +118,30 @@ struct Products<T, false> {
               left_turn = left_row * kVector;
     const int right_row = fragment_column(lane, 0), right_at = right_row * kDim,
               right_turn = right_row * kVector;
-    CLINATTN_UNROLL_BY(2)
+#pragma unroll 2
     for (int k = 0; k < kDim; k += kStep) {
       float x[kM][2][kStep];
-      CLINATTN_UNROLL
-      for (int m = 0; m < kM; ++m) CLINATTN_UNROLL
-      for (int half = 0; half < 2; ++half)
-        load(x[m][half], a.base + left_at + (16 * m + 8 * half) * kDim + (k ^ left_turn));
-      CLINATTN_UNROLL
-      for (int n = 0; n < kN; ++n) CLINATTN_UNROLL
-      for (int side = 0; side < 2; ++side) {
-        float y[kStep];
-        load(y, b.base + right_at + (8 * n + side) * kDim + (k ^ (right_turn + side * kVector)));
-        CLINATTN_UNROLL
-        for (int i = 0; i < kStep; ++i) CLINATTN_UNROLL
-        for (int m = 0; m < kM; ++m) CLINATTN_UNROLL
-        for (int half = 0; half < 2; ++half) {
-          float& sum = sums.x[m][n][2 * half + side];
-          sum = fmaf(x[m][half][i], y[i], sum);
+#pragma unroll
+      for (int m = 0; m < kM; ++m)
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+          load(x[m][half], a.base + left_at + (16 * m + 8 * half) * kDim + (k ^ left_turn));
+#pragma unroll
+      for (int n = 0; n < kN; ++n)
+#pragma unroll
+        for (int side = 0; side < 2; ++side) {
+          float y[kStep];
+          load(y, b.base + right_at + (8 * n + side) * kDim + (k ^ (right_turn + side * kVector)));
+#pragma unroll
+          for (int i = 0; i < kStep; ++i)
+#pragma unroll
+            for (int m = 0; m < kM; ++m)
+#pragma unroll
+              for (int half = 0; half < 2; ++half) {
+                float& sum = sums.x[m][n][2 * half + side];
+                sum = fmaf(x[m][half][i], y[i], sum);
+              }
         }
-      }
     }
   }
 
@@ -141,23 +150,26 @@ struct Products<T, false> {
                                               const Tile<T, 8 * kN>& b) {
     constexpr int kVector = Tile<T, 8 * kN>::kVector;
     const int lane = opaque(lane_index()), column = fragment_column(lane, 0);
-    CLINATTN_UNROLL
+#pragma unroll
     for (int k = 0; k < 8 * kK; ++k) {
       // The lane of these rows that has column k
       const int owner = lane / 4 * 4 + k % 8 / 2, turn = k % 8 * kVector;
       const T* row = b.base + k * 8 * kN + (column ^ turn % 8);
       float x[kM][2];
-      CLINATTN_UNROLL
-      for (int m = 0; m < kM; ++m) CLINATTN_UNROLL
-      for (int half = 0; half < 2; ++half)
-        x[m][half] = shuffle(w.x[m][k / 8][2 * half + k % 2], owner);
-      CLINATTN_UNROLL
+#pragma unroll
+      for (int m = 0; m < kM; ++m)
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+          x[m][half] = shuffle(w.x[m][k / 8][2 * half + k % 2], owner);
+#pragma unroll
       for (int n = 0; n < kN; ++n) {
         float y[2];
         load(y, row + (8 * n ^ turn / 8 * 8));
-        CLINATTN_UNROLL
-        for (int m = 0; m < kM; ++m) CLINATTN_UNROLL
-        for (int e = 0; e < 4; ++e) sums.x[m][n][e] = fmaf(x[m][e / 2], y[e % 2], sums.x[m][n][e]);
+#pragma unroll
+        for (int m = 0; m < kM; ++m)
+#pragma unroll
+          for (int e = 0; e < 4; ++e)
+            sums.x[m][n][e] = fmaf(x[m][e / 2], y[e % 2], sums.x[m][n][e]);
       }
     }
   }
@@ -170,7 +182,7 @@ struct Products<T, false> {
       T x[n];
     };
     const Group group = *reinterpret_cast<const Group*>(from);
-    CLINATTN_UNROLL
+#pragma unroll
     for (int i = 0; i < n; ++i) x[i] = to_float(group.x[i]);
   }
 };

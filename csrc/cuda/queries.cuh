@@ -70,43 +70,44 @@ struct QueryTile {
   }
 };
 
-CLINATTN_DEVICE Schedule query_schedule(const AttentionParams& p, int rows) {
+CLINATTN_SHARED inline Schedule query_schedule(const AttentionParams& p, int rows) {
   return {p.num_seqs, p.heads, p.cu_seqlens_q, p.max_q, p.total_q, rows, p.window_right >= 0};
 }
 
-// Which keys of tiles some query of a tile sees, where only the scores tell: a flag for each. Keys
-// that none sees may hold anything, so their rows are then filled with 0.
+// Which keys of a tile some query of a block sees, where only the scores tell: a flag for each warp
+// and key. Keys that none sees may hold anything, so their rows are then filled with 0.
 template <int kKeys, int kThreads>
 struct SeenKeys {
-  static constexpr int kBytes = 2 * kKeys;
-  uint8_t* flags;  // two sets, of which one is cleared while the other is in use
+  static constexpr int kWarps = kThreads / kWarp, kBytes = kWarps * kKeys;
+  uint8_t* flags;
 
-  CLINATTN_DEVICE void clear() {
-    for (int j = thread_index(); j < kBytes; j += kThreads) flags[j] = 0;
-  }
   template <int kM, int kN>
-  CLINATTN_DEVICE void note(int i, const Sums<kM, kN>& scores) {
+  CLINATTN_DEVICE void note(const Sums<kM, kN>& scores) {
     const int lane = lane_index();
-    CLINATTN_UNROLL
-    for (int n = 0; n < kN; ++n) CLINATTN_UNROLL
-    for (int side = 0; side < 2; ++side) {
-      bool seen = false;
-      CLINATTN_UNROLL
-      for (int m = 0; m < kM; ++m)
-        seen |= scores.x[m][n][side] != -kInfinity || scores.x[m][n][2 + side] != -kInfinity;
-      if (seen) flags[i % 2 * kKeys + 8 * n + fragment_column(lane, side)] = 1;
-    }
+#pragma unroll
+    for (int n = 0; n < kN; ++n)
+#pragma unroll
+      for (int side = 0; side < 2; ++side) {
+        int seen = 0;
+#pragma unroll
+        for (int m = 0; m < kM; ++m)
+          seen |= scores.x[m][n][side] != -kInfinity || scores.x[m][n][2 + side] != -kInfinity;
+        for (int lanes = 4; lanes < kWarp; lanes *= 2) seen |= shuffle_xor(seen, lanes);
+        if (lane < 4)
+          flags[warp_index() * kKeys + 8 * n + fragment_column(lane, side)] =
+              static_cast<uint8_t>(seen);
+      }
   }
   template <class T, int kDim>
-  CLINATTN_DEVICE void blank(int i, const Tile<T, kDim>& rows) {
+  CLINATTN_DEVICE void blank(const Tile<T, kDim>& rows) {
     using Place = Tile<T, kDim>;
     sync_block();
     for (int at = thread_index(); at < kKeys * Place::kChunks; at += kThreads) {
       const int row = at / Place::kChunks;
-      if (!flags[i % 2 * kKeys + row])
-        *reinterpret_cast<Chunk*>(rows.at(row, at % Place::kChunks * Place::kVector)) = Chunk{};
+      bool seen = false;
+      for (int warp = 0; warp < kWarps; ++warp) seen |= flags[warp * kKeys + row] != 0;
+      if (!seen) *reinterpret_cast<Chunk*>(rows.at(row, at % Place::kChunks * Place::kVector)) = {};
     }
-    for (int j = thread_index(); j < kKeys; j += kThreads) flags[(i + 1) % 2 * kKeys + j] = 0;
     sync_block();
   }
 };
@@ -117,14 +118,17 @@ CLINATTN_DEVICE void put_sums(Sums<kM, kN>& sums, const float (&factor)[2 * kM],
                               const Tile<T, 8 * kN>& to, int first) {
   const int lane = lane_index();
   sync_warp();
-  CLINATTN_UNROLL
-  for (int m = 0; m < kM; ++m) CLINATTN_UNROLL
-  for (int n = 0; n < kN; ++n) CLINATTN_UNROLL
-  for (int half = 0; half < 2; ++half) {
-    T* at = to.at(first + 16 * m + fragment_row(lane, 2 * half), 8 * n + fragment_column(lane, 0));
-    at[0] = from_float<T>(sums.x[m][n][2 * half] * factor[2 * m + half]);
-    at[1] = from_float<T>(sums.x[m][n][2 * half + 1] * factor[2 * m + half]);
-  }
+#pragma unroll
+  for (int m = 0; m < kM; ++m)
+#pragma unroll
+    for (int n = 0; n < kN; ++n)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        T* at =
+            to.at(first + 16 * m + fragment_row(lane, 2 * half), 8 * n + fragment_column(lane, 0));
+        at[0] = from_float<T>(sums.x[m][n][2 * half] * factor[2 * m + half]);
+        at[1] = from_float<T>(sums.x[m][n][2 * half + 1] * factor[2 * m + half]);
+      }
   sync_warp();
 }
 

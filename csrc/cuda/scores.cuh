@@ -102,6 +102,15 @@ struct Scores {
     }
     return x;
   }
+
+  // What the derivative d of a score adds to those of decay and slope; 0 for pairs that are hidden,
+  // which need not exist.
+  CLINATTN_DEVICE void add_distances(const Sequence& seq, float d, int64_t i, int64_t j,
+                                     float& of_decay, float& of_slope) const {
+    if (d == 0) return;
+    if (times) of_decay = fmaf(-d, fabsf(times[i] - times[j]), of_decay);
+    of_slope = fmaf(-d, fabsf(static_cast<float>(j - i - seq.offset)), of_slope);
+  }
 };
 
 // Columns [lo, hi) and those before prefix, of a tile of keys: what a query sees of it.
@@ -157,7 +166,7 @@ struct Dropout {
   CLINATTN_DEVICE Words philox(uint32_t block, uint32_t query) const {
     constexpr uint32_t kFirst = 0xD2511F53, kSecond = 0xCD9E8D57;
     uint32_t c0 = block, c1 = query, c2 = head, c3 = sequence, k0 = key0, k1 = key1;
-    CLINATTN_UNROLL
+#pragma unroll
     for (int round = 0; round < 7; ++round) {
       const uint32_t high0 = high_word(c0, kFirst), low0 = c0 * kFirst;
       const uint32_t high1 = high_word(c2, kSecond), low1 = c2 * kSecond;
@@ -176,7 +185,7 @@ struct Dropout {
   CLINATTN_DEVICE uint32_t kept(uint32_t block, uint32_t query, uint32_t least) const {
     const Words words = philox(block, query);
     uint32_t bits = 0;
-    CLINATTN_UNROLL
+#pragma unroll
     for (int i = 0; i < 16; ++i)
       bits |= (words.x[i / 4] >> i % 4 * 8 & 0xff) >= least ? 1u << i : 0;
     return bits;
