@@ -28,6 +28,7 @@ class Rows:
 
     window: with a bound on the left, whose kernels have one loop more and few tiles to visit.
     pairs: with something that differs from pair to pair, which takes registers of its own.
+    keys: with a mask that is the same for all queries, and no such bound.
     terms: with what terms.py does to scores, which takes more of them; `pairs` by default.
     """
 
@@ -35,6 +36,7 @@ class Rows:
     window: tuple[int, int, int, int] | None = None
     pairs: tuple[int, int, int, int] | None = None
     terms: tuple[int, int, int, int] | None = None
+    keys: tuple[int, int, int, int] | None = None
 
 
 # By card, then bits of the type, then largest head dim.
@@ -110,7 +112,9 @@ DKDV: Table = {
     90: {
         16: {
             64: Rows((64, 128, 8, 3), pairs=(64, 128, 8, 2), terms=(32, 128, 8, 3)),
-            128: Rows((32, 128, 8, 3), pairs=(32, 128, 8, 2), terms=(32, 64, 8, 2)),
+            128: Rows(
+                (32, 128, 8, 3), pairs=(32, 128, 8, 2), terms=(32, 64, 8, 2), keys=(32, 128, 8, 1)
+            ),
             256: Rows((16, 128, 8, 2), window=(32, 128, 8, 2), pairs=(32, 128, 8, 2)),
         },
         32: FP32_DKDV_HOPPER,

@@ -104,8 +104,9 @@ class Layout:
         self.dk_strides = self.stride_arguments("dk", contiguous(k))
         self.do_strides = self.stride_arguments("do", others[0]) if others else {}
         kind = "plain" if window_left < 0 and call.lo is None else "window"
-        if self.arguments["MASK"] == "pairs":
-            kind = "pairs"
+        masked = self.arguments["MASK"]
+        if masked == "pairs" or (masked == "keys" and kind == "plain"):
+            kind = masked
         terms = (call.decay, call.slopes, call.relative, call.seed)
         if call.softcap or any(x is not None for x in terms):
             kind = "terms"
