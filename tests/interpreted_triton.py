@@ -155,9 +155,7 @@ def test_every_packed_tile_is_found_once(num_seqs):
 def test_wrong_cu_seqlens_read_nothing_outside(cu_seqlens):
     cu_seqlens = torch.tensor(cu_seqlens, dtype=torch.int32)
     x = torch.randn(40, 1, 16)
-    forward.attention_forward(
-        Arguments(x, x, x, cu_seqlens_q=cu_seqlens, cu_seqlens_k=cu_seqlens)
-    )
+    forward.attention_forward(Arguments(x, x, x, cu_seqlens_q=cu_seqlens, cu_seqlens_k=cu_seqlens))
 
 
 @triton.jit

@@ -274,8 +274,6 @@ def second_order(o, lse, do, dlse, inputs):
     return list(torch.autograd.grad(grads, inputs, weights))
 
 
-
-
 def biases(backend):
     """Tensors with gradients, and a call with all of them, on (2, 2, 5, 2) inputs."""
     times = torch.tensor([[0.0, 1, 1, 4, 5], [2, 3, 5, 5, 9]]).double()

@@ -107,9 +107,7 @@ def test_vmap(dims, variant, backend):
     call = lambda q, k, at: rotary(q, k, at, backend=backend, **VARIANTS[variant])
     actual = torch.func.vmap(call, in_dims=dims)(*inputs)
     for i in range(size):
-        one = [
-            x if dim is None else x.select(dim, i) for x, dim in zip(inputs, dims, strict=True)
-        ]
+        one = [x if dim is None else x.select(dim, i) for x, dim in zip(inputs, dims, strict=True)]
         assert all(map(torch.equal, [x[i] for x in actual], call(*one)))
 
 
