@@ -48,6 +48,8 @@ CLINATTN_DEVICE T shuffle_xor(T x, int mask) {
   return __shfl_xor_sync(0xffffffff, x, mask);
 }
 
+CLINATTN_DEVICE bool any_in_warp(bool x) { return __any_sync(0xffffffff, x); }
+
 // x, but the compiler does not know: it then computes what follows from x anew in every turn of a
 // loop, in place of keeping it all in registers.
 CLINATTN_DEVICE int opaque(int x) {

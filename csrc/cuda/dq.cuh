@@ -98,6 +98,7 @@ struct Dq {
     for (int i = 0; tile < fixed->tiles.end; ++i) {
       keys.arrive(i);
       const int64_t k0 = fixed->first_key(tile, kKeys);
+      const bool edge = !fixed->tiles.is_full(tile);
       tile = fixed->tiles.after(tile);
       const auto fetch_next = [&] {
         if (tile < fixed->tiles.end) fixed->template fetch<kPairs>(p, keys, i + 1, tile);
@@ -139,7 +140,7 @@ struct Dq {
           seen.blank(keys.first(i));
         }
       } else {
-        if (fixed->is_edge(k0, kKeys)) hide(s, dp, fixed->seq, warp_i0, k0);
+        if (edge) hide(s, dp, fixed->seq, warp_i0, k0);
 #pragma unroll
         for (int m = 0; m < kM; ++m)
 #pragma unroll

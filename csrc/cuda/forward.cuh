@@ -88,6 +88,7 @@ struct Forward {
     for (int i = 0; tile < fixed->tiles.end; ++i) {
       keys.arrive(i);
       const int64_t k0 = fixed->first_key(tile, kKeys);
+      const bool edge = !fixed->tiles.is_full(tile);
       tile = fixed->tiles.after(tile);
       const auto fetch_next = [&] {
         if (tile < fixed->tiles.end) fixed->template fetch<kPairs>(p, keys, i + 1, tile);
@@ -102,7 +103,7 @@ struct Forward {
           float gain;
           x = fixed->scores(p, fixed->seq, x, warp_i0 + row, k0 + column, gain);
         });
-      if (fixed->is_edge(k0, kKeys)) hide(s, fixed->seq, warp_i0, k0);
+      if (edge) hide(s, fixed->seq, warp_i0, k0);
       if constexpr (kPairs)
         if (fixed->scores.hides_pairs(p)) {
           seen.note(s);
@@ -135,7 +136,10 @@ struct Forward {
             if (!draws.at(row, column)) x = 0;
           });
         }
-      o.each([&](float& x, int r, int, int) { x *= rescale[r]; });
+      bool grows = false;  // rarely, after the first tiles
+#pragma unroll
+      for (int r = 0; r < 2 * kM; ++r) grows |= rescale[r] != 1;
+      if (any_in_warp(grows)) o.each([&](float& x, int r, int, int) { x *= rescale[r]; });
       Product::weights_by_rows(o, s, keys.second(i));
       if constexpr (!Keys::kEarly) fetch_next();
     }

@@ -9,21 +9,30 @@
 
 namespace clinattn {
 
-// Tiles of keys from k_begin on: those of the prefix, then those of the interval.
+// Tiles of keys from k_begin on: those of the prefix, then those of the interval. All queries see
+// all keys of the tiles before prefix_full and of those in [full_begin, full_end).
 struct KeyTiles {
-  int prefix_end, first, end;
+  int prefix_end, first, end, prefix_full, full_begin, full_end;
 
   CLINATTN_DEVICE KeyTiles(const Sequence& seq, const View& view, int keys) {
-    const int64_t prefix = ceil_div(view.prefix - seq.k_begin, keys);
-    const int64_t last = view.some.empty() ? 0 : ceil_div(view.some.hi - seq.k_begin, keys);
-    prefix_end = static_cast<int>(prefix);
-    first = static_cast<int>(max64(prefix, (view.some.lo - seq.k_begin) / keys));
-    end = static_cast<int>(max64(last, prefix));
+    const auto tile = [&](int64_t key) { return static_cast<int>((key - seq.k_begin) / keys); };
+    const auto tile_after = [&](int64_t key) { return tile(key + keys - 1); };
+    prefix_end = tile_after(view.prefix);
+    prefix_full = tile(view.prefix);
+    first = tile(view.some.lo);
+    if (first < prefix_end) first = prefix_end;
+    end = view.some.empty() ? prefix_end : tile_after(view.some.hi);
+    if (end < prefix_end) end = prefix_end;
+    full_begin = tile_after(view.all.lo);
+    full_end = view.all.empty() ? 0 : tile(view.all.hi);
   }
   CLINATTN_DEVICE int begin() const { return prefix_end > 0 ? 0 : first; }
   CLINATTN_DEVICE int after(int tile) const {
     ++tile;
     return tile < prefix_end || tile > first ? tile : first;
+  }
+  CLINATTN_DEVICE bool is_full(int tile) const {
+    return tile < prefix_full || (tile >= full_begin && tile < full_end);
   }
 };
 
@@ -53,17 +62,15 @@ struct QueryTile {
   CLINATTN_DEVICE int64_t first_key(int tile, int keys) const {
     return seq.k_begin + static_cast<int64_t>(tile) * keys;
   }
-  // Whether some query does not see some key of a tile
-  CLINATTN_DEVICE bool is_edge(int64_t k0, int keys) const {
-    return !view.all_see(k0, k0 + keys) || k0 + keys > seq.k_end;
-  }
-
   // Keys that no query of the tile sees are padding: they become 0.
   template <bool kPairs, class Keys>
   CLINATTN_DEVICE void fetch(const AttentionParams& p, Keys& to, int i, int tile) const {
     const int64_t k0 = first_key(tile, Keys::kRows);
-    const Span some = view.seen(k0, min64(k0 + Keys::kRows, seq.k_end));
-    const int lo = static_cast<int>(some.lo - k0), hi = static_cast<int>(some.hi - k0);
+    int lo = 0, hi = Keys::kRows;
+    if (!tiles.is_full(tile)) {
+      const Span some = view.seen(k0, min64(k0 + Keys::kRows, seq.k_end));
+      lo = static_cast<int>(some.lo - k0), hi = static_cast<int>(some.hi - k0);
+    }
     to.fetch(i, k, v, k0, [&](int row) {
       return row >= lo && row < hi && !(kPairs && scores.hides_key(p, k0 + row));
     });

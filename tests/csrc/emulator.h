@@ -162,6 +162,12 @@ inline T shuffle_xor(T x, int mask, emulated::Where where = emulated::Where::cur
   return all.result;
 }
 
+inline bool any_in_warp(bool x, emulated::Where where = emulated::Where::current()) {
+  int any = x;
+  for (int lanes = 1; lanes < 32; lanes *= 2) any |= shuffle_xor(any, lanes, where);
+  return any != 0;
+}
+
 inline void load_matrices(uint32_t (&x)[4], const void* row,
                           emulated::Where where = emulated::Where::current()) {
   emulated::load(x, row, false, where);
