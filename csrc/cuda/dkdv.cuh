@@ -164,30 +164,23 @@ struct Dkdv {
       dp.clear();
       Product::rows_by_rows(s, keys, warp_row, queries.first(i));
       if constexpr (kDk) Product::rows_by_rows(dp, values, warp_row, queries.second(i));
+      bool by_pair = false;
       if constexpr (kPairs) {
-        const int64_t head = head_of(p, *tile, kv_head, nth), i0 = tile->query(nth);
+        const int64_t head = head_of(p, *tile, kv_head, nth);
         const Scores scores(p, tile->seq, head);
-        if (p.dropout_threshold)
-          draws.draw(Dropout(p, tile->seq.index, head), i0, of.least, k0 + warp_row);
-#pragma unroll
-        for (int m = 0; m < kM; ++m)
-#pragma unroll
-          for (int n = 0; n < kN; ++n)
-#pragma unroll
-            for (int e = 0; e < 4; ++e) {
-              const int row = 16 * m + fragment_row(lane, e),
-                        column = 8 * n + fragment_column(lane, e), key = warp_row + row;
-              float gain, &x = s.x[m][n][e], &y = dp.x[m][n][e];
-              x = scores(p, tile->seq, x, i0 + column, k0 + key, gain);
-              if (!Visible{of.lo[column], of.hi[column], of.prefix[column]}.sees(key))
-                x = -kInfinity;
-              const bool hidden = x == -kInfinity;
-              x = exp2_fast((x - of.lse[column]) - of.lse_low[column]);
-              const bool keep = !p.dropout_threshold || draws.at(column, row);
-              y = hidden ? 0 : x * ((keep ? y * kept : 0) - of.delta[column]) * gain;
-              x = keep ? x * kept : 0;
-            }
-      } else {
+        if (p.dropout_threshold) {
+          draws.draw(Dropout(p, tile->seq.index, head), tile->query(nth), of.least, k0 + warp_row);
+          dp.each([&](float& y, int, int row, int column) {
+            y = draws.at(column, row) ? y * kept : 0;
+          });
+        }
+        by_pair = scores.by_pair;
+        if (by_pair)
+          differentiate_pairs(p, scores, tile->seq, of, s, dp, tile->query(nth), k0, warp_row);
+        else if (scores.mask)
+          hide_masked(p, scores, tile->seq, s, dp, k0 + warp_row);
+      }
+      if (!by_pair) {
         if (of.edge) hide(s, dp, of, warp_row);
 #pragma unroll
         for (int m = 0; m < kM; ++m)
@@ -202,6 +195,11 @@ struct Dkdv {
               dp.x[m][n][e] = s.x[m][n][e] * (dp.x[m][n][e] - of.delta[column]);
             }
       }
+      if constexpr (kPairs && kDv)
+        if (p.dropout_threshold)
+          s.each([&](float& x, int, int row, int column) {
+            x = draws.at(column, row) ? x * kept : 0;
+          });
       if constexpr (kDv) Product::weights_by_rows(dv, s, queries.second(i));
       if constexpr (kDk) Product::weights_by_rows(dk, dp, queries.first(i));
       if constexpr (!Queries::kEarly) fetch_next();
@@ -209,6 +207,43 @@ struct Dkdv {
     if constexpr (kDk)
       write(p, tile->seq, kv_head, k0, p.dk, p.dk_strides, static_cast<float>(p.scale), dk, keys);
     if constexpr (kDv) write(p, tile->seq, kv_head, k0, p.dv, p.dv_strides, 1, dv, values);
+  }
+
+  // s <- p and dp <- ds where scores are more than q.k
+  static CLINATTN_DEVICE void differentiate_pairs(const AttentionParams& p, const Scores& scores,
+                                                  const Sequence& seq, const Stats& of,
+                                                  Sums<kM, kN>& s, Sums<kM, kN>& dp, int64_t i0,
+                                                  int64_t k0, int warp_row) {
+    const int lane = lane_index();
+#pragma unroll
+    for (int m = 0; m < kM; ++m)
+#pragma unroll
+      for (int n = 0; n < kN; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const int key = warp_row + 16 * m + fragment_row(lane, e),
+                    column = 8 * n + fragment_column(lane, e);
+          float gain, &x = s.x[m][n][e], &y = dp.x[m][n][e];
+          x = scores(p, seq, x, i0 + column, k0 + key, gain);
+          if (!Visible{of.lo[column], of.hi[column], of.prefix[column]}.sees(key)) x = -kInfinity;
+          const bool hidden = x == -kInfinity;
+          x = exp2_fast((x - of.lse[column]) - of.lse_low[column]);
+          y = hidden ? 0 : x * (y - of.delta[column]) * gain;
+        }
+  }
+
+  // Hides the rows, of keys from first_key on, that a mask of keys hides.
+  static CLINATTN_DEVICE void hide_masked(const AttentionParams& p, const Scores& scores,
+                                          const Sequence& seq, Sums<kM, kN>& s, Sums<kM, kN>& dp,
+                                          int64_t first_key) {
+    bool hidden[2 * kM];
+#pragma unroll
+    for (int r = 0; r < 2 * kM; ++r) {
+      const int64_t j = first_key + r / 2 * 16 + fragment_row(lane_index(), r % 2 * 2);
+      hidden[r] = j >= seq.k_end || scores.hides_key(p, j);
+    }
+    s.each([&](float& x, int r, int, int) { x = hidden[r] ? -kInfinity : x; });
+    dp.each([&](float& y, int r, int, int) { y = hidden[r] ? 0 : y; });
   }
 
   // Hidden pairs have weight 0, whatever their keys and queries hold.

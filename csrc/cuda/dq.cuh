@@ -111,30 +111,18 @@ struct Dq {
       Product::rows_by_rows(s, queries, warp_row, keys.first(i));
       Product::rows_by_rows(dp, gradients, warp_row, keys.second(i));
       if constexpr (kPairs) {
-        if (p.dropout_threshold) draws.draw(Dropout(p, fixed->seq.index, head), warp_i0, least, k0);
-        Visible visible[2 * kM];
-#pragma unroll
-        for (int r = 0; r < 2 * kM; ++r)
-          visible[r] = Visible::of(fixed->seq, warp_i0 + r / 2 * 16 + fragment_row(lane, r % 2 * 2),
-                                   k0, kKeys);
-#pragma unroll
-        for (int m = 0; m < kM; ++m)
-#pragma unroll
-          for (int n = 0; n < kN; ++n)
-#pragma unroll
-            for (int e = 0; e < 4; ++e) {
-              const int r = 2 * m + e / 2, row = 16 * m + fragment_row(lane, e),
-                        column = 8 * n + fragment_column(lane, e);
-              float gain, &x = s.x[m][n][e], &y = dp.x[m][n][e];
-              x = fixed->scores(p, fixed->seq, x, warp_i0 + row, k0 + column, gain);
-              if (!visible[r].sees(column)) x = -kInfinity;
-              if (p.dropout_threshold) y = draws.at(row, column) ? y * kept : 0;
-              const float weight = exp2_fast((x - lse[r]) - lse_low[r]);
-              y = x == -kInfinity ? 0 : weight * (y - delta[r]);
-              fixed->scores.add_distances(fixed->seq, y, warp_i0 + row, k0 + column, of_decay,
-                                          of_slopes);
-              y *= gain;
-            }
+        if (p.dropout_threshold) {
+          draws.draw(Dropout(p, fixed->seq.index, head), warp_i0, least, k0);
+          dp.each([&](float& y, int, int row, int column) {
+            y = draws.at(row, column) ? y * kept : 0;
+          });
+        }
+        if (!fixed->scores.by_pair && fixed->scores.mask)
+          hide_keys(p, fixed->scores, k0, fixed->seq.k_end - k0, s, dp);
+      }
+      if (kPairs && fixed->scores.by_pair) {
+        differentiate_pairs(p, *fixed, s, dp, warp_i0, k0, lse, lse_low, delta, of_decay,
+                            of_slopes);
         if (fixed->scores.hides_pairs(p)) {
           seen.note(s);
           seen.blank(keys.first(i));
@@ -169,6 +157,35 @@ struct Dq {
     store_rows<T, kWarpRows, kDim>(queries, warp_row, to, p.dq_strides.row,
                                    static_cast<int>(clamp(end - warp_i0, 0, kWarpRows)),
                                    static_cast<int>(p.head_dim));
+  }
+
+  // dp <- ds, and the parts of decay and slopes, where scores are more than q.k
+  static CLINATTN_DEVICE void differentiate_pairs(
+      const AttentionParams& p, const QueryTile<T>& tile, Sums<kM, kN>& s, Sums<kM, kN>& dp,
+      int64_t warp_i0, int64_t k0, const float (&lse)[2 * kM], const float (&lse_low)[2 * kM],
+      const float (&delta)[2 * kM], float& of_decay, float& of_slopes) {
+    const int lane = lane_index();
+    Visible visible[2 * kM];
+#pragma unroll
+    for (int r = 0; r < 2 * kM; ++r)
+      visible[r] =
+          Visible::of(tile.seq, warp_i0 + r / 2 * 16 + fragment_row(lane, r % 2 * 2), k0, kKeys);
+#pragma unroll
+    for (int m = 0; m < kM; ++m)
+#pragma unroll
+      for (int n = 0; n < kN; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const int r = 2 * m + e / 2, row = 16 * m + fragment_row(lane, e),
+                    column = 8 * n + fragment_column(lane, e);
+          float gain, &x = s.x[m][n][e], &y = dp.x[m][n][e];
+          x = tile.scores(p, tile.seq, x, warp_i0 + row, k0 + column, gain);
+          if (!visible[r].sees(column)) x = -kInfinity;
+          y = x == -kInfinity ? 0 : exp2_fast((x - lse[r]) - lse_low[r]) * (y - delta[r]);
+          if (y == 0) continue;  // hidden pairs need not exist
+          tile.scores.add_distances(tile.seq, y, warp_i0 + row, k0 + column, of_decay, of_slopes);
+          y *= gain;
+        }
   }
 
   // The sum over all threads, in the same order every time

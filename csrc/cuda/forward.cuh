@@ -79,7 +79,7 @@ struct Forward {
     sync_block();
     int tile = fixed->tiles.begin();
     if (tile < fixed->tiles.end) fixed->template fetch<kPairs>(p, keys, 0, tile);
-    const float scale2 = kPairs ? 1 : static_cast<float>(p.scale * kLog2e);
+    const float scale2 = fixed->scores.factor();
 
     Sums<kM, kDims> o;
     o.clear();
@@ -98,11 +98,15 @@ struct Forward {
       Sums<kM, kN> s;
       s.clear();
       Product::rows_by_rows(s, queries, warp_row, keys.first(i));
-      if constexpr (kPairs)
-        s.each([&](float& x, int, int row, int column) {
-          float gain;
-          x = fixed->scores(p, fixed->seq, x, warp_i0 + row, k0 + column, gain);
-        });
+      if constexpr (kPairs) {
+        if (fixed->scores.by_pair)
+          s.each([&](float& x, int, int row, int column) {
+            float gain;
+            x = fixed->scores(p, fixed->seq, x, warp_i0 + row, k0 + column, gain);
+          });
+        else if (fixed->scores.mask)
+          hide_keys(p, fixed->scores, k0, fixed->seq.k_end - k0, s);
+      }
       if (edge) hide(s, fixed->seq, warp_i0, k0);
       if constexpr (kPairs)
         if (fixed->scores.hides_pairs(p)) {

@@ -119,6 +119,24 @@ struct SeenKeys {
   }
 };
 
+// Hides the columns from k0 on that a mask of keys hides, of which there are `count`.
+template <int kM, int kN, class... More>
+CLINATTN_DEVICE void hide_keys(const AttentionParams& p, const Scores& scores, int64_t k0,
+                               int64_t count, Sums<kM, kN>& s, More&... gradients) {
+#pragma unroll
+  for (int n = 0; n < kN; ++n)
+#pragma unroll
+    for (int side = 0; side < 2; ++side) {
+      const int column = 8 * n + fragment_column(lane_index(), side);
+      if (column >= count || !scores.hides_key(p, k0 + column)) continue;
+#pragma unroll
+      for (int m = 0; m < kM; ++m) {
+        s.x[m][n][side] = s.x[m][n][2 + side] = -kInfinity;
+        ((gradients.x[m][n][side] = gradients.x[m][n][2 + side] = 0), ...);
+      }
+    }
+}
+
 // The sums of a warp, times a factor for each row of a lane, rounded, to its rows of a tile.
 template <class T, int kM, int kN>
 CLINATTN_DEVICE void put_sums(Sums<kM, kN>& sums, const float (&factor)[2 * kM],

@@ -26,6 +26,7 @@ struct Scores {
   const char* mask = nullptr;
   const float *times = nullptr, *table = nullptr;
   float scale2, cap2, scale_over_cap, slope2 = 0, decay2 = 0;
+  bool by_pair;  // more than masks of keys, which hide them and leave the other scores as they are
 
   CLINATTN_DEVICE Scores(const AttentionParams& p, const Sequence& seq, int64_t head)
       : scale2(static_cast<float>(p.scale * kLog2e)),
@@ -44,7 +45,12 @@ struct Scores {
           kLog2e * static_cast<const float*>(p.slopes)[seq.index * p.slopes_batch + head]);
     if (p.relative)
       table = static_cast<const float*>(p.relative) + head * (2 * p.relative_reach + 1);
+    by_pair = p.softcap != 0 || p.decay || p.slopes || p.relative ||
+              (mask && (p.mask.row != 0 || p.mask.dtype != DType::kBool));
   }
+
+  // What makes base-2 scores of what operator() gives, or of q.k where it has no part
+  CLINATTN_DEVICE float factor() const { return by_pair ? 1 : scale2; }
 
   static CLINATTN_DEVICE int64_t mask_size(const AttentionParams& p) {
     return p.mask.dtype == DType::kBool ? 1 : p.mask.dtype == DType::kFloat32 ? 4 : 2;
@@ -103,11 +109,9 @@ struct Scores {
     return x;
   }
 
-  // What the derivative d of a score adds to those of decay and slope; 0 for pairs that are hidden,
-  // which need not exist.
+  // What the derivative d of a score adds to those of decay and slope
   CLINATTN_DEVICE void add_distances(const Sequence& seq, float d, int64_t i, int64_t j,
                                      float& of_decay, float& of_slope) const {
-    if (d == 0) return;
     if (times) of_decay = fmaf(-d, fabsf(times[i] - times[j]), of_decay);
     of_slope = fmaf(-d, fabsf(static_cast<float>(j - i - seq.offset)), of_slope);
   }
