@@ -11,13 +11,17 @@ import faulthandler
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 if TYPE_CHECKING:
     from gpu import Run
@@ -52,9 +56,8 @@ def all_of(
             return rows, left
         done, crash = one_process(function, left, run, seconds)
         rows += done
-        if crash is None:
-            return rows, left[len(done) :]
-        rows.append({"job": left[len(done)], "ok": False, "error": crash})
+        if crash is not None:
+            rows.append({"job": left[len(done)], "ok": False, "error": crash})
     return rows, []
 
 
@@ -82,6 +85,32 @@ def one_process(
     return rows, end if crashed and len(rows) < len(jobs) else None
 
 
+def output_of(
+    command: list[str], seconds: float, settings: dict[str, str], folder: Path | None = None
+) -> tuple[int | None, str]:
+    """(exit code, what it printed); out of time, all that it started ends with it."""
+    try:
+        child = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=os.environ | settings,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+    except OSError as error:
+        return None, str(error)
+    try:
+        output, _ = child.communicate(timeout=seconds)
+        return child.returncode, output
+    except subprocess.TimeoutExpired:
+        os.killpg(child.pid, signal.SIGKILL)
+        output, _ = child.communicate()
+        return None, f"{output}\nnot done after {seconds:.0f} s"
+
+
 def main(function: str, jobs: str, path: str, device: str, seconds: str) -> None:
     began = time.monotonic()
     module, name = function.split(":")
@@ -91,8 +120,19 @@ def main(function: str, jobs: str, path: str, device: str, seconds: str) -> None
             if time.monotonic() - began > float(seconds) and device != "cpu":
                 return
             faulthandler.dump_traceback_later(HANGS, exit=True)
-            print(json.dumps({"job": job} | perform(job, device)), file=out, flush=True)
+            row = {"job": job} | perform(job, device)
+            print(json.dumps(row), file=out, flush=True)
+            if row["ok"] is False and not device_answers(device):
+                os._exit(0)  # the next process takes over
             faulthandler.cancel_dump_traceback_later()
+
+
+def device_answers(device: torch.device | str) -> bool:
+    """False once a kernel has taken the CUDA context down: every later call would fail."""
+    try:
+        return torch.ones(1, device=device).item() == 1
+    except Exception:
+        return False
 
 
 if __name__ == "__main__":
