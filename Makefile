@@ -58,7 +58,8 @@ gpu:  ## build, test and measure on the GPU of this machine (TUNE=1: try other t
 	then $(MAKE) --no-print-directory OFFLINE=1 gpu-here; \
 	else $(MAKE) --no-print-directory gpu-here; fi
 
-gpu-here: setup
+# The script builds for the card and times that; the dry run takes what is built for the rest.
+gpu-here: $(if $(filter 1,$(CLINATTN_GPU_DRYRUN)),setup,$(VENV)/.installed)
 	$(BIN)/python bench/gpu.py $(if $(TUNE),--tune) $(GPU_ARGS)
 
 ext: $(VENV)/.installed  ## rebuild the extension alone, loudly

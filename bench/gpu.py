@@ -1,9 +1,11 @@
-"""Everything a GPU can tell about the Triton kernels, in one command of under ten minutes.
+"""Everything a GPU can tell about our kernels for it, in one command of under ten minutes.
 
-    python bench/gpu.py                        numerics, races, graphs, speed, targets
+    python bench/gpu.py                        build, numerics, races, graphs, speed, targets
     python bench/gpu.py numerics race          these stages alone
+    python bench/gpu.py --backends cuda        the CUDA C++ kernels alone
     python bench/gpu.py --tune                 time other tiles than those of kernels/configs.py
-    CLINATTN_GPU_DRYRUN=1 python bench/gpu.py  all of it in Triton's interpreter, tiny, no GPU
+    CLINATTN_GPU_DRYRUN=1 python bench/gpu.py  all of it, tiny, without a GPU: Triton interpreted,
+                                               the CUDA kernels as in tests/emulated.py
 
 Rows go to bench/results/gpu-<card>-<date>.jsonl, or to $OUT; each says where and with what it was
 taken. A failure is a row too: the rest goes on, and the exit code tells at the end. A missed target
@@ -33,29 +35,36 @@ if DRYRUN:
     # numpy warns of inf - inf in lanes that a tl.where then discards.
     warnings.filterwarnings("ignore", category=RuntimeWarning, module="triton")
 
+import gpu_build  # noqa: E402
 import gpu_calls  # noqa: E402
 import gpu_checks  # noqa: E402
 import gpu_clinical  # noqa: E402
+import gpu_graphs  # noqa: E402
 import gpu_numerics  # noqa: E402
 import gpu_sanitizer  # noqa: E402
 import gpu_speed  # noqa: E402
 import gpu_targets  # noqa: E402
 import gpu_tiles  # noqa: E402
+import gpu_verification  # noqa: E402
 import torch  # noqa: E402
+from gpu_jobs import device_answers  # noqa: E402
 
+import clinattn  # noqa: E402
 from clinattn.environment import environment  # noqa: E402
 
 BUDGET = float(os.environ.get("CLINATTN_GPU_BUDGET", "570"))  # seconds
 DEVICE = torch.device("cpu" if DRYRUN else "cuda")
+OURS = ("triton", "cuda")
 PRINTED = 15  # failures of a stage that are printed; all of them are rows
 
 # A stage is called as stage(run) and gives its results to run.row(...).
 STAGES: dict[str, Callable[[Run], None]] = {
+    "build": gpu_build.build,
     "numerics": gpu_numerics.numerics,
     "shapes": gpu_checks.shapes_that_broke_others,
     "race": gpu_checks.race,
-    "capture": gpu_checks.graph_capture,
-    "sync": gpu_checks.no_host_sync,
+    "capture": gpu_graphs.graph_capture,
+    "sync": gpu_graphs.no_host_sync,
     "overhead": gpu_calls.launch_overhead,
     "memory": gpu_calls.peak_memory,
     "speed": gpu_speed.dense,
@@ -63,20 +72,28 @@ STAGES: dict[str, Callable[[Run], None]] = {
     "sanitizer": gpu_sanitizer.sanitizer,
     "flex": gpu_speed.flex,
     "targets": gpu_targets.targets,
+    "verification": gpu_verification.verification,
 }
 TUNING: dict[str, Callable[[Run], None]] = {"tiles": gpu_tiles.tile_sweep}
 
 
 class Run:
-    """Where the rows go, how much time is left, and which stages are still to come."""
+    """Where the rows go, how much time is left, and which stages are still to come.
 
-    def __init__(self, path: Path, facts: dict[str, Any], started: float, append: bool) -> None:
-        self.device, self.dryrun = DEVICE, DRYRUN
+    asked: those of our backends that it is about. backends: those of them that stages can call.
+    """
+
+    def __init__(
+        self, path: Path, asked: list[str], facts: dict[str, Any], started: float, append: bool
+    ) -> None:
+        self.device, self.dryrun, self.asked = DEVICE, DRYRUN, asked
         self.facts, self.started = facts, started
         self.stage, self.coming = "", 0
         self.printed: Counter[str] = Counter()
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path, self.file = path, path.open("a" if append else "w")
+        usable, broken = clinattn.backends(), self.broken()
+        self.backends = [name for name in asked if usable[name] and name not in broken]
 
     def row(self, **fields: Any) -> None:
         fields = {"stage": self.stage, **fields}
@@ -91,6 +108,10 @@ class Run:
     def rows(self) -> list[dict[str, Any]]:
         """All rows so far."""
         return [json.loads(line) for line in self.path.read_text().splitlines()]
+
+    def broken(self) -> set[str]:
+        """Those that could not be built, or whose first call failed."""
+        return {x["backend"] for x in self.rows() if x["stage"] == "build" and x.get("ok") is False}
 
     def left(self) -> float:
         return BUDGET - (time.time() - self.started)
@@ -114,16 +135,6 @@ class Run:
 
 def shown(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def device_answers() -> bool:
-    """False once a kernel has taken the CUDA context down: every later call would fail."""
-    if DEVICE.type != "cuda":
-        return True
-    try:
-        return torch.ones(1, device=DEVICE).item() == 1
-    except Exception:
-        return False
 
 
 def card_facts() -> dict[str, Any]:
@@ -159,12 +170,20 @@ def stage_name(text: str) -> str:
     return text
 
 
+def backend_names(text: str) -> list[str]:
+    names = text.split(",")
+    if not set(names) <= set(OURS):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of {', '.join(OURS)}")
+    return names
+
+
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("stages", nargs="*", type=stage_name, help="default: all but tiles")
     parser.add_argument("--tune", action="store_true", help="the stage tiles alone")
+    parser.add_argument("--backends", type=backend_names, default=list(OURS), help="triton,cuda")
     parser.add_argument("--commit", help="of the sources, where they come without .git")
     parser.add_argument("--append", type=Path, help="go on with the rows of this file")
     return parser.parse_args(argv)
@@ -183,36 +202,44 @@ def main(argv: list[str]) -> int:
     path = options.append or results_path(facts)
     in_each = ("date", "gpu", "driver", "torch", "triton", "commit")
     started = float(os.environ.setdefault("CLINATTN_GPU_STARTED", str(time.time())))
-    run = Run(path, {x: facts.get(x) for x in in_each}, started, append=options.append is not None)
-    if options.append is None:
+    appended = options.append is not None
+    run = Run(path, options.backends, {x: facts.get(x) for x in in_each}, started, appended)
+    if not appended:
         run.stage = "environment"
         run.row(**facts)
+        for name in run.asked:
+            if "build" not in stages and name not in run.backends:
+                run.row(backend=name, skipped=name, reason=repr(clinattn.backends()[name]))
     # A kernel that hangs cannot be interrupted: say where, and end.
     faulthandler.dump_traceback_later(max(run.left(), 30) + 20, exit=True)
     for at, stage in enumerate(stages, 1):
         run.coming = len(stages) - at
         run.perform(stage)
-        if not device_answers():
+        lost = not device_answers(DEVICE)
+        if lost:
             run.row(ok=False, error="the CUDA context is lost; the rest runs in a new process")
-            go_on(run.path, options.commit, stages[at:])
+        if lost or stage == "build":  # this process has loaded what was there before
+            go_on(run.path, options, stages[at:])
     return summary(run)
 
 
-def go_on(path: Path, commit: str | None, stages: list[str]) -> None:
+def go_on(path: Path, options: argparse.Namespace, stages: list[str]) -> None:
     """Become a new process for the stages that remain."""
     if not stages:
         return
     sys.stdout.flush()
     os.closerange(3, 4096)  # among them the lost context and its memory
-    given = ["--append", str(path), *(["--commit", commit] if commit else [])]
+    given = ["--append", str(path), "--backends", ",".join(options.backends)]
+    given += ["--commit", options.commit] if options.commit else []
     os.execv(sys.executable, [sys.executable, __file__, *given, *stages])
 
 
 def summary(run: Run) -> int:
     rows = run.rows()
     skipped = [f"{row['stage']}: {row['skipped']}" for row in rows if "skipped" in row]
+    words = ("stage", "backend", "case", "provider", "tool", "error", "result")
     failed = [
-        f"{row['stage']}: {row.get('case', '')} {row.get('error', '')}"[:200]
+        "  ".join(str(row[word]) for word in words if row.get(word))[:200]
         for row in rows
         if row.get("ok") is False
     ]

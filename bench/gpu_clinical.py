@@ -6,7 +6,6 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
-from gpu_checks import MODEL_WIDTH
 from gpu_speed import (
     SDPA_BACKENDS,
     Call,
@@ -16,6 +15,7 @@ from gpu_speed import (
     pairs_in_window,
     pinned_sdpa,
 )
+from gpu_training import MODEL_WIDTH
 from torch import Tensor
 
 from clinattn import fused_attention, fused_attention_varlen
@@ -62,6 +62,7 @@ class Batch:
         self.cu_seqlens = ends.int().to(run.device)
         self.filled = torch.arange(self.longest, device=run.device) < self.lengths[:, None]
         *self.packed, self.do = bf16_inputs(run, int(ends[-1]), heads, dim)
+        self.padded_qkv, self.padded_do = tuple(map(self.padded, self.packed)), self.padded(self.do)
 
     def padded(self, x: Tensor) -> Tensor:
         """(T, H, D) -> (B, H, N, D)"""
@@ -84,47 +85,53 @@ class Batch:
         band = (index[:, None] - index).abs() <= self.window
         return (keys & band) | (~self.filled[:, None, :, None] & (index == 0))
 
-    def packed_calls(self) -> dict[str, Call]:
+    def of_ours(self, backend: str) -> dict[str, Provider]:
+        """Packed, and padded behind a mask or by lengths."""
+        keywords: dict[str, Any] = {"window": self.window, "backend": backend}
         bounds = {"cu_seqlens_q": self.cu_seqlens, "max_seqlen_q": self.longest}
-        ours = functools.partial(
-            fused_attention_varlen, **bounds, window=self.window, backend="triton"
-        )
-        calls: dict[str, Call] = {"clinattn-packed": ours}
+        keys = {"attn_mask": self.filled[:, None, None]}
+        lengths = {"q_lengths": self.lengths, "kv_lengths": self.lengths}
+        packed = functools.partial(fused_attention_varlen, **bounds, **keywords)
+        ways = {"packed": self.packed_provider(packed, backend)}
+        for name, known in (("mask", keys), ("lengths", lengths)):
+            padded = functools.partial(fused_attention, **known, **keywords)
+            ways[name] = self.padded_provider(padded, backend)
+        return {f"clinattn-{backend}-{name}": provider for name, provider in ways.items()}
+
+    def of_torch(self) -> dict[str, Provider]:
+        providers = {}
+        mask = self.sdpa_mask()
+        for name, backend in SDPA_BACKENDS.items():
+            if name != "sdpa-flash" or self.run.dryrun:  # on CUDA it takes no mask
+                call = functools.partial(pinned_sdpa, backend, mask, False)
+                providers[name] = self.padded_provider(call)
         try:
             from torch.nn.attention.varlen import varlen_attn
         except ImportError:
-            return calls
+            return providers
         ends = (self.cu_seqlens, self.cu_seqlens, self.longest, self.longest)
         sides: dict[str, Any] = {}
         if self.window is not None:
             sides = {"window_size": (self.window, self.window)}
-        calls["torch-varlen"] = lambda *qkv: varlen_attn(*qkv, *ends, **sides)
-        return calls
+        varlen = self.packed_provider(lambda *qkv: varlen_attn(*qkv, *ends, **sides))
+        return {"torch-varlen": varlen, **providers}
 
-    def padded_calls(self) -> dict[str, Call]:
-        keys, mask = self.filled[:, None, None], self.sdpa_mask()
-        ours = functools.partial(fused_attention, window=self.window, backend="triton")
-        lengths = {"q_lengths": self.lengths, "kv_lengths": self.lengths}
-        calls: dict[str, Call] = {
-            "clinattn-mask": functools.partial(ours, attn_mask=keys),
-            "clinattn-lengths": functools.partial(ours, **lengths),
-        }
-        for name, backend in SDPA_BACKENDS.items():
-            if name != "sdpa-flash" or self.run.dryrun:  # on CUDA it takes no mask
-                calls[name] = functools.partial(pinned_sdpa, backend, mask, False)
-        return calls
+    def packed_provider(self, call: Call, backend: str | None = None) -> Provider:
+        return Provider(call, tuple(self.packed), self.do, backend=backend)
+
+    def padded_provider(self, call: Call, backend: str | None = None) -> Provider:
+        return Provider(call, self.padded_qkv, self.padded_do, self.unpadded, backend)
 
     def measure(self, profile: str) -> None:
-        packed, do = tuple(self.packed), self.do
-        padded, padded_do = tuple(map(self.padded, packed)), self.padded(do)
-        providers = {name: Provider(call, packed, do) for name, call in self.packed_calls().items()}
-        for name, call in self.padded_calls().items():
-            providers[name] = Provider(call, padded, padded_do, self.unpadded)
+        providers: dict[str, Provider] = {}
+        for backend in self.run.backends:
+            providers |= self.of_ours(backend)
+        providers |= self.of_torch()
         pairs = sum(pairs_in_window(n, self.window) for n in self.host_lengths.tolist())
         fields = dict(
             profile=profile,
             sequences=len(self.host_lengths),
-            tokens=len(do),
+            tokens=len(self.do),
             longest=self.longest,
             dim=self.dim,
             window=self.window,

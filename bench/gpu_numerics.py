@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from gpu import Run
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from cases import CASES, Case  # noqa: E402
+from cases import CASES, FEATURES, Case  # noqa: E402
 from support import Problem  # noqa: E402
 
 if os.environ.get("TRITON_INTERPRET") == "1":
@@ -67,61 +68,85 @@ LARGE = [
     Case("packed-large-window", nq=(130, 900, 64), dim=128, window=100),
     Case("bias-large", nq=500, dim=64, mask="float:1hqk"),
 ]
-DRYRUN_JOBS = [("causal", "bfloat16", 80), ("packed-tail", "float32", 0)]
-BY_ID = {case.id: case for case in (*CASES, *CONFIGURED, *TAILS, *LARGE)}
+DRYRUN_JOBS = [
+    *(("one-query", dtype, 0) for dtype in (*DTYPES, TF32)),
+    ("causal", "bfloat16", 80),
+    ("packed-tail", "float32", 0),
+    ("dropout-packed", "float32", 0),
+]
+BY_ID = {case.id: case for case in (*CASES, *FEATURES, *CONFIGURED, *TAILS, *LARGE)}
+
+# (backend, case, dtype, card whose configurations to take, or 0)
+Job = tuple[str, str, str, int]
 
 
 def numerics(run: Run) -> None:
     """Every configuration, head dim and dtype, and the table of tests/cases.py, against fp64."""
     # Where other stages follow, they need a share of the time.
     seconds = run.left() - 10 - 30 * run.coming
-    counts: Counter[tuple[str, str, str]] = Counter()
+    counts: dict[tuple[str, str, str], Counter[str]] = defaultdict(Counter)
     names = {id: name for name, ids in groups().items() for id in ids}
-    for rows, left in in_processes("gpu_numerics:check_job", jobs(run.dryrun), run, seconds):
+
+    def counted(backend: str, case: str, dtype: str, card: int) -> Counter[str]:
+        group = f"{names[case]}, rows of sm_{card}" if card else names[case]
+        return counts[backend, group, dtype]
+
+    jobs = list(jobs_of(run.backends, run.dryrun))
+    for rows, left in in_processes("gpu_numerics:check_job", jobs, run, seconds):
         for row in rows:
-            case, dtype, card = row.pop("job")
-            group = f"{names[case]}, rows of sm_{card}" if card else names[case]
-            counts[group, dtype, OUTCOMES[row["ok"]]] += 1
+            backend, case, dtype, card = row.pop("job")
+            counted(backend, case, dtype, card)[OUTCOMES[row["ok"]]] += 1
             if row["ok"] is False:
-                run.row(case=f"{case} {dtype}", rows_of=card, **row)
-        for case, dtype, _ in left:
-            counts[names[case], dtype, "not run"] += 1
-    for group, dtype in sorted({key[:2] for key in counts}):
-        passed, failed = counts[group, dtype, "passed"], counts[group, dtype, "failed"]
-        run.row(cases=group, dtype=dtype, passed=passed, failed=failed)
-        if counts[group, dtype, "not run"]:
-            run.row(skipped=f"{counts[group, dtype, 'not run']} of {group}, {dtype}")
+                run.row(backend=backend, case=f"{case} {dtype}", rows_of=card, **row)
+        for job in left:
+            counted(*job)["not run"] += 1
+    for (backend, group, dtype), count in sorted(counts.items()):
+        passed, failed = count["passed"], count["failed"]
+        run.row(backend=backend, cases=group, dtype=dtype, passed=passed, failed=failed)
+        if count["not run"]:
+            run.row(backend=backend, skipped=f"{count['not run']} of {group}, {dtype}")
 
 
 def groups() -> dict[str, list[str]]:
-    tables = {"configurations": CONFIGURED, "tails": TAILS, "large": LARGE, "table of cases": CASES}
+    tables = {
+        "configurations": CONFIGURED,
+        "tails": TAILS,
+        "large": LARGE,
+        "table of cases": CASES,
+        "features": FEATURES,
+    }
     return {name: [case.id for case in cases] for name, cases in tables.items()}
 
 
-def jobs(dryrun: bool) -> list[tuple[str, str, int]]:
-    """(case, dtype, card whose configurations to take, or 0), the most important ones first."""
-    if dryrun:
-        return [*(("one-query", dtype, 0) for dtype in (*DTYPES, TF32)), *DRYRUN_JOBS]
+def jobs_of(backends: list[str], dryrun: bool) -> Iterator[Job]:
+    """The most important ones first; before them those of backends that compile nothing here."""
+    for backend in sorted(backends, key=lambda name: name == "triton"):
+        for case, dtype, card in DRYRUN_JOBS if dryrun else jobs_of_triton():
+            if backend == "triton" or not (card or dtype == TF32):  # the others have neither
+                yield backend, case, dtype, card
+
+
+def jobs_of_triton() -> list[tuple[str, str, int]]:
     ids = groups()
     configured = [(case, dtype, 0) for case in ids["configurations"] for dtype in (*DTYPES, TF32)]
     others = [(case, "bfloat16", card) for case in ELSEWHERE for card in configs.TABLES["forward"]]
     rest = [
         (case, dtype, 0)
         for dtype in DTYPES
-        for case in (*ids["tails"], *ids["large"], *ids["table of cases"])
+        for case in (*ids["tails"], *ids["large"], *ids["table of cases"], *ids["features"])
     ]
     return [*configured, *others, *rest]
 
 
-def check_job(job: tuple[str, str, int], device: str) -> dict[str, Any]:
-    name, dtype, card = job
+def check_job(job: Job, device: str) -> dict[str, Any]:
+    backend, name, dtype, card = job
     # Fills what torch.empty gives with NaN, so that an unwritten result shows.
     torch.use_deterministic_algorithms(True, warn_only=True)
     capability = launch.device_capability
     if card:
         launch.device_capability = lambda _: divmod(card, 10)
     try:
-        check(BY_ID[name], dtype, device)
+        check(backend, BY_ID[name], dtype, device)
         return {"ok": True}
     except OutOfResources as error:  # another card has more shared memory
         return {"ok": None if card else False, "error": str(error)}
@@ -131,15 +156,15 @@ def check_job(job: tuple[str, str, int], device: str) -> dict[str, Any]:
         launch.device_capability = capability
 
 
-def check(case: Case, dtype: str, device: str) -> None:
+def check(backend: str, case: Case, dtype: str, device: str) -> None:
     if dtype != TF32:
         problem = Problem(case, getattr(torch, dtype), device)
-        problem.check(problem.run("triton"))
+        problem.check(problem.run(backend))
         return
     problem = Problem(case, torch.float32, device)
     torch.set_float32_matmul_precision("high")
     try:
-        actual = problem.run("triton")
+        actual = problem.run(backend)
     finally:
         torch.set_float32_matmul_precision("highest")
     with Tf32Products():

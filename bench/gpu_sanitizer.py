@@ -1,82 +1,101 @@
-"""Stage of gpu.py that runs small problems under NVIDIA's compute-sanitizer.
+"""Stage of gpu.py that runs the table of cases under NVIDIA's compute-sanitizer.
 
-    python bench/gpu_sanitizer.py cuda     what it runs: forward and backward, nothing compared
+    python bench/gpu_sanitizer.py cuda triton 0 3 60
+
+runs forward and backward of the first third of the cases, as many as 60 seconds allow; nothing is
+compared.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
-import subprocess
 import sys
 import sysconfig
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from gpu_numerics import CASES, Problem
+from gpu_jobs import output_of
+from gpu_numerics import CASES, FEATURES, Problem
 
 if TYPE_CHECKING:
     from gpu import Run
 
-SMALL = (
+FIRST = (
     "one-query dim40 dim128 causal-gqa lengths-gqa mask-bool-b11k mask-float-bhqk "
-    "packed-empty-sequences packed-window"
+    "packed-empty-sequences packed-window everything everything-packed dim256"
 ).split()
+DTYPES = (torch.bfloat16, torch.float32)
 # Every option that a tool takes beside those of all tools. torch probes the driver for functions
 # that it may lack: failed API calls of that kind are no findings.
 TOOLS = {"memcheck": ["--report-api-errors", "no"], "racecheck": []}
-SECONDS = 120  # for each tool
+PLAIN, CHECKED = 15, 45  # seconds for cases; more for a tool where no stage waits for them
+PARTS = 3  # processes, side by side, of a tool and a backend
+GRACE = 45  # seconds more to start, and to end the last case
 SUMMARY = re.compile(r"(?:ERROR|RACECHECK) SUMMARY: (\d+)[^\n]*")
+DONE = re.compile(r"(\d+) of (\d+) problems")
 
 
 def sanitizer(run: Run) -> None:
-    """memcheck and racecheck of small problems; skipped where the tool is missing or refuses."""
-    child = [sys.executable, __file__, str(run.device)]
-    plain = timed(child, max(30, min(200, run.left() - 10)))  # compiles what is not compiled yet
-    if plain["exit"] != 0:
-        run.row(case="without a tool", ok=False, error=plain["output"][-1000:])
+    """memcheck and racecheck of each backend, side by side; skipped where a tool refuses."""
+    if not run.enough_time(PLAIN + GRACE, "sanitizer"):
         return
-    run.row(case="without a tool", ok=True, took_s=plain["took_s"])
+    jobs = [(None, "none", backend, 0, 1, PLAIN) for backend in run.backends]
+    working = [row["backend"] for row in side_by_side(jobs, run) if row["ok"]]
     tool = find_tool()
     if tool is None:
         run.row(skipped="compute-sanitizer: not found")
         return
-    for name, options in TOOLS.items():
-        if not run.enough_time(50, name):
-            return
-        command = [tool, "--tool", name, "--target-processes", "application-only", *options, *child]
-        result = timed(command, min(SECONDS, run.left() - 15))
-        found = SUMMARY.search(result["output"])
-        if found is None:  # out of time, or a device that it does not support
-            run.row(skipped=name, reason=result["output"][-300:], took_s=result["took_s"])
-            continue
-        ok = int(found[1]) == 0 and result["exit"] == 0
-        details = {} if ok else {"error": found[0], "trace": result["output"][:8000]}
-        run.row(case=name, ok=ok, took_s=result["took_s"], **details)
+    if not run.enough_time(CHECKED + GRACE, "the tools of compute-sanitizer"):
+        return
+    seconds = max(CHECKED, run.left() - 30 * run.coming - GRACE)
+    parts = PARTS if not run.dryrun else 1
+    of_tools = itertools.product([tool], TOOLS, working, range(parts), [parts], [seconds])
+    side_by_side(list(of_tools), run)
+
+
+def side_by_side(jobs: list[Any], run: Run) -> list[dict[str, Any]]:
+    """The rows of checked(*job, device), written."""
+    with ThreadPoolExecutor(max(1, len(jobs))) as pool:
+        rows = list(pool.map(lambda job: checked(*job, str(run.device)), jobs))
+    for row in rows:
+        run.row(**row)
+    return rows
+
+
+def checked(
+    tool: str | None, name: str, backend: str, part: int, parts: int, seconds: float, device: str
+) -> dict[str, Any]:
+    """One part of the table in a process, under a tool or, to compile what it needs, without."""
+    command = [sys.executable, __file__, device, backend, str(part), str(parts), str(seconds)]
+    if tool is not None:
+        only = ["--target-processes", "application-only"]
+        command = [tool, "--tool", name, *only, *TOOLS[name], *command]
+    result = timed(command, seconds + GRACE)
+    output, done = result["output"], DONE.search(result["output"])
+    row = {"backend": backend, "tool": name, "part": f"{part + 1}/{parts}"}
+    row |= {"took_s": result["took_s"]}
+    row |= {"problems": int(done[1]), "of": int(done[2])} if done else {}
+    found = SUMMARY.search(output)
+    if tool is not None and found is None:  # out of time, or a device that it does not support
+        return {**row, "skipped": name, "reason": output[-300:]}
+    clean = result["exit"] == 0 and (found is None or int(found[1]) == 0)
+    words = found[0] if found else f"exit {result['exit']}"
+    if not clean:  # the first findings, and what ended it
+        row["trace"] = output if len(output) < 8000 else f"{output[:6000]}\n...\n{output[-2000:]}"
+    return {**row, "ok": clean, "result": words}
 
 
 def timed(command: list[str], seconds: float) -> dict[str, Any]:
     began = time.monotonic()
     # An access past a tensor shows only where no pool of memory lies behind it.
     settings = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "OMP_NUM_THREADS": "1"}
-    try:
-        done = subprocess.run(
-            command,
-            env=os.environ | settings,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            timeout=seconds,
-        )
-        code, output = done.returncode, done.stdout
-    except subprocess.TimeoutExpired:
-        code, output = None, f"not done after {seconds:.0f} s"
-    except OSError as error:
-        code, output = None, str(error)
+    code, output = output_of(command, seconds, settings)
     return {"exit": code, "output": output, "took_s": round(time.monotonic() - began, 1)}
 
 
@@ -94,14 +113,21 @@ def find_tool() -> str | None:
     return next((str(x) for x in places if x.is_file() and os.access(x, os.X_OK)), None)
 
 
-def small_problems(device: str) -> None:
-    cases = {case.id: case for case in CASES}
-    for name in SMALL if device != "cpu" else SMALL[:1]:
-        for dtype in (torch.bfloat16, torch.float32):
-            Problem(cases[name], dtype, device).run("triton")
+def problems(device: str, backend: str, part: int, parts: int, seconds: float) -> None:
+    """A part of the table in two dtypes, the cases of FIRST first."""
+    until = time.monotonic() + seconds
+    cases = {case.id: case for case in (*CASES, *FEATURES)}
+    names = [*FIRST, *(x for x in cases if x not in FIRST)] if device != "cpu" else FIRST[:1]
+    jobs = list(itertools.product(names, DTYPES))[part::parts]
+    done = 0
+    for name, dtype in jobs:
+        if time.monotonic() < until:
+            Problem(cases[name], dtype, device).run(backend)
+            done += 1
     if device == "cuda":
         torch.cuda.synchronize()
+    print(f"{done} of {len(jobs)} problems")
 
 
 if __name__ == "__main__":
-    small_problems(sys.argv[1])
+    problems(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:5]), float(sys.argv[5]))

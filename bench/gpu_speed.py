@@ -59,13 +59,15 @@ class Shape:
 class Provider(NamedTuple):
     """call(*tensors) -> o with gradient do. visible: the rows of such a tensor that count.
 
-    compiled: torch.compile would compile it once more to run without gradients.
+    backend: which of ours it is. compiled: torch.compile would compile it once more to run without
+    gradients.
     """
 
     call: Call
     tensors: tuple[Tensor, ...]
     do: Tensor
     visible: Callable[[Tensor], Tensor] = lambda x: x
+    backend: str | None = None
     compiled: bool = False
 
 
@@ -114,13 +116,13 @@ def in_turns(
 
 
 def compare(providers: dict[str, Provider], forward_flops: float, run: Run, **fields: Any) -> None:
-    """Rows of every provider that works and agrees, forward and backward; the first one is ours."""
+    """Rows of every provider that works and agrees with the first, one of ours, in both passes."""
     ways: dict[str, dict[str, Function]] = {"forward": {}, "backward": {}}
-    ours: list[Tensor] | None = None
+    labels = {name: {"provider": name, "backend": x.backend} for name, x in providers.items()}
+    first: list[Tensor] | None = None
     agreeing, differing = [], []
     for name, provider in providers.items():
-        call, tensors, do, visible, compiled = provider
-        mine = name.startswith("clinattn")
+        call, tensors, do, visible, mine, compiled = provider
         leaves = tuple(x.detach().requires_grad_() for x in tensors)
         try:
             o = call(*leaves)
@@ -129,18 +131,18 @@ def compare(providers: dict[str, Provider], forward_flops: float, run: Run, **fi
         except Exception as error:
             text = str(error).strip()[:200]
             why = {"ok": False, "error": text} if mine else {"not_supported": text}
-            run.row(provider=name, **fields, **why)
+            run.row(**labels[name], **fields, **why)
             continue
-        if ours is None:
-            ours = results
+        if first is None:
+            first = results
         else:
-            distance = max(relative(x, y) for x, y in zip(results, ours, strict=True))
+            distance = max(relative(x, y) for x, y in zip(results, first, strict=True))
             agrees = distance < AGREE
             if not mine:
                 (agreeing if agrees else differing).append(name)
             if not agrees:
                 wrong = {"ok": False} if mine else {}
-                run.row(provider=name, **fields, differs=distance, **wrong)
+                run.row(**labels[name], **fields, differs=distance, **wrong)
                 continue
         inference = functools.partial(call if compiled else without_gradients(call), *leaves)
         ways["forward"][name] = inference
@@ -153,7 +155,7 @@ def compare(providers: dict[str, Provider], forward_flops: float, run: Run, **fi
         flops = forward_flops * (1 if direction == "forward" else 2.5)
         for name, result in in_turns(functions, run).items():
             tflops = flops / result["ms"] / 1e9
-            run.row(direction=direction, provider=name, **fields, **result, tflops=tflops)
+            run.row(direction=direction, **labels[name], **fields, **result, tflops=tflops)
 
 
 def relative(x: Tensor, y: Tensor) -> float:
@@ -207,14 +209,18 @@ def bf16_inputs(run: Run, *shape: int) -> list[Tensor]:
 def compare_dense(shape: Shape, peers: dict[str, Call], run: Run) -> None:
     *qkv, do = bf16_inputs(run, shape.batch, shape.heads, shape.n, shape.dim)
     window = 128 if shape.mask == "window128" else None
-    ours = functools.partial(
-        fused_attention, backend="triton", is_causal=shape.mask == "causal", window=window
-    )
-    calls: dict[str, Call] = {"clinattn": ours, **peers}
+    keywords = {"is_causal": shape.mask == "causal", "window": window}
     providers = {
-        name: Provider(call, tuple(qkv), do, compiled=name == "flex")
-        for name, call in calls.items()
+        f"clinattn-{backend}": Provider(
+            functools.partial(fused_attention, backend=backend, **keywords),
+            tuple(qkv),
+            do,
+            backend=backend,
+        )
+        for backend in run.backends
     }
+    for name, call in peers.items():
+        providers[name] = Provider(call, tuple(qkv), do, compiled=name == "flex")
     compare(providers, shape.flops(), run, **vars(shape))
     if run.device.type == "cuda":
         torch.cuda.empty_cache()

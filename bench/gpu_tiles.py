@@ -1,5 +1,7 @@
 """Stage of gpu.py that looks for better rows of kernels/configs.py: gpu.py --tune.
 
+The shapes of the CUDA kernels, in csrc/cuda/shapes.h, are compiled in and not swept here.
+
 Candidates are compiled first, in all processes at once; what spills is dropped. The rest runs, is
 held against the result of the shipped tile, and is timed on full and causal attention. A row of the
 tables serves every mask, so the best candidate is the one with the least geometric mean.
@@ -36,6 +38,9 @@ COMPILING = 0.45  # of the time that is left
 
 
 def tile_sweep(run: Run) -> None:
+    if "triton" not in run.backends:
+        run.row(skipped="tiles: they are those of Triton")
+        return
     candidates = {key: tiles_for(*key, run) for key in keys(run)}
     if not run.dryrun:
         candidates = without_spills(candidates, run)
