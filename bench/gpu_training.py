@@ -30,7 +30,7 @@ class TrainingCall(NamedTuple):
             return [self.call(*self.qkvd[:3], **self.keywords)]
 
     def both(self) -> list[Tensor]:
-        """[o, dq, dk, dv]"""
+        """[o, dq, dk, dv, ...]"""
         return gradients(self.call, *self.qkvd, **self.keywords)
 
 
@@ -45,10 +45,11 @@ def inputs(
 def gradients(
     call: Call, q: Tensor, k: Tensor, v: Tensor, do: Tensor, **keywords: Any
 ) -> list[Tensor]:
-    """[o, dq, dk, dv]"""
+    """[o, dq, dk, dv], and the gradients of keywords that need one"""
     q, k, v = (x.detach().requires_grad_() for x in (q, k, v))
     o = call(q, k, v, **keywords)
-    return [o.detach(), *torch.autograd.grad(o, (q, k, v), do)]
+    more = [x for x in keywords.values() if isinstance(x, Tensor) and x.requires_grad]
+    return [o.detach(), *torch.autograd.grad(o, (q, k, v, *more), do)]
 
 
 def training_calls(
@@ -59,7 +60,7 @@ def training_calls(
     dtype: torch.dtype = torch.bfloat16,
     seed: int = 0,
 ) -> Iterator[TrainingCall]:
-    """Dense, windowed, masked, with every feature, and packed."""
+    """Dense, windowed, masked, with every feature and its gradient, and packed."""
     n, heads = sequences[0], MODEL_WIDTH // dim if dim > 16 else 1
     lengths = torch.tensor(sequences)
     keys = (torch.arange(n) < lengths[:, None].clamp(min=1)).to(device)[:, None, None]
@@ -67,10 +68,11 @@ def training_calls(
     cu_seqlens = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]).int().to(device)
     known = {"q_lengths": lengths.to(device), "kv_lengths": lengths.to(device)}
     steps = torch.arange(n, device=device).expand(len(sequences), n)
-    by_head = torch.linspace(0.01, 0.5, heads, device=device)
+    by_head = torch.linspace(0.01, 0.5, heads, device=device).requires_grad_()
+    relative = torch.linspace(-1, 1, heads * 17, device=device).view(heads, 17)
     terms = {
         "alibi_slopes": by_head,
-        "relative_bias": torch.linspace(-1, 1, heads * 17, device=device).view(heads, 17),
+        "relative_bias": relative.requires_grad_(),
         "softcap": 20.0,
     }
     timeline = {
@@ -86,7 +88,7 @@ def training_calls(
         "window": {"window": 100},
         "key mask": {"attn_mask": keys},
         "key mask window": {"attn_mask": keys, "window": 100},
-        "bias": {"attn_mask": bias},
+        "bias": {"attn_mask": bias.requires_grad_()},
         "lengths": known,
         "lengths window": {**known, "window": 100},
         "dropout": {"dropout_p": 0.1},
