@@ -148,29 +148,42 @@ struct Products<T, false> {
   template <int kM, int kN, int kK>
   static CLINATTN_DEVICE void weights_by_rows(Sums<kM, kN>& sums, const Sums<kM, kK>& w,
                                               const Tile<T, 8 * kN>& b) {
-    constexpr int kVector = Tile<T, 8 * kN>::kVector;
+    constexpr int kVector = Tile<T, 8 * kN>::kVector, kPart = kM == 1 ? 4 : 2;
     const int lane = opaque(lane_index()), column = fragment_column(lane, 0);
+    // Sums of a tile are formed apart, a few columns at a time: one long chain of sums would have
+    // more rounding errors than its parts together.
 #pragma unroll
-    for (int k = 0; k < 8 * kK; ++k) {
-      // The lane of these rows that has column k
-      const int owner = lane / 4 * 4 + k % 8 / 2, turn = k % 8 * kVector;
-      const T* row = b.base + k * 8 * kN + (column ^ turn % 8);
-      float x[kM][2];
+    for (int first = 0; first < kN; first += kPart) {
+      Sums<kM, kPart> part;
+      part.clear();
 #pragma unroll
-      for (int m = 0; m < kM; ++m)
-#pragma unroll
-        for (int half = 0; half < 2; ++half)
-          x[m][half] = shuffle(w.x[m][k / 8][2 * half + k % 2], owner);
-#pragma unroll
-      for (int n = 0; n < kN; ++n) {
-        float y[2];
-        load(y, row + (8 * n ^ turn / 8 * 8));
+      for (int k = 0; k < 8 * kK; ++k) {
+        // The lane of these rows that has column k
+        const int owner = lane / 4 * 4 + k % 8 / 2, turn = k % 8 * kVector;
+        const T* row = b.base + k * 8 * kN + (column ^ turn % 8);
+        float x[kM][2];
 #pragma unroll
         for (int m = 0; m < kM; ++m)
 #pragma unroll
-          for (int e = 0; e < 4; ++e)
-            sums.x[m][n][e] = fmaf(x[m][e / 2], y[e % 2], sums.x[m][n][e]);
+          for (int half = 0; half < 2; ++half)
+            x[m][half] = shuffle(w.x[m][k / 8][2 * half + k % 2], owner);
+#pragma unroll
+        for (int n = 0; n < kPart; ++n) {
+          float y[2];
+          load(y, row + (8 * (first + n) ^ turn / 8 * 8));
+#pragma unroll
+          for (int m = 0; m < kM; ++m)
+#pragma unroll
+            for (int e = 0; e < 4; ++e)
+              part.x[m][n][e] = fmaf(x[m][e / 2], y[e % 2], part.x[m][n][e]);
+        }
       }
+#pragma unroll
+      for (int m = 0; m < kM; ++m)
+#pragma unroll
+        for (int n = 0; n < kPart; ++n)
+#pragma unroll
+          for (int e = 0; e < 4; ++e) sums.x[m][first + n][e] += part.x[m][n][e];
     }
   }
 

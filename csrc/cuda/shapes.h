@@ -27,16 +27,16 @@ CLINATTN_SHARED constexpr Shape shape(Pass pass, int size, int dim, bool pairs, 
   const bool wide = size == 4;
   if (pass == Pass::kForward) {
     if (turing) {
-      if (dim == 64) return wide ? Shape{4, pairs ? 1 : 2, 32} : Shape{4, 1, 64};  // 48, 24 KB
-      if (dim == 128) return wide ? Shape{4, 1, 16} : Shape{4, 1, 32};             // 48, 32
-      return wide ? Shape{2, 1, 8} : Shape{4, 1, 16};                              // 48, 48
+      if (dim == 64) return Shape{4, 1, wide ? 32 : 64};                // 32, 24 KB
+      if (dim == 128) return wide ? Shape{4, 1, 16} : Shape{4, 1, 32};  // 48, 32
+      return wide ? Shape{2, 1, 8} : Shape{4, 1, 16};                   // 48, 48
     }
-    if (dim == 64) return wide ? Shape{4, 2, 32} : Shape{4, 2, 64};               // 64, 48
-    if (dim == 128) return wide ? Shape{4, 2, 16} : Shape{4, pairs ? 1 : 2, 32};  // 96, 64
-    return wide ? Shape{4, 1, 8} : Shape{4, 1, 32};                               // 96, 96
+    if (dim == 64) return Shape{4, wide && pairs ? 1 : 2, wide ? 32 : 64};  // 64, 48
+    if (dim == 128) return Shape{4, pairs ? 1 : 2, wide ? 16 : 32};         // 96, 64
+    return wide ? Shape{4, 1, 8} : Shape{4, 1, 32};                         // 96, 96
   }
   if (turing) {
-    if (dim == 64) return wide ? Shape{4, 1, 32} : Shape{4, 1, 32};   // 48, 24
+    if (dim == 64) return Shape{4, 1, 32};                            // 48, 24
     if (dim == 128) return wide ? Shape{2, 1, 16} : Shape{4, 1, 16};  // 48, 40
     return wide ? Shape{1, 1, 8} : Shape{2, 1, 16};                   // 48, 48
   }
