@@ -30,10 +30,15 @@ prepare_kernel(CLINATTN_CONSTANT AttentionParams p, CLINATTN_CONSTANT CudaScratc
     return static_cast<const T*>(tensor) + batch * s.batch + head * s.head + row * s.row;
   };
   const T *o = row_of(p.o, p.o_strides), *dout = row_of(p.dout, p.do_strides);
-  float delta = 0;
-  for (int d = lane_index(); d < p.head_dim; d += kWarp)
-    delta = fmaf(to_float(o[d]), to_float(dout[d]), delta);
-  for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) delta += shuffle_xor(delta, lanes);
+  // Rounded once where an error would add up along a row, in the gradients of decay and the like
+  const auto dot = [&](auto sum) {
+    for (int d = lane_index(); d < p.head_dim; d += kWarp)
+      sum += static_cast<decltype(sum)>(to_float(o[d])) * to_float(dout[d]);
+    for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) sum += shuffle_xor(sum, lanes);
+    return static_cast<float>(sum);
+  };
+  const bool exact = scratch.decay || scratch.slopes || scratch.dmask || scratch.near;
+  const float delta = exact ? dot(0.0) : dot(0.0f);
   if (lane_index() != 0) return;
   const TwoPart lse2 = base2(lse, p.lse_low ? static_cast<const float*>(p.lse_low)[at] : 0);
   scratch.lse2[at] = lse2.high;
