@@ -71,10 +71,14 @@ def _missing(extension_error: str | None) -> str:
 
 
 def _runs_on(arch: str, capability: tuple[int, int]) -> bool:
-    """Machine code serves its own generation from its revision on, and +PTX all that came later."""
+    """Machine code serves its own generation from its revision on, and +PTX all that came later.
+
+    But for 7.5: cards from 8.0 on have kernels of their own, which it lacks.
+    """
     number, _, ptx = arch.partition("+")
     major, minor = map(int, number.split("."))
-    return (major, minor) <= capability and (bool(ptx) or major == capability[0])
+    later = bool(ptx) and (major >= 8 or capability[0] < 8)
+    return (major, minor) <= capability and (later or major == capability[0])
 
 
 def dotted(capability: tuple[int, int]) -> str:

@@ -174,6 +174,7 @@ def test_cuda_tensors_with_neither_triton_nor_the_extension(card):
         ((9, 0), "7.5,8.0", False),
         ((9, 0), "7.5,8.0+PTX", True),
         ((12, 0), "9.0+PTX", True),
+        ((8, 0), "7.5+PTX", False),
         ((8, 9), "7.5,9.0+PTX", False),
         ((7, 0), "7.0+PTX", False),
     ],

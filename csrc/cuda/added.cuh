@@ -243,14 +243,14 @@ enum class AddedGradient { kMask, kNear, kFar };
 template <class T, int kDim, bool kTuring, AddedGradient kWhat>
 CLINATTN_KERNEL((ScoreGradients<T, kDim, kTuring>::kThreads), 1)
 added_kernel(CLINATTN_CONSTANT AttentionParams p, CLINATTN_CONSTANT CudaScratch scratch) {
-  if constexpr (is_compiled(kTuring)) {
-    if constexpr (kWhat == AddedGradient::kMask)
-      MaskGradient<T, kDim, kTuring>::run(p, scratch);
-    else if constexpr (kWhat == AddedGradient::kNear)
-      RelativeGradient<T, kDim, kTuring>::run_near(p, scratch);
-    else
-      RelativeGradient<T, kDim, kTuring>::run_far(p, scratch);
-  }
+  if constexpr (!is_compiled(kTuring))
+    refuse_card();
+  else if constexpr (kWhat == AddedGradient::kMask)
+    MaskGradient<T, kDim, kTuring>::run(p, scratch);
+  else if constexpr (kWhat == AddedGradient::kNear)
+    RelativeGradient<T, kDim, kTuring>::run_near(p, scratch);
+  else
+    RelativeGradient<T, kDim, kTuring>::run_far(p, scratch);
 }
 
 template <class T>

@@ -31,6 +31,10 @@ __host__ __device__ constexpr bool is_compiled(bool turing) {
 #endif
 }
 
+// Ends a launch with an error: the code of a 7.5 that a driver translates for a later card has none
+// of the kernels that such a card is given.
+CLINATTN_DEVICE void refuse_card() { __trap(); }
+
 CLINATTN_DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }
 CLINATTN_DEVICE int64_t block_index() { return blockIdx.x; }
 CLINATTN_DEVICE char* shared_memory() {

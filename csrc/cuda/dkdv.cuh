@@ -295,7 +295,10 @@ struct Dkdv {
 template <class T, int kDim, bool kPairs, bool kTuring, bool kDk, bool kDv>
 CLINATTN_KERNEL((Dkdv<T, kDim, kPairs, kTuring, kDk, kDv>::kThreads), 1)
 dkdv_kernel(CLINATTN_CONSTANT AttentionParams p, CLINATTN_CONSTANT CudaScratch scratch) {
-  if constexpr (is_compiled(kTuring)) Dkdv<T, kDim, kPairs, kTuring, kDk, kDv>::run(p, scratch);
+  if constexpr (is_compiled(kTuring))
+    Dkdv<T, kDim, kPairs, kTuring, kDk, kDv>::run(p, scratch);
+  else
+    refuse_card();
 }
 
 template <class T, int kDim, bool kPairs, bool kTuring, bool kDk, bool kDv>

@@ -224,7 +224,10 @@ struct Dq {
 template <class T, int kDim, bool kPairs, bool kTuring>
 CLINATTN_KERNEL((Dq<T, kDim, kPairs, kTuring>::kThreads), 1)
 dq_kernel(CLINATTN_CONSTANT AttentionParams p, CLINATTN_CONSTANT CudaScratch scratch) {
-  if constexpr (is_compiled(kTuring)) Dq<T, kDim, kPairs, kTuring>::run(p, scratch);
+  if constexpr (is_compiled(kTuring))
+    Dq<T, kDim, kPairs, kTuring>::run(p, scratch);
+  else
+    refuse_card();
 }
 
 template <class T>

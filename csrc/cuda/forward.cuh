@@ -195,7 +195,10 @@ struct Forward {
 template <class T, int kDim, bool kPairs, bool kTuring>
 CLINATTN_KERNEL((Forward<T, kDim, kPairs, kTuring>::kThreads), 1)
 forward_kernel(CLINATTN_CONSTANT AttentionParams p) {
-  if constexpr (is_compiled(kTuring)) Forward<T, kDim, kPairs, kTuring>::run(p);
+  if constexpr (is_compiled(kTuring))
+    Forward<T, kDim, kPairs, kTuring>::run(p);
+  else
+    refuse_card();
 }
 
 template <class T>

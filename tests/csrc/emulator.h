@@ -30,6 +30,7 @@ constexpr int kLargestSharedMemory = 227 * 1024;
 
 // The emulator runs the kernels for all cards.
 constexpr bool is_compiled(bool /*turing*/) { return true; }
+inline void refuse_card() { emulated::fail("no kernel for this card"); }
 
 inline emulated::Processor& processor() { return *emulated::Processor::here; }
 
