@@ -62,10 +62,13 @@ struct Sequence {
 
   CLINATTN_SHARED Sequence(const AttentionParams& p, int64_t b)
       : index(b), left(p.window_left), right(p.window_right) {
-    q_row0 = p.cu_seqlens_q ? p.cu_seqlens_q[b] : 0;
-    k_row0 = p.cu_seqlens_k ? p.cu_seqlens_k[b] : 0;
-    rows_q = p.cu_seqlens_q ? p.cu_seqlens_q[b + 1] - q_row0 : p.max_q;
-    rows_k = p.cu_seqlens_k ? p.cu_seqlens_k[b + 1] - k_row0 : p.max_k;
+    // Within the tensors, whatever the values on a device, which nobody has read yet
+    const auto rows = [&](const int32_t* ends, int64_t total, int64_t dense, int64_t& first) {
+      first = ends ? clamp(ends[b], 0, total) : 0;
+      return ends ? clamp(ends[b + 1], first, total) - first : dense;
+    };
+    rows_q = rows(p.cu_seqlens_q, p.total_q, p.max_q, q_row0);
+    rows_k = rows(p.cu_seqlens_k, p.total_k, p.max_k, k_row0);
     q_end = p.q_lengths ? clamp(p.q_lengths[b], 0, rows_q) : rows_q;
     k_end = p.kv_end ? clamp(p.kv_end[b], 0, rows_k) : rows_k;
     k_begin = p.kv_start ? clamp(p.kv_start[b], 0, k_end) : 0;

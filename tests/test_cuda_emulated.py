@@ -1,5 +1,8 @@
 """The CUDA kernels on CPU tensors: emulated.py says how. Small shapes, against fp64 mathematics."""
 
+import subprocess
+import sys
+
 import hypothesis
 import pytest
 import torch
@@ -84,6 +87,37 @@ def test_any_order_of_warps_gives_the_same_bits(case, capability, monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=dtype_id)
 def test_bits_alone_padded_and_packed(keywords, dtype):
     check_bits("cuda", KEYWORDS[keywords], dtype)
+
+
+# q, k and v in the middle of 16 MiB each that nobody may touch
+GUARDED = """
+import ctypes, mmap, sys
+import torch
+import clinattn
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype, page, size = ctypes.c_void_p, mmap.PAGESIZE, 60 * 2 * 32 * 4
+flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+def guarded():
+    begin = libc.mmap(None, ctypes.c_size_t(1 << 24), 0, flags, -1, ctypes.c_long(0))
+    pages, middle = -(-size // page) * page, begin + (1 << 23)
+    assert libc.mprotect(ctypes.c_void_p(middle), ctypes.c_size_t(pages), 3) == 0
+    buffer = (ctypes.c_char * size).from_address(middle + pages - size)
+    return torch.frombuffer(buffer, dtype=torch.float32).view(60, 2, 32)
+q, k, v = guarded(), guarded(), guarded()
+assert clinattn.backends()["cuda"]
+ends = torch.tensor([int(x) for x in sys.argv[1:]], dtype=torch.int32)
+args = [q, k, v, None, ends, ends, *[None] * 10, 0.2, -1, -1, False, 60, 60, 0.0, 0, 0.0]
+o, lse, low = torch.ops.clinattn.cuda_forward(*args)
+torch.ops.clinattn.cuda_backward(o, None, o, lse, low, *args, 0)
+"""
+
+
+@pytest.mark.parametrize("ends", [(0, 40, 20, 60), (0, 20, 900, 60), (0, -30, 10, 9000)], ids=str)
+def test_wrong_cu_seqlens_read_no_other_memory(ends):
+    """On a device nobody looks at them beforehand."""
+    command = [sys.executable, "-c", GUARDED, *map(str, ends)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("scale", [0.0, -0.5])

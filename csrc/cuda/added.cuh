@@ -208,7 +208,7 @@ struct RelativeGradient {
   static CLINATTN_DEVICE void run_far(const AttentionParams& p, const CudaScratch& scratch) {
     const Work work = far_schedule(p).at(block_index());
     float behind = 0, ahead = 0;
-    if (work.sequence < p.num_seqs) {
+    if (work.sequence < p.num_seqs && work.tile >= 0) {
       const Sequence seq(p, work.sequence);
       const int64_t i0 = work.tile * kRows;
       const int64_t first = floor_div(seq.k_begin - seq.offset, kRows),

@@ -68,8 +68,9 @@ struct Dkdv {
 
   static CLINATTN_DEVICE void run(const AttentionParams& p, const CudaScratch& scratch) {
     const Work work = schedule(p).at(block_index());
+    if (work.tile < 0) return;
     if (p.cu_seqlens_k && work.sequence == p.num_seqs) {
-      const int64_t row0 = p.cu_seqlens_k[p.num_seqs];
+      const int64_t row0 = clamp(p.cu_seqlens_k[p.num_seqs], 0, p.total_k);
       return write_nothing(p, 0, work, row0, p.total_k - row0);
     }
     const Sequence seq(p, work.sequence);

@@ -29,8 +29,9 @@ struct Dq {
 
   static CLINATTN_DEVICE void run(const AttentionParams& p, const CudaScratch& scratch) {
     const Work work = query_schedule(p, kRows).at(block_index());
+    if (work.tile < 0) return;
     if (p.cu_seqlens_q && work.sequence == p.num_seqs) {
-      const int64_t row0 = p.cu_seqlens_q[p.num_seqs];
+      const int64_t row0 = clamp(p.cu_seqlens_q[p.num_seqs], 0, p.total_q);
       return write_nothing(p, work, row0, p.total_q - row0);
     }
     const Sequence seq(p, work.sequence);

@@ -54,7 +54,8 @@ struct Tile {
   }
 };
 
-// What a block of the grid works on. Sequence num_seqs are the rows behind the last one.
+// What a block of the grid works on. Sequence num_seqs are the rows behind the last one. A tile
+// below 0 comes of cu_seqlens that fall, and is none.
 struct Work {
   int64_t sequence, head, tile;
 };
