@@ -23,9 +23,12 @@ FRONT_ENDS = {75: (75,), 80: (80, 86, 90, 100)}
 DTYPES = {"6__half": "float16", "13__nv_bfloat16": "bfloat16", "f": "float32"}
 DIMS = (64, 128, 256)
 VARIANTS = [(d, p, t) for d in DIMS for p in (False, True) for t in (False, True)]
+# What added_kernel gives, by its last template argument
+ADDED = ("mask", "near", "far")
 FLAG = "Lb([01])E"
 ENTRY = re.compile(
-    rf"\d([a-z]+)_kernelI({'|'.join(DTYPES)})(?:Li(\d+)E{FLAG}{FLAG}(?:{FLAG}{FLAG})?)?E"
+    rf"\d([a-z]+)_kernelI({'|'.join(DTYPES)})"
+    rf"(?:Li(\d+)E(?:{FLAG}LNS_13AddedGradientE(\d)E|{FLAG}{FLAG}(?:{FLAG}{FLAG})?))?E"
 )
 
 
@@ -71,7 +74,7 @@ class Kernel:
             return found
         if not self.loops:
             found.append("no loop over tiles")
-        if self.card >= 80 and not self.has("LDGSTS"):
+        if self.card >= 80 and self.name not in ADDED and not self.has("LDGSTS"):
             found.append("no asynchronous copies")
         # Cards below 8.0 have no products of bf16.
         if self.dtype == "float32" or (self.dtype == "bfloat16" and self.card < 80):
@@ -108,6 +111,8 @@ def expected(stem):
     if stem == "kernels":
         return {("prepare", dtype, None) for dtype in DTYPES.values()}
     name, dtype = stem.split("_")
+    if name == "added":
+        return {(x, dtype, (d, True, t)) for x in ADDED for d in DIMS for t in (False, True)}
     names = {dim: ("dk", "dv") if name == "dkdv" and dim == 256 else (name,) for dim in DIMS}
     return {(name, dtype, x) for x in VARIANTS for name in names[x[0]]}
 
@@ -190,7 +195,9 @@ def kernels(path, card):
 
 def entry(symbol):
     """(name, type, variant) of a mangled kernel; dkdv that makes one of the two is dk or dv."""
-    name, dtype, dim, pairs, turing, dk, dv = ENTRY.search(symbol).groups()
+    name, dtype, dim, older, added, pairs, turing, dk, dv = ENTRY.search(symbol).groups()
+    if added:
+        return ADDED[int(added)], DTYPES[dtype], (int(dim), True, older == "1")
     name = "dk" * (dk == "1") + "dv" * (dv == "1") or name
     return name, DTYPES[dtype], dim and (int(dim), pairs == "1", turing == "1")
 

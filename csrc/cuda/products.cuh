@@ -148,7 +148,7 @@ struct Products<T, false> {
   template <int kM, int kN, int kK>
   static CLINATTN_DEVICE void weights_by_rows(Sums<kM, kN>& sums, const Sums<kM, kK>& w,
                                               const Tile<T, 8 * kN>& b) {
-    constexpr int kVector = Tile<T, 8 * kN>::kVector, kPart = kM == 1 ? 4 : 2;
+    constexpr int kVector = Tile<T, 8 * kN>::kVector, kPart = kM == 1 && kN == 8 ? 4 : 2;
     const int lane = opaque(lane_index()), column = fragment_column(lane, 0);
     // Sums of a tile are formed apart, a few columns at a time: one long chain of sums would have
     // more rounding errors than its parts together.

@@ -36,9 +36,9 @@ CLINATTN_SHARED constexpr Shape shape(Pass pass, int size, int dim, bool pairs, 
     return wide ? Shape{4, 1, 8} : Shape{4, 1, 32};                         // 96, 96
   }
   if (turing) {
-    if (dim == 64) return Shape{4, 1, 32};                            // 48, 24
-    if (dim == 128) return wide ? Shape{2, 1, 16} : Shape{4, 1, 16};  // 48, 40
-    return wide ? Shape{1, 1, 8} : Shape{2, 1, 16};                   // 48, 48
+    if (dim == 64) return Shape{4, 1, 32};                           // 48, 24
+    if (dim == 128) return wide ? Shape{2, 1, 8} : Shape{4, 1, 16};  // 40, 40
+    return wide ? Shape{1, 1, 8} : Shape{2, 1, 16};                  // 48, 48
   }
   if (pass == Pass::kDq) {
     if (dim == 64) return wide ? Shape{4, 1, 32} : Shape{4, pairs ? 1 : 2, 32};  // 64, 48
