@@ -78,8 +78,10 @@ class Kernel:
             found.append("no asynchronous copies")
         # Cards below 8.0 have no products of bf16.
         if self.dtype == "float32" or (self.dtype == "bfloat16" and self.card < 80):
-            # The exponentials themselves take up to seven each; a product takes tens.
-            if self.has("HMMA") or any(loop.fma < 16 * loop.exp for loop in self.loops):
+            # The exponentials themselves take up to seven each; a product takes tens. Gradients of
+            # what is added have fewer products, and loops of their own around them.
+            least = 0 if self.name in ADDED else 16
+            if self.has("HMMA") or any(loop.fma < least * loop.exp for loop in self.loops):
                 found.append("products in other instructions than FFMA")
         elif not self.has("HMMA.1688." if self.card < 80 else "HMMA.16816."):
             found.append("not the tensor-core products of this card")
