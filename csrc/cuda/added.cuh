@@ -12,7 +12,7 @@ namespace clinattn {
 // memory at a time, 32 KB at most.
 template <class T, int kDim, bool kTuring>
 struct ScoreGradients {
-  static constexpr int kRows = kDim * sizeof(T) < 512 ? 32 : 16, kThreads = 2 * kRows;
+  static constexpr int kRows = sizeof(T) == 2 && kDim <= 128 ? 32 : 16, kThreads = 2 * kRows;
   static constexpr int kN = kRows / 8;
   using Product = Products<T, sizeof(T) == 2 && !(kTuring && is_bfloat16<T>)>;
   using Draws = Kept<16, kRows>;
