@@ -223,4 +223,37 @@ Tensor allocate(at::IntArrayRef sizes, const at::TensorOptions& options) {
   return poison() ? t.fill_(std::numeric_limits<double>::quiet_NaN()) : t;
 }
 
+BackwardInputs::BackwardInputs(AttentionParams& p, const Tensor& q, const Tensor& dout,
+                               const OptionalTensor& dlse, const Tensor& o, const Tensor& lse,
+                               const OptionalTensor& lse_low) {
+  const auto sizes = stat_shape(p);
+  const Tensor like = at::empty({0}, q.options().dtype(stat_type(q)));
+  check_layout(dout, "do", q.sizes(), q);
+  check_layout(o, "o", q.sizes(), q);
+  const auto stat = [&](const Tensor& x, const char* name, Tensor& kept) {
+    check_layout(x, name, sizes, like);
+    kept = x.contiguous();
+    return const_cast<void*>(kept.const_data_ptr());
+  };
+  p.lse = stat(lse, "lse", lse_);
+  p.lse_low = lse_low ? stat(*lse_low, "lse_low", lse_low_) : nullptr;
+  p.dlse = dlse ? stat(*dlse, "dlse", dlse_) : nullptr;
+  p.dout = dout.const_data_ptr();
+  p.do_strides = strides_of(dout);
+  p.o = const_cast<void*>(o.const_data_ptr());
+  p.o_strides = strides_of(o);
+}
+
+std::array<Tensor, 3> allocate_gradients(AttentionParams& p, const Tensor& q, const Tensor& k) {
+  std::array<Tensor, 3> grads = {allocate(q.sizes(), q.options()), allocate(k.sizes(), q.options()),
+                                 allocate(k.sizes(), q.options())};
+  p.dq = grads[0].mutable_data_ptr();
+  p.dk = grads[1].mutable_data_ptr();
+  p.dv = grads[2].mutable_data_ptr();
+  p.dq_strides = strides_of(grads[0]);
+  p.dk_strides = strides_of(grads[1]);
+  p.dv_strides = strides_of(grads[2]);
+  return grads;
+}
+
 }  // namespace clinattn

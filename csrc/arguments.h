@@ -4,6 +4,7 @@
 
 #include <ATen/ATen.h>
 
+#include <array>
 #include <optional>
 #include <vector>
 
@@ -44,6 +45,19 @@ Strides strides_of(const Tensor& t);
 // lse, and what is laid out like it
 std::vector<int64_t> stat_shape(const AttentionParams& p);
 at::ScalarType stat_type(const Tensor& q);
+// What the backward pass gets besides, checked, and p pointed to it; holds the copies that took.
+class BackwardInputs {
+ public:
+  BackwardInputs(AttentionParams& p, const Tensor& q, const Tensor& dout,
+                 const OptionalTensor& dlse, const Tensor& o, const Tensor& lse,
+                 const OptionalTensor& lse_low);
+
+ private:
+  Tensor lse_, lse_low_, dlse_;
+};
+// Unwritten and contiguous dq, dk and dv, and p pointed to them.
+std::array<Tensor, 3> allocate_gradients(AttentionParams& p, const Tensor& q, const Tensor& k);
+
 // Unwritten; full of NaN where CLINATTN_POISON_OUTPUTS looks for elements that nothing wrote.
 Tensor allocate(at::IntArrayRef sizes, const at::TensorOptions& options);
 bool poison();

@@ -268,26 +268,8 @@ Gradients cpu_backward(const Tensor& dout, const OptionalTensor& dlse, const Ten
   const bool packed = p.cu_seqlens_q != nullptr;
   const auto stat = q.options().dtype(stat_type(q));
   const auto stat_sizes = stat_shape(p);
-  check_layout(dout, "do", q.sizes(), q);
-  check_layout(o, "o", q.sizes(), q);
-  const Tensor like = at::empty({0}, stat);
-  check_layout(lse, "lse", stat_sizes, like);
-  const Tensor lse_c = lse.contiguous();
-  Tensor lse_low_c;
-  p.lse_low = nullptr;
-  if (lse_low) {
-    check_layout(*lse_low, "lse_low", stat_sizes, like);
-    lse_low_c = lse_low->contiguous();
-    p.lse_low = const_cast<void*>(lse_low_c.const_data_ptr());
-  }
-  Tensor dlse_c;
-  if (dlse) {
-    check_layout(*dlse, "dlse", stat_sizes, like);
-    dlse_c = dlse->contiguous();
-    p.dlse = dlse_c.const_data_ptr();
-  }
-  Tensor dq = allocate(q.sizes(), q.options()), dk = allocate(k.sizes(), q.options()),
-         dv = allocate(k.sizes(), q.options());
+  const BackwardInputs inputs(p, q, dout, dlse, o, lse, lse_low);
+  const auto [dq, dk, dv] = allocate_gradients(p, q, k);
   const AddedGradientSums added(arguments, p, needs);
   const auto results = [&]() -> Gradients {
     const auto more = added.results();
@@ -296,18 +278,6 @@ Gradients cpu_backward(const Tensor& dout, const OptionalTensor& dlse, const Ten
   if (packed && p.cu_seqlens_q[p.num_seqs] < p.total_q) dq.zero_();
   if (packed && p.cu_seqlens_k[p.num_seqs] < p.total_k) dk.zero_(), dv.zero_();
   if (p.num_seqs == 0 || p.heads == 0) return results();
-  p.dout = dout.const_data_ptr();
-  p.do_strides = strides_of(dout);
-  p.o = const_cast<void*>(o.const_data_ptr());
-  p.o_strides = strides_of(o);
-  p.lse = const_cast<void*>(lse_c.const_data_ptr());
-  p.dq = dq.mutable_data_ptr();
-  p.dk = dk.mutable_data_ptr();
-  p.dv = dv.mutable_data_ptr();
-  p.dq_strides = strides_of(dq);
-  p.dk_strides = strides_of(dk);
-  p.dv_strides = strides_of(dv);
-
   const CpuKernels& kernels = cpu_kernels(p.dtype, matmul_precision());
   BackwardShared shared{};
   const Tensor lse2 = at::empty(stat_sizes, stat), lse2_low = at::empty(stat_sizes, stat),

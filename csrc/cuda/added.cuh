@@ -181,7 +181,8 @@ struct RelativeGradient {
     return a >= 0 ? a / b : -ceil_div(-a, b);
   }
 
-  // near (sequences, heads, diagonals, 2 kRows): sums of keys that are kRows x diagonal + t - kRows
+  // near_sums (sequences, heads, diagonals, 2 kRows): sums of keys that are kRows x diagonal + t -
+  // kRows
   // + 1 ahead, for t < 2 kRows - 1.
   static CLINATTN_DEVICE void run_near(const AttentionParams& p, const CudaScratch& scratch) {
     const int64_t block = block_index(), diagonal = block % diagonals(p) - reach(p),
@@ -201,10 +202,10 @@ struct RelativeGradient {
       const int column = row + t - (kRows - 1);
       if (column >= 0 && column < kRows) sum += table[row * kRows + column];
     }
-    scratch.near[block * 2 * kRows + t] = sum;
+    scratch.near_sums[block * 2 * kRows + t] = sum;
   }
 
-  // far (heads of sequences or of the packed batch, tiles, 2): keys far behind and far ahead
+  // far_sums (heads of sequences or of the packed batch, tiles, 2): keys far behind and far ahead
   static CLINATTN_DEVICE void run_far(const AttentionParams& p, const CudaScratch& scratch) {
     const Work work = far_schedule(p).at(block_index());
     float behind = 0, ahead = 0;
@@ -219,7 +220,7 @@ struct RelativeGradient {
       }
     }
     if (thread_index() == 0)
-      scratch.far[2 * block_index()] = behind, scratch.far[2 * block_index() + 1] = ahead;
+      scratch.far_sums[2 * block_index()] = behind, scratch.far_sums[2 * block_index() + 1] = ahead;
   }
   // Of tiles first to last of keys; right in thread 0
   static CLINATTN_DEVICE float far_sum(const AttentionParams& p, const CudaScratch& scratch,
@@ -280,10 +281,10 @@ int launch_added(const AttentionParams& p, const CudaScratch& scratch, int capab
     if (scratch.dmask)
       error = run(added_kernel<T, dim.value, turing.value, AddedGradient::kMask>,
                   Mask::blocks(scratch));
-    if (!error && scratch.near)
+    if (!error && scratch.near_sums)
       error = run(added_kernel<T, dim.value, turing.value, AddedGradient::kNear>,
                   Relative::near_blocks(p));
-    if (!error && scratch.near)
+    if (!error && scratch.near_sums)
       error = run(added_kernel<T, dim.value, turing.value, AddedGradient::kFar>,
                   Relative::far_schedule(p).blocks());
     return error;

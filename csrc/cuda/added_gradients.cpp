@@ -21,8 +21,8 @@ AddedGradients::AddedGradients(const AttentionParams& p, const CudaSizes& sizes,
   if (needs & kNeedDecay) scratch.decay = take(decay_, {sizes.blocks});
   if (needs & kNeedSlopes) scratch.slopes = take(slopes_, {sizes.blocks});
   if (needs & kNeedRelative) {
-    scratch.near = take(near_, {p.num_seqs, p.heads, sizes.diagonals, 2 * sizes.tile});
-    scratch.far = take(far_, {sizes.far_blocks, 2});
+    scratch.near_sums = take(near_, {p.num_seqs, p.heads, sizes.diagonals, 2 * sizes.tile});
+    scratch.far_sums = take(far_, {sizes.far_blocks, 2});
   }
 }
 
@@ -50,16 +50,16 @@ Tensor AddedGradients::slopes(bool by_sequence, const OptionalTensor& cu_seqlens
 
 Tensor AddedGradients::relative() const {
   const int64_t tile = sizes_.tile, length = sizes_.diagonals * tile, reach = p_.relative_reach;
-  const Tensor near = near_.to(at::kDouble).sum(0);  // (heads, diagonals, 2 tile)
-  const Tensor far = by_tile(far_).sum({0, 2});      // (heads, 2)
+  const Tensor close = near_.to(at::kDouble).sum(0);  // (heads, diagonals, 2 tile)
+  const Tensor distant = by_tile(far_).sum({0, 2});   // (heads, 2)
   // By distance: a diagonal of tiles overlaps with the next one.
-  Tensor all = at::zeros({p_.heads, length + tile}, near.options());
-  all.slice(1, 0, length) += near.slice(2, 0, tile).reshape({p_.heads, length});
-  all.slice(1, tile) += near.slice(2, tile).reshape({p_.heads, length});
+  Tensor all = at::zeros({p_.heads, length + tile}, close.options());
+  all.slice(1, 0, length) += close.slice(2, 0, tile).reshape({p_.heads, length});
+  all.slice(1, tile) += close.slice(2, tile).reshape({p_.heads, length});
   const int64_t zero = (sizes_.diagonals / 2) * tile + tile - 1;  // where no key is ahead
-  if (reach == 0) return (all.sum(1, true) + far.sum(1, true)).to(at::kFloat);
-  const Tensor behind = all.slice(1, 0, zero - reach + 1).sum(1, true) + far.slice(1, 0, 1),
-               ahead = all.slice(1, zero + reach).sum(1, true) + far.slice(1, 1, 2);
+  if (reach == 0) return (all.sum(1, true) + distant.sum(1, true)).to(at::kFloat);
+  const Tensor behind = all.slice(1, 0, zero - reach + 1).sum(1, true) + distant.slice(1, 0, 1),
+               ahead = all.slice(1, zero + reach).sum(1, true) + distant.slice(1, 1, 2);
   return at::cat({behind, all.slice(1, zero - reach + 1, zero + reach), ahead}, 1).to(at::kFloat);
 }
 

@@ -26,14 +26,12 @@ void check_launch(int error, const char* pass) {
 // Kernels take a scale above 0; a negative one belongs to q.
 Tensor with_sign(const Tensor& q, double scale) { return scale < 0 ? q.neg() : q; }
 
-AttentionParams check(const Arguments& a, int64_t max_seqlen_q, int64_t max_seqlen_k) {
+AttentionParams check(const Arguments& a) {
   // Scores are -inf where hidden, and 0 * -inf is not.
   constexpr double kSmallestScale = std::numeric_limits<float>::min();
   AttentionParams p = check_shapes(a);
   TORCH_CHECK(p.dtype != DType::kFloat64, "q is double; expected float, bfloat16 or half");
   p.scale = std::max(std::abs(a.scale), kSmallestScale);
-  if (p.cu_seqlens_q && max_seqlen_q > 0) p.max_q = std::min(p.max_q, max_seqlen_q);
-  if (p.cu_seqlens_k && max_seqlen_k > 0) p.max_k = std::min(p.max_k, max_seqlen_k);
   return p;
 }
 
@@ -44,7 +42,7 @@ std::tuple<Tensor, Tensor, Tensor> attention_forward(
     const OptionalTensor& lo, const OptionalTensor& hi, const OptionalTensor& times,
     const OptionalTensor& decay, const OptionalTensor& slopes, const OptionalTensor& relative,
     const OptionalTensor& seed, double scale, int64_t window_left, int64_t window_right,
-    bool bottom_right, int64_t max_seqlen_q, int64_t max_seqlen_k, double softcap,
+    bool bottom_right, int64_t /*max_seqlen_q*/, int64_t /*max_seqlen_k*/, double softcap,
     int64_t global_prefix, double dropout_p) {
   const DeviceScope scope(q);
   const Tensor signed_q = with_sign(q, scale);
@@ -52,8 +50,7 @@ std::tuple<Tensor, Tensor, Tensor> attention_forward(
       check({signed_q,      k,        v,     mask,        cu_seqlens_q, cu_seqlens_k, q_lengths,
              kv_start,      kv_end,   lo,    hi,          times,        decay,        slopes,
              relative,      seed,     scale, window_left, window_right, bottom_right, softcap,
-             global_prefix, dropout_p},
-            max_seqlen_q, max_seqlen_k);
+             global_prefix, dropout_p});
   const auto stat = q.options().dtype(at::kFloat);
   const auto stat_sizes = stat_shape(p);
   Tensor o = allocate(q.sizes(), q.options());
@@ -85,32 +82,15 @@ Gradients attention_backward(const Tensor& dout, const OptionalTensor& dlse, con
                              int64_t needs) {
   const DeviceScope scope(q);
   const Tensor signed_q = with_sign(q, scale);
-  AttentionParams p =
-      check({signed_q,      k,        v,     mask,        cu_seqlens_q, cu_seqlens_k, q_lengths,
-             kv_start,      kv_end,   lo,    hi,          times,        decay,        slopes,
-             relative,      seed,     scale, window_left, window_right, bottom_right, softcap,
-             global_prefix, dropout_p},
-            max_seqlen_q, max_seqlen_k);
-  const auto stat = q.options().dtype(at::kFloat);
-  const auto stat_sizes = stat_shape(p);
-  check_layout(dout, "do", q.sizes(), q);
-  check_layout(o, "o", q.sizes(), q);
-  const Tensor like = at::empty({0}, stat);
-  check_layout(lse, "lse", stat_sizes, like);
-  const Tensor lse_c = lse.contiguous();
-  Tensor lse_low_c, dlse_c;
-  if (lse_low) {
-    check_layout(*lse_low, "lse_low", stat_sizes, like);
-    lse_low_c = lse_low->contiguous();
-    p.lse_low = const_cast<void*>(lse_low_c.const_data_ptr());
-  }
-  if (dlse) {
-    check_layout(*dlse, "dlse", stat_sizes, like);
-    dlse_c = dlse->contiguous();
-    p.dlse = dlse_c.const_data_ptr();
-  }
-  Tensor dq = allocate(q.sizes(), q.options()), dk = allocate(k.sizes(), q.options()),
-         dv = allocate(k.sizes(), q.options());
+  const Arguments arguments{
+      signed_q,      k,        v,     mask,        cu_seqlens_q, cu_seqlens_k, q_lengths,
+      kv_start,      kv_end,   lo,    hi,          times,        decay,        slopes,
+      relative,      seed,     scale, window_left, window_right, bottom_right, softcap,
+      global_prefix, dropout_p};
+  AttentionParams p = check(arguments);
+  check_needs(arguments, needs);
+  const BackwardInputs inputs(p, q, dout, dlse, o, lse, lse_low);
+  const auto [dq, dk, dv] = allocate_gradients(p, q, k);
   const Tensor none = at::empty({0}, q.options());
   if (q.numel() == 0 || k.numel() == 0 || p.num_seqs == 0)
     return {dq.zero_(),
@@ -120,17 +100,8 @@ Gradients attention_backward(const Tensor& dout, const OptionalTensor& dlse, con
             needs & kNeedDecay ? at::zeros_like(*decay) : none,
             needs & kNeedSlopes ? at::zeros_like(*slopes) : none,
             needs & kNeedRelative ? at::zeros_like(*relative) : none};
-  p.dout = dout.const_data_ptr();
-  p.do_strides = strides_of(dout);
-  p.o = const_cast<void*>(o.const_data_ptr());
-  p.o_strides = strides_of(o);
-  p.lse = const_cast<void*>(lse_c.const_data_ptr());
-  p.dq = dq.mutable_data_ptr();
-  p.dk = dk.mutable_data_ptr();
-  p.dv = dv.mutable_data_ptr();
-  p.dq_strides = strides_of(dq);
-  p.dk_strides = strides_of(dk);
-  p.dv_strides = strides_of(dv);
+  const auto stat = q.options().dtype(at::kFloat);
+  const auto stat_sizes = stat_shape(p);
   const Tensor lse2 = allocate(stat_sizes, stat), lse2_low = allocate(stat_sizes, stat),
                delta = allocate(stat_sizes, stat);
   CudaScratch scratch = {lse2.mutable_data_ptr<float>(), lse2_low.mutable_data_ptr<float>(),

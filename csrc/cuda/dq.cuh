@@ -28,24 +28,14 @@ struct Dq {
   static_assert(kShared <= (kTuring ? kTuringShared : kAmpereShared));
 
   static CLINATTN_DEVICE void run(const AttentionParams& p, const CudaScratch& scratch) {
-    const Work work = query_schedule(p, kRows).at(block_index());
-    if (work.tile < 0) return;
-    if (p.cu_seqlens_q && work.sequence == p.num_seqs) {
-      const int64_t row0 = clamp(p.cu_seqlens_q[p.num_seqs], 0, p.total_q);
-      return write_nothing(p, work, row0, p.total_q - row0);
-    }
-    const Sequence seq(p, work.sequence);
-    const int64_t i0 = work.tile * kRows, i1 = min64(i0 + kRows, seq.q_end);
-    if (i0 >= seq.rows_q) return;
-    if (i0 >= i1) return write_nothing(p, work, seq.q_row0, seq.rows_q);
-    differentiate(p, scratch, seq, work.head, i0, i1);
-  }
-
-  static CLINATTN_DEVICE void write_nothing(const AttentionParams& p, const Work& work,
-                                            int64_t row0, int64_t rows) {
-    const int64_t begin = work.tile * kRows, end = min64(begin + kRows, rows);
-    zero_rows<T, kThreads>(p.dq, p.dq_strides, p.cu_seqlens_q ? 0 : work.sequence, work.head,
-                           row0 + begin, row0 + end, p.head_dim);
+    with_queries<kRows>(
+        p,
+        [&](const Sequence& seq, int64_t head, int64_t i0, int64_t i1) {
+          differentiate(p, scratch, seq, head, i0, i1);
+        },
+        [&](int64_t batch, int64_t head, int64_t first, int64_t last) {
+          zero_rows<T, kThreads>(p.dq, p.dq_strides, batch, head, first, last, p.head_dim);
+        });
   }
 
   static CLINATTN_DEVICE void differentiate(const AttentionParams& p, const CudaScratch& scratch,
@@ -81,13 +71,8 @@ struct Dq {
       lse_low[r] = i < i1 ? scratch.lse2_low[at] : 0;
       delta[r] = i < i1 ? scratch.delta[at] : 0;
     }
-    if constexpr (kPairs) {
-      if (p.dropout_threshold) {
-        const Dropout dropout(p, seq.index, head);
-        for (int row = lane; row < kWarpRows; row += kWarp)
-          least[row] = static_cast<uint16_t>(dropout.least(static_cast<uint32_t>(warp_i0 + row)));
-      }
-    }
+    if constexpr (kPairs)
+      if (p.dropout_threshold) draw_least<kWarpRows>(p, seq, head, warp_i0, least);
     sync_block();
     int tile = fixed->tiles.begin();
     if (tile < fixed->tiles.end) fixed->template fetch<kPairs>(p, keys, 0, tile);

@@ -28,37 +28,25 @@ struct Forward {
   static_assert(kShared <= (kTuring ? kTuringShared : kAmpereShared));
 
   static CLINATTN_DEVICE void run(const AttentionParams& p) {
-    const Work work = query_schedule(p, kRows).at(block_index());
-    if (work.tile < 0) return;
-    if (p.cu_seqlens_q && work.sequence == p.num_seqs) {
-      const int64_t row0 = clamp(p.cu_seqlens_q[p.num_seqs], 0, p.total_q);
-      return write_nothing(p, work, row0, 0, p.total_q - row0);
-    }
-    const Sequence seq(p, work.sequence);
-    const int64_t i0 = work.tile * kRows, i1 = min64(i0 + kRows, seq.q_end);
-    if (i0 >= seq.rows_q) return;
-    if (i0 >= i1) return write_nothing(p, work, seq.q_row0, 0, seq.rows_q);
-    attend(p, seq, work.head, i0, i1);
-  }
-
-  // Rows of the tile, within [first, rows)
-  static CLINATTN_DEVICE void write_nothing(const AttentionParams& p, const Work& work,
-                                            int64_t row0, int64_t first, int64_t rows) {
-    const int64_t batch = p.cu_seqlens_q ? 0 : work.sequence;
-    const int64_t begin = max64(first, work.tile * kRows), end = min64(begin + kRows, rows);
-    zero_rows<T, kThreads>(p.o, p.o_strides, batch, work.head, row0 + begin, row0 + end,
-                           p.head_dim);
-    for (int64_t i = begin + thread_index(); i < end; i += kThreads) {
-      const int64_t at = stat_at(p, batch, work.head, row0, i);
-      static_cast<float*>(p.lse)[at] = -kInfinity;
-      static_cast<float*>(p.lse_low)[at] = 0;
-    }
+    with_queries<kRows>(
+        p,
+        [&](const Sequence& seq, int64_t head, int64_t i0, int64_t i1) {
+          attend(p, seq, head, i0, i1);
+        },
+        [&](int64_t batch, int64_t head, int64_t first, int64_t last) {
+          zero_rows<T, kThreads>(p.o, p.o_strides, batch, head, first, last, p.head_dim);
+          for (int64_t i = first + thread_index(); i < last; i += kThreads) {
+            const int64_t at = stat_at(p, batch, head, 0, i);
+            static_cast<float*>(p.lse)[at] = -kInfinity;
+            static_cast<float*>(p.lse_low)[at] = 0;
+          }
+        });
   }
 
   static CLINATTN_DEVICE void attend(const AttentionParams& p, const Sequence& seq, int64_t head,
                                      int64_t i0, int64_t i1) {
     char* memory = shared_memory();
-    const int warp_row = warp_index() * kWarpRows, lane = lane_index();
+    const int warp_row = warp_index() * kWarpRows;
     const int64_t warp_i0 = i0 + warp_row;
     const Tile<T, kDim> queries{reinterpret_cast<T*>(memory)};
     Keys keys(memory + kStreamAt);
@@ -70,13 +58,8 @@ struct Forward {
     if (thread_index() == 0) new (fixed) QueryTile<T>(p, seq, head, i0, i1, kKeys);
     const Rows<T> q(p.q, p.q_strides, p.cu_seqlens_q ? 0 : seq.index, head, seq.q_row0, p.head_dim);
     load_tile<T, kRows, kDim, kThreads>(queries, q, i0, [&](int row) { return i0 + row < i1; });
-    if constexpr (kPairs) {
-      if (p.dropout_threshold) {
-        const Dropout dropout(p, seq.index, head);
-        for (int row = lane; row < kWarpRows; row += kWarp)
-          least[row] = static_cast<uint16_t>(dropout.least(static_cast<uint32_t>(warp_i0 + row)));
-      }
-    }
+    if constexpr (kPairs)
+      if (p.dropout_threshold) draw_least<kWarpRows>(p, seq, head, warp_i0, least);
     sync_block();
     int tile = fixed->tiles.begin();
     if (tile < fixed->tiles.end) fixed->template fetch<kPairs>(p, keys, 0, tile);

@@ -11,11 +11,12 @@ struct CudaScratch {
   float *decay = nullptr, *slopes = nullptr;  // partial sums, by head and tile of dq
   float* dmask = nullptr;  // contiguous, of the shape that follows; a side that is shared has 1
   int64_t mask_batch = 0, mask_heads = 0, mask_queries = 0, mask_keys = 0;
-  float *near = nullptr, *far = nullptr;  // partial sums of relative biases
+  float *near_sums = nullptr, *far_sums = nullptr;  // partial sums of relative biases
 };
 
 // How large the partial sums are. A tile of dq has `rows` queries; tiles of a head are neighbours.
-// near: (num_seqs, heads, diagonals, 2 tile); far: (far_blocks, 2). added.cuh says what they hold.
+// near_sums: (num_seqs, heads, diagonals, 2 tile); far_sums: (far_blocks, 2). added.cuh says what
+// they hold.
 struct CudaSizes {
   int64_t rows, blocks, tile, diagonals, far_blocks;
 };

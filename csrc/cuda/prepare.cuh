@@ -37,7 +37,7 @@ prepare_kernel(CLINATTN_CONSTANT AttentionParams p, CLINATTN_CONSTANT CudaScratc
     for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) sum += shuffle_xor(sum, lanes);
     return static_cast<float>(sum);
   };
-  const bool exact = scratch.decay || scratch.slopes || scratch.dmask || scratch.near;
+  const bool exact = scratch.decay || scratch.slopes || scratch.dmask || scratch.near_sums;
   const float delta = exact ? dot(0.0) : dot(0.0f);
   if (lane_index() != 0) return;
   const TwoPart lse2 = base2(lse, p.lse_low ? static_cast<const float*>(p.lse_low)[at] : 0);

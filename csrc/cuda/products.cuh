@@ -18,7 +18,6 @@ CLINATTN_DEVICE int warp_index() { return thread_index() / kWarp; }
 // Sums of a (16 kM, 8 kN) block, over a warp
 template <int kM, int kN>
 struct Sums {
-  static constexpr int kRows = 2 * kM;  // that a lane has a part of
   float x[kM][kN][4];
 
   CLINATTN_DEVICE void clear() {

@@ -81,6 +81,34 @@ CLINATTN_SHARED inline Schedule query_schedule(const AttentionParams& p, int row
   return {p.num_seqs, p.heads, p.cu_seqlens_q, p.max_q, p.total_q, rows, p.window_right >= 0};
 }
 
+// What a block does with its tile of queries: some(sequence, head, i0, i1) where queries [i0, i1)
+// may see keys, else nothing(batch, head, first, last), in rows of the tensor.
+template <int kRows, class Some, class Nothing>
+CLINATTN_DEVICE void with_queries(const AttentionParams& p, const Some& some,
+                                  const Nothing& nothing) {
+  const Work work = query_schedule(p, kRows).at(block_index());
+  if (work.tile < 0) return;
+  const int64_t i0 = work.tile * kRows;
+  if (p.cu_seqlens_q && work.sequence == p.num_seqs) {
+    const int64_t first = clamp(p.cu_seqlens_q[p.num_seqs], 0, p.total_q) + i0;
+    return nothing(0, work.head, first, min64(first + kRows, p.total_q));
+  }
+  const Sequence seq(p, work.sequence);
+  const int64_t i1 = min64(i0 + kRows, seq.q_end);
+  if (i0 < i1) return some(seq, work.head, i0, i1);
+  nothing(p.cu_seqlens_q ? 0 : seq.index, work.head, seq.q_row0 + i0,
+          seq.q_row0 + min64(i0 + kRows, seq.rows_q));
+}
+
+// The least byte that dropout keeps, for the queries of a warp
+template <int kWarpRows>
+CLINATTN_DEVICE void draw_least(const AttentionParams& p, const Sequence& seq, int64_t head,
+                                int64_t first_query, uint16_t* least) {
+  const Dropout dropout(p, seq.index, head);
+  for (int row = lane_index(); row < kWarpRows; row += kWarp)
+    least[row] = static_cast<uint16_t>(dropout.least(static_cast<uint32_t>(first_query + row)));
+}
+
 // Which keys of a tile some query of a block sees, where only the scores tell: a flag for each warp
 // and key. Keys that none sees may hold anything, so their rows are then filled with 0.
 template <int kKeys, int kThreads>

@@ -13,12 +13,12 @@ constexpr float kInfinity = __builtin_huge_valf(), kLowest = -3.402823466e38f;
 // To some ulp, near 0 too; the polynomial there is that of Cephes' tanhf.
 CLINATTN_DEVICE float tanh_accurate(float x) {
   const float size = fabsf(x), z = x * x;
-  float near = fmaf(-5.70498872745e-3f, z, 2.06390887954e-2f);
-  near = fmaf(near, z, -5.37397155531e-2f);
-  near = fmaf(near, z, 1.33314422036e-1f);
-  near = fmaf(near, z, -3.33332819422e-1f);
-  const float far = 1 - 2 / (exp2_fast(size * static_cast<float>(2 * kLog2e)) + 1);
-  return size < 0.625f ? fmaf(near * z, x, x) : copysignf(far, x);
+  float series = fmaf(-5.70498872745e-3f, z, 2.06390887954e-2f);
+  series = fmaf(series, z, -5.37397155531e-2f);
+  series = fmaf(series, z, 1.33314422036e-1f);
+  series = fmaf(series, z, -3.33332819422e-1f);
+  const float limit = 1 - 2 / (exp2_fast(size * static_cast<float>(2 * kLog2e)) + 1);
+  return size < 0.625f ? fmaf(series * z, x, x) : copysignf(limit, x);
 }
 
 // The scores of one head of one sequence, in base 2
