@@ -19,7 +19,7 @@ CSRC := $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h csrc/cuda/*.c
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup ext bench bench-cpu test triton-matrix lint format doctor gpu gpu-here clean FORCE
+.PHONY: help setup ext bench bench-cpu test test-integrations triton-matrix lint format doctor gpu gpu-here clean FORCE
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -34,7 +34,10 @@ bench-cpu: setup  ## time the CPU kernels, pass by pass (BENCH_ARGS="-k name --j
 	$(BIN)/python bench/cpu_kernels.py $(BENCH_ARGS)
 
 test: setup  ## run the tests (PYTEST_ARGS="-k name")
-	PYTHONSAFEPATH=1 $(BIN)/pytest $(PYTEST_ARGS)
+	PYTHONSAFEPATH=1 $(BIN)/pytest -m "not integrations" $(PYTEST_ARGS)
+
+test-integrations: setup $(VENV)/.integrations  ## run those that need transformers, opacus, ...
+	PYTHONSAFEPATH=1 $(BIN)/pytest -m integrations tests/integrations $(PYTEST_ARGS)
 
 triton-matrix: setup  ## test the Triton kernels under several Tritons (TRITON_VERSIONS="3.6.0 3.9.0")
 	$(BIN)/python tests/triton_matrix.py $(TRITON_VERSIONS)
@@ -103,6 +106,12 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml
 $(VENV)/.built: $(VENV)/.installed setup.py $(CSRC)
 	@$(BIN)/python setup.py -q build_ext --inplace
 	@if ls clinattn/_C.* >/dev/null 2>&1; then touch $@; fi
+
+# Where OFFLINE takes all from $(PYTHON), so it does with these.
+$(VENV)/.integrations: $(VENV)/.installed pyproject.toml
+	$(if $(OFFLINE),,CLINATTN_SKIP_EXT=1 PYTHONWARNINGS=ignore \
+	  $(PIP) install --quiet --no-build-isolation -e '.[integrations]')
+	@touch $@
 
 $(VENV)/.lint: $(VENV)/.torch pyproject.toml
 	$(PIP) install --quiet --group lint

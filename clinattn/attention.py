@@ -37,6 +37,7 @@ def fused_attention(
     enable_gqa: bool = False,
     *,
     window: Window = None,
+    bottom_right: bool = False,
     kv_lengths: Tensor | None = None,
     q_lengths: Tensor | None = None,
     segment_ids: Tensor | None = None,
@@ -67,6 +68,8 @@ def fused_attention(
     enable_gqa: allows H to be a multiple of Hkv; query head h uses kv head h // (H // Hkv).
     window: w or (left, right), each >= 0 or None for no bound: query i sees i - left <= j <=
     i + right, counted in positions of the tensors.
+    bottom_right: is_causal, window and alibi_slopes see query i at the position i + nk - nq of the
+    keys, as in flash-attn, where nq and nk are the lengths of the sequence.
     kv_lengths, q_lengths: (B,) int32 or int64: what lies beyond is not read, and queries beyond
     q_lengths return 0. On a GPU values out of range are clamped, on the CPU they are refused.
     segment_ids: (B, N) int32 or int64, Nq = Nk = N, never decreasing along a row: visits, notes or
@@ -103,7 +106,9 @@ def fused_attention(
     kv_start = kv_end = None
     if attn_mask is not None:
         checks.check_mask(attn_mask, (batch, heads, n_queries, n_keys), query.device)
-        attn_mask, kv_start, kv_end = prepare_mask(attn_mask, batch, n_keys, query.dtype)
+        attn_mask, kv_start, kv_end = prepare_mask(
+            attn_mask, batch, n_keys, query.dtype, keep_end=bottom_right
+        )
     if kv_lengths is not None:
         kv_lengths = checks.check_lengths("kv_lengths", kv_lengths, batch, n_keys, query.device)
         kv_end = shorter(kv_end, kv_lengths)
@@ -126,7 +131,7 @@ def fused_attention(
         more = dense_features(words, query, n_keys, lengths, kv_start)
     o, lse = attend(
         query, key, value, attn_mask, None, None, q_lengths, kv_start, kv_end, *more.tensors,
-        scale, left, right, False, n_queries, n_keys, *more.scalars, backend,
+        scale, left, right, bottom_right, n_queries, n_keys, *more.scalars, backend,
     )  # fmt: skip
     return (o, lse) if return_lse else o
 
@@ -145,6 +150,7 @@ def fused_attention_varlen(
     scale: float | None = None,
     enable_gqa: bool = False,
     window: Window = None,
+    bottom_right: bool = False,
     times: Tensor | None = None,
     time_window: float | None = None,
     time_decay: Tensor | None = None,
@@ -162,7 +168,8 @@ def fused_attention_varlen(
     cu_seqlens_k: the same for the keys; default cu_seqlens_q. Rows past the last end see nothing.
     max_seqlen_q, max_seqlen_k: upper bounds of the lengths. Left out, they are read from
     cu_seqlens, for which a GPU is waited for; under torch.compile the totals Tq and Tk stand in.
-    is_causal, window and global_prefix count positions within a sequence, from its start. times:
+    is_causal, window and global_prefix count positions within a sequence, from its start;
+    bottom_right moves the queries of a sequence to the end of its keys, as in flash-attn. times:
     (T,), with the same cu_seqlens for queries and keys; the first of a sequence is its origin.
     alibi_slopes: (H,) or (S, H). The other arguments are those of fused_attention.
 
@@ -198,6 +205,6 @@ def fused_attention_varlen(
         more = packed_features(words, query, key.shape[0], cu_seqlens_q, cu_seqlens_k, max_seqlen_q)
     o, lse = attend(
         query, key, value, None, cu_seqlens_q, cu_seqlens_k, None, None, None, *more.tensors,
-        scale, left, right, False, max_seqlen_q, max_seqlen_k, *more.scalars, backend,
+        scale, left, right, bottom_right, max_seqlen_q, max_seqlen_k, *more.scalars, backend,
     )  # fmt: skip
     return (o, lse) if return_lse else o

@@ -67,12 +67,13 @@ def key_range(visible: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def prepare_mask(
-    mask: Tensor, batch: int, n_keys: int, dtype: torch.dtype
+    mask: Tensor, batch: int, n_keys: int, dtype: torch.dtype, keep_end: bool = False
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """(mask, kv_start, kv_end) as the ops take them, from a checked attn_mask.
 
     A mask of the keys alone also gives the range that its visible keys lie in, so that kernels
     start there and skip the rest; where it can be seen to be nothing but a range, it is dropped.
+    keep_end: positions count from the last key of the tensor, which no range may move then.
     """
     if mask.dtype != torch.bool:
         accumulator = torch.float64 if dtype == torch.float64 else torch.float32
@@ -86,6 +87,8 @@ def prepare_mask(
     visible = mask[:, 0, 0]
     if mask.dtype != torch.bool:
         visible = visible != -float("inf")
+    if keep_end:
+        return mask, None, None
     start, end = key_range(visible.expand(-1, n_keys))
     range_only = (
         mask.dtype == torch.bool

@@ -204,3 +204,30 @@ def test_tolerance_can_fail(backend):
     for wrong in (near + 4 * unit, near * torch.nan, near.clone().fill_(-float("inf"))):
         with pytest.raises(AssertionError):
             assert_close("wrong", wrong, truth, near)
+
+
+@pytest.mark.parametrize("nq, nk", [(5, 9), (9, 5), (1, 9)])
+@pytest.mark.parametrize("keywords", [{"is_causal": True}, {"window": (2, 1)}], ids=str)
+def test_bottom_right(nq, nk, keywords, backend):
+    """The last query stands at the last key of the tensors, whatever a mask hides of them."""
+    q, k, v = torch.randn(2, 3, nq, 16), *torch.randn(2, 2, 3, nk, 16)
+    keep = torch.ones(2, 1, 1, nk, dtype=torch.bool)
+    keep[0, ..., -3:] = False
+    keep[1, ..., :2] = False
+    distance = torch.arange(nk) - torch.arange(nq)[:, None] - (nk - nq)
+    left, right = keywords.get("window", (nk + nq, 0))
+    visible = (distance >= -left) & (distance <= right)
+    expected = fused_attention(q, k, v, visible & keep, backend=backend)
+    o = fused_attention(q, k, v, keep, bottom_right=True, backend=backend, **keywords)
+    torch.testing.assert_close(o, expected)
+    # A length, unlike a mask, says where the sequence ends.
+    lengths = torch.tensor([nk - 3, nk])
+    o = fused_attention(
+        q, k, v, kv_lengths=lengths, bottom_right=True, backend=backend, **keywords
+    )
+    for b, n in enumerate(lengths.tolist()):
+        at = (slice(b, b + 1), slice(None), slice(n))
+        alone = fused_attention(
+            q[b : b + 1], k[at], v[at], bottom_right=True, backend=backend, **keywords
+        )
+        torch.testing.assert_close(o[b : b + 1], alone)
