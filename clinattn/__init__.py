@@ -5,6 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 from clinattn.attention import fused_attention, fused_attention_varlen
 from clinattn.backends import backends
 from clinattn.functions import FusedAttention
+from clinattn.integrations.replace import replace_attention
 from clinattn.relative import t5_relative_bias
 from clinattn.rotary import rotary
 
@@ -18,6 +19,7 @@ __all__ = [
     "backends",
     "fused_attention",
     "fused_attention_varlen",
+    "replace_attention",
     "rotary",
     "t5_relative_bias",
 ]

@@ -22,9 +22,9 @@ struct Dkdv {
   // What belongs to a tile of queries, besides q and do
   struct Stats {
     float lse[kQueries], lse_low[kQueries], delta[kQueries];
-    int lo[kQueries], hi[kQueries], prefix[kQueries];  // of all tiles of pairs, else of edges
+    int lo[kQueries], hi[kQueries], prefix[kQueries];  // where some query does not see some key
     uint16_t least[kQueries];
-    bool edge;  // some query does not see some key
+    bool edge;
   };
 
   // What all threads know of a tile of keys, in shared memory. Tiles of queries are cut where the
@@ -105,13 +105,14 @@ struct Dkdv {
         nth % 2, Rows<T>(p.q, p.q_strides, batch, head, seq.q_row0, p.head_dim),
         Rows<T>(p.dout, p.do_strides, batch, head, seq.q_row0, p.head_dim), i0,
         [&](int row) { return row >= begin && row < end && scratch.lse2[at + row] != kInfinity; });
-    const bool edge = !seq.view(i0 + begin, i0 + end).all_see(k0, min64(k0 + kRows, seq.k_end));
+    const bool edge =
+        kPairs || !seq.view(i0 + begin, i0 + end).all_see(k0, min64(k0 + kRows, seq.k_end));
     for (int row = thread_index(); row < kQueries; row += kThreads) {
       const bool live = row >= begin && row < end;
       to.lse[row] = live ? scratch.lse2[at + row] : kInfinity;
       to.lse_low[row] = live ? scratch.lse2_low[at + row] : 0;
       to.delta[row] = live ? scratch.delta[at + row] : 0;
-      if (kPairs || edge) {
+      if (edge) {
         const Visible visible = Visible::of(seq, i0 + row, k0, kRows);
         to.lo[row] = visible.lo, to.hi[row] = visible.hi, to.prefix[row] = visible.prefix;
       }

@@ -1,0 +1,169 @@
+"""The masks of transformers, as intervals where they are some, else dense.
+
+transformers describes a mask by a function of indices. Those that it makes of causal, window and
+packed documents come back as a mask of the keys alone, (B, 1, 1, K), which carries the rest of the
+pattern as an attribute: memory stays O(N), and the mask, not the keywords of some layer, says what
+is visible, as it does for transformers' own eager attention. Any other becomes dense.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import masking_utils
+
+
+class Pattern(NamedTuple):
+    """Query i sees the keys j with -left <= j - (i + offset) <= right, of its own segment.
+
+    None on a side is no bound. segment_ids: (B, N), or None. padded: some keys may be hidden.
+    """
+
+    left: int | None = None
+    right: int | None = None
+    offset: int = 0
+    segment_ids: Tensor | None = None
+    padded: bool = False
+
+    @property
+    def is_full(self) -> bool:
+        return self.left is self.right is self.segment_ids is None
+
+
+ATTRIBUTE = "_clinattn_pattern"
+
+
+def pattern_of(mask: Tensor) -> Pattern | None:
+    """That of a mask made here, unless it was copied since."""
+    return getattr(mask, ATTRIBUTE, None)
+
+
+def _code(name: str, *args: Any) -> Any:
+    """The code of the functions that a factory of transformers makes; None if it has none such."""
+    factory = getattr(masking_utils, name, None)
+    return None if factory is None else factory(*args).__code__
+
+
+_CAUSAL = masking_utils.causal_mask_function
+_BIDIRECTIONAL = getattr(masking_utils, "bidirectional_mask_function", None)
+_AND = _code("and_masks", _CAUSAL)
+_SAME_DOCUMENT = _code("packed_sequence_mask_function", torch.zeros(1, 1))
+_WITHIN_DOCUMENT = _code("remap_positions_for_packed_sequence", _CAUSAL, torch.zeros(1, 1))
+
+
+def _enclosed(function: Callable, code: Any) -> tuple[Any, ...] | None:
+    """What a function of that code was made of, in the order of the names; None for another."""
+    if code is None or getattr(function, "__code__", None) is not code:
+        return None
+    return tuple(cell.cell_contents for cell in function.__closure__ or ())
+
+
+def _documents(function: Callable) -> tuple[Tensor, Callable] | None:
+    """(segment ids, what is visible within one) of a mask of packed documents."""
+    parts = _enclosed(function, _AND)
+    if parts is None or len(parts[0]) != 2:
+        return None
+    same, within = (
+        _enclosed(part, code)
+        for part, code in zip(parts[0], (_SAME_DOCUMENT, _WITHIN_DOCUMENT), strict=True)
+    )
+    return None if same is None or within is None else (same[0], within[0])
+
+
+def _pattern(
+    function: Callable,
+    config: Any,
+    window: int | None,
+    causal_skip: bool,
+    bidirectional_skip: bool,
+) -> Pattern | None:
+    """What a mask function means, None where that cannot be said.
+
+    transformers lets attention leave out a mask (the skips) unless a layer is going to change it,
+    or it has other parts; window is then that of its own factories.
+    """
+    if not (causal_skip or bidirectional_skip):
+        return None
+    if window is None:
+        if function is _CAUSAL:
+            return Pattern(right=0)
+        return Pattern() if function is _BIDIRECTIONAL else None
+    if window != getattr(config, "sliding_window", None) or hasattr(config, "attention_chunk_size"):
+        return None  # that of chunked attention has the same name
+    return Pattern(window - 1, 0) if causal_skip else Pattern(window, window)
+
+
+def attention_mask(
+    batch_size: int,
+    q_length: Any = None,
+    kv_length: int = 0,
+    q_offset: Any = 0,
+    kv_offset: Any = 0,
+    mask_function: Callable = _CAUSAL,
+    attention_mask: Tensor | None = None,
+    *,
+    local_size: int | None = None,
+    allow_is_causal_skip: bool = True,
+    allow_is_bidirectional_skip: bool = False,
+    use_vmap: bool = False,
+    config: Any = None,
+    device: torch.device | str = "cpu",
+    **kwargs: Any,
+) -> Tensor:
+    """The mask function that is registered; see transformers' AttentionMaskInterface.
+
+    Returns a bool mask, True = visible: (batch_size, 1, 1, kv_length) with its Pattern, or
+    (batch_size, 1, q_length, kv_length) which is all there is to know.
+    """
+    segment_ids = pattern = None
+    lengths = (q_length, kv_length, q_offset, kv_offset)
+    # Static caches count in tensors, which nobody may read in the middle of a graph.
+    if not use_vmap and all(isinstance(x, int | torch.SymInt) for x in lengths):
+        # Nor does a compiler let a function be looked into.
+        packed = None if torch.compiler.is_compiling() else _documents(mask_function)
+        if packed:
+            segment_ids, within = packed
+            pattern = _pattern(within, config, local_size, True, False)
+        else:
+            skips = (allow_is_causal_skip, allow_is_bidirectional_skip)
+            pattern = _pattern(mask_function, config, local_size, *skips)
+    if pattern is None or (segment_ids is not None and q_length != kv_length):
+        dense = {} if q_length is None else {"q_length": q_length, "q_offset": q_offset}
+        mask = masking_utils.sdpa_mask(
+            batch_size=batch_size,
+            kv_length=kv_length,
+            kv_offset=kv_offset,
+            mask_function=mask_function,
+            attention_mask=attention_mask,
+            local_size=local_size,
+            allow_is_causal_skip=False,
+            allow_is_bidirectional_skip=False,
+            use_vmap=use_vmap,
+            config=config,
+            device=device,
+            **dense,
+            **kwargs,
+        )
+        assert mask is not None
+        return mask
+    keys = _keys(attention_mask, batch_size, kv_length, kv_offset, device)
+    pattern = pattern._replace(
+        offset=q_offset - kv_offset, segment_ids=segment_ids, padded=attention_mask is not None
+    )
+    setattr(keys, ATTRIBUTE, pattern)
+    return keys
+
+
+def _keys(
+    mask: Tensor | None, batch: int, length: int, offset: int, device: torch.device | str
+) -> Tensor:
+    """(B, 1, 1, length) of a 2-D mask; keys past its end are hidden."""
+    if mask is None:
+        return torch.ones(batch, 1, 1, length, dtype=torch.bool, device=device)
+    keys = mask[:, offset : offset + length].bool()
+    if keys.shape[1] < length:
+        keys = torch.nn.functional.pad(keys, (0, length - keys.shape[1]), value=False)
+    return keys[:, None, None]
