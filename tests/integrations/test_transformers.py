@@ -1,0 +1,518 @@
+"""The attention function and the masks that transformers is given."""
+
+import warnings
+from types import SimpleNamespace
+
+import pytest
+import torch
+import transformers
+from torch import nn
+from transformers import masking_utils
+
+import clinattn
+from clinattn.integrations import transformers as integration
+from clinattn.integrations.transformers import attention, register
+from clinattn.integrations.transformers_masks import attention_mask, pattern_of
+
+pytestmark = pytest.mark.integrations
+
+WINDOW = 5
+CAUSAL = masking_utils.causal_mask_function
+BIDIRECTIONAL = masking_utils.bidirectional_mask_function
+POSITIONS = torch.tensor([[0, 1, 2, 3, 0, 1, 0, 1, 2, 3, 4, 5, 6], [*range(13)]])
+DOCUMENTS = masking_utils.find_packed_sequence_indices(POSITIONS)
+PADDING = torch.ones(2, 13, dtype=torch.bool)
+PADDING[0, 9:] = False
+PADDING[1, :2] = False
+RIGHT = torch.arange(13) < torch.tensor([[9], [13]])
+
+
+def packed(function):
+    return masking_utils.packed_sequence_compatibility_function(function, POSITIONS, DOCUMENTS)
+
+
+SLIDING = masking_utils.sliding_window_causal_mask_function(WINDOW)
+AROUND = masking_utils.sliding_window_bidirectional_mask_function(WINDOW)
+CHUNKED = masking_utils.chunked_causal_mask_function(WINDOW, torch.zeros(2, dtype=torch.long))
+BLOCKS = masking_utils.or_masks(CAUSAL, masking_utils.blockwise_overlay(DOCUMENTS))
+EVERY_OTHER = masking_utils.and_masks(CAUSAL, lambda b, h, q, k: (q - k) % 2 == 0)
+LOCAL = {"local_size": WINDOW}
+NO_SKIP = {"allow_is_causal_skip": False}
+BOTH_WAYS = {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": True}
+
+# As transformers calls a mask function; whether the answer stays O(N).
+MASKS = {
+    "causal": (CAUSAL, {}, True),
+    "bidirectional": (BIDIRECTIONAL, BOTH_WAYS, True),
+    "sliding": (SLIDING, LOCAL, True),
+    "sliding-both-ways": (AROUND, LOCAL | BOTH_WAYS, True),
+    "packed": (packed(CAUSAL), NO_SKIP, True),
+    "packed-sliding": (packed(SLIDING), LOCAL | NO_SKIP, True),
+    "causal-to-be-changed": (CAUSAL, NO_SKIP, False),
+    "chunked": (CHUNKED, LOCAL, False),
+    "blocks": (BLOCKS, NO_SKIP, False),
+    "overlay": (EVERY_OTHER, NO_SKIP | {"use_vmap": True}, False),
+}
+LENGTHS = {"square": (13, 13, 0, 0), "cached": (4, 13, 9, 0), "sliding-cache": (4, 8, 9, 5)}
+
+
+def config(**words):
+    return SimpleNamespace(sliding_window=WINDOW, **words)
+
+
+def materialised(mask, q_length):
+    """A mask as (B, 1, Nq, Nk), with its pattern."""
+    pattern = pattern_of(mask)
+    if pattern is None:
+        return mask
+    q, k = torch.arange(q_length)[:, None], torch.arange(mask.shape[-1])
+    ahead = k - (q + pattern.offset)
+    visible = torch.ones_like(ahead, dtype=torch.bool)
+    if pattern.left is not None:
+        visible &= ahead >= -pattern.left
+    if pattern.right is not None:
+        visible &= ahead <= pattern.right
+    if pattern.segment_ids is not None:
+        ids = pattern.segment_ids
+        visible = visible & (ids[:, None, :, None] == ids[:, None, None, :])
+    return mask & visible
+
+
+@pytest.mark.parametrize("padding", [None, PADDING], ids=["full", "padded"])
+@pytest.mark.parametrize(
+    "kind, lengths",
+    # transformers packs whole rows only
+    [(x, n) for x in MASKS for n in LENGTHS if "packed" not in x or n == "square"],
+)
+def test_masks_are_those_of_transformers(kind, lengths, padding):
+    function, words, linear = MASKS[kind]
+    q_length, kv_length, q_offset, kv_offset = LENGTHS[lengths]
+    if kind == "chunked":
+        settings = config(attention_chunk_size=WINDOW)
+    else:
+        settings = config()
+    keywords = {
+        "batch_size": 2, "q_length": q_length, "kv_length": kv_length, "q_offset": q_offset,
+        "kv_offset": kv_offset, "mask_function": function, "attention_mask": padding,
+    }  # fmt: skip
+    theirs = masking_utils.sdpa_mask(**keywords, **words | {
+        "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False
+    })  # fmt: skip
+    ours = attention_mask(**keywords, **words, config=settings, dtype=torch.float32)
+    assert (ours.shape[2] == 1) == linear
+    assert torch.equal(materialised(ours, q_length).expand_as(theirs), theirs)
+
+
+def test_static_caches_get_dense_masks():
+    mask = attention_mask(
+        2, 3, 13, q_offset=torch.tensor(4), mask_function=CAUSAL, attention_mask=PADDING,
+        config=config(),
+    )  # fmt: skip
+    theirs = masking_utils.sdpa_mask(
+        2, 3, 13, q_offset=torch.tensor(4), attention_mask=PADDING, allow_is_causal_skip=False
+    )
+    assert pattern_of(mask) is None and torch.equal(mask, theirs)
+
+
+# The function
+
+
+class Module(nn.Module):
+    is_causal = False
+
+    def __init__(self, **flags):
+        super().__init__()
+        for name, value in flags.items():
+            setattr(self, name, value)
+
+
+def tensors(batch=2, heads=4, kv_heads=2, nq=13, nk=13, dim=24, value_dim=None):
+    """q, k, v as transformers has them: transposed from (B, N, H, D)."""
+    shapes = [(nq, heads, dim), (nk, kv_heads, dim), (nk, kv_heads, value_dim or dim)]
+    return [torch.randn(batch, *shape, requires_grad=True).transpose(1, 2) for shape in shapes]
+
+
+def plain(q, k, v, visible=None, bias=None, scale=None, softcap=None, sink=None):
+    """Eager attention in fp64, (B, N, H, D)."""
+    q, k, v = (x.double() for x in (q, k, v))
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+    s = (q @ k.mT) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    if softcap is not None:
+        s = softcap * torch.tanh(s / softcap)
+    if bias is not None:
+        s = s + bias.double()
+    if visible is not None:
+        s = s.masked_fill(~visible, -torch.inf)
+    if sink is not None:
+        column = sink.double()[:, None, None].expand(*s.shape[:3], 1)
+        s = torch.cat([s, column], -1)
+    p = s.softmax(-1).nan_to_num()[..., : v.shape[2]]
+    return (p @ v).transpose(1, 2)
+
+
+def assert_close(o, expected):
+    """To fp32 of sums of a few dozen terms."""
+    torch.testing.assert_close(o.double(), expected, rtol=2e-6, atol=2e-6)
+
+
+def assert_same(call, expected, inputs):
+    """Values and gradients."""
+    o, weights = call
+    assert weights is None and o.is_contiguous()
+    assert_close(o, expected)
+    do = torch.randn(o.shape, dtype=torch.float64)
+    ours = torch.autograd.grad(o, inputs, do.float())
+    theirs = torch.autograd.grad(expected, inputs, do, retain_graph=True)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b.to(a.dtype), rtol=2e-5, atol=2e-5)
+
+
+def causal(nq, nk, window=None):
+    ahead = torch.arange(nk) - torch.arange(nq)[:, None] - (nk - nq)
+    return (ahead <= 0) & (ahead > -(window or nk + nq))
+
+
+@pytest.mark.parametrize("nq, nk", [(13, 13), (3, 13), (1, 13)])
+@pytest.mark.parametrize("window", [None, WINDOW])
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_words_without_a_mask(nq, nk, window, is_causal):
+    """The flag of the call or of the module; a window counts itself, as in transformers."""
+    q, k, v = tensors(nq=nq, nk=nk)
+    visible = causal(nq, nk, window) if is_causal else None
+    if window and not is_causal:
+        ahead = torch.arange(nk) - torch.arange(nq)[:, None] - (nk - nq)
+        visible = ahead.abs() < window
+    expected = plain(q, k, v, visible)
+    for module, words in (
+        (Module(is_causal=is_causal), {}),
+        (Module(is_causal=not is_causal), {"is_causal": is_causal}),
+    ):
+        call = attention(module, q, k, v, None, sliding_window=window, **words)
+        assert_same(call, expected, (q, k, v))
+
+
+def test_cross_attention_is_not_causal():
+    q, k, v = tensors(nq=5, nk=9)
+    module = Module(is_causal=True, is_cross_attention=True)
+    assert_same(attention(module, q, k, v), plain(q, k, v), (q, k, v))
+
+
+@pytest.mark.parametrize("kind", ["causal", "bidirectional", "sliding", "sliding-both-ways"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_the_mask_says_it_all(kind, padded):
+    """Whatever the module and the keywords say: eager attention does not hear them either."""
+    function, words, _ = MASKS[kind]
+    q, k, v = tensors()
+    padding = PADDING if padded else None
+    mask = attention_mask(
+        2, 13, 13, mask_function=function, attention_mask=padding, config=config(), **words
+    )
+    visible = masking_utils.sdpa_mask(
+        2, 13, 13, mask_function=function, attention_mask=padding, allow_is_causal_skip=False
+    )
+    misleading = Module(is_causal=kind == "bidirectional")
+    call = attention(misleading, q, k, v, mask, sliding_window=2)
+    assert_same(call, plain(q, k, v, visible), (q, k, v))
+
+
+def test_packed_positions():
+    q, k, v = tensors()
+    mask = attention_mask(
+        2, 13, 13, mask_function=packed(SLIDING), config=config(), **LOCAL | NO_SKIP
+    )
+    visible = masking_utils.sdpa_mask(
+        2, 13, 13, mask_function=packed(SLIDING), allow_is_causal_skip=False
+    )
+    assert_same(attention(Module(), q, k, v, mask), plain(q, k, v, visible), (q, k, v))
+
+
+def test_a_copied_mask_of_keys_falls_back_to_the_words():
+    """Reentrant checkpointing detaches its inputs, and with that the pattern goes."""
+    q, k, v = tensors()
+    mask = attention_mask(2, 13, 13, attention_mask=PADDING, config=config()).detach().clone()
+    visible = causal(13, 13) & PADDING[:, None, None]
+    call = attention(Module(is_causal=True), q, k, v, mask)
+    assert_same(call, plain(q, k, v, visible), (q, k, v))
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32], ids=str)
+def test_two_dimensional_masks(dtype):
+    q, k, v = tensors()
+    expected = plain(q, k, v, PADDING[:, None, None])
+    assert_same(attention(Module(), q, k, v, PADDING.to(dtype)), expected, (q, k, v))
+
+
+@pytest.mark.parametrize("heads", [1, 4])
+def test_complete_masks_of_the_caller(heads):
+    """bool and floating 4-D masks, to which nothing is added."""
+    q, k, v = tensors()
+    visible = torch.rand(2, heads, 13, 13) < 0.7
+    visible[..., 0] = True
+    expected = plain(q, k, v, visible)
+    module = Module(is_causal=True)
+    hidden = (-torch.inf, torch.finfo(torch.float32).min)
+    for mask in (visible, *(torch.zeros(()).where(visible, x) for x in hidden)):
+        assert_same(attention(module, q, k, v, mask, sliding_window=3), expected, (q, k, v))
+
+
+@pytest.mark.parametrize("padding", [None, PADDING, RIGHT], ids=["full", "padded", "right"])
+@pytest.mark.parametrize("function", [CAUSAL, BIDIRECTIONAL], ids=["causal", "bidirectional"])
+def test_position_bias(function, padding):
+    q, k, v = tensors()
+    bias = torch.randn(1, 4, 13, 13, requires_grad=True)
+    mask = attention_mask(
+        2, 13, 13, mask_function=function, attention_mask=padding, config=config(),
+        allow_is_bidirectional_skip=True,
+    )  # fmt: skip
+    visible = masking_utils.sdpa_mask(
+        2, 13, 13, mask_function=function, attention_mask=padding, allow_is_causal_skip=False
+    )
+    call = attention(Module(), q, k, v, mask, position_bias=bias, scaling=1.0)
+    assert_same(call, plain(q, k, v, visible, bias, scale=1.0), (q, k, v, bias))
+
+
+def test_position_bias_on_a_cache():
+    q, k, v = tensors(nq=3)
+    bias = torch.randn(1, 4, 3, 13, requires_grad=True)
+    mask = attention_mask(2, 3, 13, q_offset=10, attention_mask=PADDING, config=config())
+    visible = causal(3, 13) & PADDING[:, None, None]
+    call = attention(Module(), q, k, v, mask, position_bias=bias)
+    assert_same(call, plain(q, k, v, visible, bias), (q, k, v, bias))
+
+
+def test_softcap_and_sinks():
+    q, k, v = tensors()
+    sink = torch.randn(4, requires_grad=True)
+    visible = causal(13, 13) & PADDING[:, None, None]
+    mask = attention_mask(2, 13, 13, attention_mask=PADDING, config=config())
+    call = attention(Module(), q, k, v, mask, softcap=3.0, s_aux=sink)
+    assert_same(call, plain(q, k, v, visible, softcap=3.0, sink=sink), (q, k, v, sink))
+
+
+@pytest.mark.parametrize("dim, value_dim", [(24, 16), (16, 24), (40, 1)])
+def test_values_of_another_head_dimension(dim, value_dim):
+    q, k, v = tensors(dim=dim, value_dim=value_dim)
+    assert_same(attention(Module(), q, k, v), plain(q, k, v), (q, k, v))
+
+
+def test_learned_scale():
+    q, k, v = tensors()
+    scale = torch.tensor(0.3, requires_grad=True)
+    call = attention(Module(), q, k, v, scaling=scale)
+    assert_same(call, plain(q, k, v, scale=scale.double()), (q, k, v, scale))
+
+
+ENDS = torch.tensor([0, 4, 5, 5, 13], dtype=torch.int32)
+SAME = torch.bucketize(torch.arange(13), ENDS[1:].long(), right=True)
+SAME = SAME[:, None] == SAME
+
+
+@pytest.mark.parametrize("longest", [None, 8, torch.tensor(8)], ids=["none", "int", "tensor"])
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_packed_rows(is_causal, window, longest):
+    q, k, v = tensors(batch=1)
+    words = {"max_length_q": longest, "max_length_k": longest}
+    words |= {"cu_seq_lens_q": ENDS, "cu_seq_lens_k": ENDS}
+    ahead = torch.arange(13) - torch.arange(13)[:, None]
+    visible = SAME & (ahead.abs() < (window or 99))
+    if is_causal:
+        visible &= ahead <= 0
+    expected = plain(q, k, v, visible)
+    call = attention(Module(is_causal=is_causal), q, k, v, sliding_window=window, **words)
+    assert_same(call, expected, (q, k, v))
+
+
+def test_packed_rows_with_a_bias_or_a_mask():
+    q, k, v = tensors(batch=1)
+    bias = torch.randn(1, 4, 13, 13, requires_grad=True)
+    expected = plain(q, k, v, SAME, bias)
+    call = attention(Module(), q, k, v, position_bias=bias, cu_seq_lens_q=ENDS)
+    assert_same(call, expected, (q, k, v, bias))
+    dense = torch.rand(1, 1, 13, 13) < 0.7
+    dense |= torch.eye(13, dtype=torch.bool)
+    expected = plain(q, k, v, SAME & dense)
+    assert_same(attention(Module(), q, k, v, dense, cu_seq_lens_q=ENDS), expected, (q, k, v))
+
+
+@pytest.mark.parametrize(
+    "positions, packed",
+    [
+        ([0, 1, 2, 0, 1, 2, 3], True),
+        ([3, 4, 3, 4, 5, 3, 3], True),
+        ([0, 1, 2, 3, 4, 5, 6], False),
+        ([0, 0, 0, 1, 1, 2, 2], False),  # the codes of visits
+        ([0, 0, 0, 1, 2, 3, 4], False),  # what is known at birth, then events
+        ([0, 0, 0, 0, 0, 0, 0], False),
+        ([0, 2, 5, 6, 9, 0, 3], False),
+        ([0, 1, 0, 1, 1, 0, 1], False),
+    ],
+)
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.unpoisoned
+def test_documents_of_positions(positions, packed, compiled):
+    """Rows that start over are documents in transformers' flash path, and so they are here."""
+    q, k, v = tensors(batch=1, nq=7, nk=7)
+    ids = torch.tensor([positions])
+
+    def call(q, k, v, ids):
+        return attention(Module(), q, k, v, position_ids=ids)[0]
+
+    if compiled:
+        torch._dynamo.reset()
+        call = torch.compile(call, fullgraph=True, backend="aot_eager")
+    documents = (torch.tensor(positions).diff(prepend=torch.tensor([-9])) <= 0).cumsum(0)
+    visible = documents[:, None] == documents if packed else None
+    assert_close(call(q, k, v, ids), plain(q, k, v, visible))
+
+
+@pytest.mark.parametrize(
+    "words, error, match",
+    [
+        ({"cache": object()}, NotImplementedError, "cache.*paged.*eager"),
+        ({"indices": torch.zeros(1)}, NotImplementedError, "indices.*Module"),
+        ({"attention_mask": torch.ones(2, 5)}, ValueError, "5.*13 queries and 13 keys"),
+        ({"attention_mask": torch.ones(2, 13, 13)}, ValueError, r"\(2, 13, 13\), expected"),
+        ({"cu_seq_lens_q": ENDS}, ValueError, "2 rows, expected 1"),
+    ],
+    ids=["cache", "indices", "keys", "dimensions", "rows"],
+)
+def test_refused(words, error, match):
+    q, k, v = tensors()
+    with pytest.raises(error, match=match):
+        attention(Module(), q, k, v, **words)
+
+
+def test_documents_that_do_not_fill_the_row():
+    q, k, v = tensors(batch=1)
+    with pytest.raises(ValueError, match="up to 12 in a row of 13"):
+        attention(Module(), q, k, v, cu_seq_lens_q=torch.tensor([0, 12], dtype=torch.int32))
+
+
+def test_words_that_are_not_known_warn_once():
+    integration._warn.cache_clear()
+    q, k, v = tensors()
+    with pytest.warns(UserWarning, match="Module passes 'temperature', which clinattn ignores"):
+        attention(Module(), q, k, v, temperature=2.0)
+    with pytest.warns(UserWarning, match="output_attentions"):
+        assert attention(Module(), q, k, v, output_attentions=True)[1] is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        attention(Module(), q, k, v, temperature=2.0, output_attentions=True, use_cache=True)
+
+
+def test_dropout_only_in_training():
+    q, k, v = tensors()
+    module = Module()
+    torch.manual_seed(1)
+    dropped = attention(module, q, k, v, dropout=0.5)[0]
+    torch.manual_seed(1)
+    expected = clinattn.fused_attention(q, k, v, dropout_p=0.5, enable_gqa=True)
+    assert torch.equal(dropped, expected.transpose(1, 2))
+    module.eval()
+    assert torch.equal(attention(module, q, k, v, dropout=0.5)[0], attention(module, q, k, v)[0])
+
+
+# The registry
+
+
+def bert(**words):
+    settings = transformers.BertConfig(
+        vocab_size=100, hidden_size=48, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=64, initializer_range=0.5,
+    )  # fmt: skip
+    return transformers.BertModel._from_config(settings, add_pooling_layer=False, **words).eval()
+
+
+def test_function_and_mask_are_registered_together():
+    register()
+    register()
+    assert transformers.AttentionInterface()["clinattn"] is attention
+    assert transformers.AttentionMaskInterface()["clinattn"] is attention_mask
+
+
+def test_three_roads_lead_to_the_same_numbers():
+    """A padded batch: with a function but no mask it would silently be attended to."""
+    register()
+    ids = torch.randint(5, 90, (2, 13))
+    model = bert(attn_implementation="eager")
+    eager = model(ids, attention_mask=PADDING.long())[0][PADDING]
+    unmasked = model(ids)[0][PADDING]
+    assert (eager - unmasked).abs().max() > 1e-2
+    model.set_attn_implementation("clinattn")
+    ours = model(ids, attention_mask=PADDING.long())[0][PADDING]
+    torch.testing.assert_close(ours, eager)
+    other = bert(attn_implementation="clinattn")
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other(ids, attention_mask=PADDING.long())[0][PADDING], ours)
+    third = bert(attn_implementation="eager")
+    third.load_state_dict(model.state_dict())
+    result = clinattn.replace_attention(third)
+    names = [x.name for x in result.replaced]
+    assert names == [f"encoder.layer.{i}.attention.self" for i in (0, 1)]
+    assert result.kept == [] and "2 x BertSelfAttention" in str(result)
+    assert torch.equal(third(ids, attention_mask=PADDING.long())[0][PADDING], ours)
+    result.undo()
+    assert third.config._attn_implementation == "eager"
+    assert torch.equal(third(ids, attention_mask=PADDING.long())[0][PADDING], eager)
+
+
+def test_the_choice_is_not_saved(tmp_path):
+    model = bert(attn_implementation="eager")
+    clinattn.replace_attention(model)
+    model.save_pretrained(tmp_path)
+    assert "clinattn" not in (tmp_path / "config.json").read_text()
+    again = transformers.BertModel.from_pretrained(tmp_path, attn_implementation="clinattn")
+    assert again.config._attn_implementation == "clinattn"
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing(reentrant):
+    settings = transformers.MistralConfig(
+        vocab_size=100, hidden_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, intermediate_size=64, sliding_window=WINDOW,
+    )  # fmt: skip
+    model = transformers.MistralForCausalLM._from_config(settings, attn_implementation="eager")
+    ids = torch.randint(5, 90, (2, 13))
+
+    def gradients():
+        model.zero_grad()
+        logits = model(ids, attention_mask=PADDING.long(), use_cache=False)[0]
+        logits[PADDING].square().sum().backward()
+        return [x.grad.clone() for x in model.parameters()]
+
+    eager = gradients()
+    clinattn.replace_attention(model)
+    plainly = gradients()
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    model.train()
+    for a, b, c in zip(gradients(), plainly, eager, strict=True):
+        assert torch.equal(a, b)
+        torch.testing.assert_close(a, c, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.unpoisoned
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("kind", ["bert", "modernbert", "mistral"])
+def test_one_graph(kind, padded):
+    """torch.compile(fullgraph=True) of whole models, with the bits of eager mode."""
+    sizes = {
+        "vocab_size": 100, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "intermediate_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+        "cls_token_id": 1, "sep_token_id": 2,
+    }  # fmt: skip
+    more = {
+        "bert": {},
+        "modernbert": {"local_attention": 6},
+        "mistral": {"num_key_value_heads": 2, "sliding_window": 4},
+    }
+    settings = transformers.AutoConfig.for_model(kind, **sizes, **more[kind])
+    model = transformers.AutoModel.from_config(settings).eval()
+    clinattn.replace_attention(model)
+    words = {"attention_mask": PADDING.long()} if padded else {}
+    if kind == "mistral":
+        words["use_cache"] = False
+    ids = torch.randint(5, 90, (2, 13))
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(ids, **words)[0], model(ids, **words)[0])
