@@ -1,0 +1,277 @@
+"""The forward and backward passes on their own, as ring attention calls them.
+
+Backward passes take the out and softmax_lse of the whole ring, write into dq, dk and dv, and return
+the row sums of dout out in fp32, unpadded. Keys of one step that a query does not see give out = 0
+and softmax_lse = -inf, which no merge may subtract from another -inf. rng_state is the seed of
+dropout; S_dmask is empty.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clinattn import checks, feature_checks
+from clinattn.arguments import Arguments
+from clinattn.features import SEEDS
+from clinattn.functions import BACKWARD, FORWARD
+from clinattn.integrations.flash_attn.paged import packed_pages
+from clinattn.integrations.flash_attn.words import DENSE, PACKED, band, check_qkv, check_softcap
+
+NO_GRADIENTS_BUT_QKV = 0
+
+
+@torch.no_grad()
+def _flash_attn_forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    dropout_p: float,
+    softmax_scale: float | None,
+    causal: bool,
+    window_size_left: int,
+    window_size_right: int,
+    softcap: float,
+    alibi_slopes: Tensor | None,
+    return_softmax: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(out, softmax_lse, S_dmask, rng_state) of dense q, k, v; no gradient."""
+    call = _dense_call(
+        q, k, v, dropout_p, softmax_scale, causal, (window_size_left, window_size_right), softcap,
+        alibi_slopes, rng_state=None,
+    )  # fmt: skip
+    o, lse, _ = FORWARD(*call, "")
+    return o.transpose(1, 2).contiguous(), lse, o.new_zeros(0), _rng_state(call)
+
+
+@torch.no_grad()
+def _flash_attn_varlen_forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    dropout_p: float,
+    softmax_scale: float | None,
+    causal: bool,
+    window_size_left: int = -1,
+    window_size_right: int = -1,
+    softcap: float = 0.0,
+    alibi_slopes: Tensor | None = None,
+    return_softmax: bool = False,
+    block_table: Tensor | None = None,
+    leftpad_k: Tensor | None = None,
+    seqused_k: Tensor | None = None,
+    zero_tensors: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(out, softmax_lse, S_dmask, rng_state) of packed q, k, v; no gradient.
+
+    Raises NotImplementedError for leftpad_k and seqused_k.
+    """
+    for name, x in (("leftpad_k", leftpad_k), ("seqused_k", seqused_k)):
+        if x is not None:
+            raise NotImplementedError(f"{name}: got a tensor, expected None; pack k and v instead")
+    if block_table is not None:
+        k, v = packed_pages(k, v, block_table, cu_seqlens_k)
+    call = _packed_call(
+        q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p, softmax_scale,
+        causal, (window_size_left, window_size_right), softcap, alibi_slopes, rng_state=None,
+    )  # fmt: skip
+    o, lse, _ = FORWARD(*call, "")
+    return o, lse, o.new_zeros(0), _rng_state(call)
+
+
+@torch.no_grad()
+def _flash_attn_backward(
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    softmax_lse: Tensor,
+    dq: Tensor,
+    dk: Tensor,
+    dv: Tensor,
+    dropout_p: float,
+    softmax_scale: float | None,
+    causal: bool,
+    window_size_left: int,
+    window_size_right: int,
+    softcap: float,
+    alibi_slopes: Tensor | None,
+    deterministic: bool,
+    rng_state: Tensor | None = None,
+) -> Tensor:
+    """Writes dq, dk, dv of dense q, k, v; returns (batch, heads, seqlen_q) row sums."""
+    call = _dense_call(
+        q, k, v, dropout_p, softmax_scale, causal, (window_size_left, window_size_right), softcap,
+        alibi_slopes, _seed_for_backward(dropout_p, rng_state),
+    )  # fmt: skip
+    _check_results(q, dout, out, softmax_lse, (*q.shape[:1], q.shape[2], q.shape[1]))
+    _check_written(q, k, v, dq, dk, dv)
+    do, o = dout.transpose(1, 2), out.transpose(1, 2).contiguous()
+    grads = BACKWARD(do, None, o, softmax_lse.contiguous(), None, *call, NO_GRADIENTS_BUT_QKV, "")
+    for given, grad in zip((dq, dk, dv), grads, strict=False):
+        given.copy_(grad.transpose(1, 2))
+    return _row_sums(dout, out).transpose(1, 2).contiguous()
+
+
+@torch.no_grad()
+def _flash_attn_varlen_backward(
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    softmax_lse: Tensor,
+    dq: Tensor,
+    dk: Tensor,
+    dv: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    dropout_p: float,
+    softmax_scale: float | None,
+    causal: bool,
+    window_size_left: int,
+    window_size_right: int,
+    softcap: float,
+    alibi_slopes: Tensor | None,
+    deterministic: bool,
+    rng_state: Tensor | None = None,
+    zero_tensors: bool = False,
+) -> Tensor:
+    """Writes dq, dk, dv of packed q, k, v; returns (heads, total_q) row sums."""
+    call = _packed_call(
+        q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p, softmax_scale,
+        causal, (window_size_left, window_size_right), softcap, alibi_slopes,
+        _seed_for_backward(dropout_p, rng_state),
+    )  # fmt: skip
+    _check_results(q, dout, out, softmax_lse, (q.shape[1], q.shape[0]))
+    _check_written(q, k, v, dq, dk, dv)
+    lse = softmax_lse.contiguous()
+    grads = BACKWARD(dout, None, out.contiguous(), lse, None, *call, NO_GRADIENTS_BUT_QKV, "")
+    for given, grad in zip((dq, dk, dv), grads, strict=False):
+        given.copy_(grad)
+    return _row_sums(dout, out).transpose(0, 1).contiguous()
+
+
+def _dense_call(q: Any, k: Any, v: Any, *words: Any, **more: Any) -> Arguments:
+    check_qkv(q, k, v, DENSE)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    checks.check_dense(q, k, v, enable_gqa=True)
+    return Arguments(
+        q, k, v,
+        max_seqlen_q=q.shape[2],
+        max_seqlen_k=k.shape[2],
+        **_shared(q, q.shape[0], *words, **more),
+    )  # fmt: skip
+
+
+def _packed_call(
+    q: Any,
+    k: Any,
+    v: Any,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    *words: Any,
+    **more: Any,
+) -> Arguments:
+    check_qkv(q, k, v, PACKED)
+    checks.check_packed(q, k, v, enable_gqa=True)
+    longest_q = checks.check_cu_seqlens("q", cu_seqlens_q, int(max_seqlen_q), q.shape[0], q.device)
+    longest_k = checks.check_cu_seqlens("k", cu_seqlens_k, int(max_seqlen_k), k.shape[0], k.device)
+    batch = len(cu_seqlens_q) - 1
+    if len(cu_seqlens_k) - 1 != batch:
+        raise ValueError(
+            f"cu_seqlens_k: got {len(cu_seqlens_k) - 1} sequences, expected the {batch} of "
+            "cu_seqlens_q"
+        )
+    return Arguments(
+        q, k, v,
+        cu_seqlens_q=cu_seqlens_q,
+        cu_seqlens_k=cu_seqlens_k,
+        max_seqlen_q=longest_q,
+        max_seqlen_k=longest_k,
+        **_shared(q, batch, *words, **more),
+    )  # fmt: skip
+
+
+def _shared(
+    q: Tensor,
+    batch: int,
+    dropout_p: float,
+    softmax_scale: float | None,
+    causal: bool,
+    window_size: tuple[int, int],
+    softcap: float,
+    alibi_slopes: Tensor | None,
+    rng_state: Tensor | None,
+) -> dict[str, Any]:
+    left, right = band(causal, window_size)
+    dropout_p = feature_checks.check_dropout(dropout_p)
+    heads, slopes, seed = q.shape[1], None, None
+    if alibi_slopes is not None:
+        dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+        slopes = feature_checks.check_per_head(
+            "alibi_slopes", alibi_slopes, q, (heads,), (batch, heads), dtype=dtype
+        ).view(-1, heads)
+    if dropout_p > 0:
+        seed = torch.randint(0, SEEDS, (1,), device=q.device) if rng_state is None else rng_state
+    return {
+        "slopes": slopes,
+        "seed": seed,
+        "scale": checks.check_scale(softmax_scale, q.shape[-1]),
+        "window_left": -1 if left is None else left,
+        "window_right": -1 if right is None else right,
+        "bottom_right": True,
+        "softcap": check_softcap(softcap),
+        "dropout_p": dropout_p,
+    }
+
+
+def _rng_state(call: Arguments) -> Tensor:
+    return (
+        torch.zeros(1, dtype=torch.int64, device=call.q.device) if call.seed is None else call.seed
+    )
+
+
+def _seed_for_backward(dropout_p: float, rng_state: Tensor | None) -> Tensor | None:
+    if dropout_p == 0:
+        return None
+    if rng_state is None:
+        raise ValueError(
+            f"rng_state: got None with dropout_p={dropout_p}, expected that of the forward pass"
+        )
+    return rng_state
+
+
+def _check_results(q: Tensor, dout: Any, out: Any, lse: Any, lse_shape: tuple[int, ...]) -> None:
+    for name, x in (("dout", dout), ("out", out)):
+        if not isinstance(x, Tensor) or x.shape != q.shape:
+            given = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"{name}: got {given}, expected the shape of q, {tuple(q.shape)}")
+        if x.dtype != q.dtype:
+            raise TypeError(f"{name}: got {x.dtype}, expected that of q, {q.dtype}")
+    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    if not isinstance(lse, Tensor) or lse.dtype != dtype or tuple(lse.shape) != lse_shape:
+        given = f"{lse.dtype} {tuple(lse.shape)}" if isinstance(lse, Tensor) else type(lse).__name__
+        raise ValueError(f"softmax_lse: got {given}, expected {dtype} {lse_shape}")
+
+
+def _check_written(q: Tensor, k: Tensor, v: Tensor, dq: Any, dk: Any, dv: Any) -> None:
+    for name, x, like in (("dq", dq, q), ("dk", dk, k), ("dv", dv, v)):
+        if not isinstance(x, Tensor) or x.shape != like.shape:
+            given = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"{name}: got {given}, expected a tensor {tuple(like.shape)} to fill")
+
+
+def _row_sums(dout: Tensor, out: Tensor) -> Tensor:
+    return (dout.float() * out.float()).sum(-1)

@@ -1,0 +1,197 @@
+"""flash_attn_with_kvcache: a step of decoding over a cache that grows in place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clinattn.attention import fused_attention
+from clinattn.checks import check_lengths
+from clinattn.integrations.flash_attn.paged import check_pages, dense_pages, page_of
+from clinattn.integrations.flash_attn.words import (
+    DENSE,
+    as_given,
+    band,
+    check_heads,
+    check_layout,
+    check_qkv,
+    keywords,
+)
+
+
+def flash_attn_with_kvcache(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    k: Tensor | None = None,
+    v: Tensor | None = None,
+    rotary_cos: Tensor | None = None,
+    rotary_sin: Tensor | None = None,
+    cache_seqlens: int | Tensor | None = None,
+    cache_batch_idx: Tensor | None = None,
+    cache_leftpad: Tensor | None = None,
+    block_table: Tensor | None = None,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+    softcap: float = 0.0,
+    rotary_interleaved: bool = True,
+    alibi_slopes: Tensor | None = None,
+    num_splits: int = 0,
+    return_softmax_lse: bool = False,
+) -> Any:
+    """Attention of q over a cache, to which k and v, if given, are appended first, in place.
+
+    q: (batch, seqlen_q, heads, head_dim). k_cache, v_cache: (batch_cache, seqlen_cache, heads_k,
+    head_dim), or with block_table, int32 (batch, blocks), pages (blocks, block_size, heads_k,
+    head_dim), which are gathered. k, v: (batch, seqlen_new, heads_k, head_dim), written from
+    cache_seqlens on, (batch,) int32 or one int: how many tokens the cache has; default all.
+    cache_batch_idx: (batch,), the cache's row of each sequence; default the first rows.
+    cache_leftpad: (batch,), where each row's first token is; default 0.
+    rotary_cos, rotary_sin: (positions, rotary_dim / 2); k turns at its place in the cache, q at
+    its own with causal or a window, else all of q at cache_seqlens. rotary_interleaved: pairs are
+    (0, 1), (2, 3), ...; else (i, i + rotary_dim / 2).
+    num_splits: how to share out the work, which is decided here. The rest as in flash_attn_func.
+
+    Returns out as q, and with return_softmax_lse also lse (batch, heads, seqlen_q). Has no
+    backward pass: raises NotImplementedError for inputs that require a gradient.
+    """
+    given = (q, k_cache, v_cache, k, v, rotary_cos, rotary_sin, alibi_slopes)
+    if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in given):
+        raise NotImplementedError(
+            "flash_attn_with_kvcache: got inputs that require a gradient, which it does not have; "
+            "call it under torch.no_grad()"
+        )
+    words = keywords(0.0, softmax_scale, causal, window_size, softcap, alibi_slopes)
+    capacity = _check_cache(q, k_cache, v_cache, cache_batch_idx, block_table)
+    new = _check_new(q, k, v, cache_seqlens, capacity)
+    lengths = _check_seqlens(q, cache_seqlens, capacity - new)
+    visible = None
+    if cache_leftpad is not None:
+        leftpad = check_lengths("cache_leftpad", cache_leftpad, len(q), capacity, q.device)
+        visible = torch.arange(capacity, device=q.device) >= leftpad[:, None]
+        visible = visible[:, None, None]
+    rotary = rotary_cos is not None or rotary_sin is not None
+    if rotary:
+        _check_rotary(q, k, rotary_cos, rotary_sin, capacity)
+    with torch.no_grad(), as_given(q):
+        if rotary:
+            places = _places(lengths, q.shape[1])
+            if band(causal, window_size) == (None, None):
+                places = lengths[:, None].expand_as(places)
+            tables = (rotary_cos, rotary_sin, rotary_interleaved)
+            q = _turned(q, places, *tables)
+            k = _turned(k, _places(lengths, new), *tables)
+        if k is not None:
+            places = _places(lengths, new)
+            where = (
+                (_rows(q, cache_batch_idx)[:, None], places)
+                if block_table is None
+                else page_of(places, block_table, k_cache.shape[1])
+            )
+            k_cache[where], v_cache[where] = k, v
+        if block_table is not None:
+            keys, values = dense_pages(k_cache, block_table), dense_pages(v_cache, block_table)
+        elif cache_batch_idx is not None:
+            rows = _rows(q, cache_batch_idx)
+            keys, values = k_cache[rows], v_cache[rows]
+        else:
+            keys, values = k_cache[: len(q)], v_cache[: len(q)]
+        o, lse = fused_attention(
+            q.transpose(1, 2),
+            keys.transpose(1, 2),
+            values.transpose(1, 2),
+            attn_mask=visible,
+            kv_lengths=lengths + new,
+            **words,
+        )
+    out = o.transpose(1, 2).contiguous()
+    return (out, lse) if return_softmax_lse else out
+
+
+def _check_cache(q: Any, k_cache: Any, v_cache: Any, cache_batch_idx: Any, block_table: Any) -> int:
+    """How many tokens of a sequence the cache can hold."""
+    check_layout("q", q, DENSE)
+    check_layout("k_cache", k_cache, DENSE)
+    check_layout("v_cache", v_cache, DENSE)
+    check_heads(q, k_cache)
+    if k_cache.shape != v_cache.shape:
+        raise ValueError(
+            f"v_cache: got shape {tuple(v_cache.shape)}, expected that of k_cache, "
+            f"{tuple(k_cache.shape)}"
+        )
+    if block_table is not None:
+        if cache_batch_idx is not None:
+            raise ValueError("cache_batch_idx: got one with block_table, expected only one of them")
+        check_pages(k_cache, v_cache, block_table, len(q))
+        return block_table.shape[1] * k_cache.shape[1]
+    if cache_batch_idx is not None:
+        check_lengths("cache_batch_idx", cache_batch_idx, len(q), len(k_cache) - 1, q.device)
+    elif len(k_cache) < len(q):
+        raise ValueError(f"k_cache: got {len(k_cache)} rows, expected at least the {len(q)} of q")
+    return k_cache.shape[1]
+
+
+def _check_new(q: Tensor, k: Any, v: Any, cache_seqlens: Any, capacity: int) -> int:
+    """How many tokens are to be appended."""
+    if k is None and v is None:
+        return 0
+    if k is None or v is None:
+        raise ValueError("k and v: got one of them, expected both or neither")
+    check_qkv(q, k, v, DENSE)
+    if cache_seqlens is None:
+        raise ValueError("cache_seqlens: got None with k and v, expected where to write them")
+    if k.shape[1] > capacity:
+        raise ValueError(f"k: got {k.shape[1]} tokens, expected at most the cache's {capacity}")
+    return k.shape[1]
+
+
+def _check_seqlens(q: Tensor, cache_seqlens: Any, limit: int) -> Tensor:
+    """cache_seqlens as (batch,) int32, at most limit, which leaves room for what is appended."""
+    if cache_seqlens is None:
+        cache_seqlens = limit
+    if isinstance(cache_seqlens, int):
+        if not 0 <= cache_seqlens <= limit:
+            raise ValueError(f"cache_seqlens: got {cache_seqlens}, expected 0 to {limit}")
+        return torch.full((len(q),), cache_seqlens, dtype=torch.int32, device=q.device)
+    return check_lengths("cache_seqlens", cache_seqlens, len(q), limit, q.device)
+
+
+def _check_rotary(q: Tensor, k: Any, cos: Any, sin: Any, capacity: int) -> None:
+    if k is None:
+        raise ValueError("rotary_cos: got one without k and v, expected keys to append")
+    if not (isinstance(cos, Tensor) and isinstance(sin, Tensor) and cos.shape == sin.shape):
+        raise ValueError("rotary_cos and rotary_sin: expected two tensors of one shape")
+    positions = capacity + max(0, q.shape[1] - k.shape[1])
+    if cos.dim() != 2 or not 1 <= cos.shape[1] <= q.shape[-1] // 2 or len(cos) < positions:
+        raise ValueError(
+            f"rotary_cos: got shape {tuple(cos.shape)}, expected (positions, rotary_dim / 2) with "
+            f"at least {positions} positions and a rotary_dim up to {q.shape[-1]}"
+        )
+
+
+def _places(lengths: Tensor, n: int) -> Tensor:
+    """(batch, n) int64: the places in the cache of the n tokens after the first lengths."""
+    return lengths[:, None].long() + torch.arange(n, device=lengths.device)
+
+
+def _rows(q: Tensor, cache_batch_idx: Tensor | None) -> Tensor:
+    if cache_batch_idx is None:
+        return torch.arange(len(q), device=q.device)
+    return cache_batch_idx.long()
+
+
+def _turned(x: Tensor, places: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    """x (batch, n, heads, head_dim) with the first rotary_dim features turned; fp32 at least."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    cos, sin = (table[places][:, :, None].to(dtype) for table in (cos, sin))
+    turning, rest = x.tensor_split([2 * cos.shape[-1]], -1)
+    turning = turning.to(dtype)
+    first, second = (
+        (turning[..., 0::2], turning[..., 1::2]) if interleaved else turning.chunk(2, -1)
+    )
+    turned = (first * cos - second * sin, first * sin + second * cos)
+    joined = torch.stack(turned, -1).flatten(-2) if interleaved else torch.cat(turned, -1)
+    return torch.cat((joined.to(x.dtype), rest), -1)

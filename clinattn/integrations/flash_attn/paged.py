@@ -1,0 +1,58 @@
+"""Keys and values in pages, of which each sequence has a row of a table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clinattn.integrations.flash_attn.words import PAGED, check_layout
+from clinattn.visibility import concrete
+
+
+def check_pages(k: Any, v: Any, block_table: Any, batch: int) -> None:
+    """k, v (blocks, block_size, heads, head_dim), block_table (batch, blocks of a sequence)."""
+    check_layout("k", k, PAGED)
+    check_layout("v", v, PAGED)
+    if not isinstance(block_table, Tensor):
+        raise TypeError(f"block_table: got {type(block_table).__name__}, expected a torch.Tensor")
+    if block_table.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"block_table: got {block_table.dtype}, expected torch.int32")
+    if block_table.dim() != 2 or block_table.shape[0] != batch:
+        raise ValueError(
+            f"block_table: got shape {tuple(block_table.shape)}, expected ({batch}, blocks)"
+        )
+
+
+def page_of(position: Tensor, block_table: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
+    """(page, row in the page), int64, of the tokens at position (batch, n) of their sequences."""
+    page = block_table.gather(1, (position // block_size).long()).long()
+    return page, (position % block_size).long()
+
+
+def dense_pages(pages: Tensor, block_table: Tensor) -> Tensor:
+    """(batch, seqlen, heads, head_dim), with seqlen that of a full row of the table.
+
+    Entries of the table that lead nowhere, as those past a sequence's end may, read the nearest
+    page there is.
+    """
+    return pages[block_table.long().clamp(0, len(pages) - 1)].flatten(1, 2)
+
+
+def packed_pages(
+    k: Tensor, v: Tensor, block_table: Tensor, cu_seqlens: Tensor
+) -> tuple[Tensor, Tensor]:
+    """k and v (total, heads, head_dim) of the sequences that cu_seqlens marks; differentiable."""
+    check_pages(k, v, block_table, len(cu_seqlens) - 1)
+    size = k.shape[1]
+    lengths = cu_seqlens.diff()
+    if concrete(lengths) and (lengths > block_table.shape[1] * size).any():
+        raise ValueError(
+            f"cu_seqlens_k: got a sequence of {int(lengths.max())} tokens, expected at most the "
+            f"{block_table.shape[1]} blocks of {size} that block_table has for it"
+        )
+    sequence = torch.repeat_interleave(lengths)
+    position = torch.arange(len(sequence), device=k.device) - cu_seqlens[sequence]
+    page = block_table[sequence, position // size]
+    return k[page, position % size], v[page, position % size]

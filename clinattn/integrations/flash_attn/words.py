@@ -1,0 +1,103 @@
+"""flash-attn's arguments, checked and turned into those of clinattn."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.amp import is_autocast_available
+
+DENSE = "(batch, seqlen, heads, head_dim)"
+PACKED = "(total_tokens, heads, head_dim)"
+PAGED = "(blocks, block_size, heads, head_dim)"
+
+
+def check_layout(name: str, x: Any, layout: str) -> None:
+    """x is a tensor of the rank of layout."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: got {type(x).__name__}, expected a torch.Tensor")
+    if x.dim() != layout.count(",") + 1:
+        raise ValueError(f"{name}: got shape {tuple(x.shape)}, expected {layout}")
+
+
+def check_qkv(q: Any, k: Any, v: Any, layout: str) -> None:
+    """Ranks, batch, heads and head_dim; dtypes and devices are for fused_attention to check."""
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        check_layout(name, x, layout)
+    check_heads(q, k)
+    if k.shape != v.shape:
+        raise ValueError(f"v: got shape {tuple(v.shape)}, expected that of k, {tuple(k.shape)}")
+    if layout == DENSE and k.shape[0] != q.shape[0]:
+        raise ValueError(f"k: got batch size {k.shape[0]}, expected that of q, {q.shape[0]}")
+
+
+def check_heads(q: Tensor, k: Tensor) -> None:
+    heads, head_dim = q.shape[-2:]
+    if k.shape[-1] != head_dim:
+        raise ValueError(f"k: got head_dim {k.shape[-1]}, expected that of q, {head_dim}")
+    if k.shape[-2] == 0 or heads % k.shape[-2]:
+        raise ValueError(f"k: got {k.shape[-2]} heads, expected a divisor of the {heads} of q")
+
+
+def unpacked(name: str, x: Any, parts: int, layout: str) -> tuple[Tensor, ...]:
+    """The parts of x, which has one more dimension than layout, before the heads; views."""
+    batch, rest = layout.split(", heads")
+    layout = f"{batch}, {parts}, heads{rest}"
+    check_layout(name, x, layout)
+    if x.shape[-3] != parts:
+        raise ValueError(f"{name}: got shape {tuple(x.shape)}, expected {layout}")
+    return x.unbind(-3)
+
+
+def band(causal: bool, window_size: Any) -> tuple[int | None, int | None]:
+    """(left, right) of causal and window_size, None for no bound: any negative side is none."""
+    if not (
+        isinstance(window_size, (tuple, list))
+        and len(window_size) == 2
+        and all(isinstance(side, int) and not isinstance(side, bool) for side in window_size)
+    ):
+        raise TypeError(
+            f"window_size: got {window_size!r}, expected (left, right), -1 for no bound"
+        )
+    left, right = (None if side < 0 else side for side in window_size)
+    return left, 0 if causal else right
+
+
+def check_softcap(softcap: Any) -> float:
+    """0 for none."""
+    if isinstance(softcap, bool) or not isinstance(softcap, (int, float)):
+        raise TypeError(f"softcap: got {type(softcap).__name__}, expected a float")
+    if softcap < 0:
+        raise ValueError(f"softcap: got {softcap}, expected a number > 0, or 0.0 for none")
+    return float(softcap)
+
+
+def keywords(
+    dropout_p: float,
+    softmax_scale: float | None,
+    causal: bool,
+    window_size: Any,
+    softcap: float,
+    alibi_slopes: Tensor | None,
+) -> dict[str, Any]:
+    """Those that fused_attention and fused_attention_varlen share."""
+    return {
+        "dropout_p": dropout_p,
+        "scale": softmax_scale,
+        "window": band(causal, window_size),
+        "bottom_right": True,
+        "softcap": check_softcap(softcap) or None,
+        "alibi_slopes": alibi_slopes,
+        "enable_gqa": True,
+        "return_lse": True,
+    }
+
+
+def as_given(x: Tensor) -> Any:
+    """A context without autocast: flash-attn computes in the dtype of its inputs."""
+    kind = x.device.type
+    if is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return contextlib.nullcontext()
