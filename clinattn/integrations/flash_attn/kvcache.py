@@ -9,16 +9,9 @@ from torch import Tensor
 
 from clinattn.attention import fused_attention
 from clinattn.checks import check_lengths
-from clinattn.integrations.flash_attn.paged import check_pages, dense_pages, page_of
-from clinattn.integrations.flash_attn.words import (
-    DENSE,
-    as_given,
-    band,
-    check_heads,
-    check_layout,
-    check_qkv,
-    keywords,
-)
+from clinattn.integrations.flash_attn.cache import Cache, checked_cache
+from clinattn.integrations.flash_attn.paged import check_used
+from clinattn.integrations.flash_attn.words import DENSE, as_given, band, check_qkv, keywords
 
 
 def flash_attn_with_kvcache(
@@ -65,40 +58,27 @@ def flash_attn_with_kvcache(
             "call it under torch.no_grad()"
         )
     words = keywords(0.0, softmax_scale, causal, window_size, softcap, alibi_slopes)
-    capacity = _check_cache(q, k_cache, v_cache, cache_batch_idx, block_table)
-    new = _check_new(q, k, v, cache_seqlens, capacity)
-    lengths = _check_seqlens(q, cache_seqlens, capacity - new)
+    cache = checked_cache(q, k_cache, v_cache, cache_batch_idx, block_table)
+    new = _check_new(q, k, v, cache_seqlens, cache)
+    lengths = _check_seqlens(q, cache_seqlens, cache.capacity - new)
+    if block_table is not None:
+        check_used(block_table, lengths + new, k_cache)
     visible = None
     if cache_leftpad is not None:
-        leftpad = check_lengths("cache_leftpad", cache_leftpad, len(q), capacity, q.device)
-        visible = torch.arange(capacity, device=q.device) >= leftpad[:, None]
-        visible = visible[:, None, None]
-    rotary = rotary_cos is not None or rotary_sin is not None
-    if rotary:
-        _check_rotary(q, k, rotary_cos, rotary_sin, capacity)
+        leftpad = check_lengths("cache_leftpad", cache_leftpad, len(q), cache.capacity, q.device)
+        keys = torch.arange(cache.capacity, device=q.device)
+        visible = (keys >= leftpad[:, None])[:, None, None]
+    tables = _check_rotary(q, k, rotary_cos, rotary_sin, cache.capacity)
     with torch.no_grad(), as_given(q):
-        if rotary:
-            places = _places(lengths, q.shape[1])
-            if band(causal, window_size) == (None, None):
-                places = lengths[:, None].expand_as(places)
-            tables = (rotary_cos, rotary_sin, rotary_interleaved)
-            q = _turned(q, places, *tables)
-            k = _turned(k, _places(lengths, new), *tables)
-        if k is not None:
+        if k is not None and v is not None:
             places = _places(lengths, new)
-            where = (
-                (_rows(q, cache_batch_idx)[:, None], places)
-                if block_table is None
-                else page_of(places, block_table, k_cache.shape[1])
-            )
-            k_cache[where], v_cache[where] = k, v
-        if block_table is not None:
-            keys, values = dense_pages(k_cache, block_table), dense_pages(v_cache, block_table)
-        elif cache_batch_idx is not None:
-            rows = _rows(q, cache_batch_idx)
-            keys, values = k_cache[rows], v_cache[rows]
-        else:
-            keys, values = k_cache[: len(q)], v_cache[: len(q)]
+            if tables is not None:
+                k = _turned(k, places, *tables, rotary_interleaved)
+                ordered = band(causal, window_size) != (None, None)
+                places_q = _places(lengths, q.shape[1] if ordered else 1)
+                q = _turned(q, places_q, *tables, rotary_interleaved)
+            cache.write(places, k, v)
+        keys, values = cache.read()
         o, lse = fused_attention(
             q.transpose(1, 2),
             keys.transpose(1, 2),
@@ -111,30 +91,7 @@ def flash_attn_with_kvcache(
     return (out, lse) if return_softmax_lse else out
 
 
-def _check_cache(q: Any, k_cache: Any, v_cache: Any, cache_batch_idx: Any, block_table: Any) -> int:
-    """How many tokens of a sequence the cache can hold."""
-    check_layout("q", q, DENSE)
-    check_layout("k_cache", k_cache, DENSE)
-    check_layout("v_cache", v_cache, DENSE)
-    check_heads(q, k_cache)
-    if k_cache.shape != v_cache.shape:
-        raise ValueError(
-            f"v_cache: got shape {tuple(v_cache.shape)}, expected that of k_cache, "
-            f"{tuple(k_cache.shape)}"
-        )
-    if block_table is not None:
-        if cache_batch_idx is not None:
-            raise ValueError("cache_batch_idx: got one with block_table, expected only one of them")
-        check_pages(k_cache, v_cache, block_table, len(q))
-        return block_table.shape[1] * k_cache.shape[1]
-    if cache_batch_idx is not None:
-        check_lengths("cache_batch_idx", cache_batch_idx, len(q), len(k_cache) - 1, q.device)
-    elif len(k_cache) < len(q):
-        raise ValueError(f"k_cache: got {len(k_cache)} rows, expected at least the {len(q)} of q")
-    return k_cache.shape[1]
-
-
-def _check_new(q: Tensor, k: Any, v: Any, cache_seqlens: Any, capacity: int) -> int:
+def _check_new(q: Tensor, k: Any, v: Any, cache_seqlens: Any, cache: Cache) -> int:
     """How many tokens are to be appended."""
     if k is None and v is None:
         return 0
@@ -143,8 +100,14 @@ def _check_new(q: Tensor, k: Any, v: Any, cache_seqlens: Any, capacity: int) -> 
     check_qkv(q, k, v, DENSE)
     if cache_seqlens is None:
         raise ValueError("cache_seqlens: got None with k and v, expected where to write them")
-    if k.shape[1] > capacity:
-        raise ValueError(f"k: got {k.shape[1]} tokens, expected at most the cache's {capacity}")
+    if k.shape[2] != cache.k.shape[2]:
+        raise ValueError(f"k: got {k.shape[2]} heads, expected the cache's {cache.k.shape[2]}")
+    if k.dtype != q.dtype or v.dtype != q.dtype:
+        raise TypeError(f"k and v: got {k.dtype} and {v.dtype}, expected that of q, {q.dtype}")
+    if k.shape[1] > cache.capacity:
+        raise ValueError(
+            f"k: got {k.shape[1]} tokens, expected at most the cache's {cache.capacity}"
+        )
     return k.shape[1]
 
 
@@ -159,7 +122,11 @@ def _check_seqlens(q: Tensor, cache_seqlens: Any, limit: int) -> Tensor:
     return check_lengths("cache_seqlens", cache_seqlens, len(q), limit, q.device)
 
 
-def _check_rotary(q: Tensor, k: Any, cos: Any, sin: Any, capacity: int) -> None:
+def _check_rotary(
+    q: Tensor, k: Any, cos: Any, sin: Any, capacity: int
+) -> tuple[Tensor, Tensor] | None:
+    if cos is None and sin is None:
+        return None
     if k is None:
         raise ValueError("rotary_cos: got one without k and v, expected keys to append")
     if not (isinstance(cos, Tensor) and isinstance(sin, Tensor) and cos.shape == sin.shape):
@@ -170,17 +137,12 @@ def _check_rotary(q: Tensor, k: Any, cos: Any, sin: Any, capacity: int) -> None:
             f"rotary_cos: got shape {tuple(cos.shape)}, expected (positions, rotary_dim / 2) with "
             f"at least {positions} positions and a rotary_dim up to {q.shape[-1]}"
         )
+    return cos, sin
 
 
 def _places(lengths: Tensor, n: int) -> Tensor:
     """(batch, n) int64: the places in the cache of the n tokens after the first lengths."""
     return lengths[:, None].long() + torch.arange(n, device=lengths.device)
-
-
-def _rows(q: Tensor, cache_batch_idx: Tensor | None) -> Tensor:
-    if cache_batch_idx is None:
-        return torch.arange(len(q), device=q.device)
-    return cache_batch_idx.long()
 
 
 def _turned(x: Tensor, places: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:

@@ -25,6 +25,25 @@ def check_pages(k: Any, v: Any, block_table: Any, batch: int) -> None:
         )
 
 
+def check_used(block_table: Tensor, lengths: Tensor, k: Tensor) -> None:
+    """The table leads to pages of k wherever lengths (batch,) have tokens."""
+    if not (concrete(lengths) and concrete(block_table)):
+        return
+    blocks, size = k.shape[:2]
+    if (lengths > block_table.shape[1] * size).any():
+        raise ValueError(
+            f"block_table: got {block_table.shape[1]} blocks of {size} tokens for a sequence, "
+            f"expected room for {int(lengths.max())}"
+        )
+    first = torch.arange(block_table.shape[1]) * size
+    used = block_table[first < lengths[:, None]]
+    if ((used < 0) | (used >= blocks)).any():
+        low, high = (x.item() for x in torch.aminmax(used))
+        raise ValueError(
+            f"block_table: got blocks from {low} to {high}, expected 0 to {blocks - 1}"
+        )
+
+
 def page_of(position: Tensor, block_table: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
     """(page, row in the page), int64, of the tokens at position (batch, n) of their sequences."""
     page = block_table.gather(1, (position // block_size).long()).long()
@@ -45,13 +64,8 @@ def packed_pages(
 ) -> tuple[Tensor, Tensor]:
     """k and v (total, heads, head_dim) of the sequences that cu_seqlens marks; differentiable."""
     check_pages(k, v, block_table, len(cu_seqlens) - 1)
-    size = k.shape[1]
-    lengths = cu_seqlens.diff()
-    if concrete(lengths) and (lengths > block_table.shape[1] * size).any():
-        raise ValueError(
-            f"cu_seqlens_k: got a sequence of {int(lengths.max())} tokens, expected at most the "
-            f"{block_table.shape[1]} blocks of {size} that block_table has for it"
-        )
+    size, lengths = k.shape[1], cu_seqlens.diff()
+    check_used(block_table, lengths, k)
     sequence = torch.repeat_interleave(lengths)
     position = torch.arange(len(sequence), device=k.device) - cu_seqlens[sequence]
     page = block_table[sequence, position // size]

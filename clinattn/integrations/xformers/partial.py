@@ -1,0 +1,65 @@
+"""Attention to parts of the keys, and what the parts amount to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clinattn.integrations.xformers.attention import _attend
+
+
+def memory_efficient_attention_partial(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_bias: Any = None,
+    p: float = 0.0,
+    scale: float | None = None,
+    *,
+    op: Any = None,
+    output_dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(out, lse) of some of the keys, to be merged with others; both have gradients.
+
+    Arguments as in memory_efficient_attention, p = 0: dropout of parts is not that of the whole.
+    """
+    if p != 0:
+        raise NotImplementedError(f"p: got {p}, expected 0.0: parts are merged without dropout")
+    out, lse = _attend(query, key, value, attn_bias, p, scale)
+    return out.to(output_dtype or query.dtype), lse
+
+
+def merge_attentions(
+    attn_split: Tensor | Sequence[Tensor],
+    lse_split: Tensor | Sequence[Tensor],
+    write_lse: bool = True,
+    output_dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """(out, lse) of all keys from those of disjoint parts; differentiable.
+
+    attn_split: the parts' (B, M, H, K) or (B, M, G, H, K), stacked in front or as a list; lse_split
+    their (B, H, M) or (B, G, H, M). write_lse: else lse is None. output_dtype: default that of
+    attn_split. A query that sees no key in any part returns 0, and lse = -inf.
+    """
+    parts = attn_split if isinstance(attn_split, Tensor) else torch.stack(tuple(attn_split))
+    lses = lse_split if isinstance(lse_split, Tensor) else torch.stack(tuple(lse_split))
+    if parts.dim() not in (5, 6) or lses.shape != parts[..., 0].movedim(2, -1).shape:
+        raise ValueError(
+            f"attn_split and lse_split: got shapes {tuple(parts.shape)} and {tuple(lses.shape)}, "
+            "expected (parts, B, M, [G,] H, K) and (parts, B, [G,] H, M)"
+        )
+    m = lses.amax(0)
+    nothing = m == -float("inf")
+    # lse - 0 stays -inf, whose exp is 0, where -inf - -inf would be NaN.
+    weights = torch.exp(lses - torch.where(nothing, 0, m).detach())
+    total = weights.sum(0)
+    weights = weights / torch.where(nothing, 1, total)
+    out = (parts.to(lses.dtype) * weights.movedim(-1, 2)[..., None]).sum(0)
+    lse = None
+    if write_lse:
+        lse = torch.where(nothing, 0, m).detach() + torch.where(nothing, 1, total).log()
+        lse = torch.where(nothing, -float("inf"), lse)
+    return out.to(output_dtype or parts.dtype), lse
