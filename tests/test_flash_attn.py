@@ -8,6 +8,7 @@ import textwrap
 import pytest
 import torch
 from compared import Explicit, block_diagonal, gradients_of
+from support import assert_close
 
 from clinattn.integrations import flash_attn as fa
 from clinattn.integrations.flash_attn import bert_padding, flash_attn_interface
@@ -277,15 +278,15 @@ def test_cache_lengths_and_left_padding(causal):
         problem.check({"o": o[row : row + 1].transpose(1, 2), "lse": lse[row : row + 1]})
 
 
-def turn(x, angles, interleaved):
-    """Pair by pair, as complex numbers; x (B, N, H, D), angles (B, N, R / 2), in fp64."""
-    x = x.double().clone()
+def turn(x, angles, interleaved, dtype):
+    """Pair by pair; x (B, N, H, D), angles (B, N, R / 2)."""
+    x = x.to(dtype, copy=True)
+    cos, sin = angles.cos().to(dtype)[:, :, None], angles.sin().to(dtype)[:, :, None]
     half = angles.shape[-1]
     for pair in range(half):
-        a, b = (2 * pair, 2 * pair + 1) if interleaved else (pair, pair + half)
-        z = torch.complex(x[..., a], x[..., b])
-        z = z * torch.polar(torch.ones(()).double(), angles[..., None, pair])
-        x[..., a], x[..., b] = z.real, z.imag
+        first, second = (2 * pair, 2 * pair + 1) if interleaved else (pair, pair + half)
+        a, b, c, s = x[..., first].clone(), x[..., second].clone(), cos[..., pair], sin[..., pair]
+        x[..., first], x[..., second] = a * c - b * s, a * s + b * c
     return x
 
 
@@ -293,8 +294,10 @@ def turn(x, angles, interleaved):
 @pytest.mark.parametrize("interleaved", [False, True], ids=["halves", "interleaved"])
 @pytest.mark.parametrize("rotary_dim", [8, 16])
 def test_cache_rotary(rotary_dim, interleaved, causal):
+    """Keys turn at their place in the cache; queries do so if there is an order, else all alike."""
     q, k, v = (draw(2, 3, h, 16, seed=at) for at, h in enumerate((4, 2, 2)))
-    k_cache, v_cache = (torch.zeros(2, 10, 2, 16) for _ in range(2))
+    k_cache, v_cache = (draw(2, 10, 2, 16, seed=at) for at in (3, 4))
+    old_k, old_v = k_cache.clone(), v_cache.clone()
     angles = draw(12, rotary_dim // 2, seed=5).double()
     lengths = torch.tensor([4, 1], dtype=torch.int32)
     places = lengths[:, None].long() + torch.arange(3)
@@ -302,20 +305,21 @@ def test_cache_rotary(rotary_dim, interleaved, causal):
         q, k_cache, v_cache, k, v, angles.cos().float(), angles.sin().float(), lengths,
         causal=causal, rotary_interleaved=interleaved,
     )  # fmt: skip
-    at_q = places if causal else places[:, :1].expand(-1, 3)
-    turned_q, turned_k = turn(q, angles[at_q], interleaved), turn(k, angles[places], interleaved)
-    # Each written number is two products and a sum of fp32, from a table rounded to fp32.
-    torch.testing.assert_close(k_cache[0, 4:7].double(), turned_k[0], rtol=0, atol=2e-6)
-    torch.testing.assert_close(k_cache[1, 1:4].double(), turned_k[1], rtol=0, atol=2e-6)
+    at_q = angles[places if causal else places[:, :1].expand(-1, 3)]
+    results = {}
+    for dtype in (torch.float64, torch.float32):
+        q_, k_ = turn(q, at_q, interleaved, dtype), turn(k, angles[places], interleaved, dtype)
+        for row, n in enumerate(lengths.tolist()):
+            keys = torch.cat([old_k[row, :n].to(dtype), k_[row]])[None]
+            values = torch.cat([old_v[row, :n], v[row]])[None].to(dtype)
+            problem = Explicit(*heads_first(q_[row][None], keys, values), sees(3, n + 3, causal))
+            naive = problem.evaluated(dtype, problem.order(shuffled=False))
+            results[row, dtype] = (k_[row], naive["o"][0].transpose(0, 1))
     for row, n in enumerate(lengths.tolist()):
-        keys = torch.cat([torch.zeros(n, 2, 16).double(), turned_k[row]])[None]
-        values = torch.cat([torch.zeros(n, 2, 16), v[row]])[None].double()
-        problem = Explicit(
-            *heads_first(turned_q[row : row + 1], keys, values), sees(3, n + 3, causal)
-        )
-        torch.testing.assert_close(
-            o[row].double(), problem.truth["o"][0].transpose(0, 1), rtol=0, atol=1e-5
-        )
+        pairs = zip(results[row, torch.float64], results[row, torch.float32], strict=True)
+        for actual, (truth, naive) in zip((k_cache[row, n : n + 3], o[row]), pairs, strict=True):
+            assert_close("rotary", actual, truth, naive)
+        assert torch.equal(v_cache[row, n : n + 3], v[row])
 
 
 # ---- ring hooks
