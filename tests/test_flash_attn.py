@@ -475,6 +475,34 @@ def test_features_are_found_by_name():
         assert not kinds & {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
 
 
+HOOKS = {
+    "_flash_attn_forward": "q k v dropout_p softmax_scale causal window_size_left "
+    "window_size_right softcap alibi_slopes return_softmax",
+    "_flash_attn_backward": "dout q k v out softmax_lse dq dk dv dropout_p softmax_scale causal "
+    "window_size_left window_size_right softcap alibi_slopes deterministic rng_state",
+    "_flash_attn_varlen_forward": "q k v cu_seqlens_q cu_seqlens_k max_seqlen_q max_seqlen_k "
+    "dropout_p softmax_scale causal window_size_left window_size_right softcap alibi_slopes "
+    "return_softmax block_table leftpad_k seqused_k zero_tensors",
+    "_flash_attn_varlen_backward": "dout q k v out softmax_lse dq dk dv cu_seqlens_q cu_seqlens_k "
+    "max_seqlen_q max_seqlen_k dropout_p softmax_scale causal window_size_left window_size_right "
+    "softcap alibi_slopes deterministic rng_state zero_tensors",
+}
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_hooks_show_their_arguments(name):
+    """Ring code builds its calls from getfullargspec, which does not look behind decorators."""
+    hook = getattr(flash_attn_interface, name)
+    assert inspect.isfunction(hook) and inspect.getfullargspec(hook).args == HOOKS[name].split()
+
+
+def test_lengths_in_tensors():
+    (q, k, v), (*ends, most_q, most_k) = packed([5, 3], [2, 9])
+    expected = fa.flash_attn_varlen_func(q, k, v, *ends, most_q, most_k)
+    lengths = torch.tensor(most_q), torch.tensor(most_k)
+    assert torch.equal(fa.flash_attn_varlen_func(q, k, v, *ends, *lengths), expected)
+
+
 Q, K = draw(1, 4, 4, 8), draw(1, 6, 2, 8)
 WRONG = {
     "rank": (lambda: fa.flash_attn_func(Q[0], K, K), ValueError, "q: got shape"),

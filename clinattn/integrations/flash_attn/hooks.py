@@ -1,9 +1,9 @@
 """The forward and backward passes on their own, as ring attention calls them.
 
 Backward passes take the out and softmax_lse of the whole ring, write into dq, dk and dv, and return
-the row sums of dout out in fp32, unpadded. Keys of one step that a query does not see give out = 0
-and softmax_lse = -inf, which no merge may subtract from another -inf. rng_state is the seed of
-dropout; S_dmask is empty.
+the row sums of dout out, unpadded, in the dtype of softmax_lse. A query that sees no key of a step
+has out = 0 and softmax_lse = -inf there, which merges into any finite one; two of -inf are for the
+ring to keep apart. rng_state is the seed of dropout; S_dmask is empty.
 """
 
 from __future__ import annotations
@@ -18,12 +18,18 @@ from clinattn.arguments import Arguments
 from clinattn.features import SEEDS
 from clinattn.functions import BACKWARD, FORWARD
 from clinattn.integrations.flash_attn.paged import packed_pages
-from clinattn.integrations.flash_attn.words import DENSE, PACKED, band, check_qkv, check_softcap
+from clinattn.integrations.flash_attn.words import (
+    DENSE,
+    PACKED,
+    as_int,
+    band,
+    check_qkv,
+    check_softcap,
+)
 
 NO_GRADIENTS_BUT_QKV = 0
 
 
-@torch.no_grad()
 def _flash_attn_forward(
     q: Tensor,
     k: Tensor,
@@ -42,11 +48,10 @@ def _flash_attn_forward(
         q, k, v, dropout_p, softmax_scale, causal, (window_size_left, window_size_right), softcap,
         alibi_slopes, rng_state=None,
     )  # fmt: skip
-    o, lse, _ = FORWARD(*call, "")
+    o, lse = _forward(call)
     return o.transpose(1, 2).contiguous(), lse, o.new_zeros(0), _rng_state(call)
 
 
-@torch.no_grad()
 def _flash_attn_varlen_forward(
     q: Tensor,
     k: Tensor,
@@ -81,11 +86,10 @@ def _flash_attn_varlen_forward(
         q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p, softmax_scale,
         causal, (window_size_left, window_size_right), softcap, alibi_slopes, rng_state=None,
     )  # fmt: skip
-    o, lse, _ = FORWARD(*call, "")
+    o, lse = _forward(call)
     return o, lse, o.new_zeros(0), _rng_state(call)
 
 
-@torch.no_grad()
 def _flash_attn_backward(
     dout: Tensor,
     q: Tensor,
@@ -113,14 +117,12 @@ def _flash_attn_backward(
     )  # fmt: skip
     _check_results(q, dout, out, softmax_lse, (*q.shape[:1], q.shape[2], q.shape[1]))
     _check_written(q, k, v, dq, dk, dv)
-    do, o = dout.transpose(1, 2), out.transpose(1, 2).contiguous()
-    grads = BACKWARD(do, None, o, softmax_lse.contiguous(), None, *call, NO_GRADIENTS_BUT_QKV, "")
-    for given, grad in zip((dq, dk, dv), grads, strict=False):
+    *grads, delta = _backward(call, dout.transpose(1, 2), out.transpose(1, 2), softmax_lse)
+    for given, grad in zip((dq, dk, dv), grads, strict=True):
         given.copy_(grad.transpose(1, 2))
-    return _row_sums(dout, out).transpose(1, 2).contiguous()
+    return delta
 
 
-@torch.no_grad()
 def _flash_attn_varlen_backward(
     dout: Tensor,
     q: Tensor,
@@ -154,11 +156,25 @@ def _flash_attn_varlen_backward(
     )  # fmt: skip
     _check_results(q, dout, out, softmax_lse, (q.shape[1], q.shape[0]))
     _check_written(q, k, v, dq, dk, dv)
-    lse = softmax_lse.contiguous()
-    grads = BACKWARD(dout, None, out.contiguous(), lse, None, *call, NO_GRADIENTS_BUT_QKV, "")
-    for given, grad in zip((dq, dk, dv), grads, strict=False):
+    *grads, delta = _backward(call, dout, out, softmax_lse)
+    for given, grad in zip((dq, dk, dv), grads, strict=True):
         given.copy_(grad)
-    return _row_sums(dout, out).transpose(0, 1).contiguous()
+    return delta.transpose(0, 1).contiguous()
+
+
+# Ring code reads the signatures above with getfullargspec, which no decorator survives.
+@torch.no_grad()
+def _forward(call: Arguments) -> tuple[Tensor, Tensor]:
+    o, lse, _ = FORWARD(*call, "")
+    return o, lse
+
+
+@torch.no_grad()
+def _backward(call: Arguments, do: Tensor, o: Tensor, lse: Tensor) -> tuple[Tensor, ...]:
+    """(dq, dk, dv, rowsum(do o)) in the layout of call."""
+    o, lse = o.contiguous(), lse.contiguous()
+    dq, dk, dv, *_ = BACKWARD(do, None, o, lse, None, *call, NO_GRADIENTS_BUT_QKV, "")
+    return dq, dk, dv, (do.to(lse.dtype) * o.to(lse.dtype)).sum(-1)
 
 
 def _dense_call(q: Any, k: Any, v: Any, *words: Any, **more: Any) -> Arguments:
@@ -186,8 +202,12 @@ def _packed_call(
 ) -> Arguments:
     check_qkv(q, k, v, PACKED)
     checks.check_packed(q, k, v, enable_gqa=True)
-    longest_q = checks.check_cu_seqlens("q", cu_seqlens_q, int(max_seqlen_q), q.shape[0], q.device)
-    longest_k = checks.check_cu_seqlens("k", cu_seqlens_k, int(max_seqlen_k), k.shape[0], k.device)
+    longest_q = checks.check_cu_seqlens(
+        "q", cu_seqlens_q, as_int(max_seqlen_q), q.shape[0], q.device
+    )
+    longest_k = checks.check_cu_seqlens(
+        "k", cu_seqlens_k, as_int(max_seqlen_k), k.shape[0], k.device
+    )
     batch = len(cu_seqlens_q) - 1
     if len(cu_seqlens_k) - 1 != batch:
         raise ValueError(
@@ -271,7 +291,3 @@ def _check_written(q: Tensor, k: Tensor, v: Tensor, dq: Any, dk: Any, dv: Any) -
         if not isinstance(x, Tensor) or x.shape != like.shape:
             given = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(f"{name}: got {given}, expected a tensor {tuple(like.shape)} to fill")
-
-
-def _row_sums(dout: Tensor, out: Tensor) -> Tensor:
-    return (dout.float() * out.float()).sum(-1)

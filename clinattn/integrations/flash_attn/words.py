@@ -65,6 +65,11 @@ def band(causal: bool, window_size: Any) -> tuple[int | None, int | None]:
     return left, 0 if causal else right
 
 
+def as_int(max_seqlen: int | Tensor) -> int:
+    """Some callers keep it in a tensor. Others are compiled, where int() would fix its value."""
+    return int(max_seqlen) if isinstance(max_seqlen, Tensor) else max_seqlen
+
+
 def check_softcap(softcap: Any) -> float:
     """0 for none."""
     if isinstance(softcap, bool) or not isinstance(softcap, (int, float)):
