@@ -224,7 +224,7 @@ def test_values_of_another_size(dim, dim_v):
     q, k, v = qkv(2, 5, 9, 3, dim=dim, dim_v=dim_v)
     problem = Explicit(*heads_first(q, k, v), sees(5, 9, right=0))
     out, lse = attend(q, k, v, xf.LowerTriangularMask())
-    assert out.shape == (2, 5, 3, dim_v)
+    assert out.shape == (2, 5, 3, dim_v) and out.is_contiguous()
     check(problem, out, lse, q=q, k=k, v=v)
 
 
@@ -315,6 +315,10 @@ def test_objects_of_xformers_itself():
     assert torch.equal(xf.memory_efficient_attention(q, k, v, theirs), expected)
 
 
+class TensorBias(torch.Tensor, xf.AttentionBias):
+    pass
+
+
 class BlockDiagonalGappyKeysMask(xf.BlockDiagonalMask):
     pass
 
@@ -328,6 +332,11 @@ WRONG = {
         lambda: xf.memory_efficient_attention(Q, Q, Q, GAPPY),
         NotImplementedError,
         "a BlockDiagonalGappyKeysMask",
+    ),
+    "tensor of another kind": (
+        lambda: xf.memory_efficient_attention(Q, Q, Q, torch.zeros(1).as_subclass(TensorBias)),
+        NotImplementedError,
+        "a TensorBias",
     ),
     "bool": (
         lambda: xf.memory_efficient_attention(Q, Q, Q, torch.ones(1, 2, 4, 4, dtype=torch.bool)),

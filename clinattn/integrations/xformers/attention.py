@@ -9,7 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clinattn.attention import fused_attention, fused_attention_varlen
-from clinattn.integrations.xformers.bands import BLOCKS, DENSE, PADDED_BLOCKS, band_of
+from clinattn.integrations.xformers.bands import (
+    BLOCKS,
+    DENSE,
+    PADDED_BLOCKS,
+    band_of,
+    is_plain_tensor,
+)
 from clinattn.integrations.xformers.layouts import Layout, layout_of
 from clinattn.packing import cu_seqlens_from_lengths
 
@@ -98,8 +104,8 @@ def _attend(
         mask, words = _dense_words(attn_bias, layout, words)
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         o, lse = fused_attention(q, k, v, mask, **words)
-        o = o.transpose(1, 2).contiguous()
-    return layout.results(o[..., : value.shape[-1]], lse)
+        o = o.transpose(1, 2)
+    return layout.results(o[..., : value.shape[-1]].contiguous(), lse)
 
 
 def _dense_words(
@@ -109,7 +115,7 @@ def _dense_words(
     if bias is None:
         return None, words
     name = type(bias).__name__
-    if name not in DENSE and isinstance(bias, Tensor):
+    if name not in DENSE and is_plain_tensor(bias):
         return layout.bias(bias), words
     words = {**words, **band_of(bias).keywords()}
     if name == "LowerTriangularMaskWithTensorBias":

@@ -73,6 +73,12 @@ PADDED_BLOCKS: dict[str, Callable[[Any], Band]] = {
 }
 
 
+def is_plain_tensor(bias: Any) -> bool:
+    """Whether bias holds what is added to the scores; some of xformers' biases subclass Tensor."""
+    bases = {base.__name__ for base in type(bias).__mro__}
+    return isinstance(bias, Tensor) and "AttentionBias" not in bases
+
+
 def band_of(bias: Any) -> Band:
     """Raises NotImplementedError for a bias that none of the tables has."""
     name = type(bias).__name__
