@@ -17,12 +17,8 @@ from transformers.models.longformer import modeling_longformer
 
 from clinattn.attention import fused_attention
 from clinattn.integrations.outcome import Outcome
-from clinattn.integrations.swap import swap, swap_back, warn_once
+from clinattn.integrations.swap import swap, swap_back, warn_of_attentions
 
-PARAMETERS = (
-    "hidden_states", "attention_mask", "is_index_masked", "is_index_global_attn", "is_global_attn",
-    "output_attentions",
-)  # fmt: skip
 DETAIL = "fused_attention with a window and global tokens"
 
 
@@ -62,6 +58,11 @@ class _Attention(nn.Module):
     dropout: float
     one_sided_attn_window_size: int
 
+    forward_parameters = (
+        "hidden_states", "attention_mask", "is_index_masked", "is_index_global_attn",
+        "is_global_attn", "output_attentions",
+    )  # fmt: skip
+
     def forward(
         self,
         hidden_states: Tensor,
@@ -77,10 +78,7 @@ class _Attention(nn.Module):
         positive = global; is_index_masked, is_index_global_attn: (B, N) bool, its two signs.
         """
         if output_attentions:
-            warn_once(
-                f"{type(self).__name__}: attention probabilities were asked for; such calls run "
-                "the code of transformers"
-            )
+            warn_of_attentions(self)
             return super().forward(
                 hidden_states, attention_mask, is_index_masked, is_index_global_attn,
                 is_global_attn, output_attentions,
@@ -194,7 +192,7 @@ REPLACEMENTS: dict[type, type] = {
 
 def adapt(module: nn.Module) -> Outcome | None:
     """Replace the attention of this module, not of its children; None if it is none of these."""
-    return swap(module, REPLACEMENTS, PARAMETERS, DETAIL)
+    return swap(module, REPLACEMENTS, DETAIL)
 
 
 def restore(module: nn.Module) -> bool:

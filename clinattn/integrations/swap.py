@@ -6,6 +6,7 @@ import inspect
 import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
+from typing import Any
 
 from torch import nn
 
@@ -14,14 +15,12 @@ from clinattn.integrations.outcome import Outcome
 MAX_HEAD_DIM = 256
 
 
-def swap(
-    module: nn.Module, replacements: Mapping[type, type], parameters: tuple[str, ...], detail: str
-) -> Outcome | None:
+def swap(module: nn.Module, replacements: Mapping[type, Any], detail: str) -> Outcome | None:
     """Give module the class that replaces its own; None where none does.
 
-    replacements: original class -> its subclass. The subclass has the name of the original, which
-    device maps and wrapping policies look for. parameters: those of the forward that the subclasses
-    were written for; another release may have others. A second swap changes nothing.
+    replacements: original class -> its subclass. A subclass has the name of the original, which
+    device maps and wrapping policies look for, and in forward_parameters those of the original's
+    forward that it was written for; another release may have others. A second swap changes nothing.
     """
     original = type(module)
     if original in replacements.values():
@@ -32,12 +31,11 @@ def swap(
         return None
     if "forward" in vars(module):  # an instance's own, as accelerate's hooks set, hides the class's
         return Outcome(False, "its forward was overridden on the instance; replace attention first")
+    expected = replacements[original].forward_parameters
     found = tuple(inspect.signature(original.forward).parameters)[1:]
-    if found != parameters:
-        return Outcome(
-            False,
-            f"forward{found} of transformers {version('transformers')}, expected {parameters}",
-        )
+    if found != expected:
+        release = version("transformers")
+        return Outcome(False, f"transformers {release} has forward{found}, expected {expected}")
     head_dim = getattr(module, "head_dim", getattr(module, "attention_head_size", 1))
     if head_dim > MAX_HEAD_DIM:
         return Outcome(False, f"head dimension {head_dim}, expected at most {MAX_HEAD_DIM}")
@@ -57,8 +55,14 @@ def swap_back(module: nn.Module, replacements: Mapping[type, type]) -> bool:
 _warned: set[str] = set()
 
 
-def warn_once(message: str) -> None:
-    """A RuntimeWarning the first time that this message is given in this process."""
-    if message not in _warned:
-        _warned.add(message)
-        warnings.warn(message, RuntimeWarning, stacklevel=3)
+def warn_of_attentions(module: nn.Module) -> None:
+    """A RuntimeWarning, once a class, that a call gives probabilities, and so is the original's."""
+    name = type(module).__name__
+    if name not in _warned:
+        _warned.add(name)
+        warnings.warn(
+            f"{name}: attention probabilities were asked for; such calls run the code of "
+            "transformers, in its memory",
+            RuntimeWarning,
+            stacklevel=3,
+        )
