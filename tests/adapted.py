@@ -67,23 +67,42 @@ def evaluate(model: nn.Module, inputs: dict, valid: Tensor) -> dict[str, Tensor]
     return results
 
 
+def torch_attention(q, k, v, mask=None, dropout_p=0.0, **more) -> Tensor:
+    assert not more
+    return F.scaled_dot_product_attention(q, k, v, mask, dropout_p)
+
+
 def assert_parity(
-    model: nn.Module, adapt: Callable, inputs: dict, valid: Tensor, dtype: torch.dtype
+    model: nn.Module,
+    adapt: Callable,
+    inputs: dict,
+    valid: Tensor,
+    dtype: torch.dtype,
+    peer: str | None = None,
 ) -> nn.Module:
-    """The replaced model, whose results and gradients were seen to be right."""
+    """The replaced model, whose results and gradients were seen to be right.
+
+    peer: a name of fused_attention, in whose place torch's own attention gives a second evaluation
+    of same-dtype maths: gradients from a rounded o, as in every such kernel, where keys that have
+    much in common make their small differences matter.
+    """
     model = model.to(dtype)
     with softmax_as_given():
         truth = evaluate(copy.deepcopy(model).double(), inputs, valid)
     assert all(x.isfinite().all() for x in truth.values())
-    naive = evaluate(model, inputs, valid)
+    naive = [evaluate(model, inputs, valid)]
     replaced = copy.deepcopy(model)
     outcomes = adapt_all(replaced, adapt)
     assert outcomes and all(x.replaced for x in outcomes), outcomes
+    if peer is not None:
+        with mock.patch(peer, torch_attention):
+            naive.append(evaluate(replaced, inputs, valid))
     actual = evaluate(replaced, inputs, valid)
     assert actual.keys() == truth.keys()
     for name, expected in truth.items():
         assert actual[name].shape == expected.shape, name
-        bound = 2 * rms_error(naive[name], expected) + 2 * rounding_unit(expected, dtype)
+        plain = max(rms_error(x[name], expected) for x in naive)
+        bound = 2 * plain + 2 * rounding_unit(expected, dtype)
         error = rms_error(actual[name], expected)
         assert error <= bound, f"{name}: error {error:.3g}, bound {bound:.3g}"  # false for NaN
     return replaced

@@ -1,7 +1,7 @@
 """Self-attention of encoders that are BERT in their maths, with code of their own in transformers.
 
-softmax(q.k / sqrt(D) + mask) v and nothing else: each class listed here was read, and is held by a
-test against its own code. Where a mask of the keys alone has the lowest number of its dtype, the
+softmax(q.k / sqrt(D) + mask) v, at most with a rotation or a bias of positions before: each class
+listed here was read, and is held by a test against its own code. Where a mask of the keys alone has the lowest number of its dtype, the
 key is hidden: it may hold any value, and a sequence of padding alone gives 0, not an average.
 """
 
@@ -127,6 +127,36 @@ class _VisualBert(BertShaped):
         return (self.attend(*self.project(hidden_states), attention_mask),)
 
 
+class _MPNet(BertShaped):
+    """Has its output projection, too, and one bias of relative positions for all layers."""
+
+    forward_parameters = (
+        "hidden_states", "attention_mask", "position_bias", "output_attentions", "kwargs"
+    )  # fmt: skip
+    q: nn.Linear
+    k: nn.Linear
+    v: nn.Linear
+    o: nn.Linear
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        position_bias: Tensor | None = None,
+        output_attentions: bool | None = False,
+        **kwargs: Any,
+    ) -> tuple[Tensor, ...]:
+        if output_attentions:
+            warn_of_attentions(self)
+            return super().forward(hidden_states, attention_mask, position_bias, output_attentions)
+        q, k, v = (self.heads(p(hidden_states)) for p in (self.q, self.k, self.v))
+        if position_bias is None or attention_mask is None:
+            mask = attention_mask if position_bias is None else position_bias
+        else:
+            mask = position_bias + attention_mask
+        return (self.o(self.attend(q, k, v, mask)),)
+
+
 def refuse_decoding(encoder_hidden_states: Tensor | None, past_key_values: Any) -> None:
     """Only decoders are given these, and adapt leaves decoders as they are."""
     if encoder_hidden_states is not None or past_key_values is not None:
@@ -137,6 +167,7 @@ def refuse_decoding(encoder_hidden_states: Tensor | None, past_key_values: Any) 
 
 FAMILIES: dict[tuple[str, str], type[BertShaped]] = {
     ("megatron_bert", "MegatronBertSelfAttention"): _Bert,
+    ("mpnet", "MPNetSelfAttention"): _MPNet,
     ("rembert", "RemBertSelfAttention"): _Bert,
     ("roformer", "RoFormerSelfAttention"): _RoFormer,
     ("tapas", "TapasSelfAttention"): _Tapas,
