@@ -1,8 +1,9 @@
 """Self-attention of encoders that are BERT in their maths, with code of their own in transformers.
 
 softmax(q.k / sqrt(D) + mask) v, at most with a rotation or a bias of positions before: each class
-listed here was read, and is held by a test against its own code. Where a mask of the keys alone has the lowest number of its dtype, the
-key is hidden: it may hold any value, and a sequence of padding alone gives 0, not an average.
+listed here was read, and is held by a test against its own code. Where a mask of the keys alone has
+the lowest number of its dtype, the key is hidden: it may hold any value, and a sequence of padding
+alone gives 0, not an average.
 """
 
 from __future__ import annotations

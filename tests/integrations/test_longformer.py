@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from typing import NamedTuple
+from unittest import mock
 
 import pytest
 import torch
@@ -28,6 +29,7 @@ from transformers import (  # noqa: E402
 )
 from transformers.models.longformer import modeling_longformer  # noqa: E402
 
+from clinattn import fused_attention  # noqa: E402
 from clinattn.integrations import longformer, swap  # noqa: E402
 
 BATCH = 3
@@ -163,6 +165,55 @@ def test_padding_may_hold_nan(places):
     hidden[:, list(padded)] = float("nan")
     assert torch.equal(call(module, hidden, places, padded)[0], expected)
     assert (expected[:, list(padded)] == 0).all()
+
+
+@pytest.mark.parametrize(
+    "places, calls", [((), 1), ((0, 1), 2), ((3, 20), 3)], ids=["local", "prefix", "arbitrary"]
+)
+def test_calls(places, calls):
+    """A prefix of global tokens needs no second pass over the local queries."""
+    with mock.patch.object(longformer, "fused_attention", wraps=fused_attention) as spy:
+        call(make_module(), torch.randn(2, 23, 24), places)
+    assert spy.call_count == calls
+
+
+@pytest.mark.parametrize("places", [(), (0, 1), (3, 20)], ids=["local", "prefix", "arbitrary"])
+def test_per_sample_gradients(places):
+    """Those of opacus' hooks are those of one sequence at a time."""
+    grad_sample = pytest.importorskip("opacus").GradSampleModule
+    module, hidden = make_module(), torch.randn(3, 24, 24)
+    expected: dict[str, list[torch.Tensor]] = {}
+    for row in hidden.split(1):
+        module.zero_grad()
+        call(module, row, places)[0].square().sum().backward()
+        for name, x in module.named_parameters():
+            expected.setdefault(name, []).append(torch.zeros_like(x) if x.grad is None else x.grad)
+    module.zero_grad()
+    watched = grad_sample(module, batch_first=True, loss_reduction="sum")
+    call(watched, hidden, places)[0].square().sum().backward()
+    for name, x in module.named_parameters():
+        if x.requires_grad and (places or "global" not in name):
+            torch.testing.assert_close(x.grad_sample, torch.stack(expected[name]))
+
+
+@pytest.mark.unpoisoned
+@pytest.mark.parametrize("places", [(), (0, 1), (3, 20)], ids=["local", "prefix", "arbitrary"])
+def test_compiled(places):
+    module, hidden = make_module(), torch.randn(2, 23, 24)
+    expected = call(module, hidden, places, (21, 22))[0]
+    compiled = torch.compile(module, backend="aot_eager")
+    torch.testing.assert_close(call(compiled, hidden, places, (21, 22))[0], expected)
+
+
+@pytest.mark.parametrize("places", [(), (0, 1), (3, 20)], ids=["local", "prefix", "arbitrary"])
+def test_autocast(places):
+    module, hidden = make_module(), torch.randn(2, 24, 24)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = call(module, hidden, places)[0]
+        longformer.restore(module)
+        theirs = call(module, hidden, places)[0]
+    assert ours.dtype == theirs.dtype == torch.bfloat16
+    torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("places", [(), (0, 1), (3, 20)], ids=["local", "prefix", "arbitrary"])
