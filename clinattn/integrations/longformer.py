@@ -140,10 +140,9 @@ class _Attention(nn.Module):
         o = self._merged(o)
         if prefix:
             return torch.cat((o_global, o[:, n_global:]), dim=1)
-        batch, slot = (torch.arange(n, device=q.device) for n in slots.shape)
-        taken = slot < counts[:, None]
-        at = (batch[:, None].expand_as(slots)[taken], slots[taken])
-        return o.index_put(at, o_global[taken])
+        slot = (is_global.cumsum(1) - 1).clamp(min=0)  # of each global token among its sequence's
+        spread = o_global.gather(1, slot[..., None].expand_as(o))
+        return torch.where(is_global[..., None], spread, o)
 
     def _global_rows(
         self, hidden_states: Tensor, slots: Tensor, counts: Tensor, is_masked: Tensor

@@ -158,7 +158,6 @@ NOT_REPLACED: dict[str, dict[str, str]] = {
         "esm": "EsmFoldAttention EsmFoldSelfAttention",
         "esmfold2": "EsmFold2RowAttentionPooling",
         "evolla": "EvollaSequenceAlignerCrossAttention EvollaSequenceCompressorAttention",
-        "flaubert": "MultiHeadAttention",
         "flava": "FlavaSelfAttention",
         "fsmt": "Attention",
         "git": "GitSelfAttention",
@@ -200,7 +199,6 @@ NOT_REPLACED: dict[str, dict[str, str]] = {
         "vilt": "ViltSelfAttention",
         "vitdet": "VitDetAttention",
         "wavlm": "WavLMAttention",
-        "xlm": "MultiHeadAttention",
         "zoedepth": "ZoeDepthMultiheadAttention",
     },
 }

@@ -18,6 +18,7 @@ from clinattn.integrations import (  # noqa: E402
     big_bird,
     longformer,
     unsupported,
+    xlm,
 )
 
 REPLACED = {
@@ -26,6 +27,7 @@ REPLACED = {
         bert_shaped.REPLACEMENTS,
         big_bird.REPLACEMENTS,
         longformer.REPLACEMENTS,
+        xlm.REPLACEMENTS,
     )
     for x in replacements
 } | {("big_bird", "BigBirdBlockSparseAttention")}  # big_bird says why not
