@@ -8,6 +8,7 @@ made to replace the new ones, too, so that no layer falls back to its own code u
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 from torch import Tensor, nn
@@ -23,13 +24,16 @@ SPARSE = (
     "turns to at its first short sequence, or by set_attention_type('original_full'), is replaced"
 )
 
+# Whether layers are told that the configuration wants probabilities; else only hooks would know.
+TOLD = "output_attentions" in signature(modeling_big_bird.BigBirdAttention.forward).parameters
+
 
 class BigBirdSelfAttention(BertShaped, modeling_big_bird.BigBirdSelfAttention):
     """transformers' BigBirdSelfAttention of an encoder, without its matrix of probabilities."""
 
     forward_parameters = (
         "hidden_states", "attention_mask", "encoder_hidden_states", "encoder_attention_mask",
-        "past_key_values", "kwargs",
+        "past_key_values", "output_attentions", "kwargs",
     )  # fmt: skip
 
     def forward(
@@ -39,14 +43,15 @@ class BigBirdSelfAttention(BertShaped, modeling_big_bird.BigBirdSelfAttention):
         encoder_hidden_states: Tensor | None = None,
         encoder_attention_mask: Tensor | None = None,
         past_key_values: Any = None,
+        output_attentions: bool | None = False,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """(o, probabilities), the latter None unless kwargs ask for output_attentions."""
+        """(o, probabilities), the latter None unless asked for."""
         refuse_decoding(encoder_hidden_states, past_key_values)
-        if kwargs.get("output_attentions"):
+        if output_attentions:
             warn_of_attentions(self)
             return modeling_big_bird.BigBirdSelfAttention.forward(
-                self, hidden_states, attention_mask, **kwargs
+                self, hidden_states, attention_mask, output_attentions=output_attentions
             )
         return self.attend(*self.project(hidden_states), attention_mask), None
 
@@ -56,8 +61,8 @@ class BigBirdAttention(modeling_big_bird.BigBirdAttention):
 
     forward_parameters = (
         "hidden_states", "attention_mask", "encoder_hidden_states", "encoder_attention_mask",
-        "past_key_values", "band_mask", "from_mask", "to_mask", "from_blocked_mask",
-        "to_blocked_mask", "kwargs",
+        "past_key_values", "output_attentions", "band_mask", "from_mask", "to_mask",
+        "from_blocked_mask", "to_blocked_mask", "kwargs",
     )  # fmt: skip
 
     def set_attention_type(self, value: str, layer_idx: int | None = None) -> None:
@@ -65,8 +70,8 @@ class BigBirdAttention(modeling_big_bird.BigBirdAttention):
         adapt(self.self)
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-        # A configuration's own wish for probabilities would be read by hooks alone.
-        kwargs.setdefault("output_attentions", self.config.output_attentions)
+        if not TOLD:
+            kwargs.setdefault("output_attentions", self.config.output_attentions)
         return super().forward(*args, **kwargs)
 
 

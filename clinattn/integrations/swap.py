@@ -19,8 +19,9 @@ def swap(module: nn.Module, replacements: Mapping[type, Any], detail: str) -> Ou
     """Give module the class that replaces its own; None where none does.
 
     replacements: original class -> its subclass. A subclass has the name of the original, which
-    device maps and wrapping policies look for, and in forward_parameters those of the original's
-    forward that it was written for; another release may have others. A second swap changes nothing.
+    device maps and wrapping policies look for, and in forward_parameters all that it knows what to
+    do with; a release whose forward has others, or in another order, is refused. A second swap
+    changes nothing.
     """
     original = type(module)
     if original in replacements.values():
@@ -33,9 +34,8 @@ def swap(module: nn.Module, replacements: Mapping[type, Any], detail: str) -> Ou
         return Outcome(False, "its forward was overridden on the instance; replace attention first")
     expected = replacements[original].forward_parameters
     found = tuple(inspect.signature(original.forward).parameters)[1:]
-    if found[-1:] == ("cache_position",):  # of a decoder, in earlier releases
-        found = (*found[:-1], "kwargs")
-    if found != expected:
+    known = tuple(x for x in found if x != "cache_position")  # of a decoder, in earlier releases
+    if known != tuple(x for x in expected if x in known):
         release = version("transformers")
         return Outcome(False, f"transformers {release} has forward{found}, expected {expected}")
     head_dim = getattr(module, "head_dim", getattr(module, "attention_head_size", 1))

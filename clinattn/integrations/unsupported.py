@@ -34,6 +34,8 @@ QUANTIZED = "made to compute in integers, softmax included"
 DECODER = "a decoder with code of its own: causal masks and caches are not handled"
 UNWRITTEN = "softmax attention in code of its own, for which no replacement is written"
 
+RELEASE = "5.23"  # of transformers, whose classes these are; others have most of them
+
 # {reason: {model: names of its classes}}
 NOT_REPLACED: dict[str, dict[str, str]] = {
     TERMS: {
