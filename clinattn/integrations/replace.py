@@ -12,13 +12,16 @@ from typing import NamedTuple
 
 from torch import nn
 
+from clinattn.integrations import unsupported
 from clinattn.integrations.outcome import Outcome
 
 # Each has adapt(module) -> Outcome | None and restore(module); the first that answers decides.
 # By the package without which a model has no such module.
 ADAPTERS = {
-    "transformers": ("transformers_models",),
-}
+    "transformers": (
+        "transformers_models", "longformer", "big_bird", "bert_shaped", "xlm", "unsupported",
+    ),
+}  # fmt: skip
 
 
 class Replaced(NamedTuple):
@@ -83,20 +86,27 @@ def replace_attention(model: nn.Module) -> Replacement:
     for adapter in adapters:
         if hasattr(adapter, "switch"):
             result._undo.append(adapter.switch(model))
+    unknown = []
     for name, module in model.named_modules():
-        for adapter in adapters:
-            outcome: Outcome | None = adapter.adapt(module)
-            if outcome is None:
-                continue
-            kind = type(module).__name__
-            if outcome.replaced:
-                result.replaced.append(Replaced(name, kind, outcome.detail))
-                if hasattr(adapter, "restore"):
-                    result._undo.append(partial(adapter.restore, module))
-            else:
-                result.kept.append(Kept(name, kind, outcome.detail))
-            break
+        result._undo += [partial(adapter.restore, module) for adapter in adapters]
+        outcomes = (adapter.adapt(module) for adapter in adapters)
+        outcome: Outcome | None = next((x for x in outcomes if x is not None), None)
+        kind = type(module).__name__
+        if outcome is None:
+            if unsupported.looks_like_attention(module):
+                unknown.append(Kept(name, kind, unsupported.why_unknown(module)))
+        elif outcome.replaced:
+            result.replaced.append(Replaced(name, kind, outcome.detail))
+        else:
+            result.kept.append(Kept(name, kind, outcome.detail))
+    answered = [x.name for x in (*result.replaced, *result.kept)]
+    result.kept.extend(x for x in unknown if not _holds_or_is_in(x.name, answered))
     if not result.replaced:
         kind = type(model).__name__
         warnings.warn(f"no attention was replaced in {kind}:\n{result}", stacklevel=2)
     return result
+
+
+def _holds_or_is_in(name: str, others: list[str]) -> bool:
+    """Whether a module holds one of the others or lies in it."""
+    return any(x.startswith(f"{name}.") or name.startswith(f"{x}.") for x in others)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
-from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from clinattn.integrations.outcome import Outcome
 from clinattn.integrations.transformers import NAME, register
+from clinattn.integrations.unsupported import uses_registry
 
 
 def switch(model: nn.Module) -> Callable[[], None]:
@@ -47,25 +45,13 @@ def adapt(module: nn.Module) -> Outcome | None:
     """Whether a module asks the registry, and is given clinattn; None if it does not ask."""
     config = getattr(module, "config", None)
     chosen = getattr(config, "_attn_implementation", None)
-    if chosen is None or isinstance(module, PreTrainedModel) or not _asks(type(module)):  # type: ignore[arg-type]
+    if chosen is None or isinstance(module, PreTrainedModel) or not uses_registry(module):
         return None
     if chosen == NAME:
         return Outcome(True, f"attn_implementation={NAME!r}")
     return Outcome(False, f"transformers kept attn_implementation={chosen!r} for its model")
 
 
-@cache
-def _asks(cls: Any) -> bool:
-    """Whether the forward of a class looks its attention function up, by its source."""
-    for base in cls.__mro__:
-        if "forward" not in vars(base):
-            continue
-        try:
-            source = inspect.getsource(vars(base)["forward"])
-        except (OSError, TypeError):
-            return False
-        if "ALL_ATTENTION_FUNCTIONS" in source:
-            return True
-        if "super()" not in source:
-            return False
+def restore(module: nn.Module) -> bool:
+    """What switch returns undoes all of a model."""
     return False

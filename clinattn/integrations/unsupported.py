@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import inspect
 import re
+from functools import cache
+from typing import Any
 
 from torch import nn
 
@@ -239,10 +241,36 @@ def restore(module: nn.Module) -> bool:
 
 def uses_registry(module: nn.Module) -> bool:
     """Whether its forward asks transformers' registry, where set_attn_implementation reaches it."""
+    return _asks_registry(type(module))  # type: ignore[arg-type]
+
+
+@cache
+def _asks_registry(cls: Any) -> bool:
+    for base in cls.__mro__:
+        source = _source(vars(base).get("forward"))
+        if "ALL_ATTENTION_FUNCTIONS" in source:
+            return True
+        if source and "super()" not in source:
+            return False
+    return False
+
+
+def _source(function: Any) -> str:
+    """Empty where there is none to read."""
     try:
-        return "ALL_ATTENTION_FUNCTIONS" in inspect.getsource(type(module).forward)
-    except (OSError, TypeError):  # no source to read
-        return False
+        return "" if function is None else inspect.getsource(function)
+    except (OSError, TypeError):
+        return ""
+
+
+def why_unknown(module: nn.Module) -> str:
+    """The reason to give for a module that looks like attention."""
+    if "scaled_dot_product_attention" in _source(type(module).forward):
+        return (
+            "calls torch's scaled_dot_product_attention: call clinattn.fused_attention there, or "
+            "see clinattn.integrations.sdpa"
+        )
+    return f"{type(module).__name__} is not known"
 
 
 def looks_like_attention(module: nn.Module) -> bool:
