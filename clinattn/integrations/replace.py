@@ -88,7 +88,7 @@ def replace_attention(model: nn.Module) -> Replacement:
             result._undo.append(adapter.switch(model))
     unknown = []
     for name, module in model.named_modules():
-        result._undo += [partial(adapter.restore, module) for adapter in adapters]
+        result._undo.extend(partial(adapter.restore, module) for adapter in adapters)
         outcomes = (adapter.adapt(module) for adapter in adapters)
         outcome: Outcome | None = next((x for x in outcomes if x is not None), None)
         kind = type(module).__name__
@@ -99,7 +99,7 @@ def replace_attention(model: nn.Module) -> Replacement:
             result.replaced.append(Replaced(name, kind, outcome.detail))
         else:
             result.kept.append(Kept(name, kind, outcome.detail))
-    answered = [x.name for x in (*result.replaced, *result.kept)]
+    answered = [x.name for x in result.replaced] + [x.name for x in result.kept]
     result.kept.extend(x for x in unknown if not _holds_or_is_in(x.name, answered))
     if not result.replaced:
         kind = type(model).__name__
