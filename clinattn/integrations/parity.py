@@ -1,0 +1,173 @@
+"""Whether a model computes the same after its attention was replaced.
+
+Truth is the model's own eager attention in fp64, everything else in fp64 too; the yardstick is the
+same in the dtype that is tested. Compared are outputs at real tokens and every parameter's gradient.
+
+What is allowed. fused_attention promises at most twice the error of plain attention in its dtype
+plus two rounding units of its result, forward and backward. A model hands errors on, the same ones
+before and after, and those of its n calls of attention add up. So a quantity may have twice its
+error with eager attention plus, at its scale, 2 n rounding units; a gradient 4 n, as both passes
+are in it. Of an output the scale is its largest entry. A gradient is a sum over tokens, rounded at
+the size of what is summed, which is larger than the result where that cancels. (The gradient of a
+key's bias is 0, as softmax takes no notice of it; what a dtype gives is its error alone.) The other
+parameters of the module get theirs from the same terms, so the scale is the largest entry of any.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from clinattn.functions import FORWARD
+from clinattn.integrations.example_inputs import Batch, outputs_of
+
+Replace = Callable[[nn.Module], Any]
+GRADIENT = "gradient of "
+
+
+class InDouble(TorchFunctionMode):
+    """Takes what code computes in fp32 whatever its inputs (norms, rotary angles) to fp64."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        args = tuple(map(_double, args))
+        kwargs = {name: _double(x) for name, x in (kwargs or {}).items()}
+        return func(*args, **kwargs).double() if func is Tensor.float else func(*args, **kwargs)
+
+
+def _double(argument: Any) -> Any:
+    return torch.float64 if argument is torch.float32 else argument
+
+
+class CountedAttention(TorchDispatchMode):
+    """calls: how often clinattn computed attention since the mode was entered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.calls += func is FORWARD
+        return func(*args, **(kwargs or {}))
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Worst errors of outputs and gradients, as fractions of what is allowed.
+
+    outputs, gradients: at most 1 where all is well; gradients is None where none were asked for.
+    calls: how often the model called clinattn; 0 if its attention was not replaced at all.
+    worst: the name of the worst quantity, its error, that of eager attention, and what is allowed.
+    """
+
+    outputs: float
+    gradients: float | None
+    calls: int
+    worst: tuple[str, float, float, float]
+
+    @property
+    def passed(self) -> bool:
+        return self.outputs <= 1 and (self.gradients is None or self.gradients <= 1)
+
+
+def compare(model: nn.Module, batch: Batch, replace: Replace, training: bool) -> Parity:
+    """`model` with eager attention against a copy of it on which `replace` was called.
+
+    model: without dropout; it is left as it is. batch: for it; in evaluation mode outputs alone
+    are compared, without autograd.
+    """
+    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+    eager = copy.deepcopy(model)
+    if getattr(eager.config, "_attn_implementation", "eager") != "eager":
+        eager.set_attn_implementation("eager")
+    exact = copy.deepcopy(eager).double()
+    replaced = copy.deepcopy(model)
+    replace(replaced)
+    batch = batch.to(dtype)
+    with InDouble():
+        truth = quantities(exact, batch.to(torch.float64), dtype, training)
+    naive = quantities(eager, batch, dtype, training)
+    with CountedAttention() as counted:
+        actual = quantities(replaced, batch, dtype, training)
+    return judge(actual, truth, naive, dtype, counted.calls)
+
+
+def quantities(
+    model: nn.Module, batch: Batch, dtype: torch.dtype, training: bool
+) -> dict[str, Tensor]:
+    """Outputs, and in training mode gradients, by name, in fp64.
+
+    The gradients are those of outputs weighted by random numbers of `dtype`, the same in each call.
+    """
+    model.train(training)
+    with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(training):
+        torch.manual_seed(0)
+        outputs = outputs_of(model(**batch.inputs), batch.real)
+        found = dict(zip(batch.real, outputs, strict=True))
+        if training:
+            weights = [torch.randn(x.shape, device=x.device).to(dtype).to(x.dtype) for x in outputs]
+            model.zero_grad(set_to_none=True)
+            torch.autograd.backward(outputs, weights)
+            for name, parameter in model.named_parameters():
+                if parameter.grad is not None:
+                    found[GRADIENT + name] = parameter.grad
+            model.zero_grad(set_to_none=True)
+    return {name: x.detach().double() for name, x in found.items()}
+
+
+def judge(
+    actual: dict[str, Tensor],
+    truth: dict[str, Tensor],
+    naive: dict[str, Tensor],
+    dtype: torch.dtype,
+    calls: int,
+) -> Parity:
+    """Raises ValueError where the quantities are not the same ones."""
+    if actual.keys() != truth.keys():
+        raise ValueError(f"only before or only after: {sorted(actual.keys() ^ truth.keys())}")
+    scales = scales_of(truth)
+    outputs, gradients, worst = 0.0, None, ("", 0.0, 0.0, 0.0)
+    for name, expected in truth.items():
+        is_gradient = name.startswith(GRADIENT)
+        error, eager = max_error(actual[name], expected), max_error(naive[name], expected)
+        units = (4 if is_gradient else 2) * max(calls, 1)
+        allowed = 2 * eager + units * rounding_unit(scales[name], dtype)
+        share = error / allowed if math.isfinite(error) else math.inf
+        if share >= max(outputs, gradients or 0.0):
+            worst = (name, error, eager, allowed)
+        if is_gradient:
+            gradients = max(gradients or 0.0, share)
+        else:
+            outputs = max(outputs, share)
+    return Parity(outputs, gradients, calls, worst)
+
+
+def scales_of(truth: dict[str, Tensor]) -> dict[str, float]:
+    """The largest entry, of a gradient among all parameters of its module."""
+    largest: dict[str, float] = {}
+    for name, x in truth.items():
+        owner = owner_of(name)
+        largest[owner] = max(largest.get(owner, 0.0), float(x.abs().max()))
+    return {name: largest[owner_of(name)] for name in truth}
+
+
+def owner_of(name: str) -> str:
+    return name.rpartition(".")[0] if name.startswith(GRADIENT) else name
+
+
+def max_error(actual: Tensor, truth: Tensor) -> float:
+    """NaN where any entry is."""
+    return float((actual - truth).abs().max())
+
+
+def rounding_unit(scale: float, dtype: torch.dtype) -> float:
+    """The spacing of `dtype` at `scale`."""
+    info = torch.finfo(dtype)
+    return info.eps * 2.0 ** math.floor(math.log2(max(scale, info.tiny)))
