@@ -56,15 +56,20 @@ class Architecture:
         return with_dropout(config, dropout)
 
     def build(
-        self, dropout: float = 0.0, implementation: str = "eager"
+        self, dropout: float = 0.0, dtype: torch.dtype = torch.float32, head: str | None = None
     ) -> transformers.PreTrainedModel:
-        """The same weights in every call. In training mode, fp32."""
+        """With the same weights in every call and eager attention, in training mode.
+
+        head: another class for the same configuration, such as one that generates.
+        """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            model = getattr(transformers, self.model)._from_config(
-                self.config(dropout), attn_implementation=implementation
+            model: Any = getattr(transformers, head or self.model)._from_config(
+                self.config(dropout), attn_implementation="eager"
             )
-            return (spread_weights(model) if self.spread else model).train()
+            if self.spread:
+                spread_weights(model)
+            return model.to(dtype).train()
 
 
 def with_dropout(
@@ -81,7 +86,7 @@ def with_dropout(
     return config
 
 
-def spread_weights(model: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
+def spread_weights(model: transformers.PreTrainedModel) -> None:
     """Draw weights anew so that no layer leaves its input as small as usual initialisation does.
 
     With standard deviations of 0.02 all scores are nearly 0, and attention is an average whatever
@@ -93,7 +98,6 @@ def spread_weights(model: transformers.PreTrainedModel) -> transformers.PreTrain
                 parameter.normal_(0, parameter[0].numel() ** -0.5)
             else:
                 parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    return model
 
 
 def _encoder(hidden: int = 48, heads: int = 3, **more: Any) -> dict[str, Any]:
@@ -214,9 +218,7 @@ REPLACED = (
         batch=example_inputs.text_with_global_token,
     ),
     Architecture("vit", "ViTModel", _vision(), batch=example_inputs.image, paddings=WITHOUT),
-    Architecture(
-        "dinov2", "Dinov2Model", _vision(), batch=example_inputs.image, paddings=WITHOUT
-    ),
+    Architecture("dinov2", "Dinov2Model", _vision(), batch=example_inputs.image, paddings=WITHOUT),
     Architecture(
         "clip_text_model",
         "CLIPTextModel",
@@ -348,13 +350,16 @@ KEPT = (
         "deberta-v2",
         "DebertaV2Model",
         _encoder(
-            relative_attention=True, pos_att_type=["p2c", "c2p"], position_buckets=8, type_vocab_size=0
+            relative_attention=True,
+            pos_att_type=["p2c", "c2p"],
+            position_buckets=8,
+            type_vocab_size=0,
         ),
     ),
     Architecture(
         "big_bird",
         "BigBirdModel",
-        _encoder(attention_type="block_sparse", block_size=4, num_random_blocks=1),
+        _encoder(attention_type="block_sparse", block_size=2, num_random_blocks=1),
     ),
 )
 

@@ -1,7 +1,7 @@
 """Whether a model computes the same after its attention was replaced.
 
-Truth is the model's own eager attention in fp64, everything else in fp64 too; the yardstick is the
-same in the dtype that is tested. Compared are outputs at real tokens and every parameter's gradient.
+Truth is the model with its own eager attention, all of it in fp64; the yardstick is the same in the
+dtype that is tested. Compared are outputs at real tokens and the gradient of every parameter.
 
 What is allowed. fused_attention promises at most twice the error of plain attention in its dtype
 plus two rounding units of its result, forward and backward. A model hands errors on, the same ones
@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import PreTrainedModel
 
 from clinattn.functions import FORWARD
 from clinattn.integrations.example_inputs import Batch, outputs_of
@@ -77,41 +78,42 @@ class Parity:
         return self.outputs <= 1 and (self.gradients is None or self.gradients <= 1)
 
 
-def compare(model: nn.Module, batch: Batch, replace: Replace, training: bool) -> Parity:
+def compare(
+    model: PreTrainedModel, batch: Batch, replace: Replace, *, training: bool, gradients: bool
+) -> Parity:
     """`model` with eager attention against a copy of it on which `replace` was called.
 
-    model: without dropout; it is left as it is. batch: for it; in evaluation mode outputs alone
-    are compared, without autograd.
+    model: is left as it is. training: the mode it is in, without dropout if that is training.
+    gradients: compares them, too; otherwise autograd is off.
     """
     dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
     eager = copy.deepcopy(model)
     if getattr(eager.config, "_attn_implementation", "eager") != "eager":
         eager.set_attn_implementation("eager")
-    exact = copy.deepcopy(eager).double()
+    exact = nn.Module.double(copy.deepcopy(eager))
     replaced = copy.deepcopy(model)
     replace(replaced)
     batch = batch.to(dtype)
     with InDouble():
-        truth = quantities(exact, batch.to(torch.float64), dtype, training)
-    naive = quantities(eager, batch, dtype, training)
+        truth = quantities(exact.train(training), batch.to(torch.float64), dtype, gradients)
+    naive = quantities(eager.train(training), batch, dtype, gradients)
     with CountedAttention() as counted:
-        actual = quantities(replaced, batch, dtype, training)
+        actual = quantities(replaced.train(training), batch, dtype, gradients)
     return judge(actual, truth, naive, dtype, counted.calls)
 
 
 def quantities(
-    model: nn.Module, batch: Batch, dtype: torch.dtype, training: bool
+    model: nn.Module, batch: Batch, dtype: torch.dtype, gradients: bool
 ) -> dict[str, Tensor]:
-    """Outputs, and in training mode gradients, by name, in fp64.
+    """Outputs and, if wanted, gradients by name, in fp64.
 
     The gradients are those of outputs weighted by random numbers of `dtype`, the same in each call.
     """
-    model.train(training)
-    with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(training):
+    with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(gradients):
         torch.manual_seed(0)
         outputs = outputs_of(model(**batch.inputs), batch.real)
         found = dict(zip(batch.real, outputs, strict=True))
-        if training:
+        if gradients:
             weights = [torch.randn(x.shape, device=x.device).to(dtype).to(x.dtype) for x in outputs]
             model.zero_grad(set_to_none=True)
             torch.autograd.backward(outputs, weights)
@@ -129,17 +131,17 @@ def judge(
     dtype: torch.dtype,
     calls: int,
 ) -> Parity:
-    """Raises ValueError where the quantities are not the same ones."""
-    if actual.keys() != truth.keys():
-        raise ValueError(f"only before or only after: {sorted(actual.keys() ^ truth.keys())}")
+    """A quantity that one of the two does not have is off by infinity."""
     scales = scales_of(truth)
     outputs, gradients, worst = 0.0, None, ("", 0.0, 0.0, 0.0)
-    for name, expected in truth.items():
+    for name in truth | actual:
+        error = eager = allowed = share = math.inf
         is_gradient = name.startswith(GRADIENT)
-        error, eager = max_error(actual[name], expected), max_error(naive[name], expected)
-        units = (4 if is_gradient else 2) * max(calls, 1)
-        allowed = 2 * eager + units * rounding_unit(scales[name], dtype)
-        share = error / allowed if math.isfinite(error) else math.inf
+        if name in truth and name in actual:
+            error, eager = (max_error(x[name], truth[name]) for x in (actual, naive))
+            units = (4 if is_gradient else 2) * max(calls, 1)
+            allowed = 2 * eager + units * rounding_unit(scales[name], dtype)
+            share = error / allowed if math.isfinite(error) else math.inf
         if share >= max(outputs, gradients or 0.0):
             worst = (name, error, eager, allowed)
         if is_gradient:

@@ -41,12 +41,19 @@ def compare_architecture(
     architecture: Architecture, dtype: str, mode: str, padding: Padding, replace: Replace
 ) -> Row:
     """replace: returns a report whose `replaced` and `kept` list attention modules."""
-    model = architecture.build().to(DTYPES[dtype])
+    model = architecture.build(dtype=DTYPES[dtype])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         batch = architecture.batch(model.config, LENGTHS, padding)
     reports = []
-    parity = compare(model, batch, lambda copied: reports.append(replace(copied)), mode == "train")
+    training = mode == "train"
+    parity = compare(
+        model,
+        batch,
+        lambda copied: reports.append(replace(copied)),
+        training=training,
+        gradients=training,
+    )
     (report,) = reports
     replaced = len(report.replaced)
     return Row(
