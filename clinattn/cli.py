@@ -1,8 +1,9 @@
-"""The command line: doctor, bench, report, profile."""
+"""The command line: doctor, bench, report, profile, report-model."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -33,16 +34,19 @@ err = Console(stderr=True)
 
 
 @contextmanager
-def clear_errors() -> Iterator[None]:
-    """Bad input, or a package that is missing, ends with a line and status 2, not a traceback."""
+def clear_errors(extra: str = "bench") -> Iterator[None]:
+    """Bad input, or a package that is missing, ends with a line and status 2, not a traceback.
+
+    extra: of clinattn, which brings the packages.
+    """
     try:
         yield
     except ModuleNotFoundError as error:
-        need = f"{error.name} is not installed: pip install 'clinattn[bench]'"
-        err.print(f"error: {need}", style="red", markup=False, highlight=False)
+        need = f"{error.name} is not installed: pip install 'clinattn[{extra}]'"
+        err.print(f"error: {need}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
     except (ValueError, NotImplementedError) as error:
-        err.print(f"error: {error}", style="red", markup=False, highlight=False)
+        err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
 
 
@@ -225,6 +229,62 @@ def profile_command(
     if settings.device == "cuda":
         command = " ".join(sys.argv)
         out.print(f"nsys profile -t cuda,nvtx --capture-range=cudaProfilerApi {command}")
+
+
+@app.command("report-model")
+def report_model_command(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A folder with config.json, a config.json, or a model type such as bert.",
+        ),
+    ],
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    batch_size: Annotated[int, typer.Option()] = 4,
+    tokens: Annotated[
+        int | None, typer.Option(help="Of the longest sequence. (default: 256, or what fits)")
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Of the clock.")] = 5,
+    train: Annotated[bool, typer.Option("--train", help="Time forward and backward.")] = False,
+    full_size: Annotated[
+        bool, typer.Option("--full-size", help="Of a model type: its default configuration.")
+    ] = False,
+    device: Annotated[str | None, typer.Option(help="(default: cuda if there, else cpu)")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="(default: torch's)")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False,
+) -> None:
+    """A transformers model before and after its attention is replaced: parity, speed, memory.
+
+    Nothing is downloaded. Ends with status 1 if results are not those of the model's own attention.
+    """
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    with clear_errors("integrations"):
+        import torch
+
+        from clinattn.integrations.model_report import Settings, report_model, summary
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+        settings = Settings(
+            source=model,
+            dtype=dtype,
+            batch_size=batch_size,
+            tokens=tokens,
+            rounds=rounds,
+            train=train,
+            full_size=full_size,
+            device=device or default_device(),
+        )
+        with progress_bar() as progress:
+            result = report_model(settings, progress)
+    if as_json:
+        print(json.dumps(result, indent=2))
+    else:
+        for line in summary(result):
+            out.print(line, markup=False, highlight=False, soft_wrap=True)
+    if not result["passed"]:
+        raise typer.Exit(1)
 
 
 def default_device() -> str:

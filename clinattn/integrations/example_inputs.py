@@ -21,12 +21,14 @@ class Batch(NamedTuple):
     inputs: dict[str, Tensor]
     real: dict[str, Tensor | None]
 
-    def to(self, dtype: torch.dtype) -> Batch:
-        """With floating inputs in `dtype`."""
+    def to(self, dtype: torch.dtype, device: torch.device) -> Batch:
+        """On `device`, with floating inputs in `dtype`."""
         inputs = {
-            name: x.to(dtype) if x.is_floating_point() else x for name, x in self.inputs.items()
+            name: x.to(device, dtype if x.is_floating_point() else x.dtype)
+            for name, x in self.inputs.items()
         }
-        return Batch(inputs, self.real)
+        real = {name: None if x is None else x.to(device) for name, x in self.real.items()}
+        return Batch(inputs, real)
 
 
 MakeBatch = Callable[[Any, Sequence[int], Padding], Batch]

@@ -86,16 +86,16 @@ def compare(
     model: is left as it is. training: the mode it is in, without dropout if that is training.
     gradients: compares them, too; otherwise autograd is off.
     """
-    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+    device, dtype = next((p.device, p.dtype) for p in model.parameters() if p.is_floating_point())
     eager = copy.deepcopy(model)
     if getattr(eager.config, "_attn_implementation", "eager") != "eager":
         eager.set_attn_implementation("eager")
     exact = nn.Module.double(copy.deepcopy(eager))
     replaced = copy.deepcopy(model)
     replace(replaced)
-    batch = batch.to(dtype)
+    batch = batch.to(dtype, device)
     with InDouble():
-        truth = quantities(exact.train(training), batch.to(torch.float64), dtype, gradients)
+        truth = quantities(exact.train(training), batch.to(torch.float64, device), dtype, gradients)
     naive = quantities(eager.train(training), batch, dtype, gradients)
     with CountedAttention() as counted:
         actual = quantities(replaced.train(training), batch, dtype, gradients)

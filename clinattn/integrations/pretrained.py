@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,7 @@ def unpacked_encoder(folder: Path) -> Path:
 
 def clinical_phrases(count: int) -> list[str]:
     """Titles of ICD-10-CM codes, `count` of them spread evenly over the classification."""
-    import simple_icd_10_cm as icd
-
+    icd = import_module("simple_icd_10_cm")
     codes = icd.get_all_codes()
     return [icd.get_description(codes[i * len(codes) // count]) for i in range(count)]
 
