@@ -7,10 +7,12 @@ What is allowed. fused_attention promises at most twice the error of plain atten
 plus two rounding units of its result, forward and backward. A model hands errors on, the same ones
 before and after, and those of its n calls of attention add up. So a quantity may have twice its
 error with eager attention plus, at its scale, 2 n rounding units; a gradient 4 n, as both passes
-are in it. Of an output the scale is its largest entry. A gradient is a sum over tokens, rounded at
-the size of what is summed, which is larger than the result where that cancels. (The gradient of a
-key's bias is 0, as softmax takes no notice of it; what a dtype gives is its error alone.) The other
-parameters of the module get theirs from the same terms, so the scale is the largest entry of any.
+are in it. Of an output the scale is its largest entry. A gradient is a sum, rounded at the size of what
+is summed, which is larger than the result where that cancels. So it does in attention: the gradient
+of a score is p (dp - delta), for every algorithm that keeps no scores the difference of two rounded
+numbers of the size of what reaches the values; that of a key's bias is 0 altogether, as softmax
+takes no notice of it. So the scale of a gradient is the largest entry among the parameters that
+stand together in a module: those of queries, keys and values, say, with weights and biases.
 """
 
 from __future__ import annotations
@@ -152,7 +154,7 @@ def judge(
 
 
 def scales_of(truth: dict[str, Tensor]) -> dict[str, float]:
-    """The largest entry, of a gradient among all parameters of its module."""
+    """The largest entry, of a gradient among all that stand together."""
     largest: dict[str, float] = {}
     for name, x in truth.items():
         owner = owner_of(name)
@@ -161,7 +163,8 @@ def scales_of(truth: dict[str, Tensor]) -> dict[str, float]:
 
 
 def owner_of(name: str) -> str:
-    return name.rpartition(".")[0] if name.startswith(GRADIENT) else name
+    """encoder.layer.0.attention.self for the weight and bias of its query, key and value."""
+    return name.rsplit(".", 2)[0] if name.startswith(GRADIENT) else name
 
 
 def max_error(actual: Tensor, truth: Tensor) -> float:
