@@ -7,12 +7,12 @@ What is allowed. fused_attention promises at most twice the error of plain atten
 plus two rounding units of its result, forward and backward. A model hands errors on, the same ones
 before and after, and those of its n calls of attention add up. So a quantity may have twice its
 error with eager attention plus, at its scale, 2 n rounding units; a gradient 4 n, as both passes
-are in it. Of an output the scale is its largest entry. A gradient is a sum, rounded at the size of what
-is summed, which is larger than the result where that cancels. So it does in attention: the gradient
-of a score is p (dp - delta), for every algorithm that keeps no scores the difference of two rounded
-numbers of the size of what reaches the values; that of a key's bias is 0 altogether, as softmax
-takes no notice of it. So the scale of a gradient is the largest entry among the parameters that
-stand together in a module: those of queries, keys and values, say, with weights and biases.
+are in it. Of an output the scale is its largest entry. A gradient is a sum, rounded at the size of
+what is summed, which is larger than the result where that cancels. So it does in attention: the
+gradient of a score is p (dp - delta), which for every algorithm that keeps no scores is a
+difference of two rounded numbers of the size of what reaches the values; that of a key's bias is 0
+altogether, as softmax takes no notice of it. So the scale of a gradient is the largest entry among
+the parameters that stand together: those of queries, keys and values, say, weights and biases.
 """
 
 from __future__ import annotations

@@ -1,0 +1,186 @@
+"""clinattn report-model, through typer's own runner."""
+
+import json
+import sys
+
+import pytest
+
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("typer")
+pytest.importorskip("rich")
+
+import torch  # noqa: E402
+from typer.testing import CliRunner  # noqa: E402
+
+from clinattn.cli import app  # noqa: E402
+from clinattn.integrations.architectures import find  # noqa: E402
+from clinattn.integrations.model_report import Settings, lengths_for  # noqa: E402
+
+pytestmark = pytest.mark.integrations
+
+FAST = ["--rounds", "1", "--tokens", "17", "--batch-size", "3", "--device", "cpu"]
+
+
+@pytest.fixture
+def report(tmp_path, monkeypatch):
+    """Runs the command in an empty folder, and undoes its HF_HUB_OFFLINE."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.chdir(tmp_path)
+    return lambda *args: CliRunner().invoke(app, ["report-model", *map(str, args)])
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """BERT, with weights."""
+    find("bert").build().save_pretrained(tmp_path / "bert-small")
+    return tmp_path / "bert-small"
+
+
+@pytest.mark.parametrize(
+    "name", ["bert", "modernbert", "t5", "whisper", "vit", "patchtst", "llama"]
+)
+def test_a_model_type_is_compared_and_timed(report, name):
+    done = report(name, *FAST, "--json")
+    assert done.exit_code == 0, done.output
+    result = json.loads(done.stdout)
+    architecture = find(name)
+    assert result["model"] == architecture.model
+    assert len(result["replaced"]) == architecture.attentions
+    assert result["kept"] == []
+    paddings = [p for p in architecture.paddings if p != "none"] or ["none"]
+    assert list(result["parity"]) == paddings
+    for parity in result["parity"].values():
+        assert parity["calls"] == architecture.expected_calls
+        assert 0 < parity["outputs"] <= 1 and 0 < parity["gradients"] <= 1
+    for name in ("before", "after"):
+        cost = result["cost"][name]
+        assert cost["seconds"]["median"] > 0 and cost["tokens_per_s"] > 0
+        if sys.platform == "linux":
+            assert cost["peak_memory_bytes"] >= 0
+    assert result["cost"]["after"]["attention"] == "clinattn"
+    assert result["environment"]["transformers"] == transformers.__version__
+
+
+@pytest.mark.parametrize("options", [[], ["--train"], ["--dtype", "bfloat16"]], ids=" ".join)
+def test_a_folder_with_weights(report, folder, options):
+    done = report(folder, *FAST, *options)
+    assert done.exit_code == 0, done.output
+    for words in ("2 attention modules replaced, 0 kept", "2 x BertSelfAttention", "tokens/s"):
+        assert words in done.stdout
+    assert f"the weights in {folder}" in done.stdout
+    assert done.stdout.endswith("passed\n")
+    assert "compare" in done.stderr
+
+
+def test_the_weights_are_those_of_the_folder(folder):
+    from clinattn.integrations.model_source import load_model
+
+    model, _ = load_model(str(folder))
+    expected = find("bert").build().state_dict()
+    assert not model.training
+    assert all(torch.equal(x, expected[name]) for name, x in model.state_dict().items())
+
+
+@pytest.mark.parametrize("source", [".", "config.json"])
+def test_a_configuration_without_weights(report, folder, source):
+    (folder / "model.safetensors").unlink()
+    done = report(folder / source, *FAST)
+    assert done.exit_code == 0, done.output
+    assert "random weights" in done.stdout
+
+
+def test_what_is_not_known_is_taken_for_text(report, tmp_path):
+    config = transformers.ErnieConfig(**find("bert").settings)
+    config.save_pretrained(tmp_path / "ernie")
+    done = report(tmp_path / "ernie", *FAST)
+    assert done.exit_code == 0, done.output
+    assert "ErnieModel" in done.stdout
+
+
+def config_of_nothing(folder):
+    path = folder / "config.json"
+    path.write_text("{}")
+    return path
+
+
+def broken_weights(folder):
+    (folder / "model.safetensors").write_bytes(b"not this")
+    return folder
+
+
+def empty_folder(folder):
+    (folder / "empty").mkdir()
+    return folder / "empty"
+
+
+def not_json(folder):
+    (folder / "notes.txt").write_text("notes")
+    return folder / "notes.txt"
+
+
+BAD_SOURCES = [config_of_nothing, broken_weights, empty_folder, not_json]
+
+
+@pytest.mark.parametrize("make", BAD_SOURCES, ids=lambda make: make.__name__)
+def test_a_bad_folder_ends_with_one_line(report, folder, make):
+    source = make(folder)
+    done = report(source, *FAST)
+    assert done.exit_code == 2
+    (line,) = [line for line in done.stderr.splitlines() if not line.startswith("[")]
+    assert line.startswith(f"error: {source}: ")
+
+
+BAD_INPUT = [
+    (["no-such-model"], "error: no-such-model: there is no such folder or file"),
+    (["someone/bert-of-the-hub"], "error: someone/bert-of-the-hub: there is no such folder"),
+    (["convnext"], "error: ConvNextModel: takes pixel_values"),
+    (["bert", "--dtype", "int8"], "error: dtype: got 'int8', expected one of float32"),
+    (["bert", "--tokens", "129"], "error: tokens: got 129, expected at most 128"),
+    (["bert", "--rounds", "0"], "error: rounds: got 0, expected at least 1"),
+    (["bert", "--batch-size", "-1"], "error: batch_size: got -1, expected at least 1"),
+    (["bert", "--device", "tpu"], "error: device: got 'tpu', expected cpu or cuda"),
+]
+
+
+@pytest.mark.parametrize("arguments, message", BAD_INPUT, ids=[" ".join(a) for a, _ in BAD_INPUT])
+def test_bad_input_ends_with_one_line(report, arguments, message):
+    done = report(*arguments)
+    assert done.exit_code == 2
+    (line,) = [line for line in done.stderr.splitlines() if not line.startswith("[")]
+    assert line.startswith(message)
+
+
+def test_without_transformers_a_line_says_what_to_install(report, monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("clinattn.integrations.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    done = report("bert")
+    assert done.exit_code == 2
+    assert "pip install 'clinattn[integrations]'" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_attention_that_computes_something_else_fails(report, monkeypatch):
+    from clinattn.integrations import transformers as integration
+
+    own = integration.attention
+    wrong = lambda module, query, *args, **words: own(module, 1.1 * query, *args, **words)
+    monkeypatch.setitem(transformers.AttentionInterface._global_mapping, integration.NAME, None)
+    monkeypatch.setattr(integration, "attention", wrong)
+    done = report("bert", *FAST)
+    assert done.exit_code == 1
+    assert done.stdout.endswith("failed: the error is larger than what is allowed\n")
+
+
+@pytest.mark.filterwarnings("ignore:no attention was replaced")
+def test_a_model_that_keeps_its_attention_fails(report):
+    done = report("deberta-v2", *FAST)
+    assert done.exit_code == 1
+    assert done.stdout.endswith("failed: no attention was replaced\n")
+
+
+def test_a_model_without_positions_for_them_gets_fewer_tokens():
+    roberta = find("roberta").build()
+    assert lengths_for(roberta, Settings("roberta", batch_size=4))[0] == 126
+    assert lengths_for(roberta, Settings("roberta", batch_size=4, tokens=16)) == [16, 12, 8, 4]
+    assert lengths_for(find("t5").build(), Settings("t5", batch_size=1)) == [256]
