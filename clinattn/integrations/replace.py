@@ -93,7 +93,7 @@ def replace_attention(model: nn.Module) -> Replacement:
         outcome: Outcome | None = next((x for x in outcomes if x is not None), None)
         kind = type(module).__name__
         if outcome is None:
-            if unsupported.looks_like_attention(module):
+            if unsupported.looks_like_attention(module) or unsupported.calls_sdpa(module):
                 unknown.append(Kept(name, kind, unsupported.why_unknown(module)))
         elif outcome.replaced:
             result.replaced.append(Replaced(name, kind, outcome.detail))

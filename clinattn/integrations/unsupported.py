@@ -263,9 +263,14 @@ def _source(function: Any) -> str:
         return ""
 
 
+def calls_sdpa(module: nn.Module) -> bool:
+    """Whether its own forward calls torch's attention function, whatever the class is called."""
+    return "scaled_dot_product_attention(" in _source(type(module).forward)
+
+
 def why_unknown(module: nn.Module) -> str:
-    """The reason to give for a module that looks like attention."""
-    if "scaled_dot_product_attention" in _source(type(module).forward):
+    """The reason to give for a module that looks like attention or calls torch's."""
+    if calls_sdpa(module):
         return (
             "calls torch's scaled_dot_product_attention: call clinattn.fused_attention there, or "
             "see clinattn.integrations.sdpa"
