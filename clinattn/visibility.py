@@ -28,6 +28,7 @@ def concrete(x: Tensor) -> bool:
     """Whether x can be read without waiting for a device and without breaking a trace."""
     return (
         not torch.compiler.is_compiling()
+        and torch._C._get_tracing_state() is None  # torch.jit.trace would keep what was read
         and type(x) is Tensor
         and x.device.type == "cpu"
         and not torch._C._are_functorch_transforms_active()

@@ -231,3 +231,14 @@ def test_bottom_right(nq, nk, keywords, backend):
             q[b : b + 1], k[at], v[at], bottom_right=True, backend=backend, **keywords
         )
         torch.testing.assert_close(o[b : b + 1], alone)
+
+
+@pytest.mark.unpoisoned
+def test_a_trace_keeps_no_values_of_masks(backend):
+    """A mask that was a range when torch.jit.trace saw it may have holes later."""
+    q, k, v = tensors(2, 3, 20, 16)
+    ranges = torch.arange(20)[None] < torch.tensor([[20], [9]])
+    call = lambda q, k, v, mask: fused_attention(q, k, v, mask[:, None, None], backend=backend)
+    traced = torch.jit.trace(call, (q, k, v, ranges), check_trace=False)
+    holes = torch.rand(2, 20) < 0.5
+    torch.testing.assert_close(traced(q, k, v, holes), call(q, k, v, holes))

@@ -18,6 +18,7 @@ from clinattn.integrations.outcome import Outcome
 # Each has adapt(module) -> Outcome | None and restore(module); the first that answers decides.
 # By the package without which a model has no such module.
 ADAPTERS = {
+    "torch": ("torch_nn",),
     "transformers": (
         "transformers_models", "longformer", "big_bird", "bert_shaped", "xlm", "unsupported",
     ),
