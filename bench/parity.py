@@ -41,6 +41,11 @@ def chosen(substring: str) -> list[Architecture]:
     return [x for x in REPLACED if substring in x.name and x.available()]
 
 
+def failure(row: Row) -> str:
+    what = f"{row.architecture}, {row.dtype}, {row.mode}, padding {row.padding}"
+    return f"failed: {what}: {row.calls} calls, worst {row.worst}"
+
+
 def main() -> int:
     given = arguments()
     transformers.logging.set_verbosity_error()
@@ -55,7 +60,7 @@ def main() -> int:
         write_rows(given.json, rows, facts)
     failures = [row for row in rows if not row.passed]
     for row in failures:
-        stderr.print("[red]failed[/red]", row)
+        stderr.print(failure(row), style="red", highlight=False, soft_wrap=True)
     return 1 if failures or not rows else 0
 
 

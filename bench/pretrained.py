@@ -1,6 +1,6 @@
 """A pretrained encoder on clinical phrases: eager attention, torch's SDPA, and after replacing it.
 
-    python bench/pretrained.py                                           two minutes
+    python bench/pretrained.py                                           three minutes
     python bench/pretrained.py --json bench/results/pretrained-NAME.json keep the rows
 
 all-MiniLM-L6-v2 embeds titles of ICD-10-CM codes, and lists of up to 24 of them, as a chart's
@@ -33,7 +33,7 @@ from clinattn.integrations.replace import replace_attention
 
 WAYS = ("eager", "sdpa", "clinattn")
 BOUND = 1e-5
-BATCH, BATCHES = 16, 6
+BATCH, BATCHES = 8, 4
 LONGEST_LIST = 24
 
 Tokens = dict[str, Tensor]
@@ -133,7 +133,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=7, help="(default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="(default %(default)s)")
     parser.add_argument("--threads", type=int, help="of torch (default: as torch chooses)")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the rows there")
     given = parser.parse_args()
@@ -149,6 +149,7 @@ def main() -> int:
     if given.threads:
         torch.set_num_threads(given.threads)
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
         rows = list(measure(unpacked_encoder(Path(folder)), given.rounds, Console(stderr=True)))
     facts = environment(torch.device("cpu"))
