@@ -28,7 +28,8 @@ class Architecture:
 
     name: the model type. model: its class. settings: what its configuration is given.
     attentions: the modules that compute attention. calls: how often they do in a forward pass, if
-    that is another number. batch: makes inputs. paddings: those that the architecture knows.
+    that is another number, by padding if that decides. batch: makes inputs. paddings: those that
+    the architecture knows.
     spread: its weights are drawn anew by spread_weights.
     """
 
@@ -36,13 +37,14 @@ class Architecture:
     model: str
     settings: Mapping[str, Any]
     attentions: int = 2
-    calls: int | None = None
+    calls: int | Mapping[Padding, int] | None = None
     batch: MakeBatch = example_inputs.text
     paddings: tuple[Padding, ...] = EITHER_SIDE
     spread: bool = True
 
-    @property
-    def expected_calls(self) -> int:
+    def expected_calls(self, padding: Padding) -> int:
+        if isinstance(self.calls, Mapping):
+            return self.calls[padding]
         return self.attentions if self.calls is None else self.calls
 
     def available(self) -> bool:
@@ -209,12 +211,16 @@ REPLACED = (
         ),
         attentions=3,
     ),
+    Architecture("mpnet", "MPNetModel", _encoder(pad_token_id=1)),
+    Architecture("roformer", "RoFormerModel", _encoder(hidden=40, heads=2)),
     Architecture("nomic_bert", "NomicBertModel", _encoder(hidden=40, heads=2)),
     Architecture("eurobert", "EuroBertModel", _decoder(mask_token_id=3)),
     Architecture(
         "longformer",
         "LongformerModel",
         _encoder(attention_window=[4, 8], max_position_embeddings=130, pad_token_id=1),
+        # a layer's window, its global queries, and where they are not the first tokens their keys
+        calls={"none": 4, "left": 6, "right": 4},
         batch=example_inputs.text_with_global_token,
     ),
     Architecture("vit", "ViTModel", _vision(), batch=example_inputs.image, paddings=WITHOUT),
