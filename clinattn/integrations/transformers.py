@@ -83,8 +83,8 @@ def attention(
     nonzero = a token; or None. For the last two is_causal, else the module's own flag, and
     sliding_window count, from the last query and key on. s_aux: (H,), the logit of a sink.
     position_bias: broadcasts to (B, H, Nq, Nk), added to the scores, with a gradient.
-    cu_seq_lens_q, cu_seq_lens_k: one row, (1, H, T, D), of packed documents; so is a row without a
-    mask whose position_ids start over.
+    cu_seq_lens_q, cu_seq_lens_k: one row, (1, H, T, D), of packed documents; so is, for encoders, a
+    row without a mask whose position_ids start over, where the model hands them on as BERT does.
 
     Returns (o (B, Nq, H, D), None): weights are never formed, and a warning says so once where they
     are asked for. Raises NotImplementedError for words that change the mathematics.
@@ -94,7 +94,7 @@ def attention(
         raise ValueError(f"query: got shape {tuple(query.shape)}, expected (B, H, N, D)")
     packed = cu_seq_lens_q is not None
     mask, pattern = _visible(module, query, key, attention_mask, is_causal, sliding_window)
-    if pattern.is_full and mask is None and not packed:
+    if pattern.right != 0 and pattern.segment_ids is None and mask is None and not packed:
         pattern = pattern._replace(segment_ids=_documents(position_ids, query, key))
     if isinstance(scaling, Tensor):
         query, scaling = query * scaling, 1.0

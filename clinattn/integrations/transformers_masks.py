@@ -28,10 +28,6 @@ class Pattern(NamedTuple):
     segment_ids: Tensor | None = None
     padded: bool = False
 
-    @property
-    def is_full(self) -> bool:
-        return self.left is self.right is self.segment_ids is None
-
 
 ATTRIBUTE = "_clinattn_pattern"
 

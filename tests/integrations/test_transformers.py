@@ -366,6 +366,15 @@ def test_documents_of_positions(positions, packed, compiled):
     assert_close(call(q, k, v, ids), plain(q, k, v, visible))
 
 
+def test_documents_of_positions_within_a_window():
+    q, k, v = tensors(batch=1)
+    ids = POSITIONS[:1]
+    same = DOCUMENTS[:1, :, None] == DOCUMENTS[:1, None]
+    near = (torch.arange(13) - torch.arange(13)[:, None]).abs() < 3
+    call = attention(Module(), q, k, v, position_ids=ids, sliding_window=3)
+    assert_same(call, plain(q, k, v, same & near), (q, k, v))
+
+
 @pytest.mark.parametrize(
     "words, error, match",
     [
