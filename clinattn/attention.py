@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.amp import is_autocast_available
 
 from clinattn import checks
-from clinattn.features import NO_FEATURES, Words, dense_features, packed_features
+from clinattn.features import Words, dense_features, no_features, packed_features
 from clinattn.functions import attend
 from clinattn.visibility import Window, fold_window, prepare_mask, shorter
 
@@ -115,7 +115,7 @@ def fused_attention(
     if q_lengths is not None:
         q_lengths = checks.check_lengths("q_lengths", q_lengths, batch, n_queries, query.device)
     scale, backend = checks.check_scale(scale, head_dim), checks.check_backend(backend)
-    more = NO_FEATURES
+    more = no_features()
     if not (
         segment_ids is times is time_window is time_decay is alibi_slopes is relative_bias is None
         and softcap is None and global_prefix == 0 and dropout_p == 0
@@ -193,7 +193,7 @@ def fused_attention_varlen(
             f"expected the {len(cu_seqlens_q) - 1} of cu_seqlens_q"
         )
     scale, backend = checks.check_scale(scale, query.shape[2]), checks.check_backend(backend)
-    more = NO_FEATURES
+    more = no_features()
     if not (
         times is time_window is time_decay is alibi_slopes is relative_bias is softcap is None
         and global_prefix == 0 and dropout_p == 0

@@ -37,11 +37,17 @@ class Words(NamedTuple):
 class Features(NamedTuple):
     """What the ops take for them: the tensors after kv_end, and the scalars after max_seqlen_k."""
 
-    tensors: tuple[Tensor | None, ...] = (None,) * 7
-    scalars: tuple[float, int, float] = (0.0, 0, 0.0)
+    tensors: tuple[Tensor | None, ...]
+    scalars: tuple[float, int, float]
 
 
-NO_FEATURES = Features()
+def no_features() -> Features:
+    """What the ops take for none of them.
+
+    Not a constant of the module: torch.compile(dynamic=True) makes symbols of floats it finds
+    there, and loses the symbol between one Function and the next.
+    """
+    return Features((None,) * 7, (0.0, 0, 0.0))
 
 
 def _features(

@@ -107,9 +107,9 @@ class FusedAttention(_Function):
         bottom_right: bool = False,
         max_seqlen_q: int | None = None,
         max_seqlen_k: int | None = None,
-        softcap: float = 0.0,
+        softcap: float = 0,  # torch.compile(dynamic=True) makes a symbol of 0.0, not of 0
         global_prefix: int = 0,
-        dropout_p: float = 0.0,
+        dropout_p: float = 0,
         backend: str = "",
         return_lse: bool = False,
     ) -> Any:

@@ -44,7 +44,7 @@ def unpad(padded: Tensor, lengths: Tensor | None = None, mask: Tensor | None = N
 
     padded: (B, N, ...). Either lengths (B,), the tokens being the first of each row, or mask
     (B, N), nonzero = a token, wherever it lies in its row. Reading how many there are waits for a
-    GPU once.
+    GPU once; under torch.compile N stands in for the longest.
     Raises ValueError unless exactly one of lengths and mask is given, in its shape.
     """
     batch, seqlen = padded.shape[:2]
@@ -59,6 +59,8 @@ def unpad(padded: Tensor, lengths: Tensor | None = None, mask: Tensor | None = N
         raise ValueError(f"mask: got shape {tuple(mask.shape)}, expected ({batch}, {seqlen})")
     counts = mask.ne(0).sum(1) if lengths is None else lengths
     indices = mask.flatten().nonzero().squeeze(1)
+    if torch.compiler.is_compiling():  # a graph holds what no value of lengths can change
+        return Packed(take(padded, indices), cu_seqlens_from_lengths(counts), seqlen, indices)
     max_seqlen = int(counts.max()) if batch else 0
     if max_seqlen > seqlen:
         raise ValueError(f"lengths: got values up to {max_seqlen}, expected at most {seqlen}")

@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 
 from .config import EncoderConfig
 from .layout import Batch
-from .model import Encoder, init_weights, layer_norm
+from .model import Encoder, init_weights, layer_norm, wants_per_sample_gradients
 
 IGNORE = -100  # a label that is not one, as in torch's cross_entropy
 
@@ -55,8 +55,13 @@ class MaskedLanguageModel(nn.Module):
 
         With labels, logits are (labelled, vocab) in token order, and only those are ever computed;
         the loss is their mean cross entropy, 0 if nothing is labelled. Never label padding.
-        Without, they are (T, vocab) or (B, N, vocab).
+        Without, they are (T, vocab) or (B, N, vocab). Raises ValueError for labels under Opacus.
         """
+        if labels is not None and wants_per_sample_gradients(self):
+            raise ValueError(
+                "labels: got some under per-sample gradients (Opacus), which logits of labelled "
+                "tokens alone have not; expected None, and a loss formed from all logits"
+            )
         hidden, layout = self.encoder.encode(input_ids, **batch)
         if labels is None:
             return HeadOutput(None, layout.restore(self.decoder(self.head(hidden))))

@@ -6,6 +6,7 @@ are two settings of the same few lines; see config.py.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Unpack
@@ -16,8 +17,13 @@ from .config import EncoderConfig
 from .layout import Batch, Layout, make_layout
 
 
+class BiaslessLayerNorm(nn.LayerNorm):
+    """A type of its own: Opacus takes a bias for granted in nn.LayerNorm, and vmaps what is not."""
+
+
 def layer_norm(config: EncoderConfig) -> nn.LayerNorm:
-    return nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
+    kind = nn.LayerNorm if config.norm_bias else BiaslessLayerNorm
+    return kind(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
 
 
 class Embeddings(nn.Module):
@@ -33,11 +39,14 @@ class Embeddings(nn.Module):
         self.dropout = nn.Dropout(config.embedding_dropout)
 
     def forward(self, input_ids: Tensor, positions: Tensor, token_types: Tensor | None) -> Tensor:
+        """Every table is read by its module and for each sample: per-sample gradients need both."""
         x = self.tokens(input_ids)
         if self.positions is not None:
-            x = x + self.positions(positions)
+            x = x + self.positions(positions.expand(input_ids.shape).contiguous())
         if self.types is not None:
-            x = x + (self.types.weight[0] if token_types is None else self.types(token_types))
+            if token_types is None:
+                token_types = input_ids.new_zeros(*input_ids.shape[:-1], 1)
+            x = x + self.types(token_types)
         return self.dropout(self.norm(x))
 
 
@@ -132,12 +141,18 @@ class Encoder(nn.Module):
             if they are rotary. token_types: like input_ids, default all 0.
         layout, for (B, N): "packed" drops the padding before the embedding, and restore puts
             zeros in its place; "padded" computes on it, and what stands there means nothing.
-            Default "packed", and "padded" for attention="sdpa", which has no other.
+            Default "packed", and "padded" for attention="sdpa", which has no other. Opacus takes
+            the first dimension for the samples, so that private training needs "padded".
         Raises ValueError or TypeError for bad arguments.
         """
         chosen = make_layout(
             input_ids, lengths, cu_seqlens, max_seqlen, layout, self.config.attention
         )
+        if wants_per_sample_gradients(self) and chosen.cu_seqlens is not None:
+            raise ValueError(
+                "per-sample gradients (Opacus) would be those of tokens where sequences are "
+                "packed: expected input_ids (B, N) and layout='padded'"
+            )
         at = chosen.positions() if positions is None else chosen.pack(positions)
         if self.config.positions == "learned":
             self._check_learned(at, chosen.max_seqlen, given=positions is not None)
@@ -158,6 +173,15 @@ class Encoder(nn.Module):
                 f"a sequence of {max_seqlen} tokens: expected at most "
                 f"max_positions={self.config.max_positions} with learned positions"
             )
+
+
+def wants_per_sample_gradients(module: nn.Module) -> bool:
+    """Whether Opacus waits for gradients of the module's parameters, sample by sample."""
+    return (
+        module.training
+        and torch.is_grad_enabled()
+        and any(hasattr(p, "grad_sample") for p in module.parameters())
+    )
 
 
 def init_weights(module: nn.Module) -> None:
