@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import forward_ad
 
 from clinattn import checks, ops  # ops registers torch.ops.clinattn
 from clinattn.arguments import AT, NEEDS, TENSORS
+from clinattn.autograd import Function
 from clinattn.visibility import unexpanded
 
 FORWARD = torch.ops.clinattn.attention_forward.default
@@ -45,19 +45,7 @@ def _backward(*args: Any) -> tuple[Tensor, ...]:
     return BACKWARD(*args) if _op_is_watched(*args[5:8]) else ops.attention_backward(*args)
 
 
-class _Function(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @classmethod
-    def run(cls, *args: Any) -> Any:
-        """apply with every argument given, less the 40 us that torch's inspects signatures for."""
-        if torch._C._are_functorch_transforms_active():
-            return torch.autograd.Function.apply.__func__(cls, *args)  # type: ignore[attr-defined]
-        apply = super(torch.autograd.Function, cls).apply  # type: ignore[misc]
-        return apply(*unwrap_dead_wrappers(args))
-
-
-class FusedAttention(_Function):
+class FusedAttention(Function):
     """Attention with its gradients; `apply(q, k, v)` is the plain call and returns o.
 
     Further arguments are those of the op clinattn::attention_forward, in its order and with
@@ -185,7 +173,7 @@ def _complete(*given: Any) -> list[Any]:
     return args
 
 
-class FusedAttentionGrad(_Function):
+class FusedAttentionGrad(Function):
     """The backward op, itself differentiable once more."""
 
     @staticmethod
@@ -224,7 +212,7 @@ class FusedAttentionGrad(_Function):
         return grad_do, grad_dlse, None, None, None, *_placed(grads, needs), None, None
 
 
-class FusedAttentionDoubleGrad(_Function):
+class FusedAttentionDoubleGrad(Function):
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, ...]:
         return DOUBLE_BACKWARD(*args)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from clinattn import rotary_op  # noqa: F401  (registers torch.ops.clinattn.rotary)
+from clinattn.autograd import Function
 from clinattn.checks import SERVED_DTYPES, check_backend
 from clinattn.visibility import concrete
 
@@ -17,10 +18,8 @@ POSITION_DTYPES = (torch.float32, torch.float64, torch.int64)
 INDICES = 1 << 20  # sequences of integers that start below it count tokens, others are times
 
 
-class Rotary(torch.autograd.Function):
+class Rotary(Function):
     """The op with its gradient, which is the same turn the other way."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(
@@ -43,7 +42,7 @@ class Rotary(torch.autograd.Function):
     def backward(ctx: Any, dq: Tensor, dk: Tensor) -> Any:
         interleaved, inverse, backend = ctx.scalars
         # A compiled graph is differentiated once, and takes the op without a Function around it.
-        turn = ROTARY if torch.compiler.is_compiling() else Rotary.apply
+        turn = ROTARY if torch.compiler.is_compiling() else Rotary.run
         dq, dk = turn(dq, dk, *ctx.saved_tensors, interleaved, not inverse, backend)
         return dq, dk, None, None, None, None, None
 
@@ -106,7 +105,7 @@ def rotary(
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0  # the op alone would drop tangents without a word
     ):  # fmt: skip
-        return Rotary.apply(q, k, *args)
+        return Rotary.run(q, k, *args)
     return ROTARY(q, k, *args)
 
 

@@ -96,10 +96,11 @@ LAYERS = {
     "relative": set(),
     "feature_checks": {"timeline", "visibility"},
     "features": {"feature_checks", "timeline"},
-    "functions": {"arguments", "checks", "ops", "visibility"},
+    "autograd": set(),
+    "functions": {"arguments", "autograd", "checks", "ops", "visibility"},
     "attention": {"checks", "features", "functions", "visibility"},
     "rotary_op": {"backends", "ops"},
-    "rotary": {"checks", "rotary_op", "visibility"},
+    "rotary": {"autograd", "checks", "rotary_op", "visibility"},
 }
 
 

@@ -1,0 +1,35 @@
+"""torch.autograd.Function as the package uses it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch._functorch.utils import unwrap_dead_wrappers
+
+
+class Function(torch.autograd.Function):
+    """One with setup_context, differentiated in reverse and under vmap; `run` applies it."""
+
+    generate_vmap_rule = True
+
+    @classmethod
+    def run(cls, *args: Any) -> Any:
+        """apply with every argument given, less the 40 us that torch's inspects signatures for.
+
+        Raises NotImplementedError in forward mode. A `jvp` would say so, too, but torch.compile
+        takes no Function that has one.
+        """
+        try:
+            if torch._C._are_functorch_transforms_active():
+                apply = torch.autograd.Function.apply.__func__  # type: ignore[attr-defined]
+                return apply(cls, *args)
+            apply = super(torch.autograd.Function, cls).apply  # type: ignore[misc]
+            return apply(*unwrap_dead_wrappers(args))
+        except NotImplementedError as error:
+            if "jvp" not in str(error):
+                raise
+            raise NotImplementedError(
+                "clinattn: no derivatives in forward mode (jvp, jacfwd, hessian); reverse mode has "
+                "them all: vjp, jacrev, and jacrev(jacrev(f)) for the Hessian"
+            ) from error
