@@ -187,10 +187,10 @@ def fused_attention_varlen(
     max_seqlen_k = checks.check_cu_seqlens(
         "k", cu_seqlens_k, max_seqlen_k, key.shape[0], key.device
     )
-    if len(cu_seqlens_k) != len(cu_seqlens_q):
+    if cu_seqlens_k.shape[0] != cu_seqlens_q.shape[0]:
         raise ValueError(
-            f"cu_seqlens_k: got {len(cu_seqlens_k) - 1} sequences, "
-            f"expected the {len(cu_seqlens_q) - 1} of cu_seqlens_q"
+            f"cu_seqlens_k: got {cu_seqlens_k.shape[0] - 1} sequences, "
+            f"expected the {cu_seqlens_q.shape[0] - 1} of cu_seqlens_q"
         )
     scale, backend = checks.check_scale(scale, query.shape[2]), checks.check_backend(backend)
     more = no_features()

@@ -144,4 +144,4 @@ def packed_features(
         rows = packed_rows(words.times, cu_seqlens_q, max_seqlen)
         return _intervals(words, rows, rows.first, dtype)
 
-    return _features(words, query, query.shape[1], len(cu_seqlens_q) - 1, None, timeline)
+    return _features(words, query, query.shape[1], cu_seqlens_q.shape[0] - 1, None, timeline)

@@ -229,13 +229,13 @@ def _unless_full(lengths: Tensor | None, length: int) -> Tensor | None:
 
 
 def _packed(input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int | None) -> PackedLayout:
-    total = len(input_ids)
+    total = input_ids.shape[0]
     if concrete(cu_seqlens) and (cu_seqlens[0] != 0 or cu_seqlens[-1] != total):
         raise ValueError(
             f"cu_seqlens={cu_seqlens.tolist()}: expected 0 first and the {total} tokens last"
         )
     if max_seqlen is None:
-        max_seqlen = int(cu_seqlens.diff().max())
+        max_seqlen = total if torch.compiler.is_compiling() else int(cu_seqlens.diff().max())
     cu_seqlens = cu_seqlens.to(device=input_ids.device, dtype=torch.int32)
     return PackedLayout(cu_seqlens, max_seqlen, total)
 
@@ -248,5 +248,5 @@ def _unpadded(input_ids: Tensor, lengths: Tensor | None) -> PackedLayout:
         raise ValueError(f"lengths={lengths.tolist()}: expected 0 to N={length}")
     packed = unpad(input_ids, lengths=lengths.to(input_ids.device))
     return PackedLayout(
-        packed.cu_seqlens, packed.max_seqlen, len(packed.values), (batch, length), packed.indices
+        packed.cu_seqlens, packed.max_seqlen, packed.values.shape[0], (batch, length), packed.indices
     )

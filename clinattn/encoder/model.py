@@ -137,6 +137,8 @@ class Encoder(nn.Module):
         """Hidden states as they lie in memory, and the layout that says how: what heads work on.
 
         input_ids: (T,) with int32 cu_seqlens (S + 1,), or (B, N) with lengths (B,), None = all N.
+        max_seqlen: bounds the lengths of packed sequences; left out, it is read from cu_seqlens,
+            and under torch.compile, where lengths have no values, T or N stands in.
         positions: like input_ids, int64, default 0, 1, ... in each sequence; fp32 or fp64 (days)
             if they are rotary. token_types: like input_ids, default all 0.
         layout, for (B, N): "packed" drops the padding before the embedding, and restore puts
