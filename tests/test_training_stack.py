@@ -120,12 +120,17 @@ def test_modules_compile_to_one_graph_for_every_length(autocast, mode, inductor)
 
 
 @pytest.mark.parametrize(
-    "layout, backend",
-    [("padded", "inductor"), ("packed", "aot_eager"), ("given packed", "aot_eager")],
+    "layout, backend, windows",
+    [
+        ("padded", "inductor", (5,)),
+        ("padded", "aot_eager", (None, 5)),
+        ("packed", "aot_eager", (None, 5)),
+        ("given packed", "aot_eager", (None, 5)),
+    ],
 )
-def test_encoders_compile_to_one_graph_for_every_batch(layout, backend, inductor):
+def test_encoders_compile_to_one_graph_for_every_batch(layout, backend, windows, inductor):
     """All of an encoder in training, with its dropout; (B, N) is unpadded inside the graph."""
-    config = replace(MODERN, num_layers=2, windows=(None, 5), attention_dropout=0.1)
+    config = replace(MODERN, num_layers=len(windows), windows=windows, attention_dropout=0.1)
     model = seeded(Encoder, config)
     compiled = inductor(model, dynamic=True, backend=backend)
     with torch._dynamo.config.patch(error_on_recompile=True):

@@ -247,6 +247,7 @@ def _unpadded(input_ids: Tensor, lengths: Tensor | None) -> PackedLayout:
     if concrete(lengths) and bool(((lengths < 0) | (lengths > length)).any()):
         raise ValueError(f"lengths={lengths.tolist()}: expected 0 to N={length}")
     packed = unpad(input_ids, lengths=lengths.to(input_ids.device))
+    total = packed.values.shape[0]
     return PackedLayout(
-        packed.cu_seqlens, packed.max_seqlen, packed.values.shape[0], (batch, length), packed.indices
+        packed.cu_seqlens, packed.max_seqlen, total, (batch, length), packed.indices
     )
