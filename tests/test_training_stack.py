@@ -102,11 +102,14 @@ def weights(lengths, *shape):
 
 @pytest.mark.parametrize(
     "autocast, mode",
-    [(False, None), (True, None), (False, "reduce-overhead")],
-    ids=["fp32", "autocast", "reduce-overhead"],
+    [(True, None), (False, "reduce-overhead")],
+    ids=["autocast", "reduce-overhead"],
 )
 def test_modules_compile_to_one_graph_for_every_length(autocast, mode, inductor):
-    """Static modules, a length marked as dynamic; dropout draws what it draws in eager."""
+    """Static modules, a length marked as dynamic; dropout draws what it draws in eager.
+
+    reduce-overhead is for GPUs, and harmless on a CPU.
+    """
     model = TwoLayers(autocast)
     compiled = inductor(model, mode=mode)
     with torch._dynamo.config.patch(error_on_recompile=True):
