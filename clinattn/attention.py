@@ -13,11 +13,14 @@ from clinattn.features import Words, dense_features, no_features, packed_feature
 from clinattn.functions import attend
 from clinattn.visibility import Window, fold_window, prepare_mask, shorter
 
+# Asked here, as torch.compile of torch 2.11 cannot trace the question.
+AUTOCAST = tuple(x for x in ("cpu", "cuda", "xpu", "mps", "hpu") if is_autocast_available(x))
+
 
 def _autocast(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What autocast does to torch's own attention: all but fp64 in the lower precision."""
     device_type = query.device.type
-    if is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+    if device_type in AUTOCAST and torch.is_autocast_enabled(device_type):
         dtype = torch.get_autocast_dtype(device_type)
         query, key, value = (
             x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x

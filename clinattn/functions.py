@@ -144,8 +144,8 @@ class FusedAttention(Function):
 
 
 def _needs(wanted: tuple[bool, ...]) -> int:
-    """The bits of NEEDS, from what is wanted of each argument."""
-    return sum(bit for name, bit in NEEDS.items() if wanted[AT[name]])
+    """The bits of NEEDS, from what is wanted of each argument; those left out may be missing."""
+    return sum(bit for name, bit in NEEDS.items() if AT[name] < len(wanted) and wanted[AT[name]])
 
 
 def _placed(grads: Any, needs: int) -> list[Tensor | None]:
