@@ -32,6 +32,7 @@ def pairs_of(x: Tensor, width: int, interleaved: bool) -> tuple[Tensor, Tensor]:
     return x[..., : width // 2], x[..., width // 2 : width]
 
 
+@torch.no_grad()  # exported programs call the op outside its Function
 def reference_rotary(
     q: Tensor, k: Tensor, positions: Tensor, frequencies: Tensor, interleaved: bool, inverse: bool
 ) -> tuple[Tensor, Tensor]:
