@@ -11,7 +11,7 @@ from torch.amp import is_autocast_available
 from clinattn import checks
 from clinattn.features import Words, dense_features, no_features, packed_features
 from clinattn.functions import attend
-from clinattn.visibility import Window, fold_window, prepare_mask, shorter
+from clinattn.visibility import PreparedMask, Window, fold_window, prepare_mask, shorter
 
 # Asked here, as torch.compile of torch 2.11 cannot trace the question.
 AUTOCAST = tuple(x for x in ("cpu", "cuda", "xpu", "mps", "hpu") if is_autocast_available(x))
@@ -33,7 +33,7 @@ def fused_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attn_mask: Tensor | None = None,
+    attn_mask: Tensor | PreparedMask | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
     scale: float | None = None,
@@ -107,7 +107,9 @@ def fused_attention(
     n_keys = key.shape[2]
     left, right = fold_window(checks.check_window(window), is_causal)
     kv_start = kv_end = None
-    if attn_mask is not None:
+    if isinstance(attn_mask, PreparedMask):
+        attn_mask, kv_start, kv_end = attn_mask
+    elif attn_mask is not None:
         checks.check_mask(attn_mask, (batch, heads, n_queries, n_keys), query.device)
         attn_mask, kv_start, kv_end = prepare_mask(
             attn_mask, batch, n_keys, query.dtype, keep_end=bottom_right

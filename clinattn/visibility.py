@@ -14,6 +14,7 @@ queries see all keys up to nk. A mask tensor is intersected with all of it.
 from __future__ import annotations
 
 import operator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -67,10 +68,21 @@ def key_range(visible: Tensor) -> tuple[Tensor, Tensor]:
     return torch.minimum(start, end), end
 
 
+class PreparedMask(NamedTuple):
+    """A mask as the ops take it, and for one of the keys alone the range of visible ones, (B,).
+
+    Who calls attention often with the same mask, which nobody writes to, may give this instead.
+    """
+
+    mask: Tensor | None
+    kv_start: Tensor | None = None
+    kv_end: Tensor | None = None
+
+
 def prepare_mask(
     mask: Tensor, batch: int, n_keys: int, dtype: torch.dtype, keep_end: bool = False
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """(mask, kv_start, kv_end) as the ops take them, from a checked attn_mask.
+) -> PreparedMask:
+    """From a checked attn_mask.
 
     A mask of the keys alone also gives the range that its visible keys lie in, so that kernels
     start there and skip the rest; where it can be seen to be nothing but a range, it is dropped.
@@ -83,13 +95,11 @@ def prepare_mask(
     mask = unexpanded(mask)
     if mask.shape[-1] > 1 and mask.stride(-1) != 1:
         mask = mask.contiguous()
-    if mask.shape[1] != 1 or mask.shape[2] != 1 or n_keys == 0:
-        return mask, None, None
+    if mask.shape[1] != 1 or mask.shape[2] != 1 or n_keys == 0 or keep_end:
+        return PreparedMask(mask)
     visible = mask[:, 0, 0]
     if mask.dtype != torch.bool:
         visible = visible != -float("inf")
-    if keep_end:
-        return mask, None, None
     start, end = key_range(visible.expand(-1, n_keys))
     range_only = (
         mask.dtype == torch.bool
@@ -98,7 +108,7 @@ def prepare_mask(
     )
     if start.shape[0] != batch:
         start, end = start.expand(batch).contiguous(), end.expand(batch).contiguous()
-    return None if range_only else mask, start, end
+    return PreparedMask(None if range_only else mask, start, end)
 
 
 def visible_pairs(a: Arguments) -> int:

@@ -20,7 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from clinattn.attention import fused_attention, fused_attention_varlen
 from clinattn.integrations.transformers_masks import Pattern, attention_mask, pattern_of
-from clinattn.visibility import concrete
+from clinattn.visibility import PreparedMask, concrete
 
 NAME = "clinattn"
 
@@ -220,21 +220,25 @@ def _dense(
     pattern: Pattern,
     words: dict[str, Any],
 ) -> tuple[Tensor, Tensor]:
-    left, right, offset, segment_ids, _ = pattern
+    left, right, offset, segment_ids, _, prepared = pattern
     n_queries, n_keys = query.shape[2], key.shape[2]
     bounded = left is not None or right is not None
     bottom_right = bounded and offset != 0
+    attn_mask: Tensor | PreparedMask | None = mask
+    kv_lengths = None
     if bottom_right and offset != n_keys - n_queries:
         inside = _inside(pattern, n_queries, n_keys, query.device)
-        mask = inside if mask is None else _both(mask, inside)
+        attn_mask = mask = inside if mask is None else _both(mask, inside)
         left = right = None
         bottom_right = False
-    kv_lengths = None
+    elif mask is not None and prepared is not None and not bottom_right:
+        if mask.device == query.device and len(mask) == len(query):
+            attn_mask = prepared
     if bias is not None:
         kv_lengths = None if mask is None or bottom_right else _lengths(mask, n_keys)
-        mask = bias if mask is None or kv_lengths is not None else _both(mask, bias)
+        attn_mask = bias if mask is None or kv_lengths is not None else _both(mask, bias)
     return fused_attention(
-        query, key, value, mask, window=(left, right), bottom_right=bottom_right,
+        query, key, value, attn_mask, window=(left, right), bottom_right=bottom_right,
         segment_ids=segment_ids, kv_lengths=kv_lengths, **words,
     )  # fmt: skip
 

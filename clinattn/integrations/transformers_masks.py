@@ -15,11 +15,14 @@ import torch
 from torch import Tensor
 from transformers import masking_utils
 
+from clinattn.visibility import PreparedMask, concrete, prepare_mask
+
 
 class Pattern(NamedTuple):
     """Query i sees the keys j with -left <= j - (i + offset) <= right, of its own segment.
 
     None on a side is no bound. segment_ids: (B, N), or None. padded: some keys may be hidden.
+    prepared: the mask of the keys as all layers can take it, where its values could be read.
     """
 
     left: int | None = None
@@ -27,6 +30,7 @@ class Pattern(NamedTuple):
     offset: int = 0
     segment_ids: Tensor | None = None
     padded: bool = False
+    prepared: PreparedMask | None = None
 
 
 ATTRIBUTE = "_clinattn_pattern"
@@ -146,8 +150,14 @@ def attention_mask(
         assert mask is not None
         return mask
     keys = _keys(attention_mask, batch_size, kv_length, kv_offset, device)
+    padded = attention_mask is not None
     pattern = pattern._replace(
-        offset=q_offset - kv_offset, segment_ids=segment_ids, padded=attention_mask is not None
+        offset=q_offset - kv_offset,
+        segment_ids=segment_ids,
+        padded=padded,
+        prepared=prepare_mask(keys, batch_size, kv_length, torch.float32)
+        if padded and concrete(keys)
+        else None,
     )
     setattr(keys, ATTRIBUTE, pattern)
     return keys
