@@ -213,6 +213,7 @@ REPLACED = (
     ),
     Architecture("mpnet", "MPNetModel", _encoder(pad_token_id=1)),
     Architecture("roformer", "RoFormerModel", _encoder(hidden=40, heads=2)),
+    Architecture("megatron-bert", "MegatronBertModel", _encoder()),
     Architecture("nomic_bert", "NomicBertModel", _encoder(hidden=40, heads=2)),
     Architecture("eurobert", "EuroBertModel", _decoder(mask_token_id=3)),
     Architecture(
