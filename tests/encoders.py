@@ -10,6 +10,9 @@ from torch import nn
 
 from clinattn.encoder import Encoder, EncoderConfig
 
+with torch.device("meta"):  # now: torch notes its constructors as they stand at the first use,
+    torch.empty(0)  # and would allocate, and fill, what tests have replaced
+
 LENGTHS = (17, 1, 63, 40)
 MODERN = EncoderConfig(
     vocab_size=101,
@@ -33,12 +36,24 @@ BERT = replace(
     windows=(),
     token_types=2,
 )
+LONGFORMER = replace(
+    BERT,
+    max_positions=66,
+    position_offset=2,
+    windows=(3, 5, 5),
+    global_prefix=2,
+    global_projections=True,
+)
 CONFIGS = {
     "modernbert": MODERN,
     "bert": BERT,
     "bert_rotary_window": replace(BERT, positions="rotary", windows=(7, 0, None)),
     "pre_learned_geglu": replace(MODERN, positions="learned", first_norm=True, linear_bias=True),
     "one_head": replace(MODERN, num_heads=1),
+    "causal": replace(MODERN, causal=True, windows=(None, 5, 0)),
+    "parallel": replace(MODERN, parallel=True, first_norm=True),
+    "longformer": LONGFORMER,
+    "global_prefix": replace(MODERN, global_prefix=2, windows=(None, 5, 0)),
 }
 
 

@@ -138,8 +138,9 @@ def test_per_sequence_gradients_by_vmap():
 
 
 @pytest.mark.unpoisoned
-def test_compiles_as_one_graph():
-    model = seeded(Encoder, MODERN).eval()
+@pytest.mark.parametrize("name", ["modernbert", "causal", "parallel", "global_prefix"])
+def test_compiles_as_one_graph(name):
+    model = seeded(Encoder, CONFIGS[name]).eval()
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     ids, at = pack(make_batch()[0]), cu_seqlens()
     expected = model(ids, cu_seqlens=at, max_seqlen=63)

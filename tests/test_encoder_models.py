@@ -24,9 +24,12 @@ SIZES = {
 @pytest.mark.parametrize(
     ("preset", "encoder", "with_head"),
     [
-        # counted on transformers' BertForMaskedLM and ModernBertForMaskedLM of the same config
+        # counted on transformers' ...ForMaskedLM classes of the same config, without poolers
         ("clinicalbert", 107_719_680, 108_340_804),
         ("bioclinical-modernbert-base", 149_014_272, 149_655_232),
+        ("bioclinical-modernbert-large", 394_781_696, 395_881_664),
+        ("gatortron-base", 354_217_984, 355_319_808),
+        ("clinical-longformer", 148_068_864, 148_711_257),
     ],
 )
 def test_presets_have_the_published_number_of_parameters(preset, encoder, with_head):
@@ -34,6 +37,53 @@ def test_presets_have_the_published_number_of_parameters(preset, encoder, with_h
         model = MaskedLanguageModel(EncoderConfig.preset(preset))
     assert sum(p.numel() for p in model.encoder.parameters()) == encoder
     assert sum(p.numel() for p in model.parameters()) == with_head
+
+
+def test_clmbrs_angles_and_window_are_femrs():
+    config = PRESETS["clmbr"]
+    theirs = 10_000.0 ** -torch.linspace(0, 2, 32, dtype=torch.float64)
+    ours = config.rotary_base_window ** -(torch.arange(32, dtype=torch.float64) / 32)
+    torch.testing.assert_close(ours, theirs)
+    assert config.causal and set(config.windows) == {496 - 1}  # 496 keys with the token's own
+
+
+def test_clmbr_is_femrs_transformer():
+    """Its block in plain maths: one norm, one linear layer in, one out, neighbours turn."""
+    half, window = 8, 9
+    config = replace(
+        PRESETS["clmbr"],
+        vocab_size=MODERN.vocab_size,
+        hidden_size=48,
+        num_heads=3,
+        intermediate_size=40,
+        num_layers=2,
+        windows=(window - 1,) * 2,
+        rotary_base_window=10_000.0 ** (2 * half / (half - 1)),
+    )
+    model = seeded(Encoder, config).double().eval()
+    ids, ages = make_batch()[0][2], torch.rand(63, dtype=torch.float64).cumsum(0) * 300
+    x = model.embeddings.norm(model.embeddings.tokens(ids))
+    angles = ages[:, None, None] * 10_000.0 ** -torch.linspace(0, 2, half, dtype=torch.float64)
+    turn = torch.polar(torch.ones_like(angles), angles)
+    age = torch.arange(63)
+    near = (age[:, None] >= age) & (age[:, None] - age < window)
+    for layer in model.layers:
+        attention, feed_forward = layer.attention, layer.feed_forward
+        fused_in = torch.cat((attention.qkv.weight, feed_forward.up.weight))
+        fused_out = torch.cat((attention.out.weight, feed_forward.down.weight), 1)
+        bias_in = torch.cat((attention.qkv.bias, feed_forward.up.bias))
+        inner = layer.attention_norm(x) @ fused_in.T + bias_in
+        q, k, v = inner[:, : 3 * 48].view(63, 3, 3, 16).unbind(1)
+        q, k = (torch.complex(*z.chunk(2, -1)) * turn for z in (q, k))
+        scores = torch.einsum("ihd,jhd->hij", q, k.conj()).real / 4
+        p = scores.masked_fill(~near, -torch.inf).softmax(-1)
+        o = torch.einsum("hij,jhd->ihd", p, v).flatten(1)
+        both = torch.cat((o, nn.functional.gelu(inner[:, 3 * 48 :])), 1)
+        x = x + both @ fused_out.T + attention.out.bias + feed_forward.down.bias
+    expected = model.final_norm(x)
+    ends = torch.tensor([0, 63], dtype=torch.int32)
+    actual = model(ids, cu_seqlens=ends, positions=ages)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-10)
 
 
 def test_modernbert_looks_everywhere_in_every_third_layer():

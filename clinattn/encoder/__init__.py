@@ -1,14 +1,18 @@
-"""Clinical encoders on packed sequences: sizes by preset, masked-LM and classification heads."""
+"""Clinical encoders on packed sequences: shapes by preset, language and classification heads."""
 
-from .config import PRESETS, EncoderConfig
-from .heads import HeadOutput, MaskedLanguageModel, SequenceClassifier
+from .config import EncoderConfig
+from .embeddings import patches
+from .heads import CausalLanguageModel, HeadOutput, MaskedLanguageModel, SequenceClassifier
 from .model import Encoder
+from .presets import PRESETS
 
 __all__ = [
     "PRESETS",
+    "CausalLanguageModel",
     "Encoder",
     "EncoderConfig",
     "HeadOutput",
     "MaskedLanguageModel",
     "SequenceClassifier",
+    "patches",
 ]

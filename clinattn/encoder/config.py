@@ -1,24 +1,41 @@
-"""Encoder sizes: one frozen dataclass, and the published models as presets."""
+"""The shape of an encoder: one frozen dataclass. presets.py holds the published ones."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 
-NORMS = ("pre", "post")
-POSITIONS = ("learned", "rotary")
-ACTIVATIONS = ("gelu", "geglu")
-ATTENTIONS = ("clinattn", "sdpa")
+CHOICES = {
+    "norm": ("pre", "post"),
+    "norm_kind": ("layer", "rms"),
+    "positions": ("learned", "sinusoidal", "rotary", "rotary_time"),
+    "activation": ("gelu", "geglu"),
+    "pooling": ("first", "mean", "last"),
+    "classifier": ("norm", "tanh"),
+    "attention": ("clinattn", "sdpa"),
+}
 
 
 @dataclass(frozen=True)
 class EncoderConfig:
     """The shape of an encoder.
 
-    windows: per layer the half-width w of |i - j| <= w, or None for full attention; () = all full.
-    max_positions: bounds the learned table; rotary positions are not bounded by it.
+    channels: features of each token of a continuous signal; it takes the place of vocab_size.
+    numeric_values: tokens are events, each of a code and a value which may be absent.
     first_norm: False leaves the first pre-norm layer without its attention norm (ModernBERT: the
         embedding has just been normalised).
+    parallel: attention and feed-forward read the same norm, and their sum is added (pre-norm).
+    max_positions: rows of the learned table; other positions are not bounded by it.
+    position_offset: the row of a sequence's first token (RoBERTa counts on from its padding id).
+    positions: "rotary" turns by index or by what is given; "rotary_time" asks for times.
+    rotary_base: of full layers, and of sinusoidal positions; rotary_base_window: of windowed ones.
+    windows: per layer the half-width w of |i - j| <= w, or None for full attention; () = all full.
+    causal: tokens see themselves and what came before, within the layer's window.
+    global_prefix: the first so many tokens see all and are seen by all, in windowed layers too.
+    global_projections: they do so by their own query, key and value weights (Longformer).
+    pooling: what a classifier sees of a sequence. classifier: what it puts before its last layer,
+        dense, GELU, norm (ModernBERT) or dense, tanh (BERT).
     attention_dropout: applied in training only, and passed to the attention call as dropout_p.
+    classifier_dropout: None for hidden_dropout.
     attention: "clinattn" or "sdpa" (torch's scaled_dot_product_attention on padded batches).
     """
 
@@ -28,38 +45,37 @@ class EncoderConfig:
     num_heads: int
     intermediate_size: int
     max_positions: int
+    channels: int = 0
+    numeric_values: bool = False
+    token_types: int = 0
+    embedding_norm: bool = True
     norm: str = "pre"
+    norm_kind: str = "layer"
     norm_eps: float = 1e-5
     norm_bias: bool = False
     linear_bias: bool = False
     first_norm: bool = True
+    parallel: bool = False
     positions: str = "rotary"
+    position_offset: int = 0
     rotary_base: float = 10_000.0
     rotary_base_window: float = 10_000.0
     activation: str = "geglu"
     windows: tuple[int | None, ...] = ()
-    token_types: int = 0
+    causal: bool = False
+    global_prefix: int = 0
+    global_projections: bool = False
+    pooling: str = "first"
+    classifier: str = "norm"
     embedding_dropout: float = 0.0
     hidden_dropout: float = 0.0
     attention_dropout: float = 0.0
+    classifier_dropout: float | None = None
     attention: str = "clinattn"
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
-        if self.hidden_size % self.num_heads:
-            raise ValueError(
-                f"hidden_size={self.hidden_size}: expected a multiple of num_heads={self.num_heads}"
-            )
-        if self.positions == "rotary" and self.head_dim % 2:
-            raise ValueError(f"head_dim={self.head_dim}: rotary positions expect an even head_dim")
-        for name, allowed in (
-            ("norm", NORMS),
-            ("positions", POSITIONS),
-            ("activation", ACTIVATIONS),
-            ("attention", ATTENTIONS),
-        ):
+        self._check_sizes()
+        for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {allowed}")
         if not self.windows:
@@ -71,13 +87,61 @@ class EncoderConfig:
             )
         if any(window is not None and window < 0 for window in self.windows):
             raise ValueError(f"windows={self.windows}: expected None or at least 0 in each layer")
-        for name in ("embedding_dropout", "hidden_dropout", "attention_dropout"):
-            if not 0 <= getattr(self, name) < 1:
+        for name in (
+            "embedding_dropout", "hidden_dropout", "attention_dropout", "classifier_dropout"
+        ):  # fmt: skip
+            if not 0 <= (getattr(self, name) or 0) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected 0 <= p < 1")
+        self._check_combinations()
+
+    def _check_sizes(self) -> None:
+        for name in ("hidden_size", "num_layers", "num_heads", "intermediate_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
+        for name in ("channels", "token_types", "position_offset", "global_prefix"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}: expected at least 0")
+        if self.channels and self.vocab_size:
+            raise ValueError(f"vocab_size={self.vocab_size}: expected 0 for a signal of channels")
+        if not self.channels and self.vocab_size < 1:
+            raise ValueError(f"vocab_size={self.vocab_size}: expected at least 1")
+        if self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"hidden_size={self.hidden_size}: expected a multiple of num_heads={self.num_heads}"
+            )
+
+    def _check_combinations(self) -> None:
+        if self.rotary and self.head_dim % 2:
+            raise ValueError(f"head_dim={self.head_dim}: rotary positions expect an even head_dim")
+        if self.positions == "sinusoidal" and self.hidden_size % 2:
+            raise ValueError(f"hidden_size={self.hidden_size}: sinusoidal positions expect it even")
+        if self.position_offset and self.positions != "learned":
+            raise ValueError(f"position_offset={self.position_offset}: expected learned positions")
+        if self.numeric_values and self.channels:
+            raise ValueError("numeric_values: expected codes (vocab_size), not channels")
+        if self.norm_kind == "rms" and self.norm_bias:
+            raise ValueError("norm_bias=True: an RMS norm has none")
+        if self.parallel and self.norm != "pre":
+            raise ValueError("parallel=True: expected norm='pre'")
+        if self.causal and self.global_prefix:
+            raise ValueError(
+                f"global_prefix={self.global_prefix}: its tokens see all, expected causal=False"
+            )
+        if self.global_projections and (
+            not self.global_prefix or self.rotary or None in self.windows
+        ):
+            raise ValueError(
+                "global_projections=True: expected a global_prefix, a window in every layer and "
+                "positions that are not rotary"
+            )
 
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_heads
+
+    @property
+    def rotary(self) -> bool:
+        return self.positions in ("rotary", "rotary_time")
 
     @classmethod
     def preset(cls, name: str, **overrides: object) -> EncoderConfig:
@@ -85,61 +149,11 @@ class EncoderConfig:
 
         Raises ValueError for an unknown preset and TypeError for an unknown field.
         """
+        from .presets import PRESETS
+
         if name not in PRESETS:
             raise ValueError(f"preset {name!r} is unknown: expected one of {sorted(PRESETS)}")
         unknown = set(overrides) - {field.name for field in fields(cls)}
         if unknown:
             raise TypeError(f"EncoderConfig has no field {sorted(unknown)}")
         return replace(PRESETS[name], **overrides)  # type: ignore[arg-type]
-
-
-def _global_every_third(num_layers: int, window: int) -> tuple[int | None, ...]:
-    return tuple(window if layer % 3 else None for layer in range(num_layers))
-
-
-PRESETS = {
-    # One period of ModernBERT's layers at a quarter of its width: for laptops and tests.
-    "tiny": EncoderConfig(
-        vocab_size=8192,
-        hidden_size=192,
-        num_layers=3,
-        num_heads=3,
-        intermediate_size=288,
-        max_positions=8192,
-        first_norm=False,
-        rotary_base=160_000.0,
-        windows=_global_every_third(3, 64),
-    ),
-    # huggingface.co/emilyalsentzer/Bio_ClinicalBERT config.json (BERT base cased)
-    "clinicalbert": EncoderConfig(
-        vocab_size=28_996,
-        hidden_size=768,
-        num_layers=12,
-        num_heads=12,
-        intermediate_size=3072,
-        max_positions=512,
-        norm="post",
-        norm_eps=1e-12,
-        norm_bias=True,
-        linear_bias=True,
-        positions="learned",
-        activation="gelu",
-        token_types=2,
-        embedding_dropout=0.1,
-        hidden_dropout=0.1,
-        attention_dropout=0.1,
-    ),
-    # github.com/lindvalllab/BioClinical-ModernBERT pretraining_resources/configs/phase1/
-    # phase1_base.yaml; local_attention 128 means |i - j| <= 64.
-    "bioclinical-modernbert-base": EncoderConfig(
-        vocab_size=50_368,
-        hidden_size=768,
-        num_layers=22,
-        num_heads=12,
-        intermediate_size=1152,
-        max_positions=8192,
-        first_norm=False,
-        rotary_base=160_000.0,
-        windows=_global_every_third(22, 64),
-    ),
-}

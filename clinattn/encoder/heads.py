@@ -1,17 +1,22 @@
-"""Heads on the packed encoder: masked-language model and sequence classifier."""
+"""Heads on the packed encoder: masked and causal language model, sequence classifier."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from typing_extensions import Unpack
+from typing_extensions import Self, Unpack
 
+from .checkpoints import Pretrained, load
 from .config import EncoderConfig
+from .embeddings import make_norm
 from .layout import Batch
-from .model import Encoder, init_weights, layer_norm, wants_per_sample_gradients
+from .model import Encoder, init_weights, wants_per_sample_gradients
+from .packed_layout import at_least_fp32
 
 IGNORE = -100  # a label that is not one, as in torch's cross_entropy
 
@@ -24,23 +29,29 @@ class HeadOutput:
     logits: Tensor
 
 
-def _at_least_fp32(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
 class PredictionHead(nn.Sequential):
     """Dense, GELU, norm: what BERT and ModernBERT both put before their decoder."""
 
     def __init__(self, config: EncoderConfig):
         dense = nn.Linear(config.hidden_size, config.hidden_size, config.linear_bias)
-        super().__init__(dense, nn.GELU(), layer_norm(config))
+        super().__init__(dense, nn.GELU(), make_norm(config))
 
 
-class MaskedLanguageModel(nn.Module):
+class Pooler(nn.Sequential):
+    """Dense, tanh: what BERT puts before its classifier."""
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__(nn.Linear(config.hidden_size, config.hidden_size), nn.Tanh())
+
+
+class MaskedLanguageModel(Pretrained):
     """Predicts masked tokens; the decoder shares the embedding's weight."""
+
+    task = "masked"
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
+        _check_has_vocabulary(config)
         self.encoder = Encoder(config)
         self.head = PredictionHead(config)
         self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
@@ -57,53 +68,117 @@ class MaskedLanguageModel(nn.Module):
         the loss is their mean cross entropy, 0 if nothing is labelled. Never label padding.
         Without, they are (T, vocab) or (B, N, vocab). Raises ValueError for labels under Opacus.
         """
-        if labels is not None and wants_per_sample_gradients(self):
-            raise ValueError(
-                "labels: got some under per-sample gradients (Opacus), which logits of labelled "
-                "tokens alone have not; expected None, and a loss formed from all logits"
-            )
+        _check_labels(self, labels)
         hidden, layout = self.encoder.encode(input_ids, **batch)
         if labels is None:
-            return HeadOutput(None, layout.restore(self.decoder(self.head(hidden))))
-        targets = layout.pack(labels).flatten()
-        labelled = (targets != IGNORE).nonzero().squeeze(1)
-        hidden = hidden.reshape(-1, hidden.shape[-1]).index_select(0, labelled)
-        logits = self.decoder(self.head(hidden))
-        total = F.cross_entropy(_at_least_fp32(logits), targets[labelled], reduction="sum")
-        return HeadOutput(total / max(len(labelled), 1), logits)
+            return HeadOutput(None, layout.restore(self.decode(hidden)))
+        return _language_loss(self.decode, hidden, layout.pack(labels))
+
+    def decode(self, hidden: Tensor) -> Tensor:
+        return self.decoder(self.head(hidden))
 
 
-class SequenceClassifier(nn.Module):
-    """Classifies each sequence by its first token ([CLS])."""
+class CausalLanguageModel(nn.Module):
+    """Predicts each next token of a sequence; the decoder is the embedding's weight."""
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        _check_has_vocabulary(config)
+        if not config.causal:
+            raise ValueError("causal=False: expected an encoder of causal=True")
+        self.encoder = Encoder(config)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.decoder.weight = self.encoder.embeddings.tokens.weight
+
+    def forward(
+        self, input_ids: Tensor, *, labels: Tensor | None = None, **batch: Unpack[Batch]
+    ) -> HeadOutput:
+        """Arguments as in Encoder.encode; labels: like input_ids, mostly they; -100 for none.
+
+        The label of a token is held against what was predicted from the tokens before it in its
+        own sequence: the first of a sequence is never a target, and padding never is.
+        With labels, logits are (targets, vocab) in token order, those at the tokens before the
+        targets, and the loss is their mean cross entropy, 0 if there is none. Without, they are
+        (T, vocab) or (B, N, vocab). Raises ValueError for labels under Opacus.
+        """
+        _check_labels(self, labels)
+        hidden, layout = self.encoder.encode(input_ids, **batch)
+        if labels is None:
+            return HeadOutput(None, layout.restore(self.decoder(hidden)))
+        return _language_loss(self.decoder, hidden, layout.following(layout.pack(labels), IGNORE))
+
+
+def _check_has_vocabulary(config: EncoderConfig) -> None:
+    if config.channels:
+        raise ValueError(f"channels={config.channels}: a language model expects a vocabulary")
+
+
+def _check_labels(model: nn.Module, labels: Tensor | None) -> None:
+    if labels is not None and wants_per_sample_gradients(model):
+        raise ValueError(
+            "labels: got some under per-sample gradients (Opacus), which logits of labelled "
+            "tokens alone have not; expected None, and a loss formed from all logits"
+        )
+
+
+def _language_loss(
+    decode: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor
+) -> HeadOutput:
+    targets = targets.flatten()
+    labelled = (targets != IGNORE).nonzero().squeeze(1)
+    logits = decode(hidden.reshape(-1, hidden.shape[-1]).index_select(0, labelled))
+    total = F.cross_entropy(at_least_fp32(logits), targets[labelled], reduction="sum")
+    return HeadOutput(total / max(len(labelled), 1), logits)
+
+
+class SequenceClassifier(Pretrained):
+    """Classifies each sequence by its first or last token or their mean, as config.pooling says."""
+
+    task = "classifier"
 
     def __init__(self, config: EncoderConfig, num_labels: int):
         super().__init__()
         if num_labels < 1:
             raise ValueError(f"num_labels={num_labels}: expected at least 1")
+        if config.causal and config.pooling == "first":
+            raise ValueError(
+                "pooling='first': a causal encoder's first token sees no other, "
+                "expected 'mean' or 'last'"
+            )
         self.encoder = Encoder(config)
-        self.head = PredictionHead(config)
-        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.head = PredictionHead(config) if config.classifier == "norm" else Pooler(config)
+        dropout_p = config.classifier_dropout
+        self.dropout = nn.Dropout(config.hidden_dropout if dropout_p is None else dropout_p)
         self.classifier = nn.Linear(config.hidden_size, num_labels)
         self.head.apply(init_weights)
         self.classifier.apply(init_weights)
 
     def forward(
-        self, input_ids: Tensor, *, labels: Tensor | None = None, **batch: Unpack[Batch]
+        self, inputs: Tensor, *, labels: Tensor | None = None, **batch: Unpack[Batch]
     ) -> HeadOutput:
         """Arguments as in Encoder.encode; logits (sequences, num_labels), fp32 loss.
 
         labels: (sequences,) class numbers for cross entropy, or (sequences, num_labels) real
         targets in 0..1, each label for itself.
         """
-        hidden, layout = self.encoder.encode(input_ids, **batch)
-        logits = self.classifier(self.dropout(self.head(layout.first(hidden))))
+        hidden, layout = self.encoder.encode(inputs, **batch)
+        pool = {"first": layout.first, "mean": layout.mean, "last": layout.last}
+        pooled = pool[self.encoder.config.pooling](hidden)
+        logits = self.classifier(self.dropout(self.head(pooled)))
         return HeadOutput(_classification_loss(logits, labels), logits)
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | os.PathLike[str], num_labels: int | None = None, **overrides: Any
+    ) -> Self:
+        """As for other models; num_labels: of a classifier that the folder lacks."""
+        return load(cls, folder, overrides, num_labels)
 
 
 def _classification_loss(logits: Tensor, labels: Tensor | None) -> Tensor | None:
     if labels is None:
         return None
-    logits = _at_least_fp32(logits)
+    logits = at_least_fp32(logits)
     if labels.is_floating_point():
         if labels.shape != logits.shape:
             raise ValueError(
