@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from clinattn.training.command import train
+
 DEMO = Path("../shared/data/mimic-iv-demo-meds")
 OUTPUT = Path("bench/out")
 BUDGET_S, QUICK_BUDGET_S = 270.0, 45.0  # with start and plots, about five minutes and one
@@ -285,6 +287,9 @@ def report_model_command(
             out.print(line, markup=False, highlight=False, soft_wrap=True)
     if not result["passed"]:
         raise typer.Exit(1)
+
+
+app.command()(train)
 
 
 def default_device() -> str:

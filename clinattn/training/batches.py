@@ -1,0 +1,64 @@
+"""In which order sequences are read, how they are cut into batches, and how a batch is packed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clinattn.packing import cu_seqlens_from_lengths
+
+from .seeds import derived_seed
+
+
+class Batches:
+    """Endless batches of at most max_tokens tokens: each epoch takes every sequence once.
+
+    The order follows from seed and epoch, so that `epoch` and `place`, the batches of it that have
+    been read, are all the state there is.
+    """
+
+    def __init__(self, lengths: list[int], max_tokens: int, seed: int):
+        self.lengths, self.max_tokens, self.seed = lengths, max_tokens, seed
+        self.seek(0, 0)
+
+    def seek(self, epoch: int, place: int) -> None:
+        self.epoch, self.place = epoch, place
+        generator = torch.Generator().manual_seed(derived_seed("order", self.seed, epoch))
+        order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        self.batches = consecutive(order, self.lengths, self.max_tokens)
+
+    def next(self) -> tuple[int, list[int]]:
+        """The epoch, and which sequences."""
+        if self.place == len(self.batches):
+            self.seek(self.epoch + 1, 0)
+        self.place += 1
+        return self.epoch, self.batches[self.place - 1]
+
+
+def consecutive(order: list[int], lengths: list[int], max_tokens: int) -> list[list[int]]:
+    """`order` cut before each sequence that would make its batch longer than max_tokens.
+
+    Unlike batch_by_tokens it does not sort: packed sequences need not be of like length, and a
+    batch of the longest alone would be a biased sample.
+    """
+    batches: list[list[int]] = []
+    used = max_tokens
+    for index in order:
+        if used + lengths[index] > max_tokens:
+            batches.append([])
+            used = 0
+        batches[-1].append(index)
+        used += lengths[index]
+    return batches
+
+
+def packed(sequences: list[Tensor], device: torch.device) -> dict[str, Any]:
+    """The arguments of Encoder.encode for sequences (N_i,) one after the other."""
+    lengths = torch.tensor([len(ids) for ids in sequences])
+    return {
+        "input_ids": torch.cat(sequences).to(device),
+        "cu_seqlens": cu_seqlens_from_lengths(lengths).to(device),
+        "max_seqlen": int(lengths.max()),
+    }

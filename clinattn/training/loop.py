@@ -1,0 +1,304 @@
+"""The training loop: steps over packed batches, evaluations, checkpoints, and going on from one.
+
+Every draw of a run (order, masks, dropout) is seeded by its place in the run, so a checkpoint's
+few counters are the whole state of its randomness, and which rank computes a batch changes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from clinattn.encoder import EncoderConfig
+from clinattn.packing import batch_by_tokens
+from clinattn.workloads import Vocabulary
+
+from .batches import Batches
+from .checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from .data import Corpus
+from .interruption import Stop, deferred_signals
+from .meds_corpus import meds_corpus
+from .metrics import MetricsFile
+from .objectives import (
+    HELD_OUT_EPOCH,
+    Classification,
+    Evaluated,
+    MaskedTokens,
+    Objective,
+)
+from .optimiser import adamw, learning_rate
+from .ranks import ALONE, Ranks
+from .seeds import derived_seed
+from .settings import Settings
+from .text_corpus import text_corpus
+
+Progress = Callable[[str, int, int], None]
+
+
+class Diverged(RuntimeError):
+    """The loss or its gradient is not finite."""
+
+
+class Trainer:
+    """One run. Everything that can be wrong with its input is, when it is made.
+
+    say: gets a line for each evaluation. Both it and progress are called on rank 0 alone.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        ranks: Ranks = ALONE,
+        device: torch.device | None = None,
+        progress: Progress = lambda message, done, total: None,
+        say: Callable[[str], None] = lambda line: None,
+    ):
+        self.settings, self.ranks = settings, ranks
+        self.device = device or torch.device(settings.device)
+        quiet = ranks.rank > 0
+        self.progress = (lambda message, done, total: None) if quiet else progress
+        self.say = (lambda line: None) if quiet else say
+        if settings.accumulate % ranks.world:
+            raise ValueError(
+                f"accumulate={settings.accumulate}: expected a multiple of the {ranks.world} ranks"
+            )
+        self.folder = Path(settings.output)
+        saved = self._saved()
+        start = None
+        if settings.init is not None and saved is None:
+            start = load_checkpoint(Path(settings.init))
+        self.progress("reading sequences", 0, 1)
+        self.corpus = _corpus(settings, start or saved)
+        self.objective = _objective(settings, self.corpus)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derived_seed("weights", settings.seed))
+            self.config = _config(settings, self.corpus, start or saved)
+            self.model = self.objective.model(self.config)
+        if start is not None:
+            _take_encoder(self.model, start)
+        dtype = torch.float64 if settings.dtype == "float64" else torch.float32
+        self.model.to(self.device, dtype)
+        self.optimiser = adamw(self.model, settings.weight_decay)
+        lengths = [len(ids) for ids, _ in self.corpus.train]
+        self.batches = Batches(lengths, settings.batch_tokens, settings.seed)
+        self.step = 0
+        if saved is not None:
+            self._restore(saved)
+
+    def summary(self) -> str:
+        """One line of what is trained on what."""
+        weights = sum(p.numel() for p in self.model.parameters())
+        splits = (self.corpus.train, self.corpus.held_out)
+        tokens = [sum(len(ids) for ids, _ in split) for split in splits]
+        return (
+            f"{self.corpus.source}: {tokens[0]:,} tokens to train on, {tokens[1]:,} held out; "
+            f"{self.settings.preset}, {weights:,} weights, {len(self.corpus.tokens):,} token ids"
+        )
+
+    def run(self) -> int:
+        """Train to the last step; 0, or the number of the signal that ended it, after saving.
+
+        Raises Diverged; the checkpoints before it stay.
+        """
+        s = self.settings
+        devices = [self.device] if self.device.type == "cuda" else []
+        if self.ranks.rank == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.metrics = MetricsFile(self.folder / "metrics.jsonl", self.step)
+        with torch.random.fork_rng(devices=devices), deferred_signals() as stop:
+            while True:
+                if self.step % s.eval_every == 0 or self.step == s.steps:
+                    self._evaluate()
+                if self.step == s.steps:
+                    return 0
+                ended_by = self._train_step(stop)
+                if ended_by or self.step % s.save_every == 0 or self.step == s.steps:
+                    self._save()
+                if ended_by:
+                    return ended_by
+
+    def _train_step(self, stop: Stop) -> int:
+        """One update from `accumulate` batches, shared out over the ranks.
+
+        Losses are summed, and their sum divided by the labels of all ranks: a batch with few of
+        them counts for as few. Returns the signal that any rank has had, so that all agree.
+        """
+        s = self.settings
+        started = time.perf_counter()
+        self.model.train()
+        self.optimiser.zero_grad()
+        totals = torch.zeros(3, dtype=torch.float64)  # loss, labels, tokens
+        for number in range(s.accumulate):
+            epoch, indices = self.batches.next()
+            if number % self.ranks.world != self.ranks.rank:
+                continue
+            torch.manual_seed(derived_seed("dropout", s.seed, self.step, number))
+            batch = self.objective.batch(indices, epoch, self.device)
+            with self._autocast():
+                loss = self.model(**batch.arguments).loss * batch.labels
+            loss.backward()
+            tokens = len(batch.arguments["input_ids"])
+            totals += torch.tensor([float(loss.detach()), batch.labels, tokens])
+        loss_sum, labels, tokens = self.ranks.sum(totals.to(self.device)).tolist()
+        self.ranks.sum_gradients(self.model)
+        for parameter in self.model.parameters():
+            if parameter.grad is not None:
+                parameter.grad /= max(labels, 1)
+        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), s.clip or math.inf))
+        loss_mean = loss_sum / max(labels, 1)
+        if not math.isfinite(norm) or not math.isfinite(loss_mean):
+            raise Diverged(
+                f"step {self.step + 1}: loss {loss_mean}, gradient norm {norm}: a lower lr may help"
+            )
+        rate = learning_rate(self.step, s.steps, s.warmup, s.lr)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.optimiser.step()
+        self.step += 1
+        per_second = tokens / (time.perf_counter() - started)
+        self._record(
+            {
+                "step": self.step,
+                "split": "train",
+                "loss": loss_mean,
+                "lr": rate,
+                "tokens": int(tokens),
+                "tokens_per_s": per_second,
+                "grad_norm": norm,
+            }
+        )
+        message = f"training: loss {loss_mean:.4f}, {per_second:,.0f} tokens/s"
+        self.progress(message, self.step, s.steps)
+        return max(self.ranks.gather(stop.signal))
+
+    def _evaluate(self) -> None:
+        figures = self.objective.score(self._held_out(), self.ranks)
+        self._record({"step": self.step, "split": "held_out"} | figures)
+        shown = ", ".join(
+            f"{name.replace('_', ' ')} {value:.4f}"
+            for name, value in figures.items()
+            if value is not None
+        )
+        self.say(f"step {self.step}: held-out {shown}")
+
+    @torch.no_grad()
+    def _held_out(self) -> Iterator[Evaluated]:
+        self.model.eval()
+        lengths = [len(ids) for ids, _ in self.corpus.held_out]
+        batches = batch_by_tokens(lengths, self.settings.batch_tokens)
+        for done, indices in enumerate(batches):
+            if done % self.ranks.world != self.ranks.rank:
+                continue
+            self.progress("evaluating", done, len(batches))
+            batch = self.objective.batch(indices, HELD_OUT_EPOCH, self.device)
+            with self._autocast():
+                output = self.model(**batch.arguments)
+            yield Evaluated(indices, batch, output)
+
+    def _autocast(self) -> torch.autocast:
+        enabled = self.settings.dtype == "bfloat16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
+
+    def _record(self, row: dict[str, Any]) -> None:
+        if self.ranks.rank == 0:
+            self.metrics.write(row)
+
+    def _save(self) -> None:
+        if self.ranks.rank == 0:
+            save_checkpoint(
+                self.folder,
+                {
+                    "step": self.step,
+                    "epoch": self.batches.epoch,
+                    "place": self.batches.place,
+                    "model": self.model.state_dict(),
+                    "optimiser": self.optimiser.state_dict(),
+                    "settings": self.settings.maths(),
+                    "data": self.corpus.fingerprint(),
+                    "config": asdict(self.config),
+                    "tokens": self.corpus.tokens,
+                    "classes": self.corpus.classes,
+                },
+                self.settings.keep,
+            )
+
+    def _saved(self) -> dict[str, Any] | None:
+        """The checkpoint to go on from, after a look at what it must have in common."""
+        found = checkpoints(self.folder)
+        if not self.settings.resume:
+            if found:
+                raise ValueError(
+                    f"output={str(self.folder)!r} holds {found[-1].name}: expected resume, or "
+                    "another folder"
+                )
+            return None
+        if not found:
+            raise ValueError(f"resume: output={str(self.folder)!r} holds no checkpoint")
+        saved = load_checkpoint(found[-1])
+        for name, value in self.settings.maths().items():
+            if saved["settings"].get(name) != value:
+                raise ValueError(
+                    f"resume: {name}={value!r}: expected {saved['settings'].get(name)!r} as in "
+                    f"{found[-1].name}"
+                )
+        return saved
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        if saved["data"] != self.corpus.fingerprint():
+            raise ValueError(
+                f"resume: {self.corpus.source} gives other sequences than step {saved['step']} "
+                "was trained on: expected the same data"
+            )
+        self.model.load_state_dict(saved["model"])
+        self.optimiser.load_state_dict(saved["optimiser"])
+        self.batches.seek(saved["epoch"], saved["place"])
+        self.step = saved["step"]
+
+
+def _corpus(settings: Settings, saved: dict[str, Any] | None) -> Corpus:
+    vocabulary = None if saved is None else Vocabulary(tuple(saved["tokens"]))
+    read = meds_corpus if settings.meds_dir is not None else text_corpus
+    return read(settings, vocabulary)
+
+
+def _objective(settings: Settings, corpus: Corpus) -> Objective:
+    if settings.task == "classify":
+        return Classification(corpus)
+    return MaskedTokens(corpus, settings.mask_share, settings.seed)
+
+
+def _config(settings: Settings, corpus: Corpus, saved: dict[str, Any] | None) -> EncoderConfig:
+    """The preset for this vocabulary and these lengths, or what the checkpoint was made with."""
+    if saved is not None:
+        if saved["settings"]["preset"] != settings.preset:
+            raise ValueError(
+                f"preset={settings.preset!r}: expected {saved['settings']['preset']!r} as in the "
+                "checkpoint of init"
+            )
+        config = EncoderConfig(**saved["config"])
+        if config.positions == "learned" and settings.max_tokens > config.max_positions:
+            raise ValueError(
+                f"max_tokens={settings.max_tokens}: expected at most the {config.max_positions} "
+                "positions of the checkpoint of init"
+            )
+        return config
+    published = EncoderConfig.preset(settings.preset)
+    return EncoderConfig.preset(
+        settings.preset,
+        vocab_size=len(corpus.tokens),
+        max_positions=max(published.max_positions, settings.max_tokens),
+    )
+
+
+def _take_encoder(model: nn.Module, start: dict[str, Any]) -> None:
+    """The encoder's weights of a checkpoint; the head keeps its own."""
+    own = model.state_dict()
+    own.update({n: w for n, w in start["model"].items() if n.startswith("encoder.")})
+    model.load_state_dict(own)

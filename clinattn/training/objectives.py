@@ -1,0 +1,146 @@
+"""What a model is trained for: its head, its batches with labels, and its held-out score."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from clinattn.encoder import (
+    EncoderConfig,
+    HeadOutput,
+    MaskedLanguageModel,
+    SequenceClassifier,
+)
+from clinattn.encoder.heads import IGNORE
+
+from .batches import packed
+from .data import Corpus, Example, unigram_entropy
+from .masking import mask_tokens
+from .metrics import auroc
+from .ranks import Ranks
+from .seeds import derived_seed
+
+HELD_OUT_EPOCH = -1  # its masks are drawn once, and are those of no training epoch
+
+
+class LabelledBatch(NamedTuple):
+    """Arguments of the model's forward, and over how many labels its loss is the mean."""
+
+    arguments: dict[str, Any]
+    labels: int
+
+
+class Evaluated(NamedTuple):
+    """A held-out batch: which sequences, what the model was given, and what it said."""
+
+    indices: list[int]
+    batch: LabelledBatch
+    output: HeadOutput
+
+
+class Objective(Protocol):
+    def model(self, config: EncoderConfig) -> nn.Module: ...
+
+    def batch(self, indices: list[int], epoch: int, device: torch.device) -> LabelledBatch:
+        """Of the training split, or of the held-out one for HELD_OUT_EPOCH."""
+
+    def score(self, evaluated: Iterator[Evaluated], ranks: Ranks) -> dict[str, Any]:
+        """From this rank's share of the held-out batches, the figures over all."""
+
+
+@dataclass(frozen=True)
+class MaskedTokens:
+    corpus: Corpus
+    share: float
+    seed: int
+
+    def model(self, config: EncoderConfig) -> MaskedLanguageModel:
+        return MaskedLanguageModel(config)
+
+    def batch(self, indices: list[int], epoch: int, device: torch.device) -> LabelledBatch:
+        examples = _split(self.corpus, epoch)
+        ordinary = self.corpus.ordinary()
+        drawn = [
+            mask_tokens(
+                examples[index].ids,
+                self.share,
+                self.corpus.mask,
+                ordinary,
+                derived_seed("mask", self.seed, epoch, index),
+            )
+            for index in indices
+        ]
+        labels = torch.cat([labels for _, labels in drawn])
+        arguments = packed([seen for seen, _ in drawn], device) | {"labels": labels.to(device)}
+        return LabelledBatch(arguments, int((labels != IGNORE).sum()))
+
+    def score(self, evaluated: Iterator[Evaluated], ranks: Ranks) -> dict[str, Any]:
+        """loss and accuracy on masked tokens; unigram_entropy: what a loss without context is."""
+        totals = torch.zeros(3, dtype=torch.float64)
+        for _, batch, output in evaluated:
+            assert output.loss is not None
+            targets = batch.arguments["labels"]
+            right = output.logits.argmax(-1) == targets[targets != IGNORE]
+            totals += torch.tensor(
+                [float(output.loss) * batch.labels, float(right.sum()), batch.labels]
+            )
+        loss, right_count, labels = torch.stack(ranks.gather(totals)).sum(0).tolist()
+        return {
+            "loss": loss / max(labels, 1),
+            "accuracy": right_count / max(labels, 1),
+            "unigram_entropy": unigram_entropy(self.corpus),
+        }
+
+
+@dataclass(frozen=True)
+class Classification:
+    corpus: Corpus
+
+    def model(self, config: EncoderConfig) -> SequenceClassifier:
+        return SequenceClassifier(config, len(self.corpus.classes))
+
+    def batch(self, indices: list[int], epoch: int, device: torch.device) -> LabelledBatch:
+        examples = [_split(self.corpus, epoch)[index] for index in indices]
+        labels = torch.tensor([label for _, label in examples])
+        arguments = packed([ids for ids, _ in examples], device) | {"labels": labels.to(device)}
+        return LabelledBatch(arguments, len(labels))
+
+    def score(self, evaluated: Iterator[Evaluated], ranks: Ranks) -> dict[str, Any]:
+        """loss, accuracy, and AUROC of two classes, beside what knowing no sequence gives.
+
+        base_rate: the accuracy of always saying the most frequent class of the training split.
+        base_loss: the loss of always saying its class frequencies.
+        """
+        share = [
+            (index, logits)
+            for indices, _, output in evaluated
+            for index, logits in zip(indices, output.logits.cpu().double(), strict=True)
+        ]
+        found = dict(item for part in ranks.gather(share) for item in part)
+        logits = torch.stack([found[index] for index in range(len(self.corpus.held_out))])
+        labels = torch.tensor([label for _, label in self.corpus.held_out])
+        trained = torch.tensor([label for _, label in self.corpus.train])
+        frequency = torch.bincount(trained, minlength=len(self.corpus.classes)).double()
+        base = (frequency / frequency.sum()).log()
+        figures: dict[str, float | None] = {
+            "loss": float(nn.functional.cross_entropy(logits, labels)),
+            "base_loss": float(-base[labels].mean()),
+            "accuracy": _share(logits.argmax(1) == labels),
+            "base_rate": _share(labels == frequency.argmax()),
+        }
+        if len(self.corpus.classes) == 2:
+            figures["auroc"] = auroc(logits[:, 1] - logits[:, 0], labels == 1)
+        return figures
+
+
+def _split(corpus: Corpus, epoch: int) -> list[Example]:
+    return corpus.held_out if epoch == HELD_OUT_EPOCH else corpus.train
+
+
+def _share(right: Tensor) -> float:
+    return float(right.double().mean()) if len(right) else math.nan

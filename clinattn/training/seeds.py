@@ -1,0 +1,16 @@
+"""Numbers that follow from names alone: no state, so a run can start again anywhere in its data."""
+
+from __future__ import annotations
+
+import hashlib
+
+
+def derived_seed(*names: int | str) -> int:
+    """A seed in 0..2^63 - 1 that is the same for the same names, on every machine."""
+    digest = hashlib.blake2b(repr(names).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def is_held_out(subject: int | str, share: float) -> bool:
+    """Whether a subject is in the held-out `share`; depends on no seed and no other subject."""
+    return derived_seed("held out", str(subject)) < share * 2**63
