@@ -54,11 +54,10 @@ def consecutive(order: list[int], lengths: list[int], max_tokens: int) -> list[l
     return batches
 
 
-def packed(sequences: list[Tensor], device: torch.device) -> dict[str, Any]:
-    """The arguments of Encoder.encode for sequences (N_i,) one after the other."""
+def packed(sequences: list[Tensor], device: torch.device) -> tuple[Tensor, dict[str, Any]]:
+    """Sequences (N_i,) one after the other, and the other arguments of Encoder.encode for them."""
     lengths = torch.tensor([len(ids) for ids in sequences])
-    return {
-        "input_ids": torch.cat(sequences).to(device),
+    return torch.cat(sequences).to(device), {
         "cu_seqlens": cu_seqlens_from_lengths(lengths).to(device),
         "max_seqlen": int(lengths.max()),
     }

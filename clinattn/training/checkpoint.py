@@ -12,6 +12,8 @@ from torch import nn
 
 from clinattn.encoder import EncoderConfig, MaskedLanguageModel, SequenceClassifier
 
+from .objectives import causal_head
+
 FORMAT = 1
 NAME = re.compile(r"step-(\d+)\.pt")
 
@@ -57,9 +59,12 @@ def load_model(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     state = load_checkpoint(Path(path))
     config = EncoderConfig(**state["config"])
     model: nn.Module
-    if state["classes"]:
-        model = SequenceClassifier(config, len(state["classes"]))
-    else:
-        model = MaskedLanguageModel(config)
+    match state["settings"]["task"]:
+        case "classify":
+            model = SequenceClassifier(config, len(state["classes"]))
+        case "clm":
+            model = causal_head()(config)
+        case _:
+            model = MaskedLanguageModel(config)
     model.load_state_dict(state["model"])
     return model.eval(), state

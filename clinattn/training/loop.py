@@ -31,7 +31,9 @@ from .objectives import (
     Classification,
     Evaluated,
     MaskedTokens,
+    NextTokens,
     Objective,
+    causal_head,
 )
 from .optimiser import adamw, learning_rate
 from .ranks import ALONE, Ranks
@@ -69,6 +71,8 @@ class Trainer:
             raise ValueError(
                 f"accumulate={settings.accumulate}: expected a multiple of the {ranks.world} ranks"
             )
+        if settings.task == "clm":
+            causal_head()
         self.folder = Path(settings.output)
         saved = self._saved()
         start = None
@@ -142,10 +146,12 @@ class Trainer:
             torch.manual_seed(derived_seed("dropout", s.seed, self.step, number))
             batch = self.objective.batch(indices, epoch, self.device)
             with self._autocast():
-                loss = self.model(**batch.arguments).loss * batch.labels
+                output = batch.run(self.model)
+            assert output.loss is not None
+            loss = output.loss * batch.labels
             loss.backward()
-            tokens = len(batch.arguments["input_ids"])
-            totals += torch.tensor([float(loss.detach()), batch.labels, tokens])
+            counted = [float(loss.detach()), batch.labels, len(batch.ids)]
+            totals += torch.tensor(counted, dtype=torch.float64)
         loss_sum, labels, tokens = self.ranks.sum(totals.to(self.device)).tolist()
         self.ranks.sum_gradients(self.model)
         for parameter in self.model.parameters():
@@ -199,7 +205,7 @@ class Trainer:
             self.progress("evaluating", done, len(batches))
             batch = self.objective.batch(indices, HELD_OUT_EPOCH, self.device)
             with self._autocast():
-                output = self.model(**batch.arguments)
+                output = batch.run(self.model)
             yield Evaluated(indices, batch, output)
 
     def _autocast(self) -> torch.autocast:
@@ -271,7 +277,8 @@ def _corpus(settings: Settings, saved: dict[str, Any] | None) -> Corpus:
 def _objective(settings: Settings, corpus: Corpus) -> Objective:
     if settings.task == "classify":
         return Classification(corpus)
-    return MaskedTokens(corpus, settings.mask_share, settings.seed)
+    kind = NextTokens if settings.task == "clm" else MaskedTokens
+    return kind(corpus, settings.mask_share, settings.seed)
 
 
 def _config(settings: Settings, corpus: Corpus, saved: dict[str, Any] | None) -> EncoderConfig:
@@ -288,13 +295,27 @@ def _config(settings: Settings, corpus: Corpus, saved: dict[str, Any] | None) ->
                 f"max_tokens={settings.max_tokens}: expected at most the {config.max_positions} "
                 "positions of the checkpoint of init"
             )
-        return config
+        return _for_task(config, settings.task)
     published = EncoderConfig.preset(settings.preset)
+    causal = {"causal": True} if settings.task == "clm" else {}
     return EncoderConfig.preset(
         settings.preset,
         vocab_size=len(corpus.tokens),
         max_positions=max(published.max_positions, settings.max_tokens),
+        **causal,
     )
+
+
+def _for_task(config: EncoderConfig, task: str) -> EncoderConfig:
+    """A checkpoint's encoder for another head; a causal one is classified by its last token."""
+    causal = getattr(config, "causal", False)
+    if causal and task == "classify":
+        return EncoderConfig(**asdict(config) | {"pooling": "last"})
+    if causal != (task == "clm"):
+        raise ValueError(
+            f"task={task!r}: the checkpoint of init has causal={causal}, expected {not causal}"
+        )
+    return config
 
 
 def _take_encoder(model: nn.Module, start: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from clinattn import encoder
 from clinattn.encoder import (
     EncoderConfig,
     HeadOutput,
@@ -29,10 +30,14 @@ HELD_OUT_EPOCH = -1  # its masks are drawn once, and are those of no training ep
 
 
 class LabelledBatch(NamedTuple):
-    """Arguments of the model's forward, and over how many labels its loss is the mean."""
+    """What a model's forward takes, and over how many labels its loss is the mean."""
 
+    ids: Tensor
     arguments: dict[str, Any]
     labels: int
+
+    def run(self, model: nn.Module) -> HeadOutput:
+        return model(self.ids, **self.arguments)
 
 
 class Evaluated(NamedTuple):
@@ -59,42 +64,56 @@ class MaskedTokens:
     share: float
     seed: int
 
-    def model(self, config: EncoderConfig) -> MaskedLanguageModel:
+    def model(self, config: EncoderConfig) -> nn.Module:
         return MaskedLanguageModel(config)
 
     def batch(self, indices: list[int], epoch: int, device: torch.device) -> LabelledBatch:
         examples = _split(self.corpus, epoch)
-        ordinary = self.corpus.ordinary()
-        drawn = [
-            mask_tokens(
-                examples[index].ids,
-                self.share,
-                self.corpus.mask,
-                ordinary,
-                derived_seed("mask", self.seed, epoch, index),
-            )
-            for index in indices
-        ]
+        drawn = [self.labelled(examples[index].ids, epoch, index) for index in indices]
         labels = torch.cat([labels for _, labels in drawn])
-        arguments = packed([seen for seen, _ in drawn], device) | {"labels": labels.to(device)}
-        return LabelledBatch(arguments, int((labels != IGNORE).sum()))
+        ids, arguments = packed([seen for seen, _ in drawn], device)
+        arguments["labels"] = labels.to(device)
+        return LabelledBatch(ids, arguments, int((labels != IGNORE).sum()))
+
+    def labelled(self, ids: Tensor, epoch: int, index: int) -> tuple[Tensor, Tensor]:
+        """What the model sees of a sequence, and its labels."""
+        seed = derived_seed("mask", self.seed, epoch, index)
+        return mask_tokens(ids, self.share, self.corpus.mask, self.corpus.ordinary(), seed)
 
     def score(self, evaluated: Iterator[Evaluated], ranks: Ranks) -> dict[str, Any]:
-        """loss and accuracy on masked tokens; unigram_entropy: what a loss without context is."""
+        """loss and accuracy on labels; unigram_entropy: the least loss without any context."""
         totals = torch.zeros(3, dtype=torch.float64)
         for _, batch, output in evaluated:
             assert output.loss is not None
             targets = batch.arguments["labels"]
             right = output.logits.argmax(-1) == targets[targets != IGNORE]
-            totals += torch.tensor(
-                [float(output.loss) * batch.labels, float(right.sum()), batch.labels]
-            )
+            counted = [float(output.loss) * batch.labels, float(right.sum()), batch.labels]
+            totals += torch.tensor(counted, dtype=torch.float64)
         loss, right_count, labels = torch.stack(ranks.gather(totals)).sum(0).tolist()
         return {
             "loss": loss / max(labels, 1),
             "accuracy": right_count / max(labels, 1),
             "unigram_entropy": unigram_entropy(self.corpus),
         }
+
+
+@dataclass(frozen=True)
+class NextTokens(MaskedTokens):
+    """Every token from those before it; special ones, [CLS] first of all, are not predicted."""
+
+    def model(self, config: EncoderConfig) -> nn.Module:
+        return causal_head()(config)
+
+    def labelled(self, ids: Tensor, epoch: int, index: int) -> tuple[Tensor, Tensor]:
+        return ids, ids.masked_fill(~self.corpus.ordinary()[ids], IGNORE)
+
+
+def causal_head() -> type[nn.Module]:
+    """CausalLanguageModel, which takes labels as they stand; NotImplementedError without it."""
+    head = getattr(encoder, "CausalLanguageModel", None)
+    if head is None:
+        raise NotImplementedError("task='clm': expected a causal encoder, which this version lacks")
+    return head
 
 
 @dataclass(frozen=True)
@@ -107,8 +126,9 @@ class Classification:
     def batch(self, indices: list[int], epoch: int, device: torch.device) -> LabelledBatch:
         examples = [_split(self.corpus, epoch)[index] for index in indices]
         labels = torch.tensor([label for _, label in examples])
-        arguments = packed([ids for ids, _ in examples], device) | {"labels": labels.to(device)}
-        return LabelledBatch(arguments, len(labels))
+        ids, arguments = packed([ids for ids, _ in examples], device)
+        arguments["labels"] = labels.to(device)
+        return LabelledBatch(ids, arguments, len(labels))
 
     def score(self, evaluated: Iterator[Evaluated], ranks: Ranks) -> dict[str, Any]:
         """loss, accuracy, and AUROC of two classes, beside what knowing no sequence gives.

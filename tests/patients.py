@@ -1,0 +1,43 @@
+"""MEDS folders of made-up patients whose timelines follow a rule that an encoder can learn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+CYCLE = 12
+
+
+def write_events(root: Path, rows: list[tuple[int, int | None, str]]) -> Path:
+    """rows: (subject_id, microseconds or None, code)."""
+    subject, time, code = zip(*rows, strict=True)
+    (root / "data").mkdir(parents=True, exist_ok=True)
+    table = {
+        "subject_id": pa.array(subject, pa.int64()),
+        "time": pa.array(time, pa.timestamp("us")),
+        "code": pa.array(code, pa.string()),
+    }
+    pq.write_table(pa.table(table), root / "data" / "0.parquet")
+    return root
+
+
+def write_patients(root: Path, patients: int = 40, seed: int = 0) -> Path:
+    """Each walks round a cycle of codes, and ALARM comes in the second half after a WARNING.
+
+    A token follows from its neighbours, though all codes of the cycle are as frequent.
+    """
+    rng = np.random.default_rng(seed)
+    rows: list[tuple[int, int | None, str]] = []
+    for patient in range(1, patients + 1):
+        half = int(rng.integers(8, 30))
+        phase = int(rng.integers(CYCLE))
+        codes = [f"STEP//{(phase + i) % CYCLE}" for i in range(2 * half)]
+        if rng.random() < 0.5:
+            codes[half // 2] = "WARNING"
+            codes[half + half // 2] = "ALARM//RED"
+        rows.append((patient, None, f"SEX//{'FM'[patient % 2]}"))
+        rows += [(patient, i, code) for i, code in enumerate(codes)]
+    return write_events(root, rows)

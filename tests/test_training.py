@@ -1,0 +1,370 @@
+"""The training loop: it learns, goes on from a checkpoint to the same bits, and ends on signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("pyarrow")
+
+from patients import write_patients  # noqa: E402
+
+from clinattn import encoder  # noqa: E402
+from clinattn.encoder import PRESETS  # noqa: E402
+from clinattn.training import checkpoint, loop  # noqa: E402
+from clinattn.training.checkpoint import checkpoints, load_checkpoint, load_model  # noqa: E402
+from clinattn.training.loop import Diverged, Trainer  # noqa: E402
+from clinattn.training.metrics import MetricsFile, auroc  # noqa: E402
+from clinattn.training.optimiser import FLOOR, adamw, learning_rate  # noqa: E402
+from clinattn.training.settings import Settings  # noqa: E402
+
+causal = pytest.mark.skipif(
+    not hasattr(encoder, "CausalLanguageModel"), reason="this version has no causal encoder"
+)
+TASKS = ["mlm", "classify", pytest.param("clm", marks=causal)]
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """An encoder of width 32, with dropout, in place of the preset."""
+    sizes = {"hidden_size": 32, "num_heads": 2, "intermediate_size": 48, "windows": (None, 8, 8)}
+    dropout = {"embedding_dropout": 0.1, "hidden_dropout": 0.1, "attention_dropout": 0.1}
+    monkeypatch.setitem(PRESETS, "tiny", replace(PRESETS["tiny"], **sizes, **dropout))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_patients(tmp_path_factory.mktemp("meds"), patients=60)
+
+
+@pytest.fixture
+def settings(folder, tmp_path):
+    def make(task: str = "mlm", **changes) -> Settings:
+        given = {"label_code": "ALARM*"} if task == "classify" else {}
+        given |= {"output": tmp_path / "out", "max_tokens": 64, "batch_tokens": 128, "steps": 8}
+        given |= {"eval_every": 3, "save_every": 100}
+        return Settings(task=task, **{"meds_dir": folder} | given | changes)
+
+    return make
+
+
+def rows_of(output) -> list[dict]:
+    lines = [json.loads(line) for line in (Path(output) / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "tokens_per_s"} for line in lines]
+
+
+def assert_same_bits(one: Path, two: Path) -> None:
+    """Weights, moments, counters and metrics, but the speed."""
+    a, b = (load_checkpoint(checkpoints(Path(p))[-1]) for p in (one, two))
+    assert a.keys() == b.keys() and (a["step"], a["epoch"], a["place"]) == (
+        b["step"],
+        b["epoch"],
+        b["place"],
+    )
+    for name, weight in a["model"].items():
+        assert torch.equal(weight, b["model"][name]), name
+    for index, state in a["optimiser"]["state"].items():
+        for name, value in state.items():
+            assert torch.equal(value, b["optimiser"]["state"][index][name]), (index, name)
+    assert rows_of(one) == rows_of(two)
+
+
+def stop_at(step: int, number: int):
+    """A progress callback that sends this process a signal in the middle of training."""
+
+    def progress(message: str, done: int, total: int) -> None:
+        if message.startswith("training") and done == step:
+            os.kill(os.getpid(), number)
+
+    return progress
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["sigint", "sigterm"])
+def test_an_interrupted_run_goes_on_to_the_bits_of_one_that_was_not(
+    settings, tmp_path, task, number
+):
+    whole = settings(task, output=tmp_path / "whole", accumulate=2, dtype="bfloat16")
+    assert Trainer(whole).run() == 0
+    part = replace(whole, output=tmp_path / "part")
+    before = signal.getsignal(number)
+    assert Trainer(part, progress=stop_at(3, number)).run() == number
+    assert signal.getsignal(number) is before
+    assert [path.name for path in checkpoints(tmp_path / "part")] == ["step-00000003.pt"]
+    torch.manual_seed(99)  # nothing of the process may count
+    assert Trainer(replace(part, resume=True)).run() == 0
+    assert_same_bits(tmp_path / "whole", tmp_path / "part")
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(settings, tmp_path):
+    whole = settings(output=tmp_path / "whole", save_every=3)
+    Trainer(whole).run()
+    killed = replace(whole, output=tmp_path / "part")
+
+    def kill(message, done, total):
+        if message.startswith("training") and done == 5:
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        Trainer(killed, progress=kill).run()
+    with (tmp_path / "part" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "sp')  # torn
+    assert Trainer(replace(killed, resume=True)).run() == 0
+    assert_same_bits(tmp_path / "whole", tmp_path / "part")
+    assert [path.name for path in checkpoints(tmp_path / "part")] == [
+        "step-00000006.pt",
+        "step-00000008.pt",
+    ]
+
+
+def test_a_second_signal_ends_at_once(settings):
+    def twice(message, done, total):
+        if message.startswith("training"):
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(settings(), progress=twice).run()
+
+
+def test_a_run_leaves_the_process_its_random_state(settings):
+    before = torch.get_rng_state()
+    Trainer(settings(steps=1)).run()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_metrics_have_a_row_for_each_step_and_evaluation(settings, tmp_path):
+    Trainer(settings()).run()
+    lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [row["step"] for row in rows if row["split"] == "train"] == list(range(1, 9))
+    assert [row["step"] for row in rows if row["split"] == "held_out"] == [0, 3, 6, 8]
+    for row in rows:
+        wanted = {"lr", "tokens", "tokens_per_s", "grad_norm"} if row["split"] == "train" else set()
+        assert {"step", "split", "loss"} | wanted <= row.keys()
+    assert all(64 < row["tokens"] <= 128 for row in rows if row["split"] == "train")
+
+
+def test_masked_language_models_learn_what_frequencies_do_not_say(settings, tmp_path):
+    trainer = Trainer(settings(steps=250, batch_tokens=512, lr=1e-2, eval_every=250))
+    trainer.run()
+    last = rows_of(tmp_path / "out")[-1]
+    assert last["loss"] < last["unigram_entropy"] - 0.5 and last["accuracy"] > 0.4
+
+
+@causal
+def test_causal_language_models_learn_what_comes_next(settings, tmp_path):
+    Trainer(settings("clm", steps=150, batch_tokens=512, lr=1e-2, eval_every=150)).run()
+    last = rows_of(tmp_path / "out")[-1]
+    assert last["loss"] < last["unigram_entropy"] - 0.5
+
+
+def test_clm_without_a_causal_encoder_is_refused_before_the_data_is_read(settings, monkeypatch):
+    monkeypatch.delattr(encoder, "CausalLanguageModel", raising=False)
+    monkeypatch.setattr(loop, "meds_corpus", pytest.fail)
+    with pytest.raises(NotImplementedError, match="task='clm': expected a causal encoder"):
+        Trainer(settings("clm"))
+
+
+def test_classifiers_learn_the_future_of_others(settings, tmp_path):
+    Trainer(settings("classify", steps=80, batch_tokens=512, lr=1e-2, eval_every=80)).run()
+    first, last = (row for row in rows_of(tmp_path / "out") if row["split"] == "held_out")
+    assert last["accuracy"] > 0.9 > last["base_rate"] and last["auroc"] > 0.95
+    assert last["loss"] < 0.5 * last["base_loss"] and first["loss"] > last["loss"]
+
+
+def test_fine_tuning_starts_from_the_pretrained_encoder(settings, tmp_path):
+    Trainer(settings(output=tmp_path / "mlm", steps=2, min_count=1)).run()
+    source = checkpoints(tmp_path / "mlm")[-1]
+    trained, state = load_model(source)
+    trainer = Trainer(settings("classify", init=source, steps=2))
+    assert trainer.corpus.tokens == state["tokens"] and not trained.training
+    for name, weight in trained.encoder.state_dict().items():
+        assert torch.equal(weight, trainer.model.encoder.state_dict()[name]), name
+    trainer.run()
+    tuned, state = load_model(checkpoints(tmp_path / "out")[-1])
+    assert state["classes"] == ("absent", "present") and tuned.classifier.out_features == 2
+    source.unlink()  # a resumed run does not need it
+    assert Trainer(settings("classify", init=source, steps=2, resume=True)).step == 2
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_batches_count_by_their_labels_however_they_are_accumulated(settings, tmp_path, task):
+    """The gradient is that of one mean over all labels; fp64, without dropout."""
+    trainer = Trainer(settings(task, accumulate=3, steps=1, clip=0, dtype="float64"))
+    model = trainer.model.eval()
+    model.train = lambda mode=True: model
+    drawn = [trainer.batches.next() for _ in range(3)]
+    trainer.batches.seek(0, 0)
+    losses, labels = [], []
+    for epoch, indices in drawn:
+        batch = trainer.objective.batch(indices, epoch, trainer.device)
+        losses.append(batch.run(model).loss * batch.labels)
+        labels.append(batch.labels)
+    assert len(set(labels)) > 1
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    truth = torch.autograd.grad(sum(losses) / sum(labels), parameters)
+    trainer.run()
+    for parameter, expected in zip(parameters, truth, strict=True):
+        torch.testing.assert_close(parameter.grad, expected, rtol=1e-11, atol=1e-14)
+    row = rows_of(tmp_path / "out")[1]
+    mean = float(sum(losses).detach() / sum(labels))
+    assert row["loss"] == pytest.approx(mean, rel=1e-12)
+    norm = torch.stack([g.square().sum() for g in truth]).sum().sqrt()
+    assert row["grad_norm"] == pytest.approx(float(norm), rel=1e-11)
+
+
+def test_clipping_scales_the_gradient_down_and_never_up(settings, tmp_path):
+    norms = []
+    for clip in (0.0, 1e-3, 1e6):
+        trainer = Trainer(settings(output=tmp_path / str(clip), steps=1, clip=clip))
+        trainer.run()
+        grads = [p.grad for p in trainer.model.parameters() if p.grad is not None]
+        norms.append(float(torch.nn.utils.get_total_norm(grads)))
+    assert norms[0] == norms[2] and norms[1] == pytest.approx(1e-3, rel=1e-4) and norms[0] > 1e-2
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(settings, tmp_path):
+    trainer = Trainer(settings(save_every=1))
+    with torch.no_grad():
+        trainer.model.encoder.embeddings.tokens.weight[5:] = float("inf")
+    with pytest.raises(Diverged, match="step 1: loss nan"):
+        trainer.run()
+    assert not checkpoints(tmp_path / "out")
+
+
+def test_norms_and_biases_do_not_decay():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4))
+    matrices, vectors = adamw(model, 0.25).param_groups
+    assert [p.shape for p in matrices["params"]] == [(4, 3)] and matrices["weight_decay"] == 0.25
+    assert len(vectors["params"]) == 3 and vectors["weight_decay"] == 0
+
+
+def test_the_rate_rises_in_a_line_and_falls_in_a_cosine():
+    rates = [learning_rate(step, 101, 0.2, 2.0) for step in range(101)]
+    assert rates[:20] == pytest.approx([2.0 * (i + 1) / 20 for i in range(20)])
+    assert rates[20] == pytest.approx(2.0) and rates[100] == pytest.approx(2.0 * FLOOR)
+    assert rates[60] == pytest.approx(2.0 * (1 + FLOOR) / 2)
+    assert all(a > b for a, b in zip(rates[20:], rates[21:], strict=False))
+    assert learning_rate(0, 1, 0.0, 2.0) == 2.0 and learning_rate(0, 1, 1.0, 2.0) == 2.0
+
+
+def test_auroc_is_the_share_of_pairs_in_order():
+    scores = torch.randint(0, 6, (200,)).float()
+    positive = torch.rand(200) < 0.3
+    above = (scores[positive][:, None] > scores[~positive]).double()
+    ties = (scores[positive][:, None] == scores[~positive]).double()
+    assert auroc(scores, positive) == pytest.approx(float((above + ties / 2).mean()), rel=1e-12)
+    assert auroc(scores, scores > 2) == 1 and auroc(-scores, scores > 2) == 0
+    assert auroc(torch.zeros(4), torch.tensor([True, False, True, False])) == 0.5
+    assert auroc(scores, scores > 9) is None
+
+
+def test_a_checkpoint_that_cannot_be_written_whole_leaves_the_last_one(settings, monkeypatch):
+    first = settings(save_every=2, steps=4)
+    real = torch.save
+
+    def full_disk(state, file):
+        if state["step"] == 4:
+            file.write(b"half")
+            raise OSError("no space left")
+        real(state, file)
+
+    monkeypatch.setattr(checkpoint.torch, "save", full_disk)
+    with pytest.raises(OSError, match="no space left"):
+        Trainer(first).run()
+    found = checkpoints(Path(first.output))
+    assert [path.name for path in found] == ["step-00000002.pt"]
+    assert load_checkpoint(found[0])["step"] == 2
+
+
+def test_the_last_few_checkpoints_are_kept(settings, tmp_path):
+    Trainer(settings(save_every=2, keep=3)).run()
+    kept = [path.name for path in (tmp_path / "out").glob("*.p*")]
+    assert sorted(kept) == ["step-00000004.pt", "step-00000006.pt", "step-00000008.pt"]
+
+
+@pytest.fixture
+def finished(settings):
+    Trainer(settings(steps=1)).run()
+    return lambda **changes: settings(**{"steps": 1, "resume": True} | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"resume": False}, "holds step-00000001.pt: expected resume, or another folder"),
+        ({"steps": 9}, "resume: steps=9: expected 1 as in step-00000001.pt"),
+        ({"lr": 1.0}, "resume: lr=1.0: expected 0.001"),
+        ({"seed": 5}, "resume: seed=5: expected 0"),
+        ({"output": "elsewhere"}, "output='elsewhere' holds no checkpoint"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_going_on_with_something_else_is_refused(finished, changes, message):
+    with pytest.raises(ValueError, match=message):
+        Trainer(finished(**changes))
+
+
+def test_going_on_with_other_data_is_refused(finished, tmp_path):
+    other = write_patients(tmp_path / "other", patients=60, seed=1)
+    with pytest.raises(ValueError, match="gives other sequences than step 1 was trained on"):
+        Trainer(finished(meds_dir=other))
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"not a checkpoint" * 99])
+def test_a_damaged_checkpoint_is_named(finished, tmp_path, content):
+    (tmp_path / "out" / "step-00000001.pt").write_bytes(content)
+    with pytest.raises(ValueError, match="step-00000001.pt' cannot be read"):
+        Trainer(finished())
+
+
+def test_something_else_is_no_checkpoint(tmp_path):
+    torch.save({"weights": torch.ones(2)}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match="expected one of clinattn train"):
+        load_checkpoint(tmp_path / "other.pt")
+
+
+def test_metrics_forget_what_came_after_a_checkpoint(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    rows = [(s, split) for s in range(4) for split in ("train", "held_out")]
+    path.write_text("".join(json.dumps({"step": s, "split": p}) + "\n" for s, p in rows))
+    MetricsFile(path, 2)
+    found = [tuple(json.loads(line).values()) for line in path.read_text().splitlines()]
+    assert found == rows[:5]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"task": "nsp"}, r"task='nsp': expected one of \('mlm', 'clm', 'classify'\)"),
+        ({"preset": "huge"}, "preset='huge': expected one of"),
+        ({"dtype": "float16"}, "dtype='float16': expected one of"),
+        ({"device": "tpu"}, "device='tpu': expected one of"),
+        ({"steps": 0}, "steps=0: expected at least 1"),
+        ({"accumulate": 0}, "accumulate=0: expected at least 1"),
+        ({"held_out": 1.0}, "held_out=1.0: expected 0 < x < 1"),
+        ({"mask_share": 0.0}, "mask_share=0.0: expected 0 < x < 1"),
+        ({"max_tokens": 1}, "max_tokens=1: expected at least 2"),
+        ({"batch_tokens": 63}, "batch_tokens=63: expected at least max_tokens"),
+        ({"lr": 0.0}, "lr=0.0: expected more than 0"),
+        ({"lr": float("nan")}, "lr=nan: expected more than 0"),
+        ({"warmup": 2.0}, "warmup=2.0: expected 0 <= x <= 1"),
+        ({"clip": -1.0}, "clip=-1.0: expected at least 0"),
+        ({"meds_dir": None}, "got neither, expected exactly one"),
+        ({"text_file": "a.csv"}, "got both, expected exactly one"),
+        ({"tokenizer": "t.json"}, "tokenizer: expected only with text_file"),
+        ({"label_code": "ICU*"}, r"label_code='ICU\*' for task='mlm': expected with task"),
+        ({"task": "classify"}, "label_code=None for task='classify': expected with task"),
+    ],
+    ids=lambda value: " ".join(f"{k}={v}" for k, v in value.items()) if type(value) is dict else "",
+)
+def test_bad_settings_are_named(settings, changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(settings(), **changes)

@@ -1,0 +1,164 @@
+"""clinattn train as a command: its lines, its exit codes, Ctrl-C, and two processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("typer")
+pytest.importorskip("rich")
+pytest.importorskip("pyarrow")
+
+from patients import write_patients  # noqa: E402
+from typer.testing import CliRunner  # noqa: E402
+
+from clinattn.cli import app  # noqa: E402
+from clinattn.training.checkpoint import checkpoints, load_checkpoint  # noqa: E402
+
+FAST = ["--max-tokens", "48", "--batch-tokens", "96", "--steps", "3", "--threads", "1"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_patients(tmp_path_factory.mktemp("meds"))
+
+
+@pytest.fixture
+def cli(tmp_path, monkeypatch, threads):
+    """Run a command in an empty folder, with no MEDS folder in the environment."""
+    threads(1)
+    for name in ("MEDS_DIR", "CLINATTN_MEDS_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    return lambda *args, **env: CliRunner().invoke(app, [str(arg) for arg in args], env=env)
+
+
+def flat(text: str) -> str:
+    """Without the line breaks that rich puts in."""
+    return " ".join(text.split())
+
+
+def metrics(output: Path) -> list[dict]:
+    path = output / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def started(*args, **env) -> subprocess.Popen:
+    command = [sys.executable, "-m", "clinattn", *map(str, args)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **env}
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env)
+
+
+def free_port() -> str:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return str(listening.getsockname()[1])
+
+
+def test_a_run_says_what_it_reads_and_how_it_goes(cli, folder, tmp_path):
+    done = cli("train", "--meds-dir", folder, *FAST)
+    assert done.exit_code == 0, done.output
+    said = flat(done.stderr)
+    assert "40 patients" in said and "held out; tiny" in said
+    assert "step 0: held-out loss" in said and "step 3: held-out loss" in said
+    assert "unigram entropy" in said and done.stdout == ""
+    assert "wrote train/out/metrics.jsonl and checkpoints up to step 3" in said
+    again = cli("train", "--meds-dir", folder, *FAST)
+    assert again.exit_code == 2 and "expected resume, or another folder" in flat(again.stderr)
+    assert cli("train", "--meds-dir", folder, *FAST, "--resume").exit_code == 0
+
+
+def test_a_classifier_is_held_against_the_base_rate(cli, folder):
+    labels = ["--task", "classify", "--label-code", "ALARM*", "--output", "o"]
+    done = cli("train", *labels, *FAST, MEDS_DIR=str(folder))
+    assert done.exit_code == 0, done.output
+    for name in ("accuracy", "base rate", "auroc"):
+        assert name in flat(done.stderr)
+
+
+def test_a_text_file_wins_over_the_environment(cli, folder, tmp_path):
+    rows = [{"text": f"note {i % 7} of {i % 3}", "subject_id": i} for i in range(60)]
+    (tmp_path / "notes.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    done = cli("train", "--text", "notes.jsonl", *FAST, MEDS_DIR=str(folder))
+    assert done.exit_code == 0 and "notes.jsonl, 60 rows" in flat(done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "meds_dir and text_file: got neither, expected exactly one of them"),
+        (["--meds-dir", "absent"], "meds_dir='absent' does not exist: expected a MEDS folder"),
+        (["--meds-dir", ".", "--text", "a.csv"], "got both, expected exactly one of them"),
+        (["--text", "absent.csv"], "text_file='absent.csv' cannot be read"),
+        (["--meds-dir", ".", "--task", "nsp"], "task='nsp': expected one of"),
+        (["--meds-dir", ".", "--task", "classify"], "label_code=None for task='classify'"),
+        (["--meds-dir", ".", "--preset", "bert"], "preset='bert': expected one of"),
+        (["--meds-dir", ".", "--steps", "0"], "steps=0: expected at least 1"),
+        (["--meds-dir", ".", "--resume"], "resume: output='train/out' holds no checkpoint"),
+        (["--meds-dir", ".", "--init", "no.pt"], "checkpoint 'no.pt' cannot be read"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_arguments_end_with_a_clear_line_and_no_folder(cli, tmp_path, options, message):
+    done = cli("train", *options)
+    assert done.exit_code == 2 and message in flat(done.stderr), done.output
+    assert "Traceback" not in done.output and not (tmp_path / "train").exists()
+
+
+def test_ctrl_c_saves_and_resume_goes_on(folder, tmp_path):
+    output = tmp_path / "out"
+    options = ["train", "--meds-dir", folder, *FAST[:-4], "--steps", "100000", "--output", output]
+    process = started(*options)
+    deadline = time.monotonic() + 120
+    while len(metrics(output)) < 4 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "interrupted: --resume goes on from step" in flat(said) and "Traceback" not in said
+    step = load_checkpoint(checkpoints(output)[-1])["step"]
+    assert step == metrics(output)[-1]["step"] >= 3
+
+
+def test_two_processes_train_as_one_does(cli, folder, tmp_path):
+    """In the environment of torchrun, on gloo.
+
+    fp64: only the order of sums differs, which Adam's division by tiny moments enlarges.
+    """
+    options = ["train", "--meds-dir", folder, *FAST, "--accumulate", "4", "--dtype", "float64"]
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    output = ["--output", tmp_path / "two"]
+    ranks = [started(*options, *output, RANK=rank, LOCAL_RANK=rank, **group) for rank in "01"]
+    assert cli(*options, "--output", "one").exit_code == 0
+    said = [process.communicate(timeout=120)[1] for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0], said
+    assert "wrote" in said[0] and said[1] == ""  # one rank speaks, writes and saves
+    one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
+    assert len(one) == len(two) == 5
+    for a, b in zip(one, two, strict=True):
+        assert a.keys() == b.keys() and a.get("tokens") == b.get("tokens")
+        for name in a.keys() - {"split", "tokens_per_s"}:
+            assert a[name] == pytest.approx(b[name], rel=1e-9), name
+    one, two = (load_checkpoint(checkpoints(tmp_path / name)[-1]) for name in ("one", "two"))
+    assert (one["epoch"], one["place"]) == (two["epoch"], two["place"])
+    for name, weight in one["model"].items():
+        torch.testing.assert_close(weight, two["model"][name], rtol=0, atol=1e-8)
+
+
+def test_accumulation_is_shared_out_evenly(folder, tmp_path):
+    from clinattn.training.loop import Trainer
+    from clinattn.training.ranks import Ranks
+    from clinattn.training.settings import Settings
+
+    settings = Settings(meds_dir=folder, output=tmp_path, accumulate=3)
+    with pytest.raises(ValueError, match="accumulate=3: expected a multiple of the 2 ranks"):
+        Trainer(settings, Ranks(1, 2))

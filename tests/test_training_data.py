@@ -1,0 +1,325 @@
+"""What clinattn train reads: splits, vocabularies, labels of the future, text files, batches."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+pytest.importorskip("pyarrow")
+
+from patients import write_events, write_patients  # noqa: E402
+
+from clinattn.encoder import Encoder, EncoderConfig  # noqa: E402
+from clinattn.encoder.heads import IGNORE  # noqa: E402
+from clinattn.training.batches import Batches, consecutive  # noqa: E402
+from clinattn.training.data import unigram_entropy, windows  # noqa: E402
+from clinattn.training.masking import mask_tokens  # noqa: E402
+from clinattn.training.meds_corpus import meds_corpus  # noqa: E402
+from clinattn.training.seeds import derived_seed, is_held_out  # noqa: E402
+from clinattn.training.settings import Settings  # noqa: E402
+from clinattn.training.text_corpus import text_corpus  # noqa: E402
+from clinattn.workloads import SPECIAL_TOKENS, read_meds  # noqa: E402
+from clinattn.workloads.meds_torch import from_meds_torch  # noqa: E402
+from clinattn.workloads.vocabulary import CLS, MASK, UNK  # noqa: E402
+
+TRAINED = [p for p in range(1, 200) if not is_held_out(p, 0.2)]
+HELD_OUT = [p for p in range(1, 200) if is_held_out(p, 0.2)]
+
+
+def names(corpus, example) -> list[str]:
+    return [corpus.tokens[i] for i in example.ids]
+
+
+def test_a_subject_stays_on_its_side_whoever_else_is_there():
+    assert HELD_OUT[:8] == [p for p in range(1, 60) if is_held_out(str(p), 0.2)][:8]
+    assert set(HELD_OUT) <= {p for p in range(1, 200) if is_held_out(p, 0.5)}
+    share = sum(is_held_out(p, 0.2) for p in range(20_000)) / 20_000
+    assert abs(share - 0.2) < 4 * (0.2 * 0.8 / 20_000) ** 0.5
+
+
+def test_patients_are_held_out_whole_and_give_no_words_to_the_vocabulary(tmp_path):
+    rows = [(p, i, f"OF//{p}") for p in (*TRAINED[:3], *HELD_OUT[:2]) for i in range(5)]
+    corpus = meds_corpus(Settings(meds_dir=write_events(tmp_path, rows), max_tokens=4))
+    assert set(corpus.tokens) == {*SPECIAL_TOKENS, *(f"OF//{p}" for p in TRAINED[:3])}
+    assert len(corpus.train) == 6 and len(corpus.held_out) == 4  # 5 events: 3 and 2 after [CLS]
+    assert all(set(names(corpus, e)) == {"[CLS]", "[UNK]"} for e in corpus.held_out)
+
+
+def test_stretches_hold_every_event_once_behind_the_static_facts(tmp_path):
+    folder = write_patients(tmp_path)
+    corpus = meds_corpus(Settings(meds_dir=folder, max_tokens=9, min_count=1))
+    dataset = read_meds(folder)
+    static = {i for i, token in enumerate(corpus.tokens) if token.startswith("SEX")}
+    examples = corpus.train + corpus.held_out
+    assert all(e.ids[0] == CLS and int(e.ids[1]) in static and len(e.ids) <= 9 for e in examples)
+    assert sum(len(e.ids) - 2 for e in examples) == len(dataset.token_ids) - len(dataset)
+
+
+@pytest.mark.parametrize(
+    ("static", "events", "sizes"),
+    [(0, 0, [1]), (3, 0, [4]), (2, 6, [8, 4]), (99, 5, [8, 5]), (1, 6, [8])],
+)
+def test_windows_leave_room_for_events(static, events, sizes):
+    pieces = windows(torch.full((static,), 7), torch.arange(10, 10 + events), CLS, 8)
+    assert [len(piece) for piece in pieces] == sizes
+    found = torch.cat(pieces)
+    assert found[found >= 10].tolist() == list(range(10, 10 + events))
+
+
+@pytest.mark.parametrize(
+    ("cuts", "max_tokens", "expected"),
+    [
+        (1, 64, [("A B C", 1)]),
+        (2, 64, [("A", 0), ("A B C", 1)]),  # the second falls between X and E, at one time
+        (3, 64, [("A", 0), ("A B C", 1), ("A B C E", 0)]),
+        (3, 3, [("A", 0), ("B C", 1), ("C E", 0)]),
+    ],
+    ids=["half", "tie", "quarters", "cut"],
+)
+def test_labels_come_from_the_future_and_their_codes_are_not_seen(
+    tmp_path, cuts, max_tokens, expected
+):
+    events = [(0, "A"), (1, "X//1"), (2, "B"), (2, "C"), (5, "X//2"), (5, "E"), (6, "F"), (7, "G")]
+    rows = [(p, t, c) for p in (TRAINED[0], HELD_OUT[0]) for t, c in events]
+    rows += [(TRAINED[1], t, "Y") for t in range(20)]
+    settings = Settings(
+        task="classify",
+        meds_dir=write_events(tmp_path, rows),
+        label_code="X//*",
+        cuts=cuts,
+        max_tokens=max_tokens,
+        min_count=1,
+    )
+    corpus = meds_corpus(settings)
+    for examples in (corpus.held_out, corpus.train[: len(expected)]):
+        assert [(" ".join(names(corpus, e)[1:]), e.label) for e in examples] == expected
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [("NONE*", "matches no code: expected a pattern"), ("STEP*", "the same class: expected both")],
+)
+def test_labels_that_say_nothing_are_refused(tmp_path, pattern, message):
+    settings = Settings(task="classify", meds_dir=write_patients(tmp_path), label_code=pattern)
+    with pytest.raises(ValueError, match=message):
+        meds_corpus(settings)
+
+
+def test_nobody_held_out_is_an_error(tmp_path):
+    folder = write_events(tmp_path, [(TRAINED[0], i, "A") for i in range(5)])
+    with pytest.raises(ValueError, match="no sequence is in the split 'held_out'"):
+        meds_corpus(Settings(meds_dir=folder))
+
+
+TEXTS = [(f"Patient {i} has a {'fever' if i % 3 else 'cough'}.", f"c{i % 2}") for i in range(40)]
+
+
+def write_text(path, rows):
+    if path.suffix == ".jsonl":
+        lines = [json.dumps({"text": t, "label": label}) for t, label in rows]
+    else:
+        lines = ["text,label", *(f'"{t}",{label}' for t, label in rows)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_csv_and_jsonl_read_alike(tmp_path):
+    one, two = (
+        text_corpus(Settings(task="classify", text_file=write_text(tmp_path / name, TEXTS)))
+        for name in ("a.csv", "a.jsonl")
+    )
+    assert one.fingerprint() == two.fingerprint()
+    assert one.classes == ("c0", "c1") and len(one.train) + len(one.held_out) == 40
+    assert names(one, one.train[0])[:2] == ["[CLS]", "patient"]
+    assert names(one, one.train[0])[2] == "[UNK]"  # a number seen once
+    held = {t for t, _ in TEXTS if is_held_out(t, 0.2)}
+    assert len(one.held_out) == len(held)
+
+
+def test_rows_of_a_subject_are_in_one_split(tmp_path):
+    path = tmp_path / "a.jsonl"
+    rows = [{"text": f"row {i}", "subject_id": p} for p in HELD_OUT[:1] + TRAINED[:4] for i in "ab"]
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    corpus = text_corpus(Settings(text_file=path, min_count=1))
+    assert len(corpus.held_out) == 2 and len(corpus.train) == 8
+
+
+def test_long_texts_are_pieces_for_a_language_model_and_cut_for_a_classifier(tmp_path):
+    path = write_text(tmp_path / "a.csv", [(f"{t} a b c d e f g", label) for t, label in TEXTS])
+    pieces = text_corpus(Settings(text_file=path, max_tokens=5))
+    cut = text_corpus(Settings(task="classify", text_file=path, max_tokens=5))
+    assert len(pieces.train) == 4 * len(cut.train)  # 13 words, 4 a piece
+    assert {len(e.ids) for e in cut.train} == {5} and pieces.train[0].label == IGNORE
+
+
+def test_a_tokenizer_of_ones_own(tmp_path):
+    tokenizers = pytest.importorskip("tokenizers")
+    words = ["<s>", "<mask>", "<pad>", "?", "patient", "has", "a", "fever", "cough", "."]
+    model = tokenizers.models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="?")
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.normalizer = tokenizers.normalizers.Lowercase()
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(["<s>", "<mask>", "<pad>"])
+    tokenizer.enable_truncation(2)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    path = write_text(tmp_path / "a.csv", TEXTS)
+    corpus = text_corpus(Settings(text_file=path, tokenizer=tmp_path / "tokenizer.json"))
+    assert corpus.tokens == tuple(words) and corpus.special == {0, 1, 2} and corpus.mask == 1
+    fever = next(e for e in corpus.train if 7 in e.ids.tolist())
+    assert names(corpus, fever) == ["<s>", "patient", "?", "has", "a", "fever", "."]
+
+    bare = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="a"))
+    bare.save(str(tmp_path / "bare.json"))
+    with pytest.raises(ValueError, match=r"has none of \('\[CLS\]', '<s>'\)"):
+        text_corpus(Settings(text_file=path, tokenizer=tmp_path / "bare.json"))
+    (tmp_path / "torn.json").write_text('{"model"')
+    with pytest.raises(ValueError, match="torn.json' cannot be read"):
+        text_corpus(Settings(text_file=path, tokenizer=tmp_path / "torn.json"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", "text\n", "expected a .csv file with a header, or a .jsonl file"),
+        ("absent.csv", None, "cannot be read"),
+        ("a.csv", "", "has no rows"),
+        ("a.csv", "text,label\n", "has no rows"),
+        ("a.csv", "note,label\nx,1\n", r"line 2 has no 'text' \(it has \['label', 'note'\]\)"),
+        ("a.csv", "text,label\nx,1\ny\n", "line 3 has no 'label'"),
+        ("a.csv", "text,label\nx,1\n,1\n", "line 3 has no 'text'"),
+        ("a.jsonl", '{"text": "x", "label": 1}\n{"text"\n', "line 2: Expecting"),
+        ("a.jsonl", "[1]\n", "line 1: expected a JSON object"),
+        ("a.csv", "text,label\n" + "".join(f"t{i},1\n" for i in range(30)), "expected two or more"),
+        ("a.csv", b"text,label\n\xff\xfe,1\n", "cannot be read"),
+    ],
+)
+def test_bad_text_files_are_named(tmp_path, name, content, message):
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=message):
+        text_corpus(Settings(task="classify", text_file=path))
+
+
+def test_a_label_only_held_out_is_refused(tmp_path):
+    held = next(f"t{i}" for i in range(99) if is_held_out(f"t{i}", 0.2))
+    others = [(f"u{i}", f"{i % 2}") for i in range(30)]
+    path = write_text(tmp_path / "a.csv", [*others, (held, "rare")])
+    with pytest.raises(ValueError, match=r"held out, \['rare'\]"):
+        text_corpus(Settings(task="classify", text_file=path))
+
+
+def test_masking_is_eighty_ten_ten_of_the_share_and_spares_special_tokens():
+    vocab, n = 1000, 200_000
+    ordinary = torch.arange(vocab) >= len(SPECIAL_TOKENS)
+    ids = torch.randint(0, vocab, (n,))
+    seen, labels = mask_tokens(ids, 0.3, MASK, ordinary, seed=1)
+    chosen = labels != IGNORE
+    content = ordinary[ids]
+    assert not (chosen & ~content).any() and torch.equal(labels[chosen], ids[chosen])
+    assert torch.equal(seen[~chosen], ids[~chosen])
+    masked = chosen & (seen == MASK)
+    kept = chosen & (seen == ids)
+    replaced = chosen & ~masked & ~kept
+    assert ordinary[seen[replaced]].all() and seen[replaced].unique().numel() > 0.9 * vocab
+    for part, whole, p in (
+        (chosen, content, 0.3),
+        (masked, chosen, 0.8),
+        (replaced, chosen, 0.1),
+        (kept, chosen, 0.1),
+    ):
+        count = int(whole.sum())
+        assert abs(int(part.sum()) / count - p) < 5 * (p * (1 - p) / count) ** 0.5
+    assert torch.equal(seen, mask_tokens(ids, 0.3, MASK, ordinary, seed=1)[0])
+    assert not torch.equal(seen, mask_tokens(ids, 0.3, MASK, ordinary, seed=2)[0])
+
+
+def test_an_epoch_takes_each_sequence_once_in_another_order():
+    lengths = torch.randint(1, 60, (50,)).tolist()
+    batches = Batches(lengths, 64, seed=3)
+    epochs: dict[int, list[list[int]]] = {}
+    while batches.epoch < 3:
+        epoch, indices = batches.next()
+        epochs.setdefault(epoch, []).append(indices)
+        assert sum(lengths[i] for i in indices) <= 64
+    whole = [epochs[e] for e in range(3)]
+    assert all(sorted(sum(found, [])) == list(range(50)) for found in whole)
+    assert whole[0] != whole[1] != whole[2]
+
+    again = Batches(lengths, 64, seed=3)
+    again.seek(1, 4)
+    assert [again.next()[1] for _ in range(len(whole[1]) - 4)] == whole[1][4:]
+    assert Batches(lengths, 64, seed=4).batches != whole[0]
+
+
+def test_consecutive_fills_to_the_brim():
+    assert consecutive([0, 1, 2, 3], [3, 5, 1, 8], 8) == [[0, 1], [2], [3]]
+
+
+def test_unigram_entropy_is_that_of_the_held_out_content(tmp_path):
+    rows = [(p, i, "AB"[i % 2]) for p in (TRAINED[0], HELD_OUT[0]) for i in range(8)]
+    corpus = meds_corpus(Settings(meds_dir=write_events(tmp_path, rows), min_count=1))
+    assert unigram_entropy(corpus) == pytest.approx(torch.log(torch.tensor(2.0)).item())
+
+
+def test_seeds_differ_by_every_name():
+    seeds = [derived_seed(*n) for n in ((1, 2), (2, 1), (1, 2, 0), (12,), ("1", 2), (1, -2))]
+    assert len(set(seeds)) == 6 and all(0 <= s < 2**63 for s in seeds)
+
+
+NAN = float("nan")
+CODES = torch.tensor([[4, 9, 9, 2], [8, 3, 0, 0], [0, 0, 0, 0]])
+DELTAS = torch.tensor([[NAN, 0.5, 0, 2], [7, 1, NAN, NAN], [0, NAN, 0, 9]])
+STATIC = torch.tensor([[5, 0], [6, 7], [0, 0]])
+
+
+@pytest.mark.parametrize("form", [dict, lambda **fields: SimpleNamespace(**fields)])
+@pytest.mark.parametrize(
+    ("static", "cls", "ids", "days"),
+    [
+        (None, None, [[4, 9, 9, 2], [8, 3], []], [[0, 0.5, 0.5, 2.5], [0, 1], []]),
+        (STATIC, None, [[5, 4, 9, 9, 2], [6, 7, 8, 3], []],
+         [[0, 0, 0.5, 0.5, 2.5], [0, 0, 0, 1], []]),
+        (STATIC, 99, [[99, 5, 4, 9, 9, 2], [99, 6, 7, 8, 3], [99]],
+         [[0, 0, 0, 0.5, 0.5, 2.5], [0, 0, 0, 0, 1], [0]]),
+    ],
+    ids=["plain", "static", "static_cls"],
+)  # fmt: skip
+def test_batches_of_meds_torch_data(form, static, cls, ids, days):
+    batch = form(code=CODES, time_delta_days=DELTAS, static_code=static,
+                 numeric_value=torch.full((3, 4), NAN), numeric_value_mask=CODES > 9)  # fmt: skip
+    found = from_meds_torch(batch, cls=cls)
+    assert found["lengths"].tolist() == [len(row) for row in ids]
+    for row, (expected_ids, expected_days) in enumerate(zip(ids, days, strict=True)):
+        assert found["input_ids"][row, : len(expected_ids)].tolist() == expected_ids
+        assert found["positions"][row, : len(expected_ids)].tolist() == expected_days
+    assert found["positions"].isfinite().all()
+    config = EncoderConfig.preset("tiny", vocab_size=100)
+    assert Encoder(config)(**found).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"code": CODES[None]}, r"code has shape \(1, 3, 4\): expected a batch in SM mode"),
+        ({"code": CODES.flip(1)}, "code has padding before or between its codes"),
+        ({"time_delta_days": None}, r"time_delta_days has shape None: expected \(3, 4\)"),
+        ({"time_delta_days": DELTAS[:2]}, r"time_delta_days has shape \(2, 4\)"),
+        ({"time_delta_days": -DELTAS}, "negative days"),
+        ({"static_code": STATIC[0]}, r"static_code has shape \(2,\): expected \(3, static codes\)"),
+        ({"static_code": STATIC.flip(1)}, "static_code has padding before or between"),
+    ],
+    ids=["sem", "left", "no_times", "times_shape", "negative", "static_shape", "static_left"],
+)
+def test_other_forms_of_meds_torch_data_are_refused(fields, message):
+    batch = {"code": CODES, "time_delta_days": DELTAS} | fields
+    with pytest.raises(ValueError, match=message):
+        from_meds_torch(batch)
+
+
+def test_unknown_words_are_no_target(tmp_path):
+    corpus = meds_corpus(Settings(meds_dir=write_patients(tmp_path)))
+    assert not corpus.ordinary()[UNK] and int(corpus.ordinary().sum()) == len(corpus.tokens) - 5
