@@ -194,6 +194,50 @@ def test_fine_tuning_starts_from_the_pretrained_encoder(settings, tmp_path):
     assert Trainer(settings("classify", init=source, steps=2, resume=True)).step == 2
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"preset": "clinicalbert"}, "preset='clinicalbert': expected 'tiny' as in the checkpoint"),
+        ({"held_out": 0.3}, "held_out=0.3: expected at most 0.2 .* has seen the others"),
+    ],
+    ids=["preset", "held_out"],
+)
+def test_fine_tuning_is_refused_where_it_would_mislead(settings, tmp_path, changes, message):
+    Trainer(settings(output=tmp_path / "mlm", steps=1)).run()
+    with pytest.raises(ValueError, match=message):
+        Trainer(settings("classify", init=checkpoints(tmp_path / "mlm")[-1], **changes))
+
+
+def test_evaluation_changes_no_weight_and_drops_nothing_out(settings, tmp_path):
+    for every in (1, 100):
+        Trainer(settings(output=tmp_path / str(every), eval_every=every)).run()
+    often, seldom = (load_checkpoint(checkpoints(tmp_path / n)[-1]) for n in ("1", "100"))
+    for name, weight in often["model"].items():
+        assert torch.equal(weight, seldom["model"][name]), name
+    assert rows_of(tmp_path / "1")[-1] == rows_of(tmp_path / "100")[-1]
+
+
+def test_masks_are_drawn_anew_each_epoch_and_once_for_the_held_out(settings):
+    objective = Trainer(settings()).objective
+    device = torch.device("cpu")
+    drawn = [objective.batch([3, 1], epoch, device) for epoch in (0, 1, 0, -1, -1)]
+    assert torch.equal(drawn[0].ids, drawn[2].ids) and torch.equal(drawn[3].ids, drawn[4].ids)
+    assert not torch.equal(drawn[0].ids, drawn[1].ids)
+
+
+def test_bfloat16_computes_in_it_and_keeps_weights_and_moments_in_fp32(settings):
+    trainer = Trainer(settings(dtype="bfloat16", steps=1))
+    seen = set()
+    trainer.model.encoder.layers[1].attention.qkv.register_forward_hook(
+        lambda module, given, out: seen.add(out.dtype)
+    )
+    trainer.run()
+    assert seen == {torch.bfloat16}
+    assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
+    moments = [state["exp_avg"].dtype for state in trainer.optimiser.state.values()]
+    assert set(moments) == {torch.float32}
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_batches_count_by_their_labels_however_they_are_accumulated(settings, tmp_path, task):
     """The gradient is that of one mean over all labels; fp64, without dropout."""

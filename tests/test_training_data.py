@@ -272,33 +272,68 @@ def test_seeds_differ_by_every_name():
 
 NAN = float("nan")
 CODES = torch.tensor([[4, 9, 9, 2], [8, 3, 0, 0], [0, 0, 0, 0]])
-DELTAS = torch.tensor([[NAN, 0.5, 0, 2], [7, 1, NAN, NAN], [0, NAN, 0, 9]])
+DELTAS = torch.tensor([[NAN, 0.5, 0, 2], [7, 1, NAN, NAN], [0, NAN, 0, -9]])
+VALUES = torch.tensor([[1.5, NAN, 2.5, 7], [0, 3.5, NAN, 1], [1, 1, 1, 1]])
+KNOWN = torch.tensor([[1, 0, 1, 0], [0, 1, 1, 1], [0, 0, 0, 0]], dtype=torch.bool)
 STATIC = torch.tensor([[5, 0], [6, 7], [0, 0]])
+MEDS_TORCH = {
+    "code": CODES,
+    "time_delta_days": DELTAS,
+    "numeric_value": VALUES,
+    "numeric_value_mask": KNOWN,
+}
+STATIC_FIELDS = {
+    "static_code": STATIC,
+    "static_numeric_value": torch.tensor([[9.5, NAN], [NAN, 8.5], [1, 1]]),
+    "static_numeric_value_mask": torch.tensor([[1, 0], [0, 1], [0, 1]]),
+}
 
 
 @pytest.mark.parametrize("form", [dict, lambda **fields: SimpleNamespace(**fields)])
 @pytest.mark.parametrize(
-    ("static", "cls", "ids", "days"),
+    ("static", "cls", "ids", "days", "values"),
     [
-        (None, None, [[4, 9, 9, 2], [8, 3], []], [[0, 0.5, 0.5, 2.5], [0, 1], []]),
-        (STATIC, None, [[5, 4, 9, 9, 2], [6, 7, 8, 3], []],
-         [[0, 0, 0.5, 0.5, 2.5], [0, 0, 0, 1], []]),
-        (STATIC, 99, [[99, 5, 4, 9, 9, 2], [99, 6, 7, 8, 3], [99]],
-         [[0, 0, 0, 0.5, 0.5, 2.5], [0, 0, 0, 0, 1], [0]]),
+        (
+            {"static_code": None},
+            None,
+            [[4, 9, 9, 2], [8, 3], []],
+            [[0, 0.5, 0.5, 2.5], [0, 1], []],
+            [[1.5, NAN, 2.5, NAN], [NAN, 3.5], []],
+        ),
+        (
+            STATIC_FIELDS,
+            None,
+            [[5, 4, 9, 9, 2], [6, 7, 8, 3], []],
+            [[0, 0, 0.5, 0.5, 2.5], [0, 0, 0, 1], []],
+            [[9.5, 1.5, NAN, 2.5, NAN], [NAN, 8.5, NAN, 3.5], []],
+        ),
+        (
+            {"static_code": STATIC},
+            99,
+            [[99, 5, 4, 9, 9, 2], [99, 6, 7, 8, 3], [99]],
+            [[0, 0, 0, 0.5, 0.5, 2.5], [0, 0, 0, 0, 1], [0]],
+            [[NAN, NAN, 1.5, NAN, 2.5, NAN], [NAN, NAN, NAN, NAN, 3.5], [NAN]],
+        ),
     ],
     ids=["plain", "static", "static_cls"],
-)  # fmt: skip
-def test_batches_of_meds_torch_data(form, static, cls, ids, days):
-    batch = form(code=CODES, time_delta_days=DELTAS, static_code=static,
-                 numeric_value=torch.full((3, 4), NAN), numeric_value_mask=CODES > 9)  # fmt: skip
-    found = from_meds_torch(batch, cls=cls)
+)
+def test_batches_of_meds_torch_data(form, static, cls, ids, days, values):
+    batch = form(**MEDS_TORCH, **static)
+    found_ids, found = from_meds_torch(batch, cls=cls, values=True)
+    found_values = found.pop("values")
     assert found["lengths"].tolist() == [len(row) for row in ids]
-    for row, (expected_ids, expected_days) in enumerate(zip(ids, days, strict=True)):
-        assert found["input_ids"][row, : len(expected_ids)].tolist() == expected_ids
-        assert found["positions"][row, : len(expected_ids)].tolist() == expected_days
+    for row, length in enumerate(found["lengths"]):
+        assert found_ids[row, :length].tolist() == ids[row]
+        assert found["positions"][row, :length].tolist() == days[row]
+        torch.testing.assert_close(
+            found_values[row, :length], torch.tensor(values[row]), rtol=0, atol=0, equal_nan=True
+        )
     assert found["positions"].isfinite().all()
-    config = EncoderConfig.preset("tiny", vocab_size=100)
-    assert Encoder(config)(**found).isfinite().all()
+    plain_ids, plain = from_meds_torch(batch, cls=cls)
+    assert torch.equal(plain_ids, found_ids) and plain.keys() == {"lengths", "positions"}
+    assert (
+        Encoder(EncoderConfig.preset("tiny", vocab_size=100))(plain_ids, **plain).isfinite().all()
+    )
 
 
 @pytest.mark.parametrize(
@@ -309,15 +344,18 @@ def test_batches_of_meds_torch_data(form, static, cls, ids, days):
         ({"time_delta_days": None}, r"time_delta_days has shape None: expected \(3, 4\)"),
         ({"time_delta_days": DELTAS[:2]}, r"time_delta_days has shape \(2, 4\)"),
         ({"time_delta_days": -DELTAS}, "negative days"),
+        ({"numeric_value_mask": None}, "numeric_value_mask has shape None"),
         ({"static_code": STATIC[0]}, r"static_code has shape \(2,\): expected \(3, static codes\)"),
         ({"static_code": STATIC.flip(1)}, "static_code has padding before or between"),
     ],
-    ids=["sem", "left", "no_times", "times_shape", "negative", "static_shape", "static_left"],
+    ids=[
+        *("sem", "left", "no_times", "times_shape", "negative", "no_value_mask"),
+        *("static_shape", "static_left"),
+    ],
 )
 def test_other_forms_of_meds_torch_data_are_refused(fields, message):
-    batch = {"code": CODES, "time_delta_days": DELTAS} | fields
     with pytest.raises(ValueError, match=message):
-        from_meds_torch(batch)
+        from_meds_torch(MEDS_TORCH | fields)
 
 
 def test_unknown_words_are_no_target(tmp_path):

@@ -114,7 +114,7 @@ def train(
         if threads is not None:
             torch.set_num_threads(threads)
         with joined(settings.device) as (ranks, rank_device), cli.progress_bar() as progress:
-            say = partial(cli.err.print, markup=False, highlight=False)
+            say = partial(cli.err.print, markup=False, highlight=False, soft_wrap=True)
             try:
                 trainer = Trainer(settings, ranks, rank_device, progress, say)
                 trainer.say(trainer.summary())

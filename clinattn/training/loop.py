@@ -182,7 +182,7 @@ class Trainer:
         )
         message = f"training: loss {loss_mean:.4f}, {per_second:,.0f} tokens/s"
         self.progress(message, self.step, s.steps)
-        return max(self.ranks.gather(stop.signal))
+        return int(self.ranks.largest(torch.tensor(stop.signal, device=self.device)))
 
     def _evaluate(self) -> None:
         figures = self.objective.score(self._held_out(), self.ranks)
@@ -288,6 +288,11 @@ def _config(settings: Settings, corpus: Corpus, saved: dict[str, Any] | None) ->
             raise ValueError(
                 f"preset={settings.preset!r}: expected {saved['settings']['preset']!r} as in the "
                 "checkpoint of init"
+            )
+        if saved["settings"]["held_out"] < settings.held_out:
+            raise ValueError(
+                f"held_out={settings.held_out}: expected at most {saved['settings']['held_out']} "
+                "as in the checkpoint of init, whose encoder has seen the others"
             )
         config = EncoderConfig(**saved["config"])
         if config.positions == "learned" and settings.max_tokens > config.max_positions:

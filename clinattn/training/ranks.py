@@ -24,6 +24,12 @@ class Ranks:
             dist.all_reduce(x)
         return x
 
+    def largest(self, x: Tensor) -> Tensor:
+        """The largest x of any rank, in place."""
+        if self.world > 1:
+            dist.all_reduce(x, dist.ReduceOp.MAX)
+        return x
+
     def sum_gradients(self, model: nn.Module) -> None:
         """In one message: gradients are few and small beside what they cost to compute."""
         if self.world == 1:
