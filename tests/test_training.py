@@ -167,7 +167,7 @@ def test_causal_language_models_learn_what_comes_next(settings, tmp_path):
 
 def test_clm_without_a_causal_encoder_is_refused_before_the_data_is_read(settings, monkeypatch):
     monkeypatch.delattr(encoder, "CausalLanguageModel", raising=False)
-    monkeypatch.setattr(loop, "meds_corpus", pytest.fail)
+    monkeypatch.setattr(loop, "make_corpus", pytest.fail)
     with pytest.raises(NotImplementedError, match="task='clm': expected a causal encoder"):
         Trainer(settings("clm"))
 
@@ -214,7 +214,12 @@ def test_evaluation_changes_no_weight_and_drops_nothing_out(settings, tmp_path):
     often, seldom = (load_checkpoint(checkpoints(tmp_path / n)[-1]) for n in ("1", "100"))
     for name, weight in often["model"].items():
         assert torch.equal(weight, seldom["model"][name]), name
-    assert rows_of(tmp_path / "1")[-1] == rows_of(tmp_path / "100")[-1]
+    last = rows_of(tmp_path / "1")[-1]
+    assert last == rows_of(tmp_path / "100")[-1]
+    model, _ = load_model(checkpoints(tmp_path / "1")[-1])
+    objective = Trainer(settings()).objective
+    whole = objective.batch(list(range(len(objective.corpus.held_out))), -1, torch.device("cpu"))
+    assert float(whole.run(model).loss.detach()) == pytest.approx(last["loss"], rel=1e-5)
 
 
 def test_masks_are_drawn_anew_each_epoch_and_once_for_the_held_out(settings):

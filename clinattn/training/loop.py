@@ -16,30 +16,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from clinattn.encoder import EncoderConfig
 from clinattn.packing import batch_by_tokens
-from clinattn.workloads import Vocabulary
 
 from .batches import Batches
 from .checkpoint import checkpoints, load_checkpoint, save_checkpoint
-from .data import Corpus
 from .interruption import Stop, deferred_signals
-from .meds_corpus import meds_corpus
 from .metrics import MetricsFile
-from .objectives import (
-    HELD_OUT_EPOCH,
-    Classification,
-    Evaluated,
-    MaskedTokens,
-    NextTokens,
-    Objective,
-    causal_head,
-)
+from .objectives import HELD_OUT_EPOCH, Evaluated, causal_head
 from .optimiser import adamw, learning_rate
 from .ranks import ALONE, Ranks
 from .seeds import derived_seed
 from .settings import Settings
-from .text_corpus import text_corpus
+from .start import make_config, make_corpus, make_objective, take_encoder
 
 Progress = Callable[[str, int, int], None]
 
@@ -79,14 +67,14 @@ class Trainer:
         if settings.init is not None and saved is None:
             start = load_checkpoint(Path(settings.init))
         self.progress("reading sequences", 0, 1)
-        self.corpus = _corpus(settings, start or saved)
-        self.objective = _objective(settings, self.corpus)
+        self.corpus = make_corpus(settings, start or saved)
+        self.objective = make_objective(settings, self.corpus)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed("weights", settings.seed))
-            self.config = _config(settings, self.corpus, start or saved)
+            self.config = make_config(settings, self.corpus, start or saved)
             self.model = self.objective.model(self.config)
         if start is not None:
-            _take_encoder(self.model, start)
+            take_encoder(self.model, start)
         dtype = torch.float64 if settings.dtype == "float64" else torch.float32
         self.model.to(self.device, dtype)
         self.optimiser = adamw(self.model, settings.weight_decay)
@@ -266,65 +254,3 @@ class Trainer:
         self.optimiser.load_state_dict(saved["optimiser"])
         self.batches.seek(saved["epoch"], saved["place"])
         self.step = saved["step"]
-
-
-def _corpus(settings: Settings, saved: dict[str, Any] | None) -> Corpus:
-    vocabulary = None if saved is None else Vocabulary(tuple(saved["tokens"]))
-    read = meds_corpus if settings.meds_dir is not None else text_corpus
-    return read(settings, vocabulary)
-
-
-def _objective(settings: Settings, corpus: Corpus) -> Objective:
-    if settings.task == "classify":
-        return Classification(corpus)
-    kind = NextTokens if settings.task == "clm" else MaskedTokens
-    return kind(corpus, settings.mask_share, settings.seed)
-
-
-def _config(settings: Settings, corpus: Corpus, saved: dict[str, Any] | None) -> EncoderConfig:
-    """The preset for this vocabulary and these lengths, or what the checkpoint was made with."""
-    if saved is not None:
-        if saved["settings"]["preset"] != settings.preset:
-            raise ValueError(
-                f"preset={settings.preset!r}: expected {saved['settings']['preset']!r} as in the "
-                "checkpoint of init"
-            )
-        if saved["settings"]["held_out"] < settings.held_out:
-            raise ValueError(
-                f"held_out={settings.held_out}: expected at most {saved['settings']['held_out']} "
-                "as in the checkpoint of init, whose encoder has seen the others"
-            )
-        config = EncoderConfig(**saved["config"])
-        if config.positions == "learned" and settings.max_tokens > config.max_positions:
-            raise ValueError(
-                f"max_tokens={settings.max_tokens}: expected at most the {config.max_positions} "
-                "positions of the checkpoint of init"
-            )
-        return _for_task(config, settings.task)
-    published = EncoderConfig.preset(settings.preset)
-    causal = {"causal": True} if settings.task == "clm" else {}
-    return EncoderConfig.preset(
-        settings.preset,
-        vocab_size=len(corpus.tokens),
-        max_positions=max(published.max_positions, settings.max_tokens),
-        **causal,
-    )
-
-
-def _for_task(config: EncoderConfig, task: str) -> EncoderConfig:
-    """A checkpoint's encoder for another head; a causal one is classified by its last token."""
-    causal = getattr(config, "causal", False)
-    if causal and task == "classify":
-        return EncoderConfig(**asdict(config) | {"pooling": "last"})
-    if causal != (task == "clm"):
-        raise ValueError(
-            f"task={task!r}: the checkpoint of init has causal={causal}, expected {not causal}"
-        )
-    return config
-
-
-def _take_encoder(model: nn.Module, start: dict[str, Any]) -> None:
-    """The encoder's weights of a checkpoint; the head keeps its own."""
-    own = model.state_dict()
-    own.update({n: w for n, w in start["model"].items() if n.startswith("encoder.")})
-    model.load_state_dict(own)
