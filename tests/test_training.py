@@ -7,6 +7,7 @@ import os
 import signal
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from clinattn.training.loop import Diverged, Trainer  # noqa: E402
 from clinattn.training.metrics import MetricsFile, auroc  # noqa: E402
 from clinattn.training.optimiser import FLOOR, adamw, learning_rate  # noqa: E402
 from clinattn.training.settings import Settings  # noqa: E402
+from clinattn.training.start import check_tokens_alone  # noqa: E402
 
 causal = pytest.mark.skipif(
     not hasattr(encoder, "CausalLanguageModel"), reason="this version has no causal encoder"
@@ -206,6 +208,32 @@ def test_fine_tuning_is_refused_where_it_would_mislead(settings, tmp_path, chang
     Trainer(settings(output=tmp_path / "mlm", steps=1)).run()
     with pytest.raises(ValueError, match=message):
         Trainer(settings("classify", init=checkpoints(tmp_path / "mlm")[-1], **changes))
+
+
+@pytest.mark.parametrize(
+    "asks",
+    [{"positions": "rotary_time"}, {"numeric_values": True}, {"channels": 2}],
+    ids=lambda asks: next(iter(asks)),
+)
+def test_encoders_of_more_than_token_ids_are_refused(asks):
+    config = SimpleNamespace(**{"positions": "rotary"} | asks)
+    with pytest.raises(NotImplementedError, match="preset='events' asks for times, values or a"):
+        check_tokens_alone(config, "events")
+    check_tokens_alone(SimpleNamespace(positions="rotary"), "tokens")
+
+
+@causal
+@pytest.mark.parametrize("task", ["mlm", "classify"])
+def test_a_causal_encoder_goes_on_as_a_classifier_by_its_last_token_and_as_no_other(
+    settings, tmp_path, task
+):
+    Trainer(settings("clm", output=tmp_path / "clm", steps=1)).run()
+    init = checkpoints(tmp_path / "clm")[-1]
+    if task == "mlm":
+        with pytest.raises(ValueError, match="task='mlm': the encoder has causal=True"):
+            Trainer(settings(init=init))
+    else:
+        assert Trainer(settings("classify", init=init)).config.pooling == "last"
 
 
 def test_evaluation_changes_no_weight_and_drops_nothing_out(settings, tmp_path):
