@@ -145,6 +145,10 @@ def test_rows_of_a_subject_are_in_one_split(tmp_path):
     path.write_text("\n".join(json.dumps(row) for row in rows))
     corpus = text_corpus(Settings(text_file=path, min_count=1))
     assert len(corpus.held_out) == 2 and len(corpus.train) == 8
+    rows = [{"text": f"row {i}", "subject_id": None} for i in range(40)]
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    corpus = text_corpus(Settings(text_file=path))
+    assert len(corpus.held_out) == sum(is_held_out(f"row {i}", 0.2) for i in range(40)) > 0
 
 
 def test_long_texts_are_pieces_for_a_language_model_and_cut_for_a_classifier(tmp_path):

@@ -78,7 +78,7 @@ def _bounds(dataset: MedsDataset, patient: int) -> tuple[int, int, int]:
 def _stretches(dataset: MedsDataset, patient: int, settings: Settings) -> Iterator[Example]:
     """The whole timeline, in consecutive sequences."""
     start, timed, end = _bounds(dataset, patient)
-    ids = torch.from_numpy(dataset.token_ids.astype(np.int64)[start:end])
+    ids = torch.from_numpy(dataset.token_ids[start:end].astype(np.int64))
     pieces = windows(ids[: timed - start], ids[timed - start :], CLS, settings.max_tokens)
     return (Example(piece) for piece in pieces)
 

@@ -97,7 +97,8 @@ def read_rows(path: Path, labelled: bool) -> list[Row]:
                     f"{sorted(map(str, record))}): expected {FORMATS}"
                 )
         label = record.get("label")
-        subject = record.get("subject_id", record["text"])
+        subject = record.get("subject_id")
+        subject = record["text"] if subject in (None, "") else subject
         rows.append(Row(str(record["text"]), None if label is None else str(label), str(subject)))
     return rows
 
