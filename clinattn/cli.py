@@ -209,12 +209,19 @@ def profile_command(
     dtype: Annotated[str, typer.Option()] = "float32",
     device: Annotated[str | None, typer.Option()] = None,
     steps: Annotated[int, typer.Option(min=1)] = 3,
+    trace: Annotated[
+        bool, typer.Option("--trace", help="On CUDA: torch.profiler's trace, without nsys.")
+    ] = False,
     output: Annotated[Path, typer.Option(help="Folder for the trace.")] = OUTPUT,
 ) -> None:
-    """Trace a few warmed steps of the encoder."""
+    """A few warmed steps of the encoder, in ranges named by layer and pass.
+
+    On CUDA they are NVTX ranges in a window for nsys, whose command lines are printed; elsewhere,
+    or with --trace, torch.profiler writes a Chrome trace, and its tables are printed.
+    """
     with clear_errors():
         from clinattn.benchmark import Settings
-        from clinattn.profiling import profile_steps
+        from clinattn.profiling import nsys_lines, run_for_nsys, trace_steps, warmed_step
 
         settings = Settings(
             profile=length_profile,
@@ -225,12 +232,27 @@ def profile_command(
             dtype=dtype,
             device=device or default_device(),
         )
-        path, table = profile_steps(settings, mode, variant, steps, output)
-    print(table)
+        step = warmed_step(settings, mode, variant)
+    path = output / f"{variant}-{mode}"
+    if settings.device == "cuda" and not trace:
+        output.mkdir(parents=True, exist_ok=True)
+        run_for_nsys(step, steps)
+        out.print("The window is open to nsys. To record it, and to sum it up:", highlight=False)
+        for line in nsys_lines(sys.argv[1:], path):
+            print(f"\n    {line}")
+        return
+    path = path.with_suffix(".trace.json")
+    ranges, operators = trace_steps(step, steps, settings.device, path)
+    by_range = Table("range", show_edge=False)
+    for name in ("calls", "ms", "of the steps"):
+        by_range.add_column(name, justify="right")
+    whole = ranges[0].milliseconds
+    for found in ranges:
+        share = f"{found.milliseconds / whole:.1%}" if whole else "-"
+        by_range.add_row(found.name, str(found.calls), f"{found.milliseconds:,.2f}", share)
+    out.print(by_range, "", highlight=False)
+    print(operators)
     out.print(f"wrote {path}: open it in a Chrome trace viewer", highlight=False)
-    if settings.device == "cuda":
-        command = " ".join(sys.argv)
-        out.print(f"nsys profile -t cuda,nvtx --capture-range=cudaProfilerApi {command}")
 
 
 @app.command("report-model")

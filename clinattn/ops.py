@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from clinattn import reference
+from clinattn import ranges, reference
 from clinattn.arguments import AT, NEEDS, SCHEMA, TENSORS, Arguments
 from clinattn.backends import asked_for, implementation, refuse_extension
 from clinattn.visibility import visible_pairs
@@ -75,7 +75,10 @@ def attention_forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tens
         lse = lse_like(q, packed=args[1] is not None)
         return q.new_zeros(q.shape), lse.fill_(-float("inf")), torch.zeros_like(lse)
     q, k, v = with_unit_last_stride(q), with_unit_last_stride(k), with_unit_last_stride(v)
-    return implementation(backend, q, asked_for(0, *args)).forward(q, k, v, *args)
+    chosen = implementation(backend, q, asked_for(0, *args))
+    if ranges.on:
+        return ranges.run(f"attention forward, {chosen.name}", chosen.forward, q, k, v, *args)
+    return chosen.forward(q, k, v, *args)
 
 
 def attention_backward(
@@ -97,7 +100,10 @@ def attention_backward(
     dlse = None if dlse is None else dlse.contiguous()
     asked = asked_for(needs, *args)
     chosen = implementation(backend, q, asked, backward=True)
-    return chosen.backward(do, dlse, o, lse, lse_low, q, k, v, *args, needs)
+    complete = (do, dlse, o, lse, lse_low, q, k, v, *args, needs)
+    if ranges.on:
+        return ranges.run(f"attention backward, {chosen.name}", chosen.backward, *complete)
+    return chosen.backward(*complete)
 
 
 def forward_fake(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, ...]:

@@ -1,14 +1,18 @@
-"""clinattn profile: a trace of a few warmed steps of the encoder."""
+"""clinattn profile: a few warmed steps of the encoder, for nsys or as a trace of torch.profiler."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+from clinattn import ranges
 from clinattn.benchmark import VARIANTS, Settings
 from clinattn.benchmark.run import DTYPES, encoder_config
 from clinattn.benchmark.variants import Runner
@@ -16,15 +20,24 @@ from clinattn.benchmark.workload import profile_workload
 from clinattn.encoder import MaskedLanguageModel
 
 WARM_UP_STEPS, TABLE_ROWS = 2, 15
+NSYS_REPORTS = ("nvtx_gpu_proj_sum", "nvtx_kern_sum", "cuda_gpu_kern_sum", "cuda_gpu_mem_time_sum")
+
+# Of what the processor began within a range, by where it ran.
+TIME_OF = {"cpu": "cpu_time_total", "cuda": "device_time_total"}
+
+Step = Callable[[], None]
 
 
-def profile_steps(
-    settings: Settings, mode: str, variant_name: str, steps: int, folder: Path
-) -> tuple[Path, str]:
-    """Trace `steps` batches; returns the Chrome trace's path and a table of the slowest ops.
+class Range(NamedTuple):
+    """What one named range took in all steps; milliseconds of the profiled device."""
 
-    On CUDA each step is an NVTX range and the traced window is a cudaProfiler range, for nsys.
-    """
+    name: str
+    calls: int
+    milliseconds: float
+
+
+def warmed_step(settings: Settings, mode: str, variant_name: str) -> Step:
+    """One batch of the encoder, which has run before: no first call is left in it."""
     variant = next((v for v in VARIANTS if v.name == variant_name), None)
     if variant is None:
         raise ValueError(
@@ -45,36 +58,62 @@ def profile_steps(
 
     for _ in range(WARM_UP_STEPS):
         step()
-    activities = [ProfilerActivity.CPU]
-    if device.type == "cuda":
-        activities.append(ProfilerActivity.CUDA)
-    with cuda_window(device), profile(activities=activities) as trace:
+    return step
+
+
+def run_for_nsys(step: Step, steps: int) -> None:
+    """The steps between cudaProfilerStart and Stop, in NVTX ranges. nsys records these alone.
+
+    torch.profiler stays out of it: CUPTI serves one of the two.
+    """
+    with cuda_window(), ranges.recording(nvtx=True):
         for _ in range(steps):
-            marked(step, device)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{variant.name}-{mode}.trace.json"
-    trace.export_chrome_trace(str(path))
-    table = trace.key_averages().table(
-        sort_by=f"self_{device.type}_time_total", row_limit=TABLE_ROWS, max_name_column_width=40
-    )
-    return path, table
+            ranges.run("step", step)
 
 
 @contextmanager
-def cuda_window(device: torch.device) -> Iterator[None]:
-    """cudaProfilerStart and Stop around the steps, so that nsys records them alone."""
-    if device.type != "cuda":
+def cuda_window() -> Iterator[None]:
+    torch.cuda.synchronize()
+    torch.cuda.profiler.start()
+    try:
         yield
-        return
-    torch.cuda.synchronize(device)
-    torch.cuda.cudart().cudaProfilerStart()
-    yield
-    torch.cuda.synchronize(device)
-    torch.cuda.cudart().cudaProfilerStop()
+        torch.cuda.synchronize()
+    finally:
+        torch.cuda.profiler.stop()
 
 
-def marked(step: Callable[[], None], device: torch.device) -> None:
-    if device.type != "cuda":
-        return step()
-    with torch.cuda.nvtx.range("clinattn step"):
-        step()
+def nsys_lines(arguments: list[str], output: Path) -> tuple[str, str]:
+    """The two lines for a shell: record the window of this very command, then sum it up."""
+    command = ["nsys", "profile", "-t", "cuda,nvtx,osrt", "-c", "cudaProfilerApi"]
+    command += ["--capture-range-end=stop", "-o", str(output), "-f", "true"]
+    command += ["python", "-m", "clinattn", *arguments]
+    summary = ["nsys", "stats", "-r", ",".join(NSYS_REPORTS), f"{output}.nsys-rep"]
+    return shlex.join(command), shlex.join(summary)
+
+
+def trace_steps(step: Step, steps: int, device: str, path: Path) -> tuple[list[Range], str]:
+    """Write a Chrome trace of the steps; returns their ranges and a table of the slowest ops."""
+    activities = [ProfilerActivity.CPU]
+    if device == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+    with profile(activities=activities) as trace, ranges.recording(nvtx=False):
+        for _ in range(steps):
+            ranges.run("step", step)
+        if device == "cuda":
+            torch.cuda.synchronize()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    trace.export_chrome_trace(str(path))
+    events = trace.key_averages()
+    found = [
+        Range(
+            name=event.key.removeprefix(ranges.PREFIX),
+            calls=event.count,
+            milliseconds=getattr(event, TIME_OF[device]) / 1e3,
+        )
+        for event in events
+        if event.key.startswith(ranges.PREFIX) and event.device_type == DeviceType.CPU
+    ]
+    table = events.table(
+        sort_by=f"self_{device}_time_total", row_limit=TABLE_ROWS, max_name_column_width=40
+    )
+    return found, table

@@ -164,6 +164,10 @@ def test_profile_writes_a_trace(cli, tmp_path, mode):
     assert any("addmm" in event.get("name", "") or "mm" in event.get("name", "")
                for event in trace["traceEvents"])  # fmt: skip
     assert "Self CPU" in done.stdout
+    passes = ("forward", "backward") if mode == "train" else ("forward",)
+    for one in passes:
+        assert f"layer 0 {one}" in done.stdout and f"attention {one}, " in done.stdout
+    assert ("backward" in done.stdout) == (mode == "train")
 
 
 def test_profile_names_a_wrong_variant(cli):

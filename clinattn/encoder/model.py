@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
+from clinattn import ranges
 from clinattn.rotary import rotary
 
 from .checkpoints import Pretrained
@@ -157,8 +158,8 @@ class Encoder(Pretrained):
         at = chosen.positions() if positions is None else chosen.pack(positions)
         types, values = (None if x is None else chosen.pack(x) for x in (token_types, values))
         x = self.embeddings(chosen.pack(inputs), at, types, values)
-        for layer in self.layers:
-            x = layer(x, chosen, at)
+        for i, layer in enumerate(self.layers):
+            x = ranges.run_layer(i, layer, x, chosen, at) if ranges.on else layer(x, chosen, at)
         return self.final_norm(x), chosen
 
 
