@@ -19,7 +19,7 @@ CSRC := $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h csrc/cuda/*.c
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup ext bench bench-cpu test test-integrations triton-matrix lint format doctor gpu gpu-here clean FORCE
+.PHONY: help setup ext bench bench-cpu bench-compare test test-integrations triton-matrix lint format doctor gpu gpu-here clean FORCE
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -32,6 +32,9 @@ bench: setup  ## time the encoder on clinical sequences: table, plot, report
 
 bench-cpu: setup  ## time the CPU kernels, pass by pass (BENCH_ARGS="-k name --json FILE")
 	$(BIN)/python bench/cpu_kernels.py $(BENCH_ARGS)
+
+bench-compare: setup  ## time the CPU kernels of BASE=REVISION against these (BENCH_ARGS="-k name")
+	@$(BIN)/python bench/compare.py $(BENCH_ARGS) -- "$(BASE)"
 
 test: setup  ## run the tests (PYTEST_ARGS="-k name")
 	PYTHONSAFEPATH=1 $(BIN)/pytest -m "not integrations" $(PYTEST_ARGS)
