@@ -1,25 +1,57 @@
-"""A race: ours under pytest-benchmark, every peer timed just before each of its rounds."""
+"""What the suites share: a race against a peer, sizes, and what a row says of the machine.
+
+    pytest bench --benchmark-only                             small sizes, about three minutes
+    pytest bench --benchmark-only --sizes large               those of README's tables
+    pytest bench --benchmark-only --benchmark-json FILE       for `clinattn report`
+    pytest bench --benchmark-only --benchmark-autosave        then --benchmark-compare
+    pytest bench --benchmark-disable                          the checks alone, each work once
+"""
 
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.utils.benchmark.utils.timer import timer  # waits for the GPU where there is one
 
-from clinattn.backends import implementation
-from clinattn.benchmark.measure import quartiles, synchronize
-from clinattn.environment import environment
+from clinattn.benchmark.measure import quartiles
+from clinattn.environment import compiled_module, environment
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `from problem import ...`
 
-ROUNDS, WARM_UP_ROUNDS = 11, 1
+ROUNDS, WARM_UP_ROUNDS = 7, 1
 
 Work = Callable[[], object]
+
+
+def pytest_addoption(parser):
+    parser.addoption("--sizes", choices=("small", "large"), default="small", help="of bench/")
+
+
+def pytest_collect_file(file_path, parent):
+    """`pytest bench` takes bench_*.py; those named on the command line pytest takes by itself."""
+    named = parent.session.isinitpath(file_path)
+    if file_path.name.startswith("bench_") and file_path.suffix == ".py" and not named:
+        return pytest.Module.from_parent(parent, path=file_path)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        item.add_marker(pytest.mark.benchmark(timer=timer))
+
+
+def pytest_benchmark_update_machine_info(config, machine_info):
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    machine_info["clinattn"] = environment(device)
+
+
+@pytest.fixture(scope="session")
+def sizes(request) -> str:
+    return request.config.getoption("--sizes")
 
 
 @pytest.fixture(scope="session")
@@ -29,53 +61,62 @@ def device() -> torch.device:
 
 @pytest.fixture
 def race(benchmark, device) -> Callable[..., None]:
-    """race(ours, peers, tokens=, flops=, dtype=, **facts): time and note all in extra_info.
+    """race(work, peer, group=, tokens=, flops=, dtype=, **facts): time, and note all in extra_info.
 
-    Interleaved, so that a change of clock or load meets ours and its peers alike. A ratio above 1
-    means that ours is faster.
+    The peer runs just before each round of the work, so that a change of clock or load meets both.
+    ratio_to_peer above 1 means that the work is faster.
     """
 
-    def timed(work: Work) -> float:
-        synchronize(device)
-        started = time.perf_counter()
-        work()
-        synchronize(device)
-        return time.perf_counter() - started
-
     def run(
-        ours: Work,
-        peers: dict[str, Work],
+        work: Work,
+        peer: Work | None,
         *,
+        group: str,
         tokens: int,
-        flops: int | None,
         dtype: torch.dtype,
+        flops: int | None = None,
         rounds: int = ROUNDS,
         **facts: Any,
     ) -> None:
-        seconds: dict[str, list[float]] = {name: [] for name in ("clinattn", *peers)}
+        peer_s: list[float] = []
 
-        def peers_first() -> None:
-            for name, work in peers.items():
-                seconds[name].append(timed(work))
+        def peer_first() -> None:
+            if peer is not None:
+                began = timer()
+                peer()
+                peer_s.append(timer() - began)
 
+        benchmark.group = group
+        benchmark.extra_info.update(
+            environment(device) | facts | {"dtype": name_of(dtype), "tokens": tokens}
+        )
         benchmark.pedantic(
-            lambda: seconds["clinattn"].append(timed(ours)),
-            setup=peers_first,
+            work,
+            setup=peer_first,
             rounds=rounds,
             warmup_rounds=WARM_UP_ROUNDS,
         )
-        kept = {name: times[-rounds:] for name, times in seconds.items()}
-        medians = {name: quartiles(times)["median"] for name, times in kept.items()}
-        benchmark.extra_info.update(environment(device) | facts)
-        benchmark.extra_info |= {
-            "dtype": str(dtype).removeprefix("torch."),
-            "backend": implementation("", torch.empty(0, dtype=dtype, device=device)).name,
-            "tokens": tokens,
-            "tokens_per_s": {
-                name: quartiles([tokens / t for t in times]) for name, times in kept.items()
-            },
-            "gflop_per_s": None if flops is None else round(flops / medians["clinattn"] / 1e9, 1),
-            "ratio_to": {name: round(medians[name] / medians["clinattn"], 3) for name in peers},
-        }
+        if not benchmark.enabled:
+            return
+        seconds = benchmark.stats.stats.data
+        median = quartiles(seconds)["median"]
+        benchmark.extra_info["tokens_per_s"] = quartiles([tokens / s for s in seconds])
+        if peer is not None:
+            ratio = quartiles(peer_s[-rounds:])["median"] / median
+            benchmark.extra_info["ratio_to_peer"] = round(ratio, 3)
+        if flops is not None:
+            benchmark.extra_info["gflop_per_s"] = round(flops / median / 1e9, 1)
+            peak = peak_flops(device, dtype)
+            benchmark.extra_info["of_peak"] = None if peak is None else flops / median / peak
 
     return run
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
+    """FLOP/s of a loop in registers, on the CPU; None where it is not known."""
+    module = compiled_module()
+    return module.peak_flops(name_of(dtype)) if module and device.type == "cpu" else None

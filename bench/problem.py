@@ -145,8 +145,9 @@ class Sdpa(Dense):
 class OursDense(Dense):
     """fused_attention; a padded batch tells it how many rows of each sequence count."""
 
-    def __init__(self, case: Case, qkv: list[Tensor]):
+    def __init__(self, case: Case, qkv: list[Tensor], backend: str | None = None):
         super().__init__(case, qkv)
+        self.backend = backend
         lengths = torch.tensor(case.lengths, device=qkv[0].device)
         self.lengths = lengths if case.ragged else None
 
@@ -161,14 +162,15 @@ class OursDense(Dense):
             window=self.case.window,
             kv_lengths=self.lengths,
             q_lengths=self.lengths,
+            backend=self.backend,
         )
 
 
 class OursPacked:
     """fused_attention_varlen on q, k, v of (T, H, D)."""
 
-    def __init__(self, case: Case, qkv: list[Tensor]):
-        self.case = case
+    def __init__(self, case: Case, qkv: list[Tensor], backend: str | None = None):
+        self.case, self.backend = case, backend
         lengths = torch.tensor(case.lengths, device=qkv[0].device)
         self.cu_seqlens = cu_seqlens_from_lengths(lengths)
         self.inputs = [x.detach().requires_grad_() for x in qkv]
@@ -186,6 +188,7 @@ class OursPacked:
             is_causal=self.case.is_causal,
             enable_gqa=self.case.kv_heads is not None,
             window=self.case.window,
+            backend=self.backend,
         )
 
     def laid_out(self, x: Tensor) -> Tensor:
@@ -200,9 +203,11 @@ def ours(case: Case, qkv: list[Tensor]) -> OursDense | OursPacked:
     return OursPacked(case, qkv) if case.ragged else OursDense(case, qkv)
 
 
-def results(way: Way, d_out: Tensor) -> dict[str, Tensor]:
-    """o, dq, dk, dv at the real tokens; d_out (T, H, D)."""
+def results(way: Way, d_out: Tensor, gradients: bool = True) -> dict[str, Tensor]:
+    """o and, if they are asked for, dq, dk, dv at the real tokens; d_out (T, H, D)."""
     o = way.forward()
+    if not gradients:
+        return {"o": way.packed(o.detach())}
     grads = torch.autograd.grad(o, way.inputs, way.laid_out(d_out))
     named = zip(("o", "dq", "dk", "dv"), (o.detach(), *grads), strict=True)
     return {name: way.packed(x) for name, x in named}
@@ -219,20 +224,23 @@ def check(
     device: torch.device,
     ways: Sequence[Callable[[Case, list[Tensor]], Way]] = (ours,),
     heads: int = 2,
+    *,
+    naive: Callable[[Case, list[Tensor]], Way] = Sdpa,
+    gradients: bool = True,
 ) -> None:
-    """Ours within twice the error of SDPA in the same dtype plus two rounding units, by fp64.
+    """Ours within twice the error of `naive` in the same dtype plus two rounding units, by fp64.
 
     At the lengths that are timed, and with few heads: fp64 is slow.
     """
     case = case.with_heads(heads)
     qkv = inputs(case, dtype, device)
     d_out = cotangent(qkv[0])
-    truth = results(Sdpa(case, [x.double() for x in qkv]), d_out.double())
-    naive = results(Sdpa(case, qkv), d_out)
+    truth = results(Sdpa(case, [x.double() for x in qkv]), d_out.double(), gradients)
+    plain = results(naive(case, qkv), d_out, gradients)
     unit = torch.finfo(dtype).eps
     for way in ways:
-        actual = results(way(case, qkv), d_out)
+        actual = results(way(case, qkv), d_out, gradients)
         for name, expected in truth.items():
-            allowed = 2 * (naive[name].double() - expected).abs().max()
+            allowed = 2 * (plain[name].double() - expected).abs().max()
             allowed += 2 * unit * expected.abs().max()
             assert (actual[name].double() - expected).abs().max() <= allowed, name
