@@ -186,15 +186,20 @@ def bench(
 
 @app.command()
 def report(
-    results: Annotated[Path, typer.Argument(help="The results.json of clinattn bench.")],
-    output: Annotated[Path | None, typer.Option(help="(default: report.html beside it)")] = None,
+    results: Annotated[
+        list[Path],
+        typer.Argument(help="JSON of clinattn bench, or of a benchmark in bench/; several."),
+    ],
+    output: Annotated[
+        Path | None, typer.Option(help="(default: report.html beside the first)")
+    ] = None,
 ) -> None:
-    """One self-contained HTML page from a benchmark's JSON."""
+    """One self-contained HTML page from the JSON of benchmarks."""
     with clear_errors():
         from clinattn.report import load_result, write_report
 
-        path = output or results.with_name("report.html")
-        write_report(load_result(results), path)
+        path = output or results[0].with_name("report.html")
+        write_report([load_result(result) for result in results], path)
     out.print(f"wrote {path}", highlight=False)
 
 

@@ -1,52 +1,79 @@
-"""One self-contained HTML page from a benchmark's JSON: no script, no font, nothing fetched."""
+"""One self-contained HTML page from results in JSON: no script, no font, nothing fetched."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
+from clinattn.report_tables import section
+
 MEBIBYTE = 1 << 20
 CHART_WIDTH, VALUE_WIDTH, ROW_HEIGHT = 360, 70, 44  # a phone's width: text keeps its size there
+
+
+Result = dict[str, Any]
 
 
 class ReportError(ValueError):
     """A file that is no benchmark result; the message says what was given and expected."""
 
 
-def load_result(path: str | Path) -> dict[str, Any]:
-    """The JSON that `clinattn bench` wrote. Raises ReportError for anything else."""
+def load_result(path: str | Path) -> Result:
+    """What `clinattn bench` or bench/ wrote. Raises ReportError for anything else."""
     where = f"results={str(path)!r}"
     try:
         result = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ReportError(
-            f"{where} cannot be read ({error}): expected the results.json of clinattn bench"
+            f"{where} cannot be read ({error}): expected the results.json of clinattn bench, or "
+            "JSON of bench/"
         ) from error
-    if not isinstance(result, dict) or result.get("schema") != 1:
-        raise ReportError(f"{where} is no benchmark result: expected a JSON object with schema 1")
+    if not isinstance(result, dict) or not (of_encoder(result) or section(result)):
+        raise ReportError(
+            f"{where} is no benchmark result: expected a JSON object with schema 1, or rows of "
+            "bench/cpu_kernels.py, bench/compare.py or pytest-benchmark"
+        )
     return result
 
 
-def write_report(result: dict[str, Any], path: str | Path) -> None:
-    """Render the result to an HTML file."""
-    Path(path).write_text(render(result), encoding="utf-8")
+def of_encoder(result: Result) -> bool:
+    """Whether `clinattn bench` wrote it."""
+    return result.get("schema") == 1
 
 
-def render(result: dict[str, Any]) -> str:
+def write_report(results: Result | Sequence[Result], path: str | Path) -> None:
+    """Render one result or several to an HTML file."""
+    given = [results] if isinstance(results, dict) else results
+    Path(path).write_text(render(*given), encoding="utf-8")
+
+
+def render(*results: Result) -> str:
     template = files("clinattn").joinpath("templates/report.html.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.filters["short"] = short
+    encoders = [result for result in results if of_encoder(result)]
+    sections = [section(result) for result in results if not of_encoder(result)]
+    facts = [result["environment"] for result in encoders]
+    facts += [found.facts for found in sections if found is not None]
     return environment.from_string(template).render(
-        result=result,
-        charts=charts(result["rows"]),
-        histogram=histogram(result["workload"]) if "workload" in result else None,
-        raw=json.dumps(result, indent=1),
+        date=max(str(fact.get("date", ""))[:10] for fact in facts),
+        encoders=[
+            {
+                "result": result,
+                "charts": charts(result["rows"]),
+                "histogram": histogram(result["workload"]) if "workload" in result else None,
+            }
+            for result in encoders
+        ],
+        sections=sections,
+        raw=[json.dumps(result, indent=1) for result in results],
     )
 
 
