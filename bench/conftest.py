@@ -63,8 +63,9 @@ def device() -> torch.device:
 def race(benchmark, device) -> Callable[..., None]:
     """race(work, peer, group=, tokens=, flops=, dtype=, **facts): time, and note all in extra_info.
 
-    The peer runs just before each round of the work, so that a change of clock or load meets both.
-    ratio_to_peer above 1 means that the work is faster.
+    The peer, torch's SDPA in one form or another, runs just before each round of the work, so that
+    a change of clock or load meets both. ratio_to_peer above 1 means that the work is faster.
+    Without a peer the work is the peer itself.
     """
 
     def run(

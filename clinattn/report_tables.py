@@ -130,7 +130,7 @@ def suites(result: Record) -> Section:
         if kind == "startup":
             parts = extra["seconds"].items()
             starts += [(way, part, f"{1e3 * q['median']:.1f}") for part, q in parts]
-    header = ("way", "tokens/s", "quartiles", "speed-up over peer", "% of peak", "padding")
+    header = ("way", "tokens/s", "quartiles", "speed-up over SDPA", "% of peak", "padding")
     tables = [Table(title, header, rows) for title, rows in groups.items()]
     tables += [memory_table(title, points) for title, points in memory.items()]
     if starts:
@@ -149,7 +149,7 @@ def speed_row(way: str, extra: Record) -> tuple[str, ...]:
         way,
         f"{rate['median']:,.0f}",
         f"{rate['q1']:,.0f} to {rate['q3']:,.0f}",
-        "is the peer" if ratio is None else f"{ratio:.2f}",
+        "1" if ratio is None else f"{ratio:.2f}",
         "-" if peak is None else percent(peak),
         "-" if padding is None else percent(padding),
     )
