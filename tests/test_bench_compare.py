@@ -27,6 +27,11 @@ IDENTITY = {"GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@b", "GIT_CONFIG_GLOBA
 IDENTITY |= {"GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a@b"}
 
 
+def as_users():
+    """The environment, but for the tests' own wish that a script finds no module beside it."""
+    return {name: x for name, x in os.environ.items() if name != "PYTHONSAFEPATH"}
+
+
 @pytest.fixture(scope="module", autouse=True)
 def bench_on_the_path():
     sys.path.insert(0, str(BENCH))
@@ -156,7 +161,7 @@ def test_a_signal_during_the_build_leaves_nothing(git, tmp_path, number):
     git("commit", "-qam", "slow")
     (git.folder / "clinattn" / "_C.so").touch()
     command = [sys.executable, str(git.folder / "bench" / "compare.py"), "HEAD"]
-    variables = {**os.environ, "TMPDIR": str(tmp_path)}
+    variables = {**as_users(), "TMPDIR": str(tmp_path)}
     # Signals are not ignored in the child, whatever this process was started with.
     with subprocess.Popen(
         command,
@@ -179,7 +184,7 @@ def test_a_signal_during_the_build_leaves_nothing(git, tmp_path, number):
 
 def test_an_unknown_revision_ends_with_a_line(git):
     command = [sys.executable, str(git.folder / "bench" / "compare.py"), "v9"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=as_users(), capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("error: BASE='v9' is no revision of project: expected")
 

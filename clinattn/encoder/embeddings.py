@@ -60,7 +60,7 @@ class Embeddings(nn.Module):
             x = x + sinusoids(positions, x.shape[-1], self.sinusoidal_base).to(x.dtype)
         if self.types is not None:
             if token_types is None:
-                token_types = x.new_zeros(*x.shape[:-2], 1, dtype=torch.long)
+                token_types = torch.zeros((*x.shape[:-2], 1), dtype=torch.long, device=x.device)
             x = x + self.types(token_types)
         return self.dropout(self.norm(x))
 
