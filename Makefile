@@ -22,7 +22,7 @@ CSRC := $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h csrc/cuda/*.c
 .PHONY: help setup ext bench bench-cpu bench-compare test test-integrations triton-matrix lint format doctor gpu gpu-here clean FORCE
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
 	@echo "  variables: PYTHON=$(PYTHON) TORCH=$(TORCH) MEDS_DIR=$(MEDS_DIR) QUICK= OFFLINE="
 
 setup: $(VENV)/.built  ## make .venv, install, build the extension
