@@ -1,0 +1,168 @@
+"""The encoder here against transformers' own with torch's SDPA: same weights, same batch of notes.
+
+    python bench/against_transformers.py                         every case at six layers
+    python bench/against_transformers.py -k bf16 --layers 22     those with bf16, at full depth
+    python bench/against_transformers.py --json FILE             keep the rows
+
+Lengths are those of discharge notes, at evenly spaced quantiles; transformers gets them padded, the
+encoder here drops the padding once. Hidden states of real tokens are compared before anything is
+timed; both take turns in one process, and a time is the median of rounds. Inference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from clinattn.benchmark.measure import quartiles
+from clinattn.benchmark.workload import profile_workload
+from clinattn.encoder import Encoder, EncoderConfig
+from clinattn.environment import environment
+from clinattn.packing import mask_from_lengths
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# Of the largest hidden state: both round every layer, in fp32 by 2^-24 and in bf16 by 2^-9.
+BOUND = {"fp32": 1e-4, "bf16": 0.1}
+
+
+@dataclass(frozen=True)
+class Case:
+    """preset and dtype; notes, how many, are cut at cap tokens. target: times as fast."""
+
+    preset: str
+    dtype: str
+    cap: int
+    notes: int
+    target: float
+
+    def __str__(self) -> str:
+        return f"{self.preset} {self.dtype} cap {self.cap}"
+
+
+CASES = (
+    Case("bioclinical-modernbert-base", "fp32", 4096, 8, 1.8),
+    Case("bioclinical-modernbert-base", "bf16", 4096, 8, 2.0),
+    Case("bioclinical-modernbert-base", "fp32", 8192, 8, 3.0),
+    Case("bioclinical-modernbert-base", "bf16", 8192, 8, 3.0),
+    Case("clinicalbert", "fp32", 512, 32, 1.3),
+)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("-k", metavar="WORDS", default="", help="cases that have all of them")
+    parser.add_argument("--layers", type=int, default=6, help="at most (default: 6)")
+    parser.add_argument("--rounds", type=int, default=3, help="(default: 3)")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the rows there")
+    given = parser.parse_args()
+    if given.json and not given.json.parent.is_dir():
+        parser.error(f"--json: no folder {given.json.parent}")
+    if min(given.layers, given.rounds) < 1:
+        parser.error("--layers, --rounds: expected at least 1")
+    return given
+
+
+def models(case: Case, layers: int) -> tuple[Encoder, Any]:
+    """The encoder here and transformers' model of its weights, both in eval mode."""
+    config = EncoderConfig.preset(case.preset)
+    depth = min(layers, config.num_layers)
+    config = EncoderConfig.preset(case.preset, num_layers=depth, windows=config.windows[:depth])
+    torch.manual_seed(0)
+    ours = Encoder(config).eval()
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ours.save_pretrained(folder)
+        theirs = transformers.AutoModel.from_pretrained(folder, attn_implementation="sdpa")
+    dtype = DTYPES[case.dtype]
+    return ours.to(dtype), theirs.to(dtype).eval()
+
+
+def notes(case: Case, vocab_size: int) -> tuple[Tensor, Tensor]:
+    """Token ids (B, N), zeros in the padding, and lengths (B,)."""
+    work = profile_workload("note_discharge", case.cap, vocab_size, seed=0)
+    examples = [work.tokens[i] for i in work.sample(case.notes, seed=0)]
+    return torch.nn.utils.rnn.pad_sequence(examples, batch_first=True), torch.tensor(
+        [len(x) for x in examples]
+    )
+
+
+@torch.inference_mode()
+def measure(case: Case, layers: int, rounds: int) -> dict[str, Any]:
+    ours, theirs = models(case, layers)
+    ids, lengths = notes(case, ours.config.vocab_size)
+    mask = mask_from_lengths(lengths, ids.shape[1])
+    ways: dict[str, Callable[[], Tensor]] = {
+        "clinattn": lambda: ours(ids, lengths=lengths),
+        "transformers": lambda: theirs(ids, attention_mask=mask.long()).last_hidden_state,
+    }
+    found = {name: way()[mask].float() for name, way in ways.items()}
+    scale = float(found["transformers"].abs().max())
+    difference = float((found["clinattn"] - found["transformers"]).abs().max()) / scale
+    if not difference <= BOUND[case.dtype]:
+        raise SystemExit(f"{case}: outputs differ by {difference:.2g} of the largest")
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(rounds):
+        for name in list(ways) if turn % 2 else reversed(ways):
+            started = time.perf_counter()
+            ways[name]()
+            seconds[name].append(time.perf_counter() - started)
+    tokens = int(lengths.sum())
+    rate = {name: tokens / quartiles(x)["median"] for name, x in seconds.items()}
+    return asdict(case) | {
+        "layers": len(ours.layers),
+        "tokens": tokens,
+        "padding": 1 - tokens / ids.numel(),
+        "difference": difference,
+        "seconds": seconds,
+        "tokens_per_s": rate,
+        "ratio": rate["clinattn"] / rate["transformers"],
+    }
+
+
+def main() -> int:
+    given = arguments()
+    transformers.logging.set_verbosity_error()
+    words = given.k.split()
+    chosen = [case for case in CASES if all(word in str(case) for word in words)]
+    if not chosen:
+        print(f"error: -k {given.k!r} fits no case", file=sys.stderr)
+        return 2
+    facts = environment(torch.device("cpu"))
+    rows = []
+    for case in chosen:
+        print(case, file=sys.stderr, flush=True)
+        rows.append(measure(case, given.layers, given.rounds))
+        if given.json:
+            content = {"environment": facts, "rows": rows}
+            given.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    print("{cpu}, {threads} threads, torch {torch}, {transformers}, {date}".format(**facts))
+    table = Table("case", "layers", "padding", "transformers", "clinattn", "ratio", "target")
+    for case, row in zip(chosen, rows, strict=True):
+        rate = row["tokens_per_s"]
+        table.add_row(
+            str(case), str(row["layers"]), f"{row['padding']:.0%}",
+            f"{rate['transformers']:,.0f}", f"{rate['clinattn']:,.0f}",
+            f"{row['ratio']:.2f}x", f"{case.target}x",
+        )  # fmt: skip
+    Console(width=120).print(table)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
