@@ -1,4 +1,4 @@
-"""The command line: doctor, bench, report, profile, report-model."""
+"""The command line: doctor, bench, report, profile, report-model, train."""
 
 from __future__ import annotations
 

@@ -7,7 +7,6 @@ import os
 import signal
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,9 +15,8 @@ pytest.importorskip("pyarrow")
 
 from patients import write_patients  # noqa: E402
 
-from clinattn import encoder  # noqa: E402
-from clinattn.encoder import PRESETS  # noqa: E402
-from clinattn.training import checkpoint, loop  # noqa: E402
+from clinattn.encoder import PRESETS, EncoderConfig  # noqa: E402
+from clinattn.training import checkpoint  # noqa: E402
 from clinattn.training.checkpoint import checkpoints, load_checkpoint, load_model  # noqa: E402
 from clinattn.training.loop import Diverged, Trainer  # noqa: E402
 from clinattn.training.metrics import MetricsFile, auroc  # noqa: E402
@@ -26,10 +24,7 @@ from clinattn.training.optimiser import FLOOR, adamw, learning_rate  # noqa: E40
 from clinattn.training.settings import Settings  # noqa: E402
 from clinattn.training.start import check_tokens_alone  # noqa: E402
 
-causal = pytest.mark.skipif(
-    not hasattr(encoder, "CausalLanguageModel"), reason="this version has no causal encoder"
-)
-TASKS = ["mlm", "classify", pytest.param("clm", marks=causal)]
+TASKS = ["mlm", "classify", "clm"]
 
 
 @pytest.fixture(autouse=True)
@@ -160,18 +155,10 @@ def test_masked_language_models_learn_what_frequencies_do_not_say(settings, tmp_
     assert last["loss"] < last["unigram_entropy"] - 0.5 and last["accuracy"] > 0.4
 
 
-@causal
 def test_causal_language_models_learn_what_comes_next(settings, tmp_path):
     Trainer(settings("clm", steps=150, batch_tokens=512, lr=1e-2, eval_every=150)).run()
     last = rows_of(tmp_path / "out")[-1]
     assert last["loss"] < last["unigram_entropy"] - 0.5
-
-
-def test_clm_without_a_causal_encoder_is_refused_before_the_data_is_read(settings, monkeypatch):
-    monkeypatch.delattr(encoder, "CausalLanguageModel", raising=False)
-    monkeypatch.setattr(loop, "make_corpus", pytest.fail)
-    with pytest.raises(NotImplementedError, match="task='clm': expected a causal encoder"):
-        Trainer(settings("clm"))
 
 
 def test_classifiers_learn_the_future_of_others(settings, tmp_path):
@@ -212,17 +199,16 @@ def test_fine_tuning_is_refused_where_it_would_mislead(settings, tmp_path, chang
 
 @pytest.mark.parametrize(
     "asks",
-    [{"positions": "rotary_time"}, {"numeric_values": True}, {"channels": 2}],
+    [{"positions": "rotary_time"}, {"numeric_values": True}, {"channels": 2, "vocab_size": 0}],
     ids=lambda asks: next(iter(asks)),
 )
 def test_encoders_of_more_than_token_ids_are_refused(asks):
-    config = SimpleNamespace(**{"positions": "rotary"} | asks)
+    config = EncoderConfig.preset("tiny", **asks)
     with pytest.raises(NotImplementedError, match="preset='events' asks for times, values or a"):
         check_tokens_alone(config, "events")
-    check_tokens_alone(SimpleNamespace(positions="rotary"), "tokens")
+    check_tokens_alone(EncoderConfig.preset("tiny"), "tokens")
 
 
-@causal
 @pytest.mark.parametrize("task", ["mlm", "classify"])
 def test_a_causal_encoder_goes_on_as_a_classifier_by_its_last_token_and_as_no_other(
     settings, tmp_path, task

@@ -10,9 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from clinattn.encoder import EncoderConfig, MaskedLanguageModel, SequenceClassifier
-
-from .objectives import causal_head
+from clinattn.encoder import (
+    CausalLanguageModel,
+    EncoderConfig,
+    MaskedLanguageModel,
+    SequenceClassifier,
+)
 
 FORMAT = 1
 NAME = re.compile(r"step-(\d+)\.pt")
@@ -63,7 +66,7 @@ def load_model(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         case "classify":
             model = SequenceClassifier(config, len(state["classes"]))
         case "clm":
-            model = causal_head()(config)
+            model = CausalLanguageModel(config)
         case _:
             model = MaskedLanguageModel(config)
     model.load_state_dict(state["model"])

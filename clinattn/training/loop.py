@@ -22,7 +22,7 @@ from .batches import Batches
 from .checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from .interruption import Stop, deferred_signals
 from .metrics import MetricsFile
-from .objectives import HELD_OUT_EPOCH, Evaluated, causal_head
+from .objectives import HELD_OUT_EPOCH, Evaluated
 from .optimiser import adamw, learning_rate
 from .ranks import ALONE, Ranks
 from .seeds import derived_seed
@@ -59,8 +59,6 @@ class Trainer:
             raise ValueError(
                 f"accumulate={settings.accumulate}: expected a multiple of the {ranks.world} ranks"
             )
-        if settings.task == "clm":
-            causal_head()
         self.folder = Path(settings.output)
         saved = self._saved()
         start = None

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from clinattn import encoder
 from clinattn.encoder import (
+    CausalLanguageModel,
     EncoderConfig,
     HeadOutput,
     MaskedLanguageModel,
@@ -102,18 +102,10 @@ class NextTokens(MaskedTokens):
     """Every token from those before it; special ones, [CLS] first of all, are not predicted."""
 
     def model(self, config: EncoderConfig) -> nn.Module:
-        return causal_head()(config)
+        return CausalLanguageModel(config)
 
     def labelled(self, ids: Tensor, epoch: int, index: int) -> tuple[Tensor, Tensor]:
         return ids, ids.masked_fill(~self.corpus.ordinary()[ids], IGNORE)
-
-
-def causal_head() -> type[nn.Module]:
-    """CausalLanguageModel, which takes labels as they stand; NotImplementedError without it."""
-    head = getattr(encoder, "CausalLanguageModel", None)
-    if head is None:
-        raise NotImplementedError("task='clm': expected a causal encoder, which this version lacks")
-    return head
 
 
 @dataclass(frozen=True)

@@ -53,21 +53,19 @@ def make_config(settings: Settings, corpus: Corpus, saved: dict[str, Any] | None
         return _for_task(config, settings.task)
     published = EncoderConfig.preset(settings.preset)
     check_tokens_alone(published, settings.preset)
-    rows = settings.max_tokens + getattr(published, "position_offset", 0)
-    causal = {"causal": True} if settings.task == "clm" else {}
+    rows = settings.max_tokens + published.position_offset
     config = EncoderConfig.preset(
         settings.preset,
         vocab_size=len(corpus.tokens),
         max_positions=max(published.max_positions, rows),
-        **causal,
+        causal=published.causal or settings.task == "clm",
     )
     return _for_task(config, settings.task)
 
 
 def check_tokens_alone(config: EncoderConfig, preset: str) -> None:
     """Raise NotImplementedError for an encoder that asks for more than token ids."""
-    times = config.positions == "rotary_time"
-    if times or getattr(config, "numeric_values", False) or getattr(config, "channels", 0):
+    if config.positions == "rotary_time" or config.numeric_values or config.channels:
         raise NotImplementedError(
             f"preset={preset!r} asks for times, values or a signal beside token ids, which "
             "training does not give it: expected a preset of token ids alone"
@@ -76,7 +74,7 @@ def check_tokens_alone(config: EncoderConfig, preset: str) -> None:
 
 def _for_task(config: EncoderConfig, task: str) -> EncoderConfig:
     """The encoder for a task's head; a causal one is classified by its last token."""
-    causal = getattr(config, "causal", False)
+    causal = config.causal
     if causal and task == "classify":
         return EncoderConfig(**asdict(config) | {"pooling": "last"})
     if causal != (task == "clm"):
