@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 from transformers import masking_utils
 
-from clinattn.visibility import PreparedMask, concrete, prepare_mask
+from clinattn.visibility import PreparedMask, prepare_mask
 
 
 class Pattern(NamedTuple):
     """Query i sees the keys j with -left <= j - (i + offset) <= right, of its own segment.
 
     None on a side is no bound. segment_ids: (B, N), or None. padded: some keys may be hidden.
-    prepared: the mask of the keys as all layers can take it, where its values could be read.
+    prepared: the mask of the keys as all layers can take it, but for a compiler.
     """
 
     left: int | None = None
@@ -156,7 +156,7 @@ def attention_mask(
         segment_ids=segment_ids,
         padded=padded,
         prepared=prepare_mask(keys, batch_size, kv_length, torch.float32)
-        if padded and concrete(keys)
+        if padded and not torch.compiler.is_compiling()
         else None,
     )
     setattr(keys, ATTRIBUTE, pattern)
