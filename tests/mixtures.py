@@ -7,7 +7,7 @@ results: of a handful it says little. The table of cases has the smallest sizes.
 from dataclasses import replace
 
 from cases import Case
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, assume, settings
 from hypothesis import strategies as st
 from support import Problem
 
@@ -15,6 +15,7 @@ MASKS = [
     f"{kind}:{shape}" for kind in ("bool", "float") for shape in ("qk", "b11k", "bhqk", "1hq1")
 ]
 SIDES = st.none() | st.integers(4, 40)
+ORDERS = 12  # hundreds of small problems: the largest of three errors is too small in some
 # Each drawn in one mixture of four.
 FEATURES = {
     "mask_grad": st.just(True),
@@ -82,8 +83,15 @@ def cases(draw):
 
 
 def check(backend: str, mixture: tuple[Case, dict], dtype, seed: int) -> None:
-    """Hold a backend to the truth of a mixture."""
-    problem = Problem(mixed(*mixture), dtype, seed=seed)
+    """Hold a backend to the truth of a mixture whose rows see several keys, dropped ones aside.
+
+    Of a single key the gradients of q and k are exactly 0, and so is the error of plain maths; the
+    table of cases has that.
+    """
+    case = mixed(*mixture)
+    problem = Problem(case, dtype, seed=seed, orders=ORDERS)
+    seen = problem.visible.sum(-1).double().mean() * (1 - (case.dropout or 0))
+    assume(bool(seen >= 2))
     problem.check(problem.run(backend))
 
 

@@ -72,11 +72,19 @@ class Problem:
     """A Case with numbers: q k v do dlse as the package gets them, and the same without NaN.
 
     Dense tensors are (B, H, N, D). Packed ones are seen by plain_attention as one long sequence,
-    (1, H, T, D), whose visibility is block diagonal.
+    (1, H, T, D), whose visibility is block diagonal. orders: in how many orders of summation plain
+    maths is evaluated.
     """
 
-    def __init__(self, case: Case, dtype: torch.dtype, device: str = "cpu", seed: int = 0) -> None:
-        self.case, self.dtype, self.device = case, dtype, device
+    def __init__(
+        self,
+        case: Case,
+        dtype: torch.dtype,
+        device: str = "cpu",
+        seed: int = 0,
+        orders: int = 3,
+    ) -> None:
+        self.case, self.dtype, self.device, self.orders = case, dtype, device, orders
         self.random = torch.Generator().manual_seed(seed)
         nq, nk = case.nq, case.nq if case.nk is None else case.nk
         self.lengths_q, self.lengths_k = nq, nk
@@ -330,7 +338,7 @@ class Problem:
         than autograd in 16 bits.
         """
         results = []
-        for order in range(3):
+        for order in range(self.orders):
             places = [torch.arange(n) for n in (self.nq, self.nk, self.case.dim)]
             if order > 0:
                 places = [torch.randperm(len(x), generator=self.random) for x in places]
