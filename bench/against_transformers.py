@@ -138,6 +138,7 @@ def measure(case: Case, layers: int, rounds: int) -> dict[str, Any]:
 def main() -> int:
     given = arguments()
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     words = given.k.split()
     chosen = [case for case in CASES if all(word in str(case) for word in words)]
     if not chosen:
