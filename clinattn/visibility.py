@@ -68,6 +68,24 @@ def key_range(visible: Tensor) -> tuple[Tensor, Tensor]:
     return torch.minimum(start, end), end
 
 
+def combined(mask: Tensor, other: Tensor) -> Tensor:
+    """One mask for two that hold together; bool ones (True = visible) hide, others are added."""
+    if mask.dtype == other.dtype == torch.bool:
+        return mask & other
+    if mask.dtype == torch.bool:
+        return torch.where(mask, other, -float("inf"))
+    return torch.where(other, mask, -float("inf")) if other.dtype == torch.bool else mask + other
+
+
+def right_padded_lengths(visible: Tensor) -> Tensor | None:
+    """Lengths (B,) of a mask of the keys (B, Nk), if the host can see that it says no more."""
+    if visible.dtype != torch.bool or not concrete(visible):
+        return None
+    lengths = visible.sum(-1)
+    first = torch.arange(visible.shape[-1]) < lengths[:, None]
+    return lengths if torch.equal(first, visible) else None
+
+
 class PreparedMask(NamedTuple):
     """A mask as the ops take it, and for one of the keys alone the range of visible ones, (B,).
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clinattn.attention import fused_attention, fused_attention_varlen
-from clinattn.visibility import concrete
+from clinattn.visibility import combined, right_padded_lengths
 
 
 class Weights(NamedTuple):
@@ -173,8 +173,8 @@ def _merge(
             attn_mask if attn_mask.dim() == 2 else attn_mask.unflatten(0, (batch, w.num_heads))
         )
     if key_padding_mask is not None:
-        if hidden and not w.appended:
-            kv_lengths = _right_padded(key_padding_mask)
+        if hidden and not w.appended and key_padding_mask.dtype == torch.bool:
+            kv_lengths = right_padded_lengths(~key_padding_mask)
         if kv_lengths is None:
             hidden.append(key_padding_mask[:, None, None])
     masks = [~x if x.dtype == torch.bool else x for x in hidden]
@@ -182,21 +182,7 @@ def _merge(
         masks = [F.pad(x, (0, w.appended), value=float(x.dtype == torch.bool)) for x in masks]
     if len(masks) < 2:
         return (masks[0] if masks else None), kv_lengths
-    a, b = masks
-    if a.dtype == b.dtype == torch.bool:
-        return a & b, kv_lengths
-    if a.dtype == torch.bool:
-        a, b = b, a
-    return torch.where(b, a, -float("inf")) if b.dtype == torch.bool else a + b, kv_lengths
-
-
-def _right_padded(key_padding_mask: Tensor) -> Tensor | None:
-    """Lengths (B,), if the host can see that they say the same."""
-    if key_padding_mask.dtype != torch.bool or not concrete(key_padding_mask):
-        return None
-    lengths = (~key_padding_mask).sum(-1)
-    beyond = torch.arange(key_padding_mask.shape[-1]) >= lengths[:, None]
-    return lengths if torch.equal(beyond, key_padding_mask) else None
+    return combined(*masks), kv_lengths
 
 
 def _nested(query: Tensor, key: Tensor, value: Tensor, w: Weights, dropout_p: float) -> Tensor:

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from types import ModuleType
 from typing import NamedTuple
 
 from torch import nn
@@ -87,9 +88,9 @@ def replace_attention(model: nn.Module) -> Replacement:
     for adapter in adapters:
         if hasattr(adapter, "switch"):
             result._undo.append(adapter.switch(model))
+    result._undo.append(partial(_restore, model, adapters))
     unknown = []
     for name, module in model.named_modules():
-        result._undo.extend(partial(adapter.restore, module) for adapter in adapters)
         outcomes = (adapter.adapt(module) for adapter in adapters)
         outcome: Outcome | None = next((x for x in outcomes if x is not None), None)
         kind = type(module).__name__
@@ -106,6 +107,12 @@ def replace_attention(model: nn.Module) -> Replacement:
         kind = type(model).__name__
         warnings.warn(f"no attention was replaced in {kind}:\n{result}", stacklevel=2)
     return result
+
+
+def _restore(model: nn.Module, adapters: list[ModuleType]) -> None:
+    for module in model.modules():
+        for adapter in adapters:
+            adapter.restore(module)
 
 
 def _holds_or_is_in(name: str, others: list[str]) -> bool:

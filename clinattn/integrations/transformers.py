@@ -20,7 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from clinattn.attention import fused_attention, fused_attention_varlen
 from clinattn.integrations.transformers_masks import Pattern, attention_mask, pattern_of
-from clinattn.visibility import PreparedMask, concrete
+from clinattn.visibility import PreparedMask, combined, concrete, right_padded_lengths
 
 NAME = "clinattn"
 
@@ -228,15 +228,16 @@ def _dense(
     kv_lengths = None
     if bottom_right and offset != n_keys - n_queries:
         inside = _inside(pattern, n_queries, n_keys, query.device)
-        attn_mask = mask = inside if mask is None else _both(mask, inside)
+        attn_mask = mask = inside if mask is None else combined(mask, inside)
         left = right = None
         bottom_right = False
     elif mask is not None and prepared is not None and not bottom_right:
         if mask.device == query.device and len(mask) == len(query):
             attn_mask = prepared
     if bias is not None:
-        kv_lengths = None if mask is None or bottom_right else _lengths(mask, n_keys)
-        attn_mask = bias if mask is None or kv_lengths is not None else _both(mask, bias)
+        if mask is not None and mask.shape[1:3] == (1, 1) and not bottom_right:
+            kv_lengths = right_padded_lengths(mask[:, 0, 0])
+        attn_mask = bias if mask is None or kv_lengths is not None else combined(mask, bias)
     return fused_attention(
         query, key, value, attn_mask, window=(left, right), bottom_right=bottom_right,
         segment_ids=segment_ids, kv_lengths=kv_lengths, **words,
@@ -253,26 +254,6 @@ def _inside(pattern: Pattern, n_queries: int, n_keys: int, device: torch.device)
     if pattern.right is not None:
         inside &= ahead <= pattern.right
     return inside
-
-
-def _both(mask: Tensor, other: Tensor) -> Tensor:
-    """One mask for two that hold together; bool ones hide, floating ones are added."""
-    if mask.dtype == other.dtype == torch.bool:
-        return mask & other
-    if mask.dtype == torch.bool:
-        return torch.where(mask, other, -torch.inf)
-    if other.dtype == torch.bool:
-        return torch.where(other, mask, -torch.inf)
-    return mask + other
-
-
-def _lengths(mask: Tensor, n_keys: int) -> Tensor | None:
-    """Lengths (B,) of a mask of keys that hides some last ones only, where that can be seen."""
-    if mask.dtype != torch.bool or mask.shape[1:3] != (1, 1) or not concrete(mask):
-        return None
-    lengths = mask.sum(-1).flatten()
-    first = torch.arange(n_keys) < lengths[:, None]
-    return lengths if torch.equal(first, mask[:, 0, 0]) else None
 
 
 class _Ends(NamedTuple):
