@@ -5,25 +5,27 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from clinattn.console import (
+    DEMO,
+    INTERRUPTED,
+    clear_errors,
+    default_device,
+    err,
+    out,
+    progress_bar,
+)
 from clinattn.training.command import train
 
-DEMO = Path("../shared/data/mimic-iv-demo-meds")
 OUTPUT = Path("bench/out")
 BUDGET_S, QUICK_BUDGET_S = 270.0, 45.0  # with start and plots, about five minutes and one
 # Four sequences of 4096 take longer than a minute, however small the budget.
 MAX_TOKENS, QUICK_MAX_TOKENS = 4096, 2048
-INTERRUPTED = 130  # what a shell reports for Ctrl-C
 
 app = typer.Typer(
     help="Exact attention for clinical models: diagnose, measure, report.",
@@ -31,25 +33,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-out = Console(width=None if sys.stdout.isatty() else 110)
-err = Console(stderr=True)
-
-
-@contextmanager
-def clear_errors(extra: str = "bench") -> Iterator[None]:
-    """Bad input, or a package that is missing, ends with a line and status 2, not a traceback.
-
-    extra: of clinattn, which brings the packages.
-    """
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        need = f"{error.name} is not installed: pip install 'clinattn[{extra}]'"
-        err.print(f"error: {need}", style="red", markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from None
-    except (ValueError, NotImplementedError) as error:
-        err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from None
 
 
 @app.command()
@@ -317,41 +300,6 @@ def report_model_command(
 
 
 app.command()(train)
-
-
-def default_device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-@contextmanager
-def progress_bar() -> Iterator[Any]:
-    """A bar on a terminal's stderr, one line for each stage elsewhere."""
-    if not err.is_terminal:
-        yield stage_lines()
-        return
-    columns = (TextColumn("{task.description:<48}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=err, transient=True) as bar:
-        task = bar.add_task("")
-        yield lambda message, done, total: bar.update(
-            task, description=message, completed=done, total=total
-        )
-
-
-def stage_lines() -> Callable[[str, int, int], None]:
-    """Prints what stands before the colon of a message, with the time, when it changes."""
-    started, shown = time.perf_counter(), ""
-
-    def show_stage(message: str, done: int, total: int) -> None:
-        nonlocal shown
-        stage = message.partition(":")[0]
-        if stage != shown:
-            shown = stage
-            seconds = time.perf_counter() - started
-            print(f"[{seconds:4.0f} s] {stage}", file=sys.stderr, flush=True)
-
-    return show_stage
 
 
 def write_results(result: dict[str, Any], folder: Path) -> None:

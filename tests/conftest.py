@@ -51,6 +51,15 @@ def seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="module")
+def bench_on_the_path():
+    """Modules of bench/ can be imported by name."""
+    folder = str(Path(__file__).parent.parent / "bench")
+    sys.path.insert(0, folder)
+    yield
+    sys.path.remove(folder)
+
+
 @pytest.fixture
 def threads():
     """torch.set_num_threads, undone after the test."""

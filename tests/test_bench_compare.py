@@ -32,13 +32,6 @@ def as_users():
     return {name: x for name, x in os.environ.items() if name != "PYTHONSAFEPATH"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def bench_on_the_path():
-    sys.path.insert(0, str(BENCH))
-    yield
-    sys.path.remove(str(BENCH))
-
-
 @pytest.fixture(scope="module")
 def base_tree(bench_on_the_path):
     return importlib.import_module("base_tree")

@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,13 +14,6 @@ pytest.importorskip("rich")
 
 BENCH = Path(__file__).resolve().parent.parent / "bench"
 FACTS = {"cpu": "some processor", "threads": 2, "instruction_set": "amx"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def bench_on_the_path():
-    sys.path.insert(0, str(BENCH))
-    yield
-    sys.path.remove(str(BENCH))
 
 
 @pytest.fixture(scope="module")

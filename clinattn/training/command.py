@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from clinattn import console
+
 
 def train(
     context: typer.Context,
@@ -65,15 +67,13 @@ def train(
     ] = False,
 ) -> None:
     """Pretrain or fine-tune an encoder; Ctrl-C saves, and --resume goes on to the same bits."""
-    from clinattn import cli
-
     given = context.get_parameter_source("meds_dir")
     on_command_line = given is not None and given.name == "COMMANDLINE"
     if text is not None and not on_command_line:
         meds_dir = None
-    elif meds_dir is None and text is None and cli.DEMO.is_dir():
-        meds_dir = cli.DEMO
-    with cli.clear_errors():
+    elif meds_dir is None and text is None and console.DEMO.is_dir():
+        meds_dir = console.DEMO
+    with console.clear_errors():
         import torch
 
         from .loop import Diverged, Trainer
@@ -102,7 +102,7 @@ def train(
             clip=clip,
             mask_share=mask_share,
             dtype=dtype,
-            device=device or cli.default_device(),
+            device=device or console.default_device(),
             threads=threads,
             seed=seed,
             output=output,
@@ -113,8 +113,8 @@ def train(
         )
         if threads is not None:
             torch.set_num_threads(threads)
-        with joined(settings.device) as (ranks, rank_device), cli.progress_bar() as progress:
-            say = partial(cli.err.print, markup=False, highlight=False, soft_wrap=True)
+        with joined(settings.device) as (ranks, rank_device), console.progress_bar() as progress:
+            say = partial(console.err.print, markup=False, highlight=False, soft_wrap=True)
             try:
                 trainer = Trainer(settings, ranks, rank_device, progress, say)
                 trainer.say(trainer.summary())
@@ -123,7 +123,7 @@ def train(
                 say(f"error: {error}", style="red")
                 raise typer.Exit(1) from None
             except KeyboardInterrupt:
-                raise typer.Exit(cli.INTERRUPTED) from None
+                raise typer.Exit(console.INTERRUPTED) from None
     if ended_by:
         trainer.say(f"interrupted: --resume goes on from step {trainer.step} in {output}")
         raise typer.Exit(128 + ended_by)
