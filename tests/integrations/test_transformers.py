@@ -1,120 +1,33 @@
-"""The attention function and the masks that transformers is given."""
+"""The attention function that transformers is given."""
 
 import warnings
-from types import SimpleNamespace
 
 import pytest
 import torch
-import transformers
 from torch import nn
 from transformers import masking_utils
+from transformers_inputs import (
+    BIDIRECTIONAL,
+    CAUSAL,
+    DOCUMENTS,
+    LOCAL,
+    MASKS,
+    NO_SKIP,
+    PADDING,
+    POSITIONS,
+    RIGHT,
+    SLIDING,
+    WINDOW,
+    config,
+    packed,
+)
 
 import clinattn
 from clinattn.integrations import transformers as integration
-from clinattn.integrations.transformers import attention, register
-from clinattn.integrations.transformers_masks import attention_mask, pattern_of
+from clinattn.integrations.transformers import attention
+from clinattn.integrations.transformers_masks import attention_mask
 
 pytestmark = pytest.mark.integrations
-
-WINDOW = 5
-CAUSAL = masking_utils.causal_mask_function
-BIDIRECTIONAL = masking_utils.bidirectional_mask_function
-POSITIONS = torch.tensor([[0, 1, 2, 3, 0, 1, 0, 1, 2, 3, 4, 5, 6], [*range(13)]])
-DOCUMENTS = masking_utils.find_packed_sequence_indices(POSITIONS)
-PADDING = torch.ones(2, 13, dtype=torch.bool)
-PADDING[0, 9:] = False
-PADDING[1, :2] = False
-RIGHT = torch.arange(13) < torch.tensor([[9], [13]])
-
-
-def packed(function):
-    return masking_utils.packed_sequence_compatibility_function(function, POSITIONS, DOCUMENTS)
-
-
-SLIDING = masking_utils.sliding_window_causal_mask_function(WINDOW)
-AROUND = masking_utils.sliding_window_bidirectional_mask_function(WINDOW)
-CHUNKED = masking_utils.chunked_causal_mask_function(WINDOW, torch.zeros(2, dtype=torch.long))
-BLOCKS = masking_utils.or_masks(CAUSAL, masking_utils.blockwise_overlay(DOCUMENTS))
-EVERY_OTHER = masking_utils.and_masks(CAUSAL, lambda b, h, q, k: (q - k) % 2 == 0)
-LOCAL = {"local_size": WINDOW}
-NO_SKIP = {"allow_is_causal_skip": False}
-BOTH_WAYS = {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": True}
-
-# As transformers calls a mask function; whether the answer stays O(N).
-MASKS = {
-    "causal": (CAUSAL, {}, True),
-    "bidirectional": (BIDIRECTIONAL, BOTH_WAYS, True),
-    "sliding": (SLIDING, LOCAL, True),
-    "sliding-both-ways": (AROUND, LOCAL | BOTH_WAYS, True),
-    "packed": (packed(CAUSAL), NO_SKIP, True),
-    "packed-sliding": (packed(SLIDING), LOCAL | NO_SKIP, True),
-    "causal-to-be-changed": (CAUSAL, NO_SKIP, False),
-    "chunked": (CHUNKED, LOCAL, False),
-    "blocks": (BLOCKS, NO_SKIP, False),
-    "overlay": (EVERY_OTHER, NO_SKIP | {"use_vmap": True}, False),
-}
-LENGTHS = {"square": (13, 13, 0, 0), "cached": (4, 13, 9, 0), "sliding-cache": (4, 8, 9, 5)}
-
-
-def config(**words):
-    return SimpleNamespace(sliding_window=WINDOW, **words)
-
-
-def materialised(mask, q_length):
-    """A mask as (B, 1, Nq, Nk), with its pattern."""
-    pattern = pattern_of(mask)
-    if pattern is None:
-        return mask
-    q, k = torch.arange(q_length)[:, None], torch.arange(mask.shape[-1])
-    ahead = k - (q + pattern.offset)
-    visible = torch.ones_like(ahead, dtype=torch.bool)
-    if pattern.left is not None:
-        visible &= ahead >= -pattern.left
-    if pattern.right is not None:
-        visible &= ahead <= pattern.right
-    if pattern.segment_ids is not None:
-        ids = pattern.segment_ids
-        visible = visible & (ids[:, None, :, None] == ids[:, None, None, :])
-    return mask & visible
-
-
-@pytest.mark.parametrize("padding", [None, PADDING], ids=["full", "padded"])
-@pytest.mark.parametrize(
-    "kind, lengths",
-    # transformers packs whole rows only
-    [(x, n) for x in MASKS for n in LENGTHS if "packed" not in x or n == "square"],
-)
-def test_masks_are_those_of_transformers(kind, lengths, padding):
-    function, words, linear = MASKS[kind]
-    q_length, kv_length, q_offset, kv_offset = LENGTHS[lengths]
-    if kind == "chunked":
-        settings = config(attention_chunk_size=WINDOW)
-    else:
-        settings = config()
-    keywords = {
-        "batch_size": 2, "q_length": q_length, "kv_length": kv_length, "q_offset": q_offset,
-        "kv_offset": kv_offset, "mask_function": function, "attention_mask": padding,
-    }  # fmt: skip
-    theirs = masking_utils.sdpa_mask(**keywords, **words | {
-        "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False
-    })  # fmt: skip
-    ours = attention_mask(**keywords, **words, config=settings, dtype=torch.float32)
-    assert (ours.shape[2] == 1) == linear
-    assert torch.equal(materialised(ours, q_length).expand_as(theirs), theirs)
-
-
-def test_static_caches_get_dense_masks():
-    mask = attention_mask(
-        2, 3, 13, q_offset=torch.tensor(4), mask_function=CAUSAL, attention_mask=PADDING,
-        config=config(),
-    )  # fmt: skip
-    theirs = masking_utils.sdpa_mask(
-        2, 3, 13, q_offset=torch.tensor(4), attention_mask=PADDING, allow_is_causal_skip=False
-    )
-    assert pattern_of(mask) is None and torch.equal(mask, theirs)
-
-
-# The function
 
 
 class Module(nn.Module):
@@ -420,108 +333,3 @@ def test_dropout_only_in_training():
     assert torch.equal(dropped, expected.transpose(1, 2))
     module.eval()
     assert torch.equal(attention(module, q, k, v, dropout=0.5)[0], attention(module, q, k, v)[0])
-
-
-# The registry
-
-
-def bert(**words):
-    settings = transformers.BertConfig(
-        vocab_size=100, hidden_size=48, num_hidden_layers=2, num_attention_heads=4,
-        intermediate_size=64, initializer_range=0.5,
-    )  # fmt: skip
-    return transformers.BertModel._from_config(settings, add_pooling_layer=False, **words).eval()
-
-
-def test_function_and_mask_are_registered_together():
-    register()
-    register()
-    assert transformers.AttentionInterface()["clinattn"] is attention
-    assert transformers.AttentionMaskInterface()["clinattn"] is attention_mask
-
-
-def test_three_roads_lead_to_the_same_numbers():
-    """A padded batch: with a function but no mask it would silently be attended to."""
-    register()
-    ids = torch.randint(5, 90, (2, 13))
-    model = bert(attn_implementation="eager")
-    eager = model(ids, attention_mask=PADDING.long())[0][PADDING]
-    unmasked = model(ids)[0][PADDING]
-    assert (eager - unmasked).abs().max() > 1e-2
-    model.set_attn_implementation("clinattn")
-    ours = model(ids, attention_mask=PADDING.long())[0][PADDING]
-    torch.testing.assert_close(ours, eager)
-    other = bert(attn_implementation="clinattn")
-    other.load_state_dict(model.state_dict())
-    assert torch.equal(other(ids, attention_mask=PADDING.long())[0][PADDING], ours)
-    third = bert(attn_implementation="eager")
-    third.load_state_dict(model.state_dict())
-    result = clinattn.replace_attention(third)
-    names = [x.name for x in result.replaced]
-    assert names == [f"encoder.layer.{i}.attention.self" for i in (0, 1)]
-    assert result.kept == [] and "2 x BertSelfAttention" in str(result)
-    assert torch.equal(third(ids, attention_mask=PADDING.long())[0][PADDING], ours)
-    result.undo()
-    assert third.config._attn_implementation == "eager"
-    assert torch.equal(third(ids, attention_mask=PADDING.long())[0][PADDING], eager)
-
-
-def test_the_choice_is_not_saved(tmp_path):
-    model = bert(attn_implementation="eager")
-    clinattn.replace_attention(model)
-    model.save_pretrained(tmp_path)
-    assert "clinattn" not in (tmp_path / "config.json").read_text()
-    again = transformers.BertModel.from_pretrained(tmp_path, attn_implementation="clinattn")
-    assert again.config._attn_implementation == "clinattn"
-
-
-@pytest.mark.parametrize("reentrant", [False, True])
-def test_gradient_checkpointing(reentrant):
-    settings = transformers.MistralConfig(
-        vocab_size=100, hidden_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, intermediate_size=64, sliding_window=WINDOW,
-    )  # fmt: skip
-    model = transformers.MistralForCausalLM._from_config(settings, attn_implementation="eager")
-    ids = torch.randint(5, 90, (2, 13))
-
-    def gradients():
-        model.zero_grad()
-        logits = model(ids, attention_mask=PADDING.long(), use_cache=False)[0]
-        logits[PADDING].square().sum().backward()
-        return [x.grad.clone() for x in model.parameters()]
-
-    eager = gradients()
-    clinattn.replace_attention(model)
-    plainly = gradients()
-    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
-    model.train()
-    for a, b, c in zip(gradients(), plainly, eager, strict=True):
-        assert torch.equal(a, b)
-        torch.testing.assert_close(a, c, rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.unpoisoned
-@pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("kind", ["bert", "modernbert", "mistral"])
-def test_one_graph(kind, padded):
-    """torch.compile(fullgraph=True) of whole models, with the bits of eager mode."""
-    sizes = {
-        "vocab_size": 100, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "intermediate_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-        "cls_token_id": 1, "sep_token_id": 2,
-    }  # fmt: skip
-    more = {
-        "bert": {},
-        "modernbert": {"local_attention": 6},
-        "mistral": {"num_key_value_heads": 2, "sliding_window": 4},
-    }
-    settings = transformers.AutoConfig.for_model(kind, **sizes, **more[kind])
-    model = transformers.AutoModel.from_config(settings).eval()
-    clinattn.replace_attention(model)
-    words = {"attention_mask": PADDING.long()} if padded else {}
-    if kind == "mistral":
-        words["use_cache"] = False
-    ids = torch.randint(5, 90, (2, 13))
-    torch._dynamo.reset()
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    assert torch.equal(compiled(ids, **words)[0], model(ids, **words)[0])

@@ -1,0 +1,71 @@
+"""Masks as transformers describes them, and the settings they come with."""
+
+from types import SimpleNamespace
+
+import torch
+from transformers import masking_utils
+
+from clinattn.integrations.transformers_masks import pattern_of
+
+WINDOW = 5
+CAUSAL = masking_utils.causal_mask_function
+BIDIRECTIONAL = masking_utils.bidirectional_mask_function
+POSITIONS = torch.tensor([[0, 1, 2, 3, 0, 1, 0, 1, 2, 3, 4, 5, 6], [*range(13)]])
+DOCUMENTS = masking_utils.find_packed_sequence_indices(POSITIONS)
+PADDING = torch.ones(2, 13, dtype=torch.bool)
+PADDING[0, 9:] = False
+PADDING[1, :2] = False
+RIGHT = torch.arange(13) < torch.tensor([[9], [13]])
+
+
+def packed(function):
+    return masking_utils.packed_sequence_compatibility_function(function, POSITIONS, DOCUMENTS)
+
+
+SLIDING = masking_utils.sliding_window_causal_mask_function(WINDOW)
+AROUND = masking_utils.sliding_window_bidirectional_mask_function(WINDOW)
+CHUNKED = masking_utils.chunked_causal_mask_function(WINDOW, torch.zeros(2, dtype=torch.long))
+BLOCKS = masking_utils.or_masks(CAUSAL, masking_utils.blockwise_overlay(DOCUMENTS))
+EVERY_OTHER = masking_utils.and_masks(CAUSAL, lambda b, h, q, k: (q - k) % 2 == 0)
+LOCAL = {"local_size": WINDOW}
+NO_SKIP = {"allow_is_causal_skip": False}
+BOTH_WAYS = {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": True}
+
+# As transformers calls a mask function; whether the answer stays O(N).
+MASKS = {
+    "causal": (CAUSAL, {}, True),
+    "bidirectional": (BIDIRECTIONAL, BOTH_WAYS, True),
+    "sliding": (SLIDING, LOCAL, True),
+    "sliding-both-ways": (AROUND, LOCAL | BOTH_WAYS, True),
+    "packed": (packed(CAUSAL), NO_SKIP, True),
+    "packed-sliding": (packed(SLIDING), LOCAL | NO_SKIP, True),
+    "causal-to-be-changed": (CAUSAL, NO_SKIP, False),
+    "chunked": (CHUNKED, LOCAL, False),
+    "blocks": (BLOCKS, NO_SKIP, False),
+    "overlay": (EVERY_OTHER, NO_SKIP | {"use_vmap": True}, False),
+}
+LENGTHS = {"square": (13, 13, 0, 0), "cached": (4, 13, 9, 0), "sliding-cache": (4, 8, 9, 5)}
+
+
+def config(**words):
+    return SimpleNamespace(sliding_window=WINDOW, **words)
+
+
+def materialised(mask, q_length):
+    """A mask as (B, 1, Nq, Nk), with its pattern."""
+    pattern = pattern_of(mask)
+    if pattern is None:
+        return mask
+    q, k = torch.arange(q_length)[:, None], torch.arange(mask.shape[-1])
+    ahead = k - (q + pattern.offset)
+    visible = torch.ones_like(ahead, dtype=torch.bool)
+    if pattern.left is not None:
+        visible &= ahead >= -pattern.left
+    if pattern.right is not None:
+        visible &= ahead <= pattern.right
+    if pattern.segment_ids is not None:
+        ids = pattern.segment_ids
+        visible = visible & (ids[:, None, :, None] == ids[:, None, None, :])
+    return mask & visible
+
+
