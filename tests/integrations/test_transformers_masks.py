@@ -1,6 +1,5 @@
 """The masks that transformers is given are those that it would make."""
 
-
 import pytest
 import torch
 from transformers import masking_utils

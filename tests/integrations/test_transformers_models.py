@@ -1,6 +1,5 @@
 """Whole models of transformers: three roads to clinattn, checkpointing, compilation."""
 
-
 import pytest
 import torch
 import transformers
