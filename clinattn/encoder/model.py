@@ -20,6 +20,7 @@ from .config import EncoderConfig
 from .embeddings import Embeddings, make_norm
 from .inputs import check_indices, check_inputs
 from .layout import Batch, Layout, make_layout
+from .pieces import in_pieces
 
 
 class Attention(nn.Module):
@@ -88,13 +89,17 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout)
 
     def forward(self, x: Tensor, layout: Layout, positions: Tensor) -> Tensor:
+        seen = self.attention_norm(x) if self.pre_norm else x
+        return in_pieces(self.by_token, x, seen, self.attention(seen, layout, positions))
+
+    def by_token(self, x: Tensor, seen: Tensor, attended: Tensor) -> Tensor:
+        """The rest of the layer, from what attention saw and what it gave."""
         if self.parallel:
-            y = self.attention_norm(x)
-            return x + self.dropout(self.attention(y, layout, positions) + self.feed_forward(y))
+            return x + self.dropout(attended + self.feed_forward(seen))
+        x = x + self.dropout(attended)
         if self.pre_norm:
-            x = x + self.dropout(self.attention(self.attention_norm(x), layout, positions))
             return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
-        x = self.attention_norm(x + self.dropout(self.attention(x, layout, positions)))
+        x = self.attention_norm(x)
         return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
 
 
