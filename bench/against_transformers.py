@@ -1,17 +1,20 @@
 """The encoder here against transformers' own with torch's SDPA: same weights, same batch of notes.
 
     python bench/against_transformers.py                         every case at six layers
-    python bench/against_transformers.py -k bf16 --layers 22     those with bf16, at full depth
+    python bench/against_transformers.py -k deep --layers 99     a few notes at full depth
     python bench/against_transformers.py --json FILE             keep the rows
 
-Lengths are those of discharge notes, at evenly spaced quantiles; transformers gets them padded, the
-encoder here drops the padding once. Hidden states of real tokens are compared before anything is
+Lengths are of discharge notes, at evenly spaced quantiles, and for BERT of its inputs: notes cut at
+512 tokens (no padding at all), their consecutive chunks of 512 (the last of a note is short), and
+patient timelines. transformers gets a batch padded to its longest, the encoder here drops the
+padding once. Hidden states of real tokens are compared before anything is
 timed; both take turns in one process, and a time is the median of rounds. Inference.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 import tempfile
@@ -41,24 +44,33 @@ BOUND = {"fp32": 1e-4, "bf16": 0.1}
 
 @dataclass(frozen=True)
 class Case:
-    """preset and dtype; notes, how many, are cut at cap tokens. target: times as fast."""
+    """rows sequences of a kind in INPUTS, cut at cap tokens. target: times as fast."""
 
     preset: str
     dtype: str
+    kind: str
     cap: int
-    notes: int
+    rows: int
     target: float
 
     def __str__(self) -> str:
-        return f"{self.preset} {self.dtype} cap {self.cap}"
+        deep = " deep" if self.rows < 8 else ""
+        return f"{self.preset} {self.dtype} {self.kind} cap {self.cap}{deep}"
 
 
+MODERNBERT, BERT = "bioclinical-modernbert-base", "clinicalbert"
 CASES = (
-    Case("bioclinical-modernbert-base", "fp32", 4096, 8, 1.8),
-    Case("bioclinical-modernbert-base", "bf16", 4096, 8, 2.0),
-    Case("bioclinical-modernbert-base", "fp32", 8192, 8, 3.0),
-    Case("bioclinical-modernbert-base", "bf16", 8192, 8, 3.0),
-    Case("clinicalbert", "fp32", 512, 32, 1.3),
+    Case(MODERNBERT, "fp32", "notes", 4096, 8, 1.8),
+    Case(MODERNBERT, "bf16", "notes", 4096, 8, 2.0),
+    Case(MODERNBERT, "fp32", "notes", 8192, 32, 3.0),
+    Case(MODERNBERT, "bf16", "notes", 8192, 32, 3.0),
+    Case(MODERNBERT, "fp32", "notes", 4096, 4, 1.8),
+    Case(MODERNBERT, "bf16", "notes", 4096, 4, 2.0),
+    *(
+        Case(BERT, dtype, kind, 512, 32, 1.3)
+        for kind in ("notes", "chunks", "timelines")
+        for dtype in DTYPES
+    ),
 )
 
 
@@ -93,19 +105,37 @@ def models(case: Case, layers: int) -> tuple[Encoder, Any]:
     return ours.to(dtype), theirs.to(dtype).eval()
 
 
-def notes(case: Case, vocab_size: int) -> tuple[Tensor, Tensor]:
+def sampled(profile: str, cap: int, rows: int, vocab_size: int) -> list[Tensor]:
+    work = profile_workload(profile, cap, vocab_size, seed=0)
+    return [work.tokens[i] for i in work.sample(rows, seed=0)]
+
+
+def chunks(cap: int, rows: int, vocab_size: int) -> list[Tensor]:
+    """Notes at evenly spaced quantiles, each cut into rows of cap and one for what is left."""
+    notes = sampled("note_discharge", LONGEST_NOTE, rows, vocab_size)
+    return [row for note in notes for row in note.split(cap)][:rows]
+
+
+LONGEST_NOTE = 8192
+# (cap, rows, vocab_size) -> sequences
+INPUTS: dict[str, Callable[[int, int, int], list[Tensor]]] = {
+    "notes": functools.partial(sampled, "note_discharge"),
+    "chunks": chunks,
+    "timelines": functools.partial(sampled, "ehr_population"),
+}
+
+
+def batch(case: Case, vocab_size: int) -> tuple[Tensor, Tensor]:
     """Token ids (B, N), zeros in the padding, and lengths (B,)."""
-    work = profile_workload("note_discharge", case.cap, vocab_size, seed=0)
-    examples = [work.tokens[i] for i in work.sample(case.notes, seed=0)]
-    return torch.nn.utils.rnn.pad_sequence(examples, batch_first=True), torch.tensor(
-        [len(x) for x in examples]
-    )
+    sequences = INPUTS[case.kind](case.cap, case.rows, vocab_size)
+    ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
+    return ids, torch.tensor([len(x) for x in sequences])
 
 
 @torch.inference_mode()
 def measure(case: Case, layers: int, rounds: int) -> dict[str, Any]:
     ours, theirs = models(case, layers)
-    ids, lengths = notes(case, ours.config.vocab_size)
+    ids, lengths = batch(case, ours.config.vocab_size)
     mask = mask_from_lengths(lengths, ids.shape[1])
     ways: dict[str, Callable[[], Tensor]] = {
         "clinattn": lambda: ours(ids, lengths=lengths),
@@ -127,6 +157,7 @@ def measure(case: Case, layers: int, rounds: int) -> dict[str, Any]:
     return asdict(case) | {
         "layers": len(ours.layers),
         "tokens": tokens,
+        "longest": ids.shape[1],
         "padding": 1 - tokens / ids.numel(),
         "difference": difference,
         "seconds": seconds,
