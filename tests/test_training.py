@@ -22,7 +22,7 @@ from clinattn.training.loop import Diverged, Trainer  # noqa: E402
 from clinattn.training.metrics import MetricsFile, auroc  # noqa: E402
 from clinattn.training.optimiser import FLOOR, adamw, learning_rate  # noqa: E402
 from clinattn.training.settings import Settings  # noqa: E402
-from clinattn.training.start import check_tokens_alone  # noqa: E402
+from clinattn.training.start import check_source  # noqa: E402
 
 TASKS = ["mlm", "classify", "clm"]
 

@@ -5,6 +5,7 @@ from .embeddings import patches
 from .heads import CausalLanguageModel, HeadOutput, MaskedLanguageModel, SequenceClassifier
 from .model import Encoder
 from .presets import PRESETS
+from .pretraining import PretrainingModel, PretrainingOutput
 
 __all__ = [
     "PRESETS",
@@ -13,6 +14,8 @@ __all__ = [
     "EncoderConfig",
     "HeadOutput",
     "MaskedLanguageModel",
+    "PretrainingModel",
+    "PretrainingOutput",
     "SequenceClassifier",
     "patches",
 ]

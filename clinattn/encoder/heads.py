@@ -14,7 +14,7 @@ from typing_extensions import Self, Unpack
 from .checkpoints import Pretrained, load
 from .config import EncoderConfig
 from .embeddings import make_norm
-from .layout import Batch
+from .layout import Batch, Layout
 from .model import Encoder, init_weights, wants_per_sample_gradients
 from .packed_layout import at_least_fp32
 
@@ -27,6 +27,12 @@ class HeadOutput:
 
     loss: Tensor | None
     logits: Tensor
+
+    @property
+    def losses(self) -> tuple[Tensor, ...]:
+        """The means over labels that `loss` is the sum of."""
+        assert self.loss is not None
+        return (self.loss,)
 
 
 class PredictionHead(nn.Sequential):
@@ -68,11 +74,17 @@ class MaskedLanguageModel(Pretrained):
         the loss is their mean cross entropy, 0 if nothing is labelled. Never label padding.
         Without, they are (T, vocab) or (B, N, vocab). Raises ValueError for labels under Opacus.
         """
+        return self.predict(input_ids, labels, **batch)[0]
+
+    def predict(
+        self, input_ids: Tensor, labels: Tensor | None, **batch: Unpack[Batch]
+    ) -> tuple[HeadOutput, Tensor, Layout]:
+        """forward's output, and what Encoder.encode gave, for another head beside this one."""
         _check_labels(self, labels)
         hidden, layout = self.encoder.encode(input_ids, **batch)
         if labels is None:
-            return HeadOutput(None, layout.restore(self.decode(hidden)))
-        return _language_loss(self.decode, hidden, layout.pack(labels))
+            return HeadOutput(None, layout.restore(self.decode(hidden))), hidden, layout
+        return _language_loss(self.decode, hidden, layout.pack(labels)), hidden, layout
 
     def decode(self, hidden: Tensor) -> Tensor:
         return self.decoder(self.head(hidden))

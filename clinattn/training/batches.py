@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from clinattn.packing import cu_seqlens_from_lengths
 
+from .data import Tokens, joined
 from .seeds import derived_seed
 
 
@@ -54,10 +56,16 @@ def consecutive(order: list[int], lengths: list[int], max_tokens: int) -> list[l
     return batches
 
 
-def packed(sequences: list[Tensor], device: torch.device) -> tuple[Tensor, dict[str, Any]]:
-    """Sequences (N_i,) one after the other, and the other arguments of Encoder.encode for them."""
-    lengths = torch.tensor([len(ids) for ids in sequences])
-    return torch.cat(sequences).to(device), {
+def packed(sequences: Sequence[Tokens], device: torch.device) -> tuple[Tensor, dict[str, Any]]:
+    """Token ids one after the other, and the other arguments of Encoder.encode for them."""
+    lengths = torch.tensor([len(tokens) for tokens in sequences])
+    whole = joined(sequences)
+    arguments: dict[str, Any] = {
         "cu_seqlens": cu_seqlens_from_lengths(lengths).to(device),
         "max_seqlen": int(lengths.max()),
     }
+    if whole.days is not None:
+        arguments["positions"] = whole.days.to(device)
+    if whole.values is not None:
+        arguments["values"] = whole.values.to(device)
+    return whole.ids.to(device), arguments

@@ -14,6 +14,7 @@ from clinattn.encoder import (
     CausalLanguageModel,
     EncoderConfig,
     MaskedLanguageModel,
+    PretrainingModel,
     SequenceClassifier,
 )
 
@@ -58,7 +59,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def load_model(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
-    """The trained model, in eval mode, and the checkpoint: tokens, classes, settings, step."""
+    """The trained model, in eval mode, and the checkpoint: tokens, classes, settings, step.
+
+    Where its config has numeric_values, Standard(**checkpoint["standard"]) of standard.py puts
+    values on the scale that the model was trained on.
+    """
     state = load_checkpoint(Path(path))
     config = EncoderConfig(**state["config"])
     model: nn.Module
@@ -67,6 +72,8 @@ def load_model(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
             model = SequenceClassifier(config, len(state["classes"]))
         case "clm":
             model = CausalLanguageModel(config)
+        case _ if state["settings"].get("nsp"):
+            model = PretrainingModel(config)
         case _:
             model = MaskedLanguageModel(config)
     model.load_state_dict(state["model"])

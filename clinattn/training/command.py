@@ -14,8 +14,7 @@ from clinattn import console
 def train(
     context: typer.Context,
     task: Annotated[
-        str,
-        typer.Option(help="mlm (masked tokens; no next-sentence task), clm or classify."),
+        str, typer.Option(help="mlm (masked tokens), clm (next tokens) or classify.")
     ] = "mlm",
     meds_dir: Annotated[
         Path | None,
@@ -52,6 +51,9 @@ def train(
     weight_decay: Annotated[float, typer.Option()] = 0.01,
     clip: Annotated[float, typer.Option(help="Gradient norm at most; 0: no limit.")] = 1.0,
     mask_share: Annotated[float, typer.Option(help="0.15 as BERT, 0.3 as ModernBERT.")] = 0.3,
+    nsp: Annotated[
+        bool, typer.Option("--nsp", help="With mlm: next-sentence prediction besides, as BERT.")
+    ] = False,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 (autocast), float64.")] = "float32",
     device: Annotated[str | None, typer.Option(help="(default: cuda if there, else cpu)")] = None,
     threads: Annotated[int | None, typer.Option(help="(default: torch's)")] = None,
@@ -101,6 +103,7 @@ def train(
             weight_decay=weight_decay,
             clip=clip,
             mask_share=mask_share,
+            nsp=nsp,
             dtype=dtype,
             device=device or console.default_device(),
             threads=threads,

@@ -3,25 +3,105 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from clinattn.encoder.heads import IGNORE
 
+from .standard import Standard
 
-class Example(NamedTuple):
-    """One sequence, [CLS] first: ids (N,) int64. label: its class, -100 without one."""
+
+@dataclass(frozen=True)
+class Tokens:
+    """Consecutive tokens: ids (N,) int64, and with an encoder that asks for them days or values.
+
+    days: (N,) fp64, when each stands. values: (N,) fp32, NaN where there is none.
+    """
 
     ids: Tensor
+    days: Tensor | None = None
+    values: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, at: slice | Tensor) -> Tokens:
+        return Tokens(
+            self.ids[at],
+            None if self.days is None else self.days[at],
+            None if self.values is None else self.values[at],
+        )
+
+    def mark(self, token: int, day: Tensor | None) -> Tokens:
+        """A token that is no event, to stand among these: on `day`, and without a value."""
+        return Tokens(
+            torch.tensor([token]),
+            None if day is None else day.reshape(1),
+            None if self.values is None else torch.tensor([float("nan")]),
+        )
+
+
+def joined(parts: Sequence[Tokens]) -> Tokens:
+    """One after the other; all have days or none has, and so for values."""
+    days = [part.days for part in parts if part.days is not None]
+    values = [part.values for part in parts if part.values is not None]
+    return Tokens(
+        torch.cat([part.ids for part in parts]),
+        torch.cat(days) if days else None,
+        torch.cat(values) if values else None,
+    )
+
+
+@dataclass(frozen=True)
+class Example(Tokens):
+    """One sequence: [CLS], the static facts, and from `start` on the events or words.
+
+    label: its class, -100 without one. subject: whose it is, a number.
+    """
+
     label: int = IGNORE
+    subject: int = 0
+    start: int = 1
+
+
+def sequence(
+    cls: int, static: Tokens, events: Tokens, label: int = IGNORE, subject: int = 0
+) -> Example:
+    """[CLS] and the static facts stand at the time of the first event, or on day 0 without one.
+
+    They are known throughout, so no time passes between them and what the sequence begins with.
+    """
+    first = None
+    if static.days is not None and events.days is not None:
+        first = events.days[0] if len(events) else static.days.new_zeros(())
+        static = replace(static, days=first.expand(len(static)))
+    whole = joined([events.mark(cls, first), static, events])
+    return Example(whole.ids, whole.days, whole.values, label, subject, 1 + len(static))
+
+
+def windows(
+    static: Tokens, events: Tokens, cls: int, max_tokens: int, subject: int = 0
+) -> list[Example]:
+    """events in pieces, each after [CLS] and the static facts, of max_tokens at most.
+
+    static is cut to half of a sequence, and is a sequence by itself if there are no events.
+    """
+    static = static.take(slice((max_tokens - 1) // 2))
+    room = max_tokens - 1 - len(static)
+    starts = range(0, max(len(events), 1), room)
+    pieces = (events.take(slice(start, start + room)) for start in starts)
+    return [sequence(cls, static, piece, subject=subject) for piece in pieces]
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """tokens[i] is what id i stands for; special: the ids that are no content; mask: [MASK]'s."""
+    """tokens[i] is what id i stands for; special: the ids that are no content; mask: [MASK]'s.
+
+    sep: [SEP]'s id, where sequences are to be made pairs. standard: what values were divided by.
+    """
 
     source: str
     tokens: tuple[str, ...]
@@ -30,6 +110,8 @@ class Corpus:
     train: list[Example]
     held_out: list[Example]
     classes: tuple[str, ...] = ()
+    sep: int | None = None
+    standard: Standard | None = None
 
     def __post_init__(self) -> None:
         for name in ("train", "held_out"):
@@ -45,29 +127,27 @@ class Corpus:
         return kept
 
     def fingerprint(self) -> str:
-        """The same for the same sequences, labels and ids, wherever they were read."""
+        """The same for the same sequences, labels and ids, wherever they were read.
+
+        Days and values count where there are any, and for pairs whose the sequences are.
+        """
         digest = hashlib.blake2b(digest_size=16)
         digest.update(repr((self.tokens, sorted(self.special), self.classes)).encode())
         for split in (self.train, self.held_out):
-            for ids, label in split:
-                digest.update(f"{len(ids)} {label} ".encode() + ids.numpy().tobytes())
+            for example in split:
+                digest.update(f"{len(example)} {example.label} ".encode())
+                if self.sep is not None:
+                    digest.update(f"{example.subject} {example.start} ".encode())
+                for field in (example.ids, example.days, example.values):
+                    if field is not None:
+                        digest.update(field.numpy().tobytes())
         return digest.hexdigest()
-
-
-def windows(static: Tensor, events: Tensor, cls: int, max_tokens: int) -> list[Tensor]:
-    """events in pieces, each after [CLS] and the static ids, of max_tokens at most.
-
-    static is cut to half of a sequence, and is a sequence by itself if there are no events.
-    """
-    prefix = torch.cat([torch.tensor([cls]), static[: (max_tokens - 1) // 2]])
-    pieces = events.split(max_tokens - len(prefix)) if len(events) else [events]
-    return [torch.cat([prefix, piece]) for piece in pieces]
 
 
 def unigram_entropy(corpus: Corpus) -> float:
     """In nats, of the content of the held-out sequences: no unigram model has a lower loss."""
     counts = torch.bincount(
-        torch.cat([ids for ids, _ in corpus.held_out]), minlength=len(corpus.tokens)
+        torch.cat([example.ids for example in corpus.held_out]), minlength=len(corpus.tokens)
     )[corpus.ordinary()]
     p = counts[counts > 0].double() / counts.sum()
     return float(-(p * p.log()).sum())

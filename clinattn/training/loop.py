@@ -22,7 +22,7 @@ from .batches import Batches
 from .checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from .interruption import Stop, deferred_signals
 from .metrics import MetricsFile
-from .objectives import HELD_OUT_EPOCH, Evaluated
+from .objectives import HELD_OUT_EPOCH, Evaluated, LabelledBatch
 from .optimiser import adamw, learning_rate
 from .ranks import ALONE, Ranks
 from .seeds import derived_seed
@@ -66,18 +66,17 @@ class Trainer:
             start = load_checkpoint(Path(settings.init))
         self.progress("reading sequences", 0, 1)
         self.corpus = make_corpus(settings, start or saved)
-        self.objective = make_objective(settings, self.corpus)
+        self.config = make_config(settings, self.corpus, start or saved)
+        self.objective = make_objective(settings, self.corpus, self.config)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed("weights", settings.seed))
-            self.config = make_config(settings, self.corpus, start or saved)
             self.model = self.objective.model(self.config)
         if start is not None:
             take_encoder(self.model, start)
         dtype = torch.float64 if settings.dtype == "float64" else torch.float32
         self.model.to(self.device, dtype)
         self.optimiser = adamw(self.model, settings.weight_decay)
-        lengths = [len(ids) for ids, _ in self.corpus.train]
-        self.batches = Batches(lengths, settings.batch_tokens, settings.seed)
+        self.batches = Batches(self.objective.lengths(0), settings.batch_tokens, settings.seed)
         self.step = 0
         if saved is not None:
             self._restore(saved)
@@ -85,8 +84,7 @@ class Trainer:
     def summary(self) -> str:
         """One line of what is trained on what."""
         weights = sum(p.numel() for p in self.model.parameters())
-        splits = (self.corpus.train, self.corpus.held_out)
-        tokens = [sum(len(ids) for ids, _ in split) for split in splits]
+        tokens = [sum(self.objective.lengths(epoch)) for epoch in (0, HELD_OUT_EPOCH)]
         return (
             f"{self.corpus.source}: {tokens[0]:,} tokens to train on, {tokens[1]:,} held out; "
             f"{self.settings.preset}, {weights:,} weights, {len(self.corpus.tokens):,} token ids"
@@ -118,33 +116,34 @@ class Trainer:
         """One update from `accumulate` batches, shared out over the ranks.
 
         Losses are summed, and their sum divided by the labels of all ranks: a batch with few of
-        them counts for as few. Returns the signal that any rank has had, so that all agree.
+        them counts for as few. Of several losses, each is divided by its own labels.
+        Returns the signal that any rank has had, so that all agree.
         """
         s = self.settings
         started = time.perf_counter()
         self.model.train()
         self.optimiser.zero_grad()
-        totals = torch.zeros(3, dtype=torch.float64)  # loss, labels, tokens
-        for number in range(s.accumulate):
-            epoch, indices = self.batches.next()
-            if number % self.ranks.world != self.ranks.rank:
-                continue
+        batches = self._next_batches()
+        own = torch.tensor([batch.labels for batch in batches.values()]).sum(0).to(self.device)
+        counts = self.ranks.sum(own).clamp(min=1).tolist()
+        labels = counts[0]
+        totals = torch.zeros(2, dtype=torch.float64)  # loss, tokens
+        for number, batch in batches.items():
             torch.manual_seed(derived_seed("dropout", s.seed, self.step, number))
-            batch = self.objective.batch(indices, epoch, self.device)
             with self._autocast():
                 output = batch.run(self.model)
-            assert output.loss is not None
-            loss = output.loss * batch.labels
+            # the gradient is divided by the labels of the first loss when it is whole
+            parts = zip(output.losses, batch.labels, counts, strict=True)
+            loss = torch.stack([x * n * (labels / count) for x, n, count in parts]).sum()
             loss.backward()
-            counted = [float(loss.detach()), batch.labels, len(batch.ids)]
-            totals += torch.tensor(counted, dtype=torch.float64)
-        loss_sum, labels, tokens = self.ranks.sum(totals.to(self.device)).tolist()
+            totals += torch.tensor([float(loss.detach()), len(batch.ids)], dtype=torch.float64)
+        loss_sum, tokens = self.ranks.sum(totals.to(self.device)).tolist()
         self.ranks.sum_gradients(self.model)
         for parameter in self.model.parameters():
             if parameter.grad is not None:
-                parameter.grad /= max(labels, 1)
+                parameter.grad /= labels
         norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), s.clip or math.inf))
-        loss_mean = loss_sum / max(labels, 1)
+        loss_mean = loss_sum / labels
         if not math.isfinite(norm) or not math.isfinite(loss_mean):
             raise Diverged(
                 f"step {self.step + 1}: loss {loss_mean}, gradient norm {norm}: a lower lr may help"
@@ -170,6 +169,16 @@ class Trainer:
         self.progress(message, self.step, s.steps)
         return int(self.ranks.largest(torch.tensor(stop.signal, device=self.device)))
 
+    def _next_batches(self) -> dict[int, LabelledBatch]:
+        """Of the next `accumulate` batches those of this rank, by their number."""
+        s = self.settings
+        drawn = [self.batches.next() for _ in range(s.accumulate)]
+        return {
+            number: self.objective.batch(indices, epoch, self.device)
+            for number, (epoch, indices) in enumerate(drawn)
+            if number % self.ranks.world == self.ranks.rank
+        }
+
     def _evaluate(self) -> None:
         figures = self.objective.score(self._held_out(), self.ranks)
         self._record({"step": self.step, "split": "held_out"} | figures)
@@ -183,7 +192,7 @@ class Trainer:
     @torch.no_grad()
     def _held_out(self) -> Iterator[Evaluated]:
         self.model.eval()
-        lengths = [len(ids) for ids, _ in self.corpus.held_out]
+        lengths = self.objective.lengths(HELD_OUT_EPOCH)
         batches = batch_by_tokens(lengths, self.settings.batch_tokens)
         for done, indices in enumerate(batches):
             if done % self.ranks.world != self.ranks.rank:
@@ -203,6 +212,7 @@ class Trainer:
             self.metrics.write(row)
 
     def _save(self) -> None:
+        standard = self.corpus.standard
         if self.ranks.rank == 0:
             save_checkpoint(
                 self.folder,
@@ -217,6 +227,7 @@ class Trainer:
                     "config": asdict(self.config),
                     "tokens": self.corpus.tokens,
                     "classes": self.corpus.classes,
+                    "standard": None if standard is None else vars(standard),
                 },
                 self.settings.keep,
             )
@@ -235,10 +246,11 @@ class Trainer:
             raise ValueError(f"resume: output={str(self.folder)!r} holds no checkpoint")
         saved = load_checkpoint(found[-1])
         for name, value in self.settings.maths().items():
-            if saved["settings"].get(name) != value:
+            # a checkpoint without a setting is older than it, and was made as its default is
+            before = saved["settings"].get(name, getattr(Settings, name))
+            if before != value:
                 raise ValueError(
-                    f"resume: {name}={value!r}: expected {saved['settings'].get(name)!r} as in "
-                    f"{found[-1].name}"
+                    f"resume: {name}={value!r}: expected {before!r} as in {found[-1].name}"
                 )
         return saved
 

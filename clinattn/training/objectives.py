@@ -20,7 +20,7 @@ from clinattn.encoder import (
 from clinattn.encoder.heads import IGNORE
 
 from .batches import packed
-from .data import Corpus, Example, unigram_entropy
+from .data import Corpus, Example, Tokens, unigram_entropy
 from .masking import mask_tokens
 from .metrics import auroc
 from .ranks import Ranks
@@ -30,11 +30,11 @@ HELD_OUT_EPOCH = -1  # its masks are drawn once, and are those of no training ep
 
 
 class LabelledBatch(NamedTuple):
-    """What a model's forward takes, and over how many labels its loss is the mean."""
+    """What a model's forward takes, and over how many labels each of its losses is the mean."""
 
     ids: Tensor
     arguments: dict[str, Any]
-    labels: int
+    labels: tuple[int, ...]
 
     def run(self, model: nn.Module) -> HeadOutput:
         return model(self.ids, **self.arguments)
@@ -50,6 +50,9 @@ class Evaluated(NamedTuple):
 
 class Objective(Protocol):
     def model(self, config: EncoderConfig) -> nn.Module: ...
+
+    def lengths(self, epoch: int) -> list[int]:
+        """Tokens of each sequence as batches have it."""
 
     def batch(self, indices: list[int], epoch: int, device: torch.device) -> LabelledBatch:
         """Of the training split, or of the held-out one for HELD_OUT_EPOCH."""
@@ -67,32 +70,43 @@ class MaskedTokens:
     def model(self, config: EncoderConfig) -> nn.Module:
         return MaskedLanguageModel(config)
 
+    def lengths(self, epoch: int) -> list[int]:
+        return [len(example) for example in split(self.corpus, epoch)]
+
     def batch(self, indices: list[int], epoch: int, device: torch.device) -> LabelledBatch:
-        examples = _split(self.corpus, epoch)
-        drawn = [self.labelled(examples[index].ids, epoch, index) for index in indices]
+        examples = split(self.corpus, epoch)
+        drawn = [self.labelled(examples[index], epoch, index) for index in indices]
         labels = torch.cat([labels for _, labels in drawn])
         ids, arguments = packed([seen for seen, _ in drawn], device)
         arguments["labels"] = labels.to(device)
-        return LabelledBatch(ids, arguments, int((labels != IGNORE).sum()))
+        return LabelledBatch(ids, arguments, (int((labels != IGNORE).sum()),))
 
-    def labelled(self, ids: Tensor, epoch: int, index: int) -> tuple[Tensor, Tensor]:
-        """What the model sees of a sequence, and its labels."""
+    def labelled(self, tokens: Tokens, epoch: int, index: int) -> tuple[Tokens, Tensor]:
+        """What the model sees of a sequence, and its labels.
+
+        A token that is hidden or another in its place has no value: it would tell the code.
+        """
         seed = derived_seed("mask", self.seed, epoch, index)
-        return mask_tokens(ids, self.share, self.corpus.mask, self.corpus.ordinary(), seed)
+        ordinary = self.corpus.ordinary()
+        seen, labels = mask_tokens(tokens.ids, self.share, self.corpus.mask, ordinary, seed)
+        values = tokens.values
+        if values is not None:
+            values = values.masked_fill(seen != tokens.ids, float("nan"))
+        return Tokens(seen, tokens.days, values), labels
 
     def score(self, evaluated: Iterator[Evaluated], ranks: Ranks) -> dict[str, Any]:
         """loss and accuracy on labels; unigram_entropy: the least loss without any context."""
         totals = torch.zeros(3, dtype=torch.float64)
         for _, batch, output in evaluated:
-            assert output.loss is not None
             targets = batch.arguments["labels"]
             right = output.logits.argmax(-1) == targets[targets != IGNORE]
-            counted = [float(output.loss) * batch.labels, float(right.sum()), batch.labels]
+            loss, labels = float(output.losses[0]), batch.labels[0]
+            counted = [loss * labels, float(right.sum()), labels]
             totals += torch.tensor(counted, dtype=torch.float64)
-        loss, right_count, labels = torch.stack(ranks.gather(totals)).sum(0).tolist()
+        loss_sum, right_count, count = torch.stack(ranks.gather(totals)).sum(0).tolist()
         return {
-            "loss": loss / max(labels, 1),
-            "accuracy": right_count / max(labels, 1),
+            "loss": loss_sum / max(count, 1),
+            "accuracy": right_count / max(count, 1),
             "unigram_entropy": unigram_entropy(self.corpus),
         }
 
@@ -104,8 +118,8 @@ class NextTokens(MaskedTokens):
     def model(self, config: EncoderConfig) -> nn.Module:
         return CausalLanguageModel(config)
 
-    def labelled(self, ids: Tensor, epoch: int, index: int) -> tuple[Tensor, Tensor]:
-        return ids, ids.masked_fill(~self.corpus.ordinary()[ids], IGNORE)
+    def labelled(self, tokens: Tokens, epoch: int, index: int) -> tuple[Tokens, Tensor]:
+        return tokens, tokens.ids.masked_fill(~self.corpus.ordinary()[tokens.ids], IGNORE)
 
 
 @dataclass(frozen=True)
@@ -115,12 +129,14 @@ class Classification:
     def model(self, config: EncoderConfig) -> SequenceClassifier:
         return SequenceClassifier(config, len(self.corpus.classes))
 
+    def lengths(self, epoch: int) -> list[int]:
+        return [len(example) for example in split(self.corpus, epoch)]
+
     def batch(self, indices: list[int], epoch: int, device: torch.device) -> LabelledBatch:
-        examples = [_split(self.corpus, epoch)[index] for index in indices]
-        labels = torch.tensor([label for _, label in examples])
-        ids, arguments = packed([ids for ids, _ in examples], device)
-        arguments["labels"] = labels.to(device)
-        return LabelledBatch(ids, arguments, len(labels))
+        examples = [split(self.corpus, epoch)[index] for index in indices]
+        ids, arguments = packed(examples, device)
+        arguments["labels"] = torch.tensor([example.label for example in examples], device=device)
+        return LabelledBatch(ids, arguments, (len(examples),))
 
     def score(self, evaluated: Iterator[Evaluated], ranks: Ranks) -> dict[str, Any]:
         """loss, accuracy, and AUROC of two classes, beside what knowing no sequence gives.
@@ -135,8 +151,8 @@ class Classification:
         ]
         found = dict(item for part in ranks.gather(share) for item in part)
         logits = torch.stack([found[index] for index in range(len(self.corpus.held_out))])
-        labels = torch.tensor([label for _, label in self.corpus.held_out])
-        trained = torch.tensor([label for _, label in self.corpus.train])
+        labels = torch.tensor([example.label for example in self.corpus.held_out])
+        trained = torch.tensor([example.label for example in self.corpus.train])
         frequency = torch.bincount(trained, minlength=len(self.corpus.classes)).double()
         base = (frequency / frequency.sum()).log()
         figures: dict[str, float | None] = {
@@ -150,7 +166,7 @@ class Classification:
         return figures
 
 
-def _split(corpus: Corpus, epoch: int) -> list[Example]:
+def split(corpus: Corpus, epoch: int) -> list[Example]:
     return corpus.held_out if epoch == HELD_OUT_EPOCH else corpus.train
 
 

@@ -31,6 +31,7 @@ class Settings:
     max_tokens: of a sequence. batch_tokens: of a batch, at most. accumulate: batches of a step,
         over all ranks together.
     lr: at its peak, after the first `warmup` of the steps. clip: of the gradient's norm, 0 = none.
+    nsp: with task "mlm": sequences are pairs, and whether the second part follows is told too.
     dtype: "bfloat16" computes under autocast with fp32 weights.
     init: a checkpoint whose encoder and vocabulary are where this run starts.
     Raises ValueError.
@@ -56,6 +57,7 @@ class Settings:
     weight_decay: float = 0.01
     clip: float = 1.0
     mask_share: float = 0.3
+    nsp: bool = False
     dtype: str = "float32"
     device: str = "cpu"
     threads: int | None = None
@@ -86,7 +88,9 @@ class Settings:
             if not low < getattr(self, name) < high:
                 raise ValueError(f"{name}={getattr(self, name)}: expected {low} < x < {high}")
         for name, good, expected in (
+            ("nsp", not self.nsp or self.task == "mlm", f"False for task={self.task!r}"),
             ("max_tokens", self.max_tokens >= 2, "at least 2"),
+            ("max_tokens", not self.nsp or self.max_tokens >= 5, "at least 5 with nsp"),
             ("batch_tokens", self.batch_tokens >= self.max_tokens, "at least max_tokens"),
             ("lr", 0 < self.lr < float("inf"), "more than 0"),
             ("warmup", 0 <= self.warmup <= 1, "0 <= x <= 1"),
@@ -108,6 +112,11 @@ class Settings:
             )
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("device='cuda': expected a CUDA device, and torch sees none")
+
+    @property
+    def room(self) -> int:
+        """Of a sequence, for tokens before [SEP] stands in its middle and at its end."""
+        return self.max_tokens - 2 * self.nsp
 
     def maths(self) -> dict[str, Any]:
         """What a resumed run must have in common with the run that it goes on with."""

@@ -12,23 +12,62 @@ from clinattn.workloads import Vocabulary
 
 from .data import Corpus
 from .meds_corpus import meds_corpus
+from .next_sentence import MaskedPairs
 from .objectives import Classification, MaskedTokens, NextTokens, Objective
+from .pairs import Pairs
 from .settings import Settings
+from .standard import Standard
 from .text_corpus import text_corpus
 
 
 def make_corpus(settings: Settings, saved: dict[str, Any] | None) -> Corpus:
-    """With the vocabulary of the checkpoint, if there is one."""
-    vocabulary = None if saved is None else Vocabulary(tuple(saved["tokens"]))
-    read = meds_corpus if settings.meds_dir is not None else text_corpus
-    return read(settings, vocabulary)
+    """With what the encoder asks for, and the vocabulary and scales of the checkpoint, if any."""
+    if saved is None:
+        config, vocabulary, standard = EncoderConfig.preset(settings.preset), None, None
+    else:
+        config, vocabulary = EncoderConfig(**saved["config"]), Vocabulary(tuple(saved["tokens"]))
+        scales = saved.get("standard")
+        standard = None if scales is None else Standard(**scales)
+    check_source(config, settings)
+    if settings.meds_dir is None:
+        return text_corpus(settings, vocabulary)
+    return meds_corpus(
+        settings,
+        vocabulary,
+        times=config.positions == "rotary_time",
+        values=config.numeric_values,
+        standard=standard,
+    )
 
 
-def make_objective(settings: Settings, corpus: Corpus) -> Objective:
+def check_source(config: EncoderConfig, settings: Settings) -> None:
+    """Raise where the corpus cannot have what the encoder asks for."""
+    if config.channels:
+        raise NotImplementedError(
+            f"preset={settings.preset!r} asks for a signal (channels={config.channels}), which "
+            "training does not give it: expected one of tokens"
+        )
+    asks = {"times": config.positions == "rotary_time", "values": config.numeric_values}
+    if settings.text_file is not None and any(asks.values()):
+        wanted = " and ".join(name for name, asked in asks.items() if asked)
+        raise ValueError(
+            f"preset={settings.preset!r} asks for {wanted}, which text_file has not: expected "
+            "meds_dir, or a preset of token ids alone"
+        )
+
+
+def make_objective(settings: Settings, corpus: Corpus, config: EncoderConfig) -> Objective:
     if settings.task == "classify":
         return Classification(corpus)
-    kind = NextTokens if settings.task == "clm" else MaskedTokens
-    return kind(corpus, settings.mask_share, settings.seed)
+    if settings.task == "clm":
+        return NextTokens(corpus, settings.mask_share, settings.seed)
+    if corpus.sep is None:
+        return MaskedTokens(corpus, settings.mask_share, settings.seed)
+    train, held_out = (
+        Pairs(corpus.source, split, corpus.sep) for split in (corpus.train, corpus.held_out)
+    )
+    typed = config.token_types >= 2
+    return MaskedPairs(corpus, settings.mask_share, settings.seed, train, held_out, typed)
 
 
 def make_config(settings: Settings, corpus: Corpus, saved: dict[str, Any] | None) -> EncoderConfig:
@@ -52,7 +91,6 @@ def make_config(settings: Settings, corpus: Corpus, saved: dict[str, Any] | None
             )
         return _for_task(config, settings.task)
     published = EncoderConfig.preset(settings.preset)
-    check_tokens_alone(published, settings.preset)
     rows = settings.max_tokens + published.position_offset
     config = EncoderConfig.preset(
         settings.preset,
@@ -61,15 +99,6 @@ def make_config(settings: Settings, corpus: Corpus, saved: dict[str, Any] | None
         causal=published.causal or settings.task == "clm",
     )
     return _for_task(config, settings.task)
-
-
-def check_tokens_alone(config: EncoderConfig, preset: str) -> None:
-    """Raise NotImplementedError for an encoder that asks for more than token ids."""
-    if config.positions == "rotary_time" or config.numeric_values or config.channels:
-        raise NotImplementedError(
-            f"preset={preset!r} asks for times, values or a signal beside token ids, which "
-            "training does not give it: expected a preset of token ids alone"
-        )
 
 
 def _for_task(config: EncoderConfig, task: str) -> EncoderConfig:
@@ -84,6 +113,10 @@ def _for_task(config: EncoderConfig, task: str) -> EncoderConfig:
 
 def take_encoder(model: nn.Module, start: dict[str, Any]) -> None:
     """The encoder's weights of a checkpoint; the head keeps its own."""
-    own = model.state_dict()
-    own.update({n: w for n, w in start["model"].items() if n.startswith("encoder.")})
-    model.load_state_dict(own)
+    encoder = model.encoder
+    assert isinstance(encoder, nn.Module)
+    whole = {name.removeprefix("masked."): weight for name, weight in start["model"].items()}
+    prefix = "encoder."
+    encoder.load_state_dict(
+        {n.removeprefix(prefix): w for n, w in whole.items() if n.startswith(prefix)}
+    )

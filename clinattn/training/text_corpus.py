@@ -7,7 +7,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,10 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clinattn.encoder.heads import IGNORE
-from clinattn.workloads.vocabulary import CLS, MASK, SPECIAL_TOKENS, Vocabulary
+from clinattn.workloads.vocabulary import CLS, MASK, SEP, SPECIAL_TOKENS, Vocabulary
 
-from .data import Corpus, Example, windows
+from .data import Corpus, Example, Tokens, windows
 from .seeds import is_held_out
 from .settings import Settings
 
@@ -41,6 +40,7 @@ class Ids:
     special: frozenset[int]
     cls: int
     mask: int
+    sep: int | None
 
 
 def text_corpus(settings: Settings, vocabulary: Vocabulary | None = None) -> Corpus:
@@ -56,17 +56,19 @@ def text_corpus(settings: Settings, vocabulary: Vocabulary | None = None) -> Cor
     if settings.tokenizer is None:
         ids = _by_words(rows, held_out, settings, vocabulary)
     else:
-        ids = _by_tokenizer(rows, Path(settings.tokenizer), vocabulary)
+        ids = _by_tokenizer(rows, Path(settings.tokenizer), vocabulary, settings.nsp)
     classes: list[str] = []
     if settings.task == "classify":
         classes = _classes(path, rows, held_out)
     splits: tuple[list[Example], list[Example]] = ([], [])
+    subjects: dict[str, int] = {}
     for row, out, row_ids in zip(rows, held_out, ids.rows, strict=True):
-        pieces = windows(row_ids[:0], row_ids, ids.cls, settings.max_tokens)
+        subject = subjects.setdefault(row.subject, len(subjects))
+        pieces = windows(Tokens(row_ids[:0]), Tokens(row_ids), ids.cls, settings.room, subject)
         if classes:
-            splits[out].append(Example(pieces[0], classes.index(str(row.label))))
+            splits[out].append(replace(pieces[0], label=classes.index(str(row.label))))
         else:
-            splits[out].extend(Example(piece, IGNORE) for piece in pieces)
+            splits[out].extend(pieces)
     return Corpus(
         source=f"{path.name}, {len(rows)} rows, {sum(held_out)} of them held out",
         tokens=ids.tokens,
@@ -75,6 +77,7 @@ def text_corpus(settings: Settings, vocabulary: Vocabulary | None = None) -> Cor
         train=splits[0],
         held_out=splits[1],
         classes=tuple(classes),
+        sep=ids.sep,
     )
 
 
@@ -151,10 +154,11 @@ def _by_words(
     index = {token: i for i, token in enumerate(vocabulary.tokens)}
     unknown = index["[UNK]"]
     ids = [torch.tensor([index.get(w, unknown) for w in row], dtype=torch.int64) for row in words]
-    return Ids(ids, vocabulary.tokens, frozenset(range(len(SPECIAL_TOKENS))), CLS, MASK)
+    sep = SEP if settings.nsp else None
+    return Ids(ids, vocabulary.tokens, frozenset(range(len(SPECIAL_TOKENS))), CLS, MASK, sep)
 
 
-def _by_tokenizer(rows: list[Row], path: Path, vocabulary: Vocabulary | None) -> Ids:
+def _by_tokenizer(rows: list[Row], path: Path, vocabulary: Vocabulary | None, pairs: bool) -> Ids:
     """The ids of a tokenizer.json, whose special tokens are kept as they are."""
     try:
         from tokenizers import Tokenizer
@@ -169,18 +173,19 @@ def _by_tokenizer(rows: list[Row], path: Path, vocabulary: Vocabulary | None) ->
     if vocabulary is not None and vocabulary.tokens != tokens:
         raise ValueError(f"tokenizer={str(path)!r} has other tokens than the checkpoint of init")
     special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
-    cls, mask = (
-        _first(tokenizer, path, spellings) for spellings in (("[CLS]", "<s>"), ("[MASK]", "<mask>"))
-    )
+    cls = _first(tokenizer, path, ("[CLS]", "<s>"))
+    mask = _first(tokenizer, path, ("[MASK]", "<mask>"))
+    sep = _first(tokenizer, path, ("[SEP]", "</s>")) if pairs else None
     tokenizer.no_truncation()
     tokenizer.no_padding()
     encoded = tokenizer.encode_batch([row.text for row in rows], add_special_tokens=False)
     return Ids(
         [torch.tensor(e.ids, dtype=torch.int64) for e in encoded],
         tokens,
-        frozenset(special | {cls, mask}),
+        frozenset(special | {i for i in (cls, mask, sep) if i is not None}),
         cls,
         mask,
+        sep,
     )
 
 
