@@ -9,17 +9,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 CYCLE = 12
+DAY = 86_400_000_000  # microseconds
 
 
-def write_events(root: Path, rows: list[tuple[int, int | None, str]]) -> Path:
-    """rows: (subject_id, microseconds or None, code)."""
-    subject, time, code = zip(*rows, strict=True)
+def write_events(root: Path, rows: list[tuple]) -> Path:
+    """rows: (subject_id, microseconds or None, code) or, all of them, with a value or None."""
+    subject, time, code, *value = zip(*rows, strict=True)
     (root / "data").mkdir(parents=True, exist_ok=True)
     table = {
         "subject_id": pa.array(subject, pa.int64()),
         "time": pa.array(time, pa.timestamp("us")),
         "code": pa.array(code, pa.string()),
     }
+    if value:
+        table["numeric_value"] = pa.array(value[0], pa.float32())
     pq.write_table(pa.table(table), root / "data" / "0.parquet")
     return root
 
@@ -40,4 +43,20 @@ def write_patients(root: Path, patients: int = 40, seed: int = 0) -> Path:
             codes[half + half // 2] = "ALARM//RED"
         rows.append((patient, None, f"SEX//{'FM'[patient % 2]}"))
         rows += [(patient, i, code) for i, code in enumerate(codes)]
+    return write_events(root, rows)
+
+
+def write_measured_patients(root: Path, patients: int = 40, seed: int = 0) -> Path:
+    """The same walks, an event every other day from some age on, half of them with a value."""
+    rng = np.random.default_rng(seed)
+    rows: list[tuple] = []
+    for patient in range(1, patients + 1):
+        birth, age = (int(x) for x in rng.integers(-20_000, 20_000, 2))
+        phase = int(rng.integers(CYCLE))
+        rows.append((patient, None, f"SEX//{'FM'[patient % 2]}", None))
+        rows.append((patient, birth * DAY, "MEDS_BIRTH", None))
+        for i in range(int(rng.integers(16, 60))):
+            step = (phase + i) % CYCLE
+            value = float(100 * step + rng.normal()) if step % 2 else None
+            rows.append((patient, (birth + abs(age) + 2 * i) * DAY, f"STEP//{step}", value))
     return write_events(root, rows)

@@ -13,31 +13,35 @@ import torch
 
 pytest.importorskip("pyarrow")
 
-from patients import write_patients  # noqa: E402
+from patients import write_measured_patients, write_patients  # noqa: E402
+from runs import SMALL_PRESETS, assert_same_bits, rows_of  # noqa: E402
 
-from clinattn.encoder import PRESETS, EncoderConfig  # noqa: E402
+from clinattn.encoder import PRESETS  # noqa: E402
 from clinattn.training import checkpoint  # noqa: E402
 from clinattn.training.checkpoint import checkpoints, load_checkpoint, load_model  # noqa: E402
 from clinattn.training.loop import Diverged, Trainer  # noqa: E402
 from clinattn.training.metrics import MetricsFile, auroc  # noqa: E402
 from clinattn.training.optimiser import FLOOR, adamw, learning_rate  # noqa: E402
 from clinattn.training.settings import Settings  # noqa: E402
-from clinattn.training.start import check_source  # noqa: E402
 
 TASKS = ["mlm", "classify", "clm"]
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    """An encoder of width 32, with dropout, in place of the preset."""
-    sizes = {"hidden_size": 32, "num_heads": 2, "intermediate_size": 48, "windows": (None, 8, 8)}
-    dropout = {"embedding_dropout": 0.1, "hidden_dropout": 0.1, "attention_dropout": 0.1}
-    monkeypatch.setitem(PRESETS, "tiny", replace(PRESETS["tiny"], **sizes, **dropout))
+    """Encoders of width 32, with dropout, in place of the presets."""
+    for name, config in SMALL_PRESETS.items():
+        monkeypatch.setitem(PRESETS, name, config)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return write_patients(tmp_path_factory.mktemp("meds"), patients=60)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    return write_measured_patients(tmp_path_factory.mktemp("measured"))
 
 
 @pytest.fixture
@@ -51,27 +55,6 @@ def settings(folder, tmp_path):
     return make
 
 
-def rows_of(output) -> list[dict]:
-    lines = [json.loads(line) for line in (Path(output) / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "tokens_per_s"} for line in lines]
-
-
-def assert_same_bits(one: Path, two: Path) -> None:
-    """Weights, moments, counters and metrics, but the speed."""
-    a, b = (load_checkpoint(checkpoints(Path(p))[-1]) for p in (one, two))
-    assert a.keys() == b.keys() and (a["step"], a["epoch"], a["place"]) == (
-        b["step"],
-        b["epoch"],
-        b["place"],
-    )
-    for name, weight in a["model"].items():
-        assert torch.equal(weight, b["model"][name]), name
-    for index, state in a["optimiser"]["state"].items():
-        for name, value in state.items():
-            assert torch.equal(value, b["optimiser"]["state"][index][name]), (index, name)
-    assert rows_of(one) == rows_of(two)
-
-
 def stop_at(step: int, number: int):
     """A progress callback that sends this process a signal in the middle of training."""
 
@@ -82,12 +65,23 @@ def stop_at(step: int, number: int):
     return progress
 
 
-@pytest.mark.parametrize("task", TASKS)
+KINDS = {
+    "mlm": {},
+    "classify": {"task": "classify"},
+    "clm": {"task": "clm"},
+    "times": {"task": "clm", "preset": "timed-causal"},
+    "values": {"preset": "valued"},
+    "pairs": {"preset": "typed", "nsp": True},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["sigint", "sigterm"])
 def test_an_interrupted_run_goes_on_to_the_bits_of_one_that_was_not(
-    settings, tmp_path, task, number
+    settings, measured, tmp_path, kind, number
 ):
-    whole = settings(task, output=tmp_path / "whole", accumulate=2, dtype="bfloat16")
+    given = KINDS[kind] | ({"meds_dir": measured} if kind in ("times", "values") else {})
+    whole = settings(**given, output=tmp_path / "whole", accumulate=2, dtype="bfloat16")
     assert Trainer(whole).run() == 0
     part = replace(whole, output=tmp_path / "part")
     before = signal.getsignal(number)
@@ -197,18 +191,6 @@ def test_fine_tuning_is_refused_where_it_would_mislead(settings, tmp_path, chang
         Trainer(settings("classify", init=checkpoints(tmp_path / "mlm")[-1], **changes))
 
 
-@pytest.mark.parametrize(
-    "asks",
-    [{"positions": "rotary_time"}, {"numeric_values": True}, {"channels": 2, "vocab_size": 0}],
-    ids=lambda asks: next(iter(asks)),
-)
-def test_encoders_of_more_than_token_ids_are_refused(asks):
-    config = EncoderConfig.preset("tiny", **asks)
-    with pytest.raises(NotImplementedError, match="preset='events' asks for times, values or a"):
-        check_tokens_alone(config, "events")
-    check_tokens_alone(EncoderConfig.preset("tiny"), "tokens")
-
-
 @pytest.mark.parametrize("task", ["mlm", "classify"])
 def test_a_causal_encoder_goes_on_as_a_classifier_by_its_last_token_and_as_no_other(
     settings, tmp_path, task
@@ -257,10 +239,11 @@ def test_bfloat16_computes_in_it_and_keeps_weights_and_moments_in_fp32(settings)
     assert set(moments) == {torch.float32}
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_batches_count_by_their_labels_however_they_are_accumulated(settings, tmp_path, task):
-    """The gradient is that of one mean over all labels; fp64, without dropout."""
-    trainer = Trainer(settings(task, accumulate=3, steps=1, clip=0, dtype="float64"))
+@pytest.mark.parametrize("kind", ["mlm", "classify", "clm", "pairs"])
+def test_batches_count_by_their_labels_however_they_are_accumulated(settings, tmp_path, kind):
+    """The gradient is that of one mean over all labels of each loss; fp64, without dropout."""
+    given = KINDS[kind] | {"accumulate": 3, "steps": 1, "clip": 0, "dtype": "float64"}
+    trainer = Trainer(settings(**given, max_tokens=30))
     model = trainer.model.eval()
     model.train = lambda mode=True: model
     drawn = [trainer.batches.next() for _ in range(3)]
@@ -268,17 +251,19 @@ def test_batches_count_by_their_labels_however_they_are_accumulated(settings, tm
     losses, labels = [], []
     for epoch, indices in drawn:
         batch = trainer.objective.batch(indices, epoch, trainer.device)
-        losses.append(batch.run(model).loss * batch.labels)
+        means = torch.stack(batch.run(model).losses)
+        losses.append(means * torch.tensor(batch.labels))
         labels.append(batch.labels)
-    assert len(set(labels)) > 1
+    counts = torch.tensor(labels)
+    assert all(len(count.unique()) > 1 for count in counts.T)
+    total = (sum(losses) / counts.sum(0)).sum()
     parameters = [p for p in model.parameters() if p.requires_grad]
-    truth = torch.autograd.grad(sum(losses) / sum(labels), parameters)
+    truth = torch.autograd.grad(total, parameters)
     trainer.run()
     for parameter, expected in zip(parameters, truth, strict=True):
         torch.testing.assert_close(parameter.grad, expected, rtol=1e-11, atol=1e-14)
     row = rows_of(tmp_path / "out")[1]
-    mean = float(sum(losses).detach() / sum(labels))
-    assert row["loss"] == pytest.approx(mean, rel=1e-12)
+    assert row["loss"] == pytest.approx(float(total.detach()), rel=1e-12)
     norm = torch.stack([g.square().sum() for g in truth]).sum().sqrt()
     assert row["grad_norm"] == pytest.approx(float(norm), rel=1e-11)
 
@@ -375,6 +360,16 @@ def test_going_on_with_something_else_is_refused(finished, changes, message):
         Trainer(finished(**changes))
 
 
+def test_a_checkpoint_older_than_a_setting_has_its_default(finished, tmp_path):
+    (path,) = checkpoints(tmp_path / "out")
+    state = load_checkpoint(path)
+    del state["settings"]["nsp"], state["standard"]
+    torch.save(state, path)
+    assert Trainer(finished()).step == 1
+    with pytest.raises(ValueError, match=r"resume: nsp=True: expected False as in step-00000001"):
+        Trainer(finished(nsp=True))
+
+
 def test_going_on_with_other_data_is_refused(finished, tmp_path):
     other = write_patients(tmp_path / "other", patients=60, seed=1)
     with pytest.raises(ValueError, match="gives other sequences than step 1 was trained on"):
@@ -415,6 +410,8 @@ def test_metrics_forget_what_came_after_a_checkpoint(tmp_path):
         ({"held_out": 1.0}, "held_out=1.0: expected 0 < x < 1"),
         ({"mask_share": 0.0}, "mask_share=0.0: expected 0 < x < 1"),
         ({"max_tokens": 1}, "max_tokens=1: expected at least 2"),
+        ({"nsp": True, "max_tokens": 4}, "max_tokens=4: expected at least 5 with nsp"),
+        ({"nsp": True, "task": "clm"}, "nsp=True: expected False for task='clm'"),
         ({"batch_tokens": 63}, "batch_tokens=63: expected at least max_tokens"),
         ({"lr": 0.0}, "lr=0.0: expected more than 0"),
         ({"lr": float("nan")}, "lr=nan: expected more than 0"),

@@ -15,7 +15,7 @@ from patients import write_events, write_patients  # noqa: E402
 from clinattn.encoder import Encoder, EncoderConfig  # noqa: E402
 from clinattn.encoder.heads import IGNORE  # noqa: E402
 from clinattn.training.batches import Batches, consecutive  # noqa: E402
-from clinattn.training.data import unigram_entropy, windows  # noqa: E402
+from clinattn.training.data import Tokens, unigram_entropy, windows  # noqa: E402
 from clinattn.training.masking import mask_tokens  # noqa: E402
 from clinattn.training.meds_corpus import meds_corpus  # noqa: E402
 from clinattn.training.seeds import derived_seed, is_held_out  # noqa: E402
@@ -63,9 +63,11 @@ def test_stretches_hold_every_event_once_behind_the_static_facts(tmp_path):
     [(0, 0, [1]), (3, 0, [4]), (2, 6, [8, 4]), (99, 5, [8, 5]), (1, 6, [8])],
 )
 def test_windows_leave_room_for_events(static, events, sizes):
-    pieces = windows(torch.full((static,), 7), torch.arange(10, 10 + events), CLS, 8)
+    facts, dynamic = torch.full((static,), 7), torch.arange(10, 10 + events)
+    pieces = windows(Tokens(facts), Tokens(dynamic), CLS, 8)
     assert [len(piece) for piece in pieces] == sizes
-    found = torch.cat(pieces)
+    assert all(int((piece.ids < 10).sum()) == piece.start for piece in pieces)
+    found = torch.cat([piece.ids for piece in pieces])
     assert found[found >= 10].tolist() == list(range(10, 10 + events))
 
 
