@@ -47,7 +47,10 @@ def write_patients(root: Path, patients: int = 40, seed: int = 0) -> Path:
 
 
 def write_measured_patients(root: Path, patients: int = 40, seed: int = 0) -> Path:
-    """The same walks, an event every other day from some age on, half of them with a value."""
+    """The same walks, an event every other day from some age on, half of them with a value.
+
+    ALARM ends half of the timelines.
+    """
     rng = np.random.default_rng(seed)
     rows: list[tuple] = []
     for patient in range(1, patients + 1):
@@ -55,8 +58,11 @@ def write_measured_patients(root: Path, patients: int = 40, seed: int = 0) -> Pa
         phase = int(rng.integers(CYCLE))
         rows.append((patient, None, f"SEX//{'FM'[patient % 2]}", None))
         rows.append((patient, birth * DAY, "MEDS_BIRTH", None))
-        for i in range(int(rng.integers(16, 60))):
+        first, steps = birth + abs(age), int(rng.integers(16, 60))
+        for i in range(steps):
             step = (phase + i) % CYCLE
             value = float(100 * step + rng.normal()) if step % 2 else None
-            rows.append((patient, (birth + abs(age) + 2 * i) * DAY, f"STEP//{step}", value))
+            rows.append((patient, (first + 2 * i) * DAY, f"STEP//{step}", value))
+        if rng.random() < 0.5:
+            rows.append((patient, (first + 2 * steps) * DAY, "ALARM", None))
     return write_events(root, rows)
