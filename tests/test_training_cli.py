@@ -18,7 +18,7 @@ pytest.importorskip("typer")
 pytest.importorskip("rich")
 pytest.importorskip("pyarrow")
 
-from patients import write_patients  # noqa: E402
+from patients import write_measured_patients, write_patients  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
 from clinattn.cli import app  # noqa: E402
@@ -30,6 +30,11 @@ FAST = ["--max-tokens", "48", "--batch-tokens", "96", "--steps", "3", "--threads
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return write_patients(tmp_path_factory.mktemp("meds"))
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    return write_measured_patients(tmp_path_factory.mktemp("measured"))
 
 
 @pytest.fixture
@@ -85,6 +90,12 @@ def test_a_classifier_is_held_against_the_base_rate(cli, folder):
         assert name in flat(done.stderr)
 
 
+def test_pairs_are_held_against_the_base_rate(cli, folder):
+    done = cli("train", "--meds-dir", folder, "--nsp", *FAST)
+    assert done.exit_code == 0, done.output
+    assert "nsp accuracy" in flat(done.stderr) and "nsp base rate" in flat(done.stderr)
+
+
 def test_a_text_file_wins_over_the_environment(cli, folder, tmp_path):
     rows = [{"text": f"note {i % 7} of {i % 3}", "subject_id": i} for i in range(60)]
     (tmp_path / "notes.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -102,6 +113,8 @@ def test_a_text_file_wins_over_the_environment(cli, folder, tmp_path):
         (["--meds-dir", ".", "--task", "nsp"], "task='nsp': expected one of"),
         (["--meds-dir", ".", "--task", "classify"], "label_code=None for task='classify'"),
         (["--meds-dir", ".", "--preset", "bert"], "preset='bert': expected one of"),
+        (["--meds-dir", ".", "--nsp", "--task", "clm"], "nsp=True: expected False for task='clm'"),
+        (["--text", "a.csv", "--preset", "clmbr"], "preset='clmbr' asks for times, which text_fil"),
         (["--meds-dir", ".", "--steps", "0"], "steps=0: expected at least 1"),
         (["--meds-dir", ".", "--resume"], "resume: output='train/out' holds no checkpoint"),
         (["--meds-dir", ".", "--init", "no.pt"], "checkpoint 'no.pt' cannot be read"),
@@ -129,12 +142,20 @@ def test_ctrl_c_saves_and_resume_goes_on(folder, tmp_path):
     assert step == metrics(output)[-1]["step"] >= 3
 
 
-def test_two_processes_train_as_one_does(cli, folder, tmp_path):
+GROUPS = {
+    "tokens": [],
+    "pairs of values and types": ["--preset", "cehr-bert", "--nsp", "--lr", "1e-4"],
+}
+
+
+@pytest.mark.parametrize("kind", GROUPS)
+def test_two_processes_train_as_one_does(cli, measured, tmp_path, kind):
     """In the environment of torchrun, on gloo.
 
     fp64: only the order of sums differs, which Adam's division by tiny moments enlarges.
     """
-    options = ["train", "--meds-dir", folder, *FAST, "--accumulate", "4", "--dtype", "float64"]
+    options = ["train", "--meds-dir", measured, *FAST, "--accumulate", "4", "--dtype", "float64"]
+    options += GROUPS[kind]
     group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     output = ["--output", tmp_path / "two"]
     ranks = [started(*options, *output, RANK=rank, LOCAL_RANK=rank, **group) for rank in "01"]

@@ -18,7 +18,7 @@ class Pairs:
     Half of the time, B is as many events or words of a sequence of another subject. So B is no
     longer than the longest of those, whichever it is: its length tells nothing. A sequence of
     fewer than two is no pair, but A alone.
-    Raises ValueError for sequences of one subject.
+    Raises ValueError where there is no pair at all.
     """
 
     def __init__(self, source: str, examples: list[Example], sep: int):
@@ -27,15 +27,15 @@ class Pairs:
         self.content = torch.tensor([len(example) - example.start for example in examples])
         starts = torch.tensor([example.start for example in examples])
         owner = self.subjects[self.content.argmax()]
-        others = self.content[self.subjects != owner]
-        if not len(others):
-            raise ValueError(
-                f"{source}: a split has sequences of one subject, expected two or more for the "
-                "random parts of nsp"
-            )
-        longest = torch.where(self.subjects == owner, others.max(), self.content.max())
+        others = torch.where(self.subjects == owner, 0, self.content).max()
+        longest = torch.where(self.subjects == owner, others, self.content.max())
+        self.first = (self.content + 1) // 2
         self.second = torch.minimum(self.content // 2, longest)
-        self.first = torch.where(self.second > 0, (self.content + 1) // 2, self.content)
+        if not self.second.any():
+            raise ValueError(
+                f"{source}: no pairs for nsp in a split, expected sequences of two or more tokens "
+                "besides [CLS] and static facts, and of two or more subjects"
+            )
         self.lengths = (starts + self.first + self.second + 1 + (self.second > 0)).tolist()
 
     def draw(self, index: int, seed: int) -> tuple[Tokens, Tensor, int]:
