@@ -1,4 +1,7 @@
-"""Small training runs: presets of width 32 that ask for one thing more each, and what is written."""
+"""Small training runs: presets of width 32 that ask for one thing more each, and what is written.
+
+As a script, the clinattn command with these presets.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +30,7 @@ SMALL_PRESETS = {
     "timed-causal": replace(SMALL, positions="rotary_time", causal=True, pooling="last"),
     "valued": replace(SMALL, numeric_values=True),
     "typed": replace(SMALL, token_types=2),
+    "typed-valued": replace(SMALL, token_types=2, numeric_values=True),
     "signal": replace(SMALL, channels=2, vocab_size=0),
 }
 
@@ -50,3 +54,10 @@ def assert_same_bits(one: Path, two: Path) -> None:
         for name, value in state.items():
             assert torch.equal(value, b["optimiser"]["state"][index][name]), (index, name)
     assert rows_of(one) == rows_of(two)
+
+
+if __name__ == "__main__":
+    from clinattn.cli import app
+
+    PRESETS.update(SMALL_PRESETS)
+    app()

@@ -18,10 +18,12 @@ pytest.importorskip("typer")
 pytest.importorskip("rich")
 pytest.importorskip("pyarrow")
 
+import runs  # noqa: E402
 from patients import write_measured_patients, write_patients  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
 from clinattn.cli import app  # noqa: E402
+from clinattn.encoder import PRESETS  # noqa: E402
 from clinattn.training.checkpoint import checkpoints, load_checkpoint  # noqa: E402
 
 FAST = ["--max-tokens", "48", "--batch-tokens", "96", "--steps", "3", "--threads", "1"]
@@ -58,7 +60,7 @@ def metrics(output: Path) -> list[dict]:
 
 
 def started(*args, **env) -> subprocess.Popen:
-    command = [sys.executable, "-m", "clinattn", *map(str, args)]
+    command = [sys.executable, runs.__file__, *map(str, args)]
     env = {**os.environ, "OMP_NUM_THREADS": "1", **env}
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env)
 
@@ -144,18 +146,21 @@ def test_ctrl_c_saves_and_resume_goes_on(folder, tmp_path):
 
 GROUPS = {
     "tokens": [],
-    "pairs of values and types": ["--preset", "cehr-bert", "--nsp", "--lr", "1e-4"],
+    "times": ["--preset", "timed-causal", "--task", "clm"],
+    "pairs of values": ["--preset", "typed-valued", "--nsp"],
 }
 
 
 @pytest.mark.parametrize("kind", GROUPS)
-def test_two_processes_train_as_one_does(cli, measured, tmp_path, kind):
+def test_two_processes_train_as_one_does(cli, measured, tmp_path, monkeypatch, kind):
     """In the environment of torchrun, on gloo.
 
     fp64: only the order of sums differs, which Adam's division by tiny moments enlarges.
     """
     options = ["train", "--meds-dir", measured, *FAST, "--accumulate", "4", "--dtype", "float64"]
     options += GROUPS[kind]
+    for name, config in runs.SMALL_PRESETS.items():
+        monkeypatch.setitem(PRESETS, name, config)
     group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     output = ["--output", tmp_path / "two"]
     ranks = [started(*options, *output, RANK=rank, LOCAL_RANK=rank, **group) for rank in "01"]

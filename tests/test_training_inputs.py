@@ -255,9 +255,7 @@ def test_a_replaced_token_has_no_value_either(settings):
 
 @pytest.mark.parametrize("preset", ["timed-causal", "valued"])
 def test_classifiers_take_them_too(settings, preset):
-    trainer = Trainer(
-        settings(task="classify", label_code="ALARM", preset=preset, max_tokens=24)
-    )
+    trainer = Trainer(settings(task="classify", label_code="ALARM", preset=preset, max_tokens=24))
     assert trainer.config.pooling == ("last" if preset == "timed-causal" else "first")
     batch = trainer.objective.batch([0, 1], 0, CPU)
     assert {"timed-causal": "positions", "valued": "values"}[preset] in batch.arguments
@@ -274,9 +272,7 @@ def test_a_checkpoint_brings_its_scales(settings, tmp_path):
     _, state = load_model(path)
     for found in (tuned.corpus.standard, Standard(**state["standard"])):
         for name, tensor in vars(trainer.corpus.standard).items():
-            torch.testing.assert_close(
-                getattr(found, name), tensor, rtol=0, atol=0, equal_nan=True
-            )
+            torch.testing.assert_close(getattr(found, name), tensor, rtol=0, atol=0, equal_nan=True)
     own = Trainer(settings(preset="valued", meds_dir=other, min_count=1)).corpus.standard
     assert not torch.equal(own.mean.nan_to_num(), tuned.corpus.standard.mean.nan_to_num())
     again = Trainer(replace(first, resume=True))

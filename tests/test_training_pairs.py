@@ -213,9 +213,7 @@ def test_the_held_out_figures_are_those_of_the_whole_split(settings, tmp_path):
     trainer.run()
     last = rows_of(tmp_path / "out")[-1]
     model, _ = load_model(checkpoints(tmp_path / "out")[-1])
-    whole = trainer.objective.batch(
-        list(range(len(trainer.corpus.held_out))), HELD_OUT_EPOCH, CPU
-    )
+    whole = trainer.objective.batch(list(range(len(trainer.corpus.held_out))), HELD_OUT_EPOCH, CPU)
     output, labels = whole.run(model), whole.arguments["next_labels"]
     known = labels != IGNORE
     right = (output.next_logits.argmax(1) == labels)[known].double().mean()

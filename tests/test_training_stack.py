@@ -295,9 +295,7 @@ def test_selective_checkpointing_computes_attention_once(name):
     forward = torch.ops.clinattn.attention_forward.default
 
     def policy(context, op, *args, **kwargs):
-        return (
-            CheckpointPolicy.MUST_SAVE if op == forward else CheckpointPolicy.PREFER_RECOMPUTE
-        )
+        return CheckpointPolicy.MUST_SAVE if op == forward else CheckpointPolicy.PREFER_RECOMPUTE
 
     ran = []
 
