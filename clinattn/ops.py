@@ -1,4 +1,4 @@
-"""Op contracts: schemas, fakes, vmap rules, FLOP formulas, and routing to a backend.
+"""Op contracts: schemas, fakes, vmap rules, and routing to a backend; flops.py counts their work.
 
 attention_forward and attention_backward are opaque to autograd; clinattn.functions differentiates.
 """
@@ -10,12 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from clinattn import ranges, reference
-from clinattn.arguments import AT, NEEDS, SCHEMA, TENSORS, Arguments
+from clinattn.after_import import after_import
+from clinattn.arguments import AT, NEEDS, SCHEMA, TENSORS
 from clinattn.backends import asked_for, implementation, refuse_extension
-from clinattn.visibility import visible_pairs
 
 # lse_low is what rounding took from lse. The backward pass needs it: 2^(s - lse) for scores of 1e4
 # would otherwise be off by the rounding of lse, 5e-4 in fp32.
@@ -227,15 +226,5 @@ for _name, _first in (
     torch.library.register_vmap(f"clinattn::{_name}", _vmap_rule(_name, _first), lib=LIB)
 
 
-@register_flop_formula(torch.ops.clinattn.attention_forward, get_raw=True)
-def forward_flops(*args: Any, **kwargs: Any) -> int:
-    """4 D for each visible (query, key) pair of each head: two multiply-adds per element."""
-    q = args[0]
-    return 4 * q.shape[-1] * q.shape[1] * visible_pairs(Arguments(*args[: len(AT)]))
-
-
-@register_flop_formula(torch.ops.clinattn.attention_backward, get_raw=True)
-def backward_flops(do, dlse, o, lse, lse_low, *args: Any, **kwargs: Any) -> int:
-    """10 D for each visible pair: scores again, then do.v, dv, dq and dk."""
-    q = args[0]
-    return 10 * q.shape[-1] * q.shape[1] * visible_pairs(Arguments(*args[: len(AT)]))
+# Its module brings Triton along, which takes longer to import than all of this package.
+after_import("torch.utils.flop_counter", "clinattn.flops")

@@ -53,10 +53,7 @@ print(status)
 
 
 def test_import_is_light(tmp_path):
-    """No compiler and no optional dependency before it is used; triton comes in by torch itself.
-
-    (torch.utils.flop_counter, where formulas are registered, imports triton if it is installed.)
-    """
+    """No compiler and no optional dependency before it is used."""
     script = """
 import torch
 before = set(sys.modules)
@@ -65,8 +62,28 @@ print(*{name.split(".")[0] for name in set(sys.modules) - before})
 print("torch._dynamo" in sys.modules or "torch._inductor" in sys.modules)
 """
     packages, compilers = run(script, tmp_path).splitlines()
-    assert not {"numpy", "typer", "rich", "matplotlib", "pyarrow"} & set(packages.split())
+    optional = {"numpy", "triton", "typer", "rich", "matplotlib", "pyarrow"}
+    assert not optional & set(packages.split())
     assert compilers == "False"
+
+
+@pytest.mark.parametrize("first", ["import clinattn", "import torch.utils.flop_counter"])
+def test_flops_are_counted_whichever_comes_first(first, tmp_path):
+    script = f"""
+{first}
+import sys, clinattn, torch
+hooks = len(sys.meta_path)
+from torch.utils.flop_counter import FlopCounterMode
+q = torch.randn(1, 2, 5, 8)
+with FlopCounterMode(display=False) as counter:
+    clinattn.fused_attention(q, q, q)
+module = sys.modules["torch.utils.flop_counter"]
+print(counter.get_total_flops(), hooks - len(sys.meta_path), type(module.__loader__).__name__)
+print(module.__spec__.loader is module.__loader__)
+"""
+    waited = "1" if first == "import clinattn" else "0"
+    expected = [str(4 * 2 * 25 * 8), waited, "SourceFileLoader", "True"]
+    assert run(script, tmp_path).split() == expected
 
 
 def test_there_is_no_top_level_kernels(tmp_path):
@@ -92,7 +109,9 @@ LAYERS = {
     "backends": {"_C", "arguments", "cuda_kernels", "kernels", "reference"},
     "checks": {"backends", "visibility"},
     "ranges": set(),
-    "ops": {"arguments", "backends", "ranges", "reference", "visibility"},
+    "after_import": set(),
+    "flops": {"arguments", "visibility"},
+    "ops": {"after_import", "arguments", "backends", "ranges", "reference"},
     "timeline": set(),
     "relative": set(),
     "feature_checks": {"timeline", "visibility"},
