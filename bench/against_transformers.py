@@ -62,8 +62,8 @@ MODERNBERT, BERT = "bioclinical-modernbert-base", "clinicalbert"
 CASES = (
     Case(MODERNBERT, "fp32", "notes", 4096, 8, 1.8),
     Case(MODERNBERT, "bf16", "notes", 4096, 8, 2.0),
-    Case(MODERNBERT, "fp32", "notes", 8192, 32, 3.0),
-    Case(MODERNBERT, "bf16", "notes", 8192, 32, 3.0),
+    Case(MODERNBERT, "fp32", "notes", 8192, 16, 3.0),
+    Case(MODERNBERT, "bf16", "notes", 8192, 16, 3.0),
     Case(MODERNBERT, "fp32", "notes", 4096, 4, 1.8),
     Case(MODERNBERT, "bf16", "notes", 4096, 4, 2.0),
     *(
