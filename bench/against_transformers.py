@@ -44,18 +44,18 @@ BOUND = {"fp32": 1e-4, "bf16": 0.1}
 
 @dataclass(frozen=True)
 class Case:
-    """rows sequences of a kind in INPUTS, cut at cap tokens. target: times as fast."""
+    """rows sequences of those in INPUTS, cut at cap tokens. target: times as fast."""
 
     preset: str
     dtype: str
-    kind: str
+    inputs: str
     cap: int
     rows: int
     target: float
 
     def __str__(self) -> str:
         deep = " deep" if self.rows < 8 else ""
-        return f"{self.preset} {self.dtype} {self.kind} cap {self.cap}{deep}"
+        return f"{self.preset} {self.dtype} {self.inputs} cap {self.cap}{deep}"
 
 
 MODERNBERT, BERT = "bioclinical-modernbert-base", "clinicalbert"
@@ -67,8 +67,8 @@ CASES = (
     Case(MODERNBERT, "fp32", "notes", 4096, 4, 1.8),
     Case(MODERNBERT, "bf16", "notes", 4096, 4, 2.0),
     *(
-        Case(BERT, dtype, kind, 512, 32, 1.3)
-        for kind in ("notes", "chunks", "timelines")
+        Case(BERT, dtype, inputs, 512, 32, 1.3)
+        for inputs in ("notes", "chunks", "timelines")
         for dtype in DTYPES
     ),
 )
@@ -127,7 +127,7 @@ INPUTS: dict[str, Callable[[int, int, int], list[Tensor]]] = {
 
 def batch(case: Case, vocab_size: int) -> tuple[Tensor, Tensor]:
     """Token ids (B, N), zeros in the padding, and lengths (B,)."""
-    sequences = INPUTS[case.kind](case.cap, case.rows, vocab_size)
+    sequences = INPUTS[case.inputs](case.cap, case.rows, vocab_size)
     ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
     return ids, torch.tensor([len(x) for x in sequences])
 
@@ -181,7 +181,7 @@ def main() -> int:
         print(case, file=sys.stderr, flush=True)
         rows.append(measure(case, given.layers, given.rounds))
         if given.json:
-            content = {"environment": facts, "rows": rows}
+            content = {"kind": "against_transformers", "environment": facts, "rows": rows}
             given.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print("{cpu}, {threads} threads, torch {torch}, {transformers}, {date}".format(**facts))
     table = Table("case", "layers", "padding", "transformers", "clinattn", "ratio", "target")

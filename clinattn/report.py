@@ -36,7 +36,7 @@ def load_result(path: str | Path) -> Result:
     if not isinstance(result, dict) or not (of_encoder(result) or section(result)):
         raise ReportError(
             f"{where} is no benchmark result: expected a JSON object with schema 1, or rows of "
-            "bench/cpu_kernels.py, bench/compare.py or pytest-benchmark"
+            "bench/cpu_kernels.py, compare.py or against_transformers.py, or of pytest-benchmark"
         )
     return result
 

@@ -1,7 +1,7 @@
 """What a report shows of results that `clinattn bench` did not write: tables, and lines by length.
 
-Known are the rows of bench/cpu_kernels.py and bench/compare.py, and pytest-benchmark's JSON of the
-suites in bench/.
+Known are the rows of bench/cpu_kernels.py, bench/compare.py and bench/against_transformers.py, and
+pytest-benchmark's JSON of the suites in bench/.
 """
 
 from __future__ import annotations
@@ -52,6 +52,8 @@ def section(result: Record) -> Section | None:
     rows = result.get("rows")
     if result.get("kind") == "compare":
         return compared(result)
+    if result.get("kind") == "against_transformers":
+        return encoders(result)
     if isinstance(rows, list) and rows and {"ours_s", "torch_s", "case"} <= rows[0].keys():
         return kernels(result)
     return None
@@ -108,6 +110,19 @@ def compared(result: Record) -> Section:
     )
 
 
+def encoders(result: Record) -> Section:
+    """bench/against_transformers.py: real tokens/s of both encoders on one batch."""
+    rows = [
+        (r["preset"], r["dtype"], f"{r['inputs']}, up to {r['longest']:,}", str(r["layers"]),
+         percent(r["padding"]), f"{r['tokens_per_s']['transformers']:,.0f}",
+         f"{r['tokens_per_s']['clinattn']:,.0f}", f"{r['ratio']:.2f}")
+        for r in result["rows"]
+    ]  # fmt: skip
+    header = ("preset", "dtype", "batch", "layers", "padding", "theirs", "ours", "times as fast")
+    title = "Encoders against transformers with SDPA"
+    return Section(title, facts_in(result["environment"]), [Table("Tokens/s", header, rows)])
+
+
 def suites(result: Record) -> Section:
     """pytest-benchmark's JSON: speed by group, and memory by length."""
     groups: dict[str, list[tuple[str, ...]]] = {}
@@ -130,7 +145,7 @@ def suites(result: Record) -> Section:
         if kind == "startup":
             parts = extra["seconds"].items()
             starts += [(way, part, f"{1e3 * q['median']:.1f}") for part, q in parts]
-    header = ("way", "tokens/s", "quartiles", "speed-up over SDPA", "% of peak", "padding")
+    header = ("way", "tokens/s", "over SDPA", "quartiles", "% of peak", "padding")
     tables = [Table(title, header, rows) for title, rows in groups.items()]
     tables += [memory_table(title, points) for title, points in memory.items()]
     if starts:
@@ -148,8 +163,8 @@ def speed_row(way: str, extra: Record) -> tuple[str, ...]:
     return (
         way,
         f"{rate['median']:,.0f}",
-        f"{rate['q1']:,.0f} to {rate['q3']:,.0f}",
         "1" if ratio is None else f"{ratio:.2f}",
+        f"{rate['q1']:,.0f} to {rate['q3']:,.0f}",
         "-" if peak is None else percent(peak),
         "-" if padding is None else percent(padding),
     )

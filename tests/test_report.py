@@ -78,6 +78,15 @@ RESULTS = {
              "here_s": [1.0, 1.0, 1.0], "ratio": 2.0}
         ],
     },
+    "encoders": {
+        "kind": "against_transformers",
+        "environment": FACTS,
+        "rows": [
+            {"preset": "clinicalbert", "dtype": "bf16", "inputs": "notes", "layers": 12,
+             "longest": 4321, "padding": 0.25, "ratio": 3.14,
+             "tokens_per_s": {"transformers": 1000.0, "clinattn": 3140.0}}
+        ],
+    },
     "suites": {
         "machine_info": {"clinattn": FACTS},
         "datetime": "2026-01-03T00:00:00.123456+00:00",
@@ -91,11 +100,12 @@ RESULTS = {
     },
 }  # fmt: skip
 SHOWN = {
+    "encoders": ["notes, up to 4,321", "3,140", "3.14", "25.0%"],
     "kernels": ["causal N4096 D64", "2.00", "61.2%", "30.6%", "2,000 (amx bf16)", "interrupted"],
     "compare": ["Against b45e", "2000.000", "1000.000"],
     "suites": ["12,346", "11,111 to 13,333", "1.75", "over SDPA", "33.7%", "50.0%", "42.1"],
 }
-CHARTS = {"kernels": 1, "compare": 0, "suites": 2}
+CHARTS = {"kernels": 1, "compare": 0, "encoders": 0, "suites": 2}
 
 
 @pytest.mark.parametrize("kind", RESULTS)
@@ -116,12 +126,13 @@ def test_several_share_a_page(tmp_path):
     html = (tmp_path / "report.html").read_text()
     assert_self_contained(html)
     assert html.count("<h1>") == len(RESULTS) and html.count("<svg") == sum(CHARTS.values())
-    assert html.count("<details>") == len(RESULTS) and "(3 of 3)" in html
+    assert html.count("<details>") == len(RESULTS) and "(4 of 4)" in html
 
 
 def test_the_kept_rows_make_a_page():
     kept = Path(__file__).resolve().parent.parent / "bench" / "results"
-    measured = [x for kind in ("cpu-kernels", "encoder") for x in kept.glob(f"{kind}-*.json")]
+    kinds = ("cpu-kernels", "encoder", "against-transformers", "suites")
+    measured = [x for kind in kinds for x in kept.glob(f"{kind}-*.json")]
     results = [load_result(path) for path in sorted(measured)]
     assert results
     assert_self_contained(render(*results))
