@@ -53,18 +53,26 @@ inline __m512 widen16(__m256i x) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
 }
 
-// parts[i] (16 elements) <- the i-th part of x
+// first + i part_stride (32 elements) <- the i-th part of (a, b). Parts before the last are rounded
+// as integers: to widen what was converted costs more.
 template <int kParts>
-inline void split(__m512 x, Bf16* first, int64_t part_stride) {
+inline void split(__m512 a, __m512 b, Bf16* first, int64_t part_stride) {
+  const __m512i half = _mm512_set1_epi32(0x8000), mask = _mm512_set1_epi32(-0x10000);
+  const auto rounded = [&](__m512 x) {
+    const __m512i bits = _mm512_add_epi32(_mm512_castps_si512(x), half);
+    return _mm512_castsi512_ps(_mm512_and_si512(bits, mask));
+  };
   for (int i = 0; i < kParts; ++i) {
-    const __m256i bits = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(first + i * part_stride), bits);
-    if (i + 1 < kParts) x = _mm512_sub_ps(x, widen16(bits));
+    const bool last = i + 1 == kParts;
+    const __m512 part_a = last ? a : rounded(a), part_b = last ? b : rounded(b);
+    _mm512_storeu_si512(first + i * part_stride,
+                        reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(part_b, part_a)));
+    if (!last) a = _mm512_sub_ps(a, part_a), b = _mm512_sub_ps(b, part_b);
   }
 }
 
-// The same for any x: the first part of a large finite number stays finite, what is not finite has
-// no further part, and small parts are kept although tiles will take them for 0.
+// The same for any 16 elements x: the first part of a large finite number stays finite, what is not
+// finite has no further part, and small parts are kept although tiles will take them for 0.
 template <int kParts>
 inline void split_special(__m512 x, Bf16* first, int64_t part_stride) {
   const __m512 top = _mm512_castsi512_ps(_mm512_set1_epi32(0x7f7f0000));
@@ -147,11 +155,14 @@ __attribute__((always_inline)) inline Contents split_row(const Lines& to, const 
   const __m512 flip = _mm512_set1_ps(negate ? -0.0f : 0.0f);
   __m512 largest = _mm512_setzero_ps();
   __mmask16 special = 0;
-  for (int64_t d = 0; d < n_padded; d += 16) {
-    const __m512 x = _mm512_loadu_ps(row + d), size = _mm512_abs_ps(x);
-    special |= _mm512_cmp_ps_mask(size, top, _CMP_NLE_UQ);
+  Bf16* line = to.at;
+  for (int64_t d = 0; d < n_padded; d += 32, line += to.line) {
+    const __m512 a = _mm512_loadu_ps(row + d), b = _mm512_loadu_ps(row + d + 16);
+    const __m512 size = _mm512_max_ps(_mm512_abs_ps(b), _mm512_abs_ps(a));
+    special |= _mm512_cmp_ps_mask(_mm512_abs_ps(a), top, _CMP_NLE_UQ) |
+               _mm512_cmp_ps_mask(_mm512_abs_ps(b), top, _CMP_NLE_UQ);
     largest = _mm512_max_ps(largest, size);
-    split<kParts>(_mm512_xor_ps(x, flip), to.at + d / 32 * to.line + d % 32, to.part);
+    split<kParts>(_mm512_xor_ps(a, flip), _mm512_xor_ps(b, flip), line, to.part);
   }
   const bool sizeable = _mm512_cmp_ps_mask(largest, _mm512_set1_ps(kSmall), _CMP_NLT_UQ) != 0;
   if (special || !sizeable)
@@ -164,10 +175,11 @@ __attribute__((always_inline)) inline Contents split_row(const Lines& to, const 
 constexpr int64_t kTile = 512;  // bf16 elements of a tile: 16 rows of 32
 
 // Two neighbouring tiles of an operand, other elements apart, and how many elements on the next
-// part and the next step of k lie.
+// part and the next step of k lie. Where the second holds nothing that is wanted, two is false.
 struct Operand {
   const Bf16* at;
   int64_t other, part, step;
+  bool two = true;
 };
 
 struct NoWork {
@@ -181,21 +193,20 @@ struct NoWork {
 // one before them, while their operands are on the way, which is faster by some percent.
 template <int kParts>
 struct TileProducts {
-  float* late = nullptr;  // where the finished sums go
+  float* late = nullptr;         // where the finished sums go,
+  bool late_rows, late_columns;  // and whether there are two tiles of them each way
 
   ~TileProducts() { finish(); }
 
-  // c (four tiles: 00, 01, 10, 11) <- (a0; a1) (b0 b1), or c + that where kAdd
+  // c (four tiles: 00, 01, 10, 11) <- (a0; a1) (b0 b1), or c + that where kAdd; where an operand
+  // has one tile, only what that gives
   template <bool kAdd = false, bool kStream = (kParts > 1), class Work = NoWork>
   void multiply(const Operand& a, const Operand& b, int64_t steps, float* c, Work&& work = {}) {
-    using P = Products<kParts>;
-    asm volatile("" ::: "memory");  // the intrinsics do not say that a tile's load reads memory
-    step<0, P::kEnd[0], true, kAdd, kStream>(a, b, 0, c, work);
-    for (int64_t k = 1; k < steps; ++k) step<0, P::kEnd[0], false, kAdd, kStream>(a, b, k, c, work);
-    if constexpr (P::kPasses == 2)
-      for (int64_t k = 0; k < steps; ++k)
-        step<P::kEnd[0], P::kCount, false, kAdd, kStream>(a, b, k, c, work);
-    late = c;
+    if (a.two && b.two) {
+      all_steps<true, kAdd, kStream>(a, b, steps, c, work);
+    } else {
+      few_steps<kAdd, kStream>(a, b, steps, c, work);
+    }
   }
 
   // How often multiply calls work.
@@ -204,18 +215,39 @@ struct TileProducts {
   void finish() {
     if (!late) return;
     _tile_stored(0, late, 64);
-    _tile_stored(1, late + 256, 64);
-    _tile_stored(2, late + 512, 64);
-    _tile_stored(3, late + 768, 64);
+    if (late_columns) _tile_stored(1, late + 256, 64);
+    if (late_rows) _tile_stored(2, late + 512, 64);
+    if (late_rows && late_columns) _tile_stored(3, late + 768, 64);
     late = nullptr;
   }
 
  private:
+  // Where kTwo, both operands have two tiles: no question of it in between.
+  template <bool kTwo, bool kAdd, bool kStream, class Work>
+  __attribute__((always_inline)) void all_steps(const Operand& a, const Operand& b, int64_t steps,
+                                                float* c, Work& work) {
+    using P = Products<kParts>;
+    asm volatile("" ::: "memory");  // the intrinsics do not say that a tile's load reads memory
+    step<0, P::kEnd[0], true, kTwo, kAdd, kStream>(a, b, 0, c, work);
+    for (int64_t k = 1; k < steps; ++k)
+      step<0, P::kEnd[0], false, kTwo, kAdd, kStream>(a, b, k, c, work);
+    if constexpr (P::kPasses == 2)
+      for (int64_t k = 0; k < steps; ++k)
+        step<P::kEnd[0], P::kCount, false, kTwo, kAdd, kStream>(a, b, k, c, work);
+    late = c, late_rows = kTwo || a.two, late_columns = kTwo || b.two;
+  }
+  template <bool kAdd, bool kStream, class Work>
+  __attribute__((noinline)) void few_steps(const Operand& a, const Operand& b, int64_t steps,
+                                           float* c, Work& work) {
+    all_steps<false, kAdd, kStream>(a, b, steps, c, work);
+  }
+
   // Products [kBegin, kEnd) of the parts, of step k; where kFirst, the first ones of the block
-  template <int kBegin, int kEnd, bool kFirst, bool kAdd, bool kStream, class Work>
+  template <int kBegin, int kEnd, bool kFirst, bool kTwo, bool kAdd, bool kStream, class Work>
   __attribute__((always_inline)) void step(const Operand& a, const Operand& b, int64_t k,
                                            const float* c, Work& work) {
     using P = Products<kParts>;
+    const bool two_rows = kTwo || a.two, two_columns = kTwo || b.two;
 #pragma GCC unroll 5
     for (int i = kBegin; i < kEnd; ++i) {
       const Bf16* left = a.at + P::kA[i] * a.part + k * a.step;
@@ -224,17 +256,17 @@ struct TileProducts {
       if (new_a) load_a0<kStream>(left);
       if (i == kBegin || P::kB[i] != P::kB[i - 1]) {
         _tile_loadd(6, right, 64);
-        _tile_loadd(7, right + b.other, 64);
+        if (two_columns) _tile_loadd(7, right + b.other, 64);
       }
-      if (new_a) load_a1<kStream>(left + a.other);
+      if (new_a && two_rows) load_a1<kStream>(left + a.other);
       if (kParts > 1) work();
       if (kFirst && i == kBegin) {
-        first_products<kAdd>(c);
+        first_products<kAdd>(two_rows, two_columns, c);
       } else {
         _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
+        if (two_columns) _tile_dpbf16ps(1, 4, 7);
+        if (two_rows) _tile_dpbf16ps(2, 5, 6);
+        if (two_rows && two_columns) _tile_dpbf16ps(3, 5, 7);
       }
       if (kParts == 1) work();
     }
@@ -257,9 +289,10 @@ struct TileProducts {
     }
   }
 
-  // The first products of a block, and the stores of the block before
+  // The first products of a block of so many tiles, and the stores of the block before
   template <bool kAdd>
-  __attribute__((always_inline)) void first_products(const float* c) {
+  __attribute__((always_inline)) void first_products(bool two_rows, bool two_columns,
+                                                     const float* c) {
     if (late) _tile_stored(0, late, 64);
     if constexpr (kAdd) {
       _tile_loadd(0, c, 64);
@@ -267,27 +300,33 @@ struct TileProducts {
       _tile_zero(0);
     }
     _tile_dpbf16ps(0, 4, 6);
-    if (late) _tile_stored(1, late + 256, 64);
-    if constexpr (kAdd) {
-      _tile_loadd(1, c + 256, 64);
-    } else {
-      _tile_zero(1);
+    if (late && late_columns) _tile_stored(1, late + 256, 64);
+    if (two_columns) {
+      if constexpr (kAdd) {
+        _tile_loadd(1, c + 256, 64);
+      } else {
+        _tile_zero(1);
+      }
+      _tile_dpbf16ps(1, 4, 7);
     }
-    _tile_dpbf16ps(1, 4, 7);
-    if (late) _tile_stored(2, late + 512, 64);
-    if constexpr (kAdd) {
-      _tile_loadd(2, c + 512, 64);
-    } else {
-      _tile_zero(2);
+    if (late && late_rows) _tile_stored(2, late + 512, 64);
+    if (two_rows) {
+      if constexpr (kAdd) {
+        _tile_loadd(2, c + 512, 64);
+      } else {
+        _tile_zero(2);
+      }
+      _tile_dpbf16ps(2, 5, 6);
     }
-    _tile_dpbf16ps(2, 5, 6);
-    if (late) _tile_stored(3, late + 768, 64);
-    if constexpr (kAdd) {
-      _tile_loadd(3, c + 768, 64);
-    } else {
-      _tile_zero(3);
+    if (late && late_rows && late_columns) _tile_stored(3, late + 768, 64);
+    if (two_rows && two_columns) {
+      if constexpr (kAdd) {
+        _tile_loadd(3, c + 768, 64);
+      } else {
+        _tile_zero(3);
+      }
+      _tile_dpbf16ps(3, 5, 7);
     }
-    _tile_dpbf16ps(3, 5, 7);
   }
 };
 

@@ -18,7 +18,8 @@ struct AmxBackward {
   static constexpr bool kDelayed = true;  // what differentiate leaves for later is called complete
   static constexpr int64_t kRows = 128;   // queries of a block
   static constexpr int64_t kKeys = 512;   // keys of a tile
-  static constexpr int64_t kBlock = 32, kBegin = 32;  // keys packed at a time; columns of a step
+  static constexpr int64_t kBlock = 32;   // keys packed at a time
+  static constexpr int64_t kBegin = 32, kEnd = 2;            // where columns may begin and end
   static constexpr int64_t kSlice = kParts == 1 ? 128 : 64;  // keys whose p and ds are kept at once
   static constexpr int64_t kWeightPart = kRows * kSlice;     // elements of a part of p or ds
   // Of more than one part a slice is summed beside the next one's gradients. Of one part there are
@@ -125,11 +126,15 @@ struct AmxBackward {
     memset(dv, 0, round_up(count, 32) * width * sizeof(float));
   }
 
-  void put_keys(int64_t j0, const void* const* k_rows, const void* const* v_rows, DType dtype) {
-    for (int64_t j = 0; j < kBlock; ++j) {
-      const int64_t line = j % 16 * 32;
+  // n keys from j0 of the tile, at most kBlock; a null row is hidden from all and packed as zeros.
+  // Past n only kt needs them, whose products with a ds of 0 count.
+  void put_keys(int64_t j0, int64_t n, const void* const* k_rows, const void* const* v_rows,
+                DType dtype) {
+    for (int64_t j = 0; j < kBlock; ++j)
       keys.add(split_row<kParts>({stage + j * width, kBlock * width, 32}, k_rows[j], dtype,
                                  head_dim, width, false));
+    for (int64_t j = 0; j < n; ++j) {
+      const int64_t line = j % 16 * 32;
       values.add(split_row<kParts>({key_tile(v, 0, j0 + j, 0) + line, kKeys * width, kTile},
                                    v_rows[j], dtype, head_dim, width, false));
       for (int64_t part = 0; part < kParts; ++part)
@@ -182,7 +187,7 @@ struct AmxBackward {
     split_normalisers(rows);
     for (int64_t part = 0; part < kParts; ++part) {
       const Bf16 *q_rows = stage + part * kRows * width, *do_rows = stage2 + part * kRows * width;
-      for (int64_t i = 0; i < rows; i += 16)
+      for (int64_t i = 0; i < n; i += 16)
         for (int64_t d = 0; d < width; d += 32) {
           pack_transposed(query_tile(q, part, i, d), q_rows + i * width + d, width);
           pack_transposed(query_tile(dout, part, i, d), do_rows + i * width + d, width);
@@ -200,16 +205,20 @@ struct AmxBackward {
   // Goes through blocks of 32 queries and 32 keys of [begin, end): slice by slice, in one by
   // queries, then keys.
   struct Place {
-    int64_t begin, end, rows, at, i, j;
-    Place(int64_t n, int64_t begin, int64_t end)
+    int64_t begin, columns_end, end, n, rows, at, i, j;
+    Place(int64_t n, int64_t begin, int64_t columns_end)
         : begin(begin),
-          end(end),
+          columns_end(columns_end),
+          end(round_up(columns_end, 32)),
+          n(n),
           rows(round_up(n, 32)),
           at(begin / kSlice * kSlice),
           i(0),
           j(begin) {}
     int64_t j0() const { return max64(begin, at); }
     int64_t j1() const { return min64(end, at + kSlice); }
+    int64_t seen_rows() const { return min64(32, n - i); }
+    int64_t columns() const { return min64(32, columns_end - j); }
     int64_t slice_blocks() const { return rows / 32 * ((j1() - j0()) / 32); }
     void next() {
       j += 32;
@@ -233,19 +242,21 @@ struct AmxBackward {
     const bool tiny = too_small(keys.size()) || too_small(queries.size()) ||
                       too_small(values.size()) || too_small(gradients.size()) ||
                       too_small(values.size() * gradients.size());
-    const int64_t count = round_up(n, 32) / 32 * ((end - begin) / 32);
-    int64_t waiting = -1;  // the block whose dp is not stored yet
+    if (Extras::kAny) end = round_up(end, 32);
     Place ahead(n, begin, end), here = ahead;
+    const int64_t count = ahead.rows / 32 * ((ahead.end - begin) / 32);
+    int64_t waiting = -1;  // the block whose dp is not stored yet
     const auto multiply = [&](int64_t b, auto& work) {
       const int64_t next = width / 32 * kTile;
       const int64_t key_part = kKeys * width, query_part = kRows * width;
+      const bool two_keys = ahead.columns() > 16, two_queries = ahead.seen_rows() > 16;
       summing.template multiply<false, true>(
-          {key_tile(k, 0, ahead.j, 0), next, key_part, kTile},
-          {query_tile(q, 0, ahead.i, 0), next, query_part, kTile}, width / 32, s_all + b % 3 * 1024,
-          work);
+          {key_tile(k, 0, ahead.j, 0), next, key_part, kTile, two_keys},
+          {query_tile(q, 0, ahead.i, 0), next, query_part, kTile, two_queries}, width / 32,
+          s_all + b % 3 * 1024, work);
       summing.template multiply<false, true>(
-          {key_tile(v, 0, ahead.j, 0), next, key_part, kTile},
-          {query_tile(dout, 0, ahead.i, 0), next, query_part, kTile}, width / 32,
+          {key_tile(v, 0, ahead.j, 0), next, key_part, kTile, two_keys},
+          {query_tile(dout, 0, ahead.i, 0), next, query_part, kTile, two_queries}, width / 32,
           dp_all + b % (1 + kHalves) * 1024, work);
       waiting = b;
       ahead.next();
@@ -265,10 +276,10 @@ struct AmxBackward {
       dp = dp_all + b % (1 + kHalves) * 1024;
       step_key = here.j;
       if (kBeside) prefetch(b, count);
-      const int64_t i = here.i, j = here.j, seen = min64(32, n - i);
+      const int64_t i = here.i, j = here.j, seen = here.seen_rows(), last = j + here.columns();
       if (tiny) multiply_small(i, j);
-      const bool edge = is_edge(i, seen, j, j + 32);
-      const float scale = edge && hide(i, seen, j, j + 32) ? 1 : scale2;
+      const bool edge = is_edge(i, seen, j, last);
+      const float scale = edge && hide(i, seen, j, last) ? 1 : scale2;
       // sums due by now, if those of the slice before are to end with this one
       credit += summing.count();
       int64_t due = 0, calls = b + 2 < count ? 2 * summing.products.calls(width / 32) : 0;
@@ -288,9 +299,11 @@ struct AmxBackward {
         if (extras.dropout) extras.draw(i, 32, j, j + 32);
       }
       if (edge || Extras::kAny) {
-        beside(AmxGradients<AmxBackward, true, Extras>(*this, slice, i, j, scale, calls, extras));
+        beside(AmxGradients<AmxBackward, true, Extras>(*this, slice, i, j, last, scale, calls,
+                                                       extras));
       } else {
-        beside(AmxGradients<AmxBackward, false, Extras>(*this, slice, i, j, scale, calls, extras));
+        beside(AmxGradients<AmxBackward, false, Extras>(*this, slice, i, j, last, scale, calls,
+                                                        extras));
       }
       if constexpr (Extras::kAny) {
         if (extras.added) add_gradients(i, seen, j, extras);
@@ -321,6 +334,7 @@ struct AmxBackward {
     return {at.at,
             at.j0(),
             at.j1(),
+            min64(at.columns_end, at.j1()),
             n,
             at.j0() == at.begin,
             at.j1() == at.end,

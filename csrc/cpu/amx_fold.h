@@ -20,12 +20,14 @@ class AmxFold {
   // later, with half the error.
   static constexpr bool kInPlace = kParts == 1;
   static constexpr int64_t kBlocks = 4;  // in flight: one more than have scores
-  static constexpr int64_t kUnits = 16;  // 16 queries and 4 keys each, of a block
+  static constexpr int64_t kUnits = 16;  // 16 queries and E::kEnd keys each, of a full block
 
   // What the queries of a tile know: their reference points, and of the group of blocks at hand the
   // sums of weights.
   struct Queries {
     __m512 m[2], offset[2], l[2];  // offset: -m, or 0 for a query that has seen nothing
+    __mmask16 there[2];            // the rest of the last 16 is computed, too, and never looked at
+    int64_t halves;                // of 16
     const Bf16* q;
     float *m_out, *l_out, *o;
     Hide hide;
@@ -57,7 +59,8 @@ class AmxFold {
   Block blocks[kBlocks];
   int64_t tile = 0;
   int64_t asked = 0, stored = 0;  // blocks whose scores are being multiplied; are there
-  int64_t at = 0, done = 0;       // the block that is turned into weights, and its units so far
+  int64_t at = 0, done = 0;       // the block that is turned into weights, its units so far,
+  int64_t row_units, units;       // those of 16 queries, and in all
   __m512 l_before[2];             // the sums of weights before the block
   bool begun = false, gathering = false;
   float scale = 0;     // of the block's scores
@@ -75,12 +78,14 @@ class AmxFold {
  public:
   AmxFold(E& e, float scale2) : e(e), scale2(scale2), piece(e.width) {}
 
-  // Folds blocks of keys into the queries from row r, whose state is at m, l and o.
-  void fold(int64_t r, int64_t /*n*/, const Step* steps, int64_t count, const Hide& hide, float* m,
+  // Folds blocks of keys into n queries from row r, whose state is at m, l and o.
+  void fold(int64_t r, int64_t n, const Step* steps, int64_t count, const Hide& hide, float* m,
             float* l, float* o) {
     Queries& q = tiles[tile++ % kTiles];
     q.q = e.q_tile(0, r, 0), q.m_out = m, q.l_out = l, q.o = o, q.hide = hide;
+    q.halves = ceil_div(n, 16);
     for (int i = 0; i < 2; ++i) {
+      q.there[i] = static_cast<__mmask16>((1u << clamp(n - 16 * i, 0, 16)) - 1);
       q.l[i] = V::zero();
       q.refer(i, V::load(m + 16 * i));
     }
@@ -92,7 +97,7 @@ class AmxFold {
     settle();
     for (; at < asked; advance()) {
       advance();
-      exponentiate(kUnits);
+      exponentiate(units);
     }
     if (gathering) close();
     while (piece < e.width) multiply_piece();
@@ -101,12 +106,12 @@ class AmxFold {
 
  private:
   void push(const Step& step, Queries* queries) {
-    for (advance(); at + e.buffers <= asked; advance()) exponentiate(kUnits);
+    for (advance(); at + e.buffers <= asked; advance()) exponentiate(units);
     blocks[asked % kBlocks] = {step, queries};
-    const int64_t next = e.width / 32 * kTile;
-    multiply<false>({e.k_tile(0, step.at, 0), next, e.panel * e.width, kTile},
-                    {queries->q, next, e.rows * e.width, kTile}, e.width / 32, e.scores(asked),
-                    piece < e.width ? kUnits / 2 : kUnits);
+    const int64_t next = e.width / 32 * kParts * kTile;
+    multiply<false>({e.k_tile(0, step.at, 0), next, kTile, kParts * kTile, step.end > 16},
+                    {queries->q, next, kTile, kParts * kTile, queries->halves > 1}, e.width / 32,
+                    e.scores(asked), piece < e.width ? kUnits / 2 : kUnits);
     stored = asked++;
     credit += e.width / 32;
     for (; piece < e.width && credit >= kGroup; credit -= kGroup) {
@@ -130,12 +135,12 @@ class AmxFold {
   };
 
   template <bool kAdd>
-  void multiply(const Operand& a, const Operand& b, int64_t steps, float* c, int64_t units) {
+  void multiply(const Operand& a, const Operand& b, int64_t steps, float* c, int64_t beside) {
     const int64_t behind = (asked - 2 - at) * kUnits - done, calls = products.calls(steps);
-    if (begun) units = min64(units + max64(0, behind), kUnits - done);
+    const int64_t share = begun ? min64(beside + max64(0, behind), units - done) : 0;
     Work work{*this,
               done,
-              {begun ? units : 0, calls},
+              {share, calls},
               {ripe.to, ripe.from, ripe.from ? 64 : 0, kInPlace ? 0 : calls}};
     products.template multiply<kAdd, true>(a, b, steps, c, work);
     ripe = fresh;
@@ -144,16 +149,16 @@ class AmxFold {
 
   // Between products: where the block at hand is done, goes on to the next one.
   void advance() {
-    if (begun && done == kUnits) {
+    if (begun && done == units) {
       const Step& step = blocks[at % kBlocks].step;
       Queries& q = *group.queries;
       const __mmask16 lanes[2] = {grown(q, 0), grown(q, 1)};
       if (lanes[0] | lanes[1]) {
         q.l[0] = l_before[0];
         q.l[1] = l_before[1];
-        raise(q, step.index % kGroup, lanes);
+        raise(q, step, lanes);
         done = 0;
-        exponentiate(kUnits);
+        exponentiate(units);
       }
       group.last = step.index % kGroup;
       group.edge |= step.edge;
@@ -172,13 +177,16 @@ class AmxFold {
                in_group - 1,  false,          e.weights(group.p != e.weights(1))};
       gathering = true;
     }
-    for (int64_t j = group.last + 1; j < in_group; ++j) clear_weights(j);
-    e.s = e.scores(at);
-    scale = block.step.edge && block.queries->hide(block.step) ? 1 : scale2;
-    if (kDropout) block.queries->hide.draw(block.step);
     Queries& q = *block.queries;
+    for (int64_t j = group.last + 1; j < in_group; ++j) clear_weights(j, 0);
+    row_units = block.step.end / E::kEnd;
+    units = q.halves * row_units;
+    if (block.step.end < kKeys) clear_weights(in_group, row_units * E::kEnd);
+    e.s = e.scores(at);
+    scale = block.step.edge && q.hide(block.step) ? 1 : scale2;
+    if (kDropout) q.hide.draw(block.step);
     const __mmask16 lanes[2] = {unseen(q, 0), unseen(q, 1)};
-    if (lanes[0] | lanes[1]) raise(q, in_group, lanes);
+    if (lanes[0] | lanes[1]) raise(q, block.step, lanes);
     l_before[0] = q.l[0];
     l_before[1] = q.l[1];
     begun = true;
@@ -187,10 +195,10 @@ class AmxFold {
 
   // Whether weights of a query add up to more than 1: its scores have grown past the reference.
   static __mmask16 grown(const Queries& q, int64_t i) {
-    return _mm512_cmp_ps_mask(q.l[i], V::set1(1), _CMP_NLE_UQ);
+    return _mm512_mask_cmp_ps_mask(q.there[i], q.l[i], V::set1(1), _CMP_NLE_UQ);
   }
   static __mmask16 unseen(const Queries& q, int64_t i) {
-    return _mm512_cmp_ps_mask(q.m[i], V::set1(-__builtin_inff()), _CMP_EQ_OQ);
+    return _mm512_mask_cmp_ps_mask(q.there[i], q.m[i], V::set1(-__builtin_inff()), _CMP_EQ_OQ);
   }
 
   // Moves the reference points of some queries: m <- ceil(scale max s) + kSlack, so that it seldom
@@ -199,26 +207,27 @@ class AmxFold {
   static constexpr float kSlack = 10;
   static constexpr int kCeiling = _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC;
 
-  void raise(Queries& q, int64_t block, const __mmask16 (&lanes)[2]) {
+  void raise(Queries& q, const Step& step, const __mmask16 (&lanes)[2]) {
     for (int64_t i = 0; i < 2; ++i) {
       if (!lanes[i]) continue;
       __m512 top = V::load(e.s + i * 256);
-      for (int half = 0; half < 2; ++half)
-        for (int j = 0; j < 256; j += 16)
-          top = V::max(top, V::load(e.s + 512 * half + i * 256 + j));
+      for (int64_t j = 1; j < step.end; ++j)
+        top = V::max(top, V::load(e.s + j / 16 * 512 + i * 256 + j % 16 * 16));
       const __m512 highest = V::mul(top, V::set1(scale));
       const __m512 least = V::sub(q.m[i], V::set1(kSlack));
       const __mmask16 higher = _mm512_mask_cmp_ps_mask(lanes[i], highest, least, _CMP_GT_OQ);
-      if (higher) raise_lanes(q, i, block, higher, highest);
+      if (higher) raise_lanes(q, i, step.index % kGroup, higher, highest);
     }
   }
 
   __attribute__((noinline)) void raise_lanes(Queries& q, int64_t i, int64_t block, __mmask16 lanes,
                                              __m512 highest) {
-    settle();
     const __m512 m = q.m[i];
     const __m512 above = V::add(_mm512_roundscale_ps(highest, kCeiling), V::set1(kSlack));
+    const bool nothing_weighed = (lanes & ~unseen(q, i)) == 0;
     q.refer(i, _mm512_mask_mov_ps(m, lanes, above));
+    if (nothing_weighed) return;
+    settle();
     const __m512 ones = V::set1(1);
     const __m512 factor = _mm512_mask_mov_ps(ones, lanes, V::exp2(V::sub(m, q.m[i])));
     q.l[i] = V::mul(q.l[i], factor);
@@ -245,18 +254,21 @@ class AmxFold {
         }
   }
 
-  void clear_weights(int64_t block) {
+  // Those of keys from `key` on, an even one
+  void clear_weights(int64_t block, int64_t key) {
     for (int64_t part = 0; part < kParts; ++part)
-      for (int64_t i = 0; i < kRows; i += 16)
-        memset(e.p_tile(group.p, part, i, block), 0, kTile * sizeof(Bf16));
+      for (int64_t i = 0; i < group.queries->halves; ++i)
+        for (int64_t j = 16 * key; j < kTile; j += 32)
+          _mm512_storeu_si512(e.p_tile(group.p, part, 16 * i, block) + j, _mm512_setzero_si512());
   }
 
   // p <- 2^(scale s - m), or what dropout keeps of it, for units of the block at hand, until so
   // many are done
   void exponentiate(int64_t until) {
     while (done < until) {
-      const int64_t i = done / 8, end = min64(until, 8 * i + 8);
-      exponentiate(i, done % 8, end - 8 * i);
+      const int64_t i = done >= row_units, first = i * row_units;
+      const int64_t end = min64(until, first + row_units);
+      exponentiate(i, done - first, end - first);
       done = end;
     }
   }
@@ -283,7 +295,7 @@ class AmxFold {
           const __m512i line =
               kDropout ? alternate_kept(a, b, kept[4 * unit + 2 * x], kept[4 * unit + 2 * x + 1])
                        : alternate(a, b);
-          _mm512_storeu_si512(to + part * E::kWeightPart + 32 * x, line);
+          _mm512_storeu_si512(to + part * kTile + 32 * x, line);
           // the sum of what is multiplied with v, not of what it was rounded from
           if (kParts == 1)
             total = V::add(total, V::add(round_down_to_bf16(a), round_down_to_bf16(b)));
@@ -319,10 +331,11 @@ class AmxFold {
     const int64_t blocks = g.last + 1 - g.first, d = piece;
     float* o = g.queries->o + d * 32;
     float* c = kInPlace ? o : e.sums + pieces++ % 2 * 1024;
-    multiply<kInPlace>(
-        {e.v_tile(0, g.at + g.first * kKeys, d), e.panel / 32 * kTile, e.panel * e.width, kTile},
-        {e.p_tile(g.p, 0, 0, g.first), kTile, E::kWeightPart, 2 * kTile}, blocks, c,
-        blocks * kUnits / (e.width / 16));
+    multiply<kInPlace>({e.v_tile(0, g.at + g.first * kKeys, d), kParts * kTile, kTile,
+                        e.width / 16 * kParts * kTile},
+                       {e.p_tile(g.p, 0, 0, g.first), kParts * kTile, kTile, 2 * kParts * kTile,
+                        g.queries->halves > 1},
+                       blocks, c, blocks * kUnits / (e.width / 16));
     stored = asked;
     if (!kInPlace) fresh = {c, o};
     piece += 32;

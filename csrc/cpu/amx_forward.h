@@ -18,10 +18,10 @@ struct AmxForward {
   template <class Hide, bool kDropout>
   using Fold = AmxFold<AmxForward, Hide, kDropout>;
   static constexpr int64_t kRows = 32, kKeys = 32;  // two tiles of queries, two of keys
-  static constexpr int64_t kBlock = 32, kBegin = 32;
+  static constexpr int64_t kBlock = 32;             // keys packed at a time
+  static constexpr int64_t kBegin = 32, kEnd = 4;   // where columns of a step may begin and end
   // blocks of keys whose weights are multiplied with v together
   static constexpr int64_t kGroup = 4;
-  static constexpr int64_t kWeightPart = 2 * kGroup * kTile;
   static constexpr int64_t kAligned = kKeys * kGroup;  // panels begin at multiples of it
   static constexpr int64_t kChunk = 1024;              // queries of a task, all heads of a group
 
@@ -32,11 +32,13 @@ struct AmxForward {
   Contents values;        // what the panel's rows of v hold
   // Every operand and result lies tile by tile: 16 rows with other lines between them take a tile's
   // load or store up to three times as long.
-  Bf16* q;       // q^T (parts, rows / 16, width / 32, tile): 1024 x 64 x 2 bytes = 128 KB a part
-  Bf16* k;       // (parts, panel / 16, width / 32, tile)
-  Bf16* v;       // v^T (parts, width / 16, panel / 32, tile)
+  // So do the parts of a tile, whatever the panel: at strides of pages they would share few lines
+  // of L1, and a short sequence does not fill the pages.
+  Bf16* q;       // q^T (rows / 16, width / 32, parts, tile): 1024 x 64 x 2 bytes = 128 KB a part
+  Bf16* k;       // (panel / 16, width / 32, parts, tile)
+  Bf16* v;       // v^T (panel / 32, width / 16, parts, tile)
   float* s_all;  // s^T, buffers of (2 tiles of keys, 2 of queries, 16, 16): 4 KB each
-  Bf16* p;       // p^T of two groups, (parts, kGroup, 2, tile) each: 2 KB a part and block
+  Bf16* p;       // p^T of two groups, (kGroup, 2, parts, tile) each: 2 KB a part and block
   float* sums;   // (p v)^T before it joins o, two buffers of (2 tiles of d, 2 of queries, 16, 16)
   Bf16 *stage, *pairs;  // (parts, kBlock, width): rows on their way into tiles; one tile
   float* out;           // (16, width): rows of o on their way out
@@ -53,7 +55,7 @@ struct AmxForward {
     k = a.take<Bf16>(kParts * panel * width);
     v = a.take<Bf16>(kParts * panel * width);
     s_all = a.take<float>(buffers * kRows * kKeys);
-    p = a.take<Bf16>(2 * kParts * kWeightPart);
+    p = a.take<Bf16>(2 * 2 * kGroup * kParts * kTile);
     sums = a.take<float>(2 * kRows * 32);
     stage = a.take<Bf16>(kParts * kBlock * width);
     pairs = a.take<Bf16>(kTile);
@@ -61,17 +63,17 @@ struct AmxForward {
   }
 
   Bf16* q_tile(int64_t part, int64_t r, int64_t d) {
-    return q + ((part * rows + r) / 16 * (width / 32) + d / 32) * kTile;
+    return q + ((r / 16 * (width / 32) + d / 32) * kParts + part) * kTile;
   }
   Bf16* k_tile(int64_t part, int64_t key, int64_t d) {
-    return k + ((part * panel + key) / 16 * (width / 32) + d / 32) * kTile;
+    return k + ((key / 16 * (width / 32) + d / 32) * kParts + part) * kTile;
   }
   Bf16* v_tile(int64_t part, int64_t key, int64_t d) {
-    return v + ((part * width + d) / 16 * (panel / 32) + key / 32) * kTile;
+    return v + ((key / 32 * (width / 16) + d / 16) * kParts + part) * kTile;
   }
-  Bf16* weights(int64_t group) { return p + group * kParts * kWeightPart; }
+  Bf16* weights(int64_t group) { return p + group * (2 * kGroup * kParts * kTile); }
   static Bf16* p_tile(Bf16* weights, int64_t part, int64_t row, int64_t block) {
-    return weights + ((part * kGroup + block) * 2 + row / 16) * kTile;
+    return weights + ((block * 2 + row / 16) * kParts + part) * kTile;
   }
   float* scores(int64_t block) {
     return s_all + (buffers == 2 ? block % 2 : block % 3) * (kRows * kKeys);
@@ -82,21 +84,24 @@ struct AmxForward {
   }
   float* cap_slope(int64_t, int64_t) { return nullptr; }  // for the backward pass
 
-  // kRows queries from row r; a null row becomes zeros.
-  void put_queries(int64_t r, const void* const* rows_of_q, DType dtype, bool negate) {
-    for (int64_t i = 0; i < kRows; ++i)
+  // n queries from row r, at most kRows
+  void put_queries(int64_t r, int64_t n, const void* const* rows_of_q, DType dtype, bool negate) {
+    for (int64_t i = 0; i < n; ++i)
       split_row<kParts>(staged(i), rows_of_q[i], dtype, head_dim, width, negate);
     for (int64_t part = 0; part < kParts; ++part)
-      for (int64_t i = 0; i < kRows; i += 16)
+      for (int64_t i = 0; i < n; i += 16)
         for (int64_t d = 0; d < width; d += 32)
           pack_transposed(q_tile(part, r + i, d), stage + (part * kBlock + i) * width + d, width);
   }
 
   void begin_panel() { values = {}; }
 
-  void put_keys(int64_t j0, const void* const* k_rows, const void* const* v_rows, DType dtype) {
-    for (int64_t j = 0; j < kBlock; ++j)
-      split_row<kParts>({k_tile(0, j0 + j, 0) + j % 16 * 32, panel * width, kTile}, k_rows[j],
+  // n keys from j0 of the panel, at most kBlock; a null row is hidden from all and packed as zeros.
+  // Past n only v needs them, whose products with weights of 0 count.
+  void put_keys(int64_t j0, int64_t n, const void* const* k_rows, const void* const* v_rows,
+                DType dtype) {
+    for (int64_t j = 0; j < n; ++j)
+      split_row<kParts>({k_tile(0, j0 + j, 0) + j % 16 * 32, kTile, kParts * kTile}, k_rows[j],
                         dtype, head_dim, width, false);
     for (int64_t j = 0; j < kBlock; ++j)
       values.add(split_row<kParts>(staged(j), v_rows[j], dtype, head_dim, width, false));

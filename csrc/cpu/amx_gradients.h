@@ -7,17 +7,18 @@
 
 namespace {
 
-// n queries and keys [j0, j1) of those from at, with their p and ds. Where skip_rows or skip_keys,
-// q and do or k are multiplied only where they are seen.
+// n queries and keys [j0, j1) of those from at, with their p and ds, which are 0 from columns_end
+// on. Where skip_rows or skip_keys, q and do or k are multiplied only where they are seen.
 struct Slice {
-  int64_t at, j0, j1, n;
+  int64_t at, j0, j1, columns_end, n;
   bool first, last;  // of those of the block of queries
   bool skip_rows, skip_keys;
   Bf16 *p, *ds, *ds_pairs, *q_pairs, *dout_pairs;
 };
 
 // p and ds of 32 queries from row and 32 keys from key, in 16 units of two keys, an equal share
-// beside each of calls products. Where kEdge, some scores are hidden. Gradients of what is added to
+// beside each of calls products; 0 for those that are not there. Where kEdge, some scores are
+// hidden. Gradients of what is added to
 // scores need ds as it is: it is left in place of dp.
 template <class E, bool kEdge, class Extras>
 struct AmxGradients {
@@ -27,23 +28,42 @@ struct AmxGradients {
   E& e;
   const Slice& slice;
   const int64_t row, key;  // key: of the slice
+  const bool two_queries;  // whether the second 16 are there
+  const int64_t there;     // units
   const float scale2;
   Shares shares;
   const Extras extras;
   int64_t done = 0;
 
-  AmxGradients(E& e, const Slice& slice, int64_t row, int64_t key, float scale2, int64_t calls,
-               const Extras& extras)
+  AmxGradients(E& e, const Slice& slice, int64_t row, int64_t key, int64_t last, float scale2,
+               int64_t calls, const Extras& extras)
       : e(e),
         slice(slice),
         row(row),
         key(key - slice.at),
+        two_queries(slice.n - row > 16),
+        there((last - key) / 2),
         scale2(scale2),
-        shares(16, calls),
-        extras(extras) {}
+        shares(there, calls),
+        extras(extras) {
+    if (there < 16) clear();
+  }
 
   void operator()() { units(shares.next()); }
-  void finish() { units(16); }
+  void finish() { units(there); }
+
+  void clear() {
+    for (int64_t part = 0; part < kParts; ++part)
+      for (int64_t j = key + 2 * there; j < key + 32; ++j) {
+        const int64_t line = j % 16 * 32;
+        for (Bf16* base : {slice.p, slice.ds})
+          _mm512_storeu_si512(E::weight_tile(base, part, j, row) + line, _mm512_setzero_si512());
+        if (j % 2) continue;
+        for (int64_t i = 0; i < 32; i += 16)
+          _mm512_storeu_si512(E::ds_pair_tile(slice.ds_pairs, part, j, row + i) + j % 32 * 16,
+                              _mm512_setzero_si512());
+      }
+  }
 
   void units(int64_t until) {
     const __m512 scale = V::set1(scale2);
@@ -64,6 +84,10 @@ struct AmxGradients {
       for (int t = 0; t < 2; ++t)
 #pragma GCC unroll 2
         for (int h = 0; h < 2; ++h) {
+          if (t == 1 && !two_queries) {
+            p[t][h] = g[t][h] = V::zero();
+            continue;
+          }
           const __m512 x = V::load(e.s + at + 256 * t + 16 * h);
           __m512 dp = V::load(e.dp + at + 256 * t + 16 * h);
           const __mmask16 kept = extras.dropout ? e.kept.of(t)[2 * unit + h] : 0xffff;

@@ -21,6 +21,7 @@ class AmxSums {
   int64_t key, query, d;           // where that is
   struct Waiting {
     float *from = nullptr, *to = nullptr;
+    int64_t vectors = 0;
   };
   Waiting fresh, ripe;  // on their way to dk and dv: what a tile has just stored is not read yet
 
@@ -62,18 +63,19 @@ class AmxSums {
       const bool of_v = sum < key_sums();
       float* to = e.gradient_block(of_v ? e.dv : e.dk, key, d);
       float* c = kInPlace ? to : e.sums + sum % 3 * 1024;
+      const bool two = summed.columns_end - key > 16;
       multiply<kInPlace>({e.weight_tile(of_v ? summed.p : summed.ds, 0, key - summed.at, 0),
-                          E::kRows / 32 * kTile, E::kWeightPart, kTile},
+                          E::kRows / 32 * kTile, E::kWeightPart, kTile, two},
                          {e.query_pair_tile(of_v ? summed.dout_pairs : summed.q_pairs, 0, 0, d),
                           kTile, E::kRows * e.width, e.width / 16 * kTile},
                          steps, c, work);
-      if (!kInPlace) fresh = {c, to};
+      if (!kInPlace) fresh = {c, to, two ? 64 : 32};
       if ((key += 32) == summed.j1) key = summed.j0, d += 32;
     } else {
       const Operand left{e.kt_tile(0, summed.j0, d), E::kKeys / 32 * kTile, E::kKeys * e.width,
                          kTile};
       const Operand right{e.ds_pair_tile(summed.ds_pairs, 0, summed.j0 - summed.at, query),
-                          E::kSlice / 32 * kTile, E::kWeightPart, kTile};
+                          E::kSlice / 32 * kTile, E::kWeightPart, kTile, summed.n - query > 16};
       if (summed.first) {
         multiply<false>(left, right, steps, e.dqt_block(query, d), work);
       } else {
@@ -91,7 +93,7 @@ class AmxSums {
     if constexpr (kInPlace) {
       products.template multiply<kAdd, kStream>(a, b, steps, c, work);
     } else {
-      Addition addition{ripe.to, ripe.from, ripe.from ? 64 : 0, products.calls(steps)};
+      Addition addition{ripe.to, ripe.from, ripe.vectors, products.calls(steps)};
       const auto both = [&] {
         addition();
         work();
@@ -112,7 +114,7 @@ class AmxSums {
   void settle() {
     products.finish();
     for (const Waiting& x : {ripe, fresh})
-      if (x.from) Addition{x.to, x.from, 64, 1}();
+      if (x.from) Addition{x.to, x.from, x.vectors, 1}();
     ripe = fresh = {};
   }
 
@@ -137,7 +139,7 @@ class AmxSums {
   }
 
   void add_seen(float* to, Bf16* pairs, Bf16* weights) {
-    for (int64_t j = summed.j0; j < summed.j1; ++j)
+    for (int64_t j = summed.j0; j < summed.columns_end; ++j)
       for (int64_t d = 0; d < e.width; ++d) {
         float total = 0;
         for (int64_t i = 0; i < summed.n; ++i) {
@@ -157,7 +159,7 @@ class AmxSums {
     for (int64_t i = 0; i < 32; ++i)
       for (int64_t d = 0; d < 32; ++d) {
         float total = 0;
-        for (int64_t j = summed.j0; j < summed.j1; ++j) {
+        for (int64_t j = summed.j0; j < summed.columns_end; ++j) {
           const float weight = weight_of(summed.ds, i0 + i, j);
           if (weight == 0) continue;
           float x = 0;

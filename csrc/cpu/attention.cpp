@@ -53,36 +53,65 @@ void* thread_scratch(size_t bytes) {
   return block.get();
 }
 
-// Runs task(i, scratch) for i in [0, count) on torch's threads. Tasks start in order of i, each as
-// soon as a thread is free.
 template <class Task>
-void run_tasks(int64_t count, size_t scratch_bytes, const Task& task) {
+struct Plan {
+  std::vector<Task> tasks;
+  std::vector<double> cost;  // in scores
+  void add(const Task& task, double scores) {
+    tasks.push_back(task);
+    cost.push_back(scores);
+  }
+};
+using ForwardPlan = Plan<ForwardTask>;
+
+// Where batches of neighbouring tasks end. A thread sets up its tiles for each batch, so small
+// tasks come several at a time: 8192 scores are some microseconds.
+template <class Task>
+std::vector<int64_t> batch_ends(const Plan<Task>& plan) {
+  constexpr double kScores = 8192;
+  std::vector<int64_t> ends;
+  double scores = 0;
+  const auto count = static_cast<int64_t>(plan.tasks.size());
+  for (int64_t i = 0; i < count; ++i) {
+    scores += plan.cost[i];
+    if (i + 1 < count && scores + plan.cost[i + 1] <= kScores) continue;
+    ends.push_back(i + 1);
+    scores = 0;
+  }
+  return ends;
+}
+
+// Runs batch(tasks, count, scratch) for all tasks on torch's threads. Batches start in order, each
+// as soon as a thread is free.
+template <class Task, class Batch>
+void run_tasks(const Plan<Task>& plan, size_t scratch_bytes, const Batch& batch) {
   std::atomic<int64_t> next{0};
+  const std::vector<int64_t> ends = batch_ends(plan);
+  const auto count = static_cast<int64_t>(ends.size());
   const int64_t workers = std::min<int64_t>(count, at::get_num_threads());
   at::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
     void* scratch = thread_scratch(scratch_bytes);
     for (int64_t worker = begin; worker < end; ++worker)
-      for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) task(i, scratch);
+      for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) {
+        const int64_t first = i == 0 ? 0 : ends[i - 1];
+        batch(plan.tasks.data() + first, ends[i] - first, scratch);
+      }
   });
 }
 
 // Costliest first, so that no thread is left with a long task at the end.
 template <class Task>
-std::vector<Task> by_cost(const std::vector<Task>& tasks, const std::vector<double>& cost) {
-  std::vector<int64_t> order(tasks.size());
+Plan<Task> by_cost(const Plan<Task>& plan) {
+  std::vector<int64_t> order(plan.tasks.size());
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(),
-                   [&](int64_t a, int64_t b) { return cost[a] > cost[b]; });
-  std::vector<Task> sorted;
-  sorted.reserve(tasks.size());
-  for (int64_t i : order) sorted.push_back(tasks[i]);
+                   [&](int64_t a, int64_t b) { return plan.cost[a] > plan.cost[b]; });
+  Plan<Task> sorted;
+  sorted.tasks.reserve(order.size());
+  sorted.cost.reserve(order.size());
+  for (int64_t i : order) sorted.add(plan.tasks[i], plan.cost[i]);
   return sorted;
 }
-
-struct ForwardPlan {
-  std::vector<ForwardTask> tasks;
-  std::vector<double> cost;  // in scores
-};
 
 ForwardPlan cut_forward(const AttentionParams& p, int64_t chunk) {
   constexpr double kPacking = 96;  // a task packs every key it sees, at the cost of so many scores
@@ -93,7 +122,6 @@ ForwardPlan cut_forward(const AttentionParams& p, int64_t chunk) {
     for (int64_t h = 0; h < p.kv_heads; ++h)
       for (int64_t i = 0; i < seq.rows_q; i += chunk) {
         const int64_t end = std::min(i + chunk, seq.rows_q), last = std::min(end, seq.q_end) - 1;
-        plan.tasks.push_back({b, h, i, end});
         double cost = 0;
         if (last >= i) {
           const int64_t prefix = seq.k_prefix - seq.k_begin;
@@ -104,7 +132,7 @@ ForwardPlan cut_forward(const AttentionParams& p, int64_t chunk) {
           const int64_t ends = seen(seq.lo(i), seq.hi(i)) + seen(seq.lo(last), seq.hi(last));
           cost = 0.5 * (last + 1 - i) * group * ends + kPacking * seen(some.lo, some.hi);
         }
-        plan.cost.push_back(cost);
+        plan.add({b, h, i, end}, cost);
       }
   }
   return plan;
@@ -124,7 +152,7 @@ double busiest(std::vector<double> cost, int64_t threads) {
 
 // Long tasks pack few keys anew, short ones keep all threads busy to the end. Results do not depend
 // on how rows are grouped into tasks.
-std::vector<ForwardTask> forward_tasks(const AttentionParams& p, const CpuKernels& kernels) {
+ForwardPlan forward_tasks(const AttentionParams& p, const CpuKernels& kernels) {
   const int64_t threads = at::get_num_threads();
   const auto few = [&](const ForwardPlan& plan) {
     return static_cast<int64_t>(plan.tasks.size()) < 16 * threads;
@@ -136,7 +164,7 @@ std::vector<ForwardTask> forward_tasks(const AttentionParams& p, const CpuKernel
     ForwardPlan finer = cut_forward(p, chunk);
     if (busiest(finer.cost, threads) < busiest(best.cost, threads)) best = std::move(finer);
   }
-  return by_cost(best.tasks, best.cost);
+  return by_cost(best);
 }
 
 std::tuple<Tensor, Tensor, Tensor> cpu_forward(
@@ -187,43 +215,47 @@ std::tuple<Tensor, Tensor, Tensor> cpu_forward(
   p.lse_low = lse_low.mutable_data_ptr();
   const CpuKernels& kernels = cpu_kernels(p.dtype, matmul_precision());
   const auto tasks = forward_tasks(p, kernels);
-  run_tasks(tasks.size(), kernels.forward_scratch(p),
-            [&](int64_t i, void* scratch) { kernels.forward(p, tasks[i], scratch); });
+  run_tasks(tasks, kernels.forward_scratch(p),
+            [&](const ForwardTask* batch, int64_t count, void* scratch) {
+              kernels.forward(p, batch, count, scratch);
+            });
   return {o, lse, lse_low};
 }
 
 // The key tiles of a head come in order, which the turns on dq rely on. As many heads as there are
 // threads go side by side, longest sequences first: then turns are rarely waited for.
-std::vector<BackwardTask> backward_tasks(const AttentionParams& p, const CpuKernels& kernels) {
+Plan<BackwardTask> backward_tasks(const AttentionParams& p, const CpuKernels& kernels) {
   struct Head {
     int64_t seq, kv_head, tiles;
+    double tile_cost;
   };
-  std::vector<Head> heads;
-  std::vector<double> cost;
+  Plan<Head> heads;
   for (int64_t b = 0; b < p.num_seqs; ++b) {
     const Sequence seq(p, b);
     const int64_t tiles =
         std::max<int64_t>(1, ceil_div(seq.k_end - seq.k_begin, kernels.backward_keys));
-    for (int64_t h = 0; h < p.kv_heads; ++h) {
-      heads.push_back({b, h, tiles});
-      cost.push_back(static_cast<double>(tiles) * seq.q_end);
-    }
+    const double group = p.heads / p.kv_heads;
+    const double tile_cost =
+        group * seq.q_end * std::min(seq.k_end - seq.k_begin, kernels.backward_keys);
+    for (int64_t h = 0; h < p.kv_heads; ++h)
+      heads.add({b, h, tiles, tile_cost}, static_cast<double>(tiles) * seq.q_end);
   }
-  heads = by_cost(heads, cost);
-  std::vector<BackwardTask> tasks;
+  const std::vector<Head> sorted = by_cost(heads).tasks;
+  Plan<BackwardTask> plan;
   const size_t side_by_side = at::get_num_threads();
-  for (size_t first = 0; first < heads.size(); first += side_by_side) {
-    const size_t last = std::min(first + side_by_side, heads.size());
+  for (size_t first = 0; first < sorted.size(); first += side_by_side) {
+    const size_t last = std::min(first + side_by_side, sorted.size());
     bool more = true;
     for (int64_t tile = 0; more; ++tile) {
       more = false;
       for (size_t h = first; h < last; ++h) {
-        if (tile < heads[h].tiles) tasks.push_back({heads[h].seq, heads[h].kv_head, tile});
-        more |= tile + 1 < heads[h].tiles;
+        const Head& head = sorted[h];
+        if (tile < head.tiles) plan.add({head.seq, head.kv_head, tile}, head.tile_cost);
+        more |= tile + 1 < head.tiles;
       }
     }
   }
-  return tasks;
+  return plan;
 }
 
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
@@ -313,16 +345,18 @@ Gradients cpu_backward(const Tensor& dout, const OptionalTensor& dlse, const Ten
       kernels.backward_prepare(p, shared, rows[i % blocks].first, i / blocks,
                                rows[i % blocks].second);
   });
-  const auto run = [&](const std::vector<BackwardTask>& tasks) {
-    run_tasks(tasks.size(), kernels.backward_scratch(p, shared),
-              [&](int64_t i, void* scratch) { kernels.backward(p, shared, tasks[i], scratch); });
+  const auto run = [&](const Plan<BackwardTask>& plan) {
+    run_tasks(plan, kernels.backward_scratch(p, shared),
+              [&](const BackwardTask* batch, int64_t count, void* scratch) {
+                kernels.backward(p, shared, batch, count, scratch);
+              });
   };
   const auto tasks = backward_tasks(p, kernels);
   if (added.one_by_one()) {
     for (int64_t b = 0; b < p.num_seqs; ++b) {
-      std::vector<BackwardTask> of_sequence;
-      std::copy_if(tasks.begin(), tasks.end(), std::back_inserter(of_sequence),
-                   [&](const BackwardTask& task) { return task.seq == b; });
+      Plan<BackwardTask> of_sequence;
+      for (size_t i = 0; i < tasks.tasks.size(); ++i)
+        if (tasks.tasks[i].seq == b) of_sequence.add(tasks.tasks[i], tasks.cost[i]);
       run(of_sequence);
     }
   } else {

@@ -142,7 +142,6 @@ struct Backward {
     if (task.tile == 0) zero_hidden_keys(seq, task.kv_head);
     const int64_t k0 = seq.k_begin + task.tile * kKeys, keys = min64(kKeys, seq.k_end - k0);
     if (keys <= 0) return;
-    [[maybe_unused]] typename E::Session session;
     pack(seq, task.kv_head, k0, keys);
     const Span rows = k0 < seq.k_prefix ? Span{0, seq.q_end}
                                         : Span{seq.first_query(k0), seq.last_query(k0 + keys)};
@@ -181,7 +180,7 @@ struct Backward {
         k_rows[j] = visible ? row_at(p.k, p.dtype, p.k_strides, seq.index, kv_head, at) : nullptr;
         v_rows[j] = visible ? row_at(p.v, p.dtype, p.v_strides, seq.index, kv_head, at) : nullptr;
       }
-      engine.put_keys(j0, k_rows, v_rows, p.dtype);
+      engine.put_keys(j0, min64(E::kBlock, keys - j0), k_rows, v_rows, p.dtype);
     }
   }
 
@@ -235,7 +234,7 @@ struct Backward {
     wait_for_head_before(seq, head, tile, index, i0, n);
     // columns that some row sees, rounded out to where the engine can begin and end
     const int64_t begin = (seen.lo - k0) / E::kBegin * E::kBegin;
-    const int64_t end = round_up(seen.hi - k0, E::kBlock);
+    const int64_t end = round_up(seen.hi - k0, E::kEnd);
     const bool masked = by_mask == Sight::kEdge, shaped = has_terms(p);
     const T scale2 = static_cast<T>(__builtin_fabs(p.scale) * kLog2e);
     // rows queries from i, columns [j, last)

@@ -72,6 +72,7 @@ struct RowCover {
 };
 
 // The same where a vector of scores belongs to one key and kWidth queries: engine.column(i, j).
+// Those past the last query are of no account.
 template <class E>
 struct ColumnCover {
   using V = typename E::V;
@@ -96,7 +97,7 @@ struct ColumnCover {
       add_mask(min64(end, keys), masked,
                [&](auto x, int64_t, int64_t) { return V::mul(x, V::set1(scale2)); });
     }
-    if (n % kWidth || end > keys || !seq.view(i0, i0 + n).all_see(k0 + begin, k0 + end))
+    if (end > keys || !seq.view(i0, i0 + n).all_see(k0 + begin, k0 + end))
       for (int64_t i = 0; i < n; i += kWidth) hide_outside(i);
     return scaled;
   }
@@ -124,7 +125,7 @@ struct ColumnCover {
                       min64(kWidth, last - j));
           V::transpose(rows, kWidth, columns, kWidth);
         }
-        for (int64_t c = 0; c < kWidth; ++c) {
+        for (int64_t c = 0; c < min64(kWidth, end - j); ++c) {
           T* x = engine.column(i, j + c);
           const auto bias = by_key ? V::set1(mask_row[j + c]) : V::load(columns + c * kWidth);
           V::store(x, V::hidden_where_hidden(V::add(shape(V::load(x), i, j + c), bias), bias));
@@ -132,7 +133,7 @@ struct ColumnCover {
       }
   }
 
-  // kWidth queries from i: where all see a key nothing is done, past the last query all is hidden.
+  // kWidth queries from i; where all see a key nothing is done.
   void hide_outside(int64_t i) const {
     const int64_t rows = min64(kWidth, n - i), prefix = clamp(seq.k_prefix - k0, begin, end);
     const Span all = seq.view(i0 + i, i0 + i + rows).all;
@@ -141,9 +142,7 @@ struct ColumnCover {
     for (int64_t r = rows; r < kWidth; ++r) lo[r] = hi[r] = static_cast<int32_t>(end);
     for (int64_t j = begin; j < end; ++j) {
       T* x = engine.column(i, j);
-      if (rows < kWidth && j < prefix)
-        for (int64_t r = rows; r < kWidth; ++r) x[r] = -kInf;
-      if (j < prefix || (rows == kWidth && j + k0 >= all.lo && j + k0 < all.hi)) continue;
+      if (j < prefix || (j + k0 >= all.lo && j + k0 < all.hi)) continue;
       V::store(x, V::hidden_outside(V::load(x), static_cast<int32_t>(j), lo, hi));
     }
   }

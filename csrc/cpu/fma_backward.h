@@ -16,8 +16,8 @@ struct FmaBackward {
   static constexpr bool kDelayed = false;             // differentiate leaves nothing for later
   static constexpr int64_t kRows = V::kBackwardRows;  // queries of a block
   static constexpr int64_t kKeys = V::kBackwardKeys;  // keys of a tile
-  static constexpr int64_t kBlock = V::kWidth;        // keys packed at a time, columns of a block
-  static constexpr int64_t kBegin = V::kStrip;        // where columns may begin
+  static constexpr int64_t kBlock = V::kWidth;        // keys packed at a time
+  static constexpr int64_t kBegin = V::kStrip, kEnd = V::kWidth;  // where columns may begin and end
 
   const int64_t head_dim, width;  // width: head_dim padded to the vector
   T *kt, *vt, *k;                 // K^T and V^T in strips, K (kKeys, width): 32 KB each at D 64
@@ -62,7 +62,8 @@ struct FmaBackward {
   }
 
   // Keys [j0, j0 + kBlock) of the tile; a null row is hidden from all and packed as zeros.
-  void put_keys(int64_t j0, const void* const* k_rows, const void* const* v_rows, DType dtype) {
+  void put_keys(int64_t j0, int64_t /*n*/, const void* const* k_rows, const void* const* v_rows,
+                DType dtype) {
     T* v_staged = s;
     for (int64_t j = 0; j < kBlock; ++j) {
       load_row_or_zeros<V>(k + (j0 + j) * width, k_rows[j], dtype, head_dim);

@@ -14,12 +14,12 @@ struct FmaForward {
   using T = typename V::T;
   struct Session {};  // nothing to set up for a task
   using Cover = RowCover<FmaForward>;
-  static constexpr int64_t kRows = V::kForwardRows;  // queries of a tile
-  static constexpr int64_t kKeys = V::kForwardKeys;  // keys of a tile
-  static constexpr int64_t kAligned = kKeys;         // panels begin at multiples of it
-  static constexpr int64_t kBlock = V::kWidth;       // keys packed at a time, columns of a tile
-  static constexpr int64_t kBegin = V::kStrip;       // where columns may begin
-  static constexpr int64_t kChunk = 384;             // queries of a task, all heads of a group
+  static constexpr int64_t kRows = V::kForwardRows;               // queries of a tile
+  static constexpr int64_t kKeys = V::kForwardKeys;               // keys of a tile
+  static constexpr int64_t kAligned = kKeys;                      // panels begin at multiples of it
+  static constexpr int64_t kBlock = V::kWidth;                    // keys packed at a time
+  static constexpr int64_t kBegin = V::kStrip, kEnd = V::kWidth;  // where columns may begin and end
+  static constexpr int64_t kChunk = 384;  // queries of a task, all heads of a group
 
   const int64_t head_dim, width;  // width: head_dim padded to the vector
   T* q;                           // (rows, width): 384 x 64 x 4 bytes = 96 KB in L2
@@ -45,11 +45,11 @@ struct FmaForward {
   T* segment(int64_t row, int64_t key) { return s + row * kKeys + key; }
   T* cap_slope(int64_t, int64_t) { return nullptr; }  // for the backward pass
 
-  // kRows queries from row r; a null row becomes zeros.
-  void put_queries(int64_t r, const void* const* rows, DType dtype, bool negate) {
-    for (int64_t i = 0; i < kRows; ++i) {
+  // n queries from row r, at most kRows
+  void put_queries(int64_t r, int64_t n, const void* const* rows, DType dtype, bool negate) {
+    for (int64_t i = 0; i < n; ++i) {
       T* dst = q + (r + i) * width;
-      load_row_or_zeros<V>(dst, rows[i], dtype, head_dim);
+      load_row<V>(dst, rows[i], dtype, head_dim);
       if (negate) negate_row<V>(dst, width);
     }
   }
@@ -57,7 +57,8 @@ struct FmaForward {
   void begin_panel() { finite = true; }
 
   // Keys [j0, j0 + kBlock) of the panel; a null row is hidden from all and packed as zeros.
-  void put_keys(int64_t j0, const void* const* k_rows, const void* const* v_rows, DType dtype) {
+  void put_keys(int64_t j0, int64_t /*n*/, const void* const* k_rows, const void* const* v_rows,
+                DType dtype) {
     T* rows = s;  // k on its way to being transposed
     for (int64_t j = 0; j < kBlock; ++j) {
       load_row_or_zeros<V>(rows + j * width, k_rows[j], dtype, head_dim);

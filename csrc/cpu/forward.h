@@ -63,7 +63,6 @@ struct Forward {
     const int64_t row1 = min64(task.row1, max64(task.row0, seq.q_end)), rows = row1 - task.row0;
     write_empty(seq, task, row1);
     if (rows == 0) return;
-    [[maybe_unused]] typename E::Session session;
     head_rows = round_up(rows, kRows);
     load_queries(seq, task, rows);
     const Span some = seq.view(task.row0, row1).some;
@@ -89,11 +88,12 @@ struct Forward {
   void load_queries(const Sequence& seq, const ForwardTask& task, int64_t rows) {
     for (int64_t g = 0; g < group; ++g)
       for (int64_t i0 = 0; i0 < rows; i0 += kRows) {
-        const void* q_rows[kRows] = {};
-        for (int64_t i = 0; i < min64(kRows, rows - i0); ++i)
+        const void* q_rows[kRows];
+        const int64_t n = min64(kRows, rows - i0);
+        for (int64_t i = 0; i < n; ++i)
           q_rows[i] = row_at(p.q, p.dtype, p.q_strides, seq.index, task.kv_head * group + g,
                              seq.q_row0 + task.row0 + i0 + i);
-        engine.put_queries(g * head_rows + i0, q_rows, p.dtype, p.scale < 0);
+        engine.put_queries(g * head_rows + i0, n, q_rows, p.dtype, p.scale < 0);
         if (p.dropout_threshold)
           Dropout(p, seq.index, task.kv_head * group + g)
               .rows<V>(task.row0 + i0, kRows, draws.at(g * head_rows + i0));
@@ -121,7 +121,7 @@ struct Forward {
         v_rows[j] =
             visible ? row_at(p.v, p.dtype, p.v_strides, seq.index, task.kv_head, row) : nullptr;
       }
-      engine.put_keys(j0, k_rows, v_rows, p.dtype);
+      engine.put_keys(j0, min64(E::kBlock, keys - j0), k_rows, v_rows, p.dtype);
     }
   }
 
@@ -180,13 +180,15 @@ struct Forward {
       if (seen.empty() || mask == Sight::kNone) continue;
       const bool masked = mask == Sight::kEdge;
       // columns that some row sees, rounded out to where the engine can begin and end
+      const int64_t begin = (seen.lo - key) / E::kBegin * E::kBegin;
+      const int64_t column_end = round_up(seen.hi - key, E::kEnd);
       steps[count++] = {
           index + at / kKeys,
           at,
           step_keys,
-          (seen.lo - key) / E::kBegin * E::kBegin,
-          round_up(seen.hi - key, E::kBlock),
-          masked || shaped || step_keys % E::kBlock != 0 || !view.all_see(key, key + step_keys),
+          begin,
+          column_end,
+          masked || shaped || column_end > step_keys || !view.all_see(key, key + step_keys),
           masked};
     }
     return count;
@@ -216,21 +218,27 @@ struct Forward {
   void write(const Sequence& seq, const ForwardTask& task, int64_t rows) {
     const T kept = static_cast<T>(kept_scale(p));
     for (int64_t g = 0; g < group; ++g)
-      for (int64_t i = 0; i < rows; ++i) {
-        const int64_t head = task.kv_head * group + g, r = g * head_rows + i;
-        const bool empty = l[r] == 0;
-        const T norm = empty ? 1 : l[r];
-        void* to = o_at(seq, head, task.row0 + i);
-        const T* from = engine.output(o, r);
-        if (dtype_size(p.dtype) == 2) {  // a reciprocal's error is far below that of 16 bits
-          const auto factor = V::set1(kept / norm);
-          store_row<V>(to, from, p.dtype, p.head_dim, [&](auto x) { return V::mul(x, factor); });
-        } else {
-          const auto divisor = V::set1(norm), factor = V::set1(kept);
-          store_row<V>(to, from, p.dtype, p.head_dim,
-                       [&](auto x) { return V::mul(V::div(x, divisor), factor); });
+      for (int64_t i0 = 0; i0 < rows; i0 += V::kWidth) {
+        const int64_t head = task.kv_head * group + g, r0 = g * head_rows + i0;
+        double logs[V::kWidth];
+        for (int64_t i = 0; i < V::kWidth; ++i) logs[i] = log_of(l[r0 + i]);
+        for (int64_t i = 0; i < min64(V::kWidth, rows - i0); ++i) {
+          const T sum = l[r0 + i];
+          const bool empty = sum == 0;
+          const T norm = empty ? 1 : sum;
+          void* to = o_at(seq, head, task.row0 + i0 + i);
+          const T* from = engine.output(o, r0 + i);
+          if (dtype_size(p.dtype) == 2) {  // a reciprocal's error is far below that of 16 bits
+            const auto factor = V::set1(kept / norm);
+            store_row<V>(to, from, p.dtype, p.head_dim, [&](auto x) { return V::mul(x, factor); });
+          } else {
+            const auto divisor = V::set1(norm), factor = V::set1(kept);
+            store_row<V>(to, from, p.dtype, p.head_dim,
+                         [&](auto x) { return V::mul(V::div(x, divisor), factor); });
+          }
+          put_lse(seq, head, task.row0 + i0 + i,
+                  empty ? TwoPart<T>{-kInf, 0} : natural(m[r0 + i], sum, logs[i]));
         }
-        put_lse(seq, head, task.row0 + i, empty ? TwoPart<T>{-kInf, 0} : natural(m[r], l[r]));
       }
   }
 };

@@ -59,12 +59,13 @@ struct CpuKernels {
   int64_t vector;                                    // dq_acc rows are padded to a multiple of this
   int64_t (*forward_chunk)(const AttentionParams&);  // query rows of a forward task
   size_t (*forward_scratch)(const AttentionParams&);  // bytes, 64-byte aligned
-  void (*forward)(const AttentionParams&, const ForwardTask&, void* scratch);
+  // So many tasks, one after another
+  void (*forward)(const AttentionParams&, const ForwardTask*, int64_t count, void* scratch);
   size_t (*backward_scratch)(const AttentionParams&, const BackwardShared&);
   void (*backward_prepare)(const AttentionParams&, const BackwardShared&, int64_t seq, int64_t head,
                            int64_t block);
-  void (*backward)(const AttentionParams&, const BackwardShared&, const BackwardTask&,
-                   void* scratch);
+  void (*backward)(const AttentionParams&, const BackwardShared&, const BackwardTask*,
+                   int64_t count, void* scratch);
   int64_t (*peak_loop)(int64_t steps);  // multiplies and adds in registers; returns the FLOP done
   // tokens [begin, end), at most kRotaryTokens, of a sequence
   void (*rotary)(const RotaryParams&, int64_t seq, int64_t begin, int64_t end, void* scratch);

@@ -20,13 +20,19 @@ clinattn::CpuKernels make_kernels(const char* name, int64_t (*peak_loop)(int64_t
       Backward<B>::kWidth,
       Forward<F>::chunk,
       Forward<F>::scratch,
-      [](const AttentionParams& p, const ForwardTask& t, void* scratch) {
-        Forward<F>(p, scratch).run(t);
+      [](const AttentionParams& p, const ForwardTask* tasks, int64_t count, void* scratch) {
+        [[maybe_unused]] typename F::Session session;
+        Forward<F> forward(p, scratch);
+        for (int64_t i = 0; i < count; ++i) forward.run(tasks[i]);
       },
       Backward<B>::scratch,
       Backward<B>::prepare,
-      [](const AttentionParams& p, const BackwardShared& shared, const BackwardTask& t,
-         void* scratch) { Backward<B>(p, shared, scratch).run(t); },
+      [](const AttentionParams& p, const BackwardShared& shared, const BackwardTask* tasks,
+         int64_t count, void* scratch) {
+        [[maybe_unused]] typename B::Session session;
+        Backward<B> backward(p, shared, scratch);
+        for (int64_t i = 0; i < count; ++i) backward.run(tasks[i]);
+      },
       peak_loop,
       [](const RotaryParams& p, int64_t seq, int64_t begin, int64_t end, void* scratch) {
         Rotary<typename F::V>(p, scratch).run(seq, begin, end);
