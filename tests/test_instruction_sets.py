@@ -41,6 +41,15 @@ LONG = [
     Case("long-mask-grad-rows", batch=2, nq=280, mask="float:bhq1", mask_grad=True, softcap=2.0),
 ]
 
+# Sequences that end at every place in a tile of queries and of keys
+SHORT = [
+    Case("short", nq=tuple(range(1, 70)), dim=24, heads=2, kv_heads=1),
+    Case("short-causal", nq=tuple(range(1, 131, 7)), dim=40, causal=True),
+    Case("short-window", nq=tuple(range(1, 131, 6)), dim=33, window=(9, 4)),
+    Case("short-softcap", nq=tuple(range(1, 70, 3)), dim=17, softcap=3.0, alibi="h"),
+    Case("short-dropout", nq=tuple(range(1, 70, 3)), dim=64, dropout=0.3),
+]
+
 
 @functools.cache
 def problem_of(case, dtype):
@@ -84,7 +93,7 @@ def test_matches_truth(case, dtype, instruction_set):
 
 
 @sets_and_their_dtypes
-@pytest.mark.parametrize("case", LONG, ids=str)
+@pytest.mark.parametrize("case", [*SHORT, *LONG], ids=str)
 def test_across_tiles(case, dtype, instruction_set):
     problem = problem_of(case, dtype)
     problem.check(problem.run("cpu"))
@@ -179,6 +188,44 @@ def test_same_bits_packed_and_left_padded(keywords, dtype, instruction_set):
     for b, (p, expected) in enumerate(zip(pad, alone, strict=True)):
         for x, y in zip(results, expected, strict=True):
             assert torch.equal(x[b, :, p:], y[0])
+
+
+@sets_and_their_dtypes
+@pytest.mark.parametrize("keywords", [{}, {"is_causal": True}, {"window": (9, 4)}], ids=str)
+def test_same_bits_of_every_short_length(keywords, dtype, instruction_set):
+    """Alone, among others, padded behind lengths and behind a mask of keys; NaN in the padding."""
+    lengths = torch.arange(1, 131)
+    members = [draw(dtype, 1, 1, n, 19) for n in lengths.tolist()]
+    alone = [evaluate(*member, **keywords) for member in members]
+
+    packed = [torch.cat([m[i][0, 0] for m in members])[:, None] for i in range(4)]
+    cu_seqlens = torch.cat([torch.zeros(1), lengths.cumsum(0)]).int()
+    results = evaluate(*packed, cu_seqlens_q=cu_seqlens, **keywords)
+    together = [x[0] if i == 1 else x[:, 0] for i, x in enumerate(results)]
+    for i, x in enumerate(together):
+        for part, expected in zip(x.split(lengths.tolist()), alone, strict=True):
+            assert torch.equal(part, expected[i][0, 0])
+
+    rows = torch.nn.utils.rnn.pad_sequence
+    padded = [rows([m[i][0, 0] for m in members], True, torch.nan)[:, None] for i in range(4)]
+    by_lengths = evaluate(*padded, kv_lengths=lengths, q_lengths=lengths, **keywords)
+    there = torch.arange(130) < lengths[:, None]
+    q, k, v, do = padded
+    by_mask = evaluate(
+        q.nan_to_num(), k, v, do.nan_to_num(), attn_mask=there[:, None, None, :], **keywords
+    )
+    for results in (by_lengths, by_mask):
+        for b, expected in enumerate(alone):
+            for x, y in zip(results, expected, strict=True):
+                assert torch.equal(x[b, :, : b + 1], y[0])
+
+
+@sets_and_their_dtypes
+def test_same_bits_of_a_row_among_fewer(dtype, instruction_set):
+    q, k, v, _ = draw(dtype, 1, 1, 70, 19)
+    every = fused_attention(q, k, v, backend="cpu")
+    for n in range(1, 71):
+        assert torch.equal(fused_attention(q[:, :, :n], k, v, backend="cpu"), every[:, :, :n])
 
 
 def test_torch_keeps_its_bits(instruction_set):

@@ -21,7 +21,7 @@ struct AmxBackward {
   static constexpr int64_t kBlock = 32;   // keys packed at a time
   static constexpr int64_t kBegin = 32, kEnd = 2;            // where columns may begin and end
   static constexpr int64_t kSlice = kParts == 1 ? 128 : 64;  // keys whose p and ds are kept at once
-  static constexpr int64_t kWeightPart = kRows * kSlice;     // elements of a part of p or ds
+  static constexpr int64_t kWeights = kParts * kRows * kSlice;  // elements of p or ds
   // Of more than one part a slice is summed beside the next one's gradients. Of one part there are
   // more vector instructions than products for them to stand beside: it is summed at once, while p
   // and ds are in L1.
@@ -29,8 +29,8 @@ struct AmxBackward {
   static constexpr int64_t kHalves = kBeside ? 2 : 1;  // slices, and blocks of queries, kept
 
   const int64_t head_dim, width;  // width: head_dim padded to two tiles
-  // Tile by tile, parts outermost; sizes at D 64 and one part. That is 0.7 MB of L2; of three parts
-  // 1.5 MB, and more than L2 holds at D 128.
+  // Tile by tile, the parts of a tile side by side; sizes at D 64 and one part. That is 0.7 MB of
+  // L2; of three parts 1.5 MB, and more than L2 holds at D 128.
   Bf16 *k, *v, *kt;             // K and V (keys, d), K^T (d, keys) as A operands: 64 KB each
   Bf16 *q, *dout;               // Q^T and dO^T (d, queries) as B operands: 16 KB each
   Bf16 *q_pairs, *dout_pairs;   // Q and dO (queries, d) as B operands: 16 KB each, kHalves
@@ -66,9 +66,9 @@ struct AmxBackward {
     dout_pairs = a.take<Bf16>(kHalves * kParts * kRows * width);
     s_all = a.take<float>(3 * 32 * 32);
     dp_all = a.take<float>(3 * 32 * 32);
-    p = a.take<Bf16>(kHalves * kParts * kWeightPart);
-    ds = a.take<Bf16>(kHalves * kParts * kWeightPart);
-    ds_pairs = a.take<Bf16>(kHalves * kParts * kWeightPart);
+    p = a.take<Bf16>(kHalves * kWeights);
+    ds = a.take<Bf16>(kHalves * kWeights);
+    ds_pairs = a.take<Bf16>(kHalves * kWeights);
     dk = a.take<float>(kKeys * width);
     dv = a.take<float>(kKeys * width);
     dqt = a.take<float>(kRows * width);
@@ -85,27 +85,27 @@ struct AmxBackward {
 
   // 16 keys, 32 d
   Bf16* key_tile(Bf16* base, int64_t part, int64_t key, int64_t d) {
-    return base + ((part * kKeys + key) / 16 * (width / 32) + d / 32) * kTile;
+    return base + ((key / 16 * (width / 32) + d / 32) * kParts + part) * kTile;
   }
   // 16 d, 32 keys
   Bf16* kt_tile(int64_t part, int64_t key, int64_t d) {
-    return kt + ((part * width + d) / 16 * (kKeys / 32) + key / 32) * kTile;
+    return kt + ((key / 32 * (width / 16) + d / 16) * kParts + part) * kTile;
   }
   // 32 d, 16 queries
   Bf16* query_tile(Bf16* base, int64_t part, int64_t i, int64_t d) {
-    return base + ((part * kRows + i) / 16 * (width / 32) + d / 32) * kTile;
+    return base + ((i / 16 * (width / 32) + d / 32) * kParts + part) * kTile;
   }
   // 32 queries, 16 d
   Bf16* query_pair_tile(Bf16* base, int64_t part, int64_t i, int64_t d) {
-    return base + ((part * kRows + i) / 32 * (width / 16) + d / 16) * kTile;
+    return base + ((i / 32 * (width / 16) + d / 16) * kParts + part) * kTile;
   }
   // 16 keys of the slice, 32 queries
   static Bf16* weight_tile(Bf16* base, uint64_t part, uint64_t key, uint64_t i) {
-    return base + ((part * kSlice + key) / 16 * (kRows / 32) + i / 32) * kTile;
+    return base + ((key / 16 * (kRows / 32) + i / 32) * kParts + part) * kTile;
   }
   // 32 keys of the slice, 16 queries
   static Bf16* ds_pair_tile(Bf16* base, uint64_t part, uint64_t key, uint64_t i) {
-    return base + ((part * kRows + i) / 16 * (kSlice / 32) + key / 32) * kTile;
+    return base + ((i / 16 * (kSlice / 32) + key / 32) * kParts + part) * kTile;
   }
   // 32 keys, 32 d as 2 x 2 tiles
   float* gradient_block(float* base, int64_t key, int64_t d) {
@@ -135,7 +135,7 @@ struct AmxBackward {
                                  head_dim, width, false));
     for (int64_t j = 0; j < n; ++j) {
       const int64_t line = j % 16 * 32;
-      values.add(split_row<kParts>({key_tile(v, 0, j0 + j, 0) + line, kKeys * width, kTile},
+      values.add(split_row<kParts>({key_tile(v, 0, j0 + j, 0) + line, kTile, kParts * kTile},
                                    v_rows[j], dtype, head_dim, width, false));
       for (int64_t part = 0; part < kParts; ++part)
         for (int64_t d = 0; d < width; d += 32)
@@ -154,9 +154,9 @@ struct AmxBackward {
 
   void put_row(int64_t i, const void* q_row, const void* do_row, DType dtype, bool negate,
                float lse2, float low, float row_delta) {
-    queries.add(split_row<kParts>({stage + i * width, kRows * width, 32}, q_row, dtype, head_dim,
+    queries.add(split_row<kParts>({stage + i * kParts * width, width, 32}, q_row, dtype, head_dim,
                                   width, negate));
-    gradients.add(split_row<kParts>({stage2 + i * width, kRows * width, 32}, do_row, dtype,
+    gradients.add(split_row<kParts>({stage2 + i * kParts * width, width, 32}, do_row, dtype,
                                     head_dim, width, false));
     offset[i] = lse2;
     fraction[i] = low;
@@ -186,18 +186,19 @@ struct AmxBackward {
       put_row(i, nullptr, nullptr, DType::kFloat32, false, __builtin_inff(), 0, 0);
     split_normalisers(rows);
     for (int64_t part = 0; part < kParts; ++part) {
-      const Bf16 *q_rows = stage + part * kRows * width, *do_rows = stage2 + part * kRows * width;
+      const int64_t ld = kParts * width;
+      const Bf16 *q_rows = stage + part * width, *do_rows = stage2 + part * width;
       for (int64_t i = 0; i < n; i += 16)
         for (int64_t d = 0; d < width; d += 32) {
-          pack_transposed(query_tile(q, part, i, d), q_rows + i * width + d, width);
-          pack_transposed(query_tile(dout, part, i, d), do_rows + i * width + d, width);
+          pack_transposed(query_tile(q, part, i, d), q_rows + i * ld + d, ld);
+          pack_transposed(query_tile(dout, part, i, d), do_rows + i * ld + d, ld);
         }
       for (int64_t i = 0; i < rows; i += 32)
         for (int64_t d = 0; d < width; d += 16) {
           pack_paired<true>(query_pair_tile(pairs_of_block(q_pairs), part, i, d),
-                            q_rows + i * width + d, width);
+                            q_rows + i * ld + d, ld);
           pack_paired<true>(query_pair_tile(pairs_of_block(dout_pairs), part, i, d),
-                            do_rows + i * width + d, width);
+                            do_rows + i * ld + d, ld);
         }
     }
   }
@@ -247,16 +248,15 @@ struct AmxBackward {
     const int64_t count = ahead.rows / 32 * ((ahead.end - begin) / 32);
     int64_t waiting = -1;  // the block whose dp is not stored yet
     const auto multiply = [&](int64_t b, auto& work) {
-      const int64_t next = width / 32 * kTile;
-      const int64_t key_part = kKeys * width, query_part = kRows * width;
+      const int64_t step = kParts * kTile, next = width / 32 * step;
       const bool two_keys = ahead.columns() > 16, two_queries = ahead.seen_rows() > 16;
       summing.template multiply<false, true>(
-          {key_tile(k, 0, ahead.j, 0), next, key_part, kTile, two_keys},
-          {query_tile(q, 0, ahead.i, 0), next, query_part, kTile, two_queries}, width / 32,
+          {key_tile(k, 0, ahead.j, 0), next, kTile, step, two_keys},
+          {query_tile(q, 0, ahead.i, 0), next, kTile, step, two_queries}, width / 32,
           s_all + b % 3 * 1024, work);
       summing.template multiply<false, true>(
-          {key_tile(v, 0, ahead.j, 0), next, key_part, kTile, two_keys},
-          {query_tile(dout, 0, ahead.i, 0), next, query_part, kTile, two_queries}, width / 32,
+          {key_tile(v, 0, ahead.j, 0), next, kTile, step, two_keys},
+          {query_tile(dout, 0, ahead.i, 0), next, kTile, step, two_queries}, width / 32,
           dp_all + b % (1 + kHalves) * 1024, work);
       waiting = b;
       ahead.next();
@@ -330,7 +330,7 @@ struct AmxBackward {
   }
 
   Slice make_slice(const Place& at, int64_t n, bool skip_rows, bool skip_keys) {
-    const int64_t half = slices++ % kHalves * (kParts * kWeightPart);
+    const int64_t half = slices++ % kHalves * (kWeights);
     return {at.at,
             at.j0(),
             at.j1(),

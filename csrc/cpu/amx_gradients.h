@@ -112,12 +112,12 @@ struct AmxGradients {
           rp[x / 2][x % 2] = take_part<kParts>(p[x / 2][x % 2], part);
           rg[x / 2][x % 2] = take_part<kParts>(g[x / 2][x % 2], part);
         }
-        const int64_t next = part * E::kWeightPart;
+        const int64_t next = part * kTile;
 #pragma GCC unroll 2
         for (int h = 0; h < 2; ++h) {
           _mm512_storeu_si512(p_line + next + 32 * h, alternate(rp[0][h], rp[1][h]));
           _mm512_storeu_si512(ds_line + next + 32 * h, alternate(rg[0][h], rg[1][h]));
-          _mm512_storeu_si512(pair_line + next + h * (E::kSlice / 32 * kTile),
+          _mm512_storeu_si512(pair_line + next + h * (E::kSlice / 32 * kParts * kTile),
                               alternate(rg[h][0], rg[h][1]));
         }
       }

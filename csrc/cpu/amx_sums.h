@@ -14,6 +14,7 @@ class AmxSums {
   // Of one part the sums of dk and dv go on where they stand; of more, sums that start at 0 are
   // added later, with half the error.
   static constexpr bool kInPlace = kParts == 1;
+  static constexpr int64_t kNext = kParts * kTile;  // from a tile, all its parts, to the next
 
   E& e;
   Slice summed{};                  // the slice at hand,
@@ -65,17 +66,16 @@ class AmxSums {
       float* c = kInPlace ? to : e.sums + sum % 3 * 1024;
       const bool two = summed.columns_end - key > 16;
       multiply<kInPlace>({e.weight_tile(of_v ? summed.p : summed.ds, 0, key - summed.at, 0),
-                          E::kRows / 32 * kTile, E::kWeightPart, kTile, two},
+                          E::kRows / 32 * kNext, kTile, kNext, two},
                          {e.query_pair_tile(of_v ? summed.dout_pairs : summed.q_pairs, 0, 0, d),
-                          kTile, E::kRows * e.width, e.width / 16 * kTile},
+                          kNext, kTile, e.width / 16 * kNext},
                          steps, c, work);
       if (!kInPlace) fresh = {c, to, two ? 64 : 32};
       if ((key += 32) == summed.j1) key = summed.j0, d += 32;
     } else {
-      const Operand left{e.kt_tile(0, summed.j0, d), E::kKeys / 32 * kTile, E::kKeys * e.width,
-                         kTile};
+      const Operand left{e.kt_tile(0, summed.j0, d), kNext, kTile, e.width / 16 * kNext};
       const Operand right{e.ds_pair_tile(summed.ds_pairs, 0, summed.j0 - summed.at, query),
-                          E::kSlice / 32 * kTile, E::kWeightPart, kTile, summed.n - query > 16};
+                          E::kSlice / 32 * kNext, kTile, kNext, summed.n - query > 16};
       if (summed.first) {
         multiply<false>(left, right, steps, e.dqt_block(query, d), work);
       } else {
