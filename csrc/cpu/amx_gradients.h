@@ -52,17 +52,21 @@ struct AmxGradients {
   void operator()() { units(shares.next()); }
   void finish() { units(there); }
 
+  // Keys that are not there: to the end of their tile of p and ds, whose next one is not
+  // multiplied, and of all pairs of ds.
   void clear() {
-    for (int64_t part = 0; part < kParts; ++part)
-      for (int64_t j = key + 2 * there; j < key + 32; ++j) {
-        const int64_t line = j % 16 * 32;
-        for (Bf16* base : {slice.p, slice.ds})
-          _mm512_storeu_si512(E::weight_tile(base, part, j, row) + line, _mm512_setzero_si512());
-        if (j % 2) continue;
-        for (int64_t i = 0; i < 32; i += 16)
-          _mm512_storeu_si512(E::ds_pair_tile(slice.ds_pairs, part, j, row + i) + j % 32 * 16,
-                              _mm512_setzero_si512());
+    const __m512i zero = _mm512_setzero_si512();
+    const int64_t first = 2 * there;
+    for (int64_t part = 0; part < kParts; ++part) {
+      for (Bf16* base : {slice.p, slice.ds}) {
+        Bf16* tile = E::weight_tile(base, part, key + first, row);
+        for (int64_t j = first % 16; j % 16; ++j) _mm512_storeu_si512(tile + j * 32, zero);
       }
+      for (int64_t half = 0; half <= two_queries; ++half) {
+        Bf16* pairs = E::ds_pair_tile(slice.ds_pairs, part, key, row + 16 * half);
+        for (int64_t pair = there; pair < 16; ++pair) _mm512_storeu_si512(pairs + pair * 32, zero);
+      }
+    }
   }
 
   void units(int64_t until) {
