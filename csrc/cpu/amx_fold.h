@@ -28,6 +28,7 @@ class AmxFold {
     __m512 m[2], offset[2], l[2];  // offset: -m, or 0 for a query that has seen nothing
     __mmask16 there[2];            // the rest of the last 16 is computed, too, and never looked at
     int64_t halves;                // of 16
+    bool fresh;                    // o is 0
     const Bf16* q;
     float *m_out, *l_out, *o;
     Hide hide;
@@ -47,6 +48,7 @@ class AmxFold {
     int64_t index, at, first, last;
     bool edge;
     Bf16* p;
+    bool fresh;  // its p v is the first that o gets
   };
   // Blocks in flight, the group that gathers weights and the one that is multiplied have five
   // tiles of queries at most.
@@ -89,6 +91,7 @@ class AmxFold {
       q.l[i] = V::zero();
       q.refer(i, V::load(m + 16 * i));
     }
+    q.fresh = unseen(q, 0) == q.there[0] && unseen(q, 1) == q.there[1];
     for (int64_t i = 0; i < count; ++i) push(steps[i], &q);
   }
 
@@ -173,8 +176,8 @@ class AmxFold {
     const int64_t index = block.step.index, in_group = index % kGroup;
     if (gathering && (group.queries != block.queries || group.index != index / kGroup)) close();
     if (!gathering) {
-      group = {block.queries, index / kGroup, block.step.at - in_group * kKeys,  in_group,
-               in_group - 1,  false,          e.weights(group.p != e.weights(1))};
+      group = {block.queries, index / kGroup, block.step.at - in_group * kKeys,   in_group,
+               in_group - 1,  false,          e.weights(group.p != e.weights(1)), false};
       gathering = true;
     }
     Queries& q = *block.queries;
@@ -315,6 +318,8 @@ class AmxFold {
       q.l[i] = V::zero();
     }
     weighed = group;
+    weighed.fresh = q.fresh;
+    q.fresh = false;
     piece = 0;
     gathering = false;
     if ((group.edge && !e.values.finite) || too_small(e.values.size())) {
@@ -330,14 +335,15 @@ class AmxFold {
     const Group& g = weighed;
     const int64_t blocks = g.last + 1 - g.first, d = piece;
     float* o = g.queries->o + d * 32;
-    float* c = kInPlace ? o : e.sums + pieces++ % 2 * 1024;
+    const bool at_once = kInPlace || g.fresh;
+    float* c = at_once ? o : e.sums + pieces++ % 2 * 1024;
     multiply<kInPlace>({e.v_tile(0, g.at + g.first * kKeys, d), kParts * kTile, kTile,
                         e.width / 16 * kParts * kTile},
                        {e.p_tile(g.p, 0, 0, g.first), kParts * kTile, kTile, 2 * kParts * kTile,
                         g.queries->halves > 1},
                        blocks, c, blocks * kUnits / (e.width / 16));
     stored = asked;
-    if (!kInPlace) fresh = {c, o};
+    if (!at_once) fresh = {c, o};
     piece += 32;
   }
 
