@@ -1,7 +1,7 @@
 """The encoder here against transformers' own with torch's SDPA: same weights, same batch of notes.
 
-    python bench/against_transformers.py                         every case at six layers
-    python bench/against_transformers.py -k deep --layers 99     a few notes at full depth
+    python bench/against_transformers.py                         every case
+    python bench/against_transformers.py -k "bf16 notes"         those with both words
     python bench/against_transformers.py --json FILE             keep the rows
 
 Lengths are of discharge notes, at evenly spaced quantiles, and for BERT of its inputs: notes cut at
@@ -51,23 +51,23 @@ class Case:
     inputs: str
     cap: int
     rows: int
+    layers: int
     target: float
 
     def __str__(self) -> str:
-        deep = " deep" if self.rows < 8 else ""
-        return f"{self.preset} {self.dtype} {self.inputs} cap {self.cap}{deep}"
+        return f"{self.preset} {self.dtype} {self.inputs} cap {self.cap} layers {self.layers}"
 
 
 MODERNBERT, BERT = "bioclinical-modernbert-base", "clinicalbert"
 CASES = (
-    Case(MODERNBERT, "fp32", "notes", 4096, 8, 1.8),
-    Case(MODERNBERT, "bf16", "notes", 4096, 8, 2.0),
-    Case(MODERNBERT, "fp32", "notes", 8192, 16, 3.0),
-    Case(MODERNBERT, "bf16", "notes", 8192, 16, 3.0),
-    Case(MODERNBERT, "fp32", "notes", 4096, 4, 1.8),
-    Case(MODERNBERT, "bf16", "notes", 4096, 4, 2.0),
+    Case(MODERNBERT, "fp32", "notes", 4096, 8, 6, 1.8),
+    Case(MODERNBERT, "bf16", "notes", 4096, 8, 6, 2.0),
+    Case(MODERNBERT, "fp32", "notes", 4096, 4, 22, 1.8),
+    Case(MODERNBERT, "bf16", "notes", 4096, 4, 22, 2.0),
+    Case(MODERNBERT, "fp32", "notes", 8192, 16, 6, 3.0),
+    Case(MODERNBERT, "bf16", "notes", 8192, 16, 6, 3.0),
     *(
-        Case(BERT, dtype, inputs, 512, 32, 1.3)
+        Case(BERT, dtype, inputs, 512, 32, 6, 1.3)
         for inputs in ("notes", "chunks", "timelines")
         for dtype in DTYPES
     ),
@@ -79,21 +79,21 @@ def arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("-k", metavar="WORDS", default="", help="cases that have all of them")
-    parser.add_argument("--layers", type=int, default=6, help="at most (default: 6)")
+    parser.add_argument("--layers", type=int, help="at most (default: those of the case)")
     parser.add_argument("--rounds", type=int, default=3, help="(default: 3)")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the rows there")
     given = parser.parse_args()
     if given.json and not given.json.parent.is_dir():
         parser.error(f"--json: no folder {given.json.parent}")
-    if min(given.layers, given.rounds) < 1:
+    if min(given.layers or 1, given.rounds) < 1:
         parser.error("--layers, --rounds: expected at least 1")
     return given
 
 
-def models(case: Case, layers: int) -> tuple[Encoder, Any]:
+def models(case: Case, layers: int | None) -> tuple[Encoder, Any]:
     """The encoder here and transformers' model of its weights, both in eval mode."""
     config = EncoderConfig.preset(case.preset)
-    depth = min(layers, config.num_layers)
+    depth = min(layers or case.layers, case.layers)
     config = EncoderConfig.preset(case.preset, num_layers=depth, windows=config.windows[:depth])
     torch.manual_seed(0)
     ours = Encoder(config).eval()
@@ -133,7 +133,7 @@ def batch(case: Case, vocab_size: int) -> tuple[Tensor, Tensor]:
 
 
 @torch.inference_mode()
-def measure(case: Case, layers: int, rounds: int) -> dict[str, Any]:
+def measure(case: Case, layers: int | None, rounds: int) -> dict[str, Any]:
     ours, theirs = models(case, layers)
     ids, lengths = batch(case, ours.config.vocab_size)
     mask = mask_from_lengths(lengths, ids.shape[1])

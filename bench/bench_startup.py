@@ -1,21 +1,27 @@
-"""What clinattn adds to the start of a program: its import after torch's, and its first call.
+"""What clinattn adds to the start of a program: import after torch's, first call, and its build.
 
-    pytest bench/bench_startup.py --benchmark-only
+    pytest bench/bench_startup.py --benchmark-only --sizes large
 
 Every round is an interpreter of its own. The time in the table is that of the whole process; those
-of the parts, measured inside it, are in extra_info.
+of the parts, measured inside it, are in extra_info. The build, of the CPU kernels alone, is timed
+at large sizes.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from base_tree import build
 
 from clinattn.benchmark.measure import quartiles
 
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = ("setup.py", "pyproject.toml", "README.md", "csrc", "kernels", "clinattn")
 ROUNDS = {"small": 3, "large": 15}
 PROGRAMS = {
     "torch": """
@@ -64,3 +70,21 @@ def test_startup(benchmark, sizes, program):
         "way": program,
         "seconds": {name: quartiles([part[name] for part in counted]) for name in counted[0]},
     }
+
+
+def test_build(benchmark, sizes, tmp_path):
+    """The extension from nothing, in a copy of this tree, as one round: it takes a minute."""
+    if sizes != "large":
+        pytest.skip("the build is timed with --sizes large")
+    for name in SOURCES:
+        if (ROOT / name).is_dir():
+            unbuilt = shutil.ignore_patterns("_C.*", "__pycache__")
+            shutil.copytree(ROOT / name, tmp_path / name, ignore=unbuilt)
+        else:
+            shutil.copy(ROOT / name, tmp_path)
+    benchmark.group = "build"
+    benchmark.pedantic(build, args=(tmp_path, "this tree"), rounds=1)
+    assert list(tmp_path.glob("clinattn/_C.*"))
+    if benchmark.enabled:
+        seconds = {"build": quartiles(benchmark.stats.stats.data)}
+        benchmark.extra_info |= {"kind": "startup", "way": "build", "seconds": seconds}

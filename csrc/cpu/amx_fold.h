@@ -4,7 +4,7 @@
 // them; between products tiles would stand still.
 #pragma once
 
-#include "amx.h"
+#include "amx_products.h"
 #include "forward_step.h"
 
 namespace {

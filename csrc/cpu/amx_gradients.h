@@ -3,7 +3,7 @@
 // queries.
 #pragma once
 
-#include "amx.h"
+#include "amx_products.h"
 
 namespace {
 

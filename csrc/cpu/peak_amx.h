@@ -1,7 +1,7 @@
 // The same for tiles: four accumulators, two operands on each side, nothing loaded in the loop.
 #pragma once
 
-#include "amx.h"
+#include "amx_products.h"
 
 namespace {
 
