@@ -70,3 +70,14 @@ def threads():
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "unpoisoned: torch.empty is left as it is (compilers)")
+
+
+@pytest.fixture
+def small_presets(monkeypatch):
+    """Encoders of width 32, with dropout, in place of the presets."""
+    from runs import SMALL_PRESETS
+
+    from clinattn.encoder import PRESETS
+
+    for name, config in SMALL_PRESETS.items():
+        monkeypatch.setitem(PRESETS, name, config)

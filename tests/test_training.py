@@ -14,9 +14,8 @@ import torch
 pytest.importorskip("pyarrow")
 
 from patients import write_measured_patients, write_patients  # noqa: E402
-from runs import SMALL_PRESETS, assert_same_bits, rows_of  # noqa: E402
+from runs import assert_same_bits, rows_of  # noqa: E402
 
-from clinattn.encoder import PRESETS  # noqa: E402
 from clinattn.training import checkpoint  # noqa: E402
 from clinattn.training.checkpoint import checkpoints, load_checkpoint, load_model  # noqa: E402
 from clinattn.training.loop import Diverged, Trainer  # noqa: E402
@@ -24,14 +23,9 @@ from clinattn.training.metrics import MetricsFile, auroc  # noqa: E402
 from clinattn.training.optimiser import FLOOR, adamw, learning_rate  # noqa: E402
 from clinattn.training.settings import Settings  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("small_presets")
+
 TASKS = ["mlm", "classify", "clm"]
-
-
-@pytest.fixture(autouse=True)
-def small(monkeypatch):
-    """Encoders of width 32, with dropout, in place of the presets."""
-    for name, config in SMALL_PRESETS.items():
-        monkeypatch.setitem(PRESETS, name, config)
 
 
 @pytest.fixture(scope="module")

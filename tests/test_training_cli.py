@@ -23,7 +23,6 @@ from patients import write_measured_patients, write_patients  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
 from clinattn.cli import app  # noqa: E402
-from clinattn.encoder import PRESETS  # noqa: E402
 from clinattn.training.checkpoint import checkpoints, load_checkpoint  # noqa: E402
 
 FAST = ["--max-tokens", "48", "--batch-tokens", "96", "--steps", "3", "--threads", "1"]
@@ -152,15 +151,13 @@ GROUPS = {
 
 
 @pytest.mark.parametrize("kind", GROUPS)
-def test_two_processes_train_as_one_does(cli, measured, tmp_path, monkeypatch, kind):
+def test_two_processes_train_as_one_does(cli, measured, tmp_path, small_presets, kind):
     """In the environment of torchrun, on gloo.
 
     fp64: only the order of sums differs, which Adam's division by tiny moments enlarges.
     """
     options = ["train", "--meds-dir", measured, *FAST, "--accumulate", "4", "--dtype", "float64"]
     options += GROUPS[kind]
-    for name, config in runs.SMALL_PRESETS.items():
-        monkeypatch.setitem(PRESETS, name, config)
     group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     output = ["--output", tmp_path / "two"]
     ranks = [started(*options, *output, RANK=rank, LOCAL_RANK=rank, **group) for rank in "01"]

@@ -10,7 +10,7 @@ import torch
 pytest.importorskip("pyarrow")
 
 from patients import DAY, write_events, write_measured_patients  # noqa: E402
-from runs import SMALL_PRESETS, rows_of  # noqa: E402
+from runs import rows_of  # noqa: E402
 
 from clinattn.encoder import PRESETS  # noqa: E402
 from clinattn.encoder.heads import IGNORE  # noqa: E402
@@ -24,16 +24,12 @@ from clinattn.training.settings import Settings  # noqa: E402
 from clinattn.training.standard import Standard  # noqa: E402
 from clinattn.workloads import SPECIAL_TOKENS  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("small_presets")
+
 TRAINED = [p for p in range(1, 200) if not is_held_out(p, 0.2)]
 HELD_OUT = [p for p in range(1, 200) if is_held_out(p, 0.2)]
 NAN, INF = float("nan"), float("inf")
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def small(monkeypatch):
-    for name, config in SMALL_PRESETS.items():
-        monkeypatch.setitem(PRESETS, name, config)
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 pytest.importorskip("pyarrow")
 
 from patients import write_measured_patients, write_patients  # noqa: E402
-from runs import SMALL, SMALL_PRESETS, rows_of  # noqa: E402
+from runs import SMALL, rows_of  # noqa: E402
 
-from clinattn.encoder import PRESETS, MaskedLanguageModel, PretrainingModel  # noqa: E402
+from clinattn.encoder import MaskedLanguageModel, PretrainingModel  # noqa: E402
 from clinattn.encoder.heads import IGNORE  # noqa: E402
 from clinattn.training.checkpoint import checkpoints, load_model  # noqa: E402
 from clinattn.training.data import Tokens, sequence  # noqa: E402
@@ -24,14 +24,10 @@ from clinattn.training.settings import Settings  # noqa: E402
 from clinattn.training.text_corpus import text_corpus  # noqa: E402
 from clinattn.workloads.vocabulary import CLS, SEP  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("small_presets")
+
 CPU = torch.device("cpu")
 NAN = float("nan")
-
-
-@pytest.fixture(autouse=True)
-def small(monkeypatch):
-    for name, config in SMALL_PRESETS.items():
-        monkeypatch.setitem(PRESETS, name, config)
 
 
 @pytest.fixture(scope="module")
