@@ -65,16 +65,18 @@ struct Plan {
 using ForwardPlan = Plan<ForwardTask>;
 
 // Where batches of neighbouring tasks end. A thread sets up its tiles for each batch, so small
-// tasks come several at a time: 8192 scores are some microseconds.
+// tasks come several at a time: up to 8192 scores, which are some microseconds, and few enough that
+// every thread gets some.
 template <class Task>
 std::vector<int64_t> batch_ends(const Plan<Task>& plan) {
-  constexpr double kScores = 8192;
+  const double total = std::accumulate(plan.cost.begin(), plan.cost.end(), 0.0);
+  const double most = std::min(8192.0, total / (4 * at::get_num_threads()));
   std::vector<int64_t> ends;
   double scores = 0;
   const auto count = static_cast<int64_t>(plan.tasks.size());
   for (int64_t i = 0; i < count; ++i) {
     scores += plan.cost[i];
-    if (i + 1 < count && scores + plan.cost[i + 1] <= kScores) continue;
+    if (i + 1 < count && scores + plan.cost[i + 1] <= most) continue;
     ends.push_back(i + 1);
     scores = 0;
   }
