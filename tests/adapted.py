@@ -20,6 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+# Of one cotangent the error of a gradient can be one number's luck: what all keys have in common
+# times the rounding of a sum that should be 0.
+COTANGENTS = range(3, 7)
+
 
 def randomized(model: nn.Module) -> nn.Module:
     """The model with weights that make scores of about one, and biases that are not zero."""
@@ -49,22 +53,24 @@ def softmax_as_given() -> Iterator[None]:
 
 
 def evaluate(model: nn.Module, inputs: dict, valid: Tensor) -> dict[str, Tensor]:
-    """Output where valid, and gradients of the parameters by module.
+    """Output where valid, and gradients of the parameters by module, those of every cotangent.
 
     Weight and bias of a module are one tensor: the gradient of a key's bias is zero but for
     rounding at the scale of its weight's.
     """
-    model.zero_grad()
     o = model(**inputs)[0]
-    cotangent = torch.randn(o.shape, generator=torch.Generator().manual_seed(3)).to(o.dtype)
     o = torch.where(valid[..., None], o, 0)
-    (o * cotangent).sum().backward()
-    results = {"o": o.detach()}
-    for name, module in model.named_modules():
-        grads = [x.grad.flatten() for x in module.parameters(recurse=False) if x.grad is not None]
-        if grads:
-            results[name] = torch.cat(grads)
-    return results
+    results = {"o": [o.detach()]}
+    for seed in COTANGENTS:
+        cotangent = torch.randn(o.shape, generator=torch.Generator().manual_seed(seed)).to(o.dtype)
+        model.zero_grad()
+        (o * cotangent).sum().backward(retain_graph=True)
+        for name, module in model.named_modules():
+            own = module.parameters(recurse=False)
+            grads = [x.grad.flatten() for x in own if x.grad is not None]
+            if grads:
+                results.setdefault(name, []).append(torch.cat(grads))
+    return {name: torch.cat(parts) for name, parts in results.items()}
 
 
 def torch_attention(q, k, v, mask=None, dropout_p=0.0, **more) -> Tensor:
