@@ -13,6 +13,7 @@ import torch
 
 from clinattn.encoder import PRESETS
 from clinattn.training.checkpoint import checkpoints, load_checkpoint
+from clinattn.training.settings import Settings
 
 SMALL = replace(
     PRESETS["tiny"],
@@ -33,6 +34,13 @@ SMALL_PRESETS = {
     "typed-valued": replace(SMALL, token_types=2, numeric_values=True),
     "signal": replace(SMALL, channels=2, vocab_size=0),
 }
+
+
+def small_run(task: str = "mlm", **changes) -> Settings:
+    """Eight steps of short sequences."""
+    given = {"label_code": "ALARM*"} if task == "classify" else {}
+    given |= {"max_tokens": 64, "batch_tokens": 128, "steps": 8, "eval_every": 3, "save_every": 100}
+    return Settings(task=task, **given | changes)
 
 
 def rows_of(output) -> list[dict]:

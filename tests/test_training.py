@@ -6,7 +6,7 @@ import json
 import os
 import signal
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 
 import pytest
 import torch
@@ -14,14 +14,10 @@ import torch
 pytest.importorskip("pyarrow")
 
 from patients import write_measured_patients, write_patients  # noqa: E402
-from runs import assert_same_bits, rows_of  # noqa: E402
+from runs import assert_same_bits, rows_of, small_run  # noqa: E402
 
-from clinattn.training import checkpoint  # noqa: E402
 from clinattn.training.checkpoint import checkpoints, load_checkpoint, load_model  # noqa: E402
 from clinattn.training.loop import Diverged, Trainer  # noqa: E402
-from clinattn.training.metrics import MetricsFile, auroc  # noqa: E402
-from clinattn.training.optimiser import FLOOR, adamw, learning_rate  # noqa: E402
-from clinattn.training.settings import Settings  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("small_presets")
 
@@ -40,13 +36,7 @@ def measured(tmp_path_factory):
 
 @pytest.fixture
 def settings(folder, tmp_path):
-    def make(task: str = "mlm", **changes) -> Settings:
-        given = {"label_code": "ALARM*"} if task == "classify" else {}
-        given |= {"output": tmp_path / "out", "max_tokens": 64, "batch_tokens": 128, "steps": 8}
-        given |= {"eval_every": 3, "save_every": 100}
-        return Settings(task=task, **{"meds_dir": folder} | given | changes)
-
-    return make
+    return partial(small_run, meds_dir=folder, output=tmp_path / "out")
 
 
 def stop_at(step: int, number: int):
@@ -279,117 +269,6 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(settings, tmp
     with pytest.raises(Diverged, match="step 1: loss nan"):
         trainer.run()
     assert not checkpoints(tmp_path / "out")
-
-
-def test_norms_and_biases_do_not_decay():
-    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4))
-    matrices, vectors = adamw(model, 0.25).param_groups
-    assert [p.shape for p in matrices["params"]] == [(4, 3)] and matrices["weight_decay"] == 0.25
-    assert len(vectors["params"]) == 3 and vectors["weight_decay"] == 0
-
-
-def test_the_rate_rises_in_a_line_and_falls_in_a_cosine():
-    rates = [learning_rate(step, 101, 0.2, 2.0) for step in range(101)]
-    assert rates[:20] == pytest.approx([2.0 * (i + 1) / 20 for i in range(20)])
-    assert rates[20] == pytest.approx(2.0) and rates[100] == pytest.approx(2.0 * FLOOR)
-    assert rates[60] == pytest.approx(2.0 * (1 + FLOOR) / 2)
-    assert all(a > b for a, b in zip(rates[20:], rates[21:], strict=False))
-    assert learning_rate(0, 1, 0.0, 2.0) == 2.0 and learning_rate(0, 1, 1.0, 2.0) == 2.0
-
-
-def test_auroc_is_the_share_of_pairs_in_order():
-    scores = torch.randint(0, 6, (200,)).float()
-    positive = torch.rand(200) < 0.3
-    above = (scores[positive][:, None] > scores[~positive]).double()
-    ties = (scores[positive][:, None] == scores[~positive]).double()
-    assert auroc(scores, positive) == pytest.approx(float((above + ties / 2).mean()), rel=1e-12)
-    assert auroc(scores, scores > 2) == 1 and auroc(-scores, scores > 2) == 0
-    assert auroc(torch.zeros(4), torch.tensor([True, False, True, False])) == 0.5
-    assert auroc(scores, scores > 9) is None
-
-
-def test_a_checkpoint_that_cannot_be_written_whole_leaves_the_last_one(settings, monkeypatch):
-    first = settings(save_every=2, steps=4)
-    real = torch.save
-
-    def full_disk(state, file):
-        if state["step"] == 4:
-            file.write(b"half")
-            raise OSError("no space left")
-        real(state, file)
-
-    monkeypatch.setattr(checkpoint.torch, "save", full_disk)
-    with pytest.raises(OSError, match="no space left"):
-        Trainer(first).run()
-    found = checkpoints(Path(first.output))
-    assert [path.name for path in found] == ["step-00000002.pt"]
-    assert load_checkpoint(found[0])["step"] == 2
-
-
-def test_the_last_few_checkpoints_are_kept(settings, tmp_path):
-    Trainer(settings(save_every=2, keep=3)).run()
-    kept = [path.name for path in (tmp_path / "out").glob("*.p*")]
-    assert sorted(kept) == ["step-00000004.pt", "step-00000006.pt", "step-00000008.pt"]
-
-
-@pytest.fixture
-def finished(settings):
-    Trainer(settings(steps=1)).run()
-    return lambda **changes: settings(**{"steps": 1, "resume": True} | changes)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"resume": False}, "holds step-00000001.pt: expected resume, or another folder"),
-        ({"steps": 9}, "resume: steps=9: expected 1 as in step-00000001.pt"),
-        ({"lr": 1.0}, "resume: lr=1.0: expected 0.001"),
-        ({"seed": 5}, "resume: seed=5: expected 0"),
-        ({"output": "elsewhere"}, "output='elsewhere' holds no checkpoint"),
-    ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
-)
-def test_going_on_with_something_else_is_refused(finished, changes, message):
-    with pytest.raises(ValueError, match=message):
-        Trainer(finished(**changes))
-
-
-def test_a_checkpoint_older_than_a_setting_has_its_default(finished, tmp_path):
-    (path,) = checkpoints(tmp_path / "out")
-    state = load_checkpoint(path)
-    del state["settings"]["nsp"], state["standard"]
-    torch.save(state, path)
-    assert Trainer(finished()).step == 1
-    with pytest.raises(ValueError, match=r"resume: nsp=True: expected False as in step-00000001"):
-        Trainer(finished(nsp=True))
-
-
-def test_going_on_with_other_data_is_refused(finished, tmp_path):
-    other = write_patients(tmp_path / "other", patients=60, seed=1)
-    with pytest.raises(ValueError, match="gives other sequences than step 1 was trained on"):
-        Trainer(finished(meds_dir=other))
-
-
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"not a checkpoint" * 99])
-def test_a_damaged_checkpoint_is_named(finished, tmp_path, content):
-    (tmp_path / "out" / "step-00000001.pt").write_bytes(content)
-    with pytest.raises(ValueError, match="step-00000001.pt' cannot be read"):
-        Trainer(finished())
-
-
-def test_something_else_is_no_checkpoint(tmp_path):
-    torch.save({"weights": torch.ones(2)}, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match="expected one of clinattn train"):
-        load_checkpoint(tmp_path / "other.pt")
-
-
-def test_metrics_forget_what_came_after_a_checkpoint(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    rows = [(s, split) for s in range(4) for split in ("train", "held_out")]
-    path.write_text("".join(json.dumps({"step": s, "split": p}) + "\n" for s, p in rows))
-    MetricsFile(path, 2)
-    found = [tuple(json.loads(line).values()) for line in path.read_text().splitlines()]
-    assert found == rows[:5]
 
 
 @pytest.mark.parametrize(
