@@ -59,15 +59,19 @@ def metrics(output: Path) -> list[dict]:
 
 
 def started(*args, **env) -> subprocess.Popen:
-    command = [sys.executable, runs.__file__, *map(str, args)]
+    """Python with these arguments."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", **env}
+    command = [sys.executable, *map(str, args)]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env)
 
 
-def free_port() -> str:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return str(listening.getsockname()[1])
+def started_twice(*args) -> list[subprocess.Popen]:
+    """In the environment of torchrun."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [started(*args, RANK=rank, LOCAL_RANK=rank, **group) for rank in "01"]
 
 
 def test_a_run_says_what_it_reads_and_how_it_goes(cli, folder, tmp_path):
@@ -131,7 +135,7 @@ def test_bad_arguments_end_with_a_clear_line_and_no_folder(cli, tmp_path, option
 def test_ctrl_c_saves_and_resume_goes_on(folder, tmp_path):
     output = tmp_path / "out"
     options = ["train", "--meds-dir", folder, *FAST[:-4], "--steps", "100000", "--output", output]
-    process = started(*options)
+    process = started(runs.__file__, *options)
     deadline = time.monotonic() + 120
     while len(metrics(output)) < 4 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -152,15 +156,13 @@ GROUPS = {
 
 @pytest.mark.parametrize("kind", GROUPS)
 def test_two_processes_train_as_one_does(cli, measured, tmp_path, small_presets, kind):
-    """In the environment of torchrun, on gloo.
+    """On gloo.
 
     fp64: only the order of sums differs, which Adam's division by tiny moments enlarges.
     """
     options = ["train", "--meds-dir", measured, *FAST, "--accumulate", "4", "--dtype", "float64"]
     options += GROUPS[kind]
-    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    output = ["--output", tmp_path / "two"]
-    ranks = [started(*options, *output, RANK=rank, LOCAL_RANK=rank, **group) for rank in "01"]
+    ranks = started_twice(runs.__file__, *options, "--output", tmp_path / "two")
     assert cli(*options, "--output", "one").exit_code == 0
     said = [process.communicate(timeout=120)[1] for process in ranks]
     assert [process.returncode for process in ranks] == [0, 0], said
@@ -175,6 +177,27 @@ def test_two_processes_train_as_one_does(cli, measured, tmp_path, small_presets,
     assert (one["epoch"], one["place"]) == (two["epoch"], two["place"])
     for name, weight in one["model"].items():
         torch.testing.assert_close(weight, two["model"][name], rtol=0, atol=1e-8)
+
+
+ENDED = """
+import weakref
+import torch
+import torch.distributed as dist
+from clinattn.training.ranks import joined
+
+with joined("cpu") as (ranks, device):
+    import torch._dynamo  # as the first step of an optimiser does
+    group = weakref.ref(dist.group.WORLD)
+    assert ranks.sum(torch.ones(1, device=device)) == 2 and group() is not None
+assert group() is None
+"""
+
+
+def test_a_group_ends_with_its_run():
+    """A thread of it that still holds a tensor when the interpreter ends aborts the process."""
+    ranks = started_twice("-c", ENDED)
+    said = [process.communicate(timeout=120)[1] for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0], said
 
 
 def test_accumulation_is_shared_out_evenly(folder, tmp_path):

@@ -10,6 +10,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
+# Before there is a group: its functions default to the group of that moment, and torch._dynamo,
+# part of an optimiser's first step, imports it. A group held there outlives destroy_process_group,
+# and its threads let go of tensors while the interpreter ends, which aborts the process.
+import torch.distributed.nn.functional
 from torch import Tensor, nn
 
 
