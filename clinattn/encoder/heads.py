@@ -15,7 +15,7 @@ from .checkpoints import Pretrained, load
 from .config import EncoderConfig
 from .embeddings import make_norm
 from .layout import Batch, Layout
-from .model import Encoder, init_weights, wants_per_sample_gradients
+from .model import Encoder, init_weights, linear_of, wants_per_sample_gradients
 from .packed_layout import at_least_fp32
 
 IGNORE = -100  # a label that is not one, as in torch's cross_entropy
@@ -60,6 +60,7 @@ class MaskedLanguageModel(Pretrained):
         _check_has_vocabulary(config)
         self.encoder = Encoder(config)
         self.head = PredictionHead(config)
+        self.linear = linear_of(config)
         self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
         self.head.apply(init_weights)
         self.decoder.apply(init_weights)
@@ -87,7 +88,7 @@ class MaskedLanguageModel(Pretrained):
         return _language_loss(self.decode, hidden, layout.pack(labels)), hidden, layout
 
     def decode(self, hidden: Tensor) -> Tensor:
-        return self.decoder(self.head(hidden))
+        return self.linear(self.decoder, self.head(hidden))
 
 
 class CausalLanguageModel(nn.Module):
@@ -99,6 +100,7 @@ class CausalLanguageModel(nn.Module):
         if not config.causal:
             raise ValueError("causal=False: expected an encoder of causal=True")
         self.encoder = Encoder(config)
+        self.linear = linear_of(config)
         self.decoder = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.decoder.weight = self.encoder.embeddings.tokens.weight
 
@@ -116,8 +118,11 @@ class CausalLanguageModel(nn.Module):
         _check_labels(self, labels)
         hidden, layout = self.encoder.encode(input_ids, **batch)
         if labels is None:
-            return HeadOutput(None, layout.restore(self.decoder(hidden)))
-        return _language_loss(self.decoder, hidden, layout.following(layout.pack(labels), IGNORE))
+            return HeadOutput(None, layout.restore(self.decode(hidden)))
+        return _language_loss(self.decode, hidden, layout.following(layout.pack(labels), IGNORE))
+
+    def decode(self, hidden: Tensor) -> Tensor:
+        return self.linear(self.decoder, hidden)
 
 
 def _check_has_vocabulary(config: EncoderConfig) -> None:

@@ -7,12 +7,15 @@ see config.py and presets.py.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from clinattn import ranges
+from clinattn.linear import linear
 from clinattn.rotary import rotary
 
 from .checkpoints import Pretrained
@@ -23,6 +26,11 @@ from .layout import Batch, Layout, make_layout
 from .pieces import in_pieces
 
 
+def linear_of(config: EncoderConfig) -> Callable[[nn.Linear, Tensor], Tensor]:
+    """How linear layers are called: where attention is torch's, so are they."""
+    return linear if config.attention == "clinattn" else nn.Linear.__call__
+
+
 class Attention(nn.Module):
     def __init__(self, config: EncoderConfig, window: int | None):
         super().__init__()
@@ -30,20 +38,21 @@ class Attention(nn.Module):
         self.window = window
         self.theta = config.rotary_base if window is None else config.rotary_base_window
         self.rotary = config.rotary
+        self.linear = linear_of(config)
         self.dropout_p = config.attention_dropout
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, config.linear_bias)
         self.out = nn.Linear(config.hidden_size, config.hidden_size, config.linear_bias)
         self.from_prefix = PrefixAttention(config) if config.global_projections else None
 
     def forward(self, x: Tensor, layout: Layout, positions: Tensor) -> Tensor:
-        q, k, v = layout.heads(self.qkv(x).unflatten(-1, self.heads))
+        q, k, v = layout.heads(self.linear(self.qkv, x).unflatten(-1, self.heads))
         if self.rotary:
             q, k = rotary(q, k, positions, theta=self.theta, cu_seqlens=layout.cu_seqlens)
         dropout_p = self.dropout_p if self.training else 0.0
         o = layout.attend(q, k, v, self.window, dropout_p)
         if self.from_prefix is not None:
             o = self.from_prefix(x, o, layout, dropout_p)
-        return self.out(o.flatten(-2))
+        return self.linear(self.out, o.flatten(-2))
 
 
 class PrefixAttention(nn.Module):
@@ -56,8 +65,8 @@ class PrefixAttention(nn.Module):
         self.kv = nn.Linear(config.hidden_size, 2 * config.hidden_size, config.linear_bias)
 
     def forward(self, x: Tensor, o: Tensor, layout: Layout, dropout_p: float) -> Tensor:
-        (q,) = layout.heads(self.q(layout.prefix(x)).unflatten(-1, self.heads))
-        k, v = layout.heads(self.kv(x).unflatten(-1, self.heads))
+        (q,) = layout.heads(linear(self.q, layout.prefix(x)).unflatten(-1, self.heads))
+        k, v = layout.heads(linear(self.kv, x).unflatten(-1, self.heads))
         return layout.attend_from_prefix(o, q, k, v, dropout_p)
 
 
@@ -65,16 +74,17 @@ class FeedForward(nn.Module):
     def __init__(self, config: EncoderConfig):
         super().__init__()
         self.gated = config.activation == "geglu"
+        self.linear = linear_of(config)
         inner = config.intermediate_size * (2 if self.gated else 1)
         self.up = nn.Linear(config.hidden_size, inner, config.linear_bias)
         self.down = nn.Linear(config.intermediate_size, config.hidden_size, config.linear_bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.up(x)
+        x = self.linear(self.up, x)
         if self.gated:
             x, gate = x.chunk(2, dim=-1)
-            return self.down(F.gelu(x) * gate)
-        return self.down(F.gelu(x))
+            return self.linear(self.down, F.gelu(x) * gate)
+        return self.linear(self.down, F.gelu(x))
 
 
 class Block(nn.Module):

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "../attention.h"
+#include "../linear.h"
 #include "../rotary.h"
 
 namespace clinattn {
@@ -69,6 +70,7 @@ struct CpuKernels {
   int64_t (*peak_loop)(int64_t steps);  // multiplies and adds in registers; returns the FLOP done
   // tokens [begin, end), at most kRotaryTokens, of a sequence
   void (*rotary)(const RotaryParams&, int64_t seq, int64_t begin, int64_t end, void* scratch);
+  const LinearKernels* linear = nullptr;
 };
 
 void yield_thread();  // from the torch side: no std:: inline code in these units

@@ -1,6 +1,7 @@
 // Kernels for AMX-BF16: matrix products on tiles, everything else on AVX-512.
 #include "amx_backward.h"
 #include "amx_forward.h"
+#include "amx_linear.h"
 #include "peak_amx.h"
 #include "tiles.h"
 #include "vec_avx512.h"
@@ -20,8 +21,13 @@ const CpuKernels& amx_two_parts() {
 }
 
 const CpuKernels& amx_three_parts() {
-  static const CpuKernels kernels =
-      make_kernels<AmxForward<3>, AmxBackward<3>>("amx", tile_loop<3>);
+  static const LinearKernels linear{AmxLinear::kRows,   AmxLinear::kDepth, AmxLinear::pack_size,
+                                    AmxLinear::scratch, AmxLinear::pack,   AmxLinear::multiply};
+  static const CpuKernels kernels = [] {
+    CpuKernels all = make_kernels<AmxForward<3>, AmxBackward<3>>("amx", tile_loop<3>);
+    all.linear = &linear;
+    return all;
+  }();
   return kernels;
 }
 

@@ -1,0 +1,210 @@
+"""Linear layers in fp32 on AMX tiles: against fp64, to the bit, and who is asked instead."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from encoders import CONFIGS, make_batch, seeded
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from clinattn import environment
+from clinattn import linear as linear_module
+from clinattn.encoder import Encoder
+from clinattn.linear import linear
+
+UNIT = 2.0**-24
+TILES = pytest.mark.skipif(environment.instruction_set() != "amx", reason="needs AMX")
+
+
+def product(x, weight, bias=None):
+    return torch.ops.clinattn.cpu_linear(x, weight, bias)
+
+
+def exact(x, weight, bias=None):
+    return F.linear(x.double(), weight.double(), None if bias is None else bias.double())
+
+
+def assert_near(y, x, weight, bias=None):
+    """No worse than as many roundings as there are products and sums, in whatever order."""
+    sizes = exact(x.abs(), weight.abs(), None if bias is None else bias.abs())
+    roundings = 6 * x.shape[1] + 8  # six products of parts for each of numbers
+    error = (y - exact(x, weight, bias)).abs()
+    assert (error <= roundings * UNIT * sizes + 2.0**-126 * x.shape[1]).all()
+
+
+def matrix(rows, columns, transposed=False):
+    return torch.randn(columns, rows).t() if transposed else torch.randn(rows, columns)
+
+
+@TILES
+@settings(max_examples=60, deadline=None)
+@given(
+    *(st.integers(1, 300),) * 2,
+    st.integers(1, 2200),
+    *(st.booleans(),) * 3,
+    st.integers(-90, 90),
+)
+def test_any_shape(rows, columns, depth, x_transposed, weight_transposed, biased, power):
+    x = matrix(rows, depth, x_transposed) * 2.0**power
+    weight = matrix(columns, depth, weight_transposed)
+    bias = torch.randn(columns) if biased else None
+    assert_near(product(x, weight, bias), x, weight, bias)
+
+
+@TILES
+@pytest.mark.parametrize("depth", [64, 768, 3072])
+def test_no_less_exact_than_torch(depth):
+    x, weight = torch.randn(256, depth), torch.randn(512, depth)
+    wanted = exact(x, weight)
+    ours, theirs = ((y - wanted).pow(2).mean().sqrt() for y in (product(x, weight), x @ weight.t()))
+    assert ours <= 1.2 * theirs
+
+
+@TILES
+@pytest.mark.parametrize("depth", [40, 2100])
+def test_bits_do_not_depend_on_neighbours_or_threads(threads, depth):
+    x, weight, bias = torch.randn(300, depth), torch.randn(290, depth), torch.randn(290)
+    threads(1)
+    wanted = product(x, weight, bias)
+    for number in (2, 3):
+        threads(number)
+        assert torch.equal(product(x, weight, bias), wanted)
+    assert torch.equal(product(x.t().contiguous().t(), weight, bias), wanted)
+    for i in (0, 15, 131, 289):
+        one = slice(i, i + 1)
+        assert torch.equal(product(x[one], weight, bias)[0], wanted[i])
+        assert torch.equal(product(x, weight[one], bias[one])[:, 0], wanted[:, i])
+
+
+@TILES
+@pytest.mark.parametrize("depth", [48, 1100])
+def test_what_parts_cannot_hold(depth):
+    x, weight = torch.randn(70, depth), torch.randn(50, depth)
+    x[1], x[2, 3], x[3, 5] = 0, torch.inf, torch.nan
+    x[4, 7], x[5] = 3.4e38, torch.finfo(torch.float32).smallest_normal * torch.randn(depth)
+    x[6, 1], x[6, 2] = torch.inf, -torch.inf
+    x[7] *= 1e-18
+    weight[1], weight[2, 3] = 0, -torch.inf
+    weight[3] = weight[3].bfloat16().float()  # its later parts are 0, and infinity times 0 is NaN
+    weight[4] *= 1e-14
+    weight[6] *= 1e-30
+    weight[5, 9] = torch.nan
+    y, wanted = product(x, weight), exact(x, weight).float()
+    special = ~wanted.isfinite()
+    assert torch.equal(y[special].nan_to_num(7), wanted[special].nan_to_num(7))
+    sizes = exact(x.abs(), weight.abs())
+    error = (y.double() - exact(x, weight)).abs()
+    bound = (6 * depth + 8) * UNIT * sizes + torch.finfo(torch.float32).smallest_normal
+    assert ((error <= bound) | special).all()
+    for at in ((5, 0), (7, 4), (0, 6)):  # rows and columns below what parts hold: not flushed
+        torch.testing.assert_close(y[at], wanted[at], rtol=2.0**-23, atol=0)
+        assert wanted[at] != 0
+
+
+@TILES
+def test_gradients_and_their_gradients():
+    layer = nn.Linear(300, 400)
+    x = torch.randn(2, 260, 300, requires_grad=True)
+    inputs = (x, layer.weight, layer.bias)
+    found = [linear(layer, x)]
+    wanted = [F.linear(*(t.double() for t in inputs))]
+    mark, again = torch.randn(2, 260, 400), [torch.randn_like(t) for t in inputs]
+    for ys in (found, wanted):
+        y = ys[0]
+        grads = torch.autograd.grad(y, inputs, mark.to(y.dtype) * y, create_graph=True)
+        product_of = sum((g * a).sum() for g, a in zip(grads, again, strict=True))
+        ys += [*grads, *torch.autograd.grad(product_of, inputs)]
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours.double(), theirs.double(), rtol=1e-5, atol=2e-3)
+
+
+@pytest.fixture
+def products(monkeypatch):
+    """The shapes that came to the tiles."""
+    seen = []
+    real = linear_module._product
+
+    def watched(x, weight, bias=None):
+        seen.append((*x.shape, len(weight)))
+        return real(x, weight, bias)
+
+    monkeypatch.setattr(linear_module, "_product", watched)
+    return seen
+
+
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+@TILES
+def test_who_is_served(products):
+    layer, x = nn.Linear(288, 320).requires_grad_(False), torch.randn(2, 150, 288)
+    with torch.no_grad():
+        assert linear(layer, x).shape == (2, 150, 320) and products.pop() == (300, 288, 320)
+        wanted = layer(x)
+        calls = {
+            "few rows": lambda: linear(layer, x[:, :9]),
+            "a layer's own type": lambda: linear(Doubled(288, 320), x),
+            "fp64": lambda: linear(nn.Linear(288, 320).double(), x.double()),
+            "bf16": lambda: linear(nn.Linear(288, 320).bfloat16(), x.bfloat16()),
+            "meta": lambda: linear(layer.to_empty(device="meta"), x.to("meta")),
+        }
+        with torch.autocast("cpu", torch.bfloat16):
+            assert linear(layer, x).dtype == torch.bfloat16
+        assert torch.equal(torch.vmap(lambda x: linear(layer, x))(x), wanted)
+        traced = torch.jit.trace(lambda x: linear(layer, x), x, check_trace=False)
+        assert torch.equal(traced(x), wanted)
+        torch.set_float32_matmul_precision("high")
+        try:
+            linear(layer, x)
+        finally:
+            torch.set_float32_matmul_precision("highest")
+        handle = layer.register_forward_hook(lambda module, args, y: y + 1)
+        assert torch.equal(linear(layer, x), wanted + 1)
+        handle.remove()
+        for call in calls.values():
+            call()
+    assert not products
+
+
+@TILES
+@pytest.mark.parametrize("name", CONFIGS)
+def test_encoders_come_to_the_same(products, monkeypatch, name):
+    monkeypatch.setattr(linear_module, "ROWS", 1)
+    monkeypatch.setattr(linear_module, "COLUMNS", 1)
+    ids, lengths = make_batch()
+    model = seeded(Encoder, CONFIGS[name]).eval()
+    with torch.no_grad():
+        ours = model(ids, lengths=lengths)
+        assert bool(products) == (CONFIGS[name].attention == "clinattn")
+        monkeypatch.setattr(linear_module, "ROWS", 10**9)
+        torch.testing.assert_close(model(ids, lengths=lengths), ours, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("x", "weight", "bias", "message"),
+    [
+        (torch.zeros(2, 3, dtype=torch.float64), torch.zeros(2, 3), None, "x is Double"),
+        (torch.zeros(2, 3), torch.zeros(2, 4), None, r"weight has shape \[2, 4\]"),
+        (torch.zeros(2, 3), torch.zeros(4, 3), torch.zeros(3), r"bias has shape \[3\]"),
+        (torch.zeros(4, 6)[::2, ::2], torch.zeros(4, 3), None, "x has strides"),
+    ],
+)
+def test_bad_input_has_a_clear_error(x, weight, bias, message):
+    if environment.compiled_module() is None:
+        pytest.skip("needs the compiled module")
+    with pytest.raises(RuntimeError, match=message):
+        product(x, weight, bias)
+
+
+@TILES
+@pytest.mark.parametrize("shape", [(0, 5, 7), (3, 0, 7), (3, 5, 0)])
+def test_nothing_to_do(shape):
+    rows, columns, depth = shape
+    bias = torch.randn(columns)
+    y = product(torch.randn(rows, depth), torch.randn(columns, depth), bias)
+    assert y.shape == (rows, columns) and (depth or torch.equal(y, bias.expand(rows, columns)))
