@@ -129,6 +129,7 @@ def suites(result: Record) -> Section:
     memory: dict[str, Points] = {}
     speed: dict[str, Points] = {}
     starts: list[tuple[str, ...]] = []
+    linear: list[tuple[str, ...]] = []
     for benchmark in result["benchmarks"]:
         extra = benchmark["extra_info"]
         kind, way = extra.get("kind"), extra.get("way", benchmark["name"])
@@ -142,17 +143,28 @@ def suites(result: Record) -> Section:
             title = f"{extra['passes']}: peak MiB by length"
             points = memory.setdefault(title, {}).setdefault(way, [])
             points += [(int(n), peak / MEBIBYTE) for n, peak in extra["peak_bytes"].items()]
+        if kind == "linear":
+            linear.append(linear_row(extra))
         if kind == "startup":
             parts = extra["seconds"].items()
             starts += [(way, part, f"{1e3 * q['median']:.1f}") for part, q in parts]
     header = ("way", "tokens/s", "over SDPA", "quartiles", "% of peak", "padding")
     tables = [Table(title, header, rows) for title, rows in groups.items()]
     tables += [memory_table(title, points) for title, points in memory.items()]
+    if linear:
+        header = ("tokens x in x out", "product", "GFLOP/s", "over torch", "% of peak")
+        tables.append(Table("Linear layers in fp32", header, linear))
     if starts:
         tables.append(Table("Start of a program", ("program", "part", "ms"), starts))
     charts = [line_chart(title, points) for title, points in (memory | speed).items()]
     facts = result["machine_info"].get("clinattn", {}) | {"date": result["datetime"][:19]}
     return Section("Suites of bench/", facts_in(facts), tables, [c for c in charts if c])
+
+
+def linear_row(extra: Record) -> tuple[str, ...]:
+    rate, ratio, peak = (extra[x] for x in ("gflop_per_s", "ratio_to_peer", "of_peak"))
+    share = "" if peak is None else f"{100 * peak:.0f}"
+    return extra["case"], extra["passes"], f"{rate:,.0f}", f"{ratio:.2f}x", share
 
 
 def speed_row(way: str, extra: Record) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ if not clinattn.backends()["cpu"]:
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = (
     "(chunks_4x128 and fp32 and not flex) or (tiny_population and infer) "
-    "or (memory and clinattn) or grows or startup"
+    "or (memory and clinattn) or grows or startup or linear"
 )
 
 
