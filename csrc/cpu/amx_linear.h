@@ -12,7 +12,8 @@ using clinattn::LinearShared;
 using clinattn::LinearTask;
 using clinattn::Matrix;
 
-// Sixteen rows as parts: (3, steps of 32, 16 rows, 32)
+// Parts of either operand lie sixteen rows after sixteen: (3, steps of 32, 16 rows, 32), as B
+// packed.
 struct AmxLinear {
   static constexpr int kParts = 3;
   static constexpr int64_t kRows = 128, kDepth = 1024, kSection = 256;
@@ -197,12 +198,26 @@ struct AmxLinear {
     if (block.finite == 0xffff &&
         !lost(least(row_sizes, block.rows), least(column_sizes, block.columns)))
       return;
-    for (int64_t i = 0; i < block.rows; ++i)
+    bool nan_columns[32];
+    for (int64_t j = 0; j < block.columns; ++j) nan_columns[j] = has_nan(p.b, block.column + j);
+    for (int64_t i = 0; i < block.rows; ++i) {
+      const bool nan_row = has_nan(p.a, block.row + i);
       for (int64_t j = 0; j < block.columns; ++j) {
         float& y = p.y[(block.row + i) * p.b.rows + block.column + j];
-        if (!(__builtin_fabsf(y) <= __FLT_MAX__) || lost(row_sizes[i], column_sizes[j]))
+        if (nan_row || nan_columns[j]) {
+          y = __builtin_nanf("");
+        } else if (!(__builtin_fabsf(y) <= __FLT_MAX__) || lost(row_sizes[i], column_sizes[j])) {
           y = one_by_one(block.row + i, block.column + j);
+        }
       }
+    }
+  }
+
+  bool has_nan(const Matrix& x, int64_t row) const {
+    const float* from = x.at + row * x.row_stride;
+    bool found = false;
+    for (int64_t k = 0; k < p.depth; ++k) found |= __builtin_isnan(from[k * x.depth_stride]);
+    return found;
   }
 
   float one_by_one(int64_t row, int64_t column) const {

@@ -35,7 +35,7 @@ Tensor cpu_linear(const Tensor& x, const Tensor& weight, const std::optional<Ten
     p.bias = bias->const_data_ptr<float>();
   }
   const LinearKernels* kernels = cpu_kernels(DType::kFloat32).linear;
-  TORCH_CHECK(kernels, "linear needs amx");
+  TORCH_CHECK(kernels, "the instruction set in force is ", instruction_set(), "; expected amx");
   Tensor y = at::empty({p.a.rows, p.b.rows}, x.options());
   p.y = y.mutable_data_ptr<float>();
   if (y.numel() == 0 || p.depth == 0) return bias ? y.copy_(*bias) : y.zero_();
@@ -43,11 +43,10 @@ Tensor cpu_linear(const Tensor& x, const Tensor& weight, const std::optional<Ten
   const int64_t depth = std::min(p.depth, kernels->depth);
   const int64_t most = std::max<int64_t>(kPackBytes / kernels->pack_size(32, depth), 1) * 32;
   const int64_t columns = std::min(p.b.rows, most);
-  const int64_t rounds = (p.a.rows + kernels->rows * threads - 1) / (kernels->rows * threads);
-  const int64_t share = (p.a.rows + rounds * threads - 1) / (rounds * threads);
-  const int64_t rows = std::max<int64_t>((share + 31) / 32 * 32, 32);
-  const int64_t panels = (p.a.rows + rows - 1) / rows;
-  const int64_t splits = panels >= threads ? 1 : (threads + panels - 1) / panels;
+  // Panels of rows, alike for all threads; where there are fewer than threads, split by columns.
+  const int64_t rounds = at::divup(p.a.rows, kernels->rows * threads);
+  const int64_t rows = at::divup(at::divup(p.a.rows, rounds * threads), 32) * 32;
+  const int64_t panels = at::divup(p.a.rows, rows), splits = at::divup(threads, panels);
   const auto bytes = x.options().dtype(at::kByte);
   Tensor packed = at::empty({static_cast<int64_t>(kernels->pack_size(columns, depth))}, bytes);
   Tensor sizes = at::empty({splits * p.a.rows + p.b.rows}, x.options());
@@ -58,10 +57,10 @@ Tensor cpu_linear(const Tensor& x, const Tensor& weight, const std::optional<Ten
     for (int64_t c = 0; c < p.b.rows; c += columns) {
       const int64_t c1 = std::min(c + columns, p.b.rows);
       shared.column0 = c;
-      at::parallel_for(0, (c1 - c + 31) / 32, 1, [&](int64_t begin, int64_t end) {
+      at::parallel_for(0, at::divup(c1 - c, 32), 1, [&](int64_t begin, int64_t end) {
         kernels->pack(p, shared, {0, 0, c + 32 * begin, std::min(c + 32 * end, c1), k, k1});
       });
-      const int64_t width = ((c1 - c + splits - 1) / splits + 31) / 32 * 32;
+      const int64_t width = at::divup(at::divup(c1 - c, splits), 32) * 32;
       at::parallel_for(0, panels * splits, 1, [&](int64_t begin, int64_t end) {
         Tensor scratch = at::empty({static_cast<int64_t>(kernels->scratch(rows, k1 - k))}, bytes);
         for (int64_t i = begin; i < end; ++i) {
