@@ -1,7 +1,7 @@
 """Linear layers in fp32 on AMX tiles, at 24 bits: each number is the sum of three bf16 parts.
 
-They are faster there than torch's, which run on AVX-512 (bench/NOTES.md), and an output has the
-same bits whatever rows are computed beside it and however many threads there are.
+They are faster there than torch's, which run on AVX-512 (bench/NOTES.md), and what tiles compute,
+from ROWS on, has the same bits whatever rows stand beside it and however many threads there are.
 """
 
 from __future__ import annotations

@@ -33,9 +33,8 @@ struct LinearShared {
 };
 
 struct LinearKernels {
-  int64_t rows, depth;                                  // most of a task
-  size_t (*pack_size)(int64_t columns, int64_t depth);  // bytes, 64-byte aligned
-  size_t (*scratch)(int64_t rows, int64_t depth);
+  int64_t rows, depth;                                // most of a task
+  size_t (*parts_size)(int64_t rows, int64_t depth);  // bytes of b packed, and of scratch for a
   void (*pack)(const LinearParams&, const LinearShared&, const LinearTask&);
   void (*multiply)(const LinearParams&, const LinearShared&, const LinearTask&, void* scratch);
 };

@@ -109,16 +109,16 @@ def test_gradients_and_their_gradients():
     layer = nn.Linear(300, 400)
     x = torch.randn(2, 260, 300, requires_grad=True)
     inputs = (x, layer.weight, layer.bias)
-    found = [linear(layer, x)]
-    wanted = [F.linear(*(t.double() for t in inputs))]
+    ours, theirs = [linear(layer, x)], [layer(x)]
+    exactly = [F.linear(*(t.double() for t in inputs))]
     mark, again = torch.randn(2, 260, 400), [torch.randn_like(t) for t in inputs]
-    for ys in (found, wanted):
+    for ys in (ours, theirs, exactly):
         y = ys[0]
         grads = torch.autograd.grad(y, inputs, mark.to(y.dtype) * y, create_graph=True)
         product_of = sum((g * a).sum() for g, a in zip(grads, again, strict=True))
         ys += [*grads, *torch.autograd.grad(product_of, inputs)]
-    for ours, theirs in zip(found, wanted, strict=True):
-        torch.testing.assert_close(ours.double(), theirs.double(), rtol=1e-5, atol=2e-3)
+    for own, other, wanted in zip(ours, theirs, exactly, strict=True):
+        assert (own - wanted).norm() <= 1.2 * (other - wanted).norm()
 
 
 @pytest.fixture
@@ -182,7 +182,9 @@ def test_encoders_come_to_the_same(products, monkeypatch, name):
         ours = model(ids, lengths=lengths)
         assert bool(products) == (CONFIGS[name].attention == "clinattn")
         monkeypatch.setattr(linear_module, "ROWS", 10**9)
-        torch.testing.assert_close(model(ids, lengths=lengths), ours, rtol=2e-5, atol=2e-5)
+        theirs = model(ids, lengths=lengths)
+        wanted = model.double()(ids, lengths=lengths)
+    assert (ours - wanted).norm() <= 1.2 * (theirs - wanted).norm()
 
 
 @pytest.mark.parametrize(

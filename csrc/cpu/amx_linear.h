@@ -21,10 +21,8 @@ struct AmxLinear {
   static int64_t steps(int64_t depth) { return ceil_div(depth, int64_t{32}); }
   static int64_t sixteen(int64_t depth) { return kParts * steps(depth) * kTile; }
 
-  static size_t pack_size(int64_t columns, int64_t depth) {
-    return round_up(columns, 32) / 16 * sixteen(depth) * sizeof(Bf16);
-  }
-  static size_t scratch(int64_t rows, int64_t depth) {
+  // Bytes of the parts of so many rows of either operand
+  static size_t parts_size(int64_t rows, int64_t depth) {
     return round_up(rows, 32) / 16 * sixteen(depth) * sizeof(Bf16);
   }
 

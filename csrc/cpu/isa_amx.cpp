@@ -21,8 +21,8 @@ const CpuKernels& amx_two_parts() {
 }
 
 const CpuKernels& amx_three_parts() {
-  static const LinearKernels linear{AmxLinear::kRows,   AmxLinear::kDepth, AmxLinear::pack_size,
-                                    AmxLinear::scratch, AmxLinear::pack,   AmxLinear::multiply};
+  static const LinearKernels linear{AmxLinear::kRows, AmxLinear::kDepth, AmxLinear::parts_size,
+                                    AmxLinear::pack, AmxLinear::multiply};
   static const CpuKernels kernels = [] {
     CpuKernels all = make_kernels<AmxForward<3>, AmxBackward<3>>("amx", tile_loop<3>);
     all.linear = &linear;
