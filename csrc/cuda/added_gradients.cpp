@@ -33,11 +33,11 @@ Tensor AddedGradients::by_tile(const Tensor& sums) const {
   return sums.to(at::kDouble).view(shape);
 }
 
-Tensor AddedGradients::decay() const { return by_tile(decay_).sum({0, 2}).to(at::kFloat); }
+Tensor AddedGradients::decay() const { return by_tile(decay_).sum(at::IntArrayRef{0, 2}).to(at::kFloat); }
 
 Tensor AddedGradients::slopes(bool by_sequence, const OptionalTensor& cu_seqlens) const {
   const Tensor sums = by_tile(slopes_);
-  if (!by_sequence) return sums.sum({0, 2}).unsqueeze(0).to(at::kFloat);
+  if (!by_sequence) return sums.sum(at::IntArrayRef{0, 2}).unsqueeze(0).to(at::kFloat);
   if (!cu_seqlens) return sums.sum(2).to(at::kFloat);
   // Sequence b has the tiles before cu[b + 1] / rows + b + 1, see Schedule.
   const Tensor sequences = at::arange(p_.num_seqs, cu_seqlens->options().dtype(at::kLong));
@@ -51,7 +51,7 @@ Tensor AddedGradients::slopes(bool by_sequence, const OptionalTensor& cu_seqlens
 Tensor AddedGradients::relative() const {
   const int64_t tile = sizes_.tile, length = sizes_.diagonals * tile, reach = p_.relative_reach;
   const Tensor close = near_.to(at::kDouble).sum(0);  // (heads, diagonals, 2 tile)
-  const Tensor distant = by_tile(far_).sum({0, 2});   // (heads, 2)
+  const Tensor distant = by_tile(far_).sum(at::IntArrayRef{0, 2});   // (heads, 2)
   // By distance: a diagonal of tiles overlaps with the next one.
   Tensor all = at::zeros({p_.heads, length + tile}, close.options());
   all.slice(1, 0, length) += close.slice(2, 0, tile).reshape({p_.heads, length});
