@@ -1,0 +1,413 @@
+"""Forward attention for Hopper in Gluon: one warp loads tiles, the others multiply, all at once.
+
+A program owns 64 queries for each of its consumers, which are warp groups. A producer warp copies
+tiles of K and V into two rings in shared memory, in the order in which consumers read them:
+K_0, K_1, V_0, K_2, V_1, ..., the last keys first, since they are the ones that need masks. A
+consumer has q k^T of one tile and p v of the tile before in flight together, and computes the
+softmax of the first while the second runs. Method: FlashAttention-3, arXiv 2407.08608.
+"""
+
+from typing import Any
+
+import torch
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from .launch import Problem
+
+ROWS = 64  # queries of a consumer: what one warp group multiplies at a time
+NOT_SPECIALIZED = ["num_tiles", "num_heads", "seqlen_q", "seqlen_k", "offset"]
+# (consumers, BLOCK_N, stages, whether consumers take turns) by head dim.
+CONFIGS = {64: (3, 128, 2, False), 128: (2, 128, 2, False)}
+TYPES = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}
+
+
+@gluon.jit
+def _program_tiles(
+    sizes, CAUSAL: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr
+):  # fmt: skip
+    """(batch, head, first query, key tiles) of a program, which visits at least one key tile.
+
+    Query tiles of a head are neighbours, so that they share K and V in L2; with CAUSAL those with
+    the most keys are first.
+    """
+    num_tiles, num_heads, seqlen_q, seqlen_k, offset = sizes
+    tile = gl.program_id(0) % num_tiles
+    head = gl.program_id(0) // num_tiles
+    end = seqlen_k
+    if CAUSAL:
+        tile = num_tiles - 1 - tile
+        end = gl.minimum(end, gl.minimum((tile + 1) * BLOCK_M, seqlen_q) + offset)
+    steps = gl.maximum(gl.cdiv(end, BLOCK_N), 1)
+    return head // num_heads, head % num_heads, tile * BLOCK_M, steps
+
+
+@gluon.jit
+def _copy_tile(desc, batch, head, row, ring, full, empty, step, STAGES: gl.constexpr):
+    """Copy rows of a head into the slot of this step, once all consumers have left it."""
+    slot = step % STAGES
+    turn = step // STAGES & 1
+    # A barrier counts as having completed a phase 1 before its first, so this passes at once for
+    # the first STAGES steps.
+    mbarrier.wait(empty.index(slot), turn ^ 1)
+    mbarrier.expect(full.index(slot), desc.block_type.nbytes)
+    tile = ring.index(slot)._reinterpret(desc.dtype, desc.block_type.shape, desc.layout)
+    tma.async_copy_global_to_shared(desc, [batch, head, row, 0], full.index(slot), tile)
+
+
+@gluon.jit
+def _produce(
+    descs, q_smem, q_full, rings, sizes, GROUP: gl.constexpr, CAUSAL: gl.constexpr,
+    CONSUMERS: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
+):  # fmt: skip
+    """Copy the queries of all consumers, then the tiles of K and V."""
+    q_desc, k_desc, v_desc = descs
+    k_ring, v_ring, k_full, k_empty, v_full, v_empty = rings
+    BLOCK_M: gl.constexpr = q_smem.shape[1] * CONSUMERS
+    batch, head, first_query, steps = _program_tiles(sizes, CAUSAL, BLOCK_M, BLOCK_N)
+    mbarrier.expect(q_full, CONSUMERS * q_desc.block_type.nbytes)
+    for who in gl.static_range(CONSUMERS):
+        tile = q_smem.index(who)._reinterpret(
+            q_desc.dtype, q_desc.block_type.shape, q_desc.layout
+        )
+        row = first_query + who * q_smem.shape[1]
+        tma.async_copy_global_to_shared(q_desc, [batch, head, row, 0], q_full, tile)
+    head = head // GROUP
+    last = steps - 1
+    _copy_tile(k_desc, batch, head, last * BLOCK_N, k_ring, k_full, k_empty, 0, STAGES)
+    for step in range(1, steps):
+        row = (last - step) * BLOCK_N
+        _copy_tile(k_desc, batch, head, row, k_ring, k_full, k_empty, step, STAGES)
+        _copy_tile(
+            v_desc, batch, head, row + BLOCK_N, v_ring, v_full, v_empty, step - 1, STAGES
+        )  # fmt: skip
+    _copy_tile(v_desc, batch, head, 0, v_ring, v_full, v_empty, last, STAGES)
+
+
+@gluon.jit
+def _mask(s, queries, first_key, seqlen_k, CAUSAL: gl.constexpr):
+    """-inf for the scores s [M, N] of keys that are not there or, with CAUSAL, come later."""
+    layout: gl.constexpr = s.type.layout
+    keys = first_key + gl.arange(0, s.shape[1], layout=gl.SliceLayout(0, layout))
+    if CAUSAL:
+        end = gl.minimum(queries + 1, seqlen_k)
+        seen = keys[None, :] < end[:, None]
+    else:
+        seen = (keys < seqlen_k)[None, :]
+    return gl.where(seen, s, float("-inf"))
+
+
+@gluon.jit
+def _online_softmax(s, m_i, l_i, scale, MASKED: gl.constexpr):
+    """(p, alpha, m, l): fold a tile of s [M, N] = q.k into the running maximum and sum, base 2."""
+    m_new = gl.maximum(m_i, gl.max(s, 1) * scale)
+    m_safe = m_new
+    if MASKED:
+        m_safe = gl.where(m_new == float("-inf"), 0.0, m_new)  # else -inf + inf
+    p = gl.exp2(gl.fma(s, scale, -m_safe[:, None]))
+    alpha = gl.exp2(m_i - m_safe)
+    return p, alpha, m_new, l_i * alpha + gl.sum(p, 1)
+
+
+@gluon.jit
+def _step(
+    acc, p, m_i, l_i, q, rings, mine, other, step, steps, queries, seqlen_k, scale,
+    MASKED: gl.constexpr, CAUSAL: gl.constexpr, TURNS: gl.constexpr, WHO: gl.constexpr,
+    BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
+):  # fmt: skip
+    """q k^T of this step beside p v of the step before; then p of this step."""
+    k_ring, v_ring, k_full, k_empty, v_full, v_empty = rings
+    slot = step % STAGES
+    turn = step // STAGES & 1
+    before = step - 1
+    v_slot = before % STAGES
+    v_turn = before // STAGES & 1
+    s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
+    ROWS: gl.constexpr = q.shape[0]
+    s = gl.zeros([ROWS, BLOCK_N], gl.float32, layout=s_layout)
+    mbarrier.wait(k_full.index(slot), turn)
+    if TURNS:
+        mbarrier.wait(mine, (before + WHO + 1) & 1)
+    s = warpgroup_mma(q, k_ring.index(slot).permute((1, 0)), s, use_acc=False, is_async=True)
+    mbarrier.wait(v_full.index(v_slot), v_turn)
+    acc = warpgroup_mma(p, v_ring.index(v_slot), acc, is_async=True)
+    if TURNS:
+        mbarrier.arrive(other)
+    s = warpgroup_mma_wait(1, deps=[s])
+    mbarrier.arrive(k_empty.index(slot))
+    if MASKED:
+        s = _mask(s, queries, (steps - 1 - step) * BLOCK_N, seqlen_k, CAUSAL)
+    p_new, alpha, m_i, l_i = _online_softmax(s, m_i, l_i, scale, MASKED)
+    acc = warpgroup_mma_wait(0, deps=[acc])
+    mbarrier.arrive(v_empty.index(v_slot))
+    o_rows: gl.constexpr = gl.SliceLayout(1, acc.type.layout)
+    acc = acc * gl.convert_layout(alpha, o_rows)[:, None]
+    return acc, gl.convert_layout(p_new.to(p.dtype), p.type.layout), m_i, l_i
+
+
+@gluon.jit
+def _consume(
+    q_smem, q_full, rings, turns, outputs, sizes, scale,
+    WHO: gl.constexpr, CAUSAL: gl.constexpr, TURNS: gl.constexpr, CONSUMERS: gl.constexpr,
+    BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
+):  # fmt: skip
+    """Attention of the 64 queries of consumer WHO."""
+    k_ring, v_ring, k_full, k_empty, v_full, v_empty = rings
+    o_ptr, lse_ptr, stride_ob, stride_oh, stride_on = outputs
+    num_tiles, num_heads, seqlen_q, seqlen_k, offset = sizes
+    ROWS: gl.constexpr = q_smem.shape[1]
+    HEAD_DIM: gl.constexpr = q_smem.shape[2]
+    BLOCK_M: gl.constexpr = ROWS * CONSUMERS
+    dtype: gl.constexpr = q_smem.dtype
+    s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
+    o_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HEAD_DIM, 16])
+    p_layout: gl.constexpr = gl.DotOperandLayout(0, o_layout, 2)
+    s_rows: gl.constexpr = gl.SliceLayout(1, s_layout)
+    o_rows: gl.constexpr = gl.SliceLayout(1, o_layout)
+
+    batch, head, first_query, steps = _program_tiles(sizes, CAUSAL, BLOCK_M, BLOCK_N)
+    first_query += WHO * ROWS
+    # Queries as the keys they stand at: a causal query sees the keys up to its own.
+    queries = first_query + offset + gl.arange(0, ROWS, layout=s_rows)
+    masked = 1  # steps with masks; the tiles after them are seen by every query
+    if CAUSAL:
+        seen = gl.maximum(gl.minimum(first_query + offset + 1, seqlen_k), 0)
+        masked = gl.maximum(steps - seen // BLOCK_N, 1)
+
+    q = q_smem.index(WHO)
+    mine = turns.index(WHO)
+    other = turns.index((WHO + 1) % CONSUMERS)
+    m_i = gl.full([ROWS], float("-inf"), gl.float32, layout=s_rows)
+    l_i = gl.zeros([ROWS], gl.float32, layout=s_rows)
+    acc = gl.zeros([ROWS, HEAD_DIM], gl.float32, layout=o_layout)
+
+    mbarrier.wait(q_full, 0)
+    mbarrier.wait(k_full.index(0), 0)
+    s = gl.zeros([ROWS, BLOCK_N], gl.float32, layout=s_layout)
+    s = warpgroup_mma(q, k_ring.index(0).permute((1, 0)), s, use_acc=False, is_async=True)
+    s = warpgroup_mma_wait(0, deps=[s])
+    mbarrier.arrive(k_empty.index(0))
+    s = _mask(s, queries, (steps - 1) * BLOCK_N, seqlen_k, CAUSAL)
+    p, alpha, m_i, l_i = _online_softmax(s, m_i, l_i, scale, True)
+    p = gl.convert_layout(p.to(dtype), p_layout)
+    if CAUSAL:
+        for step in range(1, masked):
+            acc, p, m_i, l_i = _step(
+                acc, p, m_i, l_i, q, rings, mine, other, step, steps, queries, seqlen_k, scale,
+                True, CAUSAL, TURNS, WHO, BLOCK_N, STAGES,
+            )  # fmt: skip
+    for step in range(masked, steps):
+        acc, p, m_i, l_i = _step(
+            acc, p, m_i, l_i, q, rings, mine, other, step, steps, queries, seqlen_k, scale,
+            False, CAUSAL, TURNS, WHO, BLOCK_N, STAGES,
+        )  # fmt: skip
+    last = steps - 1
+    slot = last % STAGES
+    mbarrier.wait(v_full.index(slot), last // STAGES & 1)
+    acc = warpgroup_mma(p, v_ring.index(slot), acc, is_async=True)
+    acc = warpgroup_mma_wait(0, deps=[acc])
+
+    empty = l_i == 0.0
+    factor = gl.where(empty, 0.0, 1.0 / gl.where(empty, 1.0, l_i))
+    lse = gl.where(empty, float("-inf"), (m_i + gl.log2(l_i)) * 0.6931471805599453)
+    rows = first_query + gl.arange(0, ROWS, layout=s_rows)
+    at = (gl.cast(batch, gl.int64) * num_heads + head) * seqlen_q
+    gl.store(lse_ptr + at + rows, lse, mask=rows < seqlen_q)
+
+    # Through shared memory, where q is no longer needed, for stores of 16 bytes.
+    o = acc * gl.convert_layout(factor, o_rows)[:, None]
+    q.store(o.to(dtype))
+    COLUMNS: gl.constexpr = HEAD_DIM // 8
+    wide: gl.constexpr = gl.BlockedLayout([1, 8], [32 // COLUMNS, COLUMNS], [4, 1], [1, 0])
+    o = q.load(wide)
+    rows = first_query + gl.arange(0, ROWS, layout=gl.SliceLayout(1, wide))
+    columns = gl.arange(0, HEAD_DIM, layout=gl.SliceLayout(0, wide))
+    at = gl.cast(batch, gl.int64) * stride_ob + gl.cast(head, gl.int64) * stride_oh
+    offsets = (rows.to(gl.int64) * stride_on)[:, None] + columns[None, :]
+    gl.store(o_ptr + at + offsets, o, mask=(rows < seqlen_q)[:, None])
+
+
+@gluon.jit(do_not_specialize=NOT_SPECIALIZED)
+def _forward_kernel(
+    q_desc, k_desc, v_desc, o_ptr, lse_ptr, stride_ob, stride_oh, stride_on,
+    num_tiles, num_heads, seqlen_q, seqlen_k, offset, scale,
+    GROUP: gl.constexpr, CAUSAL: gl.constexpr, TURNS: gl.constexpr, CONSUMERS: gl.constexpr,
+    ROWS: gl.constexpr, HEAD_DIM: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
+):  # fmt: skip
+    dtype: gl.constexpr = q_desc.dtype
+    tile: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2)
+    single: gl.constexpr = mbarrier.MBarrierLayout()
+    q_smem = gl.allocate_shared_memory(dtype, [CONSUMERS, ROWS, HEAD_DIM], tile)
+    k_ring = gl.allocate_shared_memory(dtype, [STAGES, BLOCK_N, HEAD_DIM], tile)
+    v_ring = gl.allocate_shared_memory(dtype, [STAGES, BLOCK_N, HEAD_DIM], tile)
+    q_full = gl.allocate_shared_memory(gl.int64, [1], single)
+    k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], single)
+    k_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], single)
+    v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], single)
+    v_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], single)
+    turns = gl.allocate_shared_memory(gl.int64, [CONSUMERS, 1], single)
+    mbarrier.init(q_full, count=1)
+    for i in gl.static_range(STAGES):
+        mbarrier.init(k_full.index(i), count=1)
+        mbarrier.init(v_full.index(i), count=1)
+        mbarrier.init(k_empty.index(i), count=CONSUMERS)
+        mbarrier.init(v_empty.index(i), count=CONSUMERS)
+    for i in gl.static_range(CONSUMERS):
+        mbarrier.init(turns.index(i), count=1)
+    fence_async_shared()
+
+    rings = (k_ring, v_ring, k_full, k_empty, v_full, v_empty)
+    outputs = (o_ptr, lse_ptr, stride_ob, stride_oh, stride_on)
+    sizes = (num_tiles, num_heads, seqlen_q, seqlen_k, offset)
+    descs = (q_desc, k_desc, v_desc)
+    # A warp group's registers for each thread. Consumer 0 gets what the others leave of 65,536, and
+    # that is as many as another consumer has.
+    if CONSUMERS == 2:
+        gl.warp_specialize(
+            [
+                (
+                    _consume,
+                    (
+                        q_smem, q_full, rings, turns, outputs, sizes, scale,
+                        0, CAUSAL, TURNS, CONSUMERS, BLOCK_N, STAGES,
+                    ),
+                ),  # fmt: skip
+                (
+                    _consume,
+                    (
+                        q_smem, q_full, rings, turns, outputs, sizes, scale,
+                        1, CAUSAL, TURNS, CONSUMERS, BLOCK_N, STAGES,
+                    ),
+                ),  # fmt: skip
+                (
+                    _produce,
+                    (descs, q_smem, q_full, rings, sizes, GROUP, CAUSAL, CONSUMERS, BLOCK_N, STAGES),
+                ),
+            ],
+            [4, 1],
+            [240, 24],
+        )
+    else:
+        gl.static_assert(CONSUMERS == 3)
+        gl.warp_specialize(
+            [
+                (
+                    _consume,
+                    (
+                        q_smem, q_full, rings, turns, outputs, sizes, scale,
+                        0, CAUSAL, TURNS, CONSUMERS, BLOCK_N, STAGES,
+                    ),
+                ),  # fmt: skip
+                (
+                    _consume,
+                    (
+                        q_smem, q_full, rings, turns, outputs, sizes, scale,
+                        1, CAUSAL, TURNS, CONSUMERS, BLOCK_N, STAGES,
+                    ),
+                ),  # fmt: skip
+                (
+                    _consume,
+                    (
+                        q_smem, q_full, rings, turns, outputs, sizes, scale,
+                        2, CAUSAL, TURNS, CONSUMERS, BLOCK_N, STAGES,
+                    ),
+                ),  # fmt: skip
+                (
+                    _produce,
+                    (descs, q_smem, q_full, rings, sizes, GROUP, CAUSAL, CONSUMERS, BLOCK_N, STAGES),
+                ),
+            ],
+            [4, 4, 1],
+            [160, 160, 32],
+        )
+
+
+def attention_forward_gluon(call: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Output and log-sum-exp of dense attention, full or causal, on a card of capability 9.0.
+
+    call has the fields of clinattn.arguments.Arguments: q (B, H, Nq, D), k and v (B, Hkv, Nk, D),
+    bf16 or fp16, D 64 or 128, scale and the causal bound. o has q's type and shape, lse is fp32
+    (B, H, Nq), natural log; a query that sees no key gives 0 and -inf. Raises NotImplementedError
+    for what else a call can hold, and for strides or addresses that are no multiple of 16 bytes.
+    """
+    reason = unsupported(call)
+    if reason is not None:
+        raise NotImplementedError(reason)
+    problem, call = Problem(call), call
+    call, layout = problem.call, problem.layout
+    o = torch.empty(call.q.shape, dtype=call.q.dtype, device=call.q.device)
+    lse = problem.empty_lse()
+    if o.numel() == 0:
+        return o, lse
+    consumers, block_n, stages, turns = CONFIGS[layout.head_dim]
+    num_tiles = -(-layout.seqlen_q // (ROWS * consumers))
+    with problem.on_device():
+        _forward_kernel[(num_tiles * layout.num_heads * layout.batch,)](
+            descriptor(call.q, ROWS),
+            descriptor(call.k, block_n),
+            descriptor(call.v, block_n),
+            o,
+            lse,
+            *o.stride()[:3],
+            num_tiles=num_tiles,
+            num_heads=layout.num_heads,
+            seqlen_q=layout.seqlen_q,
+            seqlen_k=layout.seqlen_k,
+            offset=layout.seqlen_k - layout.seqlen_q if call.bottom_right else 0,
+            scale=layout.arguments["qk_scale"],
+            GROUP=layout.arguments["GROUP"],
+            CAUSAL=call.window_right == 0,
+            TURNS=turns,
+            CONSUMERS=consumers,
+            ROWS=ROWS,
+            HEAD_DIM=layout.head_dim,
+            BLOCK_N=block_n,
+            STAGES=stages,
+            num_warps=4,
+        )
+    return o, lse
+
+
+def descriptor(x: torch.Tensor, rows: int) -> TensorDescriptor:
+    """How the copy engine reads `rows` rows of a head of x (B, H, N, D); past N it reads zeros."""
+    block = [1, 1, rows, x.shape[-1]]
+    # The stride of a dimension of size 1 means nothing and can be anything.
+    strides = [s if n > 1 else x.shape[-1] for n, s in zip(x.shape, x.stride(), strict=True)]
+    layout = gl.NVMMASharedLayout(128, 16, 4)
+    return TensorDescriptor(x, list(x.shape), [*strides[:3], 1], block, layout)
+
+
+def unsupported(call: Any) -> str | None:
+    """Why attention_forward_gluon does not take a call; None if it does."""
+    names = (
+        "mask", "cu_seqlens_q", "cu_seqlens_k", "q_lengths", "kv_start", "kv_end", "lo", "hi",
+        "times", "decay", "slopes", "relative", "seed",
+    )  # fmt: skip
+    for name in names:
+        if getattr(call, name) is not None:
+            return f"{name} is not supported"
+    for name in ("softcap", "global_prefix"):
+        if getattr(call, name):
+            return f"{name} is not supported"
+    if call.window_left >= 0 or call.window_right > 0:
+        return f"the window ({call.window_left}, {call.window_right}) is not supported"
+    q, k, v = call.q, call.k, call.v
+    if q.dtype not in TYPES:
+        return f"q is {q.dtype}, and bfloat16 or float16 is supported"
+    if q.shape[-1] not in CONFIGS or v.shape[-1] != q.shape[-1]:
+        return f"head dims are {q.shape[-1]} and {v.shape[-1]}, and 64 or 128 is supported"
+    if k.shape[2] == 0:
+        return "there are no keys"
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        strides = [s for n, s in zip(x.shape[:3], x.stride()[:3], strict=True) if n > 1]
+        if x.data_ptr() % 16 or any(s <= 0 or s % 8 for s in strides):
+            return f"{name} has strides {x.stride()}, which the copy engine does not take"
+    return None
