@@ -11,6 +11,9 @@ OFFLINE ?=
 # Those that the supported releases of torch bring, and the newest.
 TRITON_VERSIONS ?= 3.6.0 3.7.1 3.8.0 3.9.0
 
+# The oldest and the newest torch that is promised.
+HEADERS ?= 2.11.0 2.15.0
+
 VENV ?= $(if $(OFFLINE),.venv-offline,.venv)
 BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip --disable-pip-version-check
@@ -19,7 +22,7 @@ CSRC := $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h csrc/cuda/*.c
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup ext bench bench-cpu bench-compare test test-integrations triton-matrix lint format doctor gpu gpu-here clean FORCE
+.PHONY: help setup ext bench bench-cpu bench-compare test test-integrations triton-matrix cuda-headers lint format doctor gpu gpu-here gpu-plan clean FORCE
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
@@ -45,6 +48,9 @@ test-integrations: setup $(VENV)/.integrations  ## run those that need transform
 triton-matrix: setup  ## test the Triton kernels under several Tritons (TRITON_VERSIONS="3.6.0 3.9.0")
 	$(BIN)/python tests/triton_matrix.py $(TRITON_VERSIONS)
 
+cuda-headers: setup  ## compile the torch side of the CUDA extension against the oldest and newest torch
+	$(BIN)/python tests/cuda_headers.py $(HEADERS)
+
 doctor: setup  ## say what can run on this machine, and why the rest cannot
 	$(BIN)/clinattn doctor
 
@@ -67,6 +73,9 @@ gpu:  ## build, test and measure on the GPU of this machine (TUNE=1: try other t
 # The script builds for the card and times that; the dry run takes what is built for the rest.
 gpu-here: $(if $(filter 1,$(CLINATTN_GPU_DRYRUN)),setup,$(VENV)/.installed)
 	$(BIN)/python bench/gpu.py $(if $(TUNE),--tune) $(GPU_ARGS)
+
+gpu-plan:  ## print two commands for a GPU that is at hand for minutes
+	@$(PYTHON) bench/gpu_plan.py
 
 ext: $(VENV)/.installed  ## rebuild the extension alone, loudly
 	CLINATTN_FORCE_BUILD=1 $(BIN)/python setup.py -q build_ext --inplace

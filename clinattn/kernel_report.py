@@ -132,9 +132,23 @@ class KernelReport:
         return self.num_warps * self.full_loop.instructions / SCHEDULERS
 
     @property
+    def groups(self) -> int:
+        """Groups of warps of a multiprocessor that need not keep in step: its blocks, or their
+        groups of four warps where the loop has no barrier."""
+        return self.blocks * (1 if self.full_loop.barriers else max(1, self.num_warps // 4))
+
+    @property
     def ceiling(self) -> float:
-        """Share of the peak of the matrix units, if everything else overlaps perfectly."""
-        return self.matrix_cycles / max(self.matrix_cycles, self.exp_cycles, self.issue_cycles)
+        """Share of the peak of the matrix units that the code leaves possible.
+
+        A group of warps that waits for its products does its softmax while they rest: then only
+        the products of other groups fill that time.
+        """
+        others = max(self.exp_cycles, self.issue_cycles)
+        longest = max(self.matrix_cycles, others)
+        if self.full_loop.waits:
+            longest = max(longest, (self.matrix_cycles + others) / self.groups)
+        return self.matrix_cycles / longest
 
 
 @contextmanager

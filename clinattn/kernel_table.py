@@ -20,9 +20,10 @@ NUMBERS = {"D", "reg", "local", "shared", "blocks", "matrix", "exp", "issue", "p
 NOTE = """\
 reg, local: registers, and bytes of stack (spills), of a thread. shared: bytes of a block. blocks:
 resident on a multiprocessor. matrix, exp, issue: cycles that one full tile keeps the tensor cores
-(fp32: the multiply-add lanes), the special function units and the schedulers busy. peak: matrix
-over the largest of the three, the share of peak that perfect overlap would reach. All of it is
-counted in the compiled code; nothing was timed."""
+(fp32: the multiply-add lanes), the special function units and the schedulers busy. peak: the share
+of the matrix units' peak that the code leaves possible; where warps wait for products, and at
+barriers for each other, a block's softmax overlaps with products of other blocks alone. All of it
+is counted in the compiled code; nothing was timed."""
 
 
 def kernel_rows(

@@ -16,7 +16,8 @@ TENSOR_CORE = ("HMMA", "HGMMA", "UTCHMMA")
 class Loop:
     """Instructions of one warp in one turn: on tensor cores, ex2, fp32 multiply-adds, the rest.
 
-    waits: how many of the rest wait for products of Hopper.
+    waits: how many of the rest wait for products of Hopper. barriers: how many hold a warp until
+    all warps of the block are there.
     """
 
     tensor: int
@@ -24,6 +25,7 @@ class Loop:
     fma: int
     other: int
     waits: int
+    barriers: int
     families: frozenset[str]
 
     def __add__(self, other: Loop) -> Loop:
@@ -33,6 +35,7 @@ class Loop:
             self.fma + other.fma,
             self.other + other.other,
             self.waits + other.waits,
+            self.barriers + other.barriers,
             self.families | other.families,
         )
 
@@ -80,5 +83,6 @@ def count(opcodes: list[str]) -> Loop:
     exp = sum(opcode.startswith("MUFU.EX2") for opcode in opcodes)
     fma = sum(stem in ("FFMA", "FFMA2") for stem in stems)
     waits = sum(opcode.startswith("WARPGROUP.DEPBAR") for opcode in opcodes)
+    barriers = sum(opcode.startswith("BAR.SYNC") for opcode in opcodes)
     families = frozenset(stem for stem in stems if stem in TENSOR_CORE)
-    return Loop(tensor, exp, fma, len(opcodes) - tensor - exp - fma, waits, families)
+    return Loop(tensor, exp, fma, len(opcodes) - tensor - exp - fma, waits, barriers, families)

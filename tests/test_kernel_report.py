@@ -1,5 +1,7 @@
 """What `clinattn doctor --kernels` counts in compiled kernels, and how it shows that."""
 
+import dataclasses
+
 import pytest
 
 pytest.importorskip("triton")
@@ -30,17 +32,21 @@ SASS = """
 
 
 def test_innermost_loops_are_counted():
-    loop = Loop(tensor=2, exp=1, fma=1, other=2, waits=1, families=frozenset({"HGMMA"}))
+    hopper = frozenset({"HGMMA"})
+    loop = Loop(tensor=2, exp=1, fma=1, other=2, waits=1, barriers=0, families=hopper)
     assert loops(SASS) == [loop]
     assert loop.instructions == 6
     assert not loop.serialized
+    barrier = SASS.replace("FFMA R4, R4, R5, R6", "BAR.SYNC.DEFER_BLOCKING 0x0")
+    assert loops(barrier)[0].barriers == 1
     waiting = SASS.replace("FFMA R4, R4, R5, R6", "WARPGROUP.DEPBAR.LE gsb0, 0x0")
     assert loops(waiting)[0].serialized
 
 
 def report(**changes):
     """A forward kernel of sm_90, 128 x 64, D 64, with round numbers."""
-    loop = Loop(tensor=8, exp=32, fma=32, other=168, waits=1, families=frozenset({"HGMMA"}))
+    hopper = frozenset({"HGMMA"})
+    loop = Loop(tensor=8, exp=32, fma=32, other=168, waits=1, barriers=0, families=hopper)
     fields = dict(
         name="forward", capability=90, block_m=128, block_n=64, block_d=64, itemsize=2, num_warps=8,
         num_stages=2, registers=128, local=0, shared=65_536, loops=[loop], ttgir="",
@@ -55,6 +61,29 @@ def test_cycles_of_a_tile():
     assert kernel.issue_cycles == 8 * 240 / 4
     assert kernel.ceiling == 1.0
     assert kernel.blocks == 2
+
+
+@pytest.mark.parametrize(
+    "changes, warps, ceiling",
+    [
+        ({}, 8, 1.0),  # two blocks of two groups each
+        ({"barriers": 1}, 8, 512 / ((512 + 512) / 2)),  # their blocks alone overlap
+        ({"barriers": 1}, 4, 512 / ((512 + 256) / 4)),
+        ({"barriers": 1, "waits": 0}, 8, 1.0),
+    ],
+)
+def test_softmax_overlaps_with_products_of_other_groups(changes, warps, ceiling):
+    kernel = report(num_warps=warps)
+    loop = dataclasses.replace(kernel.loops[0], **changes)
+    kernel = dataclasses.replace(kernel, loops=[loop])
+    assert kernel.ceiling == pytest.approx(min(1.0, ceiling))
+
+
+def test_a_block_in_step_reaches_no_peak():
+    loop = dataclasses.replace(report().loops[0], barriers=2)
+    kernel = report(loops=[loop], registers=255)
+    assert kernel.blocks == 1
+    assert kernel.ceiling == pytest.approx(512 / (512 + 512))
 
 
 @pytest.mark.parametrize(
