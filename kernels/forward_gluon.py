@@ -119,8 +119,8 @@ def _online_softmax(s, m_i, l_i, scale, MASKED: gl.constexpr):
 
 @gluon.jit
 def _step(
-    acc, p, m_i, l_i, q, rings, mine, other, step, steps, queries, seqlen_k, scale,
-    MASKED: gl.constexpr, CAUSAL: gl.constexpr, TURNS: gl.constexpr, WHO: gl.constexpr,
+    acc, p, m_i, l_i, q, rings, mine, other, step, steps, masked, queries, seqlen_k, scale,
+    CAUSAL: gl.constexpr, TURNS: gl.constexpr, WHO: gl.constexpr,
     BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """q k^T of this step beside p v of the step before; then p of this step."""
@@ -129,7 +129,6 @@ def _step(
     turn = step // STAGES & 1
     before = step - 1
     v_slot = before % STAGES
-    v_turn = before // STAGES & 1
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     ROWS: gl.constexpr = q.shape[0]
     s = gl.zeros([ROWS, BLOCK_N], gl.float32, layout=s_layout)
@@ -137,20 +136,23 @@ def _step(
     if TURNS:
         mbarrier.wait(mine, (before + WHO + 1) & 1)
     s = warpgroup_mma(q, k_ring.index(slot).permute((1, 0)), s, use_acc=False, is_async=True)
-    mbarrier.wait(v_full.index(v_slot), v_turn)
     acc = warpgroup_mma(p, v_ring.index(v_slot), acc, is_async=True)
     if TURNS:
         mbarrier.arrive(other)
     s = warpgroup_mma_wait(1, deps=[s])
     mbarrier.arrive(k_empty.index(slot))
-    if MASKED:
-        s = _mask(s, queries, (steps - 1 - step) * BLOCK_N, seqlen_k, CAUSAL)
-    p_new, alpha, m_i, l_i = _online_softmax(s, m_i, l_i, scale, MASKED)
+    if CAUSAL:
+        if step < masked:  # a branch that full tiles jump over
+            s = _mask(s, queries, (steps - 1 - step) * BLOCK_N, seqlen_k, CAUSAL)
+    p_new, alpha, m_i, l_i = _online_softmax(s, m_i, l_i, scale, CAUSAL)
+    p_new = gl.convert_layout(p_new.to(p.dtype), p.type.layout)
+    # The tile of p_new. To wait for it here keeps ptxas from moving the next wait before the
+    # softmax, which has to run beside the product.
+    mbarrier.wait(v_full.index(slot), turn)
     acc = warpgroup_mma_wait(0, deps=[acc])
     mbarrier.arrive(v_empty.index(v_slot))
     o_rows: gl.constexpr = gl.SliceLayout(1, acc.type.layout)
-    acc = acc * gl.convert_layout(alpha, o_rows)[:, None]
-    return acc, gl.convert_layout(p_new.to(p.dtype), p.type.layout), m_i, l_i
+    return acc * gl.convert_layout(alpha, o_rows)[:, None], p_new, m_i, l_i
 
 
 @gluon.jit
@@ -177,10 +179,10 @@ def _consume(
     first_query += WHO * ROWS
     # Queries as the keys they stand at: a causal query sees the keys up to its own.
     queries = first_query + offset + gl.arange(0, ROWS, layout=s_rows)
-    masked = 1  # steps with masks; the tiles after them are seen by every query
+    # Steps with masks, besides the first: what is left after them all queries see.
+    masked = steps
     if CAUSAL:
-        seen = gl.maximum(gl.minimum(first_query + offset + 1, seqlen_k), 0)
-        masked = gl.maximum(steps - seen // BLOCK_N, 1)
+        masked -= gl.maximum(gl.minimum(first_query + offset + 1, seqlen_k), 0) // BLOCK_N
 
     q = q_smem.index(WHO)
     mine = turns.index(WHO)
@@ -198,21 +200,13 @@ def _consume(
     s = _mask(s, queries, (steps - 1) * BLOCK_N, seqlen_k, CAUSAL)
     p, alpha, m_i, l_i = _online_softmax(s, m_i, l_i, scale, True)
     p = gl.convert_layout(p.to(dtype), p_layout)
-    if CAUSAL:
-        for step in range(1, masked):
-            acc, p, m_i, l_i = _step(
-                acc, p, m_i, l_i, q, rings, mine, other, step, steps, queries, seqlen_k, scale,
-                True, CAUSAL, TURNS, WHO, BLOCK_N, STAGES,
-            )  # fmt: skip
-    for step in range(masked, steps):
+    mbarrier.wait(v_full.index(0), 0)
+    for step in range(1, steps):
         acc, p, m_i, l_i = _step(
-            acc, p, m_i, l_i, q, rings, mine, other, step, steps, queries, seqlen_k, scale,
-            False, CAUSAL, TURNS, WHO, BLOCK_N, STAGES,
+            acc, p, m_i, l_i, q, rings, mine, other, step, steps, masked, queries, seqlen_k, scale,
+            CAUSAL, TURNS, WHO, BLOCK_N, STAGES,
         )  # fmt: skip
-    last = steps - 1
-    slot = last % STAGES
-    mbarrier.wait(v_full.index(slot), last // STAGES & 1)
-    acc = warpgroup_mma(p, v_ring.index(slot), acc, is_async=True)
+    acc = warpgroup_mma(p, v_ring.index((steps - 1) % STAGES), acc, is_async=True)
     acc = warpgroup_mma_wait(0, deps=[acc])
 
     empty = l_i == 0.0
@@ -341,7 +335,7 @@ def attention_forward_gluon(call: Any) -> tuple[torch.Tensor, torch.Tensor]:
     reason = unsupported(call)
     if reason is not None:
         raise NotImplementedError(reason)
-    problem, call = Problem(call), call
+    problem = Problem(call)
     call, layout = problem.call, problem.layout
     o = torch.empty(call.q.shape, dtype=call.q.dtype, device=call.q.device)
     lse = problem.empty_lse()
