@@ -341,6 +341,13 @@ def show(result: dict[str, Any]) -> None:
             "-" if memory is None else f"{memory / 2**20:,.0f}",
         )
     out.print(table)
+    for failed in result.get("out_of_memory", []):
+        err.print(
+            f"{failed['mode']}: {failed['label']} ran out of memory; --batch-size makes it less",
+            style="yellow",
+            markup=False,
+            highlight=False,
+        )
     for speedup in result["speedups"]:
         out.print(
             f"{speedup['mode']}: clinattn packed runs {speedup['ratio']:.2f}x the tokens/s of "

@@ -75,7 +75,12 @@ def instruction_set() -> str | None:
 
 
 def git_commit() -> str | None:
-    """Short commit of the source tree, with + if it is changed; None outside one."""
+    """Short commit of the source tree, with + if it is changed; None outside one.
+
+    CLINATTN_COMMIT names that of a copy without .git.
+    """
+    if given := os.environ.get("CLINATTN_COMMIT"):
+        return given
     root = Path(clinattn.__file__).parents[1]
     if not (root / ".git").exists():
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
 
 from clinattn.benchmark import VARIANTS, Benchmark, Disagreement, Settings  # noqa: E402
+from clinattn.benchmark.agreement import errors  # noqa: E402
 from clinattn.benchmark.measure import peak_memory, quartiles  # noqa: E402
-from clinattn.benchmark.run import descending  # noqa: E402
+from clinattn.benchmark.run import descending, encoder_config  # noqa: E402
 from clinattn.benchmark.variants import Runner  # noqa: E402
 from clinattn.benchmark.workload import (  # noqa: E402
     MASKED_SHARE,
@@ -125,6 +127,24 @@ def test_ctrl_c_keeps_what_was_measured(monkeypatch):
     assert "interrupted" in render(json.loads(json.dumps(result)))
 
 
+def test_what_does_not_fit_costs_one_way(monkeypatch):
+    honest = Runner.run
+
+    def run(self, mode, variant, examples):
+        if variant.name == "sdpa_padded":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 90 GiB")
+        honest(self, mode, variant, examples)
+
+    monkeypatch.setattr(Runner, "run", run)
+    result = json.loads(json.dumps(Benchmark(replace(SMALL, modes=("infer",))).run()))
+    left = [variant.name for variant in VARIANTS if variant.name != "sdpa_padded"]
+    assert [row["variant"] for row in result["rows"]] == left
+    assert [speedup["over"] for speedup in result["speedups"]] == ["sdpa_bucketed"]
+    (failed,) = result["out_of_memory"]
+    assert failed["mode"] == "infer" and failed["label"] == "torch SDPA, padded"
+    assert "torch SDPA, length-bucketed" in render(result)
+
+
 @pytest.mark.parametrize("stage", ["reading", "checking", "calibrating", "memory"])
 def test_ctrl_c_before_any_round_still_gives_a_result(stage):
     def interrupt(message, done, total):
@@ -206,8 +226,26 @@ def test_every_variant_sees_the_same_real_tokens():
         lengths, 2
     )
     assert BY_NAME["sdpa_bucketed"].batches(lengths, 2) == [[2, 0], [3, 1], [4]]
-    assert BY_NAME["sdpa_padded"].computed_tokens(lengths, [0, 1]) == 18
+    assert BY_NAME["sdpa_padded"].computed_tokens(lengths, [0, 1]) == 2 * 16  # a multiple of 8
     assert BY_NAME["clinattn_packed"].computed_tokens(lengths, [0, 1]) == 14
+
+
+def test_padded_rows_fill_up_to_a_multiple_of_eight():
+    rows = [torch.arange(n) for n in (5, 9, 2)]
+    ids = BY_NAME["sdpa_padded"].collate(rows, 77, torch.device("cpu"))
+    assert ids.shape == (3, 16)
+    assert all(torch.equal(x[: len(row)], row) for x, row in zip(ids, rows, strict=True))
+    assert all((x[len(row) :] == 77).all() for x, row in zip(ids, rows, strict=True))
+    settings = Settings(preset="clinicalbert", max_tokens=515)
+    assert encoder_config(settings).max_positions == 520
+
+
+def test_a_nan_is_the_largest_error():
+    truth = dict.fromkeys(("hidden", "gradient of a", "gradient of b"), torch.ones(2))
+    wrong = {name: x.clone() for name, x in truth.items()}
+    wrong["gradient of a"][0] = torch.nan
+    found = errors(wrong, truth)
+    assert found["hidden"] == 0 and np.isnan(found["gradients"])
 
 
 def test_training_is_work_that_changes_nothing():

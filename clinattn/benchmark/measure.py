@@ -16,7 +16,7 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def peak_memory(work: Callable[[], None], device: torch.device) -> int | None:
+def peak_memory(work: Callable[[], object], device: torch.device) -> int | None:
     """Bytes that `work` needed above what was held before it; None where that cannot be read.
 
     CUDA: the allocator's peak. Linux: the peak resident set, reset before, once the C library has

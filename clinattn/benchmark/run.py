@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -17,9 +18,9 @@ from clinattn.encoder import EncoderConfig, MaskedLanguageModel
 from clinattn.environment import environment
 
 from .agreement import check_agreement
-from .measure import peak_memory, quartiles, synchronize
+from .measure import peak_memory, quartiles
 from .summary import describe, speedups
-from .variants import MODES, VARIANTS, Runner, Variant
+from .variants import MODES, VARIANTS, Runner, Variant, padded_length
 from .workload import Example, Workload, meds_workload, profile_workload, shortened
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -87,6 +88,7 @@ class Benchmark:
     batch_size: int = 0
     seconds: dict[tuple[str, str], list[float]] = field(default_factory=lambda: defaultdict(list))
     memory: dict[tuple[str, str], int | None] = field(default_factory=dict)
+    too_large: list[tuple[str, Variant]] = field(default_factory=list)
     interrupted: bool = False
 
     def run(self) -> dict[str, Any]:
@@ -154,10 +156,16 @@ class Benchmark:
         return max(MIN_BATCH, min(by_tokens, MAX_BATCH, sequences // 4))
 
     def _seconds_per_token(self) -> dict[tuple[str, str], float]:
-        """By mode and attention, per computed token, on about CALIBRATION_TOKENS of them."""
+        """By mode and attention, per computed token.
+
+        On a GPU of a whole batch, which has run before: launches would fill the time of a small
+        one, and compilers that of a first.
+        """
         assert self.workload is not None
         lengths, seed = self.workload.lengths, self.settings.seed
-        count = int(np.clip(CALIBRATION_TOKENS / lengths.mean(), 1, MAX_BATCH))
+        on_gpu = self.runner.device.type == "cuda"
+        about = BATCH_TOKENS if on_gpu else CALIBRATION_TOKENS
+        count = int(np.clip(about / lengths.mean(), 1, MAX_BATCH))
         indices = self.workload.sample(min(count, len(lengths)), seed)
         batch = [self.workload.example(i, seed) for i in indices]
         own = [len(example.ids) for example in batch]
@@ -165,49 +173,57 @@ class Benchmark:
         for mode in self.settings.modes:
             for attention, variant in {v.attention: v for v in VARIANTS}.items():
                 self.progress(f"calibrating: {mode}", len(rates), 2 * len(self.settings.modes))
-                self._time(mode, variant, shortened(batch, WARM_UP_TOKENS))
-                seconds = self._time(mode, variant, batch)
+                first = batch if on_gpu else shortened(batch, WARM_UP_TOKENS)
                 tokens = variant.computed_tokens(own, list(range(len(own))))
-                rates[mode, attention] = seconds / tokens
+                rates[mode, attention] = 0.0
+                try:
+                    self.runner.seconds(mode, variant, [first])
+                    rates[mode, attention] = self.runner.seconds(mode, variant, [batch]) / tokens
+                except torch.OutOfMemoryError:
+                    continue  # the warm-up meets it again, and takes note
         return rates
 
     def _estimate(self, rates: dict[tuple[str, str], float]) -> float:
-        """Seconds for the planned rounds and the warm-up's heaviest batch."""
+        """Seconds for the planned rounds and the warm-up."""
         total = 0.0
         for mode in self.settings.modes:
             for variant in VARIANTS:
                 tokens = [variant.computed_tokens(self.lengths, b) for b in self._batches(variant)]
                 rounds = self.settings.rounds or PLANNED_ROUNDS
-                total += rates[mode, variant.attention] * (rounds * sum(tokens) + max(tokens))
+                first = sum(tokens) if self.runner.device.type == "cuda" else max(tokens)
+                total += rates[mode, variant.attention] * (rounds * sum(tokens) + first)
         return total
 
     def _batches(self, variant: Variant) -> list[list[int]]:
         return variant.batches(self.lengths, self.batch_size)
 
-    def _time(self, mode: str, variant: Variant, *batches: list[Example]) -> float:
-        synchronize(self.runner.device)
-        started = time.perf_counter()
-        for batch in batches:
-            self.runner.run(mode, variant, batch)
-        synchronize(self.runner.device)
-        return time.perf_counter() - started
-
     def _cases(self) -> list[tuple[str, Variant]]:
-        return [(mode, variant) for mode in self.settings.modes for variant in VARIANTS]
+        """All ways, less those for which memory did not suffice."""
+        cases = [(mode, variant) for mode in self.settings.modes for variant in VARIANTS]
+        return [case for case in cases if case not in self.too_large]
 
     def _warm_up(self) -> None:
-        """Run each way's heaviest batch once; its memory is the peak of the way."""
+        """Run each way's heaviest batch once, on a GPU all of them; memory is the peak of the way.
+
+        There the first batch of a shape compiles, plans and takes fresh memory.
+        """
         cases = self._cases()
         for done, (mode, variant) in enumerate(cases):
             self.progress(f"memory: {mode}, {variant.label}", done, len(cases))
-            heaviest = max(
-                self._batches(variant), key=lambda b: variant.computed_tokens(self.lengths, b)
-            )
-            batch = [self.examples[i] for i in heaviest]
-            self.memory[mode, variant.name] = peak_memory(
-                lambda m=mode, v=variant, b=batch: self.runner.run(m, v, b),  # type: ignore[misc]
-                self.runner.device,
-            )
+            chosen = self._batches(variant)
+            if self.runner.device.type != "cuda":
+                size = functools.partial(variant.computed_tokens, self.lengths)
+                chosen = [max(chosen, key=size)]
+            work = functools.partial(self.runner.seconds, mode, variant, self._of(chosen))
+            try:
+                self.memory[mode, variant.name] = peak_memory(work, self.runner.device)
+            except torch.OutOfMemoryError:
+                self.too_large.append((mode, variant))
+            if self.too_large:  # once its frames are gone, and with them its tensors
+                self.runner.free()
+
+    def _of(self, batches: list[list[int]]) -> list[list[Example]]:
+        return [[self.examples[i] for i in batch] for batch in batches]
 
     def _rounds(self, deadline: float) -> None:
         """Rounds in rotated order, so that no way always follows the same one, while time lasts."""
@@ -222,8 +238,8 @@ class Benchmark:
             for done, (mode, variant) in enumerate(cases[shift:] + cases[:shift]):
                 message = f"round {round_ + 1}: {mode}, {variant.label}"
                 self.progress(message, round_ * len(cases) + done, planned * len(cases))
-                batches = [[self.examples[i] for i in b] for b in self._batches(variant)]
-                self.seconds[mode, variant.name].append(self._time(mode, variant, *batches))
+                seconds = self.runner.seconds(mode, variant, self._of(self._batches(variant)))
+                self.seconds[mode, variant.name].append(seconds)
             longest = max(longest, time.perf_counter() - started)
         self.progress("done", 1, 1)
 
@@ -255,6 +271,9 @@ class Benchmark:
             "backend": result["backend"],
         }
         result["rows"] = [row | shared | facts for row in rows if row["rounds"]]
+        result["out_of_memory"] = [
+            {"mode": mode, "variant": v.name, "label": v.label} for mode, v in self.too_large
+        ]
         result["speedups"] = speedups(result["rows"])
         return result
 
@@ -282,11 +301,12 @@ class Benchmark:
 def encoder_config(settings: Settings, **overrides: Any) -> EncoderConfig:
     """The preset without dropout, long enough for the sequences."""
     published = EncoderConfig.preset(settings.preset)
+    longest = padded_length(settings.max_tokens) + published.position_offset
     if settings.full_attention:
         overrides["windows"] = ()
     return EncoderConfig.preset(
         settings.preset,
-        max_positions=max(published.max_positions, settings.max_tokens),
+        max_positions=max(published.max_positions, longest),
         embedding_dropout=0.0,
         hidden_dropout=0.0,
         attention_dropout=0.0,

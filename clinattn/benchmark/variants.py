@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -14,9 +16,16 @@ from clinattn.encoder.heads import IGNORE
 from clinattn.packing import cu_seqlens_from_lengths
 from clinattn.workloads.vocabulary import PAD
 
+from .measure import synchronize
 from .workload import Example
 
 MODES = ("train", "infer")
+# Padded lengths are its multiples. On a GPU, SDPA copies a mask whose rows are not, at every call.
+MULTIPLE = 8
+
+
+def padded_length(longest: int) -> int:
+    return -(-longest // MULTIPLE) * MULTIPLE
 
 
 @dataclass(frozen=True)
@@ -40,12 +49,15 @@ class Variant:
     def computed_tokens(self, lengths: list[int], batch: list[int]) -> int:
         """Tokens that go through the model for this batch, padding included."""
         own = [lengths[i] for i in batch]
-        return sum(own) if self.packed else len(own) * max(own)
+        return sum(own) if self.packed else len(own) * padded_length(max(own))
 
     def collate(self, rows: list[Tensor], fill: int, device: torch.device) -> Tensor:
-        """(T,) if packed, else (B, longest) filled up with `fill`."""
-        ids = torch.cat(rows) if self.packed else pad_sequence(rows, True, fill)
-        return ids.to(device, non_blocking=True)
+        """(T,) if packed, else (B, N) filled up with `fill`."""
+        if self.packed:
+            return torch.cat(rows).to(device, non_blocking=True)
+        ids = pad_sequence(rows, True, fill)
+        more = padded_length(ids.shape[1]) - ids.shape[1]
+        return F.pad(ids, (0, more), value=fill).to(device, non_blocking=True)
 
     def arrangement(self, rows: list[Tensor], device: torch.device) -> dict[str, Any]:
         """How the collated rows lie: the keyword arguments of the encoder."""
@@ -114,3 +126,18 @@ class Runner:
             self.train(variant, examples)
         else:
             self.infer(variant, examples)
+
+    def seconds(self, mode: str, variant: Variant, batches: list[list[Example]]) -> float:
+        """The time of all batches, from the host's side of an idle device to an idle device."""
+        synchronize(self.device)
+        started = time.perf_counter()
+        for batch in batches:
+            self.run(mode, variant, batch)
+        synchronize(self.device)
+        return time.perf_counter() - started
+
+    def free(self) -> None:
+        """Give up gradients, and on a GPU what the allocator holds free: room after a failure."""
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
