@@ -1,0 +1,361 @@
+"""Stage of gpu.py that times what may replace a row of kernels/configs.py, or the forward kernel.
+
+Contests are between the shipped tile, a few other tiles, and for the forward pass other kernels and
+cuDNN. dq and dkdv are timed apart. Results are held against those of the shipped tile first. Rows
+come as they are measured; one that says which entrant wins, and by how much, ends each contest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+import torch
+from gpu_jobs import in_processes
+from gpu_speed import AGREE, SDPA_BACKENDS, WIDTH, in_turns, pinned_sdpa, relative
+from gpu_tiles import MASKS, Tile, tile_of
+from torch import Tensor
+
+from clinattn.arguments import Arguments
+from clinattn.kernels import backward, configs, forward, launch
+
+if TYPE_CHECKING:
+    from gpu import Run
+
+Results = tuple[Tensor, ...]
+Function = Callable[[], Results]
+
+ROUNDS = 5
+LIMIT = 55.0  # seconds after which no further contest begins
+CHECKING = 15.0  # seconds that the check of other kernels may take before it is cut off
+SHAPE = {"keys": (4, 4096), "plain": (2, 8192)}  # batch and length by kind
+PRODUCTS = {"forward": 2, "dq": 3, "dkdv": 4}  # of 2 D FLOP a pair, in the kernel that is timed
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Tiles against the shipped one of a table, for calls of a kind as configs.Rows names them."""
+
+    table: str
+    dim: int
+    kind: str
+    masks: tuple[str, ...]
+    tiles: tuple[Tile, ...]
+
+
+BOTH = ("full", "causal")
+KEYS = ("bool keys", "float keys")
+# The ones that decide most first. None of these tiles takes stack for sm_90.
+CONTESTS = (
+    Contest("forward", 128, "plain", BOTH, ((128, 128, 8, 2), (128, 128, 8, 3), (64, 64, 4, 3))),
+    Contest("dkdv", 128, "keys", KEYS, ((32, 128, 8, 3), (32, 128, 8, 2))),
+    Contest("dq", 128, "plain", BOTH, ((128, 64, 8, 3),)),
+    Contest("dkdv", 128, "plain", BOTH, ((64, 128, 8, 2), (32, 128, 8, 2), (32, 64, 4, 3))),
+    Contest("forward", 64, "plain", BOTH, ((128, 64, 8, 3), (128, 128, 8, 3), (64, 64, 4, 3))),
+    Contest("dq", 64, "plain", BOTH, ((128, 64, 8, 2), (64, 64, 4, 3), (128, 128, 8, 2))),
+    Contest("dkdv", 64, "plain", BOTH, ((64, 128, 8, 2), (64, 64, 4, 3), (128, 128, 8, 2))),
+)
+
+
+def candidates(run: Run) -> None:
+    if "triton" not in run.backends:
+        run.row(skipped="candidates: they are Triton's")
+        return
+    began = time.monotonic()
+    working = working_kernels(run)
+    for contest in contests(run):
+        what = f"the contest of {contest.table} D {contest.dim} {contest.kind}"
+        if not run.enough_time(5, what):
+            return
+        if time.monotonic() - began > LIMIT and not run.dryrun:
+            run.row(skipped=what, after_s=round(time.monotonic() - began))
+            continue
+        hold(contest, working, run)
+        if run.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def contests(run: Run) -> tuple[Contest, ...]:
+    if not run.dryrun:
+        return CONTESTS
+    return (
+        Contest("forward", 16, "plain", BOTH, ((32, 16, 4, 1),)),
+        Contest("dq", 16, "plain", ("full",), ((32, 16, 4, 1),)),
+        Contest("dkdv", 16, "keys", KEYS, ((16, 32, 4, 1),)),
+    )
+
+
+# Problems
+
+
+class Problem:
+    """Inputs of one kernel, and the results and sums of the kernels before it, by shipped tiles."""
+
+    def __init__(
+        self, table: str, dim: int, mask: str, batch: int, n: int, device: torch.device
+    ) -> None:
+        shape = (batch, max(1, WIDTH // dim) if n > 64 else 1, n, dim)
+        q, k, v, self.do = (torch.randn(shape, device=device).bfloat16() for _ in range(4))
+        hidden = torch.arange(batch, device=device) * n // (2 * batch)  # none to 3/8 of the keys
+        kept = (torch.arange(n, device=device) < n - hidden[:, None])[:, None, None]
+        keys = {
+            "bool keys": kept,
+            "float keys": torch.zeros(kept.shape, device=device).masked_fill(~kept, -torch.inf),
+        }.get(mask)
+        if mask == "float keys":
+            keys = keys.bfloat16()
+        self.table = table
+        self.call = Arguments(q, k, v, keys, scale=dim**-0.5, window_right=MASKS.get(mask, -1))
+        pairs = n * (n + 1) // 2 if mask == "causal" else n * n
+        share = 1.0 if keys is None else kept.float().mean().item()
+        self.flops = 2 * PRODUCTS[table] * dim * shape[0] * shape[1] * pairs * share
+        self.sums: list[Tensor] = []
+
+    def prepare(self) -> None:
+        """The shipped forward pass, and for dkdv the sums that dq leaves for it."""
+        if self.table != "forward":
+            self.o, self.lse = forward.attention_forward(self.call)
+            kept = keeping(self.sums)
+            with mock.patch.object(launch.Problem, "empty_lse", kept):
+                backward.attention_backward(self.do, None, self.o, self.lse, self.call)
+
+    def run(self) -> Results:
+        """The results of the kernel, launched with nothing else."""
+        if self.table == "forward":
+            return forward.attention_forward(self.call)
+        with only(self.table, self.sums):
+            dq, dk, dv, *_ = backward.attention_backward(
+                self.do, None, self.o, self.lse, self.call
+            )
+        return (dq,) if self.table == "dq" else (dk, dv)
+
+
+def keeping(sums: list[Tensor]) -> Callable[[launch.Problem], Tensor]:
+    """empty_lse that also appends what it returns."""
+    shipped = launch.Problem.empty_lse
+
+    def empty_lse(problem: launch.Problem) -> Tensor:
+        sums.append(shipped(problem))
+        return sums[-1]
+
+    return empty_lse
+
+
+@contextlib.contextmanager
+def only(table: str, sums: list[Tensor]) -> Iterator[None]:
+    """The backward pass launches the kernel of this table alone, with these sums."""
+    kernel, shipped = getattr(backward, f"{table}_kernel"), launch.Problem.launch
+    given = iter(sums)
+
+    def launch_one(problem: launch.Problem, asked: Any, *arguments: Any, **keywords: Any) -> None:
+        if asked is kernel:
+            shipped(problem, asked, *arguments, **keywords)
+
+    with (
+        mock.patch.object(launch.Problem, "launch", launch_one),
+        mock.patch.object(launch.Problem, "empty_lse", lambda _: next(given)),
+    ):
+        yield
+
+
+def with_tile(problem: Problem, tile: Tile) -> Results:
+    with tile_of(problem.table, tile):
+        return problem.run()
+
+
+def shipped_tile(contest: Contest, capability: tuple[int, int]) -> Tile:
+    config = configs.tile_config(
+        contest.table, capability, contest.dim, torch.bfloat16, contest.kind
+    )
+    return config.block_m, config.block_n, config.num_warps, config.num_stages
+
+
+# Other kernels
+
+
+def other_kernels(dim: int) -> dict[str, Callable[[Arguments], Results]]:
+    """The forward kernels that no call is routed to, by name; those that cannot load are not there.
+
+    A kernel joins this contest by an entry here.
+    """
+    kernels: dict[str, Callable[[Arguments], Results]] = {}
+    with contextlib.suppress(ImportError):
+        one_loop = importlib.import_module("clinattn.kernels.forward_one_loop")
+        for specialize, tiles in ((True, one_loop.TILES), (False, one_loop.TMA_TILES)):
+            for tile in tiles.get(dim, ()):
+                numbers = (tile.block_m, tile.block_n, tile.num_warps, tile.num_stages)
+                kernels[f"{'one loop' if specialize else 'tma'} {numbers}"] = functools.partial(
+                    one_loop.attention_forward_one_loop, config=tile, specialize=specialize
+                )
+    with contextlib.suppress(ImportError):
+        gluon = importlib.import_module("clinattn.kernels.forward_gluon")
+        kernels["gluon"] = gluon.attention_forward_gluon
+    return kernels
+
+
+def working_kernels(run: Run) -> set[tuple[int, str]]:
+    """(dim, name) of those that give right results, the same ones twice, in their own processes.
+
+    A kernel whose warps wait for each other can hang, and a wrong address ends a process.
+    """
+    dims = dict.fromkeys(x.dim for x in contests(run) if x.table == "forward")
+    jobs = [[dim, name] for dim in dims for name in other_kernels(dim)]
+    working = set()
+    for row, left in in_processes("gpu_candidates:check_job", jobs, run, CHECKING):
+        for dim, name in left:
+            run.row(dim=dim, entrant=name, skipped="not checked in time")
+        if row is not None:
+            dim, name = row.pop("job")
+            if row.pop("ok"):
+                working.add((dim, name))
+            else:
+                run.row(dim=dim, entrant=name, dropped=row["error"][-300:])
+    return working
+
+
+def check_job(job: list[Any], device: str) -> dict[str, Any]:
+    dim, name = job
+    try:
+        kernel = other_kernels(dim)[name]
+        for problem in problems_to_check(dim, torch.device(device)):
+            expected, first, second = problem.run(), kernel(problem.call), kernel(problem.call)
+            far = distance(first, expected)
+            if not far < AGREE:
+                return {"ok": False, "error": f"{far} from the shipped kernel's results"}
+            if not all(map(torch.equal, first, second)):
+                return {"ok": False, "error": "another result the second time"}
+    except Exception as error:
+        return {"ok": False, "error": f"{type(error).__name__}: {error}"}
+    return {"ok": True}
+
+
+def problems_to_check(dim: int, device: torch.device) -> Iterator[Problem]:
+    lengths = (1000, 8192) if device.type == "cuda" else (40,)
+    for n, mask in itertools.product(lengths, BOTH):
+        yield Problem("forward", dim, mask, 1, n, device)
+
+
+def distance(results: Results, expected: Results) -> float:
+    """The largest relative distance; inf where only one of them is finite."""
+    far = [relative(x.float(), y.float()) for x, y in zip(results, expected, strict=True)]
+    return max(x if x == x else float("inf") for x in far)
+
+
+# Contests
+
+
+def entrants(
+    contest: Contest, problem: Problem, mask: str, run: Run, working: set[tuple[int, str]]
+) -> dict[str, Function]:
+    """What takes part, by name; the shipped tile comes first."""
+    shipped = shipped_tile(contest, launch.device_capability(run.device))
+    functions: dict[str, Function] = {
+        str(tile): functools.partial(with_tile, problem, tile)
+        for tile in dict.fromkeys((shipped, *contest.tiles))
+    }
+    if contest.table == "forward":
+        for name, kernel in other_kernels(contest.dim).items():
+            if (contest.dim, name) in working:
+                functions[name] = functools.partial(kernel, problem.call)
+        qkv = (problem.call.q, problem.call.k, problem.call.v)
+        sdpa = functools.partial(
+            pinned_sdpa, SDPA_BACKENDS["sdpa-cudnn"], None, mask == "causal", *qkv
+        )
+        functions["sdpa-cudnn"] = lambda: (sdpa(),)
+    return functions
+
+
+def hold(contest: Contest, working: set[tuple[int, str]], run: Run) -> None:
+    """Times a contest on each of its masks; an entrant that fails is out."""
+    ms: dict[str, list[float]] = {}
+    labels: dict[str, Any] = dict(table=contest.table, kind=contest.kind, dim=contest.dim)
+    for mask in contest.masks:
+        batch, n = SHAPE[contest.kind] if not run.dryrun else (2, 40)
+        problem = Problem(contest.table, contest.dim, mask, batch, n, run.device)
+        problem.prepare()
+        fields = labels | dict(mask=mask, batch=batch, n=n)
+        functions = agreeing(entrants(contest, problem, mask, run, working), run, fields)
+        failed: dict[str, str] = {}
+        for name, result in in_turns(functions, run, ROUNDS, failed=failed).items():
+            ms.setdefault(name, []).append(result["ms"])
+            tflops = problem.flops / result["ms"] / 1e9
+            run.row(**fields, entrant=name, **result, tflops=tflops)
+        for name, error in failed.items():
+            run.row(**fields, entrant=name, failed=error)
+    verdict(contest, {x: y for x, y in ms.items() if len(y) == len(contest.masks)}, labels, run)
+
+
+def agreeing(
+    functions: dict[str, Function], run: Run, fields: dict[str, Any]
+) -> dict[str, Function]:
+    """Those that run and give the results of the first, the shipped tile."""
+    expected: Results | None = None
+    kept = {}
+    for name, function in functions.items():
+        try:
+            results = function()
+            if expected is None:
+                expected = results
+            far = distance(results, expected[: len(results)])
+        except Exception as error:
+            # Without the shipped tile there is nothing to compare, and that is a failure.
+            why = {"ok": False} if expected is None else {}
+            run.row(**fields, entrant=name, failed=str(error).strip()[:300], **why)
+            if expected is None:
+                return {}
+            continue
+        if far < AGREE:
+            kept[name] = function
+        else:
+            run.row(**fields, entrant=name, wrong=far)
+    return kept
+
+
+def verdict(
+    contest: Contest, ms: dict[str, list[float]], labels: dict[str, Any], run: Run
+) -> None:
+    """Rows with the best tile, and for the forward pass with the best kernel, by geometric mean."""
+    means = {name: statistics.geometric_mean(values) for name, values in ms.items()}
+    shipped = shipped_tile(contest, launch.device_capability(run.device))
+    if str(shipped) not in means:
+        run.row(**labels, skipped="a verdict: the shipped tile has no time")
+        return
+    tiles = [tile for tile in (shipped, *contest.tiles) if str(tile) in means]
+    best = min(tiles, key=lambda tile: means[str(tile)])
+    gain = means[str(shipped)] / means[str(best)]
+    run.row(**labels, best=best, shipped=shipped, times_as_fast=gain)
+    others = [name for name in means if (contest.dim, name) and name not in map(str, tiles)]
+    for name in others:
+        if name != "sdpa-cudnn":
+            times = {"times_as_fast_as_shipped": means[str(shipped)] / means[name]}
+            if "sdpa-cudnn" in means:
+                times["times_as_fast_as_cudnn"] = means["sdpa-cudnn"] / means[name]
+            run.row(**labels, kernel=name, **times)
+
+
+# What is compiled ahead of time
+
+
+def calls_to_record(device: torch.device) -> Iterator[Callable[[], Any]]:
+    """Every launch of this stage, on inputs as small as give the same kernels."""
+    for contest in CONTESTS:
+        for mask in contest.masks:
+            problem = Problem(contest.table, contest.dim, mask, 2, 256, device)
+            yield problem.prepare
+            shipped = shipped_tile(contest, launch.device_capability(device))
+            for tile in dict.fromkeys((shipped, *contest.tiles)):
+                yield functools.partial(with_tile, problem, tile)
+            if contest.table == "forward":
+                checked = Problem(contest.table, contest.dim, mask, 1, 1000, device)
+                yield checked.run
+                for kernel in other_kernels(contest.dim).values():
+                    yield functools.partial(kernel, problem.call)
+                    yield functools.partial(kernel, checked.call)
