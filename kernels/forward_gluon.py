@@ -134,7 +134,9 @@ def _step(
     s = gl.zeros([ROWS, BLOCK_N], gl.float32, layout=s_layout)
     mbarrier.wait(k_full.index(slot), turn)
     if TURNS:
-        mbarrier.wait(mine, (before + WHO + 1) & 1)
+        # Consumer 0 begins; it waits for the phase before that of the others.
+        BEGINS: gl.constexpr = 1 if WHO == 0 else 0
+        mbarrier.wait(mine, (before + BEGINS) & 1)
     s = warpgroup_mma(q, k_ring.index(slot).permute((1, 0)), s, use_acc=False, is_async=True)
     acc = warpgroup_mma(p, v_ring.index(v_slot), acc, is_async=True)
     if TURNS:

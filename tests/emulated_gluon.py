@@ -1,0 +1,316 @@
+"""Runs the kernel of kernels/forward_gluon.py on the CPU: a thread for each of its warp groups.
+
+Gluon has no interpreter. Here the kernel's own functions run with stand-ins for the names they use:
+barriers with the phases and counts of the hardware, copies that arrive late and out of step, and
+products that read their operands when they are issued and again when they are waited for, which
+must agree. A schedule that hangs, that frees a tile too early or that reads one too soon fails.
+"""
+
+import functools
+import random
+import threading
+import time
+from contextlib import contextmanager
+from types import SimpleNamespace
+from unittest import mock
+
+import torch
+from triton.experimental.gluon import language
+
+from clinattn.kernels import forward_gluon
+
+PATIENCE = 20.0  # seconds without progress that count as a hang
+
+
+class Values(torch.Tensor):
+    """A tensor in registers, whose layout nothing here depends on."""
+
+    type = SimpleNamespace(layout=None)
+
+
+class Barrier:
+    """An mbarrier: a phase ends when `count` threads have arrived and all bytes have."""
+
+    def __init__(self):
+        self.changed = threading.Condition()
+        self.count = self.pending = self.bytes = self.phase = 0
+
+    def init(self, count):
+        self.count = self.pending = count
+
+    def arrive(self, count=1, expected=0):
+        with self.changed:
+            assert self.pending >= count, "more arrivals than a phase has"
+            self.pending -= count
+            self.bytes += expected
+            self.end_phase()
+
+    def received(self, number):
+        with self.changed:
+            self.bytes -= number
+            self.end_phase()
+
+    def end_phase(self):
+        if self.pending == 0 and self.bytes == 0:
+            self.pending = self.count
+            self.phase += 1
+            self.changed.notify_all()
+
+    def wait(self, parity):
+        """As mbarrier.try_wait.parity: the phase now under way has the other parity."""
+        with self.changed:
+            passed = self.changed.wait_for(lambda: self.phase & 1 != parity & 1, PATIENCE)
+        assert passed, "deadlock"
+        pause()
+
+
+class Memory:
+    """Shared memory, or a view of it, as Gluon's descriptor."""
+
+    def __init__(self, data):
+        self.data = data
+        self.shape = list(data.shape)
+        self.dtype = data.dtype
+
+    def index(self, i):
+        assert 0 <= i < self.shape[0]
+        return Memory(self.data[i])
+
+    def permute(self, order):
+        return Memory(self.data.permute(order))
+
+    def _reinterpret(self, dtype, shape, layout):
+        return Memory(self.data.view(shape))
+
+    def load(self, layout):
+        return values(self.data.clone())
+
+    def store(self, x):
+        self.data.copy_(x)
+
+
+class Barriers(list):
+    def index(self, i):
+        return self[i]
+
+
+class Descriptor:
+    """What a kernel gets for a TensorDescriptor."""
+
+    def __init__(self, host):
+        self.base = host.base.as_strided(host.shape, host.strides)
+        self.dtype, self.layout = host.base.dtype, host.layout
+        size = torch.Size(host.block_shape).numel() * host.base.element_size()
+        self.block_type = SimpleNamespace(shape=host.block_shape, nbytes=size)
+
+    def tile(self, at):
+        """The block at a position, with zeros outside the tensor."""
+        tile = torch.zeros(self.block_type.shape, dtype=self.dtype)
+        inside = [
+            slice(max(first, 0), min(first + size, n))
+            for first, size, n in zip(at, tile.shape, self.base.shape, strict=True)
+        ]
+        part = self.base[tuple(inside)]
+        tile[tuple(slice(0, n) for n in part.shape)] = part
+        return tile
+
+
+class Pointer:
+    def __init__(self, data, at=0):
+        self.data, self.at = data, at
+
+    def __add__(self, offset):
+        return Pointer(self.data, self.at + offset)
+
+
+class Product:
+    """One that is in flight: only its wait may touch the result."""
+
+    def __init__(self, a, b, acc, use_acc):
+        self.operands, self.acc, self.use_acc = (a, b), acc, use_acc
+        self.seen = self.read()
+        self.result = None
+
+    def read(self):
+        return [(x.data if isinstance(x, Memory) else x).float().clone() for x in self.operands]
+
+    def finish(self):
+        a, b = self.read()
+        for now, then in zip((a, b), self.seen, strict=True):
+            assert torch.equal(now, then), "an operand changed while the product was in flight"
+        acc = self.acc.result if isinstance(self.acc, Product) else self.acc
+        self.result = values(a @ b + acc if self.use_acc else a @ b)
+
+
+class Machine(threading.local):
+    """What a warp group knows of itself."""
+
+    def __init__(self):
+        self.program, self.in_flight = 0, []
+
+
+machine = Machine()
+copies = []
+
+
+def values(x):
+    return x.as_subclass(Values)
+
+
+def pause():
+    time.sleep(random.choice((0, 0, 0, 1e-5, 1e-4)))
+
+
+def copy(desc, at, barrier, memory):
+    tile = desc.tile(at)
+
+    def arrive():
+        time.sleep(random.choice((0, 1e-4, 1e-3)))
+        memory.data.fill_(float("nan"))  # half of a tile is no tile
+        pause()
+        memory.data.copy_(tile)
+        barrier.received(desc.block_type.nbytes)
+
+    copies.append(threading.Thread(target=arrive))
+    copies[-1].start()
+
+
+def multiply(a, b, acc, *, use_acc=True, is_async=False):
+    assert is_async
+    product = Product(a, b, acc, use_acc)
+    machine.in_flight.append(product)
+    return product
+
+
+def wait(outstanding, deps):
+    pause()
+    while len(machine.in_flight) > outstanding:
+        machine.in_flight.pop(0).finish()
+    (product,) = deps
+    return product.result
+
+
+def specialize(functions_and_args, num_warps, num_regs):
+    program, failures = machine.program, []
+
+    def run(function, args):
+        machine.program, machine.in_flight = program, []
+        try:
+            function(*args)
+            assert not machine.in_flight
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=run, args=pair) for pair in functions_and_args]
+    for thread in threads:
+        thread.start()
+    for thread in (*threads, *copies):
+        thread.join()
+    copies.clear()
+    if failures:
+        raise failures[0]
+
+
+def allocate(dtype, shape, layout):
+    if dtype != torch.int64:
+        return Memory(torch.full(shape, float("nan"), dtype=dtype))
+    return Barrier() if len(shape) == 1 else Barriers(Barrier() for _ in range(shape[0]))
+
+
+def store(pointer, x, mask):
+    at, x, mask = torch.broadcast_tensors(pointer.at, x, mask)
+    at, x = at[mask], x[mask]
+    flat = pointer.data.view(-1)
+    assert flat[at].isnan().all(), "written twice"
+    flat[at] = x
+
+
+def either(of_tensors, of_numbers):
+    def function(*args):
+        if not any(isinstance(x, torch.Tensor) for x in args):
+            return of_numbers(*args)
+        return of_tensors(*(x if isinstance(x, torch.Tensor) else torch.tensor(x) for x in args))
+
+    return function
+
+
+def barrier_of(name):
+    return lambda barrier, *args, **keywords: getattr(barrier, name)(*args, **keywords)
+
+
+gl = SimpleNamespace(
+    **{name: getattr(torch, name) for name in ("float32", "int64", "where", "exp2", "log2")},
+    constexpr=None,
+    program_id=lambda axis: machine.program,
+    cdiv=lambda a, b: int((a + b - 1) / b),  # towards 0, as on the device
+    minimum=either(torch.minimum, min),
+    maximum=either(torch.maximum, max),
+    max=lambda x, axis: x.amax(axis),
+    sum=lambda x, axis: x.sum(axis),
+    fma=lambda x, y, z: x * y + z,
+    arange=lambda begin, end, layout: values(torch.arange(begin, end)),
+    zeros=lambda shape, dtype, layout: values(torch.zeros(shape, dtype=dtype)),
+    full=lambda shape, x, dtype, layout: values(torch.full(shape, x, dtype=dtype)),
+    convert_layout=lambda x, layout: x,
+    cast=lambda x, dtype: x,
+    store=store,
+    static_range=range,
+    static_assert=lambda x: None,
+    allocate_shared_memory=allocate,
+    warp_specialize=specialize,
+    SliceLayout=lambda dim, parent: None,
+    BlockedLayout=lambda *args: None,
+    DotOperandLayout=lambda *args: None,
+    NVMMADistributedLayout=lambda *args: None,
+    NVMMASharedLayout=language.NVMMASharedLayout,
+)
+mbarrier = SimpleNamespace(
+    MBarrierLayout=lambda: None,
+    init=barrier_of("init"),
+    wait=barrier_of("wait"),
+    arrive=barrier_of("arrive"),
+    expect=lambda barrier, number: barrier.arrive(expected=number),
+)
+
+
+class Launcher:
+    """Runs a kernel for every program of a grid, one after the other."""
+
+    def __init__(self, kernel):
+        self.kernel = kernel
+
+    def __getitem__(self, grid):
+        return functools.partial(self.run, grid)
+
+    def run(self, grid, *args, num_warps, **keywords):
+        args = [
+            Pointer(x)
+            if isinstance(x, torch.Tensor)
+            else Descriptor(x)
+            if hasattr(x, "block_shape")
+            else x
+            for x in args
+        ]
+        for program in range(grid[0]):
+            machine.program = program
+            self.kernel(*args, **keywords)
+
+
+@contextmanager
+def emulated():
+    """attention_forward_gluon takes tensors on the CPU, and works as it would on the device."""
+    functions = {
+        name: x.fn for name, x in vars(forward_gluon).items() if hasattr(x, "is_gluon")
+    }  # fmt: skip
+    functions["_forward_kernel"] = Launcher(functions["_forward_kernel"])
+    stand_ins = dict(
+        functions,
+        gl=gl,
+        mbarrier=mbarrier,
+        tma=SimpleNamespace(async_copy_global_to_shared=copy),
+        fence_async_shared=lambda: None,
+        warpgroup_mma=multiply,
+        warpgroup_mma_wait=wait,
+    )
+    with mock.patch.multiple(forward_gluon, **stand_ins):
+        yield

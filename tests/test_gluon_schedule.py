@@ -1,0 +1,85 @@
+"""The Gluon forward, run on the CPU by emulated_gluon.py: its schedule, its tiles and its masks."""
+
+import pytest
+import torch
+
+pytest.importorskip("triton.experimental.gluon.nvidia.hopper", reason="Triton without Gluon")
+
+from emulated_gluon import Barrier, emulated  # noqa: E402
+
+from clinattn.arguments import Arguments  # noqa: E402
+from clinattn.kernels import forward_gluon  # noqa: E402
+
+# (head dim, heads, key heads, queries, keys, causal, bottom_right)
+CASES = {
+    "one-key": (64, 1, 1, 3, 1, False, False),
+    "odd": (128, 1, 1, 113, 300, False, False),
+    "whole-tiles": (64, 1, 1, 192, 512, False, False),
+    "causal": (128, 2, 1, 300, 300, True, False),
+    "causal-three-consumers": (64, 1, 1, 500, 500, True, False),
+    "causal-keys-longer": (128, 1, 1, 70, 700, True, True),
+    "causal-no-keys": (128, 1, 1, 400, 130, True, True),
+    "causal-keys-shorter": (64, 1, 1, 300, 100, True, False),
+    "grouped": (64, 4, 2, 65, 129, False, False),
+}
+
+
+def truth(call, causal):
+    q, k, v = (x.double() for x in (call.q, call.k, call.v))
+    group = q.shape[1] // k.shape[1]
+    k, v = (x.repeat_interleave(group, 1) for x in (k, v))
+    s = call.scale * q @ k.mT
+    if causal:
+        offset = k.shape[2] - q.shape[2] if call.bottom_right else 0
+        i, j = (torch.arange(x.shape[2]) for x in (q, k))
+        s = s.masked_fill(j > i[:, None] + offset, float("-inf"))
+    lse = s.logsumexp(-1)
+    return torch.exp(s - lse[..., None].nan_to_num(neginf=0.0)) @ v, lse
+
+
+@pytest.mark.parametrize("turns", [False, True], ids=["free", "turns"])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_forward(case, turns, monkeypatch):
+    dim, heads, key_heads, num_q, num_k, causal, bottom_right = case
+    consumers, block_n, stages, _ = forward_gluon.CONFIGS[dim]
+    monkeypatch.setitem(forward_gluon.CONFIGS, dim, (consumers, block_n, stages, turns))
+    q = torch.randn(2, heads, num_q, dim).bfloat16()
+    # As in a fused projection: rows of a head are not neighbours.
+    kv = torch.randn(2, num_k, 2 * key_heads, dim).bfloat16().transpose(1, 2)
+    k, v = kv.chunk(2, 1)
+    right = 0 if causal else -1
+    call = Arguments(q, k, v, scale=-0.3, window_right=right, bottom_right=bottom_right)
+    with emulated():
+        o, lse = forward_gluon.attention_forward_gluon(call)
+    o_true, lse_true = truth(call, causal)
+    torch.testing.assert_close(lse.double(), lse_true, atol=1e-5, rtol=1e-6)
+    torch.testing.assert_close(o.double(), o_true, atol=0.02, rtol=0.02)
+
+
+def test_a_schedule_that_hangs_is_seen(monkeypatch):
+    monkeypatch.setattr("emulated_gluon.PATIENCE", 0.2)
+    barrier = Barrier()
+    barrier.init(2)
+    barrier.arrive()
+    barrier.wait(1)  # as if the phase before had been completed
+    with pytest.raises(AssertionError, match="deadlock"):
+        barrier.wait(0)
+
+
+@pytest.mark.parametrize("fault", ["early", "unready"])
+def test_a_faulty_schedule_is_seen(fault, monkeypatch):
+    """A tile is freed before its product is done, or is read before it has arrived."""
+    q, k, v = (torch.randn(1, 1, 1000, 128).bfloat16() for _ in range(3))
+    with emulated():
+        mbarrier = forward_gluon.mbarrier
+        wait, multiply = mbarrier.wait, forward_gluon.warpgroup_mma
+        if fault == "unready":
+            late = lambda barrier, parity: wait(barrier, parity) if barrier.count > 1 else None
+            monkeypatch.setattr(mbarrier, "wait", late)
+        else:
+            free = lambda barrier, parity: wait(barrier, parity) if barrier.count == 1 else None
+            monkeypatch.setattr(mbarrier, "wait", free)
+        with pytest.raises(AssertionError):
+            o, _ = forward_gluon.attention_forward_gluon(Arguments(q, k, v, scale=0.1))
+            assert torch.isfinite(o).all()
+        del multiply
