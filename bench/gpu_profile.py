@@ -28,7 +28,6 @@ from gpu_trace import kernel_seconds
 from gpu_training import gradients
 
 from clinattn import fused_attention
-from clinattn.profiling import nsys_lines
 
 if TYPE_CHECKING:
     from gpu import Run
@@ -331,6 +330,11 @@ def nsys(run: Run) -> None:
 
     The nsys in Nsight Compute's folder records and cannot import: its .qdstrm is then all there is.
     """
+    try:
+        from clinattn.profiling import nsys_lines
+    except ImportError as error:  # pyarrow
+        run.row(skipped=f"nsys: {error}")
+        return
     places = "/opt/nvidia/nsight-compute/*/host/target-linux-x64/nsys"
     tool = find_tool("nsys", "/opt/nvidia/nsight-systems/*/bin/nsys", places)
     if tool is None:
