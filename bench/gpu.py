@@ -1,15 +1,19 @@
-"""Everything a GPU can tell about our kernels for it, in one command of under ten minutes.
+"""Everything a GPU can tell about our kernels for it, in one command.
 
-    python bench/gpu.py                        build, numerics, races, graphs, speed, targets
+    python bench/gpu.py                        all stages, in the order of their worth
     python bench/gpu.py numerics race          these stages alone
     python bench/gpu.py --backends cuda        the CUDA C++ kernels alone
     python bench/gpu.py --tune                 time other tiles than those of kernels/configs.py
     CLINATTN_GPU_DRYRUN=1 python bench/gpu.py  all of it, tiny, without a GPU: Triton interpreted,
                                                the CUDA kernels as in tests/emulated.py
 
-Rows go to bench/results/gpu-<card>-<date>.jsonl, or to $OUT; each says where and with what it was
-taken. A failure is a row too: the rest goes on, and the exit code tells at the end. A missed target
-is no failure.
+Rows go to bench/results/gpu-<card>-<date>.jsonl, or to $OUT, one by one as they are measured; each
+says where and with what it was taken. A failure is a row too: the rest goes on, and the exit code
+tells at the end. A missed target is no failure.
+
+Stages run one after the other in a process of their own, each for the seconds of its budget. One
+that overruns, hangs or takes the CUDA context down ends with that process, and the next process
+goes on with the stage after it. What `make gpu-pack` compiled ahead of time is used where it fits.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ import faulthandler
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -27,7 +32,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 DRYRUN = os.environ.get("CLINATTN_GPU_DRYRUN") == "1"
 if DRYRUN:
@@ -35,12 +40,21 @@ if DRYRUN:
     # numpy warns of inf - inf in lanes that a tl.where then discards.
     warnings.filterwarnings("ignore", category=RuntimeWarning, module="triton")
 
+import gpu_pack  # noqa: E402
+
+WORKER = "CLINATTN_GPU_WORKER"  # set for the process that performs stages
+PACK = {} if DRYRUN or WORKER in os.environ else gpu_pack.take()  # before Triton is imported
+
 import gpu_build  # noqa: E402
 import gpu_calls  # noqa: E402
+import gpu_candidates  # noqa: E402
+import gpu_ceilings  # noqa: E402
 import gpu_checks  # noqa: E402
 import gpu_clinical  # noqa: E402
+import gpu_encoder  # noqa: E402
 import gpu_graphs  # noqa: E402
 import gpu_numerics  # noqa: E402
+import gpu_profile  # noqa: E402
 import gpu_sanitizer  # noqa: E402
 import gpu_speed  # noqa: E402
 import gpu_targets  # noqa: E402
@@ -52,46 +66,62 @@ from gpu_jobs import device_answers  # noqa: E402
 import clinattn  # noqa: E402
 from clinattn.environment import environment  # noqa: E402
 
-BUDGET = float(os.environ.get("CLINATTN_GPU_BUDGET", "570"))  # seconds
+BUDGET = float(os.environ.get("CLINATTN_GPU_BUDGET", "840"))  # seconds of the whole run
 DEVICE = torch.device("cpu" if DRYRUN else "cuda")
 OURS = ("triton", "cuda")
 PRINTED = 15  # failures of a stage that are printed; all of them are rows
+OVERRUN = 20  # seconds past its budget after which a stage is ended from outside
+LOST = 3  # exit code of a worker whose CUDA context is gone
 
-# A stage is called as stage(run) and gives its results to run.row(...).
-STAGES: dict[str, Callable[[Run], None]] = {
-    "build": gpu_build.build,
-    "numerics": gpu_numerics.numerics,
-    "shapes": gpu_checks.shapes_that_broke_others,
-    "race": gpu_checks.race,
-    "capture": gpu_graphs.graph_capture,
-    "sync": gpu_graphs.no_host_sync,
-    "overhead": gpu_calls.launch_overhead,
-    "memory": gpu_calls.peak_memory,
-    "speed": gpu_speed.dense,
-    "clinical": gpu_clinical.clinical,
-    "sanitizer": gpu_sanitizer.sanitizer,
-    "flex": gpu_speed.flex,
-    "targets": gpu_targets.targets,
-    "verification": gpu_verification.verification,
+
+class Stage(NamedTuple):
+    """perform(run) gives its results to run.row(...) and keeps to run.left()."""
+
+    perform: Callable[[Run], None]
+    seconds: float  # at most, with kernels compiled ahead of time
+
+
+STAGES = {
+    "build": Stage(gpu_build.build, 330),
+    "ceilings": Stage(gpu_ceilings.ceilings, 20),
+    "speed": Stage(gpu_speed.dense, 100),
+    "clinical": Stage(gpu_clinical.clinical, 80),
+    "numerics": Stage(gpu_numerics.numerics, 120),
+    "encoder": Stage(gpu_encoder.encoder, 100),
+    "candidates": Stage(gpu_candidates.candidates, 70),
+    "race": Stage(gpu_checks.race, 60),
+    "capture": Stage(gpu_graphs.graph_capture, 40),
+    "sync": Stage(gpu_graphs.no_host_sync, 30),
+    "overhead": Stage(gpu_calls.launch_overhead, 20),
+    "memory": Stage(gpu_calls.peak_memory, 20),
+    "profile": Stage(gpu_profile.profile, 60),
+    "shapes": Stage(gpu_checks.shapes_that_broke_others, 60),
+    "numerics_rest": Stage(gpu_numerics.numerics_rest, 300),
+    "sanitizer": Stage(gpu_sanitizer.sanitizer, 150),
+    "flex": Stage(gpu_speed.flex, 240),
 }
-TUNING: dict[str, Callable[[Run], None]] = {"tiles": gpu_tiles.tile_sweep}
+# These read the rows of the others and take no time.
+CONCLUSIONS = {
+    "targets": Stage(gpu_targets.targets, 30),
+    "verification": Stage(gpu_verification.verification, 30),
+}
+TUNING = {"tiles": Stage(gpu_tiles.tile_sweep, 570)}
+KNOWN = STAGES | CONCLUSIONS | TUNING
 
 
 class Run:
-    """Where the rows go, how much time is left, and which stages are still to come.
+    """Where the rows go, and how much time is left for the stage that runs.
 
     asked: those of our backends that it is about. backends: those of them that stages can call.
     """
 
-    def __init__(
-        self, path: Path, asked: list[str], facts: dict[str, Any], started: float, append: bool
-    ) -> None:
+    def __init__(self, path: Path, asked: list[str], facts: dict[str, Any]) -> None:
         self.device, self.dryrun, self.asked = DEVICE, DRYRUN, asked
-        self.facts, self.started = facts, started
-        self.stage, self.coming = "", 0
+        self.facts, self.stage = facts, ""
+        self.until = end_of_run()
         self.printed: Counter[str] = Counter()
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.path, self.file = path, path.open("a" if append else "w")
+        self.path, self.file = path, path.open("a")
         usable, broken = clinattn.backends(), self.broken()
         self.backends = [name for name in asked if usable[name] and name not in broken]
 
@@ -114,7 +144,8 @@ class Run:
         return {x["backend"] for x in self.rows() if x["stage"] == "build" and x.get("ok") is False}
 
     def left(self) -> float:
-        return BUDGET - (time.time() - self.started)
+        """Seconds for the stage that runs."""
+        return self.until - time.time()
 
     def enough_time(self, seconds: float, what: str) -> bool:
         """Whether that many seconds are left; if not, the row says what was left out."""
@@ -125,12 +156,23 @@ class Run:
 
     def perform(self, stage: str) -> None:
         self.stage, began = stage, time.time()
+        self.until = min(end_of_run(), began + KNOWN[stage].seconds)
+        if stage not in CONCLUSIONS and not self.enough_time(5, stage):
+            return
+        # A kernel that hangs cannot be interrupted: say where, and end the process.
+        faulthandler.dump_traceback_later(max(self.left(), 5) + OVERRUN, exit=True)
         torch.manual_seed(0)
         try:
-            (STAGES | TUNING)[stage](self)
+            KNOWN[stage].perform(self)
         except Exception as error:
             self.row(ok=False, error=repr(error)[:300], trace=traceback.format_exc())
+        faulthandler.cancel_dump_traceback_later()
         self.row(took_s=round(time.time() - began, 1))
+
+
+def end_of_run() -> float:
+    started = float(os.environ.setdefault("CLINATTN_GPU_STARTED", str(time.time())))
+    return started + BUDGET
 
 
 def shown(value: Any) -> str:
@@ -165,8 +207,8 @@ def results_path(facts: dict[str, Any]) -> Path:
 
 
 def stage_name(text: str) -> str:
-    if text not in STAGES | TUNING:
-        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(STAGES | TUNING)}")
+    if text not in KNOWN:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(KNOWN)}")
     return text
 
 
@@ -194,44 +236,74 @@ def main(argv: list[str]) -> int:
     if not DRYRUN and not torch.cuda.is_available():
         print("torch sees no CUDA device; CLINATTN_GPU_DRYRUN=1 walks through this without one")
         return 1
-    stages = options.stages or list(TUNING if options.tune else STAGES)
+    stages = options.stages or list(TUNING if options.tune else STAGES | CONCLUSIONS)
     if DRYRUN and not (options.stages or options.tune):
-        stages = [*STAGES, *TUNING]
-    facts = {**environment(DEVICE), **card_facts()}
+        stages = list(KNOWN)
+    facts = {**environment(DEVICE), **card_facts(), **PACK}
     facts["commit"] = options.commit or facts["commit"]
     path = options.append or results_path(facts)
+    if options.append is None:
+        path.unlink(missing_ok=True)
     in_each = ("date", "gpu", "driver", "torch", "triton", "commit")
-    started = float(os.environ.setdefault("CLINATTN_GPU_STARTED", str(time.time())))
-    appended = options.append is not None
-    run = Run(path, options.backends, {x: facts.get(x) for x in in_each}, started, appended)
-    if not appended:
-        run.stage = "environment"
-        run.row(**facts)
-        for name in run.asked:
-            if "build" not in stages and name not in run.backends:
-                run.row(backend=name, skipped=name, reason=repr(clinattn.backends()[name]))
-    # A kernel that hangs cannot be interrupted: say where, and end.
-    faulthandler.dump_traceback_later(max(run.left(), 30) + 20, exit=True)
-    for at, stage in enumerate(stages, 1):
-        run.coming = len(stages) - at
-        run.perform(stage)
-        lost = not device_answers(DEVICE)
-        if lost:
-            run.row(ok=False, error="the CUDA context is lost; the rest runs in a new process")
-        if lost or stage == "build":  # this process has loaded what was there before
-            go_on(run.path, options, stages[at:])
+    run = Run(path, options.backends, {x: facts.get(x) for x in in_each})
+    if WORKER in os.environ:
+        return work(run, stages)
+    run.stage = "environment"
+    run.row(**facts)
+    for name in run.asked:
+        if "build" not in stages and name not in run.backends:
+            run.row(backend=name, skipped=name, reason=repr(clinattn.backends()[name]))
+    given = ["--append", str(path), "--backends", ",".join(options.backends)]
+    given += ["--commit", facts["commit"]] if facts["commit"] else []
+    in_workers(run, given, stages)
     return summary(run)
 
 
-def go_on(path: Path, options: argparse.Namespace, stages: list[str]) -> None:
-    """Become a new process for the stages that remain."""
-    if not stages:
-        return
-    sys.stdout.flush()
-    os.closerange(3, 4096)  # among them the lost context and its memory
-    given = ["--append", str(path), "--backends", ",".join(options.backends)]
-    given += ["--commit", options.commit] if options.commit else []
-    os.execv(sys.executable, [sys.executable, __file__, *given, *stages])
+def work(run: Run, stages: list[str]) -> int:
+    """Performs stages until one loses the CUDA context or changes what this process has loaded."""
+    for stage in stages:
+        run.perform(stage)
+        if not device_answers(DEVICE):
+            run.row(ok=False, error="the CUDA context is lost; the rest runs in a new process")
+            return LOST
+        if stage == "build":
+            return 0
+    return 0
+
+
+def in_workers(run: Run, given: list[str], stages: list[str]) -> None:
+    """Performs all stages, in as many processes as it takes."""
+    while stages:
+        before = run.path.stat().st_size
+        command = [sys.executable, __file__, *given, *stages]
+        child = subprocess.Popen(command, env=os.environ | {WORKER: "1"}, start_new_session=True)
+        try:
+            code = child.wait()
+        finally:  # whatever it started ends with it, also when this process is interrupted
+            end_group(child)
+        rows = rows_from(run.path, before)
+        for row in rows:
+            os.environ.update(row.get("settings", {}))
+        ended = {row["stage"] for row in rows if "took_s" in row or row.get("skipped") == row["stage"]}
+        left = [stage for stage in stages if stage not in ended]
+        if code not in (0, LOST) and left:
+            run.stage = left[0]
+            run.row(ok=False, error=f"ended with exit code {code}, or ran for too long")
+        stages = left[1:] if code not in (0, LOST) or left == stages else left
+
+
+def rows_from(path: Path, offset: int) -> list[dict[str, Any]]:
+    with path.open("rb") as file:
+        file.seek(offset)
+        return [json.loads(line) for line in file.read().splitlines()]
+
+
+def end_group(child: subprocess.Popen[Any]) -> None:
+    try:
+        os.killpg(child.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    child.wait()
 
 
 def summary(run: Run) -> int:

@@ -38,8 +38,8 @@ def race(run: Run) -> None:
 
 def checked(function: str, jobs: list[Any], run: Run) -> None:
     """The rows of these jobs, whose first word is a backend."""
-    for rows, left in in_processes(function, jobs, run, run.left() - 10 - 30 * run.coming):
-        for row in rows:
+    for row, left in in_processes(function, jobs, run, run.left()):
+        if row is not None:
             backend, *words = row.pop("job")
             run.row(backend=backend, case=" ".join(map(str, words)), **row)
         if left:

@@ -42,7 +42,7 @@ def clinical(run: Run) -> None:
         return
     for profile, count, cap, window in BATCHES if not run.dryrun else DRYRUN_BATCHES:
         for dim in (64, 128) if not run.dryrun else (16,):
-            if not run.enough_time(30, f"clinical from {profile} on"):
+            if not run.enough_time(12, f"clinical from {profile} on"):
                 return
             lengths = torch.as_tensor(sample_lengths(profile, count, cap))
             if run.dryrun:

@@ -1,6 +1,6 @@
 """Many small jobs in processes of their own: a crash or a hang costs no other job.
 
-    rows = in_processes("gpu_numerics:check_job", jobs, run, seconds)
+    for row, left in in_processes("gpu_numerics:check_job", jobs, run, seconds):
 
 A job is anything that JSON holds; function(job, device) returns its row, a dict.
 """
@@ -11,12 +11,14 @@ import faulthandler
 import importlib
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +28,9 @@ import torch
 if TYPE_CHECKING:
     from gpu import Run
 
-HANGS = 120  # seconds after which a job is taken for hung: compiling can take 30
+HANGS = 60  # seconds after which a job is taken for hung: compiling can take 30
+GRACE = 15  # seconds for the job that runs when the time is over
+ROW = "row: "  # begins a line of a process that holds a row
 SETTINGS = {
     "OMP_NUM_THREADS": "1",
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # asked for by torch.use_deterministic_algorithms
@@ -35,54 +39,84 @@ SETTINGS = {
 
 def in_processes(
     function: str, jobs: list[Any], run: Run, seconds: float
-) -> Iterator[tuple[list[dict[str, Any]], list[Any]]]:
-    """For each process (rows, jobs left for want of time), as they end."""
+) -> Iterator[tuple[dict[str, Any] | None, list[Any]]]:
+    """Yields (row, []) as each job ends, and (None, jobs left for want of time) by process."""
     workers = 1 if run.dryrun else max(1, min(len(jobs), (os.cpu_count() or 4) - 2))
     until = time.monotonic() + seconds
+    ended: queue.Queue[tuple[dict[str, Any] | None, list[Any]]] = queue.Queue()
+    environment = dict(os.environ)  # a thread that reads it may meet a change of it
+
+    def share(some: list[Any]) -> None:
+        left = some
+        try:
+            left = all_of(function, some, run, until, environment, lambda x: ended.put((x, [])))
+        finally:
+            ended.put((None, left))
+
     with ThreadPoolExecutor(workers) as pool:
-        shares = [jobs[i::workers] for i in range(workers)]
-        yield from pool.map(lambda share: all_of(function, share, run, until), shares)
+        for i in range(workers):
+            pool.submit(share, jobs[i::workers])
+        working = workers
+        while working:
+            row, left = ended.get()
+            working -= row is None
+            yield row, left
 
 
 def all_of(
-    function: str, jobs: list[Any], run: Run, until: float
-) -> tuple[list[dict[str, Any]], list[Any]]:
-    """The rows of these jobs; after a crash the next process takes over."""
-    rows: list[dict[str, Any]] = []
-    while len(rows) < len(jobs):
-        left = jobs[len(rows) :]
+    function: str,
+    jobs: list[Any],
+    run: Run,
+    until: float,
+    environment: dict[str, str],
+    ended: Callable[[dict[str, Any]], None],
+) -> list[Any]:
+    """Calls ended(row) for each job; the next process takes over after a crash. Returns the rest."""
+    while jobs:
         seconds = until - time.monotonic()
         if seconds < 5 and not run.dryrun:
-            return rows, left
-        done, crash = one_process(function, left, run, seconds)
-        rows += done
-        if crash is not None:
-            rows.append({"job": left[len(done)], "ok": False, "error": crash})
-    return rows, []
+            return jobs
+        done, crash = one_process(function, jobs, run, seconds, environment, ended)
+        jobs = jobs[done:]
+        if crash is not None and jobs:
+            ended({"job": jobs[0], "ok": False, "error": crash})
+            jobs = jobs[1:]
+    return []
 
 
 def one_process(
-    function: str, jobs: list[Any], run: Run, seconds: float
-) -> tuple[list[dict[str, Any]], str | None]:
-    """(rows, what took the process down in the job after them)."""
-    with tempfile.NamedTemporaryFile("r+", suffix=".jsonl") as out:
-        arguments = [function, json.dumps(jobs), out.name, str(run.device), str(seconds)]
-        command = [sys.executable, __file__, *arguments]
-        end = f"not over {2 * HANGS} s after its time"
-        try:
-            child = subprocess.run(
-                command,
-                env=os.environ | SETTINGS,
-                timeout=max(seconds, 0) + 2 * HANGS,
-                capture_output=True,
-                text=True,
-            )
-            end = f"exit {child.returncode}: {child.stderr.strip()[-1500:]}"
-            crashed = child.returncode != 0
-        except subprocess.TimeoutExpired:
-            crashed = True
-        rows = [json.loads(line) for line in out.read().splitlines()]
-    return rows, end if crashed and len(rows) < len(jobs) else None
+    function: str,
+    jobs: list[Any],
+    run: Run,
+    seconds: float,
+    environment: dict[str, str],
+    ended: Callable[[dict[str, Any]], None],
+) -> tuple[int, str | None]:
+    """(jobs done, what took the process down in the job after them)."""
+    done, timer = 0, None
+    with tempfile.TemporaryFile("w+") as errors:
+        arguments = [function, json.dumps(jobs), str(run.device), str(seconds)]
+        child = subprocess.Popen(
+            [sys.executable, __file__, *arguments],
+            env=environment | SETTINGS,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+        if not run.dryrun:  # one that neither ends nor answers
+            timer = threading.Timer(seconds + GRACE, child.kill)
+            timer.start()
+        assert child.stdout is not None
+        for line in child.stdout:
+            if line.startswith(ROW):
+                ended(json.loads(line[len(ROW) :]))
+                done += 1
+        code = child.wait()
+        if timer is not None:
+            timer.cancel()
+        errors.seek(0)
+        crash = f"exit {code}: {errors.read().strip()[-1500:]}" if code else None
+    return done, crash
 
 
 def output_of(
@@ -111,20 +145,19 @@ def output_of(
         return None, f"{output}\nnot done after {seconds:.0f} s"
 
 
-def main(function: str, jobs: str, path: str, device: str, seconds: str) -> None:
+def main(function: str, jobs: str, device: str, seconds: str) -> None:
     began = time.monotonic()
     module, name = function.split(":")
     perform = getattr(importlib.import_module(module), name)
-    with open(path, "w") as out:
-        for job in json.loads(jobs):
-            if time.monotonic() - began > float(seconds) and device != "cpu":
-                return
-            faulthandler.dump_traceback_later(HANGS, exit=True)
-            row = {"job": job} | perform(job, device)
-            print(json.dumps(row), file=out, flush=True)
-            if row["ok"] is False and not device_answers(device):
-                os._exit(0)  # the next process takes over
-            faulthandler.cancel_dump_traceback_later()
+    for job in json.loads(jobs):
+        if time.monotonic() - began > float(seconds) and device != "cpu":
+            return
+        faulthandler.dump_traceback_later(HANGS, exit=True)
+        row = {"job": job} | perform(job, device)
+        print(ROW + json.dumps(row), flush=True)
+        if row["ok"] is False and not device_answers(device):
+            os._exit(0)  # the next process takes over
+        faulthandler.cancel_dump_traceback_later()
 
 
 def device_answers(device: torch.device | str) -> bool:

@@ -74,6 +74,7 @@ DRYRUN_JOBS = [
     ("packed-tail", "float32", 0),
     ("dropout-packed", "float32", 0),
 ]
+TABLE = {case.id for case in (*CASES, *FEATURES)}
 BY_ID = {case.id: case for case in (*CASES, *FEATURES, *CONFIGURED, *TAILS, *LARGE)}
 
 # (backend, case, dtype, card whose configurations to take, or 0)
@@ -81,9 +82,23 @@ Job = tuple[str, str, str, int]
 
 
 def numerics(run: Run) -> None:
-    """Every configuration, head dim and dtype, and the table of tests/cases.py, against fp64."""
-    # Where other stages follow, they need a share of the time.
-    seconds = run.left() - 10 - 30 * run.coming
+    """Head dims 64 and 128, then the table of tests/cases.py, in bf16 and fp32, against fp64."""
+    check_jobs(run, [job for job in jobs_of(run.backends, run.dryrun) if is_core(job)])
+
+
+def numerics_rest(run: Run) -> None:
+    """Every other configuration, head dim and dtype."""
+    check_jobs(run, [job for job in jobs_of(run.backends, run.dryrun) if not is_core(job)])
+
+
+def is_core(job: Job) -> bool:
+    _, case, dtype, card = job
+    usual = case in TABLE or BY_ID[case].dim in (64, 128)
+    return usual and dtype in ("bfloat16", "float32") and not card
+
+
+def check_jobs(run: Run, jobs: list[Job]) -> None:
+    """A row for each failure as it comes, and at the end one for each group of cases."""
     counts: dict[tuple[str, str, str], Counter[str]] = defaultdict(Counter)
     names = {id: name for name, ids in groups().items() for id in ids}
 
@@ -91,9 +106,8 @@ def numerics(run: Run) -> None:
         group = f"{names[case]}, rows of sm_{card}" if card else names[case]
         return counts[backend, group, dtype]
 
-    jobs = list(jobs_of(run.backends, run.dryrun))
-    for rows, left in in_processes("gpu_numerics:check_job", jobs, run, seconds):
-        for row in rows:
+    for row, left in in_processes("gpu_numerics:check_job", jobs, run, run.left()):
+        if row is not None:
             backend, case, dtype, card = row.pop("job")
             counted(backend, case, dtype, card)[OUTCOMES[row["ok"]]] += 1
             if row["ok"] is False:

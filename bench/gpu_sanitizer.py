@@ -53,7 +53,7 @@ def sanitizer(run: Run) -> None:
         return
     if not run.enough_time(CHECKED + GRACE, "the tools of compute-sanitizer"):
         return
-    seconds = max(CHECKED, run.left() - 30 * run.coming - GRACE)
+    seconds = max(CHECKED, run.left() - GRACE)
     parts = PARTS if not run.dryrun else 1
     of_tools = itertools.product([tool], TOOLS, working, range(parts), [parts], [seconds])
     side_by_side(list(of_tools), run)

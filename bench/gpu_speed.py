@@ -96,23 +96,48 @@ def seconds(function: Function, repeats: int, device: torch.device) -> float:
 
 
 def in_turns(
-    functions: dict[str, Function], run: Run, rounds: int = ROUNDS
+    functions: dict[str, Function],
+    run: Run,
+    rounds: int = ROUNDS,
+    failed: dict[str, str] | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Median and quartiles, in ms, of each function over rounds that interleave them."""
-    repeats = {}
-    for name, function in functions.items():
-        function()
-        once = seconds(function, 2, run.device) if not run.dryrun else 1.0
-        repeats[name] = max(1, min(100, round(0.015 / max(once, 1e-6))))
+    """Median and quartiles, in ms, of each function over rounds that interleave them.
+
+    failed: takes the error of a function that raises, out of memory for instance, while the others
+    go on; by default the error is raised.
+    """
+    repeats: dict[str, int] = {}
     times: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(rounds if not run.dryrun else 2):
-        for name, function in functions.items():
+
+    def measure(name: str, function: Function) -> None:
+        if name not in repeats:
+            function()
+            once = seconds(function, 2, run.device) if not run.dryrun else 1.0
+            repeats[name] = max(1, min(100, round(0.015 / max(once, 1e-6))))
+        else:
             times[name].append(1e3 * seconds(function, repeats[name], run.device))
+
+    for _ in range(1 + (rounds if not run.dryrun else 2)):
+        for name, function in functions.items():
+            if failed is None:
+                measure(name, function)
+            elif name not in failed:
+                try:
+                    measure(name, function)
+                except Exception as error:
+                    failed[name] = str(error).strip()[:200]
+                    release_memory(run.device)
     results = {}
     for name, values in times.items():
-        low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-        results[name] = {"ms": median, "ms_low": low, "ms_high": high}
+        if name not in (failed or ()):
+            low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+            results[name] = {"ms": median, "ms_low": low, "ms_high": high}
     return results
+
+
+def release_memory(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def compare(providers: dict[str, Provider], forward_flops: float, run: Run, **fields: Any) -> None:
@@ -132,6 +157,7 @@ def compare(providers: dict[str, Provider], forward_flops: float, run: Run, **fi
             text = str(error).strip()[:200]
             why = {"ok": False, "error": text} if mine else {"not_supported": text}
             run.row(**labels[name], **fields, **why)
+            release_memory(run.device)
             continue
         if first is None:
             first = results
@@ -153,9 +179,13 @@ def compare(providers: dict[str, Provider], forward_flops: float, run: Run, **fi
         run.row(**fields, ok=False, error=f"ours agrees with none of {', '.join(differing)}")
     for direction, functions in ways.items():
         flops = forward_flops * (1 if direction == "forward" else 2.5)
-        for name, result in in_turns(functions, run).items():
+        failed: dict[str, str] = {}
+        for name, result in in_turns(functions, run, failed=failed).items():
             tflops = flops / result["ms"] / 1e9
             run.row(direction=direction, **labels[name], **fields, **result, tflops=tflops)
+        for name, error in failed.items():
+            why = {"ok": False, "error": error} if providers[name].backend else {"failed": error}
+            run.row(direction=direction, **labels[name], **fields, **why)
 
 
 def relative(x: Tensor, y: Tensor) -> float:
@@ -176,7 +206,7 @@ def without_gradients(call: Call) -> Call:
 def dense(run: Run) -> None:
     """Forward and backward TFLOP/s of ours and each SDPA backend, bf16."""
     for shape in shapes(run.dryrun):
-        if not run.enough_time(30, f"speed from {shape} on"):
+        if not run.enough_time(5, f"speed from {shape} on"):
             return
         compare_dense(shape, sdpa_calls(shape, run), run)
 
@@ -222,8 +252,7 @@ def compare_dense(shape: Shape, peers: dict[str, Call], run: Run) -> None:
     for name, call in peers.items():
         providers[name] = Provider(call, tuple(qkv), do, compiled=name == "flex")
     compare(providers, shape.flops(), run, **vars(shape))
-    if run.device.type == "cuda":
-        torch.cuda.empty_cache()
+    release_memory(run.device)
 
 
 def sdpa_calls(shape: Shape, run: Run) -> dict[str, Call]:

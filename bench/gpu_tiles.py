@@ -92,8 +92,8 @@ def without_spills(
     jobs = [(*key, tile) for key, tiles in candidates.items() for tile in tiles]
     kept: dict[tuple[str, int, int], list[Tile]] = {key: [] for key in candidates}
     seconds = COMPILING * run.left()
-    for rows, left in in_processes("gpu_tiles:compile_job", jobs, run, seconds):
-        for row in rows:
+    for row, left in in_processes("gpu_tiles:compile_job", jobs, run, seconds):
+        if row is not None:
             table, bits, dim, tile = row.pop("job")
             if row["ok"] and row["local"] == 0:
                 kept[table, bits, dim].append(tuple(tile))

@@ -18,9 +18,10 @@ if reason := missing():
 
 SCRIPT = Path(__file__).resolve().parents[1] / "bench" / "gpu.py"
 STAGES = (
-    "environment build numerics shapes race capture sync overhead memory speed clinical sanitizer "
-    "flex targets verification tiles"
+    "environment build ceilings speed clinical numerics encoder candidates race capture sync "
+    "overhead memory profile shapes numerics_rest sanitizer flex targets verification tiles"
 ).split()
+OF_ONE = {"ceilings", "encoder", "candidates", "profile", "tiles"}  # not of each backend
 BACKENDS = {"triton", "cuda"}
 WAYS = ("forward", "both passes")
 # Python imports this module by itself in every process, those that the script starts included.
@@ -101,7 +102,7 @@ def test_every_stage_writes_rows(tmp_path):
         of_stage = [row for row in rows if row["stage"] == stage]
         results = [row for row in of_stage if "took_s" not in row or "tool" in row]
         assert results, f"{stage} wrote no row"
-        if stage != "tiles":  # Triton's
+        if stage not in OF_ONE:
             assert {row.get("backend") for row in results} >= BACKENDS, stage
     providers = {row.get("provider") for row in rows}
     for backend in BACKENDS:
@@ -114,7 +115,7 @@ def test_every_stage_writes_rows(tmp_path):
 
 
 def test_wrong_results_end_in_failure(tmp_path):
-    stages = ("numerics", "shapes", "speed", "sanitizer", "verification")
+    stages = ("numerics", "numerics_rest", "shapes", "speed", "sanitizer", "verification")
     hazards = sanitizer(tmp_path, hazards=2)
     code, rows, output = dry_run_with(WRONG_RESULTS, tmp_path, "build", *stages, **hazards)
     assert code == 1, output
@@ -161,7 +162,9 @@ def test_a_crash_costs_one_job(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     jobs = importlib.import_module("gpu_jobs")
     run = SimpleNamespace(dryrun=True, device="cpu")
-    ((rows, left),) = jobs.in_processes("crashing:perform", [1, 2, 3, 4, 5], run, 60)
+    *ended, (last, left) = jobs.in_processes("crashing:perform", [1, 2, 3, 4, 5], run, 60)
+    rows = [row for row, _ in ended]
+    assert last is None
     assert [row["job"] for row in rows] == [1, 2, 3, 4, 5] and not left
     assert [row["job"] for row in rows if not row["ok"]] == [2, 4]
     assert "exit 7" in rows[1]["error"]
