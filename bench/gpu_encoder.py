@@ -1,12 +1,12 @@
 """Stage of gpu.py that times the encoder on discharge notes: torch's SDPA, ours padded and packed.
 
 The work is that of `clinattn bench --device cuda --dtype bfloat16 --max-tokens 8192`, from token
-ids to hidden states or to updated weights, in bf16 weights: 32 notes (about 72,000 tokens, the
-longest near 5,000) in batches of 8. A token costs 0.22 GFLOP in the linear layers of the base
-model, so that inference is 16 TFLOP packed and 26 padded; attention adds 5 packed, and 17 or more
-where SDPA computes a window of 129 keys as a full row. At 300 to 400 TFLOP/s a round of inference
-in five ways takes about a second and one of training about four. With 6 to 9 rounds of each, the
-first passes, the comparison of results and the profile, that makes 60 to 75 s on an H100.
+ids to hidden states or to updated weights, in bf16 weights: 32 notes (71,585 tokens, the longest
+4,781) in batches of 8. A token costs 0.22 GFLOP in the linear layers of the base model, so that a
+round of inference is 16 TFLOP packed and 26 padded; attention adds 5 in ours, and 31 where SDPA
+computes a window of 129 keys as a full row. At 250 TFLOP/s, with what is bound by memory, a round
+of inference in all five ways takes 0.7 s and one of training 2.5 s. With up to 9 rounds of each,
+first passes, the comparison of results and the profile, that makes 50 to 75 s on an H100.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ LEAST, MOST = 3, 9  # rounds
 TARGETS = {"infer": 2.5, "train": 2.0}
 PROFILED = ("clinattn_packed", "sdpa_padded")
 ATTENTION = re.compile(  # names of kernels: ours, and those behind the backends of SDPA
-    r"^(_forward_kernel|dq_kernel|dkdv_kernel)|clinattn|fmha|flash|sdpa|attention|dot_do_o"
-    r"|convert_dq",
+    r"^(_forward_kernel|_one_loop_kernel|dq_kernel|dkdv_kernel)|clinattn"
+    r"|fmha|flash|sdpa|attention|dot_do_o|convert_dq",
     re.IGNORECASE,
 )
 
@@ -108,15 +108,15 @@ class Bench:
         """Of the real tokens: products with weights, and 4D for each visible pair of a layer."""
         encoder = self.runner.model.encoder
         weights = sum(p.numel() for p in encoder.layers.parameters() if p.dim() == 2)
-        total = 2.0 * weights * sum(self.lengths)
-        for window in encoder.config.windows:
-            pairs = sum(pairs_in_window(n, window) for n in self.lengths)
-            total += 4 * encoder.config.hidden_size * pairs
-        if mode == "infer":
-            return total
-        labelled = sum(int((example.labels >= 0).sum()) for example in self.examples)
         width, words = encoder.config.hidden_size, encoder.config.vocab_size
-        return 3 * (total + 2.0 * labelled * width * (width + words))
+        linear = 2.0 * weights * sum(self.lengths)
+        windows = encoder.config.windows
+        pairs = sum(pairs_in_window(n, window) for window in windows for n in self.lengths)
+        attention = 4.0 * width * pairs
+        if mode == "infer":
+            return linear + attention
+        labelled = sum(int((example.labels >= 0).sum()) for example in self.examples)
+        return 3 * (linear + 2.0 * labelled * width * (width + words)) + 3.5 * attention
 
     @contextmanager
     def sdpa_as_found(self) -> Iterator[None]:
