@@ -25,6 +25,7 @@ from gpu_tiles import MASKS, Tile, tile_of
 from torch import Tensor
 
 from clinattn.arguments import Arguments
+from clinattn.backends import triton_interpreter
 from clinattn.kernels import backward, configs, forward, launch
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ Function = Callable[[], Results]
 
 ROUNDS = 5
 LIMIT = 55.0  # seconds after which no further contest begins
-CHECKING = 15.0  # seconds that the check of other kernels may take before it is cut off
+CHECKING = 20.0  # seconds that the checks may take before they are cut off
+TYPE = torch.float16 if triton_interpreter() else torch.bfloat16  # numpy has no bf16
 SHAPE = {"keys": (4, 4096), "plain": (2, 8192)}  # batch and length by kind
 PRODUCTS = {"forward": 2, "dq": 3, "dkdv": 4}  # of 2 D FLOP a pair, in the kernel that is timed
 
@@ -53,15 +55,21 @@ class Contest:
 
 BOTH = ("full", "causal")
 KEYS = ("bool keys", "float keys")
-# The ones that decide most first. None of these tiles takes stack for sm_90.
+# The ones that decide most first. None of these tiles takes stack for sm_90; those of 4 warps leave
+# room for a second block on a multiprocessor.
 CONTESTS = (
     Contest("forward", 128, "plain", BOTH, ((128, 128, 8, 2), (128, 128, 8, 3), (64, 64, 4, 3))),
-    Contest("dkdv", 128, "keys", KEYS, ((32, 128, 8, 3), (32, 128, 8, 2))),
-    Contest("dq", 128, "plain", BOTH, ((128, 64, 8, 3),)),
-    Contest("dkdv", 128, "plain", BOTH, ((64, 128, 8, 2), (32, 128, 8, 2), (32, 64, 4, 3))),
+    Contest("dkdv", 128, "keys", KEYS, ((32, 128, 8, 3), (32, 128, 8, 2), (32, 64, 4, 3))),
+    Contest("dq", 128, "plain", BOTH, ((128, 64, 8, 3), (64, 64, 4, 2))),
+    Contest("dkdv", 128, "plain", BOTH, ((32, 128, 8, 2), (32, 128, 8, 4), (32, 64, 4, 3))),
     Contest("forward", 64, "plain", BOTH, ((128, 64, 8, 3), (128, 128, 8, 3), (64, 64, 4, 3))),
     Contest("dq", 64, "plain", BOTH, ((128, 64, 8, 2), (64, 64, 4, 3), (128, 128, 8, 2))),
-    Contest("dkdv", 64, "plain", BOTH, ((64, 128, 8, 2), (64, 64, 4, 3), (128, 128, 8, 2))),
+    Contest("dkdv", 64, "plain", BOTH, ((64, 128, 8, 2), (64, 64, 4, 2), (32, 64, 4, 3))),
+)
+DRY_CONTESTS = (
+    Contest("forward", 16, "plain", BOTH, ((32, 16, 4, 1),)),
+    Contest("dq", 16, "plain", ("full",), ((32, 16, 4, 1),)),
+    Contest("dkdv", 16, "keys", KEYS, ((16, 32, 4, 1),)),
 )
 
 
@@ -70,8 +78,8 @@ def candidates(run: Run) -> None:
         run.row(skipped="candidates: they are Triton's")
         return
     began = time.monotonic()
-    working = working_kernels(run)
-    for contest in contests(run):
+    working = working_entrants(run)
+    for contest in contests(run.dryrun):
         what = f"the contest of {contest.table} D {contest.dim} {contest.kind}"
         if not run.enough_time(5, what):
             return
@@ -83,14 +91,8 @@ def candidates(run: Run) -> None:
             torch.cuda.empty_cache()
 
 
-def contests(run: Run) -> tuple[Contest, ...]:
-    if not run.dryrun:
-        return CONTESTS
-    return (
-        Contest("forward", 16, "plain", BOTH, ((32, 16, 4, 1),)),
-        Contest("dq", 16, "plain", ("full",), ((32, 16, 4, 1),)),
-        Contest("dkdv", 16, "keys", KEYS, ((16, 32, 4, 1),)),
-    )
+def contests(dryrun: bool) -> tuple[Contest, ...]:
+    return DRY_CONTESTS if dryrun else CONTESTS
 
 
 # Problems
@@ -103,7 +105,7 @@ class Problem:
         self, table: str, dim: int, mask: str, batch: int, n: int, device: torch.device
     ) -> None:
         shape = (batch, max(1, WIDTH // dim) if n > 64 else 1, n, dim)
-        q, k, v, self.do = (torch.randn(shape, device=device).bfloat16() for _ in range(4))
+        q, k, v, self.do = (torch.randn(shape, device=device).to(TYPE) for _ in range(4))
         hidden = torch.arange(batch, device=device) * n // (2 * batch)  # none to 3/8 of the keys
         kept = (torch.arange(n, device=device) < n - hidden[:, None])[:, None, None]
         keys = {
@@ -111,7 +113,7 @@ class Problem:
             "float keys": torch.zeros(kept.shape, device=device).masked_fill(~kept, -torch.inf),
         }.get(mask)
         if mask == "float keys":
-            keys = keys.bfloat16()
+            keys = keys.to(TYPE)
         self.table = table
         self.call = Arguments(q, k, v, keys, scale=dim**-0.5, window_right=MASKS.get(mask, -1))
         pairs = n * (n + 1) // 2 if mask == "causal" else n * n
@@ -172,9 +174,7 @@ def with_tile(problem: Problem, tile: Tile) -> Results:
 
 
 def shipped_tile(contest: Contest, capability: tuple[int, int]) -> Tile:
-    config = configs.tile_config(
-        contest.table, capability, contest.dim, torch.bfloat16, contest.kind
-    )
+    config = configs.tile_config(contest.table, capability, contest.dim, TYPE, contest.kind)
     return config.block_m, config.block_n, config.num_warps, config.num_stages
 
 
@@ -201,32 +201,53 @@ def other_kernels(dim: int) -> dict[str, Callable[[Arguments], Results]]:
     return kernels
 
 
-def working_kernels(run: Run) -> set[tuple[int, str]]:
-    """(dim, name) of those that give right results, the same ones twice, in their own processes.
+def working_entrants(run: Run) -> set[tuple[Any, ...]]:
+    """(table, dim, kind, name) of those that give right results, checked in processes beside this.
 
-    A kernel whose warps wait for each other can hang, and a wrong address ends a process.
+    A kernel whose warps wait for each other can hang, and a wrong address ends a process. What was
+    not compiled ahead of time is compiled here, in all processes at once.
     """
-    dims = dict.fromkeys(x.dim for x in contests(run) if x.table == "forward")
-    jobs = [[dim, name] for dim in dims for name in other_kernels(dim)]
-    working = set()
-    for row, left in in_processes("gpu_candidates:check_job", jobs, run, CHECKING):
-        for dim, name in left:
-            run.row(dim=dim, entrant=name, skipped="not checked in time")
+    of_tiles, of_kernels = [], []
+    for i, contest in enumerate(contests(run.dryrun)):
+        of_tiles += [[i, mask, tile] for mask in contest.masks for tile in contest.tiles]
+        if contest.table == "forward":
+            names = list(other_kernels(contest.dim))
+            of_kernels += [[i, mask, name] for mask in contest.masks for name in names]
+    working, out = set(), set()
+    # Tiles first: what comes after a job that hangs is not checked.
+    for row, left in in_processes("gpu_candidates:check_job", of_tiles + of_kernels, run, CHECKING):
+        for i, mask, entrant in left:
+            key = entrant_key(contests(run.dryrun)[i], entrant)
+            out.add(key)
+            run.row(**labels(key), mask=mask, skipped="its check, for want of time")
         if row is not None:
-            dim, name = row.pop("job")
-            if row.pop("ok"):
-                working.add((dim, name))
-            else:
-                run.row(dim=dim, entrant=name, dropped=row["error"][-300:])
-    return working
+            i, mask, entrant = row["job"]
+            key = entrant_key(contests(run.dryrun)[i], entrant)
+            working.add(key)
+            if not row["ok"]:
+                out.add(key)
+                run.row(**labels(key), mask=mask, dropped=row["error"][-300:])
+    return working - out
+
+
+def entrant_key(contest: Contest, entrant: Any) -> tuple[Any, ...]:
+    name = entrant if isinstance(entrant, str) else str(tuple(entrant))
+    return contest.table, contest.dim, contest.kind, name
+
+
+def labels(key: tuple[Any, ...]) -> dict[str, Any]:
+    return dict(zip(("table", "dim", "kind", "entrant"), key, strict=True))
 
 
 def check_job(job: list[Any], device: str) -> dict[str, Any]:
-    dim, name = job
+    """Whether an entrant gives the results of the shipped tile, and the same ones twice."""
+    i, mask, entrant = job
+    contest = contests(device == "cpu")[i]
     try:
-        kernel = other_kernels(dim)[name]
-        for problem in problems_to_check(dim, torch.device(device)):
-            expected, first, second = problem.run(), kernel(problem.call), kernel(problem.call)
+        for problem in problems_to_check(contest, mask, entrant, torch.device(device)):
+            problem.prepare()
+            run = function_of(contest, problem, entrant)
+            expected, first, second = problem.run(), run(), run()
             far = distance(first, expected)
             if not far < AGREE:
                 return {"ok": False, "error": f"{far} from the shipped kernel's results"}
@@ -237,10 +258,21 @@ def check_job(job: list[Any], device: str) -> dict[str, Any]:
     return {"ok": True}
 
 
-def problems_to_check(dim: int, device: torch.device) -> Iterator[Problem]:
-    lengths = (1000, 8192) if device.type == "cuda" else (40,)
-    for n, mask in itertools.product(lengths, BOTH):
-        yield Problem("forward", dim, mask, 1, n, device)
+def function_of(contest: Contest, problem: Problem, entrant: Any) -> Function:
+    if isinstance(entrant, str):
+        return functools.partial(other_kernels(contest.dim)[entrant], problem.call)
+    return functools.partial(with_tile, problem, tuple(entrant))
+
+
+def problems_to_check(
+    contest: Contest, mask: str, entrant: Any, device: torch.device
+) -> Iterator[Problem]:
+    """Small ones; for another kernel also with a tile that ends early, and as long as is timed."""
+    sizes = [(2, 256)] if device.type == "cuda" else [(2, 40)]
+    if isinstance(entrant, str) and device.type == "cuda":
+        sizes += [(1, 1000), SHAPE[contest.kind]]
+    for batch, n in sizes:
+        yield Problem(contest.table, contest.dim, mask, batch, n, device)
 
 
 def distance(results: Results, expected: Results) -> float:
@@ -253,35 +285,33 @@ def distance(results: Results, expected: Results) -> float:
 
 
 def entrants(
-    contest: Contest, problem: Problem, mask: str, run: Run, working: set[tuple[int, str]]
+    contest: Contest, problem: Problem, mask: str, run: Run, working: set[tuple[Any, ...]]
 ) -> dict[str, Function]:
     """What takes part, by name; the shipped tile comes first."""
     shipped = shipped_tile(contest, launch.device_capability(run.device))
-    functions: dict[str, Function] = {
-        str(tile): functools.partial(with_tile, problem, tile)
-        for tile in dict.fromkeys((shipped, *contest.tiles))
-    }
+    functions = {str(shipped): function_of(contest, problem, shipped)}
+    others: list[Any] = [*contest.tiles]
     if contest.table == "forward":
-        for name, kernel in other_kernels(contest.dim).items():
-            if (contest.dim, name) in working:
-                functions[name] = functools.partial(kernel, problem.call)
-        qkv = (problem.call.q, problem.call.k, problem.call.v)
-        sdpa = functools.partial(
-            pinned_sdpa, SDPA_BACKENDS["sdpa-cudnn"], None, mask == "causal", *qkv
-        )
-        functions["sdpa-cudnn"] = lambda: (sdpa(),)
+        others += other_kernels(contest.dim)
+    for other in others:
+        if entrant_key(contest, other) in working:
+            functions[str(other)] = function_of(contest, problem, other)
+    if contest.table == "forward":
+        q, k, v = problem.call[:3]
+        cudnn = SDPA_BACKENDS["sdpa-cudnn"]
+        functions["sdpa-cudnn"] = lambda: (pinned_sdpa(cudnn, None, mask == "causal", q, k, v),)
     return functions
 
 
-def hold(contest: Contest, working: set[tuple[int, str]], run: Run) -> None:
+def hold(contest: Contest, working: set[tuple[Any, ...]], run: Run) -> None:
     """Times a contest on each of its masks; an entrant that fails is out."""
     ms: dict[str, list[float]] = {}
-    labels: dict[str, Any] = dict(table=contest.table, kind=contest.kind, dim=contest.dim)
+    of_contest: dict[str, Any] = dict(table=contest.table, kind=contest.kind, dim=contest.dim)
     for mask in contest.masks:
         batch, n = SHAPE[contest.kind] if not run.dryrun else (2, 40)
         problem = Problem(contest.table, contest.dim, mask, batch, n, run.device)
         problem.prepare()
-        fields = labels | dict(mask=mask, batch=batch, n=n)
+        fields = of_contest | dict(mask=mask, batch=batch, n=n)
         functions = agreeing(entrants(contest, problem, mask, run, working), run, fields)
         failed: dict[str, str] = {}
         for name, result in in_turns(functions, run, ROUNDS, failed=failed).items():
@@ -290,7 +320,12 @@ def hold(contest: Contest, working: set[tuple[int, str]], run: Run) -> None:
             run.row(**fields, entrant=name, **result, tflops=tflops)
         for name, error in failed.items():
             run.row(**fields, entrant=name, failed=error)
-    verdict(contest, {x: y for x, y in ms.items() if len(y) == len(contest.masks)}, labels, run)
+    means = {
+        name: statistics.geometric_mean(values)
+        for name, values in ms.items()
+        if len(values) == len(contest.masks)
+    }
+    verdict(contest, means, of_contest, run)
 
 
 def agreeing(
@@ -320,25 +355,24 @@ def agreeing(
 
 
 def verdict(
-    contest: Contest, ms: dict[str, list[float]], labels: dict[str, Any], run: Run
+    contest: Contest, means: dict[str, float], of_contest: dict[str, Any], run: Run
 ) -> None:
-    """Rows with the best tile, and for the forward pass with the best kernel, by geometric mean."""
-    means = {name: statistics.geometric_mean(values) for name, values in ms.items()}
+    """Rows with the best tile, and with what each other kernel gains, by geometric means of ms."""
     shipped = shipped_tile(contest, launch.device_capability(run.device))
     if str(shipped) not in means:
-        run.row(**labels, skipped="a verdict: the shipped tile has no time")
+        run.row(**of_contest, skipped="a verdict: the shipped tile has no time")
         return
-    tiles = [tile for tile in (shipped, *contest.tiles) if str(tile) in means]
+    tiles = [tile for tile in dict.fromkeys((shipped, *contest.tiles)) if str(tile) in means]
     best = min(tiles, key=lambda tile: means[str(tile)])
     gain = means[str(shipped)] / means[str(best)]
-    run.row(**labels, best=best, shipped=shipped, times_as_fast=gain)
-    others = [name for name in means if (contest.dim, name) and name not in map(str, tiles)]
-    for name in others:
-        if name != "sdpa-cudnn":
-            times = {"times_as_fast_as_shipped": means[str(shipped)] / means[name]}
-            if "sdpa-cudnn" in means:
-                times["times_as_fast_as_cudnn"] = means["sdpa-cudnn"] / means[name]
-            run.row(**labels, kernel=name, **times)
+    run.row(**of_contest, best=best, shipped=shipped, times_as_fast=gain)
+    if contest.table == "forward":
+        for name in other_kernels(contest.dim):
+            if name in means:
+                times = {"times_as_fast": means[str(shipped)] / means[name]}
+                if "sdpa-cudnn" in means:
+                    times["times_as_fast_as_cudnn"] = means["sdpa-cudnn"] / means[name]
+                run.row(**of_contest, kernel=name, **times)
 
 
 # What is compiled ahead of time
@@ -350,12 +384,12 @@ def calls_to_record(device: torch.device) -> Iterator[Callable[[], Any]]:
         for mask in contest.masks:
             problem = Problem(contest.table, contest.dim, mask, 2, 256, device)
             yield problem.prepare
-            shipped = shipped_tile(contest, launch.device_capability(device))
-            for tile in dict.fromkeys((shipped, *contest.tiles)):
+            yield problem.run
+            for tile in contest.tiles:
                 yield functools.partial(with_tile, problem, tile)
             if contest.table == "forward":
-                checked = Problem(contest.table, contest.dim, mask, 1, 1000, device)
-                yield checked.run
+                odd = Problem(contest.table, contest.dim, mask, 1, 1000, device)
+                yield odd.run
                 for kernel in other_kernels(contest.dim).values():
                     yield functools.partial(kernel, problem.call)
-                    yield functools.partial(kernel, checked.call)
+                    yield functools.partial(kernel, odd.call)
