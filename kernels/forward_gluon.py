@@ -7,7 +7,8 @@ consumer has q k^T of one tile and p v of the tile before in flight together, an
 softmax of the first while the second runs. Method: FlashAttention-3, arXiv 2407.08608.
 """
 
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from triton.experimental import gluon
@@ -24,27 +25,71 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from .launch import Problem
 
 ROWS = 64  # queries of a consumer: what one warp group multiplies at a time
-NOT_SPECIALIZED = ["num_tiles", "num_heads", "seqlen_q", "seqlen_k", "offset"]
-# (consumers, BLOCK_N, stages, whether consumers take turns) by head dim.
-CONFIGS = {64: (3, 128, 2, False), 128: (2, 128, 2, False)}
-TYPES = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}
+NOT_SPECIALIZED = [
+    "num_items", "num_tiles", "num_heads", "seqlen_q", "seqlen_k", "offset",
+]  # fmt: skip
+
+
+class Schedule(NamedTuple):
+    """How a call is spread over programs and warp groups; none of it changes a bit of the result.
+
+    consumers: 2 or 3, of 64 queries each. stages: tiles of K, and of V, in shared memory.
+    turns: consumers issue their products in turns. persistent: a program for each multiprocessor,
+    which goes from one query tile to the next; else one for each tile, or pair of tiles.
+    pairs: with a causal bound, a tile of many keys and one of few are one work item.
+    """
+
+    consumers: int
+    block_n: int = 128
+    stages: int = 2
+    turns: bool = False
+    persistent: bool = True
+    pairs: bool = True
+
+
+SCHEDULES = {64: Schedule(3), 128: Schedule(2)}
+# Others to time, each by what it changes.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "turns": {"turns": True},
+    "one-tile": {"persistent": False, "pairs": False},
+    "one-tile-turns": {"persistent": False, "pairs": False, "turns": True},
+    "two-consumers": {"consumers": 2},
+}
 
 
 @gluon.jit
-def _program_tiles(
-    sizes, CAUSAL: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr
-):  # fmt: skip
-    """(batch, head, first query, key tiles) of a program, which visits at least one key tile.
+def _count_tiles(item, sizes, PAIRS: gl.constexpr):
+    """Query tiles of a work item: one or, with PAIRS, the last and the first of those left."""
+    count = 1
+    if PAIRS:
+        num_tiles = sizes[0]
+        items = (num_tiles + 1) // 2
+        count = gl.where(item % items == num_tiles // 2, 1, 2)  # the one in the middle is alone
+    return count
 
-    Query tiles of a head are neighbours, so that they share K and V in L2; with CAUSAL those with
-    the most keys are first.
+
+@gluon.jit
+def _query_tile(
+    item, part, sizes, CAUSAL: gl.constexpr, PAIRS: gl.constexpr,
+    BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr,
+):  # fmt: skip
+    """(batch, head, first query, key tiles) of a part of a work item; it has at least one key tile.
+
+    Items of a head are neighbours, so that they share K and V in L2. With CAUSAL the tiles with the
+    most keys are first; pairs have the same number of keys.
     """
     num_tiles, num_heads, seqlen_q, seqlen_k, offset = sizes
-    tile = gl.program_id(0) % num_tiles
-    head = gl.program_id(0) // num_tiles
+    items = num_tiles
+    if PAIRS:
+        items = (num_tiles + 1) // 2
+    tile = item % items
+    head = item // items
     end = seqlen_k
     if CAUSAL:
-        tile = num_tiles - 1 - tile
+        if PAIRS:
+            tile = gl.where(part == 0, num_tiles - 1 - tile, tile)
+        else:
+            tile = num_tiles - 1 - tile
         end = gl.minimum(end, gl.minimum((tile + 1) * BLOCK_M, seqlen_q) + offset)
     steps = gl.maximum(gl.cdiv(end, BLOCK_N), 1)
     return head // num_heads, head % num_heads, tile * BLOCK_M, steps
@@ -65,31 +110,43 @@ def _copy_tile(desc, batch, head, row, ring, full, empty, step, STAGES: gl.const
 
 @gluon.jit
 def _produce(
-    descs, q_smem, q_full, rings, sizes, GROUP: gl.constexpr, CAUSAL: gl.constexpr,
+    descs, q_smem, q_full, q_empty, rings, sizes, num_items,
+    GROUP: gl.constexpr, CAUSAL: gl.constexpr, PAIRS: gl.constexpr,
     CONSUMERS: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
-    """Copy the queries of all consumers, then the tiles of K and V."""
+    """For each query tile copy the queries of all consumers, then the tiles of K and V."""
     q_desc, k_desc, v_desc = descs
     k_ring, v_ring, k_full, k_empty, v_full, v_empty = rings
-    BLOCK_M: gl.constexpr = q_smem.shape[1] * CONSUMERS
-    batch, head, first_query, steps = _program_tiles(sizes, CAUSAL, BLOCK_M, BLOCK_N)
-    mbarrier.expect(q_full, CONSUMERS * q_desc.block_type.nbytes)
-    for who in gl.static_range(CONSUMERS):
-        tile = q_smem.index(who)._reinterpret(
-            q_desc.dtype, q_desc.block_type.shape, q_desc.layout
-        )
-        row = first_query + who * q_smem.shape[1]
-        tma.async_copy_global_to_shared(q_desc, [batch, head, row, 0], q_full, tile)
-    head = head // GROUP
-    last = steps - 1
-    _copy_tile(k_desc, batch, head, last * BLOCK_N, k_ring, k_full, k_empty, 0, STAGES)
-    for step in range(1, steps):
-        row = (last - step) * BLOCK_N
-        _copy_tile(k_desc, batch, head, row, k_ring, k_full, k_empty, step, STAGES)
-        _copy_tile(
-            v_desc, batch, head, row + BLOCK_N, v_ring, v_full, v_empty, step - 1, STAGES
-        )  # fmt: skip
-    _copy_tile(v_desc, batch, head, 0, v_ring, v_full, v_empty, last, STAGES)
+    ROWS: gl.constexpr = q_smem.shape[1]
+    BLOCK_M: gl.constexpr = ROWS * CONSUMERS
+    tiles = 0  # that were copied, of queries, and of keys
+    done = 0
+    for item in range(gl.program_id(0), num_items, gl.num_programs(0)):
+        for part in range(_count_tiles(item, sizes, PAIRS)):
+            batch, head, first_query, steps = _query_tile(
+                item, part, sizes, CAUSAL, PAIRS, BLOCK_M, BLOCK_N
+            )
+            mbarrier.wait(q_empty, (tiles & 1) ^ 1)
+            mbarrier.expect(q_full, CONSUMERS * q_desc.block_type.nbytes)
+            for who in gl.static_range(CONSUMERS):
+                tile = q_smem.index(who)._reinterpret(
+                    q_desc.dtype, q_desc.block_type.shape, q_desc.layout
+                )
+                row = first_query + who * ROWS
+                tma.async_copy_global_to_shared(q_desc, [batch, head, row, 0], q_full, tile)
+            kv_head = head // GROUP
+            last = steps - 1
+            row = last * BLOCK_N
+            _copy_tile(k_desc, batch, kv_head, row, k_ring, k_full, k_empty, done, STAGES)
+            for step in range(1, steps):
+                row = (last - step) * BLOCK_N
+                now = done + step
+                _copy_tile(k_desc, batch, kv_head, row, k_ring, k_full, k_empty, now, STAGES)
+                row += BLOCK_N
+                _copy_tile(v_desc, batch, kv_head, row, v_ring, v_full, v_empty, now - 1, STAGES)
+            done += steps
+            _copy_tile(v_desc, batch, kv_head, 0, v_ring, v_full, v_empty, done - 1, STAGES)
+            tiles += 1
 
 
 @gluon.jit
@@ -119,16 +176,16 @@ def _online_softmax(s, m_i, l_i, scale, MASKED: gl.constexpr):
 
 @gluon.jit
 def _step(
-    acc, p, m_i, l_i, q, rings, mine, other, step, steps, masked, queries, seqlen_k, scale,
-    CAUSAL: gl.constexpr, TURNS: gl.constexpr, WHO: gl.constexpr,
+    acc, p, m_i, l_i, q, rings, mine, other, done, turned, step, steps, masked, queries, seqlen_k,
+    scale, CAUSAL: gl.constexpr, TURNS: gl.constexpr, WHO: gl.constexpr,
     BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """q k^T of this step beside p v of the step before; then p of this step."""
     k_ring, v_ring, k_full, k_empty, v_full, v_empty = rings
-    slot = step % STAGES
-    turn = step // STAGES & 1
-    before = step - 1
-    v_slot = before % STAGES
+    now = done + step
+    slot = now % STAGES
+    turn = now // STAGES & 1
+    v_slot = (now - 1) % STAGES
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     ROWS: gl.constexpr = q.shape[0]
     s = gl.zeros([ROWS, BLOCK_N], gl.float32, layout=s_layout)
@@ -136,7 +193,7 @@ def _step(
     if TURNS:
         # Consumer 0 begins; it waits for the phase before that of the others.
         BEGINS: gl.constexpr = 1 if WHO == 0 else 0
-        mbarrier.wait(mine, (before + BEGINS) & 1)
+        mbarrier.wait(mine, (turned + step - 1 + BEGINS) & 1)
     s = warpgroup_mma(q, k_ring.index(slot).permute((1, 0)), s, use_acc=False, is_async=True)
     acc = warpgroup_mma(p, v_ring.index(v_slot), acc, is_async=True)
     if TURNS:
@@ -158,99 +215,134 @@ def _step(
 
 
 @gluon.jit
-def _consume(
-    q_smem, q_full, rings, turns, outputs, sizes, scale,
-    WHO: gl.constexpr, CAUSAL: gl.constexpr, TURNS: gl.constexpr, CONSUMERS: gl.constexpr,
+def _attend(
+    q, q_full, q_empty, rings, mine, other, tiles, done, turned, steps, first_query, sizes, scale,
+    WHO: gl.constexpr, CAUSAL: gl.constexpr, TURNS: gl.constexpr,
     BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
-    """Attention of the 64 queries of consumer WHO."""
+    """(acc, m, l) of the 64 queries in q.
+
+    tiles, done and turned count what came before: query tiles, key tiles and turns.
+    """
     k_ring, v_ring, k_full, k_empty, v_full, v_empty = rings
-    o_ptr, lse_ptr, stride_ob, stride_oh, stride_on = outputs
-    num_tiles, num_heads, seqlen_q, seqlen_k, offset = sizes
-    ROWS: gl.constexpr = q_smem.shape[1]
-    HEAD_DIM: gl.constexpr = q_smem.shape[2]
-    BLOCK_M: gl.constexpr = ROWS * CONSUMERS
-    dtype: gl.constexpr = q_smem.dtype
+    _, _, _, seqlen_k, offset = sizes
+    ROWS: gl.constexpr = q.shape[0]
+    HEAD_DIM: gl.constexpr = q.shape[1]
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     o_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HEAD_DIM, 16])
     p_layout: gl.constexpr = gl.DotOperandLayout(0, o_layout, 2)
     s_rows: gl.constexpr = gl.SliceLayout(1, s_layout)
-    o_rows: gl.constexpr = gl.SliceLayout(1, o_layout)
-
-    batch, head, first_query, steps = _program_tiles(sizes, CAUSAL, BLOCK_M, BLOCK_N)
-    first_query += WHO * ROWS
     # Queries as the keys they stand at: a causal query sees the keys up to its own.
     queries = first_query + offset + gl.arange(0, ROWS, layout=s_rows)
     # Steps with masks, besides the first: what is left after them all queries see.
     masked = steps
     if CAUSAL:
         masked -= gl.maximum(gl.minimum(first_query + offset + 1, seqlen_k), 0) // BLOCK_N
-
-    q = q_smem.index(WHO)
-    mine = turns.index(WHO)
-    other = turns.index((WHO + 1) % CONSUMERS)
     m_i = gl.full([ROWS], float("-inf"), gl.float32, layout=s_rows)
     l_i = gl.zeros([ROWS], gl.float32, layout=s_rows)
     acc = gl.zeros([ROWS, HEAD_DIM], gl.float32, layout=o_layout)
 
-    mbarrier.wait(q_full, 0)
-    mbarrier.wait(k_full.index(0), 0)
+    slot = done % STAGES
+    turn = done // STAGES & 1
+    mbarrier.wait(q_full, tiles & 1)
+    mbarrier.wait(k_full.index(slot), turn)
     s = gl.zeros([ROWS, BLOCK_N], gl.float32, layout=s_layout)
-    s = warpgroup_mma(q, k_ring.index(0).permute((1, 0)), s, use_acc=False, is_async=True)
+    s = warpgroup_mma(q, k_ring.index(slot).permute((1, 0)), s, use_acc=False, is_async=True)
     s = warpgroup_mma_wait(0, deps=[s])
-    mbarrier.arrive(k_empty.index(0))
+    mbarrier.arrive(k_empty.index(slot))
     s = _mask(s, queries, (steps - 1) * BLOCK_N, seqlen_k, CAUSAL)
     p, alpha, m_i, l_i = _online_softmax(s, m_i, l_i, scale, True)
-    p = gl.convert_layout(p.to(dtype), p_layout)
-    mbarrier.wait(v_full.index(0), 0)
+    p = gl.convert_layout(p.to(q.dtype), p_layout)
+    mbarrier.wait(v_full.index(slot), turn)
     for step in range(1, steps):
         acc, p, m_i, l_i = _step(
-            acc, p, m_i, l_i, q, rings, mine, other, step, steps, masked, queries, seqlen_k, scale,
-            CAUSAL, TURNS, WHO, BLOCK_N, STAGES,
+            acc, p, m_i, l_i, q, rings, mine, other, done, turned, step, steps, masked, queries,
+            seqlen_k, scale, CAUSAL, TURNS, WHO, BLOCK_N, STAGES,
         )  # fmt: skip
-    acc = warpgroup_mma(p, v_ring.index((steps - 1) % STAGES), acc, is_async=True)
+    mbarrier.arrive(q_empty)
+    slot = (done + steps - 1) % STAGES
+    acc = warpgroup_mma(p, v_ring.index(slot), acc, is_async=True)
     acc = warpgroup_mma_wait(0, deps=[acc])
+    mbarrier.arrive(v_empty.index(slot))
+    return acc, m_i, l_i
 
-    empty = l_i == 0.0
-    factor = gl.where(empty, 0.0, 1.0 / gl.where(empty, 1.0, l_i))
-    lse = gl.where(empty, float("-inf"), (m_i + gl.log2(l_i)) * 0.6931471805599453)
-    rows = first_query + gl.arange(0, ROWS, layout=s_rows)
-    at = (gl.cast(batch, gl.int64) * num_heads + head) * seqlen_q
-    gl.store(lse_ptr + at + rows, lse, mask=rows < seqlen_q)
 
-    # Through shared memory, where q is no longer needed, for stores of 16 bytes.
-    o = acc * gl.convert_layout(factor, o_rows)[:, None]
-    q.store(o.to(dtype))
+@gluon.jit
+def _consume(
+    q_smem, o_smem, q_full, q_empty, rings, turns, outputs, sizes, num_items, scale,
+    WHO: gl.constexpr, CAUSAL: gl.constexpr, PAIRS: gl.constexpr, TURNS: gl.constexpr,
+    CONSUMERS: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
+):  # fmt: skip
+    """Attention of 64 queries of each query tile: those of consumer WHO."""
+    o_ptr, lse_ptr, stride_ob, stride_oh, stride_on = outputs
+    _, num_heads, seqlen_q, _, _ = sizes
+    ROWS: gl.constexpr = q_smem.shape[1]
+    HEAD_DIM: gl.constexpr = q_smem.shape[2]
+    BLOCK_M: gl.constexpr = ROWS * CONSUMERS
     COLUMNS: gl.constexpr = HEAD_DIM // 8
     wide: gl.constexpr = gl.BlockedLayout([1, 8], [32 // COLUMNS, COLUMNS], [4, 1], [1, 0])
-    o = q.load(wide)
-    rows = first_query + gl.arange(0, ROWS, layout=gl.SliceLayout(1, wide))
-    columns = gl.arange(0, HEAD_DIM, layout=gl.SliceLayout(0, wide))
-    at = gl.cast(batch, gl.int64) * stride_ob + gl.cast(head, gl.int64) * stride_oh
-    offsets = (rows.to(gl.int64) * stride_on)[:, None] + columns[None, :]
-    gl.store(o_ptr + at + offsets, o, mask=(rows < seqlen_q)[:, None])
+    mine = turns.index(WHO)
+    other = turns.index((WHO + 1) % CONSUMERS)
+    tiles = 0
+    done = 0
+    turned = 0
+    for item in range(gl.program_id(0), num_items, gl.num_programs(0)):
+        for part in range(_count_tiles(item, sizes, PAIRS)):
+            batch, head, first_query, steps = _query_tile(
+                item, part, sizes, CAUSAL, PAIRS, BLOCK_M, BLOCK_N
+            )
+            first_query += WHO * ROWS
+            acc, m_i, l_i = _attend(
+                q_smem.index(WHO), q_full, q_empty, rings, mine, other, tiles, done, turned,
+                steps, first_query, sizes, scale, WHO, CAUSAL, TURNS, BLOCK_N, STAGES,
+            )  # fmt: skip
+            tiles += 1
+            done += steps
+            turned += steps - 1
+
+            empty = l_i == 0.0
+            factor = gl.where(empty, 0.0, 1.0 / gl.where(empty, 1.0, l_i))
+            lse = gl.where(empty, float("-inf"), (m_i + gl.log2(l_i)) * 0.6931471805599453)
+            rows = first_query + gl.arange(0, ROWS, layout=l_i.type.layout)
+            at = (gl.cast(batch, gl.int64) * num_heads + head) * seqlen_q
+            gl.store(lse_ptr + at + rows, lse, mask=rows < seqlen_q)
+
+            # Through shared memory, for stores of 16 bytes.
+            o_rows: gl.constexpr = gl.SliceLayout(1, acc.type.layout)
+            o = acc * gl.convert_layout(factor, o_rows)[:, None]
+            o_smem.index(WHO).store(o.to(q_smem.dtype))
+            o = o_smem.index(WHO).load(wide)
+            rows = first_query + gl.arange(0, ROWS, layout=gl.SliceLayout(1, wide))
+            columns = gl.arange(0, HEAD_DIM, layout=gl.SliceLayout(0, wide))
+            at = gl.cast(batch, gl.int64) * stride_ob + gl.cast(head, gl.int64) * stride_oh
+            offsets = (rows.to(gl.int64) * stride_on)[:, None] + columns[None, :]
+            gl.store(o_ptr + at + offsets, o, mask=(rows < seqlen_q)[:, None])
 
 
 @gluon.jit(do_not_specialize=NOT_SPECIALIZED)
 def _forward_kernel(
     q_desc, k_desc, v_desc, o_ptr, lse_ptr, stride_ob, stride_oh, stride_on,
-    num_tiles, num_heads, seqlen_q, seqlen_k, offset, scale,
-    GROUP: gl.constexpr, CAUSAL: gl.constexpr, TURNS: gl.constexpr, CONSUMERS: gl.constexpr,
-    ROWS: gl.constexpr, HEAD_DIM: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
+    num_items, num_tiles, num_heads, seqlen_q, seqlen_k, offset, scale,
+    GROUP: gl.constexpr, CAUSAL: gl.constexpr, PAIRS: gl.constexpr, TURNS: gl.constexpr,
+    CONSUMERS: gl.constexpr, ROWS: gl.constexpr, HEAD_DIM: gl.constexpr,
+    BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     dtype: gl.constexpr = q_desc.dtype
     tile: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2)
     single: gl.constexpr = mbarrier.MBarrierLayout()
     q_smem = gl.allocate_shared_memory(dtype, [CONSUMERS, ROWS, HEAD_DIM], tile)
+    o_smem = gl.allocate_shared_memory(dtype, [CONSUMERS, ROWS, HEAD_DIM], tile)
     k_ring = gl.allocate_shared_memory(dtype, [STAGES, BLOCK_N, HEAD_DIM], tile)
     v_ring = gl.allocate_shared_memory(dtype, [STAGES, BLOCK_N, HEAD_DIM], tile)
     q_full = gl.allocate_shared_memory(gl.int64, [1], single)
+    q_empty = gl.allocate_shared_memory(gl.int64, [1], single)
     k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], single)
     k_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], single)
     v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], single)
     v_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], single)
     turns = gl.allocate_shared_memory(gl.int64, [CONSUMERS, 1], single)
     mbarrier.init(q_full, count=1)
+    mbarrier.init(q_empty, count=CONSUMERS)
     for i in gl.static_range(STAGES):
         mbarrier.init(k_full.index(i), count=1)
         mbarrier.init(v_full.index(i), count=1)
@@ -272,20 +364,23 @@ def _forward_kernel(
                 (
                     _consume,
                     (
-                        q_smem, q_full, rings, turns, outputs, sizes, scale,
-                        0, CAUSAL, TURNS, CONSUMERS, BLOCK_N, STAGES,
+                        q_smem, o_smem, q_full, q_empty, rings, turns, outputs, sizes, num_items, scale,
+                        0, CAUSAL, PAIRS, TURNS, CONSUMERS, BLOCK_N, STAGES,
                     ),
                 ),  # fmt: skip
                 (
                     _consume,
                     (
-                        q_smem, q_full, rings, turns, outputs, sizes, scale,
-                        1, CAUSAL, TURNS, CONSUMERS, BLOCK_N, STAGES,
+                        q_smem, o_smem, q_full, q_empty, rings, turns, outputs, sizes, num_items, scale,
+                        1, CAUSAL, PAIRS, TURNS, CONSUMERS, BLOCK_N, STAGES,
                     ),
                 ),  # fmt: skip
                 (
                     _produce,
-                    (descs, q_smem, q_full, rings, sizes, GROUP, CAUSAL, CONSUMERS, BLOCK_N, STAGES),
+                    (
+                    descs, q_smem, q_full, q_empty, rings, sizes, num_items,
+                    GROUP, CAUSAL, PAIRS, CONSUMERS, BLOCK_N, STAGES,
+                ),
                 ),
             ],
             [4, 1],
@@ -298,27 +393,30 @@ def _forward_kernel(
                 (
                     _consume,
                     (
-                        q_smem, q_full, rings, turns, outputs, sizes, scale,
-                        0, CAUSAL, TURNS, CONSUMERS, BLOCK_N, STAGES,
+                        q_smem, o_smem, q_full, q_empty, rings, turns, outputs, sizes, num_items, scale,
+                        0, CAUSAL, PAIRS, TURNS, CONSUMERS, BLOCK_N, STAGES,
                     ),
                 ),  # fmt: skip
                 (
                     _consume,
                     (
-                        q_smem, q_full, rings, turns, outputs, sizes, scale,
-                        1, CAUSAL, TURNS, CONSUMERS, BLOCK_N, STAGES,
+                        q_smem, o_smem, q_full, q_empty, rings, turns, outputs, sizes, num_items, scale,
+                        1, CAUSAL, PAIRS, TURNS, CONSUMERS, BLOCK_N, STAGES,
                     ),
                 ),  # fmt: skip
                 (
                     _consume,
                     (
-                        q_smem, q_full, rings, turns, outputs, sizes, scale,
-                        2, CAUSAL, TURNS, CONSUMERS, BLOCK_N, STAGES,
+                        q_smem, o_smem, q_full, q_empty, rings, turns, outputs, sizes, num_items, scale,
+                        2, CAUSAL, PAIRS, TURNS, CONSUMERS, BLOCK_N, STAGES,
                     ),
                 ),  # fmt: skip
                 (
                     _produce,
-                    (descs, q_smem, q_full, rings, sizes, GROUP, CAUSAL, CONSUMERS, BLOCK_N, STAGES),
+                    (
+                    descs, q_smem, q_full, q_empty, rings, sizes, num_items,
+                    GROUP, CAUSAL, PAIRS, CONSUMERS, BLOCK_N, STAGES,
+                ),
                 ),
             ],
             [4, 4, 1],
@@ -326,13 +424,16 @@ def _forward_kernel(
         )
 
 
-def attention_forward_gluon(call: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def attention_forward_gluon(
+    call: Any, schedule: Schedule | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Output and log-sum-exp of dense attention, full or causal, on a card of capability 9.0.
 
     call has the fields of clinattn.arguments.Arguments: q (B, H, Nq, D), k and v (B, Hkv, Nk, D),
     bf16 or fp16, D 64 or 128, scale and the causal bound. o has q's type and shape, lse is fp32
-    (B, H, Nq), natural log; a query that sees no key gives 0 and -inf. Raises NotImplementedError
-    for what else a call can hold, and for strides or addresses that are no multiple of 16 bytes.
+    (B, H, Nq), natural log; a query that sees no key gives 0 and -inf. schedule: that of SCHEDULES
+    by default. Raises NotImplementedError for what else a call can hold, and for strides or
+    addresses that are no multiple of 16 bytes.
     """
     reason = unsupported(call)
     if reason is not None:
@@ -343,16 +444,24 @@ def attention_forward_gluon(call: Any) -> tuple[torch.Tensor, torch.Tensor]:
     lse = problem.empty_lse()
     if o.numel() == 0:
         return o, lse
-    consumers, block_n, stages, turns = CONFIGS[layout.head_dim]
-    num_tiles = -(-layout.seqlen_q // (ROWS * consumers))
+    if schedule is None:
+        schedule = SCHEDULES[layout.head_dim]
+    causal = call.window_right == 0
+    pairs = schedule.pairs and causal
+    num_tiles = -(-layout.seqlen_q // (ROWS * schedule.consumers))
+    num_items = (-(-num_tiles // 2) if pairs else num_tiles) * layout.num_heads * layout.batch
+    programs = num_items
+    if schedule.persistent:
+        programs = min(num_items, multiprocessors(problem.device))
     with problem.on_device():
-        _forward_kernel[(num_tiles * layout.num_heads * layout.batch,)](
+        _forward_kernel[(programs,)](
             descriptor(call.q, ROWS),
-            descriptor(call.k, block_n),
-            descriptor(call.v, block_n),
+            descriptor(call.k, schedule.block_n),
+            descriptor(call.v, schedule.block_n),
             o,
             lse,
             *o.stride()[:3],
+            num_items=num_items,
             num_tiles=num_tiles,
             num_heads=layout.num_heads,
             seqlen_q=layout.seqlen_q,
@@ -360,16 +469,25 @@ def attention_forward_gluon(call: Any) -> tuple[torch.Tensor, torch.Tensor]:
             offset=layout.seqlen_k - layout.seqlen_q if call.bottom_right else 0,
             scale=layout.arguments["qk_scale"],
             GROUP=layout.arguments["GROUP"],
-            CAUSAL=call.window_right == 0,
-            TURNS=turns,
-            CONSUMERS=consumers,
+            CAUSAL=causal,
+            PAIRS=pairs,
+            TURNS=schedule.turns,
+            CONSUMERS=schedule.consumers,
             ROWS=ROWS,
             HEAD_DIM=layout.head_dim,
-            BLOCK_N=block_n,
-            STAGES=stages,
+            BLOCK_N=schedule.block_n,
+            STAGES=schedule.stages,
             num_warps=4,
         )
     return o, lse
+
+
+@lru_cache
+def multiprocessors(device: torch.device) -> int:
+    """How many a card has; those of an H100 for a machine without one."""
+    if device.type != "cuda":
+        return 132
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def descriptor(x: torch.Tensor, rows: int) -> TensorDescriptor:
@@ -396,9 +514,9 @@ def unsupported(call: Any) -> str | None:
     if call.window_left >= 0 or call.window_right > 0:
         return f"the window ({call.window_left}, {call.window_right}) is not supported"
     q, k, v = call.q, call.k, call.v
-    if q.dtype not in TYPES:
+    if q.dtype not in (torch.bfloat16, torch.float16):
         return f"q is {q.dtype}, and bfloat16 or float16 is supported"
-    if q.shape[-1] not in CONFIGS or v.shape[-1] != q.shape[-1]:
+    if q.shape[-1] not in SCHEDULES or v.shape[-1] != q.shape[-1]:
         return f"head dims are {q.shape[-1]} and {v.shape[-1]}, and 64 or 128 is supported"
     if k.shape[2] == 0:
         return "there are no keys"

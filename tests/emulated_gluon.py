@@ -19,7 +19,7 @@ from triton.experimental.gluon import language
 
 from clinattn.kernels import forward_gluon
 
-PATIENCE = 20.0  # seconds without progress that count as a hang
+PATIENCE = 5.0  # seconds of waiting that count as a hang
 
 
 class Values(torch.Tensor):
@@ -59,8 +59,10 @@ class Barrier:
     def wait(self, parity):
         """As mbarrier.try_wait.parity: the phase now under way has the other parity."""
         with self.changed:
-            passed = self.changed.wait_for(lambda: self.phase & 1 != parity & 1, PATIENCE)
-        assert passed, "deadlock"
+            until = time.monotonic() + PATIENCE
+            while self.phase & 1 == parity & 1:
+                assert time.monotonic() < until and not failures, "deadlock"
+                self.changed.wait(0.1)
         pause()
 
 
@@ -146,11 +148,11 @@ class Machine(threading.local):
     """What a warp group knows of itself."""
 
     def __init__(self):
-        self.program, self.in_flight = 0, []
+        self.program, self.programs, self.in_flight = 0, 1, []
 
 
 machine = Machine()
-copies = []
+copies, failures = [], []
 
 
 def values(x):
@@ -191,10 +193,11 @@ def wait(outstanding, deps):
 
 
 def specialize(functions_and_args, num_warps, num_regs):
-    program, failures = machine.program, []
+    place = machine.program, machine.programs
+    failures.clear()
 
     def run(function, args):
-        machine.program, machine.in_flight = program, []
+        (machine.program, machine.programs), machine.in_flight = place, []
         try:
             function(*args)
             assert not machine.in_flight
@@ -208,7 +211,7 @@ def specialize(functions_and_args, num_warps, num_regs):
         thread.join()
     copies.clear()
     if failures:
-        raise failures[0]
+        raise failures.pop(0)
 
 
 def allocate(dtype, shape, layout):
@@ -239,9 +242,11 @@ def barrier_of(name):
 
 
 gl = SimpleNamespace(
-    **{name: getattr(torch, name) for name in ("float32", "int64", "where", "exp2", "log2")},
+    **{name: getattr(torch, name) for name in ("float32", "int64", "exp2", "log2")},
     constexpr=None,
     program_id=lambda axis: machine.program,
+    num_programs=lambda axis: machine.programs,
+    where=either(torch.where, lambda condition, x, y: x if condition else y),
     cdiv=lambda a, b: int((a + b - 1) / b),  # towards 0, as on the device
     minimum=either(torch.minimum, min),
     maximum=either(torch.maximum, max),
@@ -292,7 +297,7 @@ class Launcher:
             for x in args
         ]
         for program in range(grid[0]):
-            machine.program = program
+            machine.program, machine.programs = program, grid[0]
             self.kernel(*args, **keywords)
 
 

@@ -37,12 +37,12 @@ def truth(call, causal):
     return torch.exp(s - lse[..., None].nan_to_num(neginf=0.0)) @ v, lse
 
 
-@pytest.mark.parametrize("turns", [False, True], ids=["free", "turns"])
+@pytest.mark.parametrize("variant", ["shipped", *forward_gluon.VARIANTS])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_forward(case, turns, monkeypatch):
+def test_forward(case, variant, monkeypatch):
     dim, heads, key_heads, num_q, num_k, causal, bottom_right = case
-    consumers, block_n, stages, _ = forward_gluon.CONFIGS[dim]
-    monkeypatch.setitem(forward_gluon.CONFIGS, dim, (consumers, block_n, stages, turns))
+    schedule = forward_gluon.SCHEDULES[dim]._replace(**forward_gluon.VARIANTS.get(variant, {}))
+    monkeypatch.setattr(forward_gluon, "multiprocessors", lambda device: 2)
     q = torch.randn(2, heads, num_q, dim).bfloat16()
     # As in a fused projection: rows of a head are not neighbours.
     kv = torch.randn(2, num_k, 2 * key_heads, dim).bfloat16().transpose(1, 2)
@@ -50,7 +50,7 @@ def test_forward(case, turns, monkeypatch):
     right = 0 if causal else -1
     call = Arguments(q, k, v, scale=-0.3, window_right=right, bottom_right=bottom_right)
     with emulated():
-        o, lse = forward_gluon.attention_forward_gluon(call)
+        o, lse = forward_gluon.attention_forward_gluon(call, schedule)
     o_true, lse_true = truth(call, causal)
     torch.testing.assert_close(lse.double(), lse_true, atol=1e-5, rtol=1e-6)
     torch.testing.assert_close(o.double(), o_true, atol=0.02, rtol=0.02)
@@ -68,18 +68,17 @@ def test_a_schedule_that_hangs_is_seen(monkeypatch):
 
 @pytest.mark.parametrize("fault", ["early", "unready"])
 def test_a_faulty_schedule_is_seen(fault, monkeypatch):
-    """A tile is freed before its product is done, or is read before it has arrived."""
+    """Nobody waits for slots to be free, or nobody waits for tiles to arrive."""
+    monkeypatch.setattr("emulated_gluon.PATIENCE", 1.0)
     q, k, v = (torch.randn(1, 1, 1000, 128).bfloat16() for _ in range(3))
     with emulated():
-        mbarrier = forward_gluon.mbarrier
-        wait, multiply = mbarrier.wait, forward_gluon.warpgroup_mma
-        if fault == "unready":
-            late = lambda barrier, parity: wait(barrier, parity) if barrier.count > 1 else None
-            monkeypatch.setattr(mbarrier, "wait", late)
-        else:
-            free = lambda barrier, parity: wait(barrier, parity) if barrier.count == 1 else None
-            monkeypatch.setattr(mbarrier, "wait", free)
+        wait = forward_gluon.mbarrier.wait
+        ignored = lambda barrier: (barrier.count > 1) == (fault == "early")
+        monkeypatch.setattr(
+            forward_gluon.mbarrier,
+            "wait",
+            lambda barrier, parity: None if ignored(barrier) else wait(barrier, parity),
+        )
         with pytest.raises(AssertionError):
             o, _ = forward_gluon.attention_forward_gluon(Arguments(q, k, v, scale=0.1))
             assert torch.isfinite(o).all()
-        del multiply
