@@ -22,7 +22,7 @@ CSRC := $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h csrc/cuda/*.c
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup ext bench bench-cpu bench-compare test test-integrations triton-matrix cuda-headers lint format doctor gpu gpu-here gpu-plan gpu-pack clean FORCE
+.PHONY: help setup ext bench bench-cpu bench-compare test test-integrations triton-matrix cuda-headers lint format doctor gpu gpu-here gpu-plan gpu-pack gpu-adopt clean FORCE
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
@@ -81,6 +81,9 @@ gpu-plan:  ## print two commands for a GPU that is at hand for minutes
 # VENV=.venv-gpu GPU_ARGS="--extension clinattn/_C.cpython-312-x86_64-linux-gnu.so"
 gpu-pack: $(VENV)/.installed  ## compile, without a GPU, the kernels that `make gpu` launches on one
 	$(BIN)/python bench/gpu_pack.py $(GPU_ARGS)
+
+gpu-adopt:  ## put the tiles that a GPU run found better into kernels/configs.py (ROWS=FILE WRITE=1)
+	@$(PYTHON) bench/gpu_adopt.py $(ROWS) $(if $(WRITE),--write)
 
 ext: $(VENV)/.installed  ## rebuild the extension alone, loudly
 	CLINATTN_FORCE_BUILD=1 $(BIN)/python setup.py -q build_ext --inplace
