@@ -45,7 +45,11 @@ def run(*command, **settings):
     path = os.pathsep.join([str(BENCH), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": path, **settings}
     done = subprocess.run(
-        [sys.executable, *map(str, command)], env=environment, capture_output=True, text=True
+        [sys.executable, *map(str, command)],
+        cwd=BENCH,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
