@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator
