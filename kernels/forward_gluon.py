@@ -24,6 +24,8 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from .launch import Problem
 
+# Triton 3.9 has another name for it.
+load_tile = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
 ROWS = 64  # queries of a consumer: what one warp group multiplies at a time
 NOT_SPECIALIZED = [
     "num_items", "num_tiles", "num_heads", "seqlen_q", "seqlen_k", "offset",
@@ -104,8 +106,8 @@ def _copy_tile(desc, batch, head, row, ring, full, empty, step, STAGES: gl.const
     # the first STAGES steps.
     mbarrier.wait(empty.index(slot), turn ^ 1)
     mbarrier.expect(full.index(slot), desc.block_type.nbytes)
-    tile = ring.index(slot)._reinterpret(desc.dtype, desc.block_type.shape, desc.layout)
-    tma.async_copy_global_to_shared(desc, [batch, head, row, 0], full.index(slot), tile)
+    tile = ring.index(slot).reshape(desc.block_type.shape)
+    load_tile(desc, [batch, head, row, 0], full.index(slot), tile)
 
 
 @gluon.jit
@@ -129,11 +131,9 @@ def _produce(
             mbarrier.wait(q_empty, (tiles & 1) ^ 1)
             mbarrier.expect(q_full, CONSUMERS * q_desc.block_type.nbytes)
             for who in gl.static_range(CONSUMERS):
-                tile = q_smem.index(who)._reinterpret(
-                    q_desc.dtype, q_desc.block_type.shape, q_desc.layout
-                )
+                tile = q_smem.index(who).reshape(q_desc.block_type.shape)
                 row = first_query + who * ROWS
-                tma.async_copy_global_to_shared(q_desc, [batch, head, row, 0], q_full, tile)
+                load_tile(q_desc, [batch, head, row, 0], q_full, tile)
             kv_head = head // GROUP
             last = steps - 1
             row = last * BLOCK_N

@@ -81,7 +81,7 @@ class Memory:
     def permute(self, order):
         return Memory(self.data.permute(order))
 
-    def _reinterpret(self, dtype, shape, layout):
+    def reshape(self, shape):
         return Memory(self.data.view(shape))
 
     def load(self, layout):
@@ -312,7 +312,7 @@ def emulated():
         functions,
         gl=gl,
         mbarrier=mbarrier,
-        tma=SimpleNamespace(async_copy_global_to_shared=copy),
+        load_tile=copy,
         fence_async_shared=lambda: None,
         warpgroup_mma=multiply,
         warpgroup_mma_wait=wait,
