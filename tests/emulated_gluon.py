@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from unittest import mock
 
 import torch
+import triton
 from triton.experimental.gluon import language
 
 from clinattn.kernels import forward_gluon
@@ -287,18 +288,17 @@ class Launcher:
     def __getitem__(self, grid):
         return functools.partial(self.run, grid)
 
-    def run(self, grid, *args, num_warps, **keywords):
-        args = [
-            Pointer(x)
-            if isinstance(x, torch.Tensor)
-            else Descriptor(x)
-            if hasattr(x, "block_shape")
-            else x
-            for x in args
-        ]
+    def run(self, grid, num_warps, **keywords):
+        for name, x in keywords.items():
+            if isinstance(x, torch.Tensor):
+                keywords[name] = Pointer(x)
+            elif hasattr(x, "block_shape"):
+                keywords[name] = Descriptor(x)
+            elif isinstance(x, triton.language.constexpr):
+                keywords[name] = x.value
         for program in range(grid[0]):
             machine.program, machine.programs = program, grid[0]
-            self.kernel(*args, **keywords)
+            self.kernel(**keywords)
 
 
 @contextmanager
