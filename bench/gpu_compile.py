@@ -3,8 +3,9 @@
     kernels = recorded(calls)      what the JIT would compile for these calls, which launch nothing
     results = compiled(kernels)    the folders of Triton's cache that then hold them
 
-Calls run on CPU tensors through Triton's own JIT, whose driver is replaced: what it would hand to
-the compiler is what it hands over on that card, so the key in the cache is the same.
+Calls run on CPU tensors through Triton's own JIT. Its driver is replaced by one that names the card
+and launches nothing, so that the JIT hands the compiler the same source and options as on the card,
+and the cache has them under the same key.
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ class Kernel(NamedTuple):
 
 
 class Compiled(NamedTuple):
-    """Folders of Triton's cache: of the kernel, and of what launches it.
+    """Folders of Triton's cache: of the kernel, and of the C code that launches it.
 
-    None without an error where there was no time. hashes: of source and options, which with those of the compiler name the folder.
+    folder: None after an error, and where no time was left. hashes: of the source and the options.
     """
 
     index: int
@@ -55,7 +56,7 @@ class Compiled(NamedTuple):
 
 
 class StandIn:
-    """What the JIT asks of a driver, for a device that has the target's facts and runs nothing."""
+    """A driver of Triton with the facts of a card, which loads and launches nothing."""
 
     def __init__(self, capability: int) -> None:
         self.target = GPUTarget("cuda", capability, 32)
@@ -81,7 +82,7 @@ class StandIn:
 
 @contextmanager
 def stand_in(capability: int = CAPABILITY) -> Iterator[None]:
-    """The JIT takes CPU tensors in the block as those of such a card."""
+    """Within the block Triton's kernels take CPU tensors, and are those of this card."""
     backends = importlib.import_module("clinattn.backends")
     before = driver._active
     driver.set_active(StandIn(capability))
@@ -96,7 +97,7 @@ RECORDED: list[Kernel] = []
 
 
 def record(source: Any, target: Any = None, options: Any = None, **rest: Any) -> Any:
-    """Note in place of triton.compile what the JIT asks for; the result launches nothing."""
+    """Take the place of triton.compile: append to RECORDED, and return what launches nothing."""
     RECORDED.append(Kernel(source, dict(options)))
     return SimpleNamespace(
         function=None,
@@ -107,9 +108,10 @@ def record(source: Any, target: Any = None, options: Any = None, **rest: Any) ->
 
 
 def recorded(calls: Iterable[Callable[[], Any]]) -> tuple[list[Kernel], list[Exception]]:
-    """What the JIT would compile, each kernel once in this process; and what calls raised.
+    """(kernels that the JIT would compile for these calls, errors that calls raised).
 
-    The JIT keeps the recorder for good: a process that records launches nothing later.
+    A kernel is returned by the first call of this process that launches it. The JIT keeps the
+    recorder, so that nothing can be launched later in a process that has recorded.
     """
     before, errors = len(RECORDED), []
     with stand_in(), mock.patch.object(triton.compiler, "compile", record):
@@ -123,7 +125,7 @@ def recorded(calls: Iterable[Callable[[], Any]]) -> tuple[list[Kernel], list[Exc
 
 @contextmanager
 def counted() -> Iterator[list[str]]:
-    """Names of the kernels that the block compiles, in place of taking them from the cache."""
+    """Yields the names of the kernels that the block compiled, those from the cache left out."""
     missed: list[str] = []
 
     def listen(*, src: Any, cache_hit: bool, **rest: Any) -> None:
@@ -138,9 +140,9 @@ KERNELS: list[Kernel] = []  # those of the processes that compile, which are for
 
 
 def compiled(kernels: list[Kernel], processes: int, until: float) -> Iterator[Compiled]:
-    """Of each kernel, as they end. Those that lie in the cache take no time.
+    """Yields the result of each kernel as it ends; one that is in the cache takes milliseconds.
 
-    until: by time.monotonic(), after which no further one is compiled.
+    until: the time.monotonic() after which only kernels in the cache have a folder.
     """
     KERNELS[:] = kernels
     with multiprocessing.get_context("fork").Pool(processes) as pool:
@@ -167,7 +169,7 @@ def compile_one(until: float, index: int) -> Compiled:
 
 def launchers(source: Any, metadata: Any) -> tuple[Path, ...]:
     """Folders of the C code that this Triton compiles to launch a kernel of such a signature."""
-    if not hasattr(nvidia, "make_launcher"):  # newer ones have one launcher for all
+    if not hasattr(nvidia, "make_launcher"):  # 3.9 has one launcher for all signatures
         return ()
     return modules(lambda: nvidia.CudaLauncher(source, metadata))
 
@@ -178,9 +180,9 @@ def driver_utils() -> tuple[Path, ...]:
 
 
 def modules(make: Callable[[], Any]) -> tuple[Path, ...]:
-    """Folders of the module that make() compiles by triton.runtime.build and then would load.
+    """Folders of the C module that make() builds through triton.runtime.build, unloaded.
 
-    Its key holds what the machine says of itself: one folder for each thing that may be.
+    The key of a folder holds platform.architecture(): there is a folder for each of LINKAGES.
     """
     paths: list[Path] = []
 
@@ -202,12 +204,10 @@ def modules(make: Callable[[], Any]) -> tuple[Path, ...]:
 
 
 def libcuda_stub(folder: Path) -> Path:
-    """A folder with a libcuda.so.1 to link with: the name alone, for machines without a driver."""
+    """The folder, with an empty libcuda.so.1 in it: launchers link with it where no driver is."""
     folder.mkdir(parents=True, exist_ok=True)
     library = folder / "libcuda.so.1"
     if not library.exists():
         command = ["gcc", "-shared", "-x", "c", "/dev/null", "-Wl,-soname,libcuda.so.1"]
         subprocess.run([*command, "-o", str(library)], check=True)
     return folder
-
-

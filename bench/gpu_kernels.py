@@ -11,13 +11,13 @@ memory that nobody fills. A stage registers in STAGES with a function that yield
 from __future__ import annotations
 
 import functools
-import importlib
 import os
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
+import gpu_candidates
 import gpu_checks
 import gpu_clinical
 import gpu_numerics
@@ -32,6 +32,10 @@ from clinattn import fused_attention
 from clinattn.arguments import Arguments
 from clinattn.backends import implementation
 from clinattn.kernels import launch
+
+if TYPE_CHECKING:
+    from clinattn.benchmark.variants import Runner, Variant
+    from clinattn.benchmark.workload import Example
 
 Call = Callable[[], Any]
 
@@ -91,11 +95,16 @@ def encoder() -> Iterator[Call]:
         for lengths in ENCODER_LENGTHS:
             examples = [example(n) for n in lengths]
             for variant in VARIANTS:
-                yield as_on_device(lambda v=variant, x=examples: runner.loss(v, x)[0].backward())
+                yield as_on_device(functools.partial(training_step, runner, variant, examples))
                 yield as_on_device(functools.partial(runner.infer, variant, examples))
 
 
-def example(n: int) -> Any:
+def training_step(runner: Runner, variant: Variant, examples: list[Example]) -> None:
+    """A step without its optimizer, whose kernels are torch's."""
+    runner.loss(variant, examples)[0].backward()
+
+
+def example(n: int) -> Example:
     from clinattn.benchmark.workload import Example
 
     ids = torch.full((n,), 7)
@@ -130,7 +139,7 @@ class Unfilled(torch.autograd.Function):
 
 
 def training() -> Iterator[Call]:
-    """Of capture and sync."""
+    """Calls of the stages capture and sync."""
     for call in calls_of_stage("triton", CPU, dryrun=False):
         yield call.forward
         yield call.both
@@ -156,7 +165,7 @@ def memory() -> Iterator[Call]:
 
 
 def shapes() -> Iterator[Call]:
-    """Those of the device, for which these checks take torch.device("cpu")."""
+    """The checks at the sizes of a device, which they have for all but the string "cpu"."""
 
     def compare(backend: str, *qkvd: Tensor, **keywords: Any) -> None:
         gradients(fused_attention, *qkvd, backend=backend, **keywords)
@@ -173,7 +182,7 @@ def shapes() -> Iterator[Call]:
 
 
 def numerics(core: bool) -> Iterator[Call]:
-    """The jobs of the stage numerics, or those of numerics_rest."""
+    """The jobs of the stage numerics if core, else those of numerics_rest."""
 
     def run(name: str, dtype: str, card: int) -> None:
         tf32 = dtype == gpu_numerics.TF32
@@ -210,8 +219,7 @@ def one_tile(table: str, bits: int, dim: int, tile: gpu_tiles.Tile, right: int) 
 
 
 def candidates() -> Iterator[Call]:
-    """Of bench/gpu_candidates.py, which yields them from its function calls_to_record(device)."""
-    yield from importlib.import_module("gpu_candidates").calls_to_record(CPU)
+    yield from gpu_candidates.calls_to_record(CPU)
 
 
 def ours(**keywords: Any) -> Callable[..., Tensor]:

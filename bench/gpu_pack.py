@@ -184,12 +184,12 @@ def main(argv: list[str]) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--extension", type=Path, help="the compiled module _C of that Python")
-    parser.add_argument("--stages", nargs="+", choices=gpu_kernels.STAGES, metavar="STAGE",
-                        default=gpu_kernels.USUAL, help=", ".join(gpu_kernels.STAGES))  # fmt: skip
+    stages = dict(choices=gpu_kernels.STAGES, default=gpu_kernels.USUAL, metavar="STAGE")
+    parser.add_argument("--stages", nargs="+", help=", ".join(gpu_kernels.STAGES), **stages)
     parser.add_argument("--all", action="store_true", help="every stage")
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=math.inf,
-                        help="after which nothing more is compiled; the pack has what is there")  # fmt: skip
+    limit = "after which nothing more is compiled, and the pack has what is there"
+    parser.add_argument("--seconds", type=float, default=math.inf, help=limit)
     parser.add_argument("--folder", type=Path, default=FOLDER)
     parser.add_argument("--cache", type=Path, default=CACHE, help="of Triton, kept between runs")
     parser.add_argument("--check", action="store_true", help="of a pack that is there")
