@@ -1,10 +1,10 @@
-"""Forward attention for Hopper in Gluon: one warp loads tiles, the others multiply, all at once.
+"""Forward attention for Hopper in Gluon: one warp loads tiles while others multiply.
 
-A program owns 64 queries for each of its consumers, which are warp groups. A producer warp copies
-tiles of K and V into two rings in shared memory, in the order in which consumers read them:
-K_0, K_1, V_0, K_2, V_1, ..., the last keys first, since they are the ones that need masks. A
-consumer has q k^T of one tile and p v of the tile before in flight together, and computes the
-softmax of the first while the second runs. Method: FlashAttention-3, arXiv 2407.08608.
+A query tile has 64 queries for each consumer, which is a warp group. A producer warp copies tiles
+of K and V into two rings in shared memory, in the order in which consumers read them: K_0, K_1,
+V_0, K_2, V_1, ..., the last keys first, since those are the ones that need masks. A consumer has
+q k^T of one tile and p v of the tile before in flight together, and computes the softmax of the
+first while the second runs. Method: FlashAttention-3, arXiv 2407.08608.
 """
 
 from functools import lru_cache
@@ -49,8 +49,8 @@ class Schedule(NamedTuple):
     pairs: bool = True
 
 
-# None has been timed yet. Three consumers leave each thread 160 registers: no spills with Triton 3.6,
-# 80 to 184 bytes of them with 3.9.
+# None has been timed yet. Three consumers leave a thread 160 registers: with Triton 3.6 nothing is
+# spilled, with 3.9 it is 80 to 184 bytes.
 SCHEDULES = {64: Schedule(3), 128: Schedule(2)}
 # Others to time, each by what it changes.
 VARIANTS: dict[str, dict[str, Any]] = {
