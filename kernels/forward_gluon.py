@@ -33,7 +33,7 @@ NOT_SPECIALIZED = [
 
 
 class Schedule(NamedTuple):
-    """How a call is spread over programs and warp groups; none of it changes a bit of the result.
+    """How a call is spread over programs and warp groups; only block_n changes a result's bits.
 
     consumers: 2 or 3, of 64 queries each. stages: tiles of K, and of V, in shared memory.
     turns: consumers issue their products in turns. persistent: a program for each multiprocessor,
