@@ -16,12 +16,13 @@ ROOT = Path(__file__).resolve().parents[1]
 # Seconds expected of each stage on 16 cores with kernels compiled ahead of time.
 CALLS = {
     "A": {
-        "build": 12, "ceilings": 8, "speed": 65, "clinical": 40, "candidates": 45,
-        "encoder": 75, "numerics": 70, "targets": 1, "verification": 1,
+        "build": 12, "ceilings": 6, "speed": 65, "clinical": 40, "encoder": 70, "candidates": 70,
+        "overhead": 8, "memory": 8, "capture": 15, "sync": 10, "numerics": 70, "targets": 1,
+        "verification": 1,
     },
     "B": {
-        "race": 30, "capture": 15, "sync": 10, "overhead": 8, "memory": 8, "profile": 40,
-        "shapes": 15, "numerics_rest": 90, "sanitizer": 60, "targets": 1, "verification": 1,
+        "race": 30, "shapes": 15, "profile": 60, "numerics_rest": 90, "sanitizer": 60,
+        "targets": 1, "verification": 1,
     },
 }  # fmt: skip
 START = 15  # of Python, twice: the process that starts the others, and theirs
