@@ -1,6 +1,6 @@
-"""Stage of gpu.py that times what may replace a row of kernels/configs.py, or the forward kernel.
+"""Stage of gpu.py that times what may replace a row of kernels/configs.py, or a whole kernel.
 
-Contests are between the shipped tile, a few other tiles, and for the forward pass other kernels and
+Contests are between the shipped tile, a few other tiles, other kernels, and in the forward pass
 cuDNN. dq and dkdv are timed apart. Results are held against those of the shipped tile first. Rows
 come as they are measured; one that says which entrant wins, and by how much, ends each contest.
 """
@@ -13,7 +13,7 @@ import importlib
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 Results = tuple[Tensor, ...]
 Function = Callable[[], Results]
+Kernel = Callable[["Problem"], Results]
 
 ROUNDS = 5
 LIMIT = 90.0  # seconds after which no further contest begins
@@ -54,11 +55,15 @@ class Contest:
 
 BOTH = ("full", "causal")
 KEYS = ("bool keys", "float keys")
-# The ones that decide most first. None of these tiles takes stack for sm_90; those of 4 warps leave
-# room for a second block on a multiprocessor.
+# The ones that decide most first. None of these tiles takes stack for sm_90, except that (32, 128)
+# with a key mask takes 8 to 24 bytes under Triton 3.8; those of 4 warps leave room for a second
+# block on a multiprocessor.
 CONTESTS = (
     Contest("forward", 128, "plain", BOTH, ((128, 128, 8, 2), (128, 128, 8, 3), (64, 64, 4, 3))),
-    Contest("dkdv", 128, "keys", KEYS, ((32, 128, 8, 3), (32, 128, 8, 2))),
+    Contest(
+        *("dkdv", 128, "keys", KEYS),
+        ((32, 128, 8, 3), (32, 128, 8, 2), (16, 128, 8, 3), (16, 64, 4, 3)),
+    ),
     Contest("dq", 128, "plain", BOTH, ((128, 64, 8, 3), (64, 64, 4, 2))),
     Contest("dkdv", 128, "plain", BOTH, ((32, 128, 8, 2), (32, 128, 8, 4), (32, 64, 4, 3))),
     Contest("forward", 64, "plain", BOTH, ((128, 64, 8, 3), (128, 128, 8, 3), (64, 64, 4, 3))),
@@ -119,6 +124,7 @@ class Problem:
         share = 1.0 if keys is None else kept.float().mean().item()
         self.flops = 2 * PRODUCTS[table] * dim * shape[0] * shape[1] * pairs * share
         self.sums: list[Tensor] = []
+        self.row_sums: Any = None  # where another kernel has them
 
     def prepare(self) -> None:
         """The shipped forward pass, and for dkdv the sums that dq leaves for it."""
@@ -180,32 +186,53 @@ def shipped_tile(contest: Contest, capability: tuple[int, int]) -> Tile:
 # Other kernels
 
 
-def other_kernels(dim: int) -> dict[str, Callable[[Arguments], Results]]:
-    """The forward kernels that no call is routed to, by name; those that cannot load are not there.
+def other_kernels(contest: Contest) -> dict[str, Kernel]:
+    """Kernels that no call is routed to, by name; those that cannot load are not there.
 
-    A kernel joins this contest by an entry here.
+    A kernel joins a contest by an entry here.
     """
-    kernels: dict[str, Callable[[Arguments], Results]] = {}
+    kernels: dict[str, Kernel] = {}
+    if contest.kind != "plain":
+        return kernels
     with contextlib.suppress(ImportError):
-        one_loop = importlib.import_module("clinattn.kernels.forward_one_loop")
-        for specialize, tiles in ((True, one_loop.TILES), (False, one_loop.TMA_TILES)):
-            for tile in tiles.get(dim, ()):
-                numbers = (tile.block_m, tile.block_n, tile.num_warps, tile.num_stages)
-                kernels[f"{'one loop' if specialize else 'tma'} {numbers}"] = functools.partial(
-                    one_loop.attention_forward_one_loop, config=tile, specialize=specialize
-                )
-    with contextlib.suppress(ImportError):
-        gluon = importlib.import_module("clinattn.kernels.forward_gluon")
-        shipped = gluon.SCHEDULES.get(dim)
-        schedules = {"": shipped} if shipped else {}
-        for name, change in gluon.VARIANTS.items() if shipped else ():
-            if shipped._replace(**change) not in schedules.values():
-                schedules[f" {name}"] = shipped._replace(**change)
-        for name, schedule in schedules.items():
-            kernels[f"gluon{name}"] = functools.partial(
-                gluon.attention_forward_gluon, schedule=schedule
-            )
+        kernels |= one_loop_kernels(contest.table, contest.dim)
+    if contest.table == "forward":
+        with contextlib.suppress(ImportError):
+            gluon = importlib.import_module("clinattn.kernels.forward_gluon")
+            kernels["gluon"] = lambda problem: gluon.attention_forward_gluon(problem.call)
     return kernels
+
+
+def one_loop_kernels(table: str, dim: int) -> dict[str, Kernel]:
+    """dq includes the sums of rows, as the shipped kernel does."""
+    ahead = importlib.import_module("clinattn.kernels.forward_one_loop")
+    back = importlib.import_module("clinattn.kernels.backward_one_loop")
+
+    def forward_pass(specialize: bool, tile: Any, problem: Problem) -> Results:
+        return ahead.attention_forward_one_loop(problem.call, tile, specialize)
+
+    def dq(tile: Any, problem: Problem) -> Results:
+        sums = back.row_sums(problem.do, problem.o, problem.lse, problem.call)
+        return (back.dq_one_loop(problem.do, sums, problem.call, tile),)
+
+    def dkdv(tile: Any, problem: Problem) -> Results:
+        if problem.row_sums is None:
+            problem.row_sums = back.row_sums(problem.do, problem.o, problem.lse, problem.call)
+        return back.dkdv_one_loop(problem.do, problem.row_sums, problem.call, tile)
+
+    ways: dict[str, list[tuple[str, Any, Callable[..., Results]]]] = {
+        "forward": [
+            ("one loop", ahead.TILES, functools.partial(forward_pass, True)),
+            ("tma", ahead.TMA_TILES, functools.partial(forward_pass, False)),
+        ],
+        "dq": [("one loop", back.DQ_TILES, dq)],
+        "dkdv": [("one loop", back.DKDV_TILES, dkdv)],
+    }
+    return {
+        f"{name} {astuple(tile)}": functools.partial(way, tile)
+        for name, tiles, way in ways[table]
+        for tile in tiles.get(dim, ())
+    }
 
 
 def working_entrants(run: Run) -> set[tuple[Any, ...]]:
@@ -217,9 +244,8 @@ def working_entrants(run: Run) -> set[tuple[Any, ...]]:
     of_tiles, of_kernels = [], []
     for i, contest in enumerate(contests(run.dryrun)):
         of_tiles += [[i, mask, tile] for mask in contest.masks for tile in contest.tiles]
-        if contest.table == "forward":
-            names = list(other_kernels(contest.dim))
-            of_kernels += [[i, mask, name] for mask in contest.masks for name in names]
+        names = list(other_kernels(contest))
+        of_kernels += [[i, mask, name] for mask in contest.masks for name in names]
     working, out = set(), set()
     # Tiles first: what comes after a job that hangs is not checked.
     for row, left in in_processes("gpu_candidates:check_job", of_tiles + of_kernels, run, CHECKING):
@@ -267,7 +293,7 @@ def check_job(job: list[Any], device: str) -> dict[str, Any]:
 
 def function_of(contest: Contest, problem: Problem, entrant: Any) -> Function:
     if isinstance(entrant, str):
-        return functools.partial(other_kernels(contest.dim)[entrant], problem.call)
+        return functools.partial(other_kernels(contest)[entrant], problem)
     return functools.partial(with_tile, problem, tuple(entrant))
 
 
@@ -297,10 +323,7 @@ def entrants(
     """What takes part, by name; the shipped tile comes first."""
     shipped = shipped_tile(contest, launch.device_capability(run.device))
     functions = {str(shipped): function_of(contest, problem, shipped)}
-    others: list[Any] = [*contest.tiles]
-    if contest.table == "forward":
-        others += other_kernels(contest.dim)
-    for other in others:
+    for other in (*contest.tiles, *other_kernels(contest)):
         if entrant_key(contest, other) in working:
             functions[str(other)] = function_of(contest, problem, other)
     if contest.table == "forward":
@@ -373,13 +396,12 @@ def verdict(
     best = min(tiles, key=lambda tile: means[str(tile)])
     gain = means[str(shipped)] / means[str(best)]
     run.row(**of_contest, best=best, shipped=shipped, times_as_fast=gain)
-    if contest.table == "forward":
-        for name in other_kernels(contest.dim):
-            if name in means:
-                times = {"times_as_fast": means[str(shipped)] / means[name]}
-                if "sdpa-cudnn" in means:
-                    times["times_as_fast_as_cudnn"] = means["sdpa-cudnn"] / means[name]
-                run.row(**of_contest, kernel=name, **times)
+    for name in other_kernels(contest):
+        if name in means:
+            times = {"times_as_fast": means[str(shipped)] / means[name]}
+            if "sdpa-cudnn" in means:
+                times["times_as_fast_as_cudnn"] = means["sdpa-cudnn"] / means[name]
+            run.row(**of_contest, kernel=name, **times)
 
 
 # What is compiled ahead of time
@@ -394,9 +416,10 @@ def calls_to_record(device: torch.device) -> Iterator[Callable[[], Any]]:
             yield problem.run
             for tile in contest.tiles:
                 yield functools.partial(with_tile, problem, tile)
-            if contest.table == "forward":
+            if kernels := other_kernels(contest):
                 odd = Problem(contest.table, contest.dim, mask, 1, 1000, device)
+                yield odd.prepare
                 yield odd.run
-                for kernel in other_kernels(contest.dim).values():
-                    yield functools.partial(kernel, problem.call)
-                    yield functools.partial(kernel, odd.call)
+                for kernel in kernels.values():
+                    yield functools.partial(kernel, problem)
+                    yield functools.partial(kernel, odd)

@@ -191,9 +191,7 @@ def _launch(
                 LONGEST_LAST=layout.arguments["window_right"] is not None,
                 BLOCK_M=config.block_m,
             )
-    triton.set_allocator(
-        lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device=device)
-    )
+    set_allocator(device)
     problem.launch(
         _one_loop_kernel,
         config,
@@ -202,13 +200,13 @@ def _launch(
         o_ptr=o,
         lse_ptr=lse,
         tiles_ptr=tiles,
-        MASKED=_has_edges(problem, config),
+        MASKED=has_edges(problem, config),
         SPECIALIZE=specialize,
         **layout.o_strides,
     )
 
 
-def _has_edges(problem: Problem, config: TileConfig) -> bool:
+def has_edges(problem: Problem, config: TileConfig) -> bool:
     """Whether some tile can hold a hidden pair; where none can, masks would change no bit."""
     call = problem.call
     bounds = (call.q_lengths, call.kv_start, call.kv_end, call.cu_seqlens_k)
@@ -216,4 +214,11 @@ def _has_edges(problem: Problem, config: TileConfig) -> bool:
         any(x is not None for x in bounds)
         or max(call.window_left, call.window_right) >= 0
         or problem.layout.seqlen_k % config.block_n > 0
+    )
+
+
+def set_allocator(device: torch.device) -> None:
+    """Gives Triton the memory in which a kernel makes its descriptors, in this context."""
+    triton.set_allocator(
+        lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device=device)
     )

@@ -1,4 +1,4 @@
-"""The one-loop forward in Triton's interpreter, with small tiles.
+"""The kernels of one loop in Triton's interpreter, with small tiles.
 
 test_triton_one_loop.py runs this file with TRITON_INTERPRET=1.
 """
@@ -17,7 +17,8 @@ from triton.runtime.interpreter import TensorHandle
 
 from clinattn.arguments import Arguments
 from clinattn.backends import implementation
-from clinattn.kernels import configs, forward
+from clinattn.kernels import backward, configs, forward
+from clinattn.kernels import backward_one_loop as one_loop_back
 from clinattn.kernels import forward_one_loop as one_loop
 
 BOUNDS = [{}, {"window_right": 0}, {"window_left": 20, "window_right": 9}]
@@ -142,6 +143,39 @@ def test_a_nan_reaches_only_what_sees_it(token):
     o, _ = attention_forward(Arguments(q, k, v, window_right=3))
     first = (token - 3) // 32 * 32
     assert o[:, :, :first].isfinite().all() and o[:, :, token - 3 :].isnan().all()
+
+
+BACKWARD = {
+    "full": lambda: Arguments(*draw((1, 2, 75, 24), (1, 2, 75, 24)), scale=0.3),
+    "causal, more keys": lambda: Arguments(
+        *draw((1, 1, 50, 16), (1, 1, 75, 16)), scale=-0.3, window_right=0, bottom_right=True
+    ),
+    "window": lambda: Arguments(
+        *draw((1, 1, 90, 16), (1, 1, 90, 16)), scale=0.3, window_left=20, window_right=5
+    ),
+    "lengths, queries without keys": lambda: Arguments(
+        *draw((2, 1, 50, 16), (2, 1, 40, 16)), scale=0.3, q_lengths=ends([50, 20]),
+        kv_end=ends([40, 7]), window_right=0, bottom_right=True,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BACKWARD)
+def test_backward_gives_the_shipped_gradients(name, monkeypatch):
+    call = BACKWARD[name]()
+    for module in (forward, backward):
+        monkeypatch.setattr(module, "tile_config", lambda *_: configs.TileConfig(32, 32, 4, 1))
+    o, lse = forward.attention_forward(call)
+    do = torch.randn_like(o)
+    assert one_loop_back.why_not_backward(do, call) is None
+    expected = backward.attention_backward(do, None, o, lse, call)[:3]
+    sums = one_loop_back.row_sums(do, o, lse, call)
+    dq = one_loop_back.dq_one_loop(do, sums, call, TILE)
+    dk, dv = one_loop_back.dkdv_one_loop(do, sums, call, configs.TileConfig(16, 32, 4, 2))
+    for actual, wanted in zip((dq, dk, dv), expected, strict=True):
+        assert actual.isfinite().all()
+        size = wanted.abs().max().item()
+        torch.testing.assert_close(actual, wanted, atol=2**-6 * size, rtol=2**-6)
 
 
 @pytest.mark.parametrize(

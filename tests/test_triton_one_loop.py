@@ -1,7 +1,6 @@
-"""The one-loop forward: its results in Triton's interpreter, and what it compiles to for Hopper."""
+"""The kernels of one loop: their results in Triton's interpreter, and what they compile to for Hopper."""
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ from clinattn.kernel_report import (  # noqa: E402
     inspect,
     resource_usage,
 )
+from clinattn.kernels.backward_one_loop import DQ_TILES, dkdv_one_loop, dq_one_loop  # noqa: E402
 from clinattn.kernels.forward_one_loop import (  # noqa: E402
     TILES,
     TMA_TILES,
@@ -47,21 +47,30 @@ def test_in_the_interpreter():
     assert done.returncode == 0, done.stdout
 
 
-def call_of(dim, bounds, packed=False, n=250):
-    q, k = (torch.zeros((n, h, dim) if packed else (2, h, n, dim)).bfloat16() for h in (4, 2))
+def call_of(dim, bounds, packed=False, n=250, heads=(4, 2)):
+    q, k = (torch.zeros((n, h, dim) if packed else (2, h, n, dim)).bfloat16() for h in heads)
     cu_seqlens = torch.zeros(5, dtype=torch.int32) if packed else None
     return Arguments(
         q, k, k, cu_seqlens_q=cu_seqlens, cu_seqlens_k=cu_seqlens, scale=0.1, **BOUNDS[bounds]
     )
 
 
-def compiled(call, *arguments):
-    """(kernel as compiled for Hopper, its resources, its machine code)"""
+def compiled(launch):
+    """(the last kernel that is launched, as compiled for Hopper, its resources, machine code)"""
     with captured_launches(90) as launches:
-        attention_forward_one_loop(call, *arguments)
+        launch()
     kernel = compile_for(*launches[-1], 90)
     cubin = kernel.asm["cubin"]
     return kernel, resource_usage(cubin), inspect("nvdisasm", "-c", cubin=cubin)
+
+
+def check_roles(launch, roles=True):
+    """Nothing spills, tiles come by TMA, and where warps have roles they deal out registers."""
+    kernel, usage, sass = compiled(launch)
+    assert usage["STACK"] == usage["LOCAL"] == 0
+    assert kernel.metadata.shared <= CARDS[90].block_shared
+    assert "UTMALDG" in sass and "HGMMA" in sass
+    assert ("USETMAXREG" in sass) == roles
 
 
 CASES = [(dim, tile, "causal", False) for dim in (64, 128) for tile in TILES[dim]]
@@ -70,18 +79,22 @@ CASES += [(dim, TILES[dim][0], "causal", True) for dim in (64, 128)]
 
 
 @pytest.mark.parametrize(("dim", "tile", "bounds", "packed"), CASES, ids=str)
-def test_warps_have_roles(dim, tile, bounds, packed):
-    """Registers are dealt out anew, tiles come by TMA, and nothing spills."""
-    kernel, usage, sass = compiled(call_of(dim, bounds, packed), tile)
-    assert usage["STACK"] == usage["LOCAL"] == 0
-    assert kernel.metadata.shared <= CARDS[90].block_shared
-    assert all(re.search(x, sass) for x in ("USETMAXREG", "UTMALDG", "HGMMA"))
+def test_forward(dim, tile, bounds, packed):
+    call = call_of(dim, bounds, packed)
+    check_roles(lambda: attention_forward_one_loop(call, tile))
 
 
 @pytest.mark.parametrize("dim", TMA_TILES)
-def test_without_roles(dim):
+def test_forward_without_roles(dim):
+    call = call_of(dim, "causal")
     for tile in TMA_TILES[dim]:
-        kernel, usage, sass = compiled(call_of(dim, "causal"), tile, False)
-        assert usage["STACK"] == usage["LOCAL"] == 0
-        assert kernel.metadata.shared <= CARDS[90].block_shared
-        assert "UTMALDG" in sass and "USETMAXREG" not in sass
+        check_roles(lambda t=tile: attention_forward_one_loop(call, t, False), roles=False)
+
+
+@pytest.mark.parametrize("bounds", ["full", "causal"])
+@pytest.mark.parametrize("dim", DQ_TILES)
+def test_backward(dim, bounds):
+    call = call_of(dim, bounds, heads=(4, 4))
+    sums = (torch.zeros(2, 4, 252),) * 2
+    check_roles(lambda: dq_one_loop(call.q, sums, call))
+    check_roles(lambda: dkdv_one_loop(call.q, sums, call))
