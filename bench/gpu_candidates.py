@@ -198,9 +198,23 @@ def other_kernels(contest: Contest) -> dict[str, Kernel]:
         kernels |= one_loop_kernels(contest.table, contest.dim)
     if contest.table == "forward":
         with contextlib.suppress(ImportError):
-            gluon = importlib.import_module("clinattn.kernels.forward_gluon")
-            kernels["gluon"] = lambda problem: gluon.attention_forward_gluon(problem.call)
+            kernels |= gluon_kernels(contest.dim)
     return kernels
+
+
+def gluon_kernels(dim: int) -> dict[str, Kernel]:
+    """The shipped schedule, and those that its variants make of it."""
+    gluon = importlib.import_module("clinattn.kernels.forward_gluon")
+
+    def forward_pass(schedule: Any, problem: Problem) -> Results:
+        return gluon.attention_forward_gluon(problem.call, schedule=schedule)
+
+    shipped = gluon.SCHEDULES.get(dim)
+    schedules = {"gluon": shipped} if shipped else {}
+    for name, change in gluon.VARIANTS.items() if shipped else ():
+        if shipped._replace(**change) not in schedules.values():
+            schedules[f"gluon {name}"] = shipped._replace(**change)
+    return {name: functools.partial(forward_pass, x) for name, x in schedules.items()}
 
 
 def one_loop_kernels(table: str, dim: int) -> dict[str, Kernel]:

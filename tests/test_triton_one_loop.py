@@ -1,4 +1,4 @@
-"""The kernels of one loop: their results in Triton's interpreter, and what they compile to for Hopper."""
+"""The kernels of one loop: results in Triton's interpreter, and what they compile to for Hopper."""
 
 import os
 import subprocess
