@@ -67,8 +67,9 @@ def make_layout(case: Case, start: Tensor) -> Layout:
 
 
 class Features:
-    def __init__(self, case: Case, layout: Layout, heads: int, dtype, random) -> None:
+    def __init__(self, case: Case, layout: Layout, heads: int, dtype, random, device) -> None:
         self.case, self.layout, self.heads, self.random = case, layout, heads, random
+        self.device = device  # of the generator that the seed of dropout comes from
         self.dtype = torch.float64 if dtype == torch.float64 else torch.float32
         self.keywords: dict[str, object] = {}
         self.parameters: dict[str, Tensor] = {}
@@ -189,7 +190,7 @@ class Features:
 
     def keep(self) -> Tensor:
         torch.manual_seed(SEED)
-        seed = int(torch.randint(0, 1 << 62, (1,)))
+        seed = int(torch.randint(0, 1 << 62, (1,), device=self.device))
         at = self.layout
         masks = []
         for b in range(at.owner_q.shape[0]):

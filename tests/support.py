@@ -98,7 +98,7 @@ class Problem:
         if self.mask is not None and self.mask.dtype != torch.bool:
             self.bias = torch.where(self.mask == -float("inf"), 0, self.mask)
         layout = make_layout(case, self.first_keys())
-        self.features = Features(case, layout, self.heads, dtype, self.random)
+        self.features = Features(case, layout, self.heads, dtype, self.random, device)
         self.visible = self.make_visible()  # (batch, heads or 1, nq, nk)
         leaf = None
         if case.mask_grad:

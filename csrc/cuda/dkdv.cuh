@@ -62,7 +62,7 @@ struct Dkdv {
   static constexpr int kShared = kKeptAt + (kPairs ? kShape.warps * Draws::kBytes : 0);
   static_assert(kShared <= (kTuring ? kTuringShared : kAmpereShared));
 
-  static CLINATTN_DEVICE Schedule schedule(const AttentionParams& p) {
+  static CLINATTN_SHARED Schedule schedule(const AttentionParams& p) {
     return {p.num_seqs, p.kv_heads, p.cu_seqlens_k, p.max_k, p.total_k, kRows, false};
   }
 
