@@ -1,9 +1,10 @@
 """Tile configurations by card, head dim and type, one table for each pass.
 
-Never keyed by batch or length: the bits of a result must not depend on its neighbours. No row has
-been timed on a device yet. Each was chosen by what it compiles to (tests/test_triton_aot.py): no
-spills, shared memory that fits, and products that overlap. They start from flex_attention's
-published tiles for these cards; bench/gpu.py times the alternatives.
+Never keyed by batch or length: the bits of a result must not depend on its neighbours. A comment
+above a row says what was measured for a kind of call. The other kinds were chosen by what they
+compile to (tests/test_triton_aot.py): no spills, shared memory that fits, and products that
+overlap. They start from flex_attention's published tiles for these cards; bench/gpu.py times the
+alternatives.
 """
 
 from dataclasses import dataclass
@@ -85,8 +86,11 @@ FORWARD: Table = {
     },
     90: {
         16: {
-            64: Rows((128, 64, 4, 3), window=(64, 64, 4, 3), pairs=(128, 32, 8, 3)),
-            128: Rows((128, 64, 8, 3), pairs=(128, 32, 8, 3)),
+            # plain: 1.10 times as fast as (128, 64, 4, 3) (H200, 2026-11-27)
+            64: Rows((64, 64, 4, 3), window=(64, 64, 4, 3), pairs=(128, 32, 8, 3)),
+            # plain: 1.10 times as fast as (128, 64, 8, 3) (H200, 2026-11-27), and (64, 64, 4, 3) is
+            # 1.13 times; but forward_gluon.py, 1.49 times, has tiles of 128 keys, and the same bits
+            128: Rows((128, 128, 8, 3), window=(128, 64, 8, 3), pairs=(128, 32, 8, 3)),
             256: Rows((128, 32, 8, 2)),
         },
         32: FP32_FORWARD_HOPPER,
@@ -111,9 +115,12 @@ DKDV: Table = {
     },
     90: {
         16: {
-            64: Rows((64, 128, 8, 3), pairs=(64, 128, 8, 2), terms=(32, 128, 8, 3)),
+            # plain: 1.23 times as fast as (64, 128, 8, 3) (H200, 2026-11-27)
+            64: Rows((32, 64, 4, 3), pairs=(64, 128, 8, 2), terms=(32, 128, 8, 3)),
+            # keys: 1.50 times as fast as (32, 128, 8, 1) (H200, 2026-11-27)
+            # plain: 1.16 times as fast as (32, 128, 8, 3) (H200, 2026-11-27)
             128: Rows(
-                (32, 128, 8, 3), pairs=(32, 128, 8, 2), terms=(32, 64, 8, 2), keys=(32, 128, 8, 1)
+                (32, 64, 4, 3), pairs=(32, 128, 8, 2), terms=(32, 64, 8, 2), keys=(32, 128, 8, 3)
             ),
             256: Rows((16, 128, 8, 2), window=(32, 128, 8, 2), pairs=(32, 128, 8, 2)),
         },
@@ -139,8 +146,10 @@ DQ: Table = {
     },
     90: {
         16: {
+            # plain: no tile that was timed is 1.03 times as fast (H200, 2026-11-27)
             64: Rows((128, 64, 8, 3), window=(64, 64, 4, 3), pairs=(128, 32, 8, 3)),
-            128: Rows((128, 64, 8, 2), window=(128, 32, 8, 3), pairs=(128, 32, 8, 2)),
+            # plain: 1.22 times as fast as (128, 64, 8, 2) (H200, 2026-11-27)
+            128: Rows((128, 64, 8, 3), window=(128, 32, 8, 3), pairs=(128, 32, 8, 2)),
             256: Rows((128, 32, 8, 2), window=(128, 16, 8, 2), pairs=(128, 16, 8, 2)),
         },
         32: FP32_DQ_HOPPER,

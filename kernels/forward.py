@@ -43,24 +43,24 @@ def _attend(
     offs_m = first_query + tl.arange(0, BLOCK_M)
     if begin < end:  # see _accumulate_dkdv
         for n in tl.range(begin, end, BLOCK_N):
+            offs_n = n + tl.arange(0, BLOCK_N)
             keep = None
             bias = None
-            offs_n = n + tl.arange(0, BLOCK_N)
             if MASKED:
-                inside = (offs_n >= key_lo) & (offs_n < key_hi)
-                if MASK == "keys":
-                    column = key_bias(mask_ptr, offs_n, stride_mn, inside, IS_BIAS, EXACT)
-                    inside = column != float("-inf")
-                    if IS_BIAS:
-                        bias = column[None, :]
-                keep = inside
+                keep = (offs_n >= key_lo) & (offs_n < key_hi)
             k = load_rows(k_ptr, n, stride_kn, keep, ALIGN, HEAD_DIM, BLOCK_N, BLOCK_D)
             s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
             if cap_scale is not None:
                 s = softcapped(s, cap_scale)
+            if MASKED and MASK == "keys":
+                # After the product, so that it takes no registers before.
+                column = key_bias(mask_ptr, offs_n, stride_mn, keep, IS_BIAS, EXACT)
+                keep = column != float("-inf")
+                if IS_BIAS:
+                    bias = column[None, :]
             if MASKED:
                 s, values = mask_scores(
-                    s, offs_m[:, None], offs_n[None, :], inside[None, :], num_q, interval,
+                    s, offs_m[:, None], offs_n[None, :], keep[None, :], num_q, interval,
                     mask_ptr, stride_mm, stride_mn, MASK, IS_BIAS,
                 )  # fmt: skip
                 if MASK == "pairs" and IS_BIAS:
@@ -108,8 +108,6 @@ def _forward_kernel(
     q_ptr = sequence_ptr(q_ptr, batch, head, q_start, stride_qb, stride_qh, stride_qn, ALIGN)
     k_ptr = sequence_ptr(k_ptr, batch, kv_head, k_start, stride_kb, stride_kh, stride_kn, ALIGN)
     v_ptr = sequence_ptr(v_ptr, batch, kv_head, k_start, stride_vb, stride_vh, stride_vn, ALIGN)
-    o_ptr = sequence_ptr(o_ptr, batch, head, q_start, stride_ob, stride_oh, stride_on, ALIGN)
-    lse_ptr += (tl.cast(batch, tl.int64) * num_heads + head) * seqlen_q + q_start
     if MASK is not None:
         mask_ptr = sequence_ptr(mask_ptr, batch, head, 0, stride_mb, stride_mh, 0, 1)
 
@@ -175,6 +173,8 @@ def _forward_kernel(
         factor *= kept_scale
     o = factor[:, None] * acc
     lse = tl.where(empty, float("-inf"), log_sum_exp(m_i, l_i, EXACT))
+    o_ptr = sequence_ptr(o_ptr, batch, head, q_start, stride_ob, stride_oh, stride_on, ALIGN)
+    lse_ptr += (tl.cast(batch, tl.int64) * num_heads + head) * seqlen_q + q_start
     store_rows(
         o_ptr, first_query, stride_on, o, offs_m < rows, ALIGN, HEAD_DIM, BLOCK_M, BLOCK_D
     )

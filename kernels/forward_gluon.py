@@ -137,17 +137,16 @@ def _produce(
                 row = first_query + who * ROWS
                 load_tile(q_desc, [batch, head, row, 0], q_full, tile)
             kv_head = head // GROUP
-            last = steps - 1
-            row = last * BLOCK_N
-            _copy_tile(k_desc, batch, kv_head, row, k_ring, k_full, k_empty, done, STAGES)
+            _copy_tile(k_desc, batch, kv_head, 0, k_ring, k_full, k_empty, done, STAGES)
             for step in range(1, steps):
-                row = (last - step) * BLOCK_N
+                row = step * BLOCK_N
                 now = done + step
                 _copy_tile(k_desc, batch, kv_head, row, k_ring, k_full, k_empty, now, STAGES)
-                row += BLOCK_N
+                row -= BLOCK_N
                 _copy_tile(v_desc, batch, kv_head, row, v_ring, v_full, v_empty, now - 1, STAGES)
+            row = (steps - 1) * BLOCK_N
             done += steps
-            _copy_tile(v_desc, batch, kv_head, 0, v_ring, v_full, v_empty, done - 1, STAGES)
+            _copy_tile(v_desc, batch, kv_head, row, v_ring, v_full, v_empty, done - 1, STAGES)
             tiles += 1
 
 
@@ -178,8 +177,8 @@ def _online_softmax(s, m_i, l_i, scale, MASKED: gl.constexpr):
 
 @gluon.jit
 def _step(
-    acc, p, m_i, l_i, q, rings, mine, other, done, turned, step, steps, masked, queries, seqlen_k,
-    scale, CAUSAL: gl.constexpr, TURNS: gl.constexpr, WHO: gl.constexpr,
+    acc, p, m_i, l_i, q, rings, mine, other, done, turned, step, full, queries, seqlen_k, scale,
+    CAUSAL: gl.constexpr, TURNS: gl.constexpr, WHO: gl.constexpr,
     BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """q k^T of this step beside p v of the step before; then p of this step."""
@@ -202,9 +201,8 @@ def _step(
         mbarrier.arrive(other)
     s = warpgroup_mma_wait(1, deps=[s])
     mbarrier.arrive(k_empty.index(slot))
-    if CAUSAL:
-        if step < masked:  # a branch that full tiles jump over
-            s = _mask(s, queries, (steps - 1 - step) * BLOCK_N, seqlen_k, CAUSAL)
+    if step >= full:  # a branch that full tiles jump over
+        s = _mask(s, queries, step * BLOCK_N, seqlen_k, CAUSAL)
     p_new, alpha, m_i, l_i = _online_softmax(s, m_i, l_i, scale, CAUSAL)
     p_new = gl.convert_layout(p_new.to(p.dtype), p.type.layout)
     # The tile of p_new. To wait for it here keeps ptxas from moving the next wait before the
@@ -236,10 +234,11 @@ def _attend(
     s_rows: gl.constexpr = gl.SliceLayout(1, s_layout)
     # Queries as the keys they stand at: a causal query sees the keys up to its own.
     queries = first_query + offset + gl.arange(0, ROWS, layout=s_rows)
-    # Steps with masks, besides the first: what is left after them all queries see.
-    masked = steps
+    # Steps before the first one that needs a mask.
+    seen_by_all = seqlen_k
     if CAUSAL:
-        masked -= gl.maximum(gl.minimum(first_query + offset + 1, seqlen_k), 0) // BLOCK_N
+        seen_by_all = gl.maximum(gl.minimum(first_query + offset + 1, seqlen_k), 0)
+    full = seen_by_all // BLOCK_N
     m_i = gl.full([ROWS], float("-inf"), gl.float32, layout=s_rows)
     l_i = gl.zeros([ROWS], gl.float32, layout=s_rows)
     acc = gl.zeros([ROWS, HEAD_DIM], gl.float32, layout=o_layout)
@@ -252,14 +251,14 @@ def _attend(
     s = warpgroup_mma(q, k_ring.index(slot).permute((1, 0)), s, use_acc=False, is_async=True)
     s = warpgroup_mma_wait(0, deps=[s])
     mbarrier.arrive(k_empty.index(slot))
-    s = _mask(s, queries, (steps - 1) * BLOCK_N, seqlen_k, CAUSAL)
+    s = _mask(s, queries, 0, seqlen_k, CAUSAL)
     p, alpha, m_i, l_i = _online_softmax(s, m_i, l_i, scale, True)
     p = gl.convert_layout(p.to(q.dtype), p_layout)
     mbarrier.wait(v_full.index(slot), turn)
     for step in range(1, steps):
         acc, p, m_i, l_i = _step(
-            acc, p, m_i, l_i, q, rings, mine, other, done, turned, step, steps, masked, queries,
-            seqlen_k, scale, CAUSAL, TURNS, WHO, BLOCK_N, STAGES,
+            acc, p, m_i, l_i, q, rings, mine, other, done, turned, step, full, queries, seqlen_k,
+            scale, CAUSAL, TURNS, WHO, BLOCK_N, STAGES,
         )  # fmt: skip
     mbarrier.arrive(q_empty)
     slot = (done + steps - 1) % STAGES
@@ -480,6 +479,7 @@ def attention_forward_gluon(
             BLOCK_N=schedule.block_n,
             STAGES=schedule.stages,
             num_warps=4,
+            enable_fp_fusion=False,  # as in forward.py, whose bits these are
         )
     return o, lse
 

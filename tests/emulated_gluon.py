@@ -288,7 +288,7 @@ class Launcher:
     def __getitem__(self, grid):
         return functools.partial(self.run, grid)
 
-    def run(self, grid, num_warps, **keywords):
+    def run(self, grid, num_warps, enable_fp_fusion, **keywords):
         for name, x in keywords.items():
             if isinstance(x, torch.Tensor):
                 keywords[name] = Pointer(x)
