@@ -1,5 +1,6 @@
 """What every kernel is launched with: pointers, strides, sizes, and the choices compiled in."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -7,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 import triton.language as tl
 
+from . import relaunch
 from .configs import TileConfig, block_d
 
 LOG2E = 1.4426950408889634
@@ -26,6 +28,7 @@ POINTERS = (
     "kv_start_ptr", "kv_end_ptr", "lo_ptr", "hi_ptr", "times_ptr", "decay_ptr", "slopes_ptr",
     "relative_ptr", "seed_ptr",
 )  # fmt: skip
+COUNT = len(POINTERS)
 
 
 class Facts(NamedTuple):
@@ -34,10 +37,7 @@ class Facts(NamedTuple):
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     dtype: torch.dtype
-
-
-def facts(x: torch.Tensor | None) -> Facts | None:
-    return None if x is None else Facts(x.shape, x.stride(), x.dtype)
+    device: torch.device
 
 
 class Layout:
@@ -45,12 +45,13 @@ class Layout:
 
     call has the fields of clinattn.arguments.Arguments with Facts in place of tensors, scale >= 0.
     others: more tensors that share the alignment of q, k and v. arguments: the keywords that all
-    kernels take, less the pointers.
+    kernels take, less the pointers. plans: the launches that were made.
     """
 
     def __init__(
         self, call: Any, others: tuple[Facts, ...], capability: tuple[int, int], precision: str
     ) -> None:
+        self.plans: relaunch.Plans = {}
         q, k, v, scale = call.q, call.k, call.v, call.scale
         self.packed = call.cu_seqlens_q is not None
         self.num_seqs = call.cu_seqlens_q.shape[0] - 1 if self.packed else 0
@@ -134,7 +135,18 @@ class Layout:
 
 
 # Shapes of packed batches rarely come back; their layouts are soon forgotten.
-layout = lru_cache(maxsize=256)(Layout)
+@lru_cache(maxsize=256)
+def layout(
+    kind: Callable[..., Any],
+    tensors: tuple[tuple[Any, ...] | None, ...],
+    numbers: tuple[Any, ...],
+    others: tuple[tuple[Any, ...], ...],
+    capability: tuple[int, int],
+    precision: str,
+) -> Layout:
+    """The layout of a call of this kind of record, of which `tensors` and `others` are Facts."""
+    known = (x if x is None else Facts(*x) for x in tensors)
+    return Layout(kind(*known, *numbers), tuple(Facts(*x) for x in others), capability, precision)
 
 
 class Problem:
@@ -147,17 +159,19 @@ class Problem:
         self.negative = call.scale < 0
         if self.negative:
             call = call._replace(q=-call.q, scale=-call.scale)
-        self.call = call
-        count = len(POINTERS)
-        known = call._make((*map(facts, call[:count]), *call[count:]))
-        self.device = call.q.device
+        self.call, self.tensors, self.device = call, call[:COUNT], call.q.device
+        # A tuple is hashed and compared in C; Facts are made of it where the layout is new.
+        tensors = [
+            x if x is None else (x.shape, x.stride(), x.dtype, x.device) for x in self.tensors
+        ]
         self.layout = layout(
-            known,
-            tuple(map(facts, others)),
+            call.__class__,
+            tuple(tensors),
+            call[COUNT:],
+            tuple([(x.shape, x.stride(), x.dtype, x.device) for x in others]),
             device_capability(self.device),
-            fp32_precision(),
+            fp32_precision() if call.q.dtype == torch.float32 else "ieee",
         )
-        self.pointers = dict(zip(POINTERS, call, strict=False))
 
     def empty_lse(self) -> torch.Tensor:
         """fp32, (B, H, Nq) or (H, Tq)."""
@@ -173,26 +187,30 @@ class Problem:
         **arguments: Any,
     ) -> None:
         """All programs on axis 0; by default one for each tile of each head of each batch entry."""
+        layout = self.layout
         if programs is None:
-            programs = num_tiles * num_heads * self.layout.batch
-        with self.on_device():
-            kernel[(programs,)](
+            programs = num_tiles * num_heads * layout.batch
+        with on_device(self.device):
+            key = (id(kernel), id(config), num_tiles, num_heads, programs)
+            for plan in layout.plans.get(key, ()):
+                if plan.again(self.tensors, arguments):
+                    return
+            known = dict(zip(POINTERS, self.tensors, strict=True))
+            fixed = dict(
                 num_tiles=num_tiles,
                 num_heads=num_heads,
                 BLOCK_M=config.block_m,
                 BLOCK_N=config.block_n,
                 num_warps=config.num_warps,
                 num_stages=config.num_stages,
-                **arguments,
-                **self.pointers,
-                **self.layout.arguments,
+                **layout.arguments,
             )
+            made = relaunch.launch(kernel, programs, known, arguments, fixed, config)
+            relaunch.keep(layout.plans, key, made)
 
     def on_device(self) -> AbstractContextManager:
         """Triton launches on the current device, which need not be that of q."""
-        if self.device.type != "cuda" or self.device.index == torch.cuda.current_device():
-            return nullcontext()
-        return torch.cuda.device(self.device)
+        return on_device(self.device)
 
 
 def contiguous(x: Facts) -> Facts:
@@ -235,6 +253,16 @@ def constant(n: int) -> tl.constexpr:
 def fp32_precision() -> str:
     """How the tensor cores take fp32; the 16-bit types have no choice."""
     return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+def on_device(device: torch.device) -> AbstractContextManager:
+    """Within this context the current device, on which Triton launches, is that of the tensors."""
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        return SAME_DEVICE
+    return torch.cuda.device(device)
+
+
+SAME_DEVICE = nullcontext()
 
 
 @lru_cache

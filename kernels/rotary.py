@@ -3,11 +3,15 @@
 A program has a few tokens of a few heads, enough for its sines to cost less than its loads.
 """
 
-from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
+
+from . import relaunch
+from .launch import Facts, on_device
 
 HEADS = 4  # that share the angles of a program; nothing was timed on a device yet
 TILE = 1024  # angles of a program
@@ -46,7 +50,8 @@ def _turn_heads(
         y += stride_yh
 
 
-@triton.jit
+# Sizes of a batch: another one is no reason to compile anew.
+@triton.jit(do_not_specialize=["stride_pb", "tokens", "num_blocks"])
 def rotary_kernel(
     q_ptr, k_ptr, q_out_ptr, k_out_ptr, positions_ptr, frequencies_ptr,
     stride_qb, stride_qh, stride_qn, stride_kb, stride_kh, stride_kn,
@@ -87,43 +92,31 @@ def rotary_kernel(
         )  # fmt: skip
 
 
-def rotary(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    positions: torch.Tensor,
-    frequencies: torch.Tensor,
-    interleaved: bool,
-    inverse: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The op clinattn::rotary, with last strides of 1, contiguous fp32 positions (..., N)."""
-    q_out, k_out = torch.empty_like(q), torch.empty_like(k)
-    packed = q.dim() == 3
-    batch, tokens = (1, q.shape[0]) if packed else (q.shape[0], q.shape[2])
-    pairs, head_dim = frequencies.shape[0], q.shape[-1]
-    block_p = triton.next_power_of_2(pairs)
-    block_n = min(MAX_TOKENS, max(1, TILE // block_p))
-    num_blocks = triton.cdiv(tokens, block_n)
-    groups = triton.cdiv(q.shape[1], HEADS) + triton.cdiv(k.shape[1], HEADS)
-    programs = num_blocks * groups * batch
-    if programs == 0:
-        return q_out, k_out
-    strides: dict[str, int] = {}
-    for name, x in (("q", q), ("k", k), ("qo", q_out), ("ko", k_out)):
-        b, h, n = (0, x.stride(1), x.stride(0)) if packed else x.stride()[:3]
-        strides |= {f"stride_{name}b": b, f"stride_{name}h": h, f"stride_{name}n": n}
-    with on_device(q.device):
-        rotary_kernel[(programs,)](
-            q_ptr=q,
-            k_ptr=k,
-            q_out_ptr=q_out,
-            k_out_ptr=k_out,
-            positions_ptr=positions,
-            frequencies_ptr=frequencies,
-            **strides,
-            stride_pb=tokens if positions.dim() == 2 else 0,
+# In the order of `rotary`, which makes the last two.
+POINTERS = ("q_ptr", "k_ptr", "positions_ptr", "frequencies_ptr", "q_out_ptr", "k_out_ptr")
+
+
+class Turn:
+    """All that calls of the same shapes, strides and types have in common."""
+
+    def __init__(
+        self, facts: tuple[Facts, ...], pairs: int, interleaved: bool, inverse: bool
+    ) -> None:
+        q, k, positions, _, q_out, k_out = facts
+        packed, head_dim = len(q.shape) == 3, q.shape[-1]
+        batch, tokens = (1, q.shape[0]) if packed else (q.shape[0], q.shape[2])
+        q_heads, k_heads = q.shape[1], k.shape[1]
+        block_p = triton.next_power_of_2(pairs)
+        block_n = min(MAX_TOKENS, max(1, TILE // block_p))
+        num_blocks = triton.cdiv(tokens, block_n)
+        self.programs = (
+            num_blocks * batch * (triton.cdiv(q_heads, HEADS) + triton.cdiv(k_heads, HEADS))
+        )
+        self.arguments: dict[str, Any] = dict(
+            stride_pb=tokens if len(positions.shape) == 2 else 0,
             tokens=tokens,
-            q_heads=q.shape[1],
-            k_heads=k.shape[1],
+            q_heads=q_heads,
+            k_heads=k_heads,
             num_blocks=num_blocks,
             PAIRS=pairs,
             REST=head_dim - 2 * pairs,
@@ -136,11 +129,34 @@ def rotary(
             num_warps=4,
             enable_fp_fusion=False,  # the bits of plain torch: each product is rounded
         )
+        for name, x in (("q", q), ("k", k), ("qo", q_out), ("ko", k_out)):
+            b, h, n = (0, x.strides[1], x.strides[0]) if packed else x.strides[:3]
+            self.arguments |= {f"stride_{name}b": b, f"stride_{name}h": h, f"stride_{name}n": n}
+        self.plans: relaunch.Plans = {}
+
+
+@lru_cache(maxsize=256)
+def turn(facts: tuple[tuple[Any, ...], ...], *rest: Any) -> Turn:
+    return Turn(tuple(Facts(*x) for x in facts), *rest)
+
+
+def rotary(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    positions: torch.Tensor,
+    frequencies: torch.Tensor,
+    interleaved: bool,
+    inverse: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The op clinattn::rotary, with last strides of 1, contiguous fp32 positions (..., N)."""
+    q_out, k_out = torch.empty_like(q), torch.empty_like(k)
+    tensors = (q, k, positions, frequencies, q_out, k_out)
+    facts = tuple([(x.shape, x.stride(), x.dtype, x.device) for x in tensors])
+    same = turn(facts, frequencies.shape[0], interleaved, inverse)
+    if same.programs > 0:
+        with on_device(q.device):
+            if not any(plan.again(tensors, {}) for plan in same.plans.get((), ())):
+                known: dict[str, Any] = dict(zip(POINTERS, tensors, strict=True))
+                plan = relaunch.launch(rotary_kernel, same.programs, known, {}, same.arguments)
+                relaunch.keep(same.plans, (), plan)
     return q_out, k_out
-
-
-def on_device(device: torch.device) -> AbstractContextManager:
-    """Triton launches on the current device, which need not be that of q."""
-    if device.type != "cuda" or device.index == torch.cuda.current_device():
-        return nullcontext()
-    return torch.cuda.device(device)

@@ -1,0 +1,137 @@
+"""Launches that Triton's JIT has made once, made again without it.
+
+A kernel is compiled for the types of its arguments, for constants, and for which addresses are
+multiples of 16. A plan holds the kernel of one such set, so that launching again takes nothing but
+addresses. The JIT takes 50 us to find the kernel that 80 arguments call for.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import triton
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+# The versions of Triton that launch a compiled kernel in the form that Plan.again has.
+KNOWN = (3, 6) <= tuple(map(int, triton.__version__.split(".")[:2])) <= (3, 9)
+if KNOWN:
+    from triton import knobs
+
+RUN = JITFunction.run
+CONSTANTS = (int, float, str, type(None), triton.language.constexpr)  # a bool is an int
+ALIGNMENT = 16
+MOST = 8  # plans of one key, which differ in alignment and in the tensors that are None
+
+Plans = dict[Any, list["Plan"]]
+
+
+class Plan:
+    """A launch of one kernel that was made, and the places of tensors among its arguments."""
+
+    def __init__(
+        self,
+        kernel: Any,
+        compiled: Any,
+        programs: int,
+        known: dict[str, torch.Tensor | None],
+        given: dict[str, Any],
+        fixed: dict[str, Any],
+        config: Any,
+    ) -> None:
+        parameters = kernel.signature.parameters
+        defaults = {name: x.default for name, x in parameters.items()}
+        values: dict[str, Any] = {**defaults, **fixed, **known, **given}
+        tensors = {name for name, x in values.items() if isinstance(x, torch.Tensor)}
+        place = {name: at for at, name in enumerate(parameters)}
+        self.programs, self.driver = programs, driver.active
+        self.kernel, self.config = kernel, config  # the ids of living objects are not used again
+        self.device = self.driver.get_current_device()
+        self.arguments: list[Any] = [
+            None if name in tensors else values[name] for name in parameters
+        ]
+        # (index in known, place)
+        self.known = [(at, place[n]) for at, n in enumerate(known) if n in tensors]
+        # (place, type, device) of a tensor; (None, value, None) of another argument
+        self.given: dict[str, tuple[Any, Any, Any]] = {
+            name: (place[name], x.dtype, x.device) if name in tensors else (None, x, None)
+            for name, x in given.items()
+        }
+        self.places = [place[name] for name in tensors]
+        self.aligned = [values[name].data_ptr() % ALIGNMENT == 0 for name in tensors]
+        self.all_aligned = all(self.aligned)
+        self.run, self.function = compiled.run, compiled.function
+        self.metadata = compiled.packed_metadata
+
+    def again(self, known: Sequence[torch.Tensor | None], given: Mapping[str, Any]) -> bool:
+        """Launch with these tensors; false, and nothing done, if that calls for another kernel."""
+        if self.driver is not driver.active or watched(self.kernel):
+            return False
+        arguments, bits = self.arguments.copy(), 0
+        for at, place in self.known:
+            arguments[place] = address = known[at].data_ptr()  # type: ignore[union-attr]
+            bits |= address
+        for name, x in given.items():
+            place, expected, device = self.given[name]
+            if place is None:
+                if x is not expected and (type(x) is not type(expected) or x != expected):
+                    return False
+            elif x is None or x.dtype is not expected or x.device != device:
+                return False
+            else:
+                arguments[place] = address = x.data_ptr()
+                bits |= address
+        if bits % ALIGNMENT == 0:
+            if not self.all_aligned:
+                return False
+        elif [arguments[place] % ALIGNMENT == 0 for place in self.places] != self.aligned:
+            return False
+        stream = self.driver.get_current_stream(self.device)
+        # No tensor, but its address, which the launcher need not ask the driver about.
+        self.run(
+            self.programs, 1, 1, stream, self.function, self.metadata, None, None, None, *arguments
+        )
+        return True
+
+
+def watched(kernel: Any) -> bool:
+    """Whether somebody replaced or hooked into the JIT, and a launch has to come through it."""
+    runtime = knobs.runtime
+    enter, leave = runtime.launch_enter_hook, runtime.launch_exit_hook
+    return bool(
+        getattr(kernel.run, "__func__", None) is not RUN
+        or kernel.pre_run_hooks
+        or runtime.debug
+        or runtime.add_stages_inspection_hook is not None
+        or (enter is not None and getattr(enter, "calls", True))
+        or (leave is not None and getattr(leave, "calls", True))
+    )
+
+
+def launch(
+    kernel: Any,
+    programs: int,
+    known: dict[str, torch.Tensor | None],
+    given: dict[str, Any],
+    fixed: dict[str, Any],
+    config: Any = None,
+) -> Plan | None:
+    """Launch through the JIT on the current device; returns a plan to do so again, if there is one.
+
+    known, given: as in Plan. fixed: keywords that are the same whenever the plan is used. config:
+    an object whose id says so.
+    """
+    direct = KNOWN and isinstance(kernel, JITFunction) and not watched(kernel)
+    compiled = kernel[(programs,)](**fixed, **known, **given)
+    if not direct or compiled is None or driver.active.get_current_target().backend != "cuda":
+        return None
+    if not all(isinstance(x, (torch.Tensor, *CONSTANTS)) for x in given.values()):
+        return None
+    return Plan(kernel, compiled, programs, known, given, fixed, config)
+
+
+def keep(plans: Plans, key: Any, plan: Plan | None) -> None:
+    """Add a plan to those of a key, of which the oldest and those of other drivers are dropped."""
+    if plan is not None:
+        others = [x for x in plans.get(key, ()) if x.driver is plan.driver]
+        plans[key] = [*others[1 - MOST :], plan]
