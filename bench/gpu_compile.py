@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import importlib
 import multiprocessing
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -204,10 +205,19 @@ def modules(make: Callable[[], Any]) -> tuple[Path, ...]:
 
 
 def libcuda_stub(folder: Path) -> Path:
-    """The folder, with an empty libcuda.so.1 in it: launchers link with it where no driver is."""
+    """The folder, with a libcuda.so.1 in it that launchers link with where no driver is.
+
+    It has all functions that Triton's sources name: a linker leaves out a library of which nothing
+    is used, and what it links then does not load beside the real one.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     library = folder / "libcuda.so.1"
     if not library.exists():
-        command = ["gcc", "-shared", "-x", "c", "/dev/null", "-Wl,-soname,libcuda.so.1"]
-        subprocess.run([*command, "-o", str(library)], check=True)
+        sources = Path(triton.__file__).parent / "backends" / "nvidia"
+        texts = [path.read_text() for path in (*sources.glob("*.c"), *sources.glob("*.py"))]
+        names = sorted(set(re.findall(r"\bcu[A-Z]\w+(?=\()", " ".join(texts))))
+        functions = "".join(f"void {name}(void) {{}}\n" for name in names)
+        command = ["gcc", "-shared", "-fPIC", "-fno-builtin", "-x", "c", "-"]
+        command += ["-Wl,-soname,libcuda.so.1", "-o", str(library)]
+        subprocess.run(command, input=functions, text=True, check=True)
     return folder

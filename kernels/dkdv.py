@@ -5,6 +5,7 @@ import triton.language as tl
 
 from .launch import NOT_SPECIALIZED
 from .score import (
+    accumulate,
     exponential,
     key_bias,
     load_rows,
@@ -103,7 +104,7 @@ def _accumulate_dkdv(
                 is_kept = tl.trans(kept_pairs(m, first_key, dropout, BLOCK_M, BLOCK_N))
                 kept_t = dropped(p_t, is_kept, dropout)
             if DV:
-                dv = tl.dot(kept_t.to(do.dtype), do, dv, input_precision=PRECISION)
+                dv = accumulate(dv, kept_t.to(do.dtype), do, EXACT, PRECISION)
             if DK:
                 dp_t = tl.dot(v, tl.trans(do), input_precision=PRECISION)
                 if seed_ptr is not None:
@@ -113,7 +114,7 @@ def _accumulate_dkdv(
                     ds_t = tl.where(s_t == float("-inf"), 0.0, ds_t)
                 if cap_scale is not None:
                     ds_t *= gain
-                dk = tl.dot(ds_t.to(q.dtype), q, dk, input_precision=PRECISION)
+                dk = accumulate(dk, ds_t.to(q.dtype), q, EXACT, PRECISION)
     return dk, dv
 
 

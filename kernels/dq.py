@@ -5,6 +5,7 @@ import triton.language as tl
 
 from .launch import NOT_SPECIALIZED
 from .score import (
+    accumulate,
     drop_unseen,
     exponential,
     first_masked_key,
@@ -94,7 +95,7 @@ def _accumulate_dq(
                 ddecay += tl.sum(ds * distance, 1)
             if cap_scale is not None:
                 ds *= gain
-            dq = tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
+            dq = accumulate(dq, ds.to(k.dtype), k, EXACT, PRECISION)
     return dq, dslope, ddecay
 
 

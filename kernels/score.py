@@ -200,3 +200,18 @@ def sequence_ptr(ptr, batch, head, row, stride_b, stride_h, stride_n, ALIGN: tl.
     if ALIGN > 1:
         offset = tl.multiple_of(offset, ALIGN)
     return ptr + offset
+
+
+@triton.jit
+def accumulate(acc, a, b, EXACT: tl.constexpr, PRECISION: tl.constexpr):
+    """acc + a b, where acc is the sum over the tiles before.
+
+    Products of fp32 are chains of multiply-adds. One chain over all tiles would round to the size
+    of the whole sum at each step; so each tile is summed first, where there are registers for it. A
+    plain addition would be taken back into the chain by the compiler.
+    """
+    if EXACT and PRECISION == "ieee" and acc.shape[1] <= 128:
+        acc = tl.fma(tl.dot(a, b, input_precision=PRECISION), 1.0, acc)
+    else:
+        acc = tl.dot(a, b, acc, input_precision=PRECISION)
+    return acc

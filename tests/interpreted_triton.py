@@ -9,6 +9,7 @@ import warnings
 
 import hypothesis
 import interpreter_bf16  # noqa: F401
+import numpy
 import pytest
 import torch
 import triton
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from mixtures import SETTINGS, cases, check
 from neighbours import KEYWORDS, check_bits
 from support import Problem, dtype_id
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from clinattn.arguments import Arguments
 from clinattn.kernels import backward, configs, forward, launch
@@ -69,6 +71,22 @@ def no_arithmetic_warnings():
 
 @over("case", EXACT_CASES)
 def test_fp32_matches_truth(case):
+    problem = Problem(case, torch.float32)
+    problem.check(problem.run("triton"))
+
+
+@over("case", [Case("long-sums", batch=1, heads=8, kv_heads=1, nq=500, dim=8, causal=True)])
+def test_fp32_sums_are_those_of_tiles(case, monkeypatch):
+    """With products as a GPU has them: a chain of multiply-adds that begins at what is given."""
+
+    def dot(self, a, b, start, *_):
+        x, y, total = (z.data.astype(numpy.float64) for z in (a, b, start))
+        for step in range(x.shape[-1]):
+            total += x[..., step, None] * y[..., step, None, :]
+            total = total.astype(numpy.float32).astype(numpy.float64)
+        return TensorHandle(total.astype(numpy.float32), start.dtype.scalar)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", dot)
     problem = Problem(case, torch.float32)
     problem.check(problem.run("triton"))
 

@@ -1,9 +1,12 @@
-"""bf16 in Triton's interpreter as the hardware has it; importing this makes it so.
+"""Products and bf16 in Triton's interpreter as the hardware has them; importing this makes it so.
 
 numpy has no bf16: the interpreter keeps the bits in uint16, multiplies these as integers, and cuts
-fp32 to bf16 where the hardware rounds.
+fp32 to bf16 where the hardware rounds. On some processors numpy's products of fp32 round a row by
+its place in the matrix; here they are computed in fp64, so that a score has the same bits in every
+tile.
 """
 
+import numpy
 import torch
 import triton.language as tl
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
@@ -21,9 +24,12 @@ def cast(self, x, dtype):
     return cast_others(self, x, dtype)
 
 
-def dot(self, a, b, *rest):
+def dot(self, a, b, start, *rest):
     a, b = (cast(self, x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b))
-    return dot_others(self, a, b, *rest)
+    if a.dtype.scalar != tl.float32:
+        return dot_others(self, a, b, start, *rest)
+    x, y, total = (z.data.astype(numpy.float64) for z in (a, b, start))
+    return TensorHandle((x @ y + total).astype(numpy.float32), start.dtype.scalar)
 
 
 InterpreterBuilder.cast_impl, InterpreterBuilder.create_dot = cast, dot
