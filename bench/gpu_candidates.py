@@ -13,7 +13,7 @@ import importlib
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
@@ -124,7 +124,6 @@ class Problem:
         share = 1.0 if keys is None else kept.float().mean().item()
         self.flops = 2 * PRODUCTS[table] * dim * shape[0] * shape[1] * pairs * share
         self.sums: list[Tensor] = []
-        self.row_sums: Any = None  # where another kernel has them
 
     def prepare(self) -> None:
         """The shipped forward pass, and for dkdv the sums that dq leaves for it."""
@@ -194,8 +193,6 @@ def other_kernels(contest: Contest) -> dict[str, Kernel]:
     kernels: dict[str, Kernel] = {}
     if contest.kind != "plain":
         return kernels
-    with contextlib.suppress(ImportError):
-        kernels |= one_loop_kernels(contest.table, contest.dim)
     if contest.table == "forward":
         with contextlib.suppress(ImportError):
             kernels |= gluon_kernels(contest.dim)
@@ -215,38 +212,6 @@ def gluon_kernels(dim: int) -> dict[str, Kernel]:
         if shipped._replace(**change) not in schedules.values():
             schedules[f"gluon {name}"] = shipped._replace(**change)
     return {name: functools.partial(forward_pass, x) for name, x in schedules.items()}
-
-
-def one_loop_kernels(table: str, dim: int) -> dict[str, Kernel]:
-    """dq includes the sums of rows, as the shipped kernel does."""
-    ahead = importlib.import_module("clinattn.kernels.forward_one_loop")
-    back = importlib.import_module("clinattn.kernels.backward_one_loop")
-
-    def forward_pass(specialize: bool, tile: Any, problem: Problem) -> Results:
-        return ahead.attention_forward_one_loop(problem.call, tile, specialize)
-
-    def dq(tile: Any, problem: Problem) -> Results:
-        sums = back.row_sums(problem.do, problem.o, problem.lse, problem.call)
-        return (back.dq_one_loop(problem.do, sums, problem.call, tile),)
-
-    def dkdv(tile: Any, problem: Problem) -> Results:
-        if problem.row_sums is None:
-            problem.row_sums = back.row_sums(problem.do, problem.o, problem.lse, problem.call)
-        return back.dkdv_one_loop(problem.do, problem.row_sums, problem.call, tile)
-
-    ways: dict[str, list[tuple[str, Any, Callable[..., Results]]]] = {
-        "forward": [
-            ("one loop", ahead.TILES, functools.partial(forward_pass, True)),
-            ("tma", ahead.TMA_TILES, functools.partial(forward_pass, False)),
-        ],
-        "dq": [("one loop", back.DQ_TILES, dq)],
-        "dkdv": [("one loop", back.DKDV_TILES, dkdv)],
-    }
-    return {
-        f"{name} {astuple(tile)}": functools.partial(way, tile)
-        for name, tiles, way in ways[table]
-        for tile in tiles.get(dim, ())
-    }
 
 
 def working_entrants(run: Run) -> set[tuple[Any, ...]]:
