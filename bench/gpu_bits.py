@@ -87,7 +87,7 @@ def difference(actual: list[Results], expected: list[Results]) -> dict[str, Any]
     differing: dict[str, int] = {}
     largest: dict[str, float] = {}
     for results, wanted in zip(actual, expected, strict=True):
-        for name, x, y in zip(NAMES, results, wanted, strict=False):  # some have fewer
+        for name, x, y in zip(NAMES, results, wanted, strict=False):
             count = int(((x != y) & ~(x.isnan() & y.isnan())).sum())
             if count:
                 differing[name] = differing.get(name, 0) + count

@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
+import gpu_bits
 import gpu_candidates
 import gpu_checks
 import gpu_clinical
@@ -222,6 +223,10 @@ def candidates() -> Iterator[Call]:
     yield from gpu_candidates.calls_to_record(CPU)
 
 
+def bits() -> Iterator[Call]:
+    yield from gpu_bits.calls_to_record(CPU)
+
+
 def ours(**keywords: Any) -> Callable[..., Tensor]:
     return functools.partial(fused_attention, backend="triton", **keywords)
 
@@ -245,6 +250,7 @@ STAGES: dict[str, Callable[[], Iterator[Call]]] = {
     "memory": memory,
     "training": training,
     "shapes": shapes,
+    "bits": bits,
     "race": race,
     "candidates": candidates,
     "numerics": functools.partial(numerics, True),
