@@ -90,10 +90,13 @@ class Statuses(dict[str, Status]):
 
 
 class Implementation(NamedTuple):
-    """The two functions behind a backend; their arguments are those of the ops, less `backend`."""
+    """The two functions behind a backend; their arguments are those of the ops, less `backend`.
+
+    forward gives None for an lse_low that would be zeros.
+    """
 
     name: str
-    forward: Callable[..., tuple[torch.Tensor, ...]]
+    forward: Callable[..., tuple[Any, ...]]
     backward: Callable[..., tuple[torch.Tensor, ...]]
 
 
@@ -301,16 +304,15 @@ def _with_fp32_lse(
 ) -> Implementation:
     """A backend that takes Arguments, and needs no more of lse than its fp32 value."""
 
-    def forward_with_zeros(*args: Any) -> tuple[torch.Tensor, ...]:
-        o, lse = forward(Arguments(*args))
-        return o, lse, torch.zeros_like(lse)
+    def forward_without(*args: Any) -> tuple[torch.Tensor | None, ...]:
+        return *forward(Arguments(*args)), None
 
     def backward_without(
         do: Any, dlse: Any, o: Any, lse: Any, lse_low: Any, *args: Any
     ) -> tuple[torch.Tensor, ...]:
         return backward(do, dlse, o, lse, Arguments(*args[:-1]), args[-1])
 
-    return Implementation(name, forward_with_zeros, backward_without)
+    return Implementation(name, forward_without, backward_without)
 
 
 @functools.cache

@@ -67,12 +67,20 @@ def empty_gradients(q: Tensor, needs: int, *args: Any) -> list[Tensor]:
     return grads
 
 
-def attention_forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    """Route to a backend, which may rely on sizes that are not 0 and a last stride of 1."""
+def attention_forward(*args: Any) -> tuple[Tensor, ...]:
+    o, lse, lse_low = forward(*args)
+    return o, lse, torch.zeros_like(lse) if lse_low is None else lse_low
+
+
+def forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Any, ...]:
+    """Route to a backend, which may rely on sizes that are not 0 and a last stride of 1.
+
+    Returns the results of the op, with None for an lse_low that would be zeros.
+    """
     args, backend = rest[:-1], rest[-1]
     if q.numel() == 0 or k.numel() == 0:
         lse = lse_like(q, packed=args[1] is not None)
-        return q.new_zeros(q.shape), lse.fill_(-float("inf")), torch.zeros_like(lse)
+        return q.new_zeros(q.shape), lse.fill_(-float("inf")), None
     q, k, v = with_unit_last_stride(q), with_unit_last_stride(k), with_unit_last_stride(v)
     chosen = implementation(backend, q, asked_for(0, *args))
     if ranges.on:

@@ -8,7 +8,7 @@ from .configs import tile_config
 from .dbias import mask_gradient, relative_gradient
 from .dkdv import dkdv_kernel
 from .dq import dq_kernel
-from .launch import Problem
+from .launch import Problem, empty_like
 
 # Bits of `needs`, as in NEEDS of clinattn.arguments.
 MASK, DECAY, SLOPES, RELATIVE = 1, 2, 4, 8
@@ -31,9 +31,9 @@ def attention_backward(
         do = do.contiguous()
     o, lse = o.contiguous(), lse.contiguous()
     problem = Problem(call, others=(do,))
-    layout, inputs = problem.layout, (call.q, call.k, call.v)
-    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in inputs)
-    shift, delta = problem.empty_lse(), problem.empty_lse()
+    layout = problem.layout
+    dq, dk, dv = empty_like(call.q), empty_like(call.k), empty_like(call.v)
+    shift, delta = empty_like(lse), empty_like(lse)
     of_decay = problem.empty_lse() if needs & DECAY else None
     of_slopes = problem.empty_lse() if needs & SLOPES else None
     gradient = dict(

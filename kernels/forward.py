@@ -9,7 +9,7 @@ import triton.language as tl
 from triton.runtime.jit import JITFunction
 
 from .configs import tile_config
-from .launch import NOT_SPECIALIZED, Problem
+from .launch import NOT_SPECIALIZED, Problem, empty_like
 from .score import (
     accumulate,
     drop_unseen,
@@ -194,7 +194,7 @@ def attention_forward(call: Any) -> tuple[torch.Tensor, torch.Tensor]:
     layout = problem.layout
     if gains_by_gluon(problem):
         return gluon_module().launch_forward(problem)
-    o, lse = torch.empty(q.shape, dtype=q.dtype, device=q.device), problem.empty_lse()
+    o, lse = empty_like(q), problem.empty_lse()
     if o.numel() > 0:
         config = tile_config("forward", *layout.config_key)
         num_tiles = layout.num_tiles(layout.seqlen_q, config.block_m)

@@ -175,7 +175,7 @@ class Problem:
 
     def empty_lse(self) -> torch.Tensor:
         """fp32, (B, H, Nq) or (H, Tq)."""
-        return torch.empty(self.layout.lse_shape, dtype=torch.float32, device=self.device)
+        return self.call.q.new_empty(self.layout.lse_shape, dtype=torch.float32)
 
     def launch(
         self,
@@ -211,6 +211,11 @@ class Problem:
     def on_device(self) -> AbstractContextManager:
         """Triton launches on the current device, which need not be that of q."""
         return on_device(self.device)
+
+
+def empty_like(x: torch.Tensor) -> torch.Tensor:
+    """Unwritten and contiguous, in a quarter of the time of torch.empty with shape and type."""
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 def contiguous(x: Facts) -> Facts:
