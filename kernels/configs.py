@@ -45,7 +45,7 @@ Table = dict[int, dict[int, dict[int, Rows]]]
 
 FP32_FORWARD_AMPERE = {
     64: Rows((64, 32, 8, 2), window=(32, 32, 8, 2), pairs=(32, 32, 8, 2)),
-    128: Rows((16, 32, 8, 2), pairs=(16, 16, 4, 2)),
+    128: Rows((16, 32, 8, 2), pairs=(16, 16, 4, 2), terms=(16, 16, 8, 2)),
     256: Rows((16, 16, 4, 2), window=(16, 32, 8, 2), pairs=(16, 16, 8, 2)),
 }
 FP32_FORWARD_HOPPER = {
