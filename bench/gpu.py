@@ -45,6 +45,7 @@ import gpu_pack  # noqa: E402
 WORKER = "CLINATTN_GPU_WORKER"  # set for the process that performs stages
 PACK = {} if DRYRUN or WORKER in os.environ else gpu_pack.take()  # before Triton is imported
 
+import gpu_bits  # noqa: E402
 import gpu_build  # noqa: E402
 import gpu_calls  # noqa: E402
 import gpu_candidates  # noqa: E402
@@ -91,6 +92,7 @@ STAGES = {
     "numerics": Stage(gpu_numerics.numerics, 120),
     "encoder": Stage(gpu_encoder.encoder, 100),
     "candidates": Stage(gpu_candidates.candidates, 110),
+    "bits": Stage(gpu_bits.bits, 40),
     "race": Stage(gpu_checks.race, 60),
     "capture": Stage(gpu_graphs.graph_capture, 40),
     "sync": Stage(gpu_graphs.no_host_sync, 30),

@@ -18,8 +18,8 @@ if reason := missing():
 
 SCRIPT = Path(__file__).resolve().parents[1] / "bench" / "gpu.py"
 STAGES = (
-    "environment build ceilings speed clinical numerics encoder candidates race capture sync "
-    "overhead memory profile shapes numerics_rest sanitizer flex targets verification tiles"
+    "environment build ceilings speed clinical numerics encoder candidates bits race capture "
+    "sync overhead memory profile shapes numerics_rest sanitizer flex targets verification tiles"
 ).split()
 OF_ONE = {"ceilings", "encoder", "candidates", "profile", "tiles"}  # not of each backend
 BACKENDS = {"triton", "cuda"}
