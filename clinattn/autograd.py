@@ -9,6 +9,18 @@ from torch import Tensor
 from torch._C._functorch import unwrap_if_dead
 
 
+def op_is_watched(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether a call must go through the op: a compiler, a trace, a transform or a mode waits."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or not (type(q) is type(k) is type(v) is Tensor)
+        or q.is_meta
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
+    )
+
+
 class Function(torch.autograd.Function):
     """One with setup_context, differentiated in reverse and under vmap; `run` applies it."""
 

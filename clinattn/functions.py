@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import unwrap_if_dead
 from torch.autograd import forward_ad
 
 from clinattn import checks, ops  # ops registers torch.ops.clinattn
 from clinattn.arguments import AT, NEEDS, TENSORS
-from clinattn.autograd import Function
+from clinattn.autograd import Function, op_is_watched
 from clinattn.visibility import unexpanded
 
 FORWARD = torch.ops.clinattn.attention_forward.default
@@ -23,26 +24,14 @@ MASK, CU_SEQLENS, DECAY = AT["mask"], AT["cu_seqlens_q"], AT["decay"]
 SCALE, MAX_SEQLEN_Q, MAX_SEQLEN_K = AT["scale"], AT["max_seqlen_q"], AT["max_seqlen_k"]
 
 
-def _op_is_watched(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether a call must go through the op: a compiler, a trace, a transform or a mode waits."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._get_tracing_state() is not None
-        or not (type(q) is type(k) is type(v) is Tensor)
-        or q.is_meta
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack() > 0
-    )
-
-
 def _forward(*args: Any) -> tuple[Any, ...]:
     """The forward op, less 10 us of dispatch, and zeros for lse_low, where nobody watches."""
-    return FORWARD(*args) if _op_is_watched(*args[:3]) else ops.forward(*args)
+    return FORWARD(*args) if op_is_watched(*args[:3]) else ops.forward(*args)
 
 
 def _backward(*args: Any) -> tuple[Tensor, ...]:
     """The backward op, less 15 us of dispatch where nobody watches."""
-    return BACKWARD(*args) if _op_is_watched(*args[5:8]) else ops.attention_backward(*args)
+    return BACKWARD(*args) if op_is_watched(*args[5:8]) else ops.attention_backward(*args)
 
 
 class FusedAttention(Function):
@@ -130,19 +119,72 @@ class FusedAttention(Function):
     def backward(ctx: Any, do: Tensor | None, dlse: Tensor | None = None, _: Any = None) -> Any:
         if do is None and dlse is None:
             return (None,) * (N_ARGS + 1)
-        *tensors, o, lse, lse_low = ctx.saved_tensors
-        args = (*tensors, *ctx.scalars)
-        if lse is None:  # a compiled apply(q, k, v), whose forward has no second output
-            o, lse, lse_low = _forward(*args)
-        do = torch.zeros_like(o) if do is None else do
-        # What is not differentiated again, as a compiled graph, needs no Function around the op.
-        once = torch.compiler.is_compiling() or not (
-            torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
-        )
-        grad = _backward if once else FusedAttentionGrad.run
         needs = _needs(ctx.needs_input_grad)
-        grads = grad(do, dlse, o, lse, lse_low, *args[:-1], needs, args[-1])
+        grads = _gradients(do, dlse, ctx.saved_tensors, ctx.scalars, needs)
         return *_placed(grads, needs), None, None
+
+
+class DirectAttention(torch.autograd.Function):
+    """FusedAttention where nobody watches, in less of the host's time: for few inputs.
+
+    They are what can have a gradient, and `call`, all arguments of the op. Returns (o, lse).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None,
+        decay: Tensor | None,
+        slopes: Tensor | None,
+        relative: Tensor | None,
+        call: tuple[Any, ...],
+    ) -> tuple[Tensor, Tensor]:
+        o, lse, lse_low = ops.forward(*call)
+        tensors = (*call[:N_TENSORS], o, lse, lse_low)
+        ctx.set_materialize_grads(False)
+        ctx.present = [at for at, x in enumerate(tensors) if x is not None]
+        ctx.save_for_backward(*[x for x in tensors if x is not None])
+        ctx.scalars = call[N_TENSORS:]
+        return o, lse
+
+    @staticmethod
+    def backward(ctx: Any, do: Tensor | None, dlse: Tensor | None) -> Any:
+        if do is None and dlse is None:
+            return (None,) * (len(NEEDS) + 4)
+        saved: list[Tensor | None] = [None] * (N_TENSORS + 3)
+        for at, x in zip(ctx.present, ctx.saved_tensors, strict=True):
+            saved[at] = x
+        bits = NEEDS.values()
+        needs = sum([bit for bit, x in zip(bits, ctx.needs_input_grad[3:], strict=False) if x])
+        grads = _gradients(do, dlse, saved, ctx.scalars, needs)
+        if needs == 0:
+            return *grads[:3], *[None] * (len(NEEDS) + 1)
+        more = [x if needs & bit else None for bit, x in zip(bits, grads[3:], strict=True)]
+        return *grads[:3], *more, None
+
+
+# Function.apply, less what concerns transforms
+DIRECT = super(torch.autograd.Function, DirectAttention).apply
+
+
+def _gradients(
+    do: Tensor | None, dlse: Tensor | None, saved: Any, scalars: Any, needs: int
+) -> tuple[Tensor, ...]:
+    """What the backward op gives, once more differentiable where that can be asked for."""
+    *tensors, o, lse, lse_low = saved
+    args = (*tensors, *scalars)
+    if lse is None:  # a compiled apply(q, k, v), whose forward has no second output
+        o, lse, lse_low = _forward(*args)
+    do = torch.zeros_like(o) if do is None else do
+    # What is not differentiated again, as a compiled graph, needs no Function around the op.
+    once = torch.compiler.is_compiling() or not (
+        torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
+    )
+    grad = _backward if once else FusedAttentionGrad.run
+    return grad(do, dlse, o, lse, lse_low, *args[:-1], needs, args[-1])
 
 
 def _needs(wanted: tuple[bool, ...]) -> int:
@@ -246,9 +288,13 @@ def attend(*args: Any) -> tuple[Tensor, ...]:
         tensors = [x if x is None else x.view_as(x) for x in args[:N_TENSORS]]
         return FusedAttention.apply(*tensors, *args[N_TENSORS:], True)[:2]
     if (
-        torch.is_grad_enabled() and _wants_gradient(args)
-        or torch._C._are_functorch_transforms_active()
+        torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0  # the op alone would drop tangents without a word
-    ):  # fmt: skip
+    ):
         return FusedAttention.run(*args, True)[:2]
-    return _forward(*args)[:2]
+    if not (torch.is_grad_enabled() and _wants_gradient(args)):
+        return _forward(*args)[:2]
+    if op_is_watched(q, k, v):
+        return FusedAttention.run(*args, True)[:2]
+    call = (*[x if x is None else unwrap_if_dead(x) for x in args[:N_TENSORS]], *args[N_TENSORS:])
+    return DIRECT(*call[: MASK + 1], *call[DECAY : DECAY + 3], call)

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from clinattn import rotary_op  # noqa: F401  (registers torch.ops.clinattn.rotary)
-from clinattn.autograd import Function
+from clinattn import rotary_op  # registers torch.ops.clinattn.rotary
+from clinattn.autograd import Function, op_is_watched
 from clinattn.checks import SERVED_DTYPES, check_backend
 from clinattn.visibility import concrete
 
 ROTARY = torch.ops.clinattn.rotary.default
 POSITION_DTYPES = (torch.float32, torch.float64, torch.int64)
 INDICES = 1 << 20  # sequences of integers that start below it count tokens, others are times
+
+
+def _turn(*args: Any) -> tuple[Tensor, Tensor]:
+    """The op, less 10 us of dispatch where nobody watches."""
+    return ROTARY(*args) if op_is_watched(*args[:3]) else rotary_op.rotary(*args)
 
 
 class Rotary(Function):
@@ -31,7 +37,7 @@ class Rotary(Function):
         inverse: bool,
         backend: str,
     ) -> tuple[Tensor, Tensor]:
-        return ROTARY(q, k, positions, frequencies, interleaved, inverse, backend)
+        return _turn(q, k, positions, frequencies, interleaved, inverse, backend)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -83,20 +89,51 @@ def rotary(
     RuntimeError where the backend asked for cannot run.
     """
     _check_q_and_k(q, k)
-    _check_positions(q, positions)
     packed = q.dim() == 3
+    shapes: list[tuple[int, ...]] = [(q.shape[0] if packed else q.shape[2],)]
+    if not packed:
+        shapes.append((q.shape[0], q.shape[2]))
+    check_positions(positions, shapes, q.device)
     if cu_seqlens is not None:
         _check_cu_seqlens(cu_seqlens, q)
     rotary_dim = _check_rotary_dim(rotary_dim, q.shape[-1])
     if not theta > 0:
         raise ValueError(f"theta: got {theta}, expected a positive number")
     backend = check_backend(backend)
+    steps = steps_of(positions, cu_seqlens if packed else None, q.dtype)
+    frequencies = frequencies_of(theta, rotary_dim, q.device, q.dtype)
+    return turned(q, k, Angles(steps, frequencies), interleaved, backend)
 
-    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-    steps = (positions - _origin(positions, cu_seqlens if packed else None)).to(dtype)
-    pair = torch.arange(0, rotary_dim, 2, device=q.device, dtype=dtype)
-    frequencies = 1.0 / theta ** (pair / rotary_dim)
-    args = (steps, frequencies, interleaved, False, backend)
+
+class Angles(NamedTuple):
+    """Those of tokens, as products: positions from an origin, and radians of each pair."""
+
+    steps: Tensor
+    frequencies: Tensor
+
+
+def steps_of(positions: Tensor, cu_seqlens: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Checked positions from the origin of their sequence, in fp32, or fp64 where dtype is."""
+    return (positions - _origin(positions, cu_seqlens)).to(_of_angles(dtype))
+
+
+def frequencies_of(
+    theta: float, rotary_dim: int, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """(rotary_dim / 2,), in fp32, or fp64 where dtype is."""
+    pair = torch.arange(0, rotary_dim, 2, device=device, dtype=_of_angles(dtype))
+    return 1.0 / theta ** (pair / rotary_dim)
+
+
+def _of_angles(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def turned(
+    q: Tensor, k: Tensor, angles: Angles, interleaved: bool = False, backend: str = ""
+) -> tuple[Tensor, Tensor]:
+    """rotary of checked q and k, whose tokens turn by these angles."""
+    args = (*angles, interleaved, False, backend)
     if torch.compiler.is_compiling():
         # torch.compile refuses a Function that gets the same tensor twice.
         return Rotary.apply(q.view_as(q), k.view_as(k), *args)
@@ -106,7 +143,7 @@ def rotary(
         or forward_ad._current_level >= 0  # the op alone would drop tangents without a word
     ):  # fmt: skip
         return Rotary.run(q, k, *args)
-    return ROTARY(q, k, *args)
+    return _turn(q, k, *args)
 
 
 def _origin(positions: Tensor, cu_seqlens: Tensor | None) -> Tensor:
@@ -142,19 +179,17 @@ def _check_q_and_k(q: Any, k: Any) -> None:
         )
 
 
-def _check_positions(q: Tensor, positions: Any) -> None:
+def check_positions(
+    positions: Any, shapes: Iterable[tuple[int, ...]], device: torch.device
+) -> None:
+    """Positions have one of these shapes, a dtype that is served, and ask for no gradient."""
     if not isinstance(positions, Tensor):
         raise TypeError(f"positions: got {type(positions).__name__}, expected a torch.Tensor")
     if positions.dtype not in POSITION_DTYPES:
         served = ", ".join(map(str, POSITION_DTYPES))
         raise TypeError(f"positions: got {positions.dtype}, expected one of {served}")
-    if positions.device != q.device:
-        raise ValueError(
-            f"positions: got device {positions.device}, expected that of q, {q.device}"
-        )
-    shapes: list[tuple[int, ...]] = [(q.shape[0] if q.dim() == 3 else q.shape[2],)]
-    if q.dim() == 4:
-        shapes.append((q.shape[0], q.shape[2]))
+    if positions.device != device:
+        raise ValueError(f"positions: got device {positions.device}, expected that of q, {device}")
     if tuple(positions.shape) not in shapes:
         expected = " or ".join(map(str, shapes))
         raise ValueError(f"positions: got shape {tuple(positions.shape)}, expected {expected}")
@@ -187,8 +222,7 @@ def _check_cu_seqlens(cu_seqlens: Any, q: Tensor) -> None:
         )
     if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] == 0:
         raise ValueError(
-            f"cu_seqlens: got shape {tuple(cu_seqlens.shape)}, "
-            "expected (number of sequences + 1,)"
+            f"cu_seqlens: got shape {tuple(cu_seqlens.shape)}, expected (number of sequences + 1,)"
         )
     if concrete(cu_seqlens):
         ends = cu_seqlens.tolist()

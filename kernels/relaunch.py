@@ -52,11 +52,14 @@ class Plan:
         ]
         # (index in known, place)
         self.known = [(at, place[n]) for at, n in enumerate(known) if n in tensors]
-        # (place, type, device) of a tensor; (None, value, None) of another argument
-        self.given: dict[str, tuple[Any, Any, Any]] = {
-            name: (place[name], x.dtype, x.device) if name in tensors else (None, x, None)
-            for name, x in given.items()
-        }
+        self.names = list(given)
+        self.constants = [None if name in tensors else x for name, x in given.items()]
+        # (index in given, place, type, device)
+        self.given = [
+            (at, place[name], x.dtype, x.get_device())
+            for at, (name, x) in enumerate(given.items())
+            if name in tensors
+        ]
         self.places = [place[name] for name in tensors]
         self.aligned = [values[name].data_ptr() % ALIGNMENT == 0 for name in tensors]
         self.all_aligned = all(self.aligned)
@@ -65,22 +68,22 @@ class Plan:
 
     def again(self, known: Sequence[torch.Tensor | None], given: Mapping[str, Any]) -> bool:
         """Launch with these tensors; false, and nothing done, if that calls for another kernel."""
-        if self.driver is not driver.active or watched(self.kernel):
+        if self.driver is not driver.active or list(given) != self.names or watched(self.kernel):
             return False
+        values = list(given.values())
         arguments, bits = self.arguments.copy(), 0
         for at, place in self.known:
             arguments[place] = address = known[at].data_ptr()  # type: ignore[union-attr]
             bits |= address
-        for name, x in given.items():
-            place, expected, device = self.given[name]
-            if place is None:
-                if x is not expected and (type(x) is not type(expected) or x != expected):
-                    return False
-            elif x is None or x.dtype is not expected or x.device != device:
+        for at, place, dtype, device in self.given:
+            x = values[at]
+            if x is None or x.dtype is not dtype or x.get_device() != device:
                 return False
-            else:
-                arguments[place] = address = x.data_ptr()
-                bits |= address
+            arguments[place] = address = x.data_ptr()
+            bits |= address
+            values[at] = None
+        if values != self.constants:
+            return False
         if bits % ALIGNMENT == 0:
             if not self.all_aligned:
                 return False

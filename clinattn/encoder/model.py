@@ -16,7 +16,7 @@ from typing_extensions import Unpack
 
 from clinattn import ranges
 from clinattn.linear import linear
-from clinattn.rotary import rotary
+from clinattn.rotary import Angles, check_positions, frequencies_of, steps_of, turned
 
 from .checkpoints import Pretrained
 from .config import EncoderConfig
@@ -31,23 +31,36 @@ def linear_of(config: EncoderConfig) -> Callable[[nn.Linear, Tensor], Tensor]:
     return linear if config.attention == "clinattn" else nn.Linear.__call__
 
 
+class Turns:
+    """The angles of a batch's tokens in full layers and in windowed ones, worked out once.
+
+    An object of its own: FSDP casts the tensors among a layer's arguments to the layer's dtype.
+    """
+
+    def __init__(self, config: EncoderConfig, positions: Tensor, layout: Layout, x: Tensor):
+        check_positions(positions, (x.shape[-2:-1], x.shape[:-1]), x.device)
+        steps = steps_of(positions, layout.cu_seqlens, x.dtype)
+        self.full, self.windowed = (
+            Angles(steps, frequencies_of(theta, config.head_dim, x.device, x.dtype))
+            for theta in (config.rotary_base, config.rotary_base_window)
+        )
+
+
 class Attention(nn.Module):
     def __init__(self, config: EncoderConfig, window: int | None):
         super().__init__()
         self.heads = (3, config.num_heads, config.head_dim)
         self.window = window
-        self.theta = config.rotary_base if window is None else config.rotary_base_window
-        self.rotary = config.rotary
         self.linear = linear_of(config)
         self.dropout_p = config.attention_dropout
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, config.linear_bias)
         self.out = nn.Linear(config.hidden_size, config.hidden_size, config.linear_bias)
         self.from_prefix = PrefixAttention(config) if config.global_projections else None
 
-    def forward(self, x: Tensor, layout: Layout, positions: Tensor) -> Tensor:
+    def forward(self, x: Tensor, layout: Layout, turns: Turns | None) -> Tensor:
         q, k, v = layout.heads(self.linear(self.qkv, x).unflatten(-1, self.heads))
-        if self.rotary:
-            q, k = rotary(q, k, positions, theta=self.theta, cu_seqlens=layout.cu_seqlens)
+        if turns is not None:
+            q, k = turned(q, k, turns.full if self.window is None else turns.windowed)
         dropout_p = self.dropout_p if self.training else 0.0
         o = layout.attend(q, k, v, self.window, dropout_p)
         if self.from_prefix is not None:
@@ -98,9 +111,9 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(config)
         self.dropout = nn.Dropout(config.hidden_dropout)
 
-    def forward(self, x: Tensor, layout: Layout, positions: Tensor) -> Tensor:
+    def forward(self, x: Tensor, layout: Layout, turns: Turns | None) -> Tensor:
         seen = self.attention_norm(x) if self.pre_norm else x
-        return in_pieces(self.by_token, x, seen, self.attention(seen, layout, positions))
+        return in_pieces(self.by_token, x, seen, self.attention(seen, layout, turns))
 
     def by_token(self, x: Tensor, seen: Tensor, attended: Tensor) -> Tensor:
         """The rest of the layer, from what attention saw and what it gave."""
@@ -173,8 +186,10 @@ class Encoder(Pretrained):
         at = chosen.positions() if positions is None else chosen.pack(positions)
         types, values = (None if x is None else chosen.pack(x) for x in (token_types, values))
         x = self.embeddings(chosen.pack(inputs), at, types, values)
+        turns = Turns(self.config, at, chosen, x) if self.config.rotary else None
         for i, layer in enumerate(self.layers):
-            x = ranges.run_layer(i, layer, x, chosen, at) if ranges.on else layer(x, chosen, at)
+            args = (x, chosen, turns)
+            x = ranges.run_layer(i, layer, *args) if ranges.on else layer(*args)
         return self.final_norm(x), chosen
 
 
