@@ -62,6 +62,75 @@ def test_forward(case, variant, monkeypatch):
     assert (lse[sees] - lse_true[sees]).abs().max() <= units
 
 
+def evaluate(dim, causal, q, k, v, **keywords):
+    """(o, lse) by the emulated kernel, with the tensors laid out as in a fused projection."""
+    q, k, v = (torch.cat([x, x], -1)[..., :dim] for x in (q, k, v))
+    right = 0 if causal else -1
+    call = Arguments(q, k, v, scale=0.2, window_right=right, bottom_right=causal, **keywords)
+    with emulated():
+        return forward_gluon.attention_forward_gluon(call)
+
+
+def numbers(*values):
+    return torch.tensor(values, dtype=torch.int32)
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize("dim", [64, 128])
+def test_packed_with_nan_in_the_neighbours(dim, causal):
+    """Lengths of queries and keys; the bits are those of the sequence alone. Rows after the last
+    sequence get 0 and -inf.
+    """
+    lengths = [(113, 140), (0, 3), (5, 0), (300, 300), (64, 129)]
+    rows = [sum(n) for n in zip(*lengths, (7, 9), strict=True)]
+    q_starts, k_starts = (numbers(0, *n).cumsum(0).int() for n in zip(*lengths, strict=True))
+    q, k, v = (torch.randn(n, 2, dim).bfloat16() for n in (rows[0], rows[1], rows[1]))
+    for s, (num_q, num_k) in enumerate(lengths):
+        of_q = slice(q_starts[s], q_starts[s] + num_q)
+        of_k = slice(k_starts[s], k_starts[s] + num_k)
+        parts = [torch.full_like(x, torch.nan) for x in (q, k, v)]
+        for part, whole, of in zip(parts, (q, k, v), (of_q, of_k, of_k), strict=True):
+            part[of] = whole[of]
+        o, lse = evaluate(dim, causal, *parts, cu_seqlens_q=q_starts, cu_seqlens_k=k_starts)
+        assert torch.equal(o[q_starts[-1] :], torch.zeros_like(o[q_starts[-1] :]))
+        assert lse[:, q_starts[-1] :].isneginf().all()
+        if num_q == 0:
+            continue
+        if num_k == 0:
+            assert (o[of_q] == 0).all() and lse[:, of_q].isneginf().all()
+            continue
+        alone = [x[of].transpose(0, 1)[None] for x, of in zip((q, k, v), (of_q, of_k, of_k))]
+        expected, expected_lse = evaluate(dim, causal, *alone)
+        assert torch.equal(o[of_q], expected[0].transpose(0, 1))
+        assert torch.equal(lse[:, of_q], expected_lse[0])
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize("dim", [64, 128])
+def test_padded_with_nan(dim, causal):
+    """Right and left; the bits are those of the sequence alone, and padded queries give 0."""
+    n = 420
+    # (queries, first key, end of keys)
+    entries = [(300, 0, 300), (0, 0, 5), (420, 120, 420), (65, 130, 258), (9, 7, 7)]
+    q, k, v = (torch.full((len(entries), 2, n, dim), torch.nan).bfloat16() for _ in range(3))
+    for b, (num_q, start, end) in enumerate(entries):
+        q[b, :, :num_q] = torch.randn(2, num_q, dim)
+        for x in (k, v):
+            x[b, :, start:end] = torch.randn(2, end - start, dim)
+    q_lengths, starts, ends = (numbers(*x) for x in zip(*entries, strict=True))
+    given = {"q_lengths": q_lengths, "kv_start": starts, "kv_end": ends}
+    o, lse = evaluate(dim, causal, q, k, v, **given)
+    for b, (num_q, start, end) in enumerate(entries):
+        assert (o[b, :, num_q:] == 0).all() and lse[b, :, num_q:].isneginf().all()
+        if start == end:
+            assert (o[b] == 0).all() and lse[b].isneginf().all()
+        elif num_q > 0:
+            alone = q[b : b + 1, :, :num_q], *(x[b : b + 1, :, start:end] for x in (k, v))
+            expected, expected_lse = evaluate(dim, causal, *alone)
+            assert torch.equal(o[b, :, :num_q], expected[0])
+            assert torch.equal(lse[b, :, :num_q], expected_lse[0])
+
+
 def test_a_schedule_that_hangs_is_seen(monkeypatch):
     monkeypatch.setattr("emulated_gluon.PATIENCE", 0.2)
     barrier = Barrier()
