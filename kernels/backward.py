@@ -45,7 +45,7 @@ def attention_backward(
     scale = abs(call.scale)
     if dq.numel() > 0:
         config = tile_config("dq", *layout.config_key)
-        num_tiles = layout.num_tiles(layout.seqlen_q, config.block_m)
+        num_tiles = layout.num_query_tiles(config.block_m)
         problem.launch(
             dq_kernel,
             config,
@@ -57,6 +57,7 @@ def attention_backward(
             dlse_ptr=None if dlse is None else dlse.contiguous(),
             dslope_ptr=of_slopes,
             ddecay_ptr=of_decay,
+            ANCHORED=layout.anchors_queries,
             scale=scale,
             **gradient,
             **layout.o_strides,

@@ -219,7 +219,7 @@ def relative_gradient_kernel(
     ) = query_tile(
         tl.program_id(0), num_tiles, num_heads,
         cu_seqlens_q_ptr, cu_seqlens_k_ptr, q_lengths_ptr, kv_start_ptr, kv_end_ptr,
-        num_seqs, seqlen_q, seqlen_k, IS_PACKED, False, BLOCK_M,
+        num_seqs, seqlen_q, seqlen_k, IS_PACKED, False, BOTTOM_RIGHT, False, BLOCK_M,
     )  # fmt: skip
     if first_query >= num_q:
         return

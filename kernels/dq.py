@@ -30,6 +30,7 @@ from .tiles import (
     first_tile,
     prefix_keys_end,
     query_tile,
+    rows_before,
     visited_keys,
 )
 
@@ -111,6 +112,7 @@ def dq_kernel(
     num_tiles, num_heads, num_seqs, seqlen_q, seqlen_k, window_left, window_right, qk_scale, scale,
     cap_scale, relative_far, global_prefix, dropout_bits, kept_scale,
     GROUP: tl.constexpr, IS_PACKED: tl.constexpr, BOTTOM_RIGHT: tl.constexpr,
+    ANCHORED: tl.constexpr,
     MASK: tl.constexpr, IS_BIAS: tl.constexpr, EXACT: tl.constexpr,
     ALIGN: tl.constexpr, PRECISION: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -125,7 +127,8 @@ def dq_kernel(
     ) = query_tile(
         tl.program_id(0), num_tiles, num_heads,
         cu_seqlens_q_ptr, cu_seqlens_k_ptr, q_lengths_ptr, kv_start_ptr, kv_end_ptr,
-        num_seqs, seqlen_q, seqlen_k, IS_PACKED, window_right is not None, BLOCK_M,
+        num_seqs, seqlen_q, seqlen_k, IS_PACKED, window_right is not None, BOTTOM_RIGHT, ANCHORED,
+        BLOCK_M,
     )  # fmt: skip
     if first_query >= rows:
         return
@@ -142,7 +145,8 @@ def dq_kernel(
         mask_ptr = sequence_ptr(mask_ptr, batch, head, 0, stride_mb, stride_mh, 0, 1)
 
     offs_m = first_query + tl.arange(0, BLOCK_M)
-    lse = tl.load(lse_ptr + row + offs_m, mask=offs_m < num_q, other=float("-inf"))
+    is_query = rows_before(offs_m, num_q, ANCHORED)
+    lse = tl.load(lse_ptr + row + offs_m, mask=is_query, other=float("-inf"))
     sees = lse != float("-inf")
     do = load_rows(do_ptr, first_query, stride_don, sees, ALIGN, HEAD_DIM, BLOCK_M, BLOCK_D)
     o = load_rows(o_ptr, first_query, stride_on, sees, ALIGN, HEAD_DIM, BLOCK_M, BLOCK_D)
@@ -150,8 +154,9 @@ def dq_kernel(
     delta = tl.sum(do.to(tl.float32) * o.to(tl.float32), 1)
     if dlse_ptr is not None:
         delta -= tl.load(dlse_ptr + row + offs_m, mask=sees, other=0.0)
-    tl.store(shift_ptr + row + offs_m, lse, mask=offs_m < rows)
-    tl.store(delta_ptr + row + offs_m, delta, mask=offs_m < rows)
+    is_row = rows_before(offs_m, rows, ANCHORED)
+    tl.store(shift_ptr + row + offs_m, lse, mask=is_row)
+    tl.store(delta_ptr + row + offs_m, delta, mask=is_row)
     q = load_rows(q_ptr, first_query, stride_qn, sees, ALIGN, HEAD_DIM, BLOCK_M, BLOCK_D)
 
     first_row = tl.cast(batch, tl.int64) * seqlen_q + q_start
@@ -214,10 +219,10 @@ def dq_kernel(
         True, MASK, IS_BIAS, EXACT, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, EDGE_N, BLOCK_D,
     )  # fmt: skip
     store_rows(
-        dq_ptr, first_query, stride_on, dq * scale, offs_m < rows,
+        dq_ptr, first_query, stride_on, dq * scale, is_row,
         ALIGN, HEAD_DIM, BLOCK_M, BLOCK_D,
     )  # fmt: skip
     if DSLOPE:
-        tl.store(dslope_ptr + row + offs_m, dslope, mask=offs_m < rows)
+        tl.store(dslope_ptr + row + offs_m, dslope, mask=is_row)
     if DDECAY:
-        tl.store(ddecay_ptr + row + offs_m, ddecay, mask=offs_m < rows)
+        tl.store(ddecay_ptr + row + offs_m, ddecay, mask=is_row)

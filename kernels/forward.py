@@ -29,6 +29,7 @@ from .tiles import (
     first_tile,
     prefix_keys_end,
     query_tile,
+    rows_before,
     visited_keys,
 )
 
@@ -93,6 +94,7 @@ def _forward_kernel(
     num_tiles, num_heads, num_seqs, seqlen_q, seqlen_k, window_left, window_right, qk_scale,
     cap_scale, relative_far, global_prefix, dropout_bits, kept_scale,
     GROUP: tl.constexpr, IS_PACKED: tl.constexpr, BOTTOM_RIGHT: tl.constexpr,
+    ANCHORED: tl.constexpr,
     MASK: tl.constexpr, IS_BIAS: tl.constexpr, EXACT: tl.constexpr,
     ALIGN: tl.constexpr, PRECISION: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -102,7 +104,8 @@ def _forward_kernel(
     ) = query_tile(
         tl.program_id(0), num_tiles, num_heads,
         cu_seqlens_q_ptr, cu_seqlens_k_ptr, q_lengths_ptr, kv_start_ptr, kv_end_ptr,
-        num_seqs, seqlen_q, seqlen_k, IS_PACKED, window_right is not None, BLOCK_M,
+        num_seqs, seqlen_q, seqlen_k, IS_PACKED, window_right is not None, BOTTOM_RIGHT, ANCHORED,
+        BLOCK_M,
     )  # fmt: skip
     if first_query >= rows:
         return
@@ -128,9 +131,8 @@ def _forward_kernel(
         first_query, num_q, interval, BLOCK_M, BLOCK_N
     )
     offs_m = first_query + tl.arange(0, BLOCK_M)
-    q = load_rows(
-        q_ptr, first_query, stride_qn, offs_m < num_q, ALIGN, HEAD_DIM, BLOCK_M, BLOCK_D
-    )
+    is_query = rows_before(offs_m, num_q, ANCHORED)
+    q = load_rows(q_ptr, first_query, stride_qn, is_query, ALIGN, HEAD_DIM, BLOCK_M, BLOCK_D)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     m_i = tl.full([BLOCK_M], float("-inf"), tl.float32)
     l_i = tl.zeros([BLOCK_M], tl.float32)
@@ -170,7 +172,7 @@ def _forward_kernel(
         True, MASK, IS_BIAS, EXACT, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, EDGE_N, BLOCK_D,
     )  # fmt: skip
 
-    empty = (l_i == 0.0) | (offs_m >= num_q)
+    empty = (l_i == 0.0) | ~rows_before(offs_m, num_q, ANCHORED)
     factor = tl.where(empty, 0.0, 1.0 / tl.where(empty, 1.0, l_i))
     if dropout[0] is not None:
         factor *= kept_scale
@@ -178,10 +180,9 @@ def _forward_kernel(
     lse = tl.where(empty, float("-inf"), log_sum_exp(m_i, l_i, EXACT))
     o_ptr = sequence_ptr(o_ptr, batch, head, q_start, stride_ob, stride_oh, stride_on, ALIGN)
     lse_ptr += (tl.cast(batch, tl.int64) * num_heads + head) * seqlen_q + q_start
-    store_rows(
-        o_ptr, first_query, stride_on, o, offs_m < rows, ALIGN, HEAD_DIM, BLOCK_M, BLOCK_D
-    )
-    tl.store(lse_ptr + offs_m, lse, mask=offs_m < rows)
+    is_row = rows_before(offs_m, rows, ANCHORED)
+    store_rows(o_ptr, first_query, stride_on, o, is_row, ALIGN, HEAD_DIM, BLOCK_M, BLOCK_D)
+    tl.store(lse_ptr + offs_m, lse, mask=is_row)
 
 
 def attention_forward(call: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -197,7 +198,7 @@ def attention_forward(call: Any) -> tuple[torch.Tensor, torch.Tensor]:
     o, lse = empty_like(q), problem.empty_lse()
     if o.numel() > 0:
         config = tile_config("forward", *layout.config_key)
-        num_tiles = layout.num_tiles(layout.seqlen_q, config.block_m)
+        num_tiles = layout.num_query_tiles(config.block_m)
         problem.launch(
             _forward_kernel,
             config,
@@ -205,30 +206,35 @@ def attention_forward(call: Any) -> tuple[torch.Tensor, torch.Tensor]:
             layout.num_heads,
             o_ptr=o,
             lse_ptr=lse,
+            ANCHORED=layout.anchors_queries,
             **layout.o_strides,
         )
     return o, lse
 
 
-# FLOP of a call from which forward_gluon.py takes it: some 30 us of work. It is 1.36 times as fast
-# (H200, N 8192), and takes the host 10 to 20 us more, for the three descriptors that it builds.
-LEAST_WORK = 2**34
+# FLOP of a call from which forward_gluon.py takes it. Building its descriptors and launching it takes
+# the host some 0.25 ms: on an H200 it was 1.14 times as fast at 2^37 (N 1024, full), and at 2^36
+# (N 512, full, or N 1024, causal) 0.8 times.
+LEAST_WORK = 2**37
 
 
 def gains_by_gluon(problem: Problem) -> bool:
-    """Whether forward_gluon.py takes a call, and is the faster way. Both give the same bits."""
-    layout = problem.layout
+    """Whether forward_gluon.py takes a call, and is the faster way. Both give the same bits.
+
+    It takes packed sequences and lengths, too, which no device has run yet.
+    """
+    layout, call = problem.layout, problem.call
     capability, head_dim, dtype, kind = layout.config_key
-    if kind != "plain" or head_dim != 128 or dtype.itemsize != 2:
+    if kind != "plain" or layout.packed or head_dim != 128 or dtype.itemsize != 2:
         return False
-    pairs = layout.seqlen_q * layout.seqlen_k // (1 if problem.call.window_right < 0 else 2)
-    if layout.packed:
-        pairs //= max(layout.num_seqs, 1)  # if all are equally long, and else there are more
+    if call.q_lengths is not None or call.kv_end is not None:
+        return False
+    pairs = layout.seqlen_q * layout.seqlen_k // (1 if call.window_right < 0 else 2)
     work = 4 * head_dim * pairs * layout.num_heads * layout.batch
     if capability[0] != 9 or work < LEAST_WORK:
         return False
     gluon = gluon_module()
-    return gluon is not None and gluon.unsupported(problem.call) is None
+    return gluon is not None and gluon.unsupported(call) is None
 
 
 @lru_cache

@@ -71,6 +71,8 @@ class Layout:
         self.anchored = (call.bottom_right and windowed) or (
             call.kv_start is not None and (windowed or self.seqlen_q == self.seqlen_k)
         )
+        # Without kv_start the first query of a sequence is that of its rows.
+        self.anchors_queries = self.anchored and call.kv_start is not None
         widest = self.seqlen_q + self.seqlen_k
         factor = call.softcap or scale  # of what the kernels then take for q.k
         per_sequence = call.slopes is not None and call.slopes.shape[0] > 1
@@ -128,6 +130,10 @@ class Layout:
         widest_row = 3 * max(self.num_heads, self.num_kv_heads) * self.head_dim
         row = constant(n) if n <= widest_row and n % self.head_dim == 0 else n
         return {f"stride_{name}b": b, f"stride_{name}h": h, f"stride_{name}n": row}
+
+    def num_query_tiles(self, block: int) -> int:
+        """Tiles over the queries of a head, and one more where the first can start before them."""
+        return self.num_tiles(self.seqlen_q, block) + self.anchors_queries
 
     def num_tiles(self, length: int, block: int) -> int:
         """Tiles of one head: of a dense length, or slots for the sequences of a packed one."""

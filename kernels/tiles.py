@@ -251,14 +251,15 @@ def visiting_queries(
 def query_tile(
     pid, num_tiles, num_heads,
     cu_seqlens_q_ptr, cu_seqlens_k_ptr, q_lengths_ptr, kv_start_ptr, kv_end_ptr,
-    num_seqs, seqlen_q, seqlen_k,
-    IS_PACKED: tl.constexpr, LONGEST_LAST: tl.constexpr, BLOCK_M: tl.constexpr,
+    num_seqs, seqlen_q, seqlen_k, IS_PACKED: tl.constexpr, LONGEST_LAST: tl.constexpr,
+    BOTTOM_RIGHT: tl.constexpr, ANCHORED: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
     """(batch, sequence, head, first query, row and key where the sequence starts, rows, queries,
     kv_begin, kv_end) of a program over queries. No tile: first query >= rows.
 
     Tiles of a head are neighbours, so that they share K and V in L2. LONGEST_LAST: later tiles have
-    more keys, so they go first.
+    more keys, so they go first. ANCHORED: as in visiting_queries, the first tile can start before
+    query 0; which tiles of keys are edges then depends on the sequence, not on what stands before.
     """
     tile = pid % num_tiles
     head = pid // num_tiles
@@ -290,6 +291,11 @@ def query_tile(
         if LONGEST_LAST:
             tile = num_tiles - 1 - tile
         first = tile * BLOCK_M
+        if ANCHORED:
+            offset = 0
+            if BOTTOM_RIGHT:
+                offset = kv_end - num_q
+            first += aligned_origin(kv_begin - offset, BLOCK_M)
     return batch, sequence, head, first, q_start, k_start, rows, num_q, kv_begin, kv_end
 
 
@@ -333,6 +339,15 @@ def key_tile(
                 anchor = kv_begin // 16 * 16
             first += aligned_origin(anchor, BLOCK_N)
     return batch, sequence, head, first, q_start, k_start, rows, num_q, kv_begin, kv_end
+
+
+@triton.jit
+def rows_before(offs, end, ANCHORED: tl.constexpr):
+    """Which of the rows are before `end`, and not before row 0, where ANCHORED tiles can start."""
+    inside = offs < end
+    if ANCHORED:
+        inside = inside & (offs >= 0)
+    return inside
 
 
 @triton.jit

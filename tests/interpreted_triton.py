@@ -135,6 +135,14 @@ def test_bits_alone_padded_and_packed(keywords, dtype):
     check_bits("triton", KEYWORDS[keywords], dtype)
 
 
+@over("dtype", [torch.float32, torch.float16], ids=dtype_id)
+def test_edges_of_half_a_tile_depend_on_the_sequence_alone(dtype, monkeypatch):
+    """Tiles of 32 keys have edges of 16, and what is an edge depends on the tile of queries."""
+    for module in (forward, backward):
+        monkeypatch.setattr(module, "tile_config", lambda *_: configs.TileConfig(32, 32, 4, 1))
+    check_bits("triton", KEYWORDS["causal"], dtype)
+
+
 @triton.jit
 def _locate(slots_ptr, found_ptr, cu_seqlens_ptr, num_seqs, total, BLOCK: tl.constexpr):
     pid = tl.program_id(0)

@@ -2,8 +2,8 @@
 
 numpy has no bf16: the interpreter keeps the bits in uint16, multiplies these as integers, and cuts
 fp32 to bf16 where the hardware rounds. On some processors numpy's products of fp32 round a row by
-its place in the matrix; here they are computed in fp64, so that a score has the same bits in every
-tile.
+its place in the matrix; here products are computed in fp64, so that a score has the same bits in
+every tile.
 """
 
 import numpy
@@ -26,7 +26,7 @@ def cast(self, x, dtype):
 
 def dot(self, a, b, start, *rest):
     a, b = (cast(self, x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b))
-    if a.dtype.scalar != tl.float32:
+    if a.dtype.scalar not in (tl.float32, tl.float16):
         return dot_others(self, a, b, start, *rest)
     x, y, total = (z.data.astype(numpy.float64) for z in (a, b, start))
     return TensorHandle((x @ y + total).astype(numpy.float32), start.dtype.scalar)
