@@ -288,7 +288,9 @@ def in_workers(run: Run, given: list[str], stages: list[str]) -> None:
         rows = rows_from(run.path, before)
         for row in rows:
             os.environ.update(row.get("settings", {}))
-        ended = {row["stage"] for row in rows if "took_s" in row or row.get("skipped") == row["stage"]}
+        ended = {
+            row["stage"] for row in rows if "took_s" in row or row.get("skipped") == row["stage"]
+        }
         left = [stage for stage in stages if stage not in ended]
         if code not in (0, LOST) and left:
             run.stage = left[0]

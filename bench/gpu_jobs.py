@@ -71,7 +71,7 @@ def all_of(
     environment: dict[str, str],
     ended: Callable[[dict[str, Any]], None],
 ) -> list[Any]:
-    """Calls ended(row) for each job; the next process takes over after a crash. Returns the rest."""
+    """Calls ended(row) for each job, in a new process after a crash; returns the jobs left."""
     while jobs:
         seconds = until - time.monotonic()
         if seconds < 5 and not run.dryrun:

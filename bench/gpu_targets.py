@@ -56,7 +56,7 @@ def rates(rows: list[Row], dims: tuple[int, ...], n: int) -> Iterator[Target]:
             found = only(speeds, backend=backend, direction=direction, dim=dim, mask=mask)
             name = f"TFLOP/s {direction} D {dim} {mask} N {n}"
             measured = found[0]["tflops"] if found else None
-            yield backend, name, target, measured, {"goal": x for x in goal}
+            yield backend, name, target, measured, dict(zip(("goal",), goal, strict=False))
 
 
 def ratios(rows: list[Row], dims: tuple[int, ...], n: int) -> Iterator[Target]:

@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from gpu import Run
 
 # Each has to have run, with nothing failed and nothing left out. They fit in one run for a backend:
-# gpu.py --backends cuda build numerics numerics_rest shapes race capture sync sanitizer verification
-NEEDED = ("numerics", "numerics_rest", "shapes", "race", "capture", "sync", "sanitizer")
+# gpu.py --backends cuda build numerics numerics_rest shapes bits race capture sync sanitizer
+# verification
+NEEDED = ("numerics", "numerics_rest", "shapes", "bits", "race", "capture", "sync", "sanitizer")
 
 
 def verification(run: Run) -> None:

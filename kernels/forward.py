@@ -64,7 +64,8 @@ def _attend(
                     bias = column[None, :]
             if MASKED:
                 s, values = mask_scores(
-                    s, offs_m[:, None], offs_n[None, :], keep[None, :], num_q, interval,
+                    s, offs_m[:, None], offs_n[None, :], keep[None, :],  # type: ignore[index]
+                    num_q, interval,
                     mask_ptr, stride_mm, stride_mn, MASK, IS_BIAS,
                 )  # fmt: skip
                 if MASK == "pairs" and IS_BIAS:
@@ -212,7 +213,7 @@ def attention_forward(call: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return o, lse
 
 
-# FLOP of a call from which forward_gluon.py takes it. Building its descriptors and launching it takes
+# FLOP of a call from which forward_gluon.py takes it. To build its descriptors and launch it takes
 # the host some 0.25 ms: on an H200 it was 1.14 times as fast at 2^37 (N 1024, full), and at 2^36
 # (N 512, full, or N 1024, causal) 0.8 times.
 LEAST_WORK = 2**37

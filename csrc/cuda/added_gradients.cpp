@@ -33,7 +33,9 @@ Tensor AddedGradients::by_tile(const Tensor& sums) const {
   return sums.to(at::kDouble).view(shape);
 }
 
-Tensor AddedGradients::decay() const { return by_tile(decay_).sum(at::IntArrayRef{0, 2}).to(at::kFloat); }
+Tensor AddedGradients::decay() const {
+  return by_tile(decay_).sum(at::IntArrayRef{0, 2}).to(at::kFloat);
+}
 
 Tensor AddedGradients::slopes(bool by_sequence, const OptionalTensor& cu_seqlens) const {
   const Tensor sums = by_tile(slopes_);
@@ -50,8 +52,8 @@ Tensor AddedGradients::slopes(bool by_sequence, const OptionalTensor& cu_seqlens
 
 Tensor AddedGradients::relative() const {
   const int64_t tile = sizes_.tile, length = sizes_.diagonals * tile, reach = p_.relative_reach;
-  const Tensor close = near_.to(at::kDouble).sum(0);  // (heads, diagonals, 2 tile)
-  const Tensor distant = by_tile(far_).sum(at::IntArrayRef{0, 2});   // (heads, 2)
+  const Tensor close = near_.to(at::kDouble).sum(0);                // (heads, diagonals, 2 tile)
+  const Tensor distant = by_tile(far_).sum(at::IntArrayRef{0, 2});  // (heads, 2)
   // By distance: a diagonal of tiles overlaps with the next one.
   Tensor all = at::zeros({p_.heads, length + tile}, close.options());
   all.slice(1, 0, length) += close.slice(2, 0, tile).reshape({p_.heads, length});
