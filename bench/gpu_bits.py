@@ -41,17 +41,17 @@ KINDS: tuple[tuple[str, int, bool], ...] = (
     ("float32", 64, True),
 )
 DRYRUN_KINDS = (("float16", 16, True),)
-# N of the two kernels' comparison: one tile of keys, some and an edge, and many.
+# N of the two kernels' comparison: of one tile, of an odd number of them, and with an edge.
 SIZES = (128, 1000, 4096, 8192)
-SHAPES = ("dense", "lengths", "packed")
 
 
 def bits(run: Run) -> None:
     if "triton" in run.backends and not triton_interpreter():
-        for job in itertools.product(("bfloat16", "float16"), SIZES, (False, True), SHAPES):
-            dtype, n, causal, shape = job
-            case = f"two kernels {dtype} n={n} {'causal' if causal else 'full'} {shape}"
-            run.row(backend="triton", case=case, **of_two_kernels(job, run.device))
+        for dtype, n, causal in itertools.product(
+            (torch.bfloat16, torch.float16), SIZES, (False, True)
+        ):
+            case = f"two kernels {str(dtype)[6:]} n={n} {'causal' if causal else 'full'}"
+            run.row(backend="triton", case=case, **of_two_kernels(dtype, n, causal, run.device))
     kinds, lengths = (DRYRUN_KINDS, DRYRUN_LENGTHS) if run.dryrun else (KINDS, LENGTHS)
     for kind, backend in itertools.product(kinds, run.backends):
         if not run.enough_time(5, f"{backend} {kind}"):
@@ -88,10 +88,10 @@ def difference(actual: list[Results], expected: list[Results]) -> dict[str, Any]
     largest: dict[str, float] = {}
     for results, wanted in zip(actual, expected, strict=True):
         for name, x, y in zip(NAMES, results, wanted, strict=False):
-            other = (x != y) & ~(x.isnan() & y.isnan())
-            if other.any():
-                differing[name] = differing.get(name, 0) + int(other.sum())
-                far = (x.double() - y.double())[other].abs().max().item()
+            count = int(((x != y) & ~(x.isnan() & y.isnan())).sum())
+            if count:
+                differing[name] = differing.get(name, 0) + count
+                far = (x.double() - y.double()).abs().max().item()
                 largest[name] = max(largest.get(name, 0.0), far)
     nans = any(bool(x[0].isnan().any()) for x in expected)
     if not differing and not nans:
@@ -102,7 +102,9 @@ def difference(actual: list[Results], expected: list[Results]) -> dict[str, Any]
 # The two kernels
 
 
-def of_two_kernels(job: tuple[str, int, bool, str], device: torch.device) -> dict[str, Any]:
+def of_two_kernels(
+    dtype: torch.dtype, n: int, causal: bool, device: torch.device
+) -> dict[str, Any]:
     """The row of a comparison of forward_gluon.py with forward.py, at D 128."""
     gluon = forward.gluon_module()
     if gluon is None:
@@ -110,39 +112,20 @@ def of_two_kernels(job: tuple[str, int, bool, str], device: torch.device) -> dic
     result: dict[str, Any] = {}
 
     def check() -> None:
-        call = two_kernels_call(*job, device)
+        call = two_kernels_call(dtype, n, causal, device)
         results = list(gluon.attention_forward_gluon(call))
         result.update(difference([results], [by_triton(call)]))
 
     return {**outcome(check), **result}
 
 
-def two_kernels_call(
-    dtype: str, n: int, causal: bool, shape: str, device: torch.device
-) -> Arguments:
-    """Two sequences, of n tokens and of fewer, between NaN; packed, a third and NaN come after."""
+def two_kernels_call(dtype: torch.dtype, n: int, causal: bool, device: torch.device) -> Arguments:
     generator = torch.Generator().manual_seed(n)
     q, k, v = (
-        torch.randn(2, heads, n, 128, generator=generator).to(device, getattr(torch, dtype))
+        torch.randn(2, heads, n, 128, generator=generator).to(device, dtype)
         for heads in (HEADS[0], HEADS[1], HEADS[1])
     )
-    call = Arguments(q, k, v, scale=128**-0.5, window_right=0 if causal else -1)
-    if shape == "dense":
-        return call
-    numbers = functools.partial(torch.tensor, dtype=torch.int32, device=device)
-    first, fewer = n // 5, n - n // 3
-    if shape == "lengths":
-        q[1, :, fewer:] = torch.nan
-        for x in (k, v):
-            x[1, :, :first] = x[1, :, fewer:] = torch.nan
-        ends = numbers([n, fewer])
-        return call._replace(q_lengths=ends, kv_start=numbers([0, first]), kv_end=ends)
-    q, k, v = (x.transpose(1, 2).flatten(0, 1).contiguous() for x in (q, k, v))
-    for x in (q, k, v):
-        x[-first:] = torch.nan
-    starts = numbers([0, fewer, fewer, fewer + n - 3, 2 * n - first])
-    call = call._replace(q=q, k=k, v=v, cu_seqlens_q=starts, cu_seqlens_k=starts)
-    return call._replace(max_seqlen_q=n, max_seqlen_k=n)
+    return Arguments(q, k, v, scale=128**-0.5, window_right=0 if causal else -1)
 
 
 def by_triton(call: Arguments) -> Results:
@@ -252,12 +235,13 @@ FORMS: dict[str, Callable[..., list[Results]]] = {
 
 def calls_to_record(device: torch.device) -> Iterator[Callable[[], Any]]:
     """The launches of this stage, at its sizes, since some are routed by the work they are."""
-    types = ("bfloat16", "float16")
-    for dtype, n, causal, shape in itertools.product(types, SIZES[:2], (False, True), SHAPES):
-        call = two_kernels_call(dtype, n, causal, shape, device)
-        yield functools.partial(by_triton, call)
-        if (gluon := forward.gluon_module()) is not None:
-            yield functools.partial(gluon.attention_forward_gluon, call)
+    for causal in (False, True):
+        for n in SIZES[:2]:
+            for dtype in (torch.bfloat16, torch.float16):
+                call = two_kernels_call(dtype, n, causal, device)
+                yield functools.partial(by_triton, call)
+                if (gluon := forward.gluon_module()) is not None:
+                    yield functools.partial(gluon.attention_forward_gluon, call)
     for dtype, dim, causal in KINDS:
         members = sequences(LENGTHS, getattr(torch, dtype), dim, device)
         keywords = {"backend": "triton", "is_causal": causal}

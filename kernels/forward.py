@@ -220,15 +220,10 @@ LEAST_WORK = 2**37
 
 
 def gains_by_gluon(problem: Problem) -> bool:
-    """Whether forward_gluon.py takes a call, and is the faster way. Both give the same bits.
-
-    It takes packed sequences and lengths, too, which no device has run yet.
-    """
+    """Whether forward_gluon.py takes a call, and is the faster way. Both give the same bits."""
     layout, call = problem.layout, problem.call
     capability, head_dim, dtype, kind = layout.config_key
     if kind != "plain" or layout.packed or head_dim != 128 or dtype.itemsize != 2:
-        return False
-    if call.q_lengths is not None or call.kv_end is not None:
         return False
     pairs = layout.seqlen_q * layout.seqlen_k // (1 if call.window_right < 0 else 2)
     work = 4 * head_dim * pairs * layout.num_heads * layout.batch

@@ -33,7 +33,9 @@ from .launch import Problem
 # Triton 3.9 has another name for it.
 load_tile = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
 ROWS = 64  # queries of a consumer: what one warp group multiplies at a time
-NOT_SPECIALIZED = ["num_items", "num_tiles", "num_heads", "num_seqs", "seqlen_q", "seqlen_k"]
+NOT_SPECIALIZED = [
+    "num_items", "num_tiles", "num_heads", "seqlen_q", "seqlen_k", "offset",
+]  # fmt: skip
 
 
 class Schedule(NamedTuple):
@@ -69,94 +71,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 @gluon.jit
-def _clamp(x, low, high):
-    """x limited to [low, high]; low wins where they cross."""
-    return gl.maximum(gl.minimum(x, high), low)
-
-
-@gluon.jit
-def _packed_rows(sequence, cu_seqlens_ptr, num_seqs, total):
-    """(first row, number of rows) of a sequence, as in tiles.py."""
-    start = _clamp(gl.load(cu_seqlens_ptr + sequence), 0, total)
-    end = gl.load(cu_seqlens_ptr + gl.minimum(sequence + 1, num_seqs))
-    end = gl.where(sequence < num_seqs, end, total)
-    return start, _clamp(end - start, 0, total - start)
-
-
-@gluon.jit
-def _packed_tile(slot, cu_seqlens_ptr, num_seqs, total, BLOCK: gl.constexpr):
-    """(sequence, its first row, its rows, tile) of a slot in a packed batch, as in tiles.py."""
-    WIDTH: gl.constexpr = 128
-    layout: gl.constexpr = gl.BlockedLayout([4], [32], [4], [0])
-    first = 0
-    count = num_seqs + 1
-    while count > 1:
-        step = gl.cdiv(count, WIDTH)
-        s = first + gl.arange(0, WIDTH, layout=layout) * step
-        inside = s < first + count
-        start = gl.load(cu_seqlens_ptr + s, mask=inside, other=0)
-        started = inside & (start // BLOCK + s <= slot)
-        skipped = gl.maximum(gl.sum(started.to(gl.int32), 0) - 1, 0) * step
-        first += skipped
-        count = gl.minimum(step, count - skipped)
-    start, rows = _packed_rows(first, cu_seqlens_ptr, num_seqs, total)
-    return first, start, rows, slot - (start // BLOCK + first)
-
-
-@gluon.jit
-def _bounded_tile(
-    sequences, sizes, CAUSAL: gl.constexpr, BOTTOM_RIGHT: gl.constexpr, PACKED: gl.constexpr,
-    BLOCK_M: gl.constexpr,
-):  # fmt: skip
-    """The tile of a program where sequences have lengths of their own, as query_tile in tiles.py.
-
-    (whether there is one, batch, head, first query, row and key where the sequence starts, rows,
-    queries, keys, offset): keys are counted from the first one that counts, and query i stands at
-    key i + offset.
-    """
-    cu_seqlens_q_ptr, cu_seqlens_k_ptr, q_lengths_ptr, kv_start_ptr, kv_end_ptr, num_seqs = (
-        sequences
-    )
-    num_tiles, num_heads, seqlen_q, seqlen_k = sizes
-    tile = gl.program_id(0) % num_tiles
-    head = gl.program_id(0) // num_tiles
-    batch = 0
-    q_start = 0
-    k_start = 0
-    rows = seqlen_q
-    tiles = num_tiles
-    if PACKED:
-        sequence, q_start, rows, tile = _packed_tile(
-            tile, cu_seqlens_q_ptr, num_seqs, seqlen_q, BLOCK_M
-        )
-        k_start, num_k = _packed_rows(sequence, cu_seqlens_k_ptr, num_seqs, seqlen_k)
-        num_k = gl.where(sequence < num_seqs, num_k, 0)
-        num_q = rows
-        tiles = gl.cdiv(rows, BLOCK_M)
-    else:
-        batch = head // num_heads
-        head = head % num_heads
-        num_q = seqlen_q
-        if q_lengths_ptr is not None:
-            num_q = _clamp(gl.load(q_lengths_ptr + batch), 0, seqlen_q)
-        num_k = seqlen_k
-        if kv_end_ptr is not None:
-            num_k = _clamp(gl.load(kv_end_ptr + batch), 0, seqlen_k)
-        if kv_start_ptr is not None:
-            k_start = _clamp(gl.load(kv_start_ptr + batch), 0, num_k)
-    found = (tile >= 0) & (tile < tiles)
-    offset = 0
-    if BOTTOM_RIGHT:
-        offset = num_k - num_q
-    if not PACKED:
-        offset -= k_start
-        num_k -= k_start
-    if CAUSAL:
-        tile = tiles - 1 - tile
-    return found, batch, head, tile * BLOCK_M, q_start, k_start, rows, num_q, num_k, offset
-
-
-@gluon.jit
 def _count_tiles(item, sizes, PAIRS: gl.constexpr):
     """Query tiles of a work item: one or, with PAIRS, the last and the first of those left."""
     count = 1
@@ -168,55 +82,30 @@ def _count_tiles(item, sizes, PAIRS: gl.constexpr):
 
 
 @gluon.jit
-def _key_tiles(
-    first_query, num_q, num_k, offset,
-    CAUSAL: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr,
-):  # fmt: skip
-    """How many a query tile visits: one at least."""
-    end = num_k
-    if CAUSAL:
-        end = gl.minimum(end, gl.minimum(first_query + BLOCK_M, num_q) + offset)
-    return gl.maximum(gl.cdiv(end, BLOCK_N), 1)
-
-
-@gluon.jit
-def _facts(
-    item, part, sizes, CAUSAL: gl.constexpr, BOTTOM_RIGHT: gl.constexpr, PAIRS: gl.constexpr,
+def _query_tile(
+    item, part, sizes, CAUSAL: gl.constexpr, PAIRS: gl.constexpr,
     BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr,
 ):  # fmt: skip
-    """(batch, head, first query, row and key where the sequence starts, rows, queries, keys,
-    offset, key tiles) of a query tile, a part of a work item. Query i stands at key i + offset.
+    """(batch, head, first query, key tiles) of a part of a work item; it has at least one key tile.
 
     Items of a head are neighbours, so that they share K and V in L2. With CAUSAL the tiles with the
     most keys are first; pairs have the same number of keys.
     """
-    num_tiles, num_heads, num_q, num_k = sizes
+    num_tiles, num_heads, seqlen_q, seqlen_k, offset = sizes
     items = num_tiles
     if PAIRS:
         items = (num_tiles + 1) // 2
     tile = item % items
     head = item // items
+    end = seqlen_k
     if CAUSAL:
         if PAIRS:
             tile = gl.where(part == 0, num_tiles - 1 - tile, tile)
         else:
             tile = num_tiles - 1 - tile
-    first_query = tile * BLOCK_M
-    offset = 0
-    if BOTTOM_RIGHT:
-        offset = num_k - num_q
-    steps = _key_tiles(first_query, num_q, num_k, offset, CAUSAL, BLOCK_M, BLOCK_N)
-    batch = head // num_heads
-    return batch, head % num_heads, first_query, 0, 0, num_q, num_q, num_k, offset, steps
-
-
-@gluon.jit
-def _bounded_facts(bounded, CAUSAL: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr):
-    """_facts of the tile of a program, from what _bounded_tile returned."""
-    _, batch, head, first_query, q_start, k_start, rows, num_q, num_k, offset = bounded
-    seen = gl.where(first_query < num_q, num_k, 0)
-    steps = _key_tiles(first_query, num_q, seen, offset, CAUSAL, BLOCK_M, BLOCK_N)
-    return batch, head, first_query, q_start, k_start, rows, num_q, num_k, offset, steps
+        end = gl.minimum(end, gl.minimum((tile + 1) * BLOCK_M, seqlen_q) + offset)
+    steps = gl.maximum(gl.cdiv(end, BLOCK_N), 1)
+    return head // num_heads, head % num_heads, tile * BLOCK_M, steps
 
 
 @gluon.jit
@@ -233,92 +122,54 @@ def _copy_tile(desc, batch, head, row, ring, full, empty, step, STAGES: gl.const
 
 
 @gluon.jit
-def _produce_tile(
-    descs, q_smem, q_full, q_empty, rings, facts, tiles, done,
-    GROUP: gl.constexpr, CONSUMERS: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
-):  # fmt: skip
-    """Copy the queries of all consumers, then the tiles of K and V. tiles, done: as in _attend."""
-    q_desc, k_desc, v_desc = descs
-    k_ring, v_ring, k_full, k_empty, v_full, v_empty = rings
-    batch, head, first_query, q_start, k_start, _, _, _, _, steps = facts
-    ROWS: gl.constexpr = q_smem.shape[1]
-    mbarrier.wait(q_empty, (tiles & 1) ^ 1)
-    mbarrier.expect(q_full, CONSUMERS * q_desc.block_type.nbytes)
-    for who in gl.static_range(CONSUMERS):
-        tile = q_smem.index(who).reshape(q_desc.block_type.shape)
-        row = q_start + first_query + who * ROWS
-        load_tile(q_desc, [batch, head, row, 0], q_full, tile)
-    kv_head = head // GROUP
-    row = k_start
-    _copy_tile(k_desc, batch, kv_head, row, k_ring, k_full, k_empty, done, STAGES)
-    for step in range(1, steps):
-        row = k_start + step * BLOCK_N
-        now = done + step
-        _copy_tile(k_desc, batch, kv_head, row, k_ring, k_full, k_empty, now, STAGES)
-        row -= BLOCK_N
-        _copy_tile(v_desc, batch, kv_head, row, v_ring, v_full, v_empty, now - 1, STAGES)
-    row = k_start + (steps - 1) * BLOCK_N
-    now = done + steps - 1
-    _copy_tile(v_desc, batch, kv_head, row, v_ring, v_full, v_empty, now, STAGES)
-
-
-@gluon.jit
 def _produce(
-    descs, q_smem, q_full, q_empty, rings, sizes, bounded, num_items, GROUP: gl.constexpr,
-    CAUSAL: gl.constexpr, BOTTOM_RIGHT: gl.constexpr, PAIRS: gl.constexpr, BOUNDED: gl.constexpr,
+    descs, q_smem, q_full, q_empty, rings, sizes, num_items,
+    GROUP: gl.constexpr, CAUSAL: gl.constexpr, PAIRS: gl.constexpr,
     CONSUMERS: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
-    """Copy what the query tiles of a program need."""
-    BLOCK_M: gl.constexpr = q_smem.shape[1] * CONSUMERS
-    if BOUNDED:
-        if bounded[0]:
-            facts = _bounded_facts(bounded, CAUSAL, BLOCK_M, BLOCK_N)
-            _produce_tile(
-                descs, q_smem, q_full, q_empty, rings, facts, 0, 0,
-                GROUP, CONSUMERS, BLOCK_N, STAGES,
-            )  # fmt: skip
-    else:
-        tiles = 0  # that were copied, of queries, and of keys
-        done = 0
-        for item in range(gl.program_id(0), num_items, gl.num_programs(0)):
-            for part in range(_count_tiles(item, sizes, PAIRS)):
-                facts = _facts(item, part, sizes, CAUSAL, BOTTOM_RIGHT, PAIRS, BLOCK_M, BLOCK_N)
-                _produce_tile(
-                    descs, q_smem, q_full, q_empty, rings, facts, tiles, done,
-                    GROUP, CONSUMERS, BLOCK_N, STAGES,
-                )  # fmt: skip
-                tiles += 1
-                done += facts[9]
+    """For each query tile copy the queries of all consumers, then the tiles of K and V."""
+    q_desc, k_desc, v_desc = descs
+    k_ring, v_ring, k_full, k_empty, v_full, v_empty = rings
+    ROWS: gl.constexpr = q_smem.shape[1]
+    BLOCK_M: gl.constexpr = ROWS * CONSUMERS
+    tiles = 0  # that were copied, of queries, and of keys
+    done = 0
+    for item in range(gl.program_id(0), num_items, gl.num_programs(0)):
+        for part in range(_count_tiles(item, sizes, PAIRS)):
+            batch, head, first_query, steps = _query_tile(
+                item, part, sizes, CAUSAL, PAIRS, BLOCK_M, BLOCK_N
+            )
+            mbarrier.wait(q_empty, (tiles & 1) ^ 1)
+            mbarrier.expect(q_full, CONSUMERS * q_desc.block_type.nbytes)
+            for who in gl.static_range(CONSUMERS):
+                tile = q_smem.index(who).reshape(q_desc.block_type.shape)
+                row = first_query + who * ROWS
+                load_tile(q_desc, [batch, head, row, 0], q_full, tile)
+            kv_head = head // GROUP
+            _copy_tile(k_desc, batch, kv_head, 0, k_ring, k_full, k_empty, done, STAGES)
+            for step in range(1, steps):
+                row = step * BLOCK_N
+                now = done + step
+                _copy_tile(k_desc, batch, kv_head, row, k_ring, k_full, k_empty, now, STAGES)
+                row -= BLOCK_N
+                _copy_tile(v_desc, batch, kv_head, row, v_ring, v_full, v_empty, now - 1, STAGES)
+            row = (steps - 1) * BLOCK_N
+            done += steps
+            _copy_tile(v_desc, batch, kv_head, row, v_ring, v_full, v_empty, done - 1, STAGES)
+            tiles += 1
 
 
 @gluon.jit
-def _mask(s, queries, first_key, num_k, CAUSAL: gl.constexpr):
+def _mask(s, queries, first_key, seqlen_k, CAUSAL: gl.constexpr):
     """-inf for the scores s [M, N] of keys that are not there or, with CAUSAL, come later."""
     layout: gl.constexpr = s.type.layout
     keys = first_key + gl.arange(0, s.shape[1], layout=gl.SliceLayout(0, layout))
     if CAUSAL:
-        end = gl.minimum(queries + 1, num_k)
+        end = gl.minimum(queries + 1, seqlen_k)
         seen = keys[None, :] < end[:, None]
     else:
-        seen = (keys < num_k)[None, :]
+        seen = (keys < seqlen_k)[None, :]
     return gl.where(seen, s, float("-inf"))
-
-
-@gluon.jit
-def _clear_rows(tile, end):
-    """Zero the rows of a tile of V from `end` on: in another sequence or in padding there can be
-    NaN, and 0 * NaN would reach the product. All consumers do so, and write the same.
-    """
-    CHUNK: gl.constexpr = 16
-    COLUMNS: gl.constexpr = tile.shape[1] // 8
-    wide: gl.constexpr = gl.BlockedLayout([1, 8], [32 // COLUMNS, COLUMNS], [4, 1], [1, 0])
-    for i in gl.static_range(tile.shape[0] // CHUNK):
-        if end < (i + 1) * CHUNK:
-            rows = i * CHUNK + gl.arange(0, CHUNK, layout=gl.SliceLayout(1, wide))
-            part = tile.slice(i * CHUNK, CHUNK)
-            x = part.load(wide)
-            part.store(gl.where((rows < end)[:, None], x, 0.0))
-    fence_async_shared()
 
 
 @gluon.jit
@@ -335,7 +186,7 @@ def _online_softmax(s, m_i, l_i, scale, MASKED: gl.constexpr):
 
 @gluon.jit
 def _step(
-    acc, p, m_i, l_i, q, rings, mine, other, done, turned, step, full, queries, num_k, scale,
+    acc, p, m_i, l_i, q, rings, mine, other, done, turned, step, full, queries, seqlen_k, scale,
     CAUSAL: gl.constexpr, TURNS: gl.constexpr, WHO: gl.constexpr,
     BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
@@ -360,7 +211,7 @@ def _step(
     s = warpgroup_mma_wait(1, deps=[s])
     mbarrier.arrive(k_empty.index(slot))
     if step >= full:  # a branch that full tiles jump over
-        s = _mask(s, queries, step * BLOCK_N, num_k, CAUSAL)
+        s = _mask(s, queries, step * BLOCK_N, seqlen_k, CAUSAL)
     p_new, alpha, m_i, l_i = _online_softmax(s, m_i, l_i, scale, CAUSAL)
     p_new = gl.convert_layout(p_new.to(p.dtype), p.type.layout)
     # The tile of p_new. To wait for it here keeps ptxas from moving the next wait before the
@@ -374,15 +225,16 @@ def _step(
 
 @gluon.jit
 def _attend(
-    q, q_full, q_empty, rings, mine, other, tiles, done, turned, steps, first_key, num_k, scale,
-    WHO: gl.constexpr, CAUSAL: gl.constexpr, TURNS: gl.constexpr, BOUNDED: gl.constexpr,
+    q, q_full, q_empty, rings, mine, other, tiles, done, turned, steps, first_query, sizes, scale,
+    WHO: gl.constexpr, CAUSAL: gl.constexpr, TURNS: gl.constexpr,
     BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
-    """(acc, m, l) of the 64 queries in q, of which the first stands at key first_key of num_k.
+    """(acc, m, l) of the 64 queries in q.
 
     tiles, done and turned count what came before: query tiles, key tiles and turns.
     """
     k_ring, v_ring, k_full, k_empty, v_full, v_empty = rings
+    _, _, _, seqlen_k, offset = sizes
     ROWS: gl.constexpr = q.shape[0]
     HEAD_DIM: gl.constexpr = q.shape[1]
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
@@ -390,11 +242,11 @@ def _attend(
     p_layout: gl.constexpr = gl.DotOperandLayout(0, o_layout, 2)
     s_rows: gl.constexpr = gl.SliceLayout(1, s_layout)
     # Queries as the keys they stand at: a causal query sees the keys up to its own.
-    queries = first_key + gl.arange(0, ROWS, layout=s_rows)
+    queries = first_query + offset + gl.arange(0, ROWS, layout=s_rows)
     # Steps before the first one that needs a mask.
-    seen_by_all = num_k
+    seen_by_all = seqlen_k
     if CAUSAL:
-        seen_by_all = gl.maximum(gl.minimum(first_key + 1, num_k), 0)
+        seen_by_all = gl.maximum(gl.minimum(first_query + offset + 1, seqlen_k), 0)
     full = seen_by_all // BLOCK_N
     m_i = gl.full([ROWS], float("-inf"), gl.float32, layout=s_rows)
     l_i = gl.zeros([ROWS], gl.float32, layout=s_rows)
@@ -408,19 +260,17 @@ def _attend(
     s = warpgroup_mma(q, k_ring.index(slot).permute((1, 0)), s, use_acc=False, is_async=True)
     s = warpgroup_mma_wait(0, deps=[s])
     mbarrier.arrive(k_empty.index(slot))
-    s = _mask(s, queries, 0, num_k, CAUSAL)
+    s = _mask(s, queries, 0, seqlen_k, CAUSAL)
     p, alpha, m_i, l_i = _online_softmax(s, m_i, l_i, scale, True)
     p = gl.convert_layout(p.to(q.dtype), p_layout)
     mbarrier.wait(v_full.index(slot), turn)
     for step in range(1, steps):
         acc, p, m_i, l_i = _step(
-            acc, p, m_i, l_i, q, rings, mine, other, done, turned, step, full, queries, num_k,
+            acc, p, m_i, l_i, q, rings, mine, other, done, turned, step, full, queries, seqlen_k,
             scale, CAUSAL, TURNS, WHO, BLOCK_N, STAGES,
         )  # fmt: skip
     mbarrier.arrive(q_empty)
     slot = (done + steps - 1) % STAGES
-    if BOUNDED:
-        _clear_rows(v_ring.index(slot), num_k - (steps - 1) * BLOCK_N)
     acc = warpgroup_mma(p, v_ring.index(slot), acc, is_async=True)
     acc = warpgroup_mma_wait(0, deps=[acc])
     mbarrier.arrive(v_empty.index(slot))
@@ -428,94 +278,62 @@ def _attend(
 
 
 @gluon.jit
-def _consume_tile(
-    q_smem, o_smem, q_full, q_empty, rings, turns, outputs, sizes, facts, tiles, done, turned,
-    scale, WHO: gl.constexpr, CAUSAL: gl.constexpr, BOUNDED: gl.constexpr, TURNS: gl.constexpr,
+def _consume(
+    q_smem, o_smem, q_full, q_empty, rings, turns, outputs, sizes, num_items, scale,
+    WHO: gl.constexpr, CAUSAL: gl.constexpr, PAIRS: gl.constexpr, TURNS: gl.constexpr,
     CONSUMERS: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
-    """Attention of 64 queries of a query tile: those of consumer WHO. tiles, done, turned: as in
-    _attend.
-    """
+    """Attention of 64 queries of each query tile: those of consumer WHO."""
     o_ptr, lse_ptr, stride_ob, stride_oh, stride_on = outputs
-    _, num_heads, seqlen_q, _ = sizes
-    batch, head, first_query, q_start, _, num_rows, num_q, num_k, offset, steps = facts
+    _, num_heads, seqlen_q, _, _ = sizes
     ROWS: gl.constexpr = q_smem.shape[1]
     HEAD_DIM: gl.constexpr = q_smem.shape[2]
+    BLOCK_M: gl.constexpr = ROWS * CONSUMERS
     COLUMNS: gl.constexpr = HEAD_DIM // 8
     wide: gl.constexpr = gl.BlockedLayout([1, 8], [32 // COLUMNS, COLUMNS], [4, 1], [1, 0])
     mine = turns.index(WHO)
     other = turns.index((WHO + 1) % CONSUMERS)
-    first_query += WHO * ROWS
-    acc, m_i, l_i = _attend(
-        q_smem.index(WHO), q_full, q_empty, rings, mine, other, tiles, done, turned,
-        steps, first_query + offset, num_k, scale, WHO, CAUSAL, TURNS, BOUNDED, BLOCK_N, STAGES,
-    )  # fmt: skip
-
-    rows = first_query + gl.arange(0, ROWS, layout=l_i.type.layout)
-    empty = l_i == 0.0
-    if BOUNDED:
-        empty = empty | (rows >= num_q)
-    factor = gl.where(empty, 0.0, 1.0 / gl.where(empty, 1.0, l_i))
-    lse = gl.where(empty, float("-inf"), (m_i + gl.log2(l_i)) * 0.6931471805599453)
-    at = (gl.cast(batch, gl.int64) * num_heads + head) * seqlen_q + q_start
-    gl.store(lse_ptr + at + rows, lse, mask=rows < num_rows)
-
-    # Through shared memory, for stores of 16 bytes.
-    o_rows: gl.constexpr = gl.SliceLayout(1, acc.type.layout)
-    factor = gl.convert_layout(factor, o_rows)[:, None]
-    o = acc * factor
-    if BOUNDED:
-        o = gl.where(factor == 0.0, 0.0, o)  # a query in the padding may be NaN
-    o_smem.index(WHO).store(o.to(q_smem.dtype))
-    o = o_smem.index(WHO).load(wide)
-    rows = first_query + gl.arange(0, ROWS, layout=gl.SliceLayout(1, wide))
-    columns = gl.arange(0, HEAD_DIM, layout=gl.SliceLayout(0, wide))
-    at = gl.cast(batch, gl.int64) * stride_ob + gl.cast(head, gl.int64) * stride_oh
-    at += gl.cast(q_start, gl.int64) * stride_on
-    offsets = (rows.to(gl.int64) * stride_on)[:, None] + columns[None, :]
-    gl.store(o_ptr + at + offsets, o, mask=(rows < num_rows)[:, None])
-
-
-@gluon.jit
-def _consume(
-    q_smem, o_smem, q_full, q_empty, rings, turns, outputs, sizes, bounded, num_items, scale,
-    WHO: gl.constexpr, CAUSAL: gl.constexpr, BOTTOM_RIGHT: gl.constexpr, PAIRS: gl.constexpr,
-    BOUNDED: gl.constexpr, TURNS: gl.constexpr,
-    CONSUMERS: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
-):  # fmt: skip
-    """Attention of 64 queries of each query tile of a program."""
-    BLOCK_M: gl.constexpr = q_smem.shape[1] * CONSUMERS
-    if BOUNDED:
-        if bounded[0]:
-            facts = _bounded_facts(bounded, CAUSAL, BLOCK_M, BLOCK_N)
-            _consume_tile(
-                q_smem, o_smem, q_full, q_empty, rings, turns, outputs, sizes, facts, 0, 0, 0,
-                scale, WHO, CAUSAL, BOUNDED, TURNS, CONSUMERS, BLOCK_N, STAGES,
+    tiles = 0
+    done = 0
+    turned = 0
+    for item in range(gl.program_id(0), num_items, gl.num_programs(0)):
+        for part in range(_count_tiles(item, sizes, PAIRS)):
+            batch, head, first_query, steps = _query_tile(
+                item, part, sizes, CAUSAL, PAIRS, BLOCK_M, BLOCK_N
+            )
+            first_query += WHO * ROWS
+            acc, m_i, l_i = _attend(
+                q_smem.index(WHO), q_full, q_empty, rings, mine, other, tiles, done, turned,
+                steps, first_query, sizes, scale, WHO, CAUSAL, TURNS, BLOCK_N, STAGES,
             )  # fmt: skip
-    else:
-        tiles = 0
-        done = 0
-        turned = 0
-        for item in range(gl.program_id(0), num_items, gl.num_programs(0)):
-            for part in range(_count_tiles(item, sizes, PAIRS)):
-                facts = _facts(item, part, sizes, CAUSAL, BOTTOM_RIGHT, PAIRS, BLOCK_M, BLOCK_N)
-                _consume_tile(
-                    q_smem, o_smem, q_full, q_empty, rings, turns, outputs, sizes, facts,
-                    tiles, done, turned,
-                    scale, WHO, CAUSAL, BOUNDED, TURNS, CONSUMERS, BLOCK_N, STAGES,
-                )  # fmt: skip
-                tiles += 1
-                done += facts[9]
-                turned += facts[9] - 1
+            tiles += 1
+            done += steps
+            turned += steps - 1
+
+            empty = l_i == 0.0
+            factor = gl.where(empty, 0.0, 1.0 / gl.where(empty, 1.0, l_i))
+            lse = gl.where(empty, float("-inf"), (m_i + gl.log2(l_i)) * 0.6931471805599453)
+            rows = first_query + gl.arange(0, ROWS, layout=l_i.type.layout)
+            at = (gl.cast(batch, gl.int64) * num_heads + head) * seqlen_q
+            gl.store(lse_ptr + at + rows, lse, mask=rows < seqlen_q)
+
+            # Through shared memory, for stores of 16 bytes.
+            o_rows: gl.constexpr = gl.SliceLayout(1, acc.type.layout)
+            o = acc * gl.convert_layout(factor, o_rows)[:, None]
+            o_smem.index(WHO).store(o.to(q_smem.dtype))
+            o = o_smem.index(WHO).load(wide)
+            rows = first_query + gl.arange(0, ROWS, layout=gl.SliceLayout(1, wide))
+            columns = gl.arange(0, HEAD_DIM, layout=gl.SliceLayout(0, wide))
+            at = gl.cast(batch, gl.int64) * stride_ob + gl.cast(head, gl.int64) * stride_oh
+            offsets = (rows.to(gl.int64) * stride_on)[:, None] + columns[None, :]
+            gl.store(o_ptr + at + offsets, o, mask=(rows < seqlen_q)[:, None])
 
 
 @gluon.jit(do_not_specialize=NOT_SPECIALIZED)
 def _forward_kernel(
-    q_desc, k_desc, v_desc, o_ptr, lse_ptr,
-    cu_seqlens_q_ptr, cu_seqlens_k_ptr, q_lengths_ptr, kv_start_ptr, kv_end_ptr,
-    stride_ob, stride_oh, stride_on, num_items, num_tiles, num_heads, num_seqs, seqlen_q, seqlen_k,
-    scale, GROUP: gl.constexpr, CAUSAL: gl.constexpr, BOTTOM_RIGHT: gl.constexpr,
-    PAIRS: gl.constexpr, PACKED: gl.constexpr, BOUNDED: gl.constexpr, TURNS: gl.constexpr,
+    q_desc, k_desc, v_desc, o_ptr, lse_ptr, stride_ob, stride_oh, stride_on,
+    num_items, num_tiles, num_heads, seqlen_q, seqlen_k, offset, scale,
+    GROUP: gl.constexpr, CAUSAL: gl.constexpr, PAIRS: gl.constexpr, TURNS: gl.constexpr,
     CONSUMERS: gl.constexpr, ROWS: gl.constexpr, HEAD_DIM: gl.constexpr,
     BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
@@ -546,13 +364,7 @@ def _forward_kernel(
 
     rings = (k_ring, v_ring, k_full, k_empty, v_full, v_empty)
     outputs = (o_ptr, lse_ptr, stride_ob, stride_oh, stride_on)
-    sizes = (num_tiles, num_heads, seqlen_q, seqlen_k)
-    bounded = (num_items,)
-    if BOUNDED:
-        sequences = (
-            cu_seqlens_q_ptr, cu_seqlens_k_ptr, q_lengths_ptr, kv_start_ptr, kv_end_ptr, num_seqs
-        )  # fmt: skip
-        bounded = _bounded_tile(sequences, sizes, CAUSAL, BOTTOM_RIGHT, PACKED, ROWS * CONSUMERS)
+    sizes = (num_tiles, num_heads, seqlen_q, seqlen_k, offset)
     descs = (q_desc, k_desc, v_desc)
     # A warp group's registers for each thread. Consumer 0 gets what the others leave of 65,536, and
     # that is as many as another consumer has.
@@ -562,29 +374,27 @@ def _forward_kernel(
                 (
                     _consume,
                     (
-                        q_smem, o_smem, q_full, q_empty, rings, turns, outputs, sizes, bounded,
-                        num_items, scale, 0, CAUSAL, BOTTOM_RIGHT, PAIRS, BOUNDED, TURNS,
-                        CONSUMERS, BLOCK_N, STAGES,
+                        q_smem, o_smem, q_full, q_empty, rings, turns, outputs, sizes, num_items,
+                        scale, 0, CAUSAL, PAIRS, TURNS, CONSUMERS, BLOCK_N, STAGES,
                     ),
                 ),  # fmt: skip
                 (
                     _consume,
                     (
-                        q_smem, o_smem, q_full, q_empty, rings, turns, outputs, sizes, bounded,
-                        num_items, scale, 1, CAUSAL, BOTTOM_RIGHT, PAIRS, BOUNDED, TURNS,
-                        CONSUMERS, BLOCK_N, STAGES,
+                        q_smem, o_smem, q_full, q_empty, rings, turns, outputs, sizes, num_items,
+                        scale, 1, CAUSAL, PAIRS, TURNS, CONSUMERS, BLOCK_N, STAGES,
                     ),
                 ),  # fmt: skip
                 (
                     _produce,
                     (
-                    descs, q_smem, q_full, q_empty, rings, sizes, bounded, num_items,
-                    GROUP, CAUSAL, BOTTOM_RIGHT, PAIRS, BOUNDED, CONSUMERS, BLOCK_N, STAGES,
+                    descs, q_smem, q_full, q_empty, rings, sizes, num_items,
+                    GROUP, CAUSAL, PAIRS, CONSUMERS, BLOCK_N, STAGES,
                 ),
                 ),
             ],
             [4, 1],
-            [232, 40] if BOUNDED else [240, 24],
+            [240, 24],
         )
     else:
         gl.static_assert(CONSUMERS == 3)
@@ -593,32 +403,29 @@ def _forward_kernel(
                 (
                     _consume,
                     (
-                        q_smem, o_smem, q_full, q_empty, rings, turns, outputs, sizes, bounded,
-                        num_items, scale, 0, CAUSAL, BOTTOM_RIGHT, PAIRS, BOUNDED, TURNS,
-                        CONSUMERS, BLOCK_N, STAGES,
+                        q_smem, o_smem, q_full, q_empty, rings, turns, outputs, sizes, num_items,
+                        scale, 0, CAUSAL, PAIRS, TURNS, CONSUMERS, BLOCK_N, STAGES,
                     ),
                 ),  # fmt: skip
                 (
                     _consume,
                     (
-                        q_smem, o_smem, q_full, q_empty, rings, turns, outputs, sizes, bounded,
-                        num_items, scale, 1, CAUSAL, BOTTOM_RIGHT, PAIRS, BOUNDED, TURNS,
-                        CONSUMERS, BLOCK_N, STAGES,
+                        q_smem, o_smem, q_full, q_empty, rings, turns, outputs, sizes, num_items,
+                        scale, 1, CAUSAL, PAIRS, TURNS, CONSUMERS, BLOCK_N, STAGES,
                     ),
                 ),  # fmt: skip
                 (
                     _consume,
                     (
-                        q_smem, o_smem, q_full, q_empty, rings, turns, outputs, sizes, bounded,
-                        num_items, scale, 2, CAUSAL, BOTTOM_RIGHT, PAIRS, BOUNDED, TURNS,
-                        CONSUMERS, BLOCK_N, STAGES,
+                        q_smem, o_smem, q_full, q_empty, rings, turns, outputs, sizes, num_items,
+                        scale, 2, CAUSAL, PAIRS, TURNS, CONSUMERS, BLOCK_N, STAGES,
                     ),
                 ),  # fmt: skip
                 (
                     _produce,
                     (
-                    descs, q_smem, q_full, q_empty, rings, sizes, bounded, num_items,
-                    GROUP, CAUSAL, BOTTOM_RIGHT, PAIRS, BOUNDED, CONSUMERS, BLOCK_N, STAGES,
+                    descs, q_smem, q_full, q_empty, rings, sizes, num_items,
+                    GROUP, CAUSAL, PAIRS, CONSUMERS, BLOCK_N, STAGES,
                 ),
                 ),
             ],
@@ -630,13 +437,13 @@ def _forward_kernel(
 def attention_forward_gluon(
     call: Any, schedule: Schedule | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Output and log-sum-exp of attention, full or causal, on a card of capability 9.0.
+    """Output and log-sum-exp of dense attention, full or causal, on a card of capability 9.0.
 
     call has the fields of clinattn.arguments.Arguments: q (B, H, Nq, D), k and v (B, Hkv, Nk, D),
-    or packed, bf16 or fp16, D 64 or 128, with scale, lengths and the causal bound. o has q's type
-    and shape, lse is fp32 (B, H, Nq) or (H, Tq), natural log; a query that sees no key gives 0 and
-    -inf. schedule: that of SCHEDULES by default. Raises NotImplementedError for what else a call
-    can hold, and for strides or addresses that are no multiple of 16 bytes.
+    bf16 or fp16, D 64 or 128, scale and the causal bound. o has q's type and shape, lse is fp32
+    (B, H, Nq), natural log; a query that sees no key gives 0 and -inf. schedule: that of SCHEDULES
+    by default. Raises NotImplementedError for what else a call can hold, and for strides or
+    addresses that are no multiple of 16 bytes.
     """
     reason = unsupported(call)
     if reason is not None:
@@ -656,12 +463,8 @@ def launch_forward(
     if schedule is None:
         schedule = SCHEDULES[layout.head_dim]
     causal = call.window_right == 0
-    lengths = call.q_lengths, call.kv_start, call.kv_end
-    bounded = layout.packed or any(x is not None for x in lengths)
-    if bounded:  # programs that the hardware hands out: their work is not known ahead
-        schedule = schedule._replace(persistent=False, pairs=False)
     pairs = schedule.pairs and causal
-    num_tiles = layout.num_tiles(layout.seqlen_q, ROWS * schedule.consumers)
+    num_tiles = -(-layout.seqlen_q // (ROWS * schedule.consumers))
     num_items = (-(-num_tiles // 2) if pairs else num_tiles) * layout.num_heads * layout.batch
     programs = num_items
     if schedule.persistent:
@@ -673,25 +476,17 @@ def launch_forward(
             v_desc=descriptor(call.v, schedule.block_n),
             o_ptr=o,
             lse_ptr=lse,
-            cu_seqlens_q_ptr=call.cu_seqlens_q,
-            cu_seqlens_k_ptr=call.cu_seqlens_k,
-            q_lengths_ptr=call.q_lengths,
-            kv_start_ptr=call.kv_start,
-            kv_end_ptr=call.kv_end,
             **layout.o_strides,
             num_items=num_items,
             num_tiles=num_tiles,
             num_heads=layout.num_heads,
-            num_seqs=layout.num_seqs,
             seqlen_q=layout.seqlen_q,
             seqlen_k=layout.seqlen_k,
+            offset=layout.seqlen_k - layout.seqlen_q if call.bottom_right else 0,
             scale=layout.arguments["qk_scale"],
             GROUP=layout.arguments["GROUP"],
             CAUSAL=causal,
-            BOTTOM_RIGHT=causal and call.bottom_right,
             PAIRS=pairs,
-            PACKED=layout.packed,
-            BOUNDED=bounded,
             TURNS=schedule.turns,
             CONSUMERS=schedule.consumers,
             ROWS=ROWS,
@@ -713,8 +508,7 @@ def multiprocessors(device: torch.device) -> int:
 
 
 def descriptor(x: torch.Tensor, rows: int) -> TensorDescriptor:
-    """How the copy engine reads `rows` rows of a head of x; past its end it reads zeros."""
-    x = heads_of(x)
+    """How the copy engine reads `rows` rows of a head of x (B, H, N, D); past N it reads zeros."""
     block = [1, 1, rows, x.shape[-1]]
     # The stride of a dimension of size 1 means nothing and can be anything.
     strides = [s if n > 1 else x.shape[-1] for n, s in zip(x.shape, x.stride(), strict=True)]
@@ -722,14 +516,12 @@ def descriptor(x: torch.Tensor, rows: int) -> TensorDescriptor:
     return TensorDescriptor(x, list(x.shape), [*strides[:3], 1], block, layout)
 
 
-def heads_of(x: torch.Tensor) -> torch.Tensor:
-    """x (B, H, N, D), or packed (N, H, D) as a batch of one."""
-    return x if x.dim() == 4 else x.transpose(0, 1)[None]
-
-
 def unsupported(call: Any) -> str | None:
     """Why attention_forward_gluon does not take a call; None if it does."""
-    names = ("mask", "lo", "hi", "times", "decay", "slopes", "relative", "seed")
+    names = (
+        "mask", "cu_seqlens_q", "cu_seqlens_k", "q_lengths", "kv_start", "kv_end", "lo", "hi",
+        "times", "decay", "slopes", "relative", "seed",
+    )  # fmt: skip
     for name in names:
         if getattr(call, name) is not None:
             return f"{name} is not supported"
@@ -738,7 +530,7 @@ def unsupported(call: Any) -> str | None:
             return f"{name} is not supported"
     if call.window_left >= 0 or call.window_right > 0:
         return f"the window ({call.window_left}, {call.window_right}) is not supported"
-    q, k, v = map(heads_of, (call.q, call.k, call.v))
+    q, k, v = call.q, call.k, call.v
     if q.dtype not in (torch.bfloat16, torch.float16):
         return f"q is {q.dtype}, and bfloat16 or float16 is supported"
     if q.shape[-1] not in SCHEDULES or v.shape[-1] != q.shape[-1]:

@@ -85,9 +85,6 @@ class Memory:
     def reshape(self, shape):
         return Memory(self.data.view(shape))
 
-    def slice(self, start, length):
-        return Memory(self.data[start : start + length])
-
     def load(self, layout):
         return values(self.data.clone())
 
@@ -143,8 +140,7 @@ class Product:
     def finish(self):
         a, b = self.read()
         for now, then in zip((a, b), self.seen, strict=True):
-            same = torch.equal(now.view(torch.int32), then.view(torch.int32))
-            assert same, "an operand changed while the product was in flight"
+            assert torch.equal(now, then), "an operand changed while the product was in flight"
         acc = self.acc.result if isinstance(self.acc, Product) else self.acc
         self.result = values(a @ b + acc if self.use_acc else a @ b)
 
@@ -233,20 +229,6 @@ def store(pointer, x, mask):
     flat[at] = x
 
 
-def load(pointer, mask=None, other=None):
-    """Numbers of an int tensor; those that the mask leaves out are not looked at."""
-    flat = pointer.data.view(-1)
-    if mask is None:
-        return int(flat[pointer.at])
-    return torch.where(mask, flat[torch.where(mask, pointer.at, 0)], other)
-
-
-def total(x, axis):
-    """The sum over an axis, as a number where no other is left."""
-    x = x.sum(axis)
-    return x if x.dim() else int(x)
-
-
 def either(of_tensors, of_numbers):
     def function(*args):
         if not any(isinstance(x, torch.Tensor) for x in args):
@@ -261,7 +243,7 @@ def barrier_of(name):
 
 
 gl = SimpleNamespace(
-    **{name: getattr(torch, name) for name in ("float32", "int32", "int64", "exp2", "log2")},
+    **{name: getattr(torch, name) for name in ("float32", "int64", "exp2", "log2")},
     constexpr=None,
     program_id=lambda axis: machine.program,
     num_programs=lambda axis: machine.programs,
@@ -270,14 +252,13 @@ gl = SimpleNamespace(
     minimum=either(torch.minimum, min),
     maximum=either(torch.maximum, max),
     max=lambda x, axis: x.amax(axis),
-    sum=total,
+    sum=lambda x, axis: x.sum(axis),
     fma=lambda x, y, z: x * y + z,
     arange=lambda begin, end, layout: values(torch.arange(begin, end)),
     zeros=lambda shape, dtype, layout: values(torch.zeros(shape, dtype=dtype)),
     full=lambda shape, x, dtype, layout: values(torch.full(shape, x, dtype=dtype)),
     convert_layout=lambda x, layout: x,
     cast=lambda x, dtype: x,
-    load=load,
     store=store,
     static_range=range,
     static_assert=lambda x: None,
