@@ -43,8 +43,7 @@ Call = Callable[[], Any]
 CPU = torch.device("cpu")
 RUN = SimpleNamespace(device=CPU, dryrun=False, backends=["triton"])
 PRESETS = ("bioclinical-modernbert-base",)  # ModernBERT base has the same sizes
-# Lengths of a packed or padded batch. Their tokens, and the blocks of 32 tokens that
-# kernels/rotary.py has of them, divide by 16 or do not: all four ways, packed and padded.
+# Lengths of a packed or padded batch. Tokens are part of padded strides, which divide by 16 or not.
 ENCODER_LENGTHS = ((700, 324), (710, 290), (510, 354), (485, 300), (20, 9))
 
 
