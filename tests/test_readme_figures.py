@@ -55,7 +55,55 @@ def memory_lines() -> list[str]:
     return lines
 
 
-@pytest.mark.parametrize("lines", [encoder_lines, against_lines, memory_lines])
+def of_gpu(run: str) -> list[dict]:
+    """The rows of a run on a GPU."""
+    (path,) = (ROOT / "bench" / "results").glob(f"gpu-*-{run}.jsonl")
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def gpu_lines() -> list[str]:
+    """TFLOP/s at N 8192, forward and backward: ours, torch's best, and its FlashAttention-2."""
+    rows = [row for row in of_gpu("third") if row.get("n") == 8192 and "tflops" in row]
+    rows = [row for row in rows if row["stage"] == "speed"]
+    lines = []
+    for dim, mask in ((64, "full"), (64, "causal"), (128, "full"), (128, "causal")):
+        cells = []
+        for names in (("clinattn-triton",), ("sdpa-cudnn", "sdpa-flash"), ("sdpa-flash",)):
+            best = [
+                max(
+                    row["tflops"]
+                    for row in rows
+                    if (row["dim"], row["mask"], row["direction"]) == (dim, mask, direction)
+                    and row["provider"] in names
+                )
+                for direction in ("forward", "backward")
+            ]
+            cells.append(f"{best[0]:.0f} / {best[1]:.0f}")
+        kind = ", causal" if mask == "causal" else ""
+        lines.append(f"| head dimension {dim}{kind} | {' | '.join(cells)} |")
+    return lines
+
+
+def gpu_encoder_lines() -> list[str]:
+    rows = [row for row in of_gpu("second") if row.get("case") == "tokens/s"]
+    labels = {
+        "sdpa_padded": "torch SDPA, padded",
+        "sdpa_bucketed": "torch SDPA, length-bucketed",
+        "clinattn_padded": "clinattn, padded",
+        "clinattn_packed": "clinattn, packed",
+    }
+    lines = []
+    for name, label in labels.items():
+        by_mode = {row["mode"]: row for row in rows if row["provider"] == name}
+        rates = [by_mode[mode]["tokens_per_s"] for mode in ("train", "infer")]
+        padding = 100 * by_mode["train"]["padding_share"]
+        lines.append(f"| {label} | {rates[0]:,.0f} | {rates[1]:,.0f} | {padding:.1f} % |")
+    return lines
+
+
+@pytest.mark.parametrize(
+    "lines", [encoder_lines, against_lines, memory_lines, gpu_lines, gpu_encoder_lines]
+)
 def test_tables_are_of_the_kept_rows(lines):
     for line in lines():
         assert line in README.splitlines(), line
