@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import math
+from collections.abc import Iterator
 from functools import cached_property
 
 import torch
@@ -338,16 +339,28 @@ class Problem:
         than autograd in 16 bits.
         """
         results = []
-        for order in range(self.orders):
-            places = [torch.arange(n) for n in (self.nq, self.nk, self.case.dim)]
-            if order > 0:
-                places = [torch.randperm(len(x), generator=self.random) for x in places]
+        for places in self.orders_of_summation():
             operands = self.reordered(*places)
             evaluated = [self.by_autograd(operands, self.dtype)]
             if self.dtype == self.lse_like.dtype:
                 evaluated.append(self.by_definition(operands))
             results += [self.restored(x, *places) for x in evaluated]
         return results
+
+    def by_torch(self, attention) -> list[dict[str, Tensor]]:
+        """Attention of torch's own in the dtype of the problem, in several orders as naive is."""
+        return [
+            self.restored(self.by_autograd(self.reordered(*x), self.dtype, attention), *x)
+            for x in self.orders_of_summation()
+        ]
+
+    def orders_of_summation(self) -> Iterator[list[Tensor]]:
+        """Places of queries, keys and features: as they are first, then at random."""
+        for order in range(self.orders):
+            places = [torch.arange(n) for n in (self.nq, self.nk, self.case.dim)]
+            if order > 0:
+                places = [torch.randperm(len(x), generator=self.random) for x in places]
+            yield places
 
     def reordered(self, i: Tensor, j: Tensor, d: Tensor) -> list[Tensor | None]:
         """The same problem with its queries, keys and features in another order."""
