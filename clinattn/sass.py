@@ -17,7 +17,7 @@ class Loop:
     """Instructions of one warp in one turn: on tensor cores, ex2, fp32 multiply-adds, the rest.
 
     waits: how many of the rest wait for products of Hopper. barriers: how many hold a warp until
-    all warps of the block are there.
+    all warps of the block are there. local: how many go to the stack.
     """
 
     tensor: int
@@ -27,6 +27,7 @@ class Loop:
     waits: int
     barriers: int
     families: frozenset[str]
+    local: int = 0
 
     def __add__(self, other: Loop) -> Loop:
         return Loop(
@@ -37,6 +38,7 @@ class Loop:
             self.waits + other.waits,
             self.barriers + other.barriers,
             self.families | other.families,
+            self.local + other.local,
         )
 
     @property
@@ -85,4 +87,6 @@ def count(opcodes: list[str]) -> Loop:
     waits = sum(opcode.startswith("WARPGROUP.DEPBAR") for opcode in opcodes)
     barriers = sum(opcode.startswith("BAR.SYNC") for opcode in opcodes)
     families = frozenset(stem for stem in stems if stem in TENSOR_CORE)
-    return Loop(tensor, exp, fma, len(opcodes) - tensor - exp - fma, waits, barriers, families)
+    local = sum(stem in ("LDL", "STL") for stem in stems)
+    other = len(opcodes) - tensor - exp - fma
+    return Loop(tensor, exp, fma, other, waits, barriers, families, local)

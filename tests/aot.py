@@ -12,7 +12,7 @@ from clinattn.kernel_report import CARDS, KINDS, both_passes, kernel_reports
 TENSOR_CORE = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
 # 8.6, 8.9 and 12.0 take the rows of 80, and have this much.
 SMALL_SHARED_LIMIT = 101_376
-SAVED = 8  # bytes of stack that keep a number of the last steps out of the way of the loops
+SAVED = 8  # bytes of stack for what is kept out of the way of the loops, which have none
 VARIANTS = KINDS | {
     "full": {},
     "keys": {"mask": (2, 1, 1, 256)},
@@ -35,7 +35,7 @@ def problems(job):
         limit = SMALL_SHARED_LIMIT if card == 80 else CARDS[card].block_shared
         if kernel.shared > limit:
             found.append(f"{name}: {kernel.shared} bytes of shared memory, {limit} there are")
-        if kernel.local > SAVED:
+        if kernel.local > SAVED or any(loop.local for loop in kernel.loops):
             found.append(f"{name}: {kernel.local} bytes of stack, {kernel.registers} registers")
         if kernel.serialized:
             found.append(f"{name}: each product waits for the one before")

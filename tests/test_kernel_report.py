@@ -39,6 +39,8 @@ def test_innermost_loops_are_counted():
     assert not loop.serialized
     barrier = SASS.replace("FFMA R4, R4, R5, R6", "BAR.SYNC.DEFER_BLOCKING 0x0")
     assert loops(barrier)[0].barriers == 1
+    spilled = SASS.replace("FFMA R4, R4, R5, R6", "STL [R1], R4")
+    assert loops(spilled)[0].local == 1
     waiting = SASS.replace("FFMA R4, R4, R5, R6", "WARPGROUP.DEPBAR.LE gsb0, 0x0")
     assert loops(waiting)[0].serialized
 
