@@ -40,7 +40,7 @@ ISA_COMMON_FLAGS += ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]
 NVCC_FLAGS = ["-O3", "-std=c++20", "--expt-relaxed-constexpr", f"-I{ROOT / CSRC}"]
 NVCC_FLAGS += ["-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall"]
 # Where neither TORCH_CUDA_ARCH_LIST nor a card says which.
-CUDA_ARCHS = ("7.5", "8.0", "8.6", "9.0", "10.0", "12.0")
+CUDA_ARCHS = ("7.5", "8.0", "8.6", "9.0", "10.0")
 OLDEST_CUDA_ARCH = (7, 5)
 
 
