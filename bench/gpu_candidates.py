@@ -123,53 +123,43 @@ class Problem:
         pairs = n * (n + 1) // 2 if mask == "causal" else n * n
         share = 1.0 if keys is None else kept.float().mean().item()
         self.flops = 2 * PRODUCTS[table] * dim * shape[0] * shape[1] * pairs * share
-        self.sums: list[Tensor] = []
+        self.sums: dict[str, Tensor] = {}  # by row, that dq leaves for dkdv
 
     def prepare(self) -> None:
         """The shipped forward pass, and for dkdv the sums that dq leaves for it."""
         if self.table != "forward":
             self.o, self.lse = forward.attention_forward(self.call)
-            kept = keeping(self.sums)
-            with mock.patch.object(launch.Problem, "empty_lse", kept):
+            with only("dq", {}) as launched:
                 backward.attention_backward(self.do, None, self.o, self.lse, self.call)
+            self.sums = {name: launched[name] for name in ("shift_ptr", "delta_ptr")}
 
     def run(self) -> Results:
         """The results of the kernel, launched with nothing else."""
         if self.table == "forward":
             return forward.attention_forward(self.call)
-        with only(self.table, self.sums):
+        with only(self.table, self.sums if self.table == "dkdv" else {}):
             dq, dk, dv, *_ = backward.attention_backward(
                 self.do, None, self.o, self.lse, self.call
             )
         return (dq,) if self.table == "dq" else (dk, dv)
 
 
-def keeping(sums: list[Tensor]) -> Callable[[launch.Problem], Tensor]:
-    """empty_lse that also appends what it returns."""
-    shipped = launch.Problem.empty_lse
-
-    def empty_lse(problem: launch.Problem) -> Tensor:
-        sums.append(shipped(problem))
-        return sums[-1]
-
-    return empty_lse
-
-
 @contextlib.contextmanager
-def only(table: str, sums: list[Tensor]) -> Iterator[None]:
-    """The backward pass launches the kernel of this table alone, with these sums."""
+def only(table: str, sums: dict[str, Tensor]) -> Iterator[dict[str, Any]]:
+    """The backward pass launches the kernel of this table alone, with these sums.
+
+    Gives the keywords of that launch, once it was made.
+    """
     kernel, shipped = getattr(backward, f"{table}_kernel"), launch.Problem.launch
-    given = iter(sums)
+    launched: dict[str, Any] = {}
 
     def launch_one(problem: launch.Problem, asked: Any, *arguments: Any, **keywords: Any) -> None:
         if asked is kernel:
-            shipped(problem, asked, *arguments, **keywords)
+            launched.update(keywords | sums)
+            shipped(problem, asked, *arguments, **launched)
 
-    with (
-        mock.patch.object(launch.Problem, "launch", launch_one),
-        mock.patch.object(launch.Problem, "empty_lse", lambda _: next(given)),
-    ):
-        yield
+    with mock.patch.object(launch.Problem, "launch", launch_one):
+        yield launched
 
 
 def with_tile(problem: Problem, tile: Tile) -> Results:

@@ -80,11 +80,11 @@ def test_without_a_gain_the_row_stays_and_says_so(adopt, best, gain):
 
 def test_a_second_measurement_takes_the_place_of_the_first(adopt):
     text = adopt.CONFIGS.read_text()
-    rows = [row(tables(text), "forward", 64, [128, 128, 8, 3], gain) for gain in (1.1, 1.2)]
+    rows = [row(tables(text), "forward", 64, [128, 128, 8, 3], gain) for gain in (7.1, 7.2)]
     once, _ = adopt.adopted(text, adopt.verdicts(rows[:1]))
     assert adopt.adopted(once, adopt.verdicts(rows[:1]))[0] == once
     twice, _ = adopt.adopted(once, adopt.verdicts(rows))
-    assert "1.20 times" in twice and "1.10 times" not in twice
+    assert "7.20 times" in twice and "7.10 times" not in twice
 
 
 def test_what_it_cannot_take_is_left_out(adopt):
