@@ -31,7 +31,7 @@ PARTLY_TIMED = (
 
 
 class Verdict(NamedTuple):
-    """What a contest of tiles ended with, as the rows of gpu.py have it."""
+    """The winner of a contest of tiles, as a row of gpu.py states it."""
 
     table: str
     card: int

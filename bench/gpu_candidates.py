@@ -242,7 +242,7 @@ def labels(key: tuple[Any, ...]) -> dict[str, Any]:
 
 
 def check_job(job: list[Any], device: str) -> dict[str, Any]:
-    """Whether an entrant gives the results of the shipped tile, and the same ones twice."""
+    """Checks that an entrant gives the results of the shipped tile, and the same ones twice."""
     i, mask, entrant = job
     contest = contests(device == "cpu")[i]
     try:
@@ -289,7 +289,7 @@ def distance(results: Results, expected: Results) -> float:
 def entrants(
     contest: Contest, problem: Problem, mask: str, run: Run, working: set[tuple[Any, ...]]
 ) -> dict[str, Function]:
-    """What takes part, by name; the shipped tile comes first."""
+    """The functions to time, by name; the shipped tile comes first."""
     shipped = shipped_tile(contest, launch.device_capability(run.device))
     functions = {str(shipped): function_of(contest, problem, shipped)}
     for other in (*contest.tiles, *other_kernels(contest)):
@@ -330,7 +330,7 @@ def hold(contest: Contest, working: set[tuple[Any, ...]], run: Run) -> None:
 def agreeing(
     functions: dict[str, Function], run: Run, fields: dict[str, Any]
 ) -> dict[str, Function]:
-    """Those that run and give the results of the first, the shipped tile."""
+    """Keeps the functions that run and agree with the first one, the shipped tile."""
     expected: Results | None = None
     kept = {}
     for name, function in functions.items():

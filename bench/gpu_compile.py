@@ -37,7 +37,7 @@ LINKAGES = ("ELF", "")
 
 
 class Kernel(NamedTuple):
-    """What the JIT hands to triton.compile."""
+    """The arguments that the JIT hands to triton.compile."""
 
     source: Any
     options: dict[str, Any]

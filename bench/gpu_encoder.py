@@ -207,7 +207,7 @@ class Bench:
         return None
 
     def without_cudnn(self, variant: Variant) -> bool:
-        """Whether SDPA may do better in another try: cuDNN plans each shape, and may refuse one."""
+        """Turns cuDNN off for another try of SDPA, and tells whether there is one to make."""
         if variant.attention != "sdpa" or not torch.backends.cuda.cudnn_sdp_enabled():
             return False
         torch.backends.cuda.enable_cudnn_sdp(False)

@@ -1,4 +1,4 @@
-"""What a GPU run needs compiled, carried to it in one folder: our kernels and the extension.
+"""Packs the kernels and the extension that a GPU run needs, compiled, into one folder.
 
     python bench/gpu_pack.py --extension clinattn/_C.cpython-312-x86_64-linux-gnu.so
     python bench/gpu_pack.py --stages speed clinical    less of it
@@ -93,7 +93,7 @@ def take_extension(folder: Path, packed: dict[str, Any], here: dict[str, Any]) -
 
 
 def versions(sm: int | None = None) -> dict[str, Any]:
-    """What a pack depends on. sm: of the card that is present by default."""
+    """The versions that a pack depends on. sm: of the card that is present by default."""
     import torch
     import triton
     from triton._C.libtriton import get_cache_invalidating_env_vars
