@@ -90,6 +90,8 @@ def test_the_verdict_names_the_best_tile():
 def test_every_entrant_has_a_row():
     run = Run()
     candidates.candidates(run)
+    out = [row for row in run.rows if row.keys() & {"dropped", "failed", "wrong", "skipped"}]
+    assert {row["entrant"] for row in out} == {"sdpa-cudnn"}, out
     timed = {(x["table"], x["mask"], x["entrant"]) for x in run.rows if "ms" in x}
     for contest in candidates.DRY_CONTESTS:
         for mask in contest.masks:
