@@ -72,21 +72,23 @@ inline void split_special(__m512 x, Bf16* first, int64_t part_stride) {
   }
 }
 
-// What rows hold: whether all is finite, and the largest magnitudes, lane by lane.
+// What rows hold: whether all is finite, whether some number is too small for its parts as they
+// were packed, and the largest magnitudes, lane by lane.
 struct Contents {
-  bool finite = true;
+  bool finite = true, small = false;
   __m512 largest = _mm512_setzero_ps();
   void add(const Contents& x) {
     finite &= x.finite;
+    small |= x.small;
     largest = _mm512_max_ps(largest, x.largest);
   }
-  double size() const { return _mm512_reduce_max_ps(largest); }
+  float size() const { return _mm512_reduce_max_ps(largest); }
 };
 
-// Tiles take bf16 below 2^-126 for 0. Where all numbers, or products, are this small, the later
-// parts of fp32 numbers would be lost. bf16 has no such parts, and fp16 no such numbers.
-constexpr float kSmall = 0x1p-96f;
-inline bool too_small(double size) { return size > 0 && size < kSmall; }
+// Tiles take bf16 below 2^-126 for 0, and with them the later parts of fp32 numbers below 2^-110
+// and of their products with weights. So numbers are multiplied by a power of two as they are
+// packed, which changes no digit; by kRaised, or more, no number but a denormal one is small.
+constexpr float kSmall = 0x1p-94f, kRaised = 0x1p16f;
 
 // Where a row goes in lines of 32 elements: those of a part lie `line` elements apart.
 struct Lines {
@@ -110,11 +112,24 @@ __attribute__((always_inline)) inline Contents copy_row(const Lines& to, const B
   return {special == 0, _mm512_set1_ps(1)};
 }
 
-// to (kParts, n padded with zeros to n_padded, a multiple of 32) <- src (n)
+// Whether some factor x (n) other than 0 is smaller than kSmall
+inline bool any_small(const float* x, int64_t n, float factor) {
+  __mmask16 found = 0;
+  for (int64_t d = 0; d < n; d += 16) {
+    const __m512 y = _mm512_loadu_ps(x + d);
+    const __m512 size = _mm512_abs_ps(_mm512_mul_ps(y, _mm512_set1_ps(factor)));
+    found |= _mm512_cmp_ps_mask(size, _mm512_set1_ps(kSmall), _CMP_LT_OQ) &
+             _mm512_cmp_ps_mask(y, _mm512_setzero_ps(), _CMP_NEQ_UQ);
+  }
+  return found != 0;
+}
+
+// to (kParts, n padded with zeros to n_padded, a multiple of 32) <- factor src (n), of which the
+// size is a power of two
 template <int kParts>
 __attribute__((always_inline)) inline Contents split_row(const Lines& to, const void* src,
                                                          DType dtype, int64_t n, int64_t n_padded,
-                                                         bool negate) {
+                                                         float factor) {
   if (!src) {
     for (int i = 0; i < kParts; ++i)
       for (int64_t d = 0; d < n_padded; d += 32)
@@ -122,7 +137,7 @@ __attribute__((always_inline)) inline Contents split_row(const Lines& to, const 
     return {};
   }
   if (kParts == 1 && dtype == DType::kBFloat16)
-    return copy_row(to, static_cast<const Bf16*>(src), n, n_padded, negate);
+    return copy_row(to, static_cast<const Bf16*>(src), n, n_padded, factor < 0);
   alignas(64) float padded[256];
   const float* row = static_cast<const float*>(src);
   if (dtype != DType::kFloat32 || n != n_padded) {
@@ -132,7 +147,7 @@ __attribute__((always_inline)) inline Contents split_row(const Lines& to, const 
     row = padded;
   }
   const __m512 top = _mm512_castsi512_ps(_mm512_set1_epi32(0x7f7f0000));
-  const __m512 flip = _mm512_set1_ps(negate ? -0.0f : 0.0f);
+  const __m512 factors = _mm512_set1_ps(factor);
   __m512 largest = _mm512_setzero_ps();
   __mmask16 special = 0;
   Bf16* line = to.at;
@@ -142,14 +157,15 @@ __attribute__((always_inline)) inline Contents split_row(const Lines& to, const 
     special |= _mm512_cmp_ps_mask(_mm512_abs_ps(a), top, _CMP_NLE_UQ) |
                _mm512_cmp_ps_mask(_mm512_abs_ps(b), top, _CMP_NLE_UQ);
     largest = _mm512_max_ps(largest, size);
-    split<kParts>(_mm512_xor_ps(a, flip), _mm512_xor_ps(b, flip), line, to.part);
+    split<kParts>(_mm512_mul_ps(a, factors), _mm512_mul_ps(b, factors), line, to.part);
   }
-  const bool sizeable = _mm512_cmp_ps_mask(largest, _mm512_set1_ps(kSmall), _CMP_NLT_UQ) != 0;
-  if (special || !sizeable)
+  const bool small =
+      kParts > 1 && __builtin_fabsf(factor) < kRaised && any_small(row, n_padded, factor);
+  if (special || small)
     for (int64_t d = 0; d < n_padded; d += 16)
-      split_special<kParts>(_mm512_xor_ps(_mm512_loadu_ps(row + d), flip),
+      split_special<kParts>(_mm512_mul_ps(_mm512_loadu_ps(row + d), factors),
                             to.at + d / 32 * to.line + d % 32, to.part);
-  return {!special || all_finite<Avx512>(row, n_padded), largest};
+  return {!special || all_finite<Avx512>(row, n_padded), small, largest};
 }
 
 constexpr int64_t kTile = 512;  // bf16 elements of a tile: 16 rows of 32

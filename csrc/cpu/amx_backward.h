@@ -132,11 +132,11 @@ struct AmxBackward {
                 DType dtype) {
     for (int64_t j = 0; j < kBlock; ++j)
       keys.add(split_row<kParts>({stage + j * width, kBlock * width, 32}, k_rows[j], dtype,
-                                 head_dim, width, false));
+                                 head_dim, width, 1));
     for (int64_t j = 0; j < n; ++j) {
       const int64_t line = j % 16 * 32;
       values.add(split_row<kParts>({key_tile(v, 0, j0 + j, 0) + line, kTile, kParts * kTile},
-                                   v_rows[j], dtype, head_dim, width, false));
+                                   v_rows[j], dtype, head_dim, width, 1));
       for (int64_t part = 0; part < kParts; ++part)
         for (int64_t d = 0; d < width; d += 32)
           copy_line(key_tile(k, part, j0 + j, d) + line, stage + (part * kBlock + j) * width + d);
@@ -155,9 +155,9 @@ struct AmxBackward {
   void put_row(int64_t i, const void* q_row, const void* do_row, DType dtype, bool negate,
                float lse2, float low, float row_delta) {
     queries.add(split_row<kParts>({stage + i * kParts * width, width, 32}, q_row, dtype, head_dim,
-                                  width, negate));
+                                  width, negate ? -1.0f : 1.0f));
     gradients.add(split_row<kParts>({stage2 + i * kParts * width, width, 32}, do_row, dtype,
-                                    head_dim, width, false));
+                                    head_dim, width, 1));
     offset[i] = lse2;
     fraction[i] = low;
     delta[i] = row_delta;

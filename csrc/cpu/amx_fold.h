@@ -322,7 +322,7 @@ class AmxFold {
     q.fresh = false;
     piece = 0;
     gathering = false;
-    if ((group.edge && !e.values.finite) || too_small(e.values.size())) {
+    if ((group.edge && !e.values.finite) || e.values.small) {
       settle();
       e.multiply_seen(q.o, group.p, group.at, group.first, group.last + 1);
       piece = e.width;

@@ -87,7 +87,7 @@ struct AmxForward {
   // n queries from row r, at most kRows
   void put_queries(int64_t r, int64_t n, const void* const* rows_of_q, DType dtype, bool negate) {
     for (int64_t i = 0; i < n; ++i)
-      split_row<kParts>(staged(i), rows_of_q[i], dtype, head_dim, width, negate);
+      split_row<kParts>(staged(i), rows_of_q[i], dtype, head_dim, width, negate ? -1.0f : 1.0f);
     for (int64_t part = 0; part < kParts; ++part)
       for (int64_t i = 0; i < n; i += 16)
         for (int64_t d = 0; d < width; d += 32)
@@ -102,9 +102,9 @@ struct AmxForward {
                 DType dtype) {
     for (int64_t j = 0; j < n; ++j)
       split_row<kParts>({k_tile(0, j0 + j, 0) + j % 16 * 32, kTile, kParts * kTile}, k_rows[j],
-                        dtype, head_dim, width, false);
+                        dtype, head_dim, width, 1);
     for (int64_t j = 0; j < kBlock; ++j)
-      values.add(split_row<kParts>(staged(j), v_rows[j], dtype, head_dim, width, false));
+      values.add(split_row<kParts>(staged(j), v_rows[j], dtype, head_dim, width, 1));
     for (int64_t part = 0; part < kParts; ++part)
       for (int64_t d = 0; d < width; d += 16) {
         pack_paired<false>(pairs, stage + part * kBlock * width + d, width);

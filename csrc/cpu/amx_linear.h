@@ -48,7 +48,7 @@ struct AmxLinear {
       const Lines line{to.at + 32 * row, to.part, to.line};
       const void* source = row < rows ? from + row * stride : nullptr;
       const Contents found =
-          split_row<kParts>(line, source, DType::kFloat32, count, round_up(count, 32), false);
+          split_row<kParts>(line, source, DType::kFloat32, count, round_up(count, 32), 1);
       if (row < rows) {
         const float size = static_cast<float>(found.size());
         if (depth0 == 0 || size > sizes[row]) sizes[row] = size;
