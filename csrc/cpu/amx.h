@@ -73,14 +73,14 @@ inline void split_special(__m512 x, Bf16* first, int64_t part_stride) {
 }
 
 // What rows hold: whether all is finite, whether some number is too small for its parts as they
-// were packed, and the largest magnitudes, lane by lane.
+// were packed, and the largest magnitudes but for NaN, lane by lane.
 struct Contents {
   bool finite = true, small = false;
   __m512 largest = _mm512_setzero_ps();
   void add(const Contents& x) {
     finite &= x.finite;
     small |= x.small;
-    largest = _mm512_max_ps(largest, x.largest);
+    largest = _mm512_max_ps(x.largest, largest);
   }
   float size() const { return _mm512_reduce_max_ps(largest); }
 };
@@ -89,6 +89,14 @@ struct Contents {
 // and of their products with weights. So numbers are multiplied by a power of two as they are
 // packed, which changes no digit; by kRaised, or more, no number but a denormal one is small.
 constexpr float kSmall = 0x1p-94f, kRaised = 0x1p16f;
+
+// Rows that were multiplied by the same factor. Scores of two such packings are multiples of the
+// product of their units, below overflow where the numbers of one are ordinary.
+struct Packing {
+  float unit;  // 1 / factor
+  bool finite;
+};
+constexpr float kOrdinary = 0x1p40f;
 
 // Where a row goes in lines of 32 elements: those of a part lie `line` elements apart.
 struct Lines {
@@ -109,7 +117,7 @@ __attribute__((always_inline)) inline Contents copy_row(const Lines& to, const B
   int64_t d = 0;
   for (; d + 32 <= n; d += 32) put(d, _mm512_loadu_si512(src + d));
   if (d < n_padded) put(d, _mm512_maskz_loadu_epi16((1u << (n - d)) - 1, src + d));
-  return {special == 0, _mm512_set1_ps(1)};
+  return {special == 0, false, _mm512_set1_ps(1)};
 }
 
 // Whether some factor x (n) other than 0 is smaller than kSmall
@@ -153,10 +161,9 @@ __attribute__((always_inline)) inline Contents split_row(const Lines& to, const 
   Bf16* line = to.at;
   for (int64_t d = 0; d < n_padded; d += 32, line += to.line) {
     const __m512 a = _mm512_loadu_ps(row + d), b = _mm512_loadu_ps(row + d + 16);
-    const __m512 size = _mm512_max_ps(_mm512_abs_ps(b), _mm512_abs_ps(a));
     special |= _mm512_cmp_ps_mask(_mm512_abs_ps(a), top, _CMP_NLE_UQ) |
                _mm512_cmp_ps_mask(_mm512_abs_ps(b), top, _CMP_NLE_UQ);
-    largest = _mm512_max_ps(largest, size);
+    largest = _mm512_max_ps(_mm512_abs_ps(a), _mm512_max_ps(_mm512_abs_ps(b), largest));
     split<kParts>(_mm512_mul_ps(a, factors), _mm512_mul_ps(b, factors), line, to.part);
   }
   const bool small =
@@ -215,9 +222,9 @@ inline void pack_paired(Bf16* tile, const Bf16* rows, int64_t ld) {
 }
 
 // 2^(scale x + offset) for an integer offset; 0 below 2^kLeastPower. Of one part 16 bits are
-// enough; where kHalf, half a unit of bf16 comes with them, so that cutting them off rounds. Else
-// the fraction is taken from scale x itself: rounding the sum of both would cost it digits.
-template <int kParts, bool kHalf = false>
+// enough. Else the fraction is taken from scale x itself: rounding the sum of both would cost it
+// digits.
+template <int kParts>
 inline __m512 exponential(__m512 x, __m512 scale, __m512 offset, __mmask16 where = 0xffff) {
   using V = Avx512;
   const __m512 y = V::fma(x, scale, offset);
@@ -227,12 +234,32 @@ inline __m512 exponential(__m512 x, __m512 scale, __m512 offset, __mmask16 where
   }
   const __m512 r = _mm512_reduce_ps(y, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
   __m512 e = V::set1(kExp2Short[3]);
-  constexpr float kHalfUnit = kHalf ? 0x1p-8f : 0;
-  e = V::fma(e, r, V::set1(kExp2Short[2]));
-  e = V::fma(e, r, V::set1(kExp2Short[1]));
-  e = V::fma(e, r, V::set1(kExp2Short[0] + kHalfUnit));
+#pragma GCC unroll 3
+  for (int i = 2; i >= 0; --i) e = V::fma(e, r, V::set1(kExp2Short[i]));
   return V::ldexp_or_zero(e, y, y, where);  // by the integer below y
 }
+
+// 2^(scale x + offset), as exact as fp32 where that is below 1. Of one part denormal numbers must
+// be flushed: to ask for those that are too small costs as much as two steps of a polynomial.
+template <int kParts>
+inline __m512 weight_of(__m512 x, __m512 scale, __m512 offset) {
+  using V = Avx512;
+  if constexpr (kParts > 1) return exponential<kParts>(x, scale, offset);
+  const __m512 y = V::fma(x, scale, offset);
+  const __m512 r = _mm512_reduce_ps(y, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  __m512 e = V::set1(kExp2Above[5]);
+#pragma GCC unroll 5
+  for (int i = 4; i >= 0; --i) e = V::fma(e, r, V::set1(kExp2Above[i]));
+  return _mm512_scalef_ps(e, y);
+}
+
+// While one is there, vector instructions give 0 for what would be denormal.
+struct FlushDenormals {
+  const unsigned before = _mm_getcsr();
+  FlushDenormals() { _mm_setcsr(before | _MM_FLUSH_ZERO_ON); }
+  ~FlushDenormals() { _mm_setcsr(before); }
+  FlushDenormals(const FlushDenormals&) = delete;
+};
 
 inline __m512 round_down_to_bf16(__m512 x) {
   return _mm512_castsi512_ps(
@@ -240,13 +267,12 @@ inline __m512 round_down_to_bf16(__m512 x) {
 }
 
 // The next of kParts parts of x, as the upper 16 bits; x keeps what it leaves. Of one part or two
-// it is the nearest bf16 (of two equally near the one away from zero; where kHalf, x of one part
-// has its half unit already), of three the bits themselves: three times 8 hold all of them.
-template <int kParts, bool kHalf = false>
+// it is the nearest bf16 (of two equally near the one away from zero), of three the bits
+// themselves: three times 8 hold all of them.
+template <int kParts>
 inline __m512 take_part(__m512& x, int part) {
   __m512i bits = _mm512_castps_si512(x);
-  if (kParts < 3 && !(kParts == 1 && kHalf))
-    bits = _mm512_add_epi32(bits, _mm512_set1_epi32(0x8000));
+  if (kParts < 3) bits = _mm512_add_epi32(bits, _mm512_set1_epi32(0x8000));
   const __m512 taken = _mm512_castsi512_ps(bits);
   if (part + 1 < kParts) x = _mm512_sub_ps(x, round_down_to_bf16(taken));
   return taken;

@@ -15,6 +15,7 @@ struct AmxBackward {
   using T = float;
   using Session = TileSession;
   using Cover = ColumnCover<AmxBackward>;
+  static constexpr bool kRaises = kParts > 1;
   static constexpr bool kDelayed = true;  // what differentiate leaves for later is called complete
   static constexpr int64_t kRows = 128;   // queries of a block
   static constexpr int64_t kKeys = 512;   // keys of a tile
@@ -44,9 +45,13 @@ struct AmxBackward {
   float* out;                   // (2, 16, width): rows of dk and dv on their way out
   float *offset, *fraction, *delta;  // (kRows): p = fraction 2^(s + offset), offset an integer
   float *s, *dp;                     // the buffers at hand
-  int64_t step_key;                  // their first key
-  float* slopes;                     // derivatives of the softcap, laid out as s: 4 KB
-  ColumnKept<V> kept;                // by dropout, of those
+  float unit = 1;                    // what scores are multiples of
+  float raised = 1, do_raised = 1;   // the factors of q, k and v, and of do: powers of two
+  float largest_q, largest_do;
+  int64_t terms;                              // of a sum over queries
+  int64_t step_key;                           // their first key
+  float* slopes;                              // derivatives of the softcap, laid out as s: 4 KB
+  ColumnKept<V> kept;                         // by dropout, of those
   Contents keys, values, queries, gradients;  // what rows of k, v, q and do hold
 
   AmxSums<AmxBackward> summing;
@@ -120,6 +125,31 @@ struct AmxBackward {
   float* column(int64_t row, int64_t key) { return s + in_block(key - step_key, row); }
   float* cap_slope(int64_t row, int64_t key) { return slopes + in_block(key - step_key, row); }
 
+  // Magnitudes of q and do are below these, as bits, and so many queries are summed. do is packed
+  // to be below 2^33.
+  void begin_task(uint32_t q_bits, uint32_t do_bits, int64_t count) {
+    memcpy(&largest_q, &q_bits, sizeof largest_q);
+    memcpy(&largest_do, &do_bits, sizeof largest_do);
+    terms = max64(count, kKeys);
+    raised = kRaised, unit = 1 / (raised * raised);
+    do_raised =
+        __builtin_ldexpf(1, static_cast<int>(min64(159 - static_cast<int64_t>(do_bits >> 23), 90)));
+  }
+  // Whether sums of what is packed like this might overflow: scores, ds, dv, dk or dq
+  bool outgrown() const {
+    if (raised == 1) return false;
+    const double most = 0x1p126, n = static_cast<double>(terms);
+    const double q = static_cast<double>(largest_q) * raised,
+                 k = static_cast<double>(keys.size()) * raised,
+                 v = static_cast<double>(values.size()) * raised,
+                 grad = static_cast<double>(largest_do) * do_raised,
+                 ds = 2 * v * grad * static_cast<double>(width);
+    return !(q * k * static_cast<double>(width) < most && ds < most && grad * n < most &&
+             ds * q * n < most && ds * k * n < most);
+  }
+  // All is packed as it is.
+  void lower() { raised = do_raised = unit = 1; }
+
   void begin_tile(int64_t count) {
     keys = values = {};
     memset(dk, 0, round_up(count, 32) * width * sizeof(float));
@@ -132,11 +162,11 @@ struct AmxBackward {
                 DType dtype) {
     for (int64_t j = 0; j < kBlock; ++j)
       keys.add(split_row<kParts>({stage + j * width, kBlock * width, 32}, k_rows[j], dtype,
-                                 head_dim, width, 1));
+                                 head_dim, width, raised));
     for (int64_t j = 0; j < n; ++j) {
       const int64_t line = j % 16 * 32;
       values.add(split_row<kParts>({key_tile(v, 0, j0 + j, 0) + line, kTile, kParts * kTile},
-                                   v_rows[j], dtype, head_dim, width, 1));
+                                   v_rows[j], dtype, head_dim, width, raised));
       for (int64_t part = 0; part < kParts; ++part)
         for (int64_t d = 0; d < width; d += 32)
           copy_line(key_tile(k, part, j0 + j, d) + line, stage + (part * kBlock + j) * width + d);
@@ -155,12 +185,12 @@ struct AmxBackward {
   void put_row(int64_t i, const void* q_row, const void* do_row, DType dtype, bool negate,
                float lse2, float low, float row_delta) {
     queries.add(split_row<kParts>({stage + i * kParts * width, width, 32}, q_row, dtype, head_dim,
-                                  width, negate ? -1.0f : 1.0f));
+                                  width, negate ? -raised : raised));
     gradients.add(split_row<kParts>({stage2 + i * kParts * width, width, 32}, do_row, dtype,
-                                    head_dim, width, 1));
+                                    head_dim, width, do_raised));
     offset[i] = lse2;
     fraction[i] = low;
-    delta[i] = row_delta;
+    delta[i] = row_delta * (raised * do_raised);
   }
 
   // offset and fraction <- those of the normalisers that put_row has left there; a row that sees
@@ -238,11 +268,16 @@ struct AmxBackward {
   // been summed.
   template <class IsEdge, class Hide, class Complete, class Prefetch, class Extras>
   void differentiate(int64_t n, int64_t begin, int64_t end, float scale2, const IsEdge& is_edge,
-                     const Hide& hide, bool skip_rows, bool skip_keys, const Complete& complete,
-                     const Prefetch& prefetch, const Extras& extras) {
-    const bool tiny = too_small(keys.size()) || too_small(queries.size()) ||
-                      too_small(values.size()) || too_small(gradients.size()) ||
-                      too_small(values.size() * gradients.size());
+                     const Hide& hide, bool some_edge, bool skip_rows, bool skip_keys,
+                     const Complete& complete, const Prefetch& prefetch, const Extras& extras) {
+    const double products = static_cast<double>(values.size()) * raised *
+                            (static_cast<double>(gradients.size()) * do_raised);
+    const bool tiny = kRaises && (keys.small || queries.small || values.small || gradients.small ||
+                                  (products > 0 && products < kSmall));
+    const bool odd_scores = kRaises && !(keys.finite && queries.finite);
+    const bool odd_dp = kRaises && !(values.finite && gradients.finite);
+    skip_rows |= tiny || (kRaises && !finite_rows());
+    skip_keys |= tiny || (kRaises && !finite_keys());
     if (Extras::kAny) end = round_up(end, 32);
     Place ahead(n, begin, end), here = ahead;
     const int64_t count = ahead.rows / 32 * ((ahead.end - begin) / 32);
@@ -263,12 +298,12 @@ struct AmxBackward {
     };
     NoWork none;
     for (int64_t b = 0; b < min64(2, count); ++b) multiply(b, none);
-    Slice slice = make_slice(here, n, skip_rows || tiny, skip_keys || tiny);
+    Slice slice = make_slice(here, n, some_edge, skip_rows, skip_keys);
     int64_t credit = 0;
     for (int64_t b = 0; b < count; ++b, here.next()) {
       if (here.at != slice.at) {
         summing.next(slice, complete);
-        slice = make_slice(here, n, skip_rows || tiny, skip_keys || tiny);
+        slice = make_slice(here, n, some_edge, skip_rows, skip_keys);
         credit = 0;
       }
       if (waiting == b) summing.products.finish();
@@ -277,9 +312,10 @@ struct AmxBackward {
       step_key = here.j;
       if (kBeside) prefetch(b, count);
       const int64_t i = here.i, j = here.j, seen = here.seen_rows(), last = j + here.columns();
-      if (tiny) multiply_small(i, j);
+      if (odd_scores) mend(s, k, q, i, j, false);
+      if (tiny || odd_dp) mend(dp, v, dout, i, j, tiny);
       const bool edge = is_edge(i, seen, j, last);
-      const float scale = edge && hide(i, seen, j, last) ? 1 : scale2;
+      const float scale = edge && hide(i, seen, j, last) ? 1 : scale2 * unit;
       // sums due by now, if those of the slice before are to end with this one
       credit += summing.count();
       int64_t due = 0, calls = b + 2 < count ? 2 * summing.products.calls(width / 32) : 0;
@@ -320,6 +356,9 @@ struct AmxBackward {
     for (int64_t r = 0; r < 32; r += 16)
       for (int64_t c = 0; c < 32; c += 16)
         V::transpose(dp + in_block(c, r), 16, rows + r * 32 + c, 32);
+    if (kRaises)
+      for (int64_t at = 0; at < 32 * 32; at += 16)
+        V::store(rows + at, V::mul(V::load(rows + at), V::set1(1 / (raised * do_raised))));
     extras.add(i, n, j, j + 32, rows, 32);
   }
 
@@ -329,7 +368,7 @@ struct AmxBackward {
     summing.next({}, complete);
   }
 
-  Slice make_slice(const Place& at, int64_t n, bool skip_rows, bool skip_keys) {
+  Slice make_slice(const Place& at, int64_t n, bool edge, bool skip_rows, bool skip_keys) {
     const int64_t half = slices++ % kHalves * (kWeights);
     return {at.at,
             at.j0(),
@@ -340,6 +379,7 @@ struct AmxBackward {
             at.j1() == at.end,
             skip_rows,
             skip_keys,
+            edge,
             p + half,
             ds + half,
             ds_pairs + half,
@@ -349,41 +389,49 @@ struct AmxBackward {
 
   // acc <- dq where set, else acc + dq; rows of acc are ld apart
   void fold(int64_t n, float* acc, int64_t ld, bool set) {
+    const __m512 unit_of_dq = V::set1(1 / (raised * raised * do_raised));
     for (int64_t i = 0; i < n; i += 16)
       for (int64_t d = 0; d < round_up(head_dim, 16); d += 16) {
         alignas(64) float rows[256];
         V::transpose(dqt_block(i, d) + in_block(d % 32, i % 32), 16, rows, 16);
         for (int64_t r = 0; r < min64(16, n - i); ++r) {
           float* to = acc + (i + r) * ld + d;
-          const __m512 x = V::load(rows + r * 16);
+          const __m512 x = V::mul(V::load(rows + r * 16), unit_of_dq);
           V::store(to, set ? x : V::add(V::load(to), x));
         }
       }
   }
 
-  const float* dk_row(int64_t j) { return gradient_row(dk, out, j); }
-  const float* dv_row(int64_t j) { return gradient_row(dv, out + 16 * width, j); }
-  const float* gradient_row(float* blocks, float* row, int64_t j) {
-    for (int64_t d = 0; d < width; d += 16)
-      V::store(row + d, V::load(gradient_block(blocks, j, d) + in_block(j % 32, d % 32)));
+  const float* dk_row(int64_t j) {
+    return gradient_row(dk, out, j, 1 / (raised * raised * do_raised));
+  }
+  const float* dv_row(int64_t j) { return gradient_row(dv, out + 16 * width, j, 1 / do_raised); }
+  const float* gradient_row(float* blocks, float* row, int64_t j, float unit_of_it) {
+    for (int64_t d = 0; d < width; d += 16) {
+      const __m512 x = V::load(gradient_block(blocks, j, d) + in_block(j % 32, d % 32));
+      V::store(row + d, V::mul(x, V::set1(unit_of_it)));
+    }
     return row;
   }
 
-  // dp <- v do^T for 32 queries from i and 32 keys from j, for numbers too small for tiles
-  void multiply_small(int64_t i, int64_t j) {
+  // Products of keys and queries one by one, for 32 queries from i and 32 keys from j: all of them,
+  // for numbers too small for their parts, or those that are NaN, as products with infinity are
+  // where parts differ in sign.
+  void mend(float* to, Bf16* of_keys, Bf16* of_queries, int64_t i, int64_t j, bool all) {
     for (int64_t key = 0; key < 32; ++key)
       for (int64_t row = 0; row < 32; ++row) {
-        float total = 0;
+        float& product = to[in_block(key, row)];
+        if (!all && product == product) continue;
+        product = 0;
         for (int64_t d = 0; d < width; ++d) {
-          float value = 0, gradient = 0;
+          float x = 0, y = 0;
           for (int part = 0; part < kParts; ++part) {
-            value += widen(BFloat16{key_tile(v, part, j + key, d)[key % 16 * 32 + d % 32]});
-            gradient += widen(BFloat16{
-                query_tile(dout, part, i + row, d)[d % 32 / 2 * 32 + row % 16 * 2 + d % 2]});
+            x += widen(BFloat16{key_tile(of_keys, part, j + key, d)[key % 16 * 32 + d % 32]});
+            y += widen(BFloat16{
+                query_tile(of_queries, part, i + row, d)[d % 32 / 2 * 32 + row % 16 * 2 + d % 2]});
           }
-          total += value * gradient;
+          product += x * y;
         }
-        dp[in_block(key, row)] = total;
       }
   }
 };

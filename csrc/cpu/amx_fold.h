@@ -19,6 +19,9 @@ class AmxFold {
   // Of one part p v is added to o as it is multiplied; of more, sums that start at 0 are added
   // later, with half the error.
   static constexpr bool kInPlace = kParts == 1;
+  // Of one part weights lose half their digits, on the average by a little. o is divided by the sum
+  // of what is left of them, and lse is that of the weights themselves.
+  static constexpr bool kCut = kParts == 1;
   static constexpr int64_t kBlocks = 4;  // in flight: one more than have scores
   static constexpr int64_t kUnits = 16;  // 16 queries and E::kEnd keys each, of a full block
 
@@ -30,8 +33,10 @@ class AmxFold {
     int64_t halves;                // of 16
     bool fresh;                    // o is 0
     const Bf16* q;
+    Packing packing;
     float *m_out, *l_out, *o;
     Hide hide;
+    __m512 cut[2];  // of one part and with dropout: the sums of weights as they are multiplied
     void refer(int64_t i, __m512 reference) {
       m[i] = reference;
       offset[i] = V::sub(V::zero(), V::zero_where_hidden(reference, reference));
@@ -56,14 +61,15 @@ class AmxFold {
 
   E& e;
   const float scale2;
+  [[maybe_unused]] const std::conditional_t<kParts == 1, FlushDenormals, NoWork> flush;
   TileProducts<kParts> products;
   Queries tiles[kTiles];
   Block blocks[kBlocks];
   int64_t tile = 0;
-  int64_t asked = 0, stored = 0;  // blocks whose scores are being multiplied; are there
-  int64_t at = 0, done = 0;       // the block that is turned into weights, its units so far,
-  int64_t row_units, units;       // those of 16 queries, and in all
-  __m512 l_before[2];             // the sums of weights before the block
+  int64_t asked = 0, stored = 0;      // blocks whose scores are being multiplied; are there
+  int64_t at = 0, done = 0;           // the block that is turned into weights, its units so far,
+  int64_t row_units, units;           // those of 16 queries, and in all
+  __m512 l_before[2], cut_before[2];  // the sums of weights before the block
   bool begun = false, gathering = false;
   float scale = 0;     // of the block's scores
   Group group{};       // of the block
@@ -78,17 +84,18 @@ class AmxFold {
   int64_t pieces = 0;
 
  public:
-  AmxFold(E& e, float scale2) : e(e), scale2(scale2), piece(e.width) {}
+  AmxFold(E& e, float scale2) : e(e), scale2(scale2), flush{}, piece(e.o_width) {}
 
   // Folds blocks of keys into n queries from row r, whose state is at m, l and o.
   void fold(int64_t r, int64_t n, const Step* steps, int64_t count, const Hide& hide, float* m,
             float* l, float* o) {
     Queries& q = tiles[tile++ % kTiles];
-    q.q = e.q_tile(0, r, 0), q.m_out = m, q.l_out = l, q.o = o, q.hide = hide;
+    q.q = e.q_tile(0, r, 0), q.packing = e.packing_of_queries(r);
+    q.m_out = m, q.l_out = l, q.o = o, q.hide = hide;
     q.halves = ceil_div(n, 16);
     for (int i = 0; i < 2; ++i) {
       q.there[i] = static_cast<__mmask16>((1u << clamp(n - 16 * i, 0, 16)) - 1);
-      q.l[i] = V::zero();
+      q.l[i] = q.cut[i] = V::zero();
       q.refer(i, V::load(m + 16 * i));
     }
     q.fresh = unseen(q, 0) == q.there[0] && unseen(q, 1) == q.there[1];
@@ -103,7 +110,7 @@ class AmxFold {
       exponentiate(units);
     }
     if (gathering) close();
-    while (piece < e.width) multiply_piece();
+    while (piece < e.o_width) multiply_piece();
     settle();
   }
 
@@ -112,16 +119,17 @@ class AmxFold {
     for (advance(); at + e.buffers <= asked; advance()) exponentiate(units);
     blocks[asked % kBlocks] = {step, queries};
     const int64_t next = e.width / 32 * kParts * kTile;
-    multiply<false>({e.k_tile(0, step.at, 0), next, kTile, kParts * kTile, step.end > 16},
-                    {queries->q, next, kTile, kParts * kTile, queries->halves > 1}, e.width / 32,
-                    e.scores(asked), piece < e.width ? kUnits / 2 : kUnits);
+    multiply<false, AllProducts<kParts>>(
+        {e.k_tile(0, step.at, 0), next, kTile, kParts * kTile, step.end > 16},
+        {queries->q, next, kTile, kParts * kTile, queries->halves > 1}, e.width / 32,
+        e.scores(asked), piece < e.o_width ? kUnits / 2 : kUnits);
     stored = asked++;
-    credit += e.width / 32;
-    for (; piece < e.width && credit >= kGroup; credit -= kGroup) {
+    credit += pieces_of(e.o_width);
+    for (; piece < e.o_width && credit >= kGroup; credit -= kGroup) {
       advance();
       multiply_piece();
     }
-    if (piece >= e.width) credit = 0;
+    if (piece >= e.o_width) credit = 0;
   }
 
   // What is done beside products: sums of the piece before are added, and scores of the block at
@@ -137,15 +145,16 @@ class AmxFold {
     }
   };
 
-  template <bool kAdd>
+  template <bool kAdd, class P = Products<kParts>>
   void multiply(const Operand& a, const Operand& b, int64_t steps, float* c, int64_t beside) {
-    const int64_t behind = (asked - 2 - at) * kUnits - done, calls = products.calls(steps);
+    const int64_t behind = (asked - 2 - at) * kUnits - done;
+    const int64_t calls = products.template calls<P>(steps);
     const int64_t share = begun ? min64(beside + max64(0, behind), units - done) : 0;
     Work work{*this,
               done,
               {share, calls},
               {ripe.to, ripe.from, ripe.from ? 64 : 0, kInPlace ? 0 : calls}};
-    products.template multiply<kAdd, true>(a, b, steps, c, work);
+    products.template multiply<kAdd, true, P>(a, b, steps, c, work);
     ripe = fresh;
     fresh = {};
   }
@@ -157,8 +166,7 @@ class AmxFold {
       Queries& q = *group.queries;
       const __mmask16 lanes[2] = {grown(q, 0), grown(q, 1)};
       if (lanes[0] | lanes[1]) {
-        q.l[0] = l_before[0];
-        q.l[1] = l_before[1];
+        for (int i = 0; i < 2; ++i) q.l[i] = l_before[i], q.cut[i] = cut_before[i];
         raise(q, step, lanes);
         done = 0;
         exponentiate(units);
@@ -186,28 +194,30 @@ class AmxFold {
     units = q.halves * row_units;
     if (block.step.end < kKeys) clear_weights(in_group, row_units * E::kEnd);
     e.s = e.scores(at);
-    scale = block.step.edge && q.hide(block.step) ? 1 : scale2;
+    const Packing keys = e.packing_of_keys(block.step.at);
+    e.unit = q.packing.unit * keys.unit;
+    if (kParts > 1 && !(q.packing.finite && keys.finite)) e.mend_scores(q.q, block.step.at);
+    scale = block.step.edge && q.hide(block.step) ? 1 : scale2 * e.unit;
     if (kDropout) q.hide.draw(block.step);
     const __mmask16 lanes[2] = {unseen(q, 0), unseen(q, 1)};
     if (lanes[0] | lanes[1]) raise(q, block.step, lanes);
-    l_before[0] = q.l[0];
-    l_before[1] = q.l[1];
+    for (int i = 0; i < 2; ++i) l_before[i] = q.l[i], cut_before[i] = q.cut[i];
     begun = true;
     done = 0;
   }
 
-  // Whether weights of a query add up to more than 1: its scores have grown past the reference.
+  // Whether weights of a query add up to more than kGrown: its scores are past the reference. It
+  // seldom happens, and no sum comes near an overflow.
+  static constexpr float kGrown = 1024;
   static __mmask16 grown(const Queries& q, int64_t i) {
-    return _mm512_mask_cmp_ps_mask(q.there[i], q.l[i], V::set1(1), _CMP_NLE_UQ);
+    return _mm512_mask_cmp_ps_mask(q.there[i], q.l[i], V::set1(kGrown), _CMP_NLE_UQ);
   }
   static __mmask16 unseen(const Queries& q, int64_t i) {
     return _mm512_mask_cmp_ps_mask(q.there[i], q.m[i], V::set1(-__builtin_inff()), _CMP_EQ_OQ);
   }
 
-  // Moves the reference points of some queries: m <- ceil(scale max s) + kSlack, so that it seldom
-  // happens, and all that was weighed is scaled by 2^(old m - new m). As reference points are
-  // integers, that is exact.
-  static constexpr float kSlack = 10;
+  // Moves the reference points of some queries: m <- ceil(scale max s), and all that was weighed is
+  // scaled by 2^(old m - new m). As reference points are integers, that is exact.
   static constexpr int kCeiling = _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC;
 
   void raise(Queries& q, const Step& step, const __mmask16 (&lanes)[2]) {
@@ -217,8 +227,7 @@ class AmxFold {
       for (int64_t j = 1; j < step.end; ++j)
         top = V::max(top, V::load(e.s + j / 16 * 512 + i * 256 + j % 16 * 16));
       const __m512 highest = V::mul(top, V::set1(scale));
-      const __m512 least = V::sub(q.m[i], V::set1(kSlack));
-      const __mmask16 higher = _mm512_mask_cmp_ps_mask(lanes[i], highest, least, _CMP_GT_OQ);
+      const __mmask16 higher = _mm512_mask_cmp_ps_mask(lanes[i], highest, q.m[i], _CMP_GT_OQ);
       if (higher) raise_lanes(q, i, step.index % kGroup, higher, highest);
     }
   }
@@ -226,7 +235,7 @@ class AmxFold {
   __attribute__((noinline)) void raise_lanes(Queries& q, int64_t i, int64_t block, __mmask16 lanes,
                                              __m512 highest) {
     const __m512 m = q.m[i];
-    const __m512 above = V::add(_mm512_roundscale_ps(highest, kCeiling), V::set1(kSlack));
+    const __m512 above = _mm512_roundscale_ps(highest, kCeiling);
     const bool nothing_weighed = (lanes & ~unseen(q, i)) == 0;
     q.refer(i, _mm512_mask_mov_ps(m, lanes, above));
     if (nothing_weighed) return;
@@ -234,14 +243,15 @@ class AmxFold {
     const __m512 ones = V::set1(1);
     const __m512 factor = _mm512_mask_mov_ps(ones, lanes, V::exp2(V::sub(m, q.m[i])));
     q.l[i] = V::mul(q.l[i], factor);
+    q.cut[i] = V::mul(q.cut[i], factor);
     V::store(q.l_out + 16 * i, V::mul(V::load(q.l_out + 16 * i), factor));
-    for (int64_t d = 0; d < e.width; d += 16)
+    for (int64_t d = 0; d < e.o_width; d += 16)
       for (int64_t x = 0; x < 256; x += 16) {
         float* to = q.o + d * 32 + i * 256 + x;
         V::store(to, V::mul(V::load(to), factor));
       }
     scale_weights(group.p, i, group.first, block, factor);
-    if (piece < e.width && weighed.queries == &q)
+    if (piece < e.o_width && weighed.queries == &q)
       scale_weights(weighed.p, i, weighed.first, weighed.last + 1, factor);
   }
 
@@ -281,6 +291,7 @@ class AmxFold {
     Queries& q = *group.queries;
     const __m512 factor = V::set1(scale), offset = q.offset[i];
     __m512 total = q.l[i];
+    [[maybe_unused]] __m512 cut = q.cut[i];
     [[maybe_unused]] const uint16_t* kept = e.kept.of(i);
     Bf16* p = e.p_tile(group.p, 0, 16 * i, blocks[at % kBlocks].step.index % kGroup);
     for (uint64_t unit = first; unit < static_cast<uint64_t>(last); ++unit) {
@@ -288,31 +299,36 @@ class AmxFold {
       Bf16* to = p + unit * 64;
 #pragma GCC unroll 2
       for (int x = 0; x < 2; ++x) {
-        __m512 even = exponential<kParts, true>(V::load(from + 32 * x), factor, offset),
-               odd = exponential<kParts, true>(V::load(from + 32 * x + 16), factor, offset);
-        if (kParts > 1) total = V::add(total, V::add(even, odd));
+        __m512 even = weight_of<kParts>(V::load(from + 32 * x), factor, offset),
+               odd = weight_of<kParts>(V::load(from + 32 * x + 16), factor, offset);
+        total = V::add(total, V::add(even, odd));
+        if (kCut && kDropout)
+          cut = V::add(cut, V::add(round_down_to_bf16(even), round_down_to_bf16(odd)));
 #pragma GCC unroll 3
         for (int part = 0; part < kParts; ++part) {
-          const __m512 a = take_part<kParts, true>(even, part);
-          const __m512 b = take_part<kParts, true>(odd, part);
+          const __m512 a = kCut ? even : take_part<kParts>(even, part);
+          const __m512 b = kCut ? odd : take_part<kParts>(odd, part);
           const __m512i line =
               kDropout ? alternate_kept(a, b, kept[4 * unit + 2 * x], kept[4 * unit + 2 * x + 1])
                        : alternate(a, b);
           _mm512_storeu_si512(to + part * kTile + 32 * x, line);
-          // the sum of what is multiplied with v, not of what it was rounded from
-          if (kParts == 1)
-            total = V::add(total, V::add(round_down_to_bf16(a), round_down_to_bf16(b)));
         }
       }
     }
     q.l[i] = total;
+    q.cut[i] = cut;
   }
 
   // l <- l + sum p for the group at hand, whose p v is next.
   void close() {
-    while (piece < e.width) multiply_piece();
+    while (piece < e.o_width) multiply_piece();
     Queries& q = *group.queries;
     for (int64_t i = 0; i < 2; ++i) {
+      if (kCut && kDropout) {
+        float* to = q.o + e.width * 32 + i * 256;
+        V::store(to, V::add(V::load(to), q.cut[i]));
+        q.cut[i] = V::zero();
+      }
       V::store(q.l_out + 16 * i, V::add(V::load(q.l_out + 16 * i), q.l[i]));
       V::store(q.m_out + 16 * i, q.m[i]);
       q.l[i] = V::zero();
@@ -322,29 +338,36 @@ class AmxFold {
     q.fresh = false;
     piece = 0;
     gathering = false;
-    if ((group.edge && !e.values.finite) || e.values.small) {
+    if (e.values.small || (!e.values.finite && (group.edge || kParts > 1))) {
       settle();
-      e.multiply_seen(q.o, group.p, group.at, group.first, group.last + 1);
+      e.multiply_seen(q.o, group.p, group.at, group.first, group.last + 1, group.edge);
       piece = e.width;
     }
   }
 
+  // Pieces of 32 d, the last one of 16 where weights are summed as they were cut
+  static int64_t pieces_of(int64_t width) { return ceil_div(width, 32); }
+
   // o <- o + p v for 32 d of the group before. The sums, in two buffers by turns, are added while
-  // other tiles multiply.
+  // other tiles multiply. Of one part the last piece is the sum of p.
   void multiply_piece() {
     const Group& g = weighed;
     const int64_t blocks = g.last + 1 - g.first, d = piece;
+    piece += 32;
+    if (kCut && kDropout && d == e.width) return;
     float* o = g.queries->o + d * 32;
     const bool at_once = kInPlace || g.fresh;
     float* c = at_once ? o : e.sums + pieces++ % 2 * 1024;
-    multiply<kInPlace>({e.v_tile(0, g.at + g.first * kKeys, d), kParts * kTile, kTile,
-                        e.width / 16 * kParts * kTile},
+    const Operand values = kCut && d == e.width
+                               ? Operand{e.ones, 0, 0, 0, false}
+                               : Operand{e.v_tile(0, g.at + g.first * kKeys, d), kParts * kTile,
+                                         kTile, e.width / 16 * kParts * kTile};
+    multiply<kInPlace>(values,
                        {e.p_tile(g.p, 0, 0, g.first), kParts * kTile, kTile, 2 * kParts * kTile,
                         g.queries->halves > 1},
-                       blocks, c, blocks * kUnits / (e.width / 16));
+                       blocks, c, blocks * kUnits / (2 * pieces_of(e.o_width)));
     stored = asked;
     if (!at_once) fresh = {c, o};
-    piece += 32;
   }
 
   // Stores what has been multiplied and adds what is to be added.

@@ -23,9 +23,12 @@ struct AmxForward {
   // blocks of keys whose weights are multiplied with v together
   static constexpr int64_t kGroup = 4;
   static constexpr int64_t kAligned = kKeys * kGroup;  // panels begin at multiples of it
-  static constexpr int64_t kChunk = 1024;              // queries of a task, all heads of a group
+  // v is packed so that its products with weights are not small either, where they count.
+  static constexpr float kRaisedValues = 0x1p40f;
+  static constexpr int64_t kChunk = 1024;  // queries of a task, all heads of a group
 
   const int64_t head_dim, width;  // width: head_dim padded to two tiles
+  const int64_t o_width;          // with a tile for the sums of cut weights, which one part has
   const int64_t rows;
   const int64_t buffers;  // of scores
   const int64_t panel;    // keys packed together: k and v of them take 512 KB of L2
@@ -40,14 +43,19 @@ struct AmxForward {
   float* s_all;  // s^T, buffers of (2 tiles of keys, 2 of queries, 16, 16): 4 KB each
   Bf16* p;       // p^T of two groups, (kGroup, 2, parts, tile) each: 2 KB a part and block
   float* sums;   // (p v)^T before it joins o, two buffers of (2 tiles of d, 2 of queries, 16, 16)
-  Bf16 *stage, *pairs;  // (parts, kBlock, width): rows on their way into tiles; one tile
-  float* out;           // (16, width): rows of o on their way out
-  float* s;             // the buffer at hand
-  ColumnKept<V> kept;   // by dropout, of that
+  Bf16 *stage, *pairs;            // (parts, kBlock, width): rows on their way into tiles; one tile
+  float* out;                     // (16, width): rows of o on their way out
+  Bf16* ones;                     // one tile
+  Packing *of_queries, *of_keys;  // by kRows and kKeys
+  float* s;                       // the buffer at hand
+  float unit;                     // what its scores are multiples of
+  float raised;                   // the factor of v
+  ColumnKept<V> kept;             // by dropout, of that
 
   AmxForward(Arena& a, int64_t head_dim, int64_t rows)
       : head_dim(head_dim),
         width(round_up(head_dim, 32)),
+        o_width(width + (kParts == 1 ? 16 : 0)),
         rows(round_up(rows, kRows)),
         buffers(width > 64 ? 2 : 3),
         panel(131072 / (kParts * width * kAligned) * kAligned) {
@@ -60,6 +68,9 @@ struct AmxForward {
     stage = a.take<Bf16>(kParts * kBlock * width);
     pairs = a.take<Bf16>(kTile);
     out = a.take<float>(16 * width);
+    ones = a.take<Bf16>(kTile);
+    of_queries = a.take<Packing>(this->rows / kRows);
+    of_keys = a.take<Packing>(panel / kKeys);
   }
 
   Bf16* q_tile(int64_t part, int64_t r, int64_t d) {
@@ -84,10 +95,21 @@ struct AmxForward {
   }
   float* cap_slope(int64_t, int64_t) { return nullptr; }  // for the backward pass
 
+  void begin_task() {
+    raised = kParts == 1 ? 1 : kRaisedValues;
+    if (kParts == 1)
+      for (int64_t i = 0; i < kTile; ++i) ones[i] = 0x3f80;
+  }
+
   // n queries from row r, at most kRows
   void put_queries(int64_t r, int64_t n, const void* const* rows_of_q, DType dtype, bool negate) {
-    for (int64_t i = 0; i < n; ++i)
-      split_row<kParts>(staged(i), rows_of_q[i], dtype, head_dim, width, negate ? -1.0f : 1.0f);
+    of_queries[r / kRows] = packed([&](float factor) {
+      Contents found;
+      for (int64_t i = 0; i < n; ++i)
+        found.add(split_row<kParts>(staged(i), rows_of_q[i], dtype, head_dim, width,
+                                    negate ? -factor : factor));
+      return found;
+    });
     for (int64_t part = 0; part < kParts; ++part)
       for (int64_t i = 0; i < n; i += 16)
         for (int64_t d = 0; d < width; d += 32)
@@ -100,11 +122,15 @@ struct AmxForward {
   // Past n only v needs them, whose products with weights of 0 count.
   void put_keys(int64_t j0, int64_t n, const void* const* k_rows, const void* const* v_rows,
                 DType dtype) {
-    for (int64_t j = 0; j < n; ++j)
-      split_row<kParts>({k_tile(0, j0 + j, 0) + j % 16 * 32, kTile, kParts * kTile}, k_rows[j],
-                        dtype, head_dim, width, 1);
+    of_keys[j0 / kKeys] = packed([&](float factor) {
+      Contents found;
+      for (int64_t j = 0; j < n; ++j)
+        found.add(split_row<kParts>({k_tile(0, j0 + j, 0) + j % 16 * 32, kTile, kParts * kTile},
+                                    k_rows[j], dtype, head_dim, width, factor));
+      return found;
+    });
     for (int64_t j = 0; j < kBlock; ++j)
-      values.add(split_row<kParts>(staged(j), v_rows[j], dtype, head_dim, width, 1));
+      values.add(split_row<kParts>(staged(j), v_rows[j], dtype, head_dim, width, raised));
     for (int64_t part = 0; part < kParts; ++part)
       for (int64_t d = 0; d < width; d += 16) {
         pack_paired<false>(pairs, stage + part * kBlock * width + d, width);
@@ -113,9 +139,54 @@ struct AmxForward {
   }
   Lines staged(int64_t i) { return {stage + i * width, kBlock * width, 32}; }
 
-  // The slow way for a v with NaN or inf that some rows do not see, where only what they see is
-  // multiplied, and for a v too small for tiles.
-  void multiply_seen(float* o, Bf16* weights, int64_t at, int64_t first, int64_t end) {
+  // Packs q or k by kRaised, or by less where the products of such large ones would overflow: then
+  // what its parts cannot tell is nothing beside the score.
+  template <class Pack>
+  static Packing packed(const Pack& pack) {
+    float factor = kParts == 1 ? 1 : kRaised;
+    Contents found = pack(factor);
+    if (kParts > 1 && !(found.size() < kOrdinary)) {
+      factor = 1 / kRaised;
+      found = pack(factor);
+    }
+    return {1 / factor, found.finite};
+  }
+  const Packing& packing_of_queries(int64_t r) const { return of_queries[r / kRows]; }
+  const Packing& packing_of_keys(int64_t j) const { return of_keys[j / kKeys]; }
+
+  // Whether v, as it is packed, could overflow in the sums of a long row
+  bool outgrown() const { return raised != 1 && !(values.size() < 0x1p56f); }
+  // From here on v is packed as it is. o: what rows queries have summed so far
+  void lower(float* o, int64_t rows) {
+    for (int64_t i = 0; i < rows * o_width; i += 16)
+      V::store(o + i, V::mul(V::load(o + i), V::set1(1 / raised)));
+    raised = 1;
+  }
+
+  // Parts of one number may differ in sign: where it is multiplied with infinity the score would be
+  // NaN. Those of the buffer at hand are summed as products of the numbers.
+  void mend_scores(const Bf16* queries, int64_t at) {
+    for (int64_t key = 0; key < kKeys; ++key)
+      for (int64_t row = 0; row < kRows; ++row) {
+        float& score = column(row / 16 * 16, key)[row % 16];
+        if (score == score) continue;
+        score = 0;
+        for (int64_t d = 0; d < width; ++d) {
+          float x = 0, y = 0;
+          for (int64_t part = 0; part < kParts; ++part) {
+            const Bf16* tile =
+                queries + ((row / 16 * (width / 32) + d / 32) * kParts + part) * kTile;
+            x += widen(BFloat16{tile[d % 32 / 2 * 32 + row % 16 * 2 + d % 2]});
+            y += widen(BFloat16{k_tile(part, at + key, d)[key % 16 * 32 + d % 32]});
+          }
+          score += x * y;
+        }
+      }
+  }
+
+  // The slow way for a v with NaN or inf, where only what rows see is multiplied, and for a v with
+  // numbers too small for their parts.
+  void multiply_seen(float* o, Bf16* weights, int64_t at, int64_t first, int64_t end, bool edge) {
     for (int64_t row = 0; row < kRows; ++row)
       for (int64_t d = 0; d < width; ++d) {
         float total = 0;
@@ -126,7 +197,7 @@ struct AmxForward {
                 BFloat16{p_tile(weights, i, row, j / 32)[j % 32 / 2 * 32 + row % 16 * 2 + j % 2]});
             value += widen(BFloat16{v_tile(i, at + j, d)[d % 16 * 32 + j % 32]});
           }
-          if (weight != 0) total += weight * value;
+          if (weight != 0 || !edge) total += weight * value;
         }
         o[d / 16 * 512 + row / 16 * 256 + d % 16 * 16 + row % 16] += total;
       }
@@ -135,10 +206,15 @@ struct AmxForward {
   // Row r of o; rows come in order, and 16 are turned at once.
   const float* output(const float* o, int64_t r) {
     if (r % 16 == 0) {
-      const float* tiles = o + r / kRows * kRows * width + r % kRows / 16 * 256;
+      const float* tiles = o + r / kRows * kRows * o_width + r % kRows / 16 * 256;
       for (int64_t d = 0; d < width; d += 16) V::transpose(tiles + d * 32, 16, out + d, width);
     }
     return out + r % 16 * width;
+  }
+  // What o is to be divided by, of a row whose weights sum to l
+  float normaliser(const float* o, int64_t r, float l) const {
+    if (kParts > 1) return l * raised;
+    return o[r / kRows * kRows * o_width + width * 32 + r % kRows / 16 * 256 + r % 16];
   }
 };
 

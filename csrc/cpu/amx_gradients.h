@@ -8,11 +8,12 @@
 namespace {
 
 // n queries and keys [j0, j1) of those from at, with their p and ds, which are 0 from columns_end
-// on. Where skip_rows or skip_keys, q and do or k are multiplied only where they are seen.
+// on. Where skip_rows or skip_keys, q and do or k are multiplied one by one and, where edge, only
+// where they are seen.
 struct Slice {
   int64_t at, j0, j1, columns_end, n;
   bool first, last;  // of those of the block of queries
-  bool skip_rows, skip_keys;
+  bool skip_rows, skip_keys, edge;
   Bf16 *p, *ds, *ds_pairs, *q_pairs, *dout_pairs;
 };
 
@@ -98,7 +99,10 @@ struct AmxGradients {
           if (extras.dropout) dp = _mm512_maskz_mul_ps(kept, dp, V::set1(extras.kept_scale));
           p[t][h] = V::mul(exponential<kParts>(x, scale, offset[t], seeing[t]), factor[t]);
           g[t][h] = _mm512_maskz_mul_ps(seeing[t], p[t][h], V::sub(dp, delta[t]));
-          if (kEdge) g[t][h] = V::zero_where_hidden(g[t][h], x);
+          if (kEdge) {  // the factor of a row with NaN is NaN
+            p[t][h] = V::zero_where_hidden(p[t][h], x);
+            g[t][h] = V::zero_where_hidden(g[t][h], x);
+          }
           if (extras.dropout) p[t][h] = _mm512_maskz_mov_ps(kept, p[t][h]);
           if (extras.added) V::store(e.dp + at + 256 * t + 16 * h, g[t][h]);
           if (extras.softcap)

@@ -180,7 +180,10 @@ struct AmxLinear {
   };
 
   // Whether magnitudes of a row and a column, or of their products, are too small for parts
-  static bool lost(double a, double b) { return too_small(a) || too_small(b) || too_small(a * b); }
+  static bool lost(double a, double b) {
+    const auto t = [](double x) { return x > 0 && x < kSmall; };
+    return t(a) || t(b) || t(a * b);
+  }
 
   static float least(const float* sizes, int64_t count) {
     float least = __FLT_MAX__;

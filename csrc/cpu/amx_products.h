@@ -25,6 +25,15 @@ struct Products<3> {
                        kB[] = {0, 0, 1, 1, 2, 0};
 };
 
+// All products: scores of fp16 are as exact as sums in fp32.
+template <int kParts>
+struct AllProducts : Products<kParts> {};
+template <>
+struct AllProducts<2> {
+  static constexpr int kCount = 4, kPasses = 1, kEnd[] = {4}, kA[] = {1, 1, 0, 0},
+                       kB[] = {1, 0, 0, 1};
+};
+
 // Two neighbouring tiles of an operand, other elements apart, and how many elements on the next
 // part and the next step of k lie. Where the second holds nothing that is wanted, two is false.
 struct Operand {
@@ -51,17 +60,21 @@ struct TileProducts {
 
   // c (four tiles: 00, 01, 10, 11) <- (a0; a1) (b0 b1), or c + that where kAdd; where an operand
   // has one tile, only what that gives
-  template <bool kAdd = false, bool kStream = (kParts > 1), class Work = NoWork>
+  template <bool kAdd = false, bool kStream = (kParts > 1), class P = Products<kParts>,
+            class Work = NoWork>
   void multiply(const Operand& a, const Operand& b, int64_t steps, float* c, Work&& work = {}) {
     if (a.two && b.two) {
-      all_steps<true, kAdd, kStream>(a, b, steps, c, work);
+      all_steps<P, true, kAdd, kStream>(a, b, steps, c, work);
     } else {
-      few_steps<kAdd, kStream>(a, b, steps, c, work);
+      few_steps<P, kAdd, kStream>(a, b, steps, c, work);
     }
   }
 
   // How often multiply calls work.
-  static int64_t calls(int64_t steps) { return Products<kParts>::kCount * steps; }
+  template <class P = Products<kParts>>
+  static int64_t calls(int64_t steps) {
+    return P::kCount * steps;
+  }
 
   void finish() {
     if (!late) return;
@@ -74,30 +87,29 @@ struct TileProducts {
 
  private:
   // Where kTwo, both operands have two tiles: no question of it in between.
-  template <bool kTwo, bool kAdd, bool kStream, class Work>
+  template <class P, bool kTwo, bool kAdd, bool kStream, class Work>
   __attribute__((always_inline)) void all_steps(const Operand& a, const Operand& b, int64_t steps,
                                                 float* c, Work& work) {
-    using P = Products<kParts>;
     asm volatile("" ::: "memory");  // the intrinsics do not say that a tile's load reads memory
-    step<0, P::kEnd[0], true, kTwo, kAdd, kStream>(a, b, 0, c, work);
+    step<P, 0, P::kEnd[0], true, kTwo, kAdd, kStream>(a, b, 0, c, work);
     for (int64_t k = 1; k < steps; ++k)
-      step<0, P::kEnd[0], false, kTwo, kAdd, kStream>(a, b, k, c, work);
+      step<P, 0, P::kEnd[0], false, kTwo, kAdd, kStream>(a, b, k, c, work);
     if constexpr (P::kPasses == 2)
       for (int64_t k = 0; k < steps; ++k)
-        step<P::kEnd[0], P::kCount, false, kTwo, kAdd, kStream>(a, b, k, c, work);
+        step<P, P::kEnd[0], P::kCount, false, kTwo, kAdd, kStream>(a, b, k, c, work);
     late = c, late_rows = kTwo || a.two, late_columns = kTwo || b.two;
   }
-  template <bool kAdd, bool kStream, class Work>
+  template <class P, bool kAdd, bool kStream, class Work>
   __attribute__((noinline)) void few_steps(const Operand& a, const Operand& b, int64_t steps,
                                            float* c, Work& work) {
-    all_steps<false, kAdd, kStream>(a, b, steps, c, work);
+    all_steps<P, false, kAdd, kStream>(a, b, steps, c, work);
   }
 
   // Products [kBegin, kEnd) of the parts, of step k; where kFirst, the first ones of the block
-  template <int kBegin, int kEnd, bool kFirst, bool kTwo, bool kAdd, bool kStream, class Work>
+  template <class P, int kBegin, int kEnd, bool kFirst, bool kTwo, bool kAdd, bool kStream,
+            class Work>
   __attribute__((always_inline)) void step(const Operand& a, const Operand& b, int64_t k,
                                            const float* c, Work& work) {
-    using P = Products<kParts>;
     const bool two_rows = kTwo || a.two, two_columns = kTwo || b.two;
 #pragma GCC unroll 5
     for (int i = kBegin; i < kEnd; ++i) {

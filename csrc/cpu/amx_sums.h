@@ -118,8 +118,8 @@ class AmxSums {
     ripe = fresh = {};
   }
 
-  // The slow ways, for q, do or k with NaN or inf that are not seen by all, where only what is seen
-  // is multiplied, and for numbers too small for tiles.
+  // The slow ways, for q, do or k with NaN or inf, where only what is seen is multiplied, and for
+  // numbers too small for their parts.
   void sum_seen() {
     settle();
     const Slice& x = summed;
@@ -144,7 +144,7 @@ class AmxSums {
         float total = 0;
         for (int64_t i = 0; i < summed.n; ++i) {
           const float weight = weight_of(weights, i, j);
-          if (weight == 0) continue;
+          if (weight == 0 && summed.edge) continue;
           float x = 0;
           for (int part = 0; part < kParts; ++part)
             x += widen(BFloat16{
@@ -161,7 +161,7 @@ class AmxSums {
         float total = 0;
         for (int64_t j = summed.j0; j < summed.columns_end; ++j) {
           const float weight = weight_of(summed.ds, i0 + i, j);
-          if (weight == 0) continue;
+          if (weight == 0 && summed.edge) continue;
           float x = 0;
           for (int part = 0; part < kParts; ++part)
             x += widen(BFloat16{e.kt_tile(part, j, d0 + d)[d % 16 * 32 + j % 32]});

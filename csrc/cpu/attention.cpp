@@ -341,6 +341,8 @@ Gradients cpu_backward(const Tensor& dout, const OptionalTensor& dlse, const Ten
   std::vector<std::atomic<int32_t>> turns(blocks * p.heads);
   shared.turns = turns.data();
   shared.block_offsets = block_offsets.data();
+  std::vector<std::atomic<uint32_t>> largest(p.num_seqs * p.kv_heads * 2);
+  shared.largest = largest.data();
   shared.added = added.sums();
   at::parallel_for(0, blocks * p.heads, 16, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i)

@@ -112,6 +112,7 @@ struct Backward {
     if (i0 >= i1) return;
     const int64_t q1 = min64(i1, seq.q_end);
     const bool visited = i0 < q1 && Turn(seq, i0, q1, 0).count > 0;
+    [[maybe_unused]] auto largest_q = V::zero(), largest_do = V::zero();
     alignas(64) T o[256 + V::kWidth], grad[256 + V::kWidth];
     for (int64_t i = i0; i < i1; ++i) {
       const int64_t at = stat_at(p, seq, head, i);
@@ -125,6 +126,15 @@ struct Backward {
                     p.dtype, p.head_dim);
         sum = shared.added.wanted ? exact_dot(o, grad, p.head_dim) : dot(o, grad, p.head_dim);
         if (p.dlse) sum -= static_cast<const T*>(p.dlse)[at];
+        if constexpr (E::kRaises) {
+          load_row<V>(o, row_at(p.q, p.dtype, p.q_strides, seq.index, head, seq.q_row0 + i),
+                      p.dtype, p.head_dim);
+          for (int64_t d = 0; d < p.head_dim; d += V::kWidth) {
+            // NaN comes first and is passed over
+            largest_q = V::max(V::abs(V::load(o + d)), largest_q);
+            largest_do = V::max(V::abs(V::load(grad + d)), largest_do);
+          }
+        }
       }
       const T low = p.lse_low ? static_cast<const T*>(p.lse_low)[at] : 0;
       const TwoPart<T> lse2 = empty ? TwoPart<T>{kInf, 0} : base2(lse, low);
@@ -135,6 +145,26 @@ struct Backward {
         memset(row_at(p.dq, p.dtype, p.dq_strides, seq.index, head, seq.q_row0 + i), 0,
                p.head_dim * dtype_size(p.dtype));
     }
+    if constexpr (E::kRaises) {
+      const int64_t at = largest_at(p, seq_index, head / (p.heads / p.kv_heads));
+      raise_to(shared.largest[at], largest_q);
+      raise_to(shared.largest[at + 1], largest_do);
+    }
+  }
+
+  static int64_t largest_at(const AttentionParams& p, int64_t seq, int64_t kv_head) {
+    return 2 * (seq * p.kv_heads + kv_head);
+  }
+  // to <- the larger of it and all lanes of x >= 0, whose bits are in the order of the numbers
+  static void raise_to(std::atomic<uint32_t>& to, typename V::F x) {
+    T lanes[V::kWidth];
+    V::store(lanes, x);
+    for (const T lane : lanes) {
+      uint32_t bits, before = to.load(std::memory_order_relaxed);
+      memcpy(&bits, &lane, sizeof bits);
+      while (bits > before && !to.compare_exchange_weak(before, bits, std::memory_order_relaxed)) {
+      }
+    }
   }
 
   void run(const BackwardTask& task) {
@@ -142,7 +172,16 @@ struct Backward {
     if (task.tile == 0) zero_hidden_keys(seq, task.kv_head);
     const int64_t k0 = seq.k_begin + task.tile * kKeys, keys = min64(kKeys, seq.k_end - k0);
     if (keys <= 0) return;
+    if constexpr (E::kRaises) {
+      const std::atomic<uint32_t>* largest = shared.largest + largest_at(p, task.seq, task.kv_head);
+      engine.begin_task(largest[0].load(std::memory_order_relaxed),
+                        largest[1].load(std::memory_order_relaxed), group * p.max_q);
+    }
     pack(seq, task.kv_head, k0, keys);
+    if (engine.outgrown()) {
+      engine.lower();
+      pack(seq, task.kv_head, k0, keys);
+    }
     const Span rows = k0 < seq.k_prefix ? Span{0, seq.q_end}
                                         : Span{seq.first_query(k0), seq.last_query(k0 + keys)};
     for (int64_t g = 0; g < group; ++g) {
@@ -261,7 +300,7 @@ struct Backward {
     };
     const auto differentiate = [&](const auto& extras) {
       engine.differentiate(
-          n, begin, end, scale2, is_edge, hide, edge && !engine.finite_rows(),
+          n, begin, end, scale2, is_edge, hide, edge, edge && !engine.finite_rows(),
           edge && !engine.finite_keys(), [&] { fold_last(seq); }, prefetch, extras);
     };
     const Extras extras{*this, seq, head, i0, k0};

@@ -91,11 +91,11 @@ struct ColumnCover {
     if (terms) {
       const Terms<V, false, 32, 32> shape(p, seq, head, i0, n, k0, begin, end);
       add_mask(min64(end, keys), masked, [&](auto x, int64_t i, int64_t j) {
-        return shape(x, i, j, engine.cap_slope(i, j));
+        return shape(V::mul(x, V::set1(engine.unit)), i, j, engine.cap_slope(i, j));
       });
     } else if (scaled) {
       add_mask(min64(end, keys), masked,
-               [&](auto x, int64_t, int64_t) { return V::mul(x, V::set1(scale2)); });
+               [&](auto x, int64_t, int64_t) { return V::mul(x, V::set1(scale2 * engine.unit)); });
     }
     if (end > keys || !seq.view(i0, i0 + n).all_see(k0 + begin, k0 + end))
       for (int64_t i = 0; i < n; i += kWidth) hide_outside(i);

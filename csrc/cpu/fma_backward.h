@@ -53,6 +53,11 @@ struct FmaBackward {
   T* segment(int64_t row, int64_t key) { return s + row * kKeys + key; }
   T* cap_slope(int64_t row, int64_t key) { return slopes + row * kKeys + key; }
 
+  // Rows are packed as they are.
+  static constexpr bool kRaises = false;
+  static constexpr bool outgrown() { return false; }
+  static void lower() {}
+
   void begin_tile(int64_t keys) {
     keys_are_finite = true;
     for (int64_t j = 0; j < keys * width; j += V::kWidth) {
@@ -98,8 +103,8 @@ struct FmaBackward {
   // hide gives -inf there and says whether it has scaled the scores.
   template <class IsEdge, class Hide, class Complete, class Prefetch, class Extras>
   void differentiate(int64_t n, int64_t begin, int64_t end, T scale2, const IsEdge& is_edge,
-                     const Hide& hide, bool skip_rows, bool skip_keys, const Complete&,
-                     const Prefetch&, const Extras& extras) {
+                     const Hide& hide, bool /*edge*/, bool skip_rows, bool skip_keys,
+                     const Complete&, const Prefetch&, const Extras& extras) {
     first_column = begin;
     columns = end - begin;
     skip_hidden_keys = skip_keys;

@@ -21,8 +21,8 @@ struct FmaForward {
   static constexpr int64_t kBegin = V::kStrip, kEnd = V::kWidth;  // where columns may begin and end
   static constexpr int64_t kChunk = 384;  // queries of a task, all heads of a group
 
-  const int64_t head_dim, width;  // width: head_dim padded to the vector
-  T* q;                           // (rows, width): 384 x 64 x 4 bytes = 96 KB in L2
+  const int64_t head_dim, width, o_width;  // width: head_dim padded to the vector
+  T* q;                                    // (rows, width): 384 x 64 x 4 bytes = 96 KB in L2
   T *kt, *v;  // K^T in strips, V (kKeys, width): 128 x 64 x 4 bytes = 32 KB each in L2
   T* s;       // (kRows, kKeys): 48 x 128 x 4 bytes = 24 KB in L1
   T* lanes;   // (kWidth, kWidth): one vector for each of kWidth rows
@@ -32,7 +32,7 @@ struct FmaForward {
   bool finite;
 
   FmaForward(Arena& a, int64_t head_dim, int64_t rows)
-      : head_dim(head_dim), width(round_up(head_dim, V::kWidth)) {
+      : head_dim(head_dim), width(round_up(head_dim, V::kWidth)), o_width(width) {
     q = a.take<T>(rows * width);
     kt = a.take<T>(kKeys * width);
     v = a.take<T>(kKeys * width);
@@ -44,6 +44,8 @@ struct FmaForward {
   // kWidth scores of one row
   T* segment(int64_t row, int64_t key) { return s + row * kKeys + key; }
   T* cap_slope(int64_t, int64_t) { return nullptr; }  // for the backward pass
+
+  void begin_task() {}
 
   // n queries from row r, at most kRows
   void put_queries(int64_t r, int64_t n, const void* const* rows, DType dtype, bool negate) {
@@ -156,8 +158,13 @@ struct FmaForward {
     }
   }
 
+  // Every v is packed as it is.
+  static constexpr bool outgrown() { return false; }
+  static void lower(T*, int64_t) {}
+
   // row r of o
   const T* output(T* o, int64_t r) { return o + r * width; }
+  static T normaliser(const T*, int64_t, T l) { return l; }
 };
 
 }  // namespace

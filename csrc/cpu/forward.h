@@ -45,7 +45,7 @@ struct Forward {
         arena{static_cast<char*>(scratch)},
         engine(arena, p.head_dim, group * chunk(p)) {
     const int64_t rows = group * chunk(p);
-    o = arena.take<T>(rows * engine.width);
+    o = arena.take<T>(rows * engine.o_width);
     m = arena.take<T>(rows);
     l = arena.take<T>(rows);
     mask_row = arena.take<T>(kKeys);
@@ -64,6 +64,7 @@ struct Forward {
     write_empty(seq, task, row1);
     if (rows == 0) return;
     head_rows = round_up(rows, kRows);
+    engine.begin_task();
     load_queries(seq, task, rows);
     const Span some = seq.view(task.row0, row1).some;
     // where keys are cut does not depend on the task
@@ -99,7 +100,7 @@ struct Forward {
               .rows<V>(task.row0 + i0, kRows, draws.at(g * head_rows + i0));
       }
     for (int64_t i = 0; i < group * head_rows; ++i) m[i] = -kInf, l[i] = 0;
-    for (int64_t i = 0; i < group * head_rows * engine.width; i += V::kWidth)
+    for (int64_t i = 0; i < group * head_rows * engine.o_width; i += V::kWidth)
       V::store(o + i, V::zero());
   }
 
@@ -138,9 +139,16 @@ struct Forward {
         const int64_t n = min64(kRows, rows - i), i0 = task.row0 + i, r = g * head_rows + i;
         const int64_t count = visible_steps(seq, i0, n, k0, keys);
         if (count == 0) continue;
-        if (!packed) pack(seq, task, k0, keys), packed = true;
+        if (!packed) {
+          pack(seq, task, k0, keys);
+          if (engine.outgrown()) {
+            engine.lower(o, group * head_rows);
+            pack(seq, task, k0, keys);
+          }
+          packed = true;
+        }
         fold.fold(r, n, steps, count, Hide{this, &seq, head, i0, n, k0, r}, m + r, l + r,
-                  o + r * engine.width);
+                  o + r * engine.o_width);
       }
     }
     fold.finish();
@@ -225,7 +233,7 @@ struct Forward {
         for (int64_t i = 0; i < min64(V::kWidth, rows - i0); ++i) {
           const T sum = l[r0 + i];
           const bool empty = sum == 0;
-          const T norm = empty ? 1 : sum;
+          const T norm = empty ? 1 : engine.normaliser(o, r0 + i, sum);
           void* to = o_at(seq, head, task.row0 + i0 + i);
           const T* from = engine.output(o, r0 + i);
           if (dtype_size(p.dtype) == 2) {  // a reciprocal's error is far below that of 16 bits

@@ -49,6 +49,8 @@ struct BackwardShared {
   // (sequence, head, query block): key tiles folded into dq so far. Tiles take turns in key order.
   std::atomic<int32_t>* turns;
   const int64_t* block_offsets;  // (num_seqs): first turn of a sequence
+  // (num_seqs, kv_heads, 2): the bits of the largest magnitudes of q and of do, of what sees a key
+  std::atomic<uint32_t>* largest;
   AddedSums added;
 };
 

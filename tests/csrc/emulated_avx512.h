@@ -254,6 +254,9 @@ LANES float scaled(float x, float power) {
   return std::isinf(power) && x == 0 && power > 0 ? __builtin_nanf("")
                                                   : ldexpf(x, static_cast<int>(limited));
 }
+MANY __m512 scalef_ps(__m512 x, __m512 power) {
+  return each<__m512>([&](int i) { return scaled(x[i], power[i]); });
+}
 MANY __m512 maskz_scalef_ps(__mmask16 k, __m512 x, __m512 power) {
   return each<__m512>([&](int i) { return k >> i & 1 ? scaled(x[i], power[i]) : 0.0f; });
 }
@@ -483,6 +486,8 @@ inline void tile_dpbf16ps(int c, int a, int b) {
 #define _mm512_reduce_ps emulated::reduce_ps
 #undef _mm512_roundscale_ps
 #define _mm512_roundscale_ps emulated::roundscale_ps
+#undef _mm512_scalef_ps
+#define _mm512_scalef_ps emulated::scalef_ps
 #undef _mm512_set1_epi16
 #define _mm512_set1_epi16 emulated::set1_epi16
 #undef _mm512_set1_epi32
