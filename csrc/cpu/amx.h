@@ -94,7 +94,7 @@ constexpr float kSmall = 0x1p-94f, kRaised = 0x1p16f;
 // product of their units, below overflow where the numbers of one are ordinary.
 struct Packing {
   float unit;  // 1 / factor
-  bool finite;
+  bool finite, small;
 };
 constexpr float kOrdinary = 0x1p40f;
 

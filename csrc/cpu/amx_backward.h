@@ -274,7 +274,9 @@ struct AmxBackward {
                             (static_cast<double>(gradients.size()) * do_raised);
     const bool tiny = kRaises && (keys.small || queries.small || values.small || gradients.small ||
                                   (products > 0 && products < kSmall));
-    const bool odd_scores = kRaises && !(keys.finite && queries.finite);
+    const bool small_scores = (keys.small && !(queries.size() < kOrdinary)) ||
+                              (queries.small && !(keys.size() < kOrdinary));
+    const bool odd_scores = kRaises && (small_scores || !(keys.finite && queries.finite));
     const bool odd_dp = kRaises && !(values.finite && gradients.finite);
     skip_rows |= tiny || (kRaises && !finite_rows());
     skip_keys |= tiny || (kRaises && !finite_keys());
@@ -312,7 +314,7 @@ struct AmxBackward {
       step_key = here.j;
       if (kBeside) prefetch(b, count);
       const int64_t i = here.i, j = here.j, seen = here.seen_rows(), last = j + here.columns();
-      if (odd_scores) mend(s, k, q, i, j, false);
+      if (odd_scores) mend(s, k, q, i, j, small_scores);
       if (tiny || odd_dp) mend(dp, v, dout, i, j, tiny);
       const bool edge = is_edge(i, seen, j, last);
       const float scale = edge && hide(i, seen, j, last) ? 1 : scale2 * unit;

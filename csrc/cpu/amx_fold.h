@@ -196,7 +196,10 @@ class AmxFold {
     e.s = e.scores(at);
     const Packing keys = e.packing_of_keys(block.step.at);
     e.unit = q.packing.unit * keys.unit;
-    if (kParts > 1 && !(q.packing.finite && keys.finite)) e.mend_scores(q.q, block.step.at);
+    if constexpr (kParts > 1) {
+      const bool all = e.unit > 1 && (q.packing.small || keys.small);
+      if (all || !(q.packing.finite && keys.finite)) e.mend_scores(q.q, block.step.at, all);
+    }
     scale = block.step.edge && q.hide(block.step) ? 1 : scale2 * e.unit;
     if (kDropout) q.hide.draw(block.step);
     const __mmask16 lanes[2] = {unseen(q, 0), unseen(q, 1)};

@@ -139,8 +139,8 @@ struct AmxForward {
   }
   Lines staged(int64_t i) { return {stage + i * width, kBlock * width, 32}; }
 
-  // Packs q or k by kRaised, or by less where the products of such large ones would overflow: then
-  // what its parts cannot tell is nothing beside the score.
+  // Packs q or k by kRaised, or by less where the products of such large ones would overflow. What
+  // parts then lack counts only where both are large.
   template <class Pack>
   static Packing packed(const Pack& pack) {
     float factor = kParts == 1 ? 1 : kRaised;
@@ -149,7 +149,7 @@ struct AmxForward {
       factor = 1 / kRaised;
       found = pack(factor);
     }
-    return {1 / factor, found.finite};
+    return {1 / factor, found.finite, found.small};
   }
   const Packing& packing_of_queries(int64_t r) const { return of_queries[r / kRows]; }
   const Packing& packing_of_keys(int64_t j) const { return of_keys[j / kKeys]; }
@@ -164,12 +164,12 @@ struct AmxForward {
   }
 
   // Parts of one number may differ in sign: where it is multiplied with infinity the score would be
-  // NaN. Those of the buffer at hand are summed as products of the numbers.
-  void mend_scores(const Bf16* queries, int64_t at) {
+  // NaN. Such scores of the buffer at hand, or all, are summed as products of the numbers.
+  void mend_scores(const Bf16* queries, int64_t at, bool all) {
     for (int64_t key = 0; key < kKeys; ++key)
       for (int64_t row = 0; row < kRows; ++row) {
         float& score = column(row / 16 * 16, key)[row % 16];
-        if (score == score) continue;
+        if (!all && score == score) continue;
         score = 0;
         for (int64_t d = 0; d < width; ++d) {
           float x = 0, y = 0;
