@@ -147,15 +147,14 @@ def test_all_of_a_large_size(what, power):
     check(results(fused_attention, *inputs.values()), inputs)
 
 
-@pytest.mark.parametrize("powers", [(-100, 100), (100, -100), (-60, 110)], ids=str)
+@pytest.mark.parametrize("powers", [(-100, 100), (100, -100), (-60, 100)], ids=str)
 def test_small_features_of_q_meet_large_ones_of_k(powers):
     inputs = draw()
     for name, power in zip("qk", powers, strict=True):
         inputs[name][..., 3] *= 2.0**power / 4
         inputs[name][..., 9] *= 2.0 ** -power / 4
-    if sum(powers):
-        inputs["q"][..., 3] *= 2.0**-50
-        inputs["k"][..., 9] *= 2.0**50
+    inputs["q"][..., 3] *= 2.0 ** -sum(powers)
+    inputs["k"][..., 9] *= 2.0 ** sum(powers)
     o = fused_attention(*(inputs[name] for name in "qkv"))
     check({"o": o}, inputs)
 
