@@ -241,29 +241,39 @@ struct AmxLinear {
     }
 
     void write(int64_t i) const {
+      const Line y(*this, i);
       for (int64_t half = 0; 16 * half < columns; ++half)
-        put(i, half, sums_of(sums, i, half), _mm512_set1_ps(kBack));
+        y.put(half, sums_of(sums, i, half), _mm512_set1_ps(kBack));
     }
 
     static __m512 sums_of(const float* sums, int64_t i, int64_t half) {
       return _mm512_loadu_ps(sums + (i / 16 * 2 + half) * 256 + i % 16 * 16);
     }
 
-    __mmask16 there(int64_t half) const {
-      return static_cast<__mmask16>((1u << min64(columns - 16 * half, 16)) - 1);
-    }
+    // Row i of y, and what sums are added to there
+    struct Line {
+      float* y;
+      const float* more;
+      int64_t columns;
 
-    // 16 columns of row i: y <- factor x + the bias or y
-    void put(int64_t i, int64_t half, __m512 x, __m512 factor) const {
-      const LinearParams& p = task->p;
-      const int64_t at = column + 16 * half;
-      float* y = p.y + (row + i) * p.b.rows + at;
-      const float* more = task->task.depth0 ? y : p.bias ? p.bias + at : nullptr;
-      const __mmask16 mask = there(half);
-      x = more ? _mm512_fmadd_ps(x, factor, _mm512_maskz_loadu_ps(mask, more))
-               : _mm512_mul_ps(x, factor);
-      _mm512_mask_storeu_ps(y, mask, x);
-    }
+      Line(const Block& block, int64_t i) : columns(block.columns) {
+        const LinearParams& p = block.task->p;
+        y = p.y + (block.row + i) * p.b.rows + block.column;
+        more = block.task->task.depth0 ? y : p.bias ? p.bias + block.column : nullptr;
+      }
+
+      __mmask16 there(int64_t half) const {
+        return static_cast<__mmask16>((1u << min64(columns - 16 * half, 16)) - 1);
+      }
+
+      // y <- factor x + more: 16 columns
+      void put(int64_t half, __m512 x, __m512 factor) const {
+        const __mmask16 mask = there(half);
+        x = more ? _mm512_fmadd_ps(x, factor, _mm512_maskz_loadu_ps(mask, more + 16 * half))
+                 : _mm512_mul_ps(x, factor);
+        _mm512_mask_storeu_ps(y + 16 * half, mask, x);
+      }
+    };
 
     // All of a block in which some row or column has another power than the usual one. What is not
     // finite comes from first parts alone, which have the signs of numbers: other parts of
@@ -275,6 +285,7 @@ struct AmxLinear {
       Digits digits(*task, a, b);
       for (; written < rows; ++written) {
         const int64_t i = written;
+        const Line y(*this, i);
         const __m512 down = _mm512_set1_ps(powers(a.at + i / 16 * a.other, task->depth)[i % 16]);
         for (int64_t half = 0; 16 * half < columns; ++half) {
           const __m512 across = task->powers_of(b, half), power = _mm512_add_ps(down, across);
@@ -285,7 +296,7 @@ struct AmxLinear {
           __m512 x = _mm512_mask_mov_ps(_mm512_scalef_ps(sum, power), usual, sum);
           if (infinite) x = _mm512_mask_mov_ps(x, infinite, sums_of(first, i, half));
           const uint32_t small =
-              there(half) & ~(usual | infinite) &
+              y.there(half) & ~(usual | infinite) &
               _mm512_cmp_ps_mask(_mm512_abs_ps(sum), _mm512_set1_ps(Digits::kSure), _CMP_LT_OQ);
           if (small) {
             alignas(64) float exact[16];
@@ -295,7 +306,7 @@ struct AmxLinear {
                 exact[j] = task->one_by_one(row + i, column + 16 * half + j);
             x = Avx512::load(exact);
           }
-          put(i, half, x, _mm512_mask_mov_ps(_mm512_set1_ps(1), usual, _mm512_set1_ps(kBack)));
+          y.put(half, x, _mm512_mask_mov_ps(_mm512_set1_ps(1), usual, _mm512_set1_ps(kBack)));
         }
       }
     }
