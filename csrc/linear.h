@@ -22,19 +22,17 @@ struct LinearParams {
 // Part of a product: rows of a and b and a range of their depth.
 struct LinearTask {
   int64_t row0, row1, column0, column1, depth0, depth1;
-  float* row_sizes = nullptr;  // (a.rows): the largest magnitude of each row, of all depth so far
 };
 
 // What all tasks of one product share.
 struct LinearShared {
-  void* packed;         // b of the columns and the depth in work
-  int64_t column0;      // its first column
-  float* column_sizes;  // (b.rows): as row_sizes
+  void* packed;     // b of the columns and the depth in work
+  int64_t column0;  // its first column
 };
 
 struct LinearKernels {
-  int64_t rows, depth;                                // most of a task
-  size_t (*parts_size)(int64_t rows, int64_t depth);  // bytes of b packed, and of scratch for a
+  int64_t rows, depth;                                 // most of a task
+  size_t (*packed_size)(int64_t rows, int64_t depth);  // bytes of b packed, and of scratch for a
   void (*pack)(const LinearParams&, const LinearShared&, const LinearTask&);
   void (*multiply)(const LinearParams&, const LinearShared&, const LinearTask&, void* scratch);
 };

@@ -8,35 +8,13 @@ import torch.nn.functional as F
 from encoders import CONFIGS, make_batch, seeded
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from linear_products import TILES, UNIT, assert_near, exact, matrix, product
 from torch import nn
 
 from clinattn import environment
 from clinattn import linear as linear_module
 from clinattn.encoder import Encoder
 from clinattn.linear import linear
-
-UNIT = 2.0**-24
-TILES = pytest.mark.skipif(environment.instruction_set() != "amx", reason="needs AMX")
-
-
-def product(x, weight, bias=None):
-    return torch.ops.clinattn.cpu_linear(x, weight, bias)
-
-
-def exact(x, weight, bias=None):
-    return F.linear(x.double(), weight.double(), None if bias is None else bias.double())
-
-
-def assert_near(y, x, weight, bias=None):
-    """No worse than as many roundings as there are products and sums, in whatever order."""
-    sizes = exact(x.abs(), weight.abs(), None if bias is None else bias.abs())
-    roundings = 6 * x.shape[1] + 8  # six products of parts for each of numbers
-    error = (y - exact(x, weight, bias)).abs()
-    assert (error <= roundings * UNIT * sizes + 2.0**-126 * x.shape[1]).all()
-
-
-def matrix(rows, columns, transposed=False):
-    return torch.randn(columns, rows).t() if transposed else torch.randn(rows, columns)
 
 
 @TILES
@@ -155,7 +133,7 @@ def test_who_is_served(products):
         }
         with torch.autocast("cpu", torch.bfloat16):
             assert linear(layer, x).dtype == torch.bfloat16
-        assert torch.equal(torch.vmap(lambda x: linear(layer, x))(x), wanted)
+        assert torch.equal(torch.vmap(lambda x: linear(layer, x))(x), torch.vmap(layer)(x))
         traced = torch.jit.trace(lambda x: linear(layer, x), x, check_trace=False)
         assert torch.equal(traced(x), wanted)
         torch.set_float32_matmul_precision("high")

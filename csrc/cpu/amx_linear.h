@@ -1,5 +1,7 @@
 // Products of fp32 matrices on AMX tiles: each number as the sum of three bf16 parts, which hold
-// all its 24 bits, and sums in fp32. What an element is does not depend on the rows beside it.
+// all its 24 bits, and sums in fp32. Rows of both operands are multiplied by powers of two before
+// they are split, and products are multiplied back: digits of small numbers would be lost in tiles.
+// What an element is does not depend on the rows beside it.
 #pragma once
 
 #include "../linear.h"
@@ -12,25 +14,65 @@ using clinattn::LinearShared;
 using clinattn::LinearTask;
 using clinattn::Matrix;
 
-// Parts of either operand lie sixteen rows after sixteen: (3, steps of 32, 16 rows, 32), as B
-// packed.
+// Sixteen rows of either operand lie after sixteen: their parts (3, steps of 32, 16 rows, 32), as B
+// packed, and 16 floats, the powers of two that products with them are multiplied by.
 struct AmxLinear {
   static constexpr int kParts = 3;
   static constexpr int64_t kRows = 128, kDepth = 1024, kSection = 256;
 
-  static int64_t steps(int64_t depth) { return ceil_div(depth, int64_t{32}); }
-  static int64_t sixteen(int64_t depth) { return kParts * steps(depth) * kTile; }
+  // Rows are multiplied by 2^24, after which every digit of every number counts, of denormal ones
+  // too; those that reach 2^32 by what brings their largest number to [2^55, 2^56): 1024 products
+  // of such stay below 2^122. With a row that is not finite all products are infinite or NaN.
+  static constexpr float kUsual = -24, kNotFinite = 73, kRaise = 0x1p24f, kBack = 0x1p-48f;
+  static constexpr float kLarge = 0x1p32f, kLargest = 55, kInfinity = __builtin_inff();
 
-  // Bytes of the parts of so many rows of either operand
-  static size_t parts_size(int64_t rows, int64_t depth) {
+  static int64_t steps(int64_t depth) { return ceil_div(depth, int64_t{32}); }
+  static int64_t parts_of(int64_t depth) { return kParts * steps(depth) * kTile; }
+  static int64_t sixteen(int64_t depth) { return parts_of(depth) + 32; }
+
+  // Bytes of so many rows of either operand
+  static size_t packed_size(int64_t rows, int64_t depth) {
     return round_up(rows, 32) / 16 * sixteen(depth) * sizeof(Bf16);
   }
 
+  // The powers of 16 rows
+  static float* powers(Bf16* at, int64_t depth) {
+    return reinterpret_cast<float*>(at + parts_of(depth));
+  }
+  static const float* powers(const Bf16* at, int64_t depth) {
+    return reinterpret_cast<const float*>(at + parts_of(depth));
+  }
+
+  // powers <- those of 16 rows whose largest magnitudes they are; whether all are the usual ones
+  static bool choose(float* powers) {
+    const __m512 sizes = _mm512_loadu_ps(powers);
+    const __mmask16 large = _mm512_cmp_ps_mask(sizes, _mm512_set1_ps(kLarge), _CMP_NLT_UQ);
+    const __m512 fitting = _mm512_sub_ps(_mm512_getexp_ps(sizes), _mm512_set1_ps(kLargest));
+    const __m512 chosen = _mm512_min_ps(fitting, _mm512_set1_ps(kNotFinite));
+    _mm512_storeu_ps(powers, _mm512_mask_mov_ps(_mm512_set1_ps(kUsual), large, chosen));
+    return large == 0;
+  }
+
+  // to <- 2^-power x (n). What becomes less than 2^-126 stays as large as that, for its sign:
+  // infinity times 0 would be NaN.
+  static void scale(const float* x, int64_t n, float power, float* to) {
+    const __m512 least = _mm512_set1_ps(0x1p-126f);
+    for (int64_t d = 0; d < n; d += 16) {
+      const auto there = static_cast<__mmask16>((1u << min64(n - d, 16)) - 1);
+      const __m512 from = _mm512_maskz_loadu_ps(there, x + d);
+      const __m512 scaled = _mm512_scalef_ps(from, _mm512_set1_ps(-power));
+      const __mmask16 lost = _mm512_cmp_ps_mask(_mm512_abs_ps(scaled), least, _CMP_LT_OQ) &
+                             _mm512_cmp_ps_mask(from, _mm512_setzero_ps(), _CMP_NEQ_UQ);
+      _mm512_storeu_ps(to + d, _mm512_mask_mov_ps(scaled, lost, Avx512::with_sign(least, from)));
+    }
+  }
+
   // to <- parts of 16 rows of x from row0 on, of [depth0, depth0 + count), at most a section; what
-  // lies outside x is 0
+  // lies outside x is 0. First all have the usual power and powers <- max(powers, sizes of rows);
+  // again, they have those that were chosen.
   static void split_rows(const Matrix& x, int64_t row0, int64_t depth0, int64_t count,
-                         const Lines& to, float* sizes) {
-    alignas(64) float turned[16 * kSection];
+                         const Lines& to, float* powers, bool again) {
+    alignas(64) float turned[16 * kSection], scaled[kSection];
     const int64_t rows = x.rows - row0 < 16 ? x.rows - row0 : 16;
     const float* from = x.at + row0 * x.row_stride + depth0 * x.depth_stride;
     int64_t stride = x.row_stride;
@@ -46,32 +88,50 @@ struct AmxLinear {
     }
     for (int64_t row = 0; row < 16; ++row) {
       const Lines line{to.at + 32 * row, to.part, to.line};
-      const void* source = row < rows ? from + row * stride : nullptr;
-      const Contents found =
-          split_row<kParts>(line, source, DType::kFloat32, count, round_up(count, 32), 1);
-      if (row < rows) {
-        const float size = static_cast<float>(found.size());
-        if (depth0 == 0 || size > sizes[row]) sizes[row] = size;
+      const float* source = row < rows ? from + row * stride : nullptr;
+      float factor = kRaise;
+      if (again && powers[row] != kUsual) {
+        scale(source, count, powers[row], scaled);
+        source = scaled, factor = 1;
       }
+      const Contents found =
+          split_row<kParts>(line, source, DType::kFloat32, count, round_up(count, 32), factor);
+      if (again) continue;
+      const float size = found.finite ? found.size() : kInfinity;
+      if (size > powers[row]) powers[row] = size;
     }
+  }
+
+  // to <- rows rows of depth numbers, where split(row, k, again) does so for 16 rows and a section
+  template <class Split>
+  static void split_all(Bf16* to, int64_t rows, int64_t depth, const Split& split) {
+    const auto powers_of = [&](int64_t row) {
+      return powers(to + row / 16 * sixteen(depth), depth);
+    };
+    rows = round_up(rows, 32);
+    for (int64_t row = 0; row < rows; row += 16) Avx512::store(powers_of(row), Avx512::zero());
+    for (int64_t k = 0; k < depth; k += kSection)
+      for (int64_t row = 0; row < rows; row += 16) split(row, k, false);
+    for (int64_t row = 0; row < rows; row += 16)
+      if (!choose(powers_of(row)))
+        for (int64_t k = 0; k < depth; k += kSection) split(row, k, true);
   }
 
   static void pack(const LinearParams& p, const LinearShared& shared, const LinearTask& task) {
     alignas(64) Bf16 lines[kParts * 16 * kSection];
-    const int64_t depth = task.depth1 - task.depth0, all = steps(depth) * kTile;
-    for (int64_t k = 0; k < depth; k += kSection) {
+    const int64_t depth = task.depth1 - task.depth0, part = steps(depth) * kTile;
+    Bf16* const packed =
+        static_cast<Bf16*>(shared.packed) + (task.column0 - shared.column0) / 16 * sixteen(depth);
+    split_all(packed, task.column1 - task.column0, depth, [&](int64_t row, int64_t k, bool again) {
+      Bf16* const to = packed + row / 16 * sixteen(depth);
       const int64_t count = min64(depth - k, kSection);
-      for (int64_t column = task.column0; column < round_up(task.column1, 32); column += 16) {
-        split_rows(p.b, column, task.depth0 + k, count, {lines, 16 * kSection, kTile},
-                   shared.column_sizes + column);
-        Bf16* to = static_cast<Bf16*>(shared.packed) +
-                   (column - shared.column0) / 16 * sixteen(depth) + k / 32 * kTile;
-        for (int part = 0; part < kParts; ++part)
-          for (int64_t step = 0; step < steps(count); ++step)
-            pack_transposed(to + part * all + step * kTile,
-                            lines + part * 16 * kSection + step * kTile, 32);
-      }
-    }
+      split_rows(p.b, task.column0 + row, task.depth0 + k, count, {lines, 16 * kSection, kTile},
+                 powers(to, depth), again);
+      for (int i = 0; i < kParts; ++i)
+        for (int64_t step = 0; step < steps(count); ++step)
+          pack_transposed(to + i * part + (k / 32 + step) * kTile,
+                          lines + i * 16 * kSection + step * kTile, 32);
+    });
   }
 
   static void multiply(const LinearParams& p, const LinearShared& shared, const LinearTask& task,
@@ -85,24 +145,36 @@ struct AmxLinear {
   const LinearShared& shared;
   const LinearTask& task;
   const int64_t depth = task.depth1 - task.depth0;
-  Bf16* const parts;  // (row / 16, parts, steps, 16, 32)
+  Bf16* const rows;  // those of a, packed
 
   AmxLinear(const LinearParams& p, const LinearShared& shared, const LinearTask& task,
             void* scratch)
-      : p(p), shared(shared), task(task), parts(static_cast<Bf16*>(scratch)) {}
+      : p(p), shared(shared), task(task), rows(static_cast<Bf16*>(scratch)) {}
 
-  // Where the parts of 16 rows start in what sixteen() counts
+  // 32 rows of what was packed
   Operand operand(const Bf16* at, int64_t row, bool two) const {
     return {at + row / 16 * sixteen(depth), sixteen(depth), steps(depth) * kTile, kTile, two};
   }
 
+  // The powers of 16 of its rows
+  __m512 powers_of(const Operand& x, int64_t half) const {
+    return _mm512_loadu_ps(powers(x.at + half * x.other, depth));
+  }
+
+  // Whether some of its rows have a power that compares so with this one
+  template <int kCompare>
+  bool any_power(const Operand& x, float power) const {
+    const __m512 y = _mm512_set1_ps(power);
+    return (_mm512_cmp_ps_mask(powers_of(x, 0), y, kCompare) |
+            _mm512_cmp_ps_mask(powers_of(x, 1), y, kCompare)) != 0;
+  }
+
   void run() {
-    for (int64_t k = 0; k < depth; k += kSection)
-      for (int64_t row = 0; row < round_up(task.row1 - task.row0, 32); row += 16)
-        split_rows(
-            p.a, task.row0 + row, task.depth0 + k, min64(depth - k, kSection),
-            {parts + row / 16 * sixteen(depth) + k / 32 * kTile, steps(depth) * kTile, kTile},
-            task.row_sizes + task.row0 + row);
+    split_all(rows, task.row1 - task.row0, depth, [&](int64_t row, int64_t k, bool again) {
+      Bf16* const to = rows + row / 16 * sixteen(depth);
+      split_rows(p.a, task.row0 + row, task.depth0 + k, min64(depth - k, kSection),
+                 {to + k / 32 * kTile, steps(depth) * kTile, kTile}, powers(to, depth), again);
+    });
     const Bf16* packed = static_cast<const Bf16*>(shared.packed);
     alignas(64) float sums[2][4 * 256];
     int turn = 0;
@@ -122,18 +194,23 @@ struct AmxLinear {
         done();
       };
       for (int64_t row = task.row0; row < task.row1; row += 32, turn ^= 1) {
-        const Operand a = operand(parts, row - task.row0, task.row1 - row > 16);
+        const Operand a = operand(rows, row - task.row0, task.row1 - row > 16);
         tiles.multiply(a, b, steps(depth), sums[turn], work);
         done.finish();
         done = Block(*this, sums[turn], row, column);
+        if (any_power<_CMP_NEQ_UQ>(a, kUsual) || any_power<_CMP_NEQ_UQ>(b, kUsual)) {
+          tiles.finish();
+          done.write_unusual(a, b);
+        }
       }
     }
     tiles.finish();
     done.finish();
   }
 
-  // y <- sums of 32 rows and columns, with the bias, or y + sums where depth was worked on before:
-  // beside the products of the next block, whose first call comes before the sums are stored
+  // y <- sums of 32 rows and columns, multiplied back, with the bias, or y + that where depth was
+  // worked on before: beside the products of the next block, whose first call comes before the sums
+  // are stored
   struct Block {
     const AmxLinear* task;
     const float* sums;
@@ -141,7 +218,6 @@ struct AmxLinear {
     int64_t written = 0;
     Shares shares;
     bool stored = false;
-    __mmask16 finite = 0xffff;
 
     explicit Block(const AmxLinear& task, const float* sums = nullptr, int64_t row = 0,
                    int64_t column = 0)
@@ -162,70 +238,137 @@ struct AmxLinear {
 
     void finish() {
       for (; written < rows; ++written) write(written);
-      if (rows && task->task.depth1 == task->p.depth) task->mend(*this);
     }
 
-    void write(int64_t i) {
-      const LinearParams& p = task->p;
-      float* y = p.y + (row + i) * p.b.rows + column;
-      const float* more = task->task.depth0 ? y : p.bias ? p.bias + column : nullptr;
-      for (int64_t half = 0; 16 * half < columns; ++half) {
-        const auto mask = static_cast<__mmask16>((1u << min64(columns - 16 * half, 16)) - 1);
-        __m512 x = _mm512_loadu_ps(sums + (i / 16 * 2 + half) * 256 + i % 16 * 16);
-        if (more) x = _mm512_add_ps(x, _mm512_maskz_loadu_ps(mask, more + 16 * half));
+    void write(int64_t i) const {
+      const Line y(*this, i);
+      for (int64_t half = 0; 16 * half < columns; ++half)
+        y.put(half, sums_of(sums, i, half), _mm512_set1_ps(kBack));
+    }
+
+    static __m512 sums_of(const float* sums, int64_t i, int64_t half) {
+      return _mm512_loadu_ps(sums + (i / 16 * 2 + half) * 256 + i % 16 * 16);
+    }
+
+    // Row i of y, and what sums are added to there
+    struct Line {
+      float* y;
+      const float* more;
+      int64_t columns;
+
+      Line(const Block& block, int64_t i) : columns(block.columns) {
+        const LinearParams& p = block.task->p;
+        y = p.y + (block.row + i) * p.b.rows + block.column;
+        more = block.task->task.depth0 ? y : p.bias ? p.bias + block.column : nullptr;
+      }
+
+      __mmask16 there(int64_t half) const {
+        return static_cast<__mmask16>((1u << min64(columns - 16 * half, 16)) - 1);
+      }
+
+      // y <- factor x + more: 16 columns
+      void put(int64_t half, __m512 x, __m512 factor) const {
+        const __mmask16 mask = there(half);
+        x = more ? _mm512_fmadd_ps(x, factor, _mm512_maskz_loadu_ps(mask, more + 16 * half))
+                 : _mm512_mul_ps(x, factor);
         _mm512_mask_storeu_ps(y + 16 * half, mask, x);
-        finite &= _mm512_cmp_ps_mask(_mm512_abs_ps(x), _mm512_set1_ps(__FLT_MAX__), _CMP_LE_OQ);
+      }
+    };
+
+    // All of a block in which some row or column has another power than the usual one. What is not
+    // finite comes from first parts alone, which have the signs of numbers: other parts of
+    // infinity are 0, and infinity times the later parts of a number has any sign or is NaN.
+    __attribute__((noinline)) void write_unusual(const Operand& a, const Operand& b) {
+      alignas(64) float first[4 * 256];
+      if (task->any_power<_CMP_EQ_OQ>(a, kNotFinite) || task->any_power<_CMP_EQ_OQ>(b, kNotFinite))
+        TileProducts<1>().multiply(a, b, steps(task->depth), first);
+      Digits digits(*task, a, b);
+      for (; written < rows; ++written) {
+        const int64_t i = written;
+        const Line y(*this, i);
+        const __m512 down = _mm512_set1_ps(powers(a.at + i / 16 * a.other, task->depth)[i % 16]);
+        for (int64_t half = 0; 16 * half < columns; ++half) {
+          const __m512 across = task->powers_of(b, half), power = _mm512_add_ps(down, across);
+          const __mmask16 usual = _mm512_cmp_ps_mask(power, _mm512_set1_ps(2 * kUsual), _CMP_EQ_OQ);
+          const __mmask16 infinite = _mm512_cmp_ps_mask(_mm512_max_ps(down, across),
+                                                        _mm512_set1_ps(kNotFinite), _CMP_EQ_OQ);
+          const __m512 sum = sums_of(sums, i, half);
+          __m512 x = _mm512_mask_mov_ps(_mm512_scalef_ps(sum, power), usual, sum);
+          if (infinite) x = _mm512_mask_mov_ps(x, infinite, sums_of(first, i, half));
+          const uint32_t small =
+              y.there(half) & ~(usual | infinite) &
+              _mm512_cmp_ps_mask(_mm512_abs_ps(sum), _mm512_set1_ps(Digits::kSure), _CMP_LT_OQ);
+          if (small) {
+            alignas(64) float exact[16];
+            Avx512::store(exact, x);
+            for (int64_t j = 0; j < 16; ++j)
+              if (small >> j & 1 && digits.lost(i, 16 * half + j))
+                exact[j] = task->one_by_one(row + i, column + 16 * half + j);
+            x = Avx512::load(exact);
+          }
+          y.put(half, x, _mm512_mask_mov_ps(_mm512_set1_ps(1), usual, _mm512_set1_ps(kBack)));
+        }
       }
     }
   };
 
-  // Whether magnitudes of a row and a column, or of their products, are too small for parts
-  static bool lost(double a, double b) {
-    const auto t = [](double x) { return x > 0 && x < kSmall; };
-    return t(a) || t(b) || t(a * b);
-  }
+  // Whether tiles can have taken digits that count for 0, of a row of two that was not raised:
+  // numbers there may be 2^150 times as large as others. Where all products are large enough they
+  // are whole; where the sum is, what was lost, at most 1024 times 2^4 numbers below 2^-126 times
+  // 2^56, is less than a unit of it.
+  struct Digits {
+    static constexpr float kSure = 0x1p-32f, kWhole = 0x1p-98f;
+    const AmxLinear& task;
+    const Operand &a, &b;
+    float rows[32], columns[32];  // the least magnitude other than 0 of each
+    bool known = false;
 
-  static float least(const float* sizes, int64_t count) {
-    float least = __FLT_MAX__;
-    for (int64_t i = 0; i < count; ++i) least = sizes[i] > 0 && sizes[i] < least ? sizes[i] : least;
-    return least;
-  }
+    Digits(const AmxLinear& task, const Operand& a, const Operand& b) : task(task), a(a), b(b) {}
 
-  // What parts cannot tell: products with infinity, whose other parts are 0, and numbers so small
-  // that tiles take their later parts for 0.
-  void mend(const Block& block) const {
-    const float* row_sizes = task.row_sizes + block.row;
-    const float* column_sizes = shared.column_sizes + block.column;
-    if (block.finite == 0xffff &&
-        !lost(least(row_sizes, block.rows), least(column_sizes, block.columns)))
-      return;
-    bool nan_columns[32];
-    for (int64_t j = 0; j < block.columns; ++j) nan_columns[j] = has_nan(p.b, block.column + j);
-    for (int64_t i = 0; i < block.rows; ++i) {
-      const bool nan_row = has_nan(p.a, block.row + i);
-      for (int64_t j = 0; j < block.columns; ++j) {
-        float& y = p.y[(block.row + i) * p.b.rows + block.column + j];
-        if (nan_row || nan_columns[j]) {
-          y = __builtin_nanf("");
-        } else if (!(__builtin_fabsf(y) <= __FLT_MAX__) || lost(row_sizes[i], column_sizes[j])) {
-          y = one_by_one(block.row + i, block.column + j);
+    bool lost(int64_t i, int64_t j) {
+      if (!known) {
+        for (int64_t half = 0; half < 2; ++half) {
+          find_least(
+              a.at + half * a.other, [](int64_t line, int64_t) { return line; }, rows + 16 * half);
+          find_least(
+              b.at + half * b.other, [](int64_t, int64_t lane) { return lane / 2; },
+              columns + 16 * half);
+        }
+        known = true;
+      }
+      return min(rows[i], columns[j]) < kWhole || rows[i] * columns[j] < kWhole;
+    }
+
+    static float min(float x, float y) { return x < y ? x : y; }
+
+    // least (16) <- the least first part other than 0, of rows row_of(line of a tile, lane of it)
+    template <class RowOf>
+    void find_least(const Bf16* at, const RowOf& row_of, float* least) const {
+      for (int64_t row = 0; row < 16; ++row) least[row] = kInfinity;
+      for (int64_t line = 0; line < 16; ++line) {
+        // Less one, 0 is the largest of all.
+        alignas(64) uint16_t lanes[32];
+        __m512i found = _mm512_set1_epi16(-1);
+        for (int64_t step = 0; step < steps(task.depth); ++step) {
+          const __m512i x = _mm512_loadu_si512(at + step * kTile + 32 * line);
+          const __m512i magnitude = _mm512_and_si512(x, _mm512_set1_epi16(0x7fff));
+          found = _mm512_min_epu16(found, _mm512_sub_epi16(magnitude, _mm512_set1_epi16(1)));
+        }
+        _mm512_storeu_si512(lanes, found);
+        for (int64_t lane = 0; lane < 32; ++lane) {
+          if (lanes[lane] == 0xffff) continue;
+          float& of_row = least[row_of(line, lane)];
+          of_row = min(of_row, widen(BFloat16{static_cast<Bf16>(lanes[lane] + 1)}));
         }
       }
     }
-  }
-
-  bool has_nan(const Matrix& x, int64_t row) const {
-    const float* from = x.at + row * x.row_stride;
-    bool found = false;
-    for (int64_t k = 0; k < p.depth; ++k) found |= __builtin_isnan(from[k * x.depth_stride]);
-    return found;
-  }
+  };
 
   float one_by_one(int64_t row, int64_t column) const {
     const float* a = p.a.at + row * p.a.row_stride;
     const float* b = p.b.at + column * p.b.row_stride;
-    double sum = p.bias ? p.bias[column] : 0;
-    for (int64_t k = 0; k < p.depth; ++k)
+    double sum = 0;
+    for (int64_t k = task.depth0; k < task.depth1; ++k)
       sum += static_cast<double>(a[k * p.a.depth_stride]) * b[k * p.b.depth_stride];
     return static_cast<float>(sum);
   }

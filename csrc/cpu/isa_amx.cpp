@@ -21,7 +21,7 @@ const CpuKernels& amx_two_parts() {
 }
 
 const CpuKernels& amx_three_parts() {
-  static const LinearKernels linear{AmxLinear::kRows, AmxLinear::kDepth, AmxLinear::parts_size,
+  static const LinearKernels linear{AmxLinear::kRows, AmxLinear::kDepth, AmxLinear::packed_size,
                                     AmxLinear::pack, AmxLinear::multiply};
   static const CpuKernels kernels = [] {
     CpuKernels all = make_kernels<AmxForward<3>, AmxBackward<3>>("amx", tile_loop<3>);

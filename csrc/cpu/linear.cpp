@@ -41,17 +41,15 @@ Tensor cpu_linear(const Tensor& x, const Tensor& weight, const std::optional<Ten
   if (y.numel() == 0 || p.depth == 0) return bias ? y.copy_(*bias) : y.zero_();
   const int64_t threads = at::get_num_threads();
   const int64_t depth = std::min(p.depth, kernels->depth);
-  const int64_t most = std::max<int64_t>(kPackBytes / kernels->parts_size(32, depth), 1) * 32;
+  const int64_t most = std::max<int64_t>(kPackBytes / kernels->packed_size(32, depth), 1) * 32;
   const int64_t columns = std::min(p.b.rows, most);
   // Panels of rows, alike for all threads; where there are fewer than threads, split by columns.
   const int64_t rounds = at::divup(p.a.rows, kernels->rows * threads);
   const int64_t rows = at::divup(at::divup(p.a.rows, rounds * threads), 32) * 32;
   const int64_t panels = at::divup(p.a.rows, rows), splits = at::divup(threads, panels);
   const auto bytes = x.options().dtype(at::kByte);
-  Tensor packed = at::empty({static_cast<int64_t>(kernels->parts_size(columns, depth))}, bytes);
-  Tensor sizes = at::empty({splits * p.a.rows + p.b.rows}, x.options());
-  float* const row_sizes = sizes.mutable_data_ptr<float>();
-  LinearShared shared{packed.mutable_data_ptr(), 0, row_sizes + splits * p.a.rows};
+  Tensor packed = at::empty({static_cast<int64_t>(kernels->packed_size(columns, depth))}, bytes);
+  LinearShared shared{packed.mutable_data_ptr(), 0};
   for (int64_t k = 0; k < p.depth; k += depth) {
     const int64_t k1 = std::min(k + depth, p.depth);
     for (int64_t c = 0; c < p.b.rows; c += columns) {
@@ -63,14 +61,13 @@ Tensor cpu_linear(const Tensor& x, const Tensor& weight, const std::optional<Ten
       const int64_t width = at::divup(at::divup(c1 - c, splits), 32) * 32;
       at::parallel_for(0, panels * splits, 1, [&](int64_t begin, int64_t end) {
         Tensor scratch =
-            at::empty({static_cast<int64_t>(kernels->parts_size(rows, k1 - k))}, bytes);
+            at::empty({static_cast<int64_t>(kernels->packed_size(rows, k1 - k))}, bytes);
         for (int64_t i = begin; i < end; ++i) {
           const int64_t row = i / splits * rows, column = c + i % splits * width;
           if (column < c1)
             kernels->multiply(
                 p, shared,
-                {row, std::min(row + rows, p.a.rows), column, std::min(column + width, c1), k, k1,
-                 row_sizes + i % splits * p.a.rows},
+                {row, std::min(row + rows, p.a.rows), column, std::min(column + width, c1), k, k1},
                 scratch.mutable_data_ptr());
         }
       });

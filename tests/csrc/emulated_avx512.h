@@ -60,7 +60,7 @@ LANES __m512i blend(__mmask16 k, __m512i a, __m512i b) {
   return as<__m512i>(blend(k, as<__m512>(a), as<__m512>(b)));
 }
 
-LANES __m512 set1_ps(float x) { return as<__m512>(Floats{} + x); }
+LANES __m512 set1_ps(float x) { return as<__m512>(x - Floats{}); }  // -0 too
 LANES __m512i set1_epi32(int x) { return as<__m512i>(Words{} + static_cast<uint32_t>(x)); }
 LANES __m512i set1_epi16(short x) { return as<__m512i>(Shorts{} + static_cast<uint16_t>(x)); }
 LANES __m512 setzero_ps() { return __m512{}; }
@@ -111,6 +111,7 @@ LANES __m512 sub_ps(__m512 a, __m512 b) { return a - b; }
 LANES __m512 mul_ps(__m512 a, __m512 b) { return a * b; }
 LANES __m512 div_ps(__m512 a, __m512 b) { return a / b; }
 LANES __m512 max_ps(__m512 a, __m512 b) { return a > b ? a : b; }
+LANES __m512 min_ps(__m512 a, __m512 b) { return a < b ? a : b; }
 LANES __m512 fmadd_ps(__m512 a, __m512 b, __m512 c) {
   const Halves x = as<Halves>(a), y = as<Halves>(b), z = as<Halves>(c);
   return as<__m512>(
@@ -124,6 +125,10 @@ LANES __m512i and_si512(__m512i a, __m512i b) { return a & b; }
 LANES __m512i or_si512(__m512i a, __m512i b) { return a | b; }
 LANES __m512i xor_si512(__m512i a, __m512i b) { return a ^ b; }
 LANES __m512i add_epi32(__m512i a, __m512i b) { return as<__m512i>(as<Words>(a) + as<Words>(b)); }
+LANES __m512i sub_epi16(__m512i a, __m512i b) { return as<__m512i>(as<Shorts>(a) - as<Shorts>(b)); }
+LANES __m512i min_epu16(__m512i a, __m512i b) {
+  return as<__m512i>(as<Shorts>(a) < as<Shorts>(b) ? as<Shorts>(a) : as<Shorts>(b));
+}
 LANES __m512i slli_epi32(__m512i a, unsigned n) { return as<__m512i>(as<Words>(a) << n); }
 LANES __m512i srli_epi32(__m512i a, unsigned n) { return as<__m512i>(as<Words>(a) >> n); }
 LANES __m512i ternarylogic_epi32(__m512i a, __m512i b, __m512i c, int table) {
@@ -259,6 +264,12 @@ MANY __m512 scalef_ps(__m512 x, __m512 power) {
 }
 MANY __m512 maskz_scalef_ps(__mmask16 k, __m512 x, __m512 power) {
   return each<__m512>([&](int i) { return k >> i & 1 ? scaled(x[i], power[i]) : 0.0f; });
+}
+MANY __m512 scalef_ps(__m512 x, __m512 power) {
+  return each<__m512>([&](int i) { return scaled(x[i], power[i]); });
+}
+MANY __m512 getexp_ps(__m512 x) {
+  return each<__m512>([&](int i) { return std::logb(x[i]); });
 }
 
 MANY float reduce_add_ps(__m512 x) {
@@ -432,6 +443,8 @@ inline void tile_dpbf16ps(int c, int a, int b) {
 #define _mm512_div_ps emulated::div_ps
 #undef _mm512_fmadd_ps
 #define _mm512_fmadd_ps emulated::fmadd_ps
+#undef _mm512_getexp_ps
+#define _mm512_getexp_ps emulated::getexp_ps
 #undef _mm512_load_si512
 #define _mm512_load_si512 emulated::load_si512
 #undef _mm512_loadu_ps
@@ -468,6 +481,10 @@ inline void tile_dpbf16ps(int c, int a, int b) {
 #define _mm512_maskz_sub_ps emulated::maskz_sub_ps
 #undef _mm512_max_ps
 #define _mm512_max_ps emulated::max_ps
+#undef _mm512_min_epu16
+#define _mm512_min_epu16 emulated::min_epu16
+#undef _mm512_min_ps
+#define _mm512_min_ps emulated::min_ps
 #undef _mm512_mul_epu32
 #define _mm512_mul_epu32 emulated::mul_epu32
 #undef _mm512_mul_ps
@@ -516,6 +533,8 @@ inline void tile_dpbf16ps(int c, int a, int b) {
 #define _mm512_storeu_ps emulated::storeu_ps
 #undef _mm512_storeu_si512
 #define _mm512_storeu_si512 emulated::storeu_si512
+#undef _mm512_sub_epi16
+#define _mm512_sub_epi16 emulated::sub_epi16
 #undef _mm512_sub_ps
 #define _mm512_sub_ps emulated::sub_ps
 #undef _mm512_ternarylogic_epi32
