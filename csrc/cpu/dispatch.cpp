@@ -8,6 +8,7 @@
 #endif
 #endif
 
+#include <atomic>
 #include <cstdlib>
 #include <stdexcept>
 #include <thread>
