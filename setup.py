@@ -276,15 +276,15 @@ def extension() -> dict:
             self.build_temp = str(ROOT / "build" / tag)
 
         def run(self) -> None:
+            in_place = bool(self.inplace or self.editable_mode)  # before setuptools clears it
             try:
                 super().run()
             except (Exception, SystemExit) as error:
-                self.drop_older_builds()
+                self.drop_older_builds(in_place)
                 give_up(f"the build stopped: {error}")
 
-        def drop_older_builds(self) -> None:
+        def drop_older_builds(self, in_place: bool) -> None:
             """What an earlier build left does not match the sources any more."""
-            in_place = self.inplace or self.editable_mode
             for folder in [Path(self.build_lib), *([ROOT] if in_place else [])]:
                 for path in folder.glob("clinattn/_C.*"):
                     path.unlink()

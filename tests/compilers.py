@@ -1,4 +1,4 @@
-"""The extension built in full by several compilers, without a warning, and the tests of its kernels.
+"""The extension built by several compilers, without a warning, and the tests of its kernels.
 
     python tests/compilers.py [g++-13 clang++-16 ...]
 
@@ -18,9 +18,8 @@ import sys
 import time
 from pathlib import Path
 
-from elsewhere import Result, failure, run_tests, show
+from elsewhere import ROOT, Result, copy_sources, failure, run_tests, show
 
-ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "build" / "compilers"
 STATUS = "import clinattn; print(clinattn.backends()['cpu'], clinattn.__file__)"
 # What the compiled kernels alone decide, on every instruction set that this machine runs.
@@ -36,18 +35,6 @@ def on_the_path() -> list[str]:
             if re.fullmatch(r"(g|clang)\+\+(-\d+)?", path.name) and os.access(path, os.X_OK):
                 found.setdefault(path.resolve(), path.name)
     return sorted(found.values())
-
-
-def copy_sources(folder: Path) -> None:
-    """The sources with the times of their last change, by which ninja knows what to compile."""
-    for name in ("clinattn", "csrc", "kernels"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    leave = shutil.ignore_patterns("__pycache__", "_C.*", "kernels")
-    shutil.copytree(ROOT / "clinattn", folder / "clinattn", ignore=leave)
-    shutil.copytree(ROOT / "kernels", folder / "clinattn" / "kernels")
-    shutil.copytree(ROOT / "csrc", folder / "csrc")
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy2(ROOT / name, folder)
 
 
 def build(compiler: str, folder: Path) -> str | None:
