@@ -1,7 +1,7 @@
 """Builds clinattn._C, the compiled CPU backend, when torch, a C++ compiler and ninja are at hand.
 
-Without one of them the install succeeds all the same and the reference backend serves. The module
-also gets the CUDA kernels where torch is a CUDA build and nvcc is found.
+Without one of them the install succeeds all the same and the reference backend serves; the Makefile
+stops instead. The module also gets the CUDA kernels where torch is a CUDA build and nvcc is found.
 CLINATTN_FORCE_BUILD=1 makes a failed build an error, CLINATTN_SKIP_EXT=1 leaves the extension out,
 CLINATTN_CUDA=0 leaves out the CUDA kernels, CLINATTN_CUDA=1 makes their absence an error,
 TORCH_CUDA_ARCH_LIST names their cards, CXX the compiler, MAX_JOBS limits its processes.

@@ -34,10 +34,9 @@ def copy_sources(folder: Path) -> None:
     """The sources with the times of their last change, by which ninja knows what to compile."""
     for name in ("clinattn", "csrc", "kernels"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    leave = shutil.ignore_patterns("__pycache__", "_C.*", "kernels")
-    shutil.copytree(ROOT / "clinattn", folder / "clinattn", ignore=leave)
-    shutil.copytree(ROOT / "kernels", folder / "clinattn" / "kernels")
-    shutil.copytree(ROOT / "csrc", folder / "csrc")
+        leave = shutil.ignore_patterns("__pycache__", "_C.*", "kernels")
+        shutil.copytree(ROOT / name, folder / name, ignore=leave)
+    (folder / "clinattn" / "kernels").symlink_to("../kernels")  # where it is installed
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy2(ROOT / name, folder)
 
