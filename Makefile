@@ -139,11 +139,15 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml
 
 # A build that fails stops here: a benchmark or a test of the slow reference is not what was asked
 # for. CLINATTN_SKIP_EXT=1 asks for it.
-$(VENV)/.built: $(VENV)/.installed setup.py $(CSRC)
+$(VENV)/.built: $(VENV)/.installed build/.in-place setup.py $(CSRC)
 ifneq ($(CLINATTN_SKIP_EXT),1)
 	@CLINATTN_FORCE_BUILD=1 $(BIN)/python setup.py -q build_ext --inplace
 	@touch $@
 endif
+
+# Whose module lies in clinattn/: that of another environment may be for another torch.
+build/.in-place: FORCE
+	@mkdir -p build; echo '$(abspath $(VENV))' | cmp -s - $@ || echo '$(abspath $(VENV))' > $@
 
 # Where OFFLINE takes all from $(PYTHON), so it does with these.
 $(VENV)/.integrations: $(VENV)/.installed pyproject.toml

@@ -105,8 +105,8 @@ def missing() -> str | None:
         return f"no C++ compiler: {compiler()[0]!r} is not on PATH (install g++ or set CXX)"
     if shutil.which("ninja") is None:
         return "ninja is not on PATH (pip install ninja)"
-    if error := complaint("int main() {}", ["-std=c++20"]):
-        return f"{shlex.join(compiler())} compiles no program in C++20: {error}"
+    if refusal := complaint("int main() {}", ["-std=c++20"]):
+        return f"{shlex.join(compiler())} compiles no program in C++20: {refusal}"
     return None
 
 
