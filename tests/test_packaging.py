@@ -265,7 +265,8 @@ def test_the_examples_of_the_readme_run(tmp_path):
 @pytest.mark.skipif(shutil.which("nm") is None, reason="nm (binutils) is not installed")
 def test_an_instruction_set_unit_shares_no_code_with_another():
     """A shared inline function compiled with AVX-512 could be linked in on a machine without it."""
-    objects = list(ROOT.glob("build/*/isa/isa_*.o"))
+    folders = ("build", "build/compilers/*/build")
+    objects = [path for folder in folders for path in ROOT.glob(f"{folder}/*/isa/isa_*.o")]
     if not objects:
         pytest.skip("the compiled backend is not built here")
     for path in objects:
