@@ -22,6 +22,7 @@ from clinattn.console import (
     out,
     progress_bar,
 )
+from clinattn.files import require_writable, require_writable_folder, write_text
 from clinattn.training.command import train
 
 OUTPUT = Path("bench/out")
@@ -130,7 +131,8 @@ def bench(
     batch_size: Annotated[int | None, typer.Option(help="(default: about 16,384 tokens)")] = None,
     rounds: Annotated[int | None, typer.Option(help="(default: what fits the time)")] = None,
     budget: Annotated[
-        float | None, typer.Option(help="Seconds in all. (default: 270, quick 45)")
+        float | None,
+        typer.Option(help="Seconds until what is measured is shown. (default: 270, quick 45)"),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", envvar="QUICK", help="A minute.")] = False,
     output: Annotated[Path, typer.Option(help="Folder for JSON, plots and report.")] = OUTPUT,
@@ -166,18 +168,23 @@ def bench(
         budget_s=budget,
         seed=seed,
     )
+    require_writable_folder(output)
+    for name in ("results.json", "report.html") if output.is_dir() else ():
+        require_writable(output / name)
     with progress_bar() as progress:
         try:
-            result = Benchmark(settings, progress).run()
+            result = Benchmark(settings, progress, err.print).run()
         except Disagreement as error:
-            err.print(f"error: {error}", style="red")
+            err.print(f"error: {error}", style="red", soft_wrap=True)
             raise typer.Exit(1) from None
-    write_results(result, output)
     show(result)
+    write_results(result, output)
     if result["interrupted"]:
         err.print(f"interrupted: the results so far are in {output}", style="yellow")
         raise typer.Exit(INTERRUPTED)
-    out.print(f"wrote {output}/results.json, plots and {output}/report.html")
+    out.print(f"wrote {output}/results.json, plots and {output}/report.html", soft_wrap=True)
+    if result["time_over"] and not result["rows"]:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -194,8 +201,9 @@ def report(
     from clinattn.report import load_result, write_report
 
     path = output or results[0].with_name("report.html")
+    require_writable(path)
     write_report([load_result(result) for result in results], path)
-    out.print(f"wrote {path}")
+    out.print(f"wrote {path}", soft_wrap=True)
 
 
 @app.command("profile")
@@ -231,8 +239,9 @@ def profile_command(
         dtype=dtype,
         device=device or default_device(),
     )
-    step = warmed_step(settings, mode, variant)
     path = output / f"{variant}-{mode}"
+    require_writable_folder(output)
+    step = warmed_step(settings, mode, variant)
     if settings.device == "cuda" and not trace:
         output.mkdir(parents=True, exist_ok=True)
         run_for_nsys(step, steps)
@@ -251,7 +260,7 @@ def profile_command(
         by_range.add_row(found.name, str(found.calls), f"{found.milliseconds:,.2f}", share)
     out.print(by_range, "")
     print(operators)
-    out.print(f"wrote {path}: open it in a Chrome trace viewer")
+    out.print(f"wrote {path}: open it in a Chrome trace viewer", soft_wrap=True)
 
 
 @app.command("report-model")
@@ -316,7 +325,7 @@ def write_results(result: dict[str, Any], folder: Path) -> None:
     """results.json first, so that a plot that fails loses nothing."""
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(result, indent=1, default=str)
-    (folder / "results.json").write_text(text + "\n", encoding="utf-8")
+    write_text(folder / "results.json", text + "\n")
     from clinattn.plots import write_plots
     from clinattn.report import write_report
 
@@ -326,7 +335,9 @@ def write_results(result: dict[str, Any], folder: Path) -> None:
 
 
 def show(result: dict[str, Any]) -> None:
-    """The table and the speed-ups."""
+    """The table, what to know about it, and the speed-ups."""
+    from clinattn.benchmark.neighbours import disturbance
+
     if "workload" in result:
         work = result["workload"]
         out.print(
@@ -336,7 +347,7 @@ def show(result: dict[str, Any]) -> None:
             f"{result['environment']['threads']} threads",
         )
     table = Table("mode", "way", show_edge=False)
-    for name in ("tokens/s", "quartiles", "padding", "peak MiB"):
+    for name in ("tokens/s", "quartiles", "rounds", "padding", "peak MiB", "CPU share"):
         table.add_column(name, justify="right")
     for row in result["rows"]:
         rate, memory = row["tokens_per_s"], row["peak_memory_bytes"]
@@ -345,10 +356,20 @@ def show(result: dict[str, Any]) -> None:
             row["label"],
             f"{rate['median']:,.0f}",
             f"{rate['q1']:,.0f} to {rate['q3']:,.0f}",
+            str(row["rounds"]),
             f"{row['padding_share']:.1%}",
             "-" if memory is None else f"{memory / 2**20:,.0f}",
+            f"{row['cpu_share']:.0%}" + "*" * row["disturbed"],
         )
     out.print(table)
+    if note := disturbance(result["rows"]):
+        err.print(f"* {note}", style="yellow")
+    if result["time_over"]:
+        err.print(
+            f"the {result['settings']['budget_s']:g} s were over before all was measured: "
+            "--budget gives it more",
+            style="yellow",
+        )
     for failed in result.get("out_of_memory", []):
         err.print(
             f"{failed['mode']}: {failed['label']} ran out of memory; --batch-size makes it less",

@@ -18,6 +18,7 @@ from clinattn.benchmark.run import DTYPES, encoder_config
 from clinattn.benchmark.variants import Runner
 from clinattn.benchmark.workload import profile_workload
 from clinattn.encoder import MaskedLanguageModel
+from clinattn.files import written_whole
 
 WARM_UP_STEPS, TABLE_ROWS = 2, 15
 NSYS_REPORTS = ("nvtx_gpu_proj_sum", "nvtx_kern_sum", "cuda_gpu_kern_sum", "cuda_gpu_mem_time_sum")
@@ -102,7 +103,8 @@ def trace_steps(step: Step, steps: int, device: str, path: Path) -> tuple[list[R
         if device == "cuda":
             torch.cuda.synchronize()
     path.parent.mkdir(parents=True, exist_ok=True)
-    trace.export_chrome_trace(str(path))
+    with written_whole(path) as partial:
+        trace.export_chrome_trace(str(partial))
     events = trace.key_averages()
     found = [
         Range(

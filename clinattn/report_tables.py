@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
+from clinattn.report_shapes import kind_of
+
 MEBIBYTE = 1 << 20
 WIDTH, HEIGHT = 360, 200  # of a chart; a phone's width
 LEFT, RIGHT, TOP, BOTTOM = 52, 10, 8, 22
@@ -47,16 +49,14 @@ class Section:
 
 def section(result: Record) -> Section | None:
     """What to show of a result; None for one of no known kind."""
-    if "benchmarks" in result and "machine_info" in result:
-        return suites(result)
-    rows = result.get("rows")
-    if result.get("kind") == "compare":
-        return compared(result)
-    if result.get("kind") == "against_transformers":
-        return encoders(result)
-    if isinstance(rows, list) and rows and {"ours_s", "torch_s", "case"} <= rows[0].keys():
-        return kernels(result)
-    return None
+    sections = {
+        "suites": suites,
+        "compare": compared,
+        "against_transformers": encoders,
+        "kernels": kernels,
+    }
+    kind = kind_of(result)
+    return sections[kind](result) if kind in sections else None
 
 
 def kernels(result: Record) -> Section:
@@ -75,7 +75,7 @@ def kernels(result: Record) -> Section:
     )  # fmt: skip
     by_case: dict[str, Points] = {}
     for row in rows:
-        found = re.fullmatch(r"(\w+) N(\d+) D(\d+)", row["case"])
+        found = re.fullmatch(r"(\w+) N([1-9]\d{,8}) D(\d+)", row["case"])
         if found is None:
             continue
         mask, length, dim = found[1], int(found[2]), found[3]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,11 +18,16 @@ from clinattn.packing import cu_seqlens_from_lengths
 from clinattn.workloads.vocabulary import PAD
 
 from .measure import synchronize
+from .neighbours import Spent, Watch
 from .workload import Example
 
 MODES = ("train", "infer")
 # Padded lengths are its multiples. On a GPU, SDPA copies a mask whose rows are not, at every call.
 MULTIPLE = 8
+
+
+class TimeOver(Exception):
+    """The deadline has passed."""
 
 
 def padded_length(longest: int) -> int:
@@ -127,14 +133,27 @@ class Runner:
         else:
             self.infer(variant, examples)
 
-    def seconds(self, mode: str, variant: Variant, batches: list[list[Example]]) -> float:
-        """The time of all batches, from the host's side of an idle device to an idle device."""
+    def spent(
+        self, mode: str, variant: Variant, batches: list[list[Example]], until: float = math.inf
+    ) -> Spent:
+        """The time of all batches, from the host's side of an idle device to an idle device.
+
+        until: of time.perf_counter. Raises TimeOver where a batch would begin after it.
+        """
         synchronize(self.device)
-        started = time.perf_counter()
+        watch = Watch()
         for batch in batches:
+            if time.perf_counter() > until:
+                raise TimeOver
             self.run(mode, variant, batch)
         synchronize(self.device)
-        return time.perf_counter() - started
+        return watch.spent()
+
+    def seconds(
+        self, mode: str, variant: Variant, batches: list[list[Example]], until: float = math.inf
+    ) -> float:
+        """Of the clock; see `spent`."""
+        return self.spent(mode, variant, batches, until).wall
 
     def free(self) -> None:
         """Give up gradients, and on a GPU what the allocator holds free: room after a failure."""
