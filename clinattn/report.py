@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -58,16 +59,11 @@ def write_report(results: Result | Sequence[Result], path: str | Path) -> None:
 
 
 def render(*results: Result) -> str:
-    template = files("clinattn").joinpath("templates/report.html.j2").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters["short"] = short
     encoders = [result for result in results if kind_of(result) == "encoder"]
     sections = [section(result) for result in results if kind_of(result) != "encoder"]
     facts = [result["environment"] for result in encoders]
     facts += [found.facts for found in sections if found is not None]
-    return environment.from_string(template).render(
+    return template().render(
         date=max(str(fact.get("date", ""))[:10] for fact in facts),
         encoders=[
             {
@@ -81,6 +77,16 @@ def render(*results: Result) -> str:
         sections=sections,
         raw=[json.dumps(result, indent=1) for result in results],
     )
+
+
+@cache
+def template() -> jinja2.Template:
+    text = files("clinattn").joinpath("templates/report.html.j2").read_text(encoding="utf-8")
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["short"] = short
+    return environment.from_string(text)
 
 
 def short(value: Any) -> str:

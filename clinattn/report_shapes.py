@@ -37,14 +37,9 @@ ROW = Named(
         "padding_share": NOT_NEGATIVE,
         "peak_memory_bytes": NOT_NEGATIVE | NOTHING,
     },
-    {
-        "cpu_share": NOT_NEGATIVE,
-        "other_cpus": NOT_NEGATIVE | NOTHING,
-        "noted_from": NOT_NEGATIVE,
-        "disturbed": FLAG,
-        "cpus": COUNT,
-    },
+    {"cpu_share": NOT_NEGATIVE, "disturbed": FLAG},
 )
+DISTURBED = Named({"other_cpus": NOT_NEGATIVE, "noted_from": NOT_NEGATIVE, "cpus": COUNT})
 WORKLOAD = Named(
     {
         "source": TEXT,
@@ -213,6 +208,9 @@ def check_result(result: Record, kind: str) -> None:
             for length in extra["peak_bytes"] if extra.get("kind") == "memory" else ():
                 require(length, LENGTH, f"{where}.peak_bytes")
     if kind == "encoder":
+        for i, row in enumerate(result["rows"]):
+            if row.get("disturbed"):
+                require(row, DISTURBED, f"rows[{i}]")
         if result.get("agreement"):
             require(result["agreement"], AGREEMENT, "agreement")
         if "workload" in result:
