@@ -37,6 +37,10 @@ EXTRAS = {"report-model": "integrations"}
 class Commands(TyperGroup):
     """All commands, behind one boundary."""
 
+    def main(self, *args: Any, **options: Any) -> Any:
+        with one_line_errors():
+            return super().main(*args, **options)
+
     def invoke(self, ctx: Any) -> Any:
         with one_line_errors(lambda: EXTRAS.get(ctx.invoked_subcommand or "", "bench")):
             return super().invoke(ctx)
@@ -177,8 +181,10 @@ def bench(
         except Disagreement as error:
             err.print(f"error: {error}", style="red", soft_wrap=True)
             raise typer.Exit(1) from None
-    show(result)
-    write_results(result, output)
+    try:
+        show(result)
+    finally:  # neither a full disk nor a reader that has gone loses the run
+        write_results(result, output)
     if result["interrupted"]:
         err.print(f"interrupted: the results so far are in {output}", style="yellow")
         raise typer.Exit(INTERRUPTED)
@@ -250,7 +256,7 @@ def profile_command(
             print(f"\n    {line}")
         return
     path = path.with_suffix(".trace.json")
-    ranges, operators = trace_steps(step, steps, settings.device, path)
+    ranges, operators, write = trace_steps(step, steps, settings.device)
     by_range = Table("range", show_edge=False)
     for name in ("calls", "ms", "of the steps"):
         by_range.add_column(name, justify="right")
@@ -260,6 +266,7 @@ def profile_command(
         by_range.add_row(found.name, str(found.calls), f"{found.milliseconds:,.2f}", share)
     out.print(by_range, "")
     print(operators)
+    write(path)
     out.print(f"wrote {path}: open it in a Chrome trace viewer", soft_wrap=True)
 
 
@@ -361,9 +368,10 @@ def show(result: dict[str, Any]) -> None:
             "-" if memory is None else f"{memory / 2**20:,.0f}",
             f"{row['cpu_share']:.0%}" + "*" * row["disturbed"],
         )
-    out.print(table)
+    if result["rows"]:
+        out.print(table)
     if note := disturbance(result["rows"]):
-        err.print(f"* {note}", style="yellow")
+        err.print(f"* {note}", style="yellow", soft_wrap=True)
     if result["time_over"]:
         err.print(
             f"the {result['settings']['budget_s']:g} s were over before all was measured: "

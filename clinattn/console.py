@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
@@ -16,10 +17,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 DEMO = Path("../shared/data/mimic-iv-demo-meds")
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # Names, paths and messages are shown as they are: [red] or :tada: in them is text.
 _plain: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
-out = Console(width=None if sys.stdout.isatty() else 110, **_plain)
+_terminal = sys.stdout is not None and sys.stdout.isatty()  # None: it was closed
+out = Console(width=None if _terminal else 110, **_plain)
 err = Console(stderr=True, **_plain)
 
 
@@ -32,33 +35,36 @@ def one_line_errors(extra: Callable[[], str] = lambda: "bench") -> Iterator[None
     """
     try:
         yield
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except ModuleNotFoundError as error:
         _fail(f"{error.name} is not installed: pip install 'clinattn[{extra()}]'")
     except BrokenPipeError:  # a reader that has seen enough, such as head
-        _close_stdout()
-        raise typer.Exit(1) from None
+        _drop_stdout()
+        raise SystemExit(1) from None
     except OSError as error:
-        where = "" if error.filename is None else f"{error.filename}: "
-        _fail(where + (error.strerror or str(error)))
+        _drop_stdout()
+        # files of ours are always named
+        where = error.filename or ("standard output" if error.errno in FULL else None)
+        _fail((f"{where}: " if where else "") + (error.strerror or str(error)))
     except (ValueError, NotImplementedError) as error:
         _fail(str(error))
     except KeyboardInterrupt:
         err.print("interrupted", style="yellow")
-        raise typer.Exit(INTERRUPTED) from None
+        raise SystemExit(INTERRUPTED) from None
 
 
 def _fail(message: str) -> NoReturn:
     """One line, whatever the message holds."""
     err.print("error: " + " ".join(message.split()), style="red", soft_wrap=True)
-    _close_stdout()
-    raise typer.Exit(2) from None
+    raise SystemExit(2) from None
 
 
-def _close_stdout() -> None:
-    """Leave nothing to the interpreter's last flush, which would complain once more."""
+def _drop_stdout() -> None:
+    """Leaves nothing to the interpreter's last flush, which would complain once more."""
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -31,11 +31,11 @@ def written_whole(path: str | Path) -> Iterator[Path]:
 
     A failure, or a kill, leaves the file that was there. A device or a pipe is written to directly.
     """
-    target = Path(os.path.realpath(path))
-    if target.exists() and not target.is_file():
+    if is_device(path):
         with naming(path):
-            yield target
+            yield Path(path)
         return
+    target = Path(os.path.realpath(path))
     partial = target.with_name(f".{target.stem}.{os.getpid()}.partial{target.suffix}")
     try:
         with naming(path):
@@ -53,6 +53,11 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def is_device(path: str | Path) -> bool:
+    """Whether it is there, and neither a file nor a folder."""
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a file whole, in UTF-8; half of a surrogate pair, which has none, becomes a '?'."""
     with written_whole(path) as partial:
@@ -64,17 +69,16 @@ def require_writable(path: str | Path, name: str = "output") -> None:
 
     Raises ValueError.
     """
-    given, target = f"{name}={str(path)!r}", Path(os.path.realpath(path))
-    if target.is_dir():
+    given, folder = f"{name}={str(path)!r}", Path(os.path.realpath(path)).parent
+    if os.path.isdir(path):
         raise ValueError(f"{given} is a folder: expected a file")
-    if target.exists():
-        if not os.access(target, os.W_OK):
-            raise ValueError(f"{given} cannot be written: expected a file that can")
-        if not target.is_file():
-            return
-    if not target.parent.is_dir():
-        raise ValueError(f"{given}: expected a folder {str(Path(path).parent)!r} that is there")
-    _try(target.parent, given)
+    if os.path.exists(path) and not os.access(path, os.W_OK):
+        raise ValueError(f"{given}: permission denied: expected a file that can be written to")
+    if is_device(path):
+        return
+    if not folder.is_dir():
+        raise ValueError(f"{given}: {str(Path(path).parent)!r} is no folder: expected one")
+    _try(folder, given)
 
 
 def require_writable_folder(path: str | Path, name: str = "output") -> None:

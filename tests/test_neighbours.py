@@ -52,7 +52,7 @@ def test_other_work_is_none_where_nothing_tells(monkeypatch, tmp_path):
 def test_the_cpus_of_this_process_are_read(monkeypatch, tmp_path):
     monkeypatch.setattr(neighbours, "STAT", tmp_path / "stat")
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {1}, raising=False)
-    lines = ["cpu 9 9 9 9 9 9 9 9 9 9", "cpu0 9 9 9 9 9 9 9 9 9 9", "cpu1 1 2 4 800 900 8 16 32 5 6"]
+    lines = ["cpu" + 10 * " 9", "cpu0" + 10 * " 9", "cpu1 1 2 4 800 900 8 16 32 5 6"]
     (tmp_path / "stat").write_text("\n".join([*lines, "intr 5", "ctxt 7"]))
     assert neighbours.busy_seconds() == pytest.approx((1 + 2 + 4 + 8 + 16 + 32) * TICK)
 

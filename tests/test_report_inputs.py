@@ -1,4 +1,4 @@
-"""Whatever a file of results holds: a page of text and numbers, or a line that says where it errs."""
+"""Whatever a file of results holds: a page, or a line that says where it errs."""
 
 from __future__ import annotations
 
