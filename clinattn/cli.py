@@ -206,9 +206,10 @@ def report(
     """One self-contained HTML page from the JSON of benchmarks."""
     from clinattn.report import load_result, write_report
 
+    loaded = [load_result(result) for result in results]
     path = output or results[0].with_name("report.html")
     require_writable(path)
-    write_report([load_result(result) for result in results], path)
+    write_report(loaded, path)
     out.print(f"wrote {path}", soft_wrap=True)
 
 
@@ -343,7 +344,7 @@ def write_results(result: dict[str, Any], folder: Path) -> None:
 
 def show(result: dict[str, Any]) -> None:
     """The table, what to know about it, and the speed-ups."""
-    from clinattn.benchmark.neighbours import disturbance
+    from clinattn.other_work import disturbance
 
     if "workload" in result:
         work = result["workload"]

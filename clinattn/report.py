@@ -11,8 +11,8 @@ from typing import Any
 
 import jinja2
 
-from clinattn.benchmark.neighbours import disturbance
 from clinattn.files import parse_json, write_text
+from clinattn.other_work import disturbance
 from clinattn.report_shapes import check_result, kind_of
 from clinattn.report_tables import COLORS, section
 

@@ -207,10 +207,12 @@ def check_result(result: Record, kind: str) -> None:
             require(extra, EXTRAS.get(extra.get("kind"), ANYTHING), where)
             for length in extra["peak_bytes"] if extra.get("kind") == "memory" else ():
                 require(length, LENGTH, f"{where}.peak_bytes")
+            if extra.get("disturbed"):
+                require(extra, DISTURBED, where)
+    for i, row in enumerate(result["rows"] if kind != "suites" else ()):
+        if row.get("disturbed"):
+            require(row, DISTURBED, f"rows[{i}]")
     if kind == "encoder":
-        for i, row in enumerate(result["rows"]):
-            if row.get("disturbed"):
-                require(row, DISTURBED, f"rows[{i}]")
         if result.get("agreement"):
             require(result["agreement"], AGREEMENT, "agreement")
         if "workload" in result:

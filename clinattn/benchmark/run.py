@@ -15,11 +15,11 @@ import torch
 
 from clinattn.backends import implementation
 from clinattn.encoder import EncoderConfig, MaskedLanguageModel
-from clinattn.environment import cpu_count, environment
+from clinattn.environment import environment
+from clinattn.other_work import Spent, here
 
 from .agreement import check_agreement
 from .measure import peak_memory, quartiles
-from .neighbours import Spent, beside
 from .summary import describe, speedups
 from .variants import MODES, VARIANTS, Runner, TimeOver, Variant, padded_length
 from .workload import Example, Workload, meds_workload, profile_workload, shortened
@@ -305,7 +305,6 @@ class Benchmark:
     def _row(self, mode: str, variant: Variant) -> dict[str, Any]:
         spent = self.spent[mode, variant.name]
         seconds = [one.wall for one in spent]
-        threads = 1 if self.settings.device == "cuda" else torch.get_num_threads()
         batches = self._batches(variant) if self.lengths else []
         real = sum(self.lengths)
         computed = sum(variant.computed_tokens(self.lengths, b) for b in batches)
@@ -316,7 +315,7 @@ class Benchmark:
             "tokens_per_s": quartiles([real / t for t in seconds]) if seconds else None,
             "seconds": [round(t, 6) for t in seconds],
             "process_seconds": [round(one.process, 6) for one in spent],
-            **(beside(spent, threads, cpu_count()) if spent else {}),
+            **(here(spent, torch.device(self.settings.device)) if spent else {}),
             "rounds": len(seconds),
             "sequences": len(self.lengths),
             "batch_size": self.batch_size,

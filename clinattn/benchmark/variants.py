@@ -14,11 +14,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from clinattn.encoder import MaskedLanguageModel
 from clinattn.encoder.heads import IGNORE
+from clinattn.other_work import Spent, Watch
 from clinattn.packing import cu_seqlens_from_lengths
 from clinattn.workloads.vocabulary import PAD
 
 from .measure import synchronize
-from .neighbours import Spent, Watch
 from .workload import Example
 
 MODES = ("train", "infer")

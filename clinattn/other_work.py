@@ -12,6 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
+from clinattn.environment import cpu_count
+
 STAT = Path("/proc/stat")
 IDLE = {3, 4}  # columns of a CPU there: idle, and waiting for a disk
 GUEST = 8  # from here on time that is in other columns already
@@ -34,9 +38,10 @@ class Watch:
     def __init__(self) -> None:
         self.started = time.perf_counter(), time.process_time(), busy_seconds()
 
-    def spent(self) -> Spent:
+    def spent(self, child: float = 0.0) -> Spent:
+        """child: seconds of process time that a child has had meanwhile."""
         now = time.perf_counter(), time.process_time(), busy_seconds()
-        wall, process = now[0] - self.started[0], now[1] - self.started[1]
+        wall, process = now[0] - self.started[0], now[1] - self.started[1] + child
         if now[2] is None or self.started[2] is None:
             return Spent(wall, process, None)
         return Spent(wall, process, now[2] - self.started[2] - process)
@@ -78,6 +83,12 @@ def disturbance(rows: Sequence[dict[str, Any]]) -> str | None:
     )
 
 
+def here(spent: Sequence[Spent], device: torch.device) -> dict[str, Any]:
+    """`beside` for the threads of this process; a GPU's work is begun by one."""
+    threads = 1 if device.type == "cuda" else torch.get_num_threads()
+    return beside(spent, threads, cpu_count())
+
+
 def beside(spent: Sequence[Spent], threads: int, cpus: int) -> dict[str, Any]:
     """What a row says of it.
 
@@ -94,6 +105,7 @@ def beside(spent: Sequence[Spent], threads: int, cpus: int) -> dict[str, Any]:
     return {
         "cpu_share": sum(s.process for s in spent) / (wall * used),
         "other_cpus": None if others is None else max(0.0, others / wall),
+        "cpus": cpus,
         "noted_from": limit,
         "disturbed": others is not None and others - unsure > limit * wall,
     }

@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from clinattn.benchmark import neighbours
-from clinattn.benchmark.neighbours import Spent, Watch, beside, disturbance, noted_from
+from clinattn import other_work
+from clinattn.other_work import Spent, Watch, beside, disturbance, noted_from
 
 TICK = 1 / os.sysconf("SC_CLK_TCK")
 
@@ -42,7 +42,7 @@ def test_ticks_alone_are_no_other_work():
 
 
 def test_other_work_is_none_where_nothing_tells(monkeypatch, tmp_path):
-    monkeypatch.setattr(neighbours, "STAT", tmp_path / "stat")
+    monkeypatch.setattr(other_work, "STAT", tmp_path / "stat")
     assert Watch().spent().others is None
     (tmp_path / "stat").write_text("cpu0 0 0 0 0 0 0 0 0 0 0\n")  # as some sandboxes have it
     row = beside([Watch().spent()], threads=1, cpus=1)
@@ -50,14 +50,14 @@ def test_other_work_is_none_where_nothing_tells(monkeypatch, tmp_path):
 
 
 def test_the_cpus_of_this_process_are_read(monkeypatch, tmp_path):
-    monkeypatch.setattr(neighbours, "STAT", tmp_path / "stat")
+    monkeypatch.setattr(other_work, "STAT", tmp_path / "stat")
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {1}, raising=False)
     lines = ["cpu" + 10 * " 9", "cpu0" + 10 * " 9", "cpu1 1 2 4 800 900 8 16 32 5 6"]
     (tmp_path / "stat").write_text("\n".join([*lines, "intr 5", "ctxt 7"]))
-    assert neighbours.busy_seconds() == pytest.approx((1 + 2 + 4 + 8 + 16 + 32) * TICK)
+    assert other_work.busy_seconds() == pytest.approx((1 + 2 + 4 + 8 + 16 + 32) * TICK)
 
 
-@pytest.mark.skipif(neighbours.busy_seconds() is None, reason="/proc/stat of Linux is missing")
+@pytest.mark.skipif(other_work.busy_seconds() is None, reason="/proc/stat of Linux is missing")
 def test_busy_processes_are_seen():
     cpus = len(os.sched_getaffinity(0))
     burn = [sys.executable, "-c", "print(flush=True)\nwhile True: pass"]
