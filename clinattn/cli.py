@@ -346,7 +346,7 @@ def show(result: dict[str, Any]) -> None:
     """The table, what to know about it, and the speed-ups."""
     from clinattn.other_work import disturbance
 
-    if "workload" in result:
+    if result["rows"]:
         work = result["workload"]
         out.print(
             f"{work['source']}: {work['sequences']} of {work['available']} sequences, "

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 LARGEST = 1e30  # of a number: its sums, products and digits stay in bounds
-SHOWN = 40
+SHOWN = 40  # characters of a value in a message
+CALLED = {type(None): "null", list: "a list", dict: "named values"}
 
 
 @dataclass(frozen=True)
@@ -99,9 +100,10 @@ def _path(where: str, name: Any) -> str:
 
 def shown(value: Any) -> str:
     """A value in a message: short, and on one line."""
-    if value is None:
-        return "null"
-    text = repr(value) if isinstance(value, (str, bool, float)) else type(value).__name__
-    if type(value) is int:
-        text = str(value) if abs(value) < 1e15 else "a number too large"
+    if isinstance(value, (str, bool, float)):
+        text = repr(value)
+    elif isinstance(value, int):
+        text = str(value) if abs(value) < LARGEST else "too large"
+    else:
+        text = CALLED.get(type(value), type(value).__name__)
     return text if len(text) <= SHOWN else text[:SHOWN] + "..."

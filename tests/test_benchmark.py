@@ -167,7 +167,7 @@ def test_the_budget_decides_how_much_is_run():
 def test_the_deadline_ends_a_round_and_what_was_measured_is_the_result():
     def progress(message, done, total):
         if message == "round 1: infer, clinattn, padded":
-            benchmark.until = -math.inf
+            benchmark.runner.until = -math.inf
 
     lines: list[str] = []
     benchmark = Benchmark(replace(SMALL, modes=("infer",)), progress, lines.append)
@@ -189,6 +189,8 @@ def test_no_stage_begins_after_the_deadline(stage):
         begun.append(message)
         if message.startswith(stage):
             benchmark.until = -math.inf
+            if stage != "reading":
+                benchmark.runner.until = -math.inf
 
     benchmark = Benchmark(replace(SMALL, modes=("infer",)), progress)
     result = json.loads(json.dumps(benchmark.run()))

@@ -160,7 +160,7 @@ DAMAGES = {
     "unknown setting": (changed(lambda x: x["settings"].update(z=1)), "settings.z is unknown"),
     "unknown config": (changed(lambda x: x["config"].update(depth=1)), "argument 'depth'"),
     "kind": (changed(lambda x: x.update(step="2")), "step is '2': expected a whole number"),
-    "format": (changed(lambda x: x.update(model=[])), "model is list: expected named values"),
+    "format": (changed(lambda x: x.update(model=[])), "model is a list: expected named values"),
 }
 
 

@@ -137,7 +137,7 @@ class Benchmark:
             self.workload = profile_workload(s.profile, s.max_tokens, config.vocab_size, s.seed)
         device = torch.device(s.device)
         model = MaskedLanguageModel(config).to(device, DTYPES[s.dtype])
-        self.runner = Runner(model, device)
+        self.runner = Runner(model, device, self.until)
         self.config = config
 
         self._begin("checking that all four agree", 0, 1)
@@ -194,7 +194,7 @@ class Benchmark:
                 rates[mode, attention] = 0.0
                 try:
                     self.runner.seconds(mode, variant, [first])
-                    seconds = self.runner.seconds(mode, variant, [batch], self.until)
+                    seconds = self.runner.seconds(mode, variant, [batch])
                     rates[mode, attention] = seconds / tokens
                 except torch.OutOfMemoryError:
                     continue  # the warm-up meets it again, and takes note
@@ -231,9 +231,7 @@ class Benchmark:
             if self.runner.device.type != "cuda":
                 size = functools.partial(variant.computed_tokens, self.lengths)
                 chosen = [max(chosen, key=size)]
-            work = functools.partial(
-                self.runner.seconds, mode, variant, self._of(chosen), self.until
-            )
+            work = functools.partial(self.runner.seconds, mode, variant, self._of(chosen))
             try:
                 self.memory[mode, variant.name] = peak_memory(work, self.runner.device)
             except torch.OutOfMemoryError:
@@ -260,8 +258,7 @@ class Benchmark:
             for done, (mode, variant) in enumerate(cases[shift:] + cases[:shift]):
                 message = f"round {round_ + 1}: {mode}, {variant.label}"
                 self._begin(message, round_ * len(cases) + done, planned * len(cases))
-                batches = self._of(self._batches(variant))
-                spent = self.runner.spent(mode, variant, batches, self.until)
+                spent = self.runner.spent(mode, variant, self._of(self._batches(variant)))
                 self.spent[mode, variant.name].append(spent)
                 self.say(f"{message}: {sum(self.lengths) / spent.wall:,.0f} tokens/s")
             longest = max(longest, time.perf_counter() - started)

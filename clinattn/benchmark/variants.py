@@ -89,15 +89,21 @@ VARIANTS = (
 
 
 class Runner:
-    """One model and optimizer that every variant runs in turn: same weights, same memory."""
+    """One model and optimizer that every variant runs in turn: same weights, same memory.
 
-    def __init__(self, model: MaskedLanguageModel, device: torch.device):
+    until: of time.perf_counter; a batch that would begin after it raises TimeOver.
+    """
+
+    def __init__(self, model: MaskedLanguageModel, device: torch.device, until: float = math.inf):
         self.model = model
         self.device = device
+        self.until = until
         # a learning rate of 0 keeps the work of a step and the weights of the start
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
 
     def use(self, variant: Variant) -> None:
+        if time.perf_counter() > self.until:
+            raise TimeOver
         encoder = self.model.encoder
         encoder.config = replace(encoder.config, attention=variant.attention)
 
@@ -133,27 +139,18 @@ class Runner:
         else:
             self.infer(variant, examples)
 
-    def spent(
-        self, mode: str, variant: Variant, batches: list[list[Example]], until: float = math.inf
-    ) -> Spent:
-        """The time of all batches, from the host's side of an idle device to an idle device.
-
-        until: of time.perf_counter. Raises TimeOver where a batch would begin after it.
-        """
+    def spent(self, mode: str, variant: Variant, batches: list[list[Example]]) -> Spent:
+        """The time of all batches, from the host's side of an idle device to an idle device."""
         synchronize(self.device)
         watch = Watch()
         for batch in batches:
-            if time.perf_counter() > until:
-                raise TimeOver
             self.run(mode, variant, batch)
         synchronize(self.device)
         return watch.spent()
 
-    def seconds(
-        self, mode: str, variant: Variant, batches: list[list[Example]], until: float = math.inf
-    ) -> float:
+    def seconds(self, mode: str, variant: Variant, batches: list[list[Example]]) -> float:
         """Of the clock; see `spent`."""
-        return self.spent(mode, variant, batches, until).wall
+        return self.spent(mode, variant, batches).wall
 
     def free(self) -> None:
         """Give up gradients, and on a GPU what the allocator holds free: room after a failure."""

@@ -267,7 +267,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         found = parse_json(path.read_bytes())
         require(found, Named({}))
     except ValueError as error:
-        raise ValueError(f"{path}: {error}: expected a JSON object") from None
+        raise ValueError(f"{path}: {error}") from None
     return found
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from clinattn.files import require_writable_folder
 from clinattn.packing import batch_by_tokens
 
 from .batches import Batches
@@ -61,6 +62,8 @@ class Trainer:
                 f"accumulate={settings.accumulate}: expected a multiple of the {ranks.world} ranks"
             )
         self.folder = Path(settings.output)
+        if not quiet:
+            require_writable_folder(self.folder)
         saved = self._saved()
         start = None
         if settings.init is not None and saved is None:
