@@ -60,7 +60,7 @@ class PatternMask(Tensor):
     def __new__(cls, keys: Tensor, n_queries: int, pattern: Pattern) -> PatternMask:
         shape = (keys.shape[0], 1, n_queries, keys.shape[3])
         with torch.inference_mode(False):  # else torch cannot detach one made outside
-            return Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            return Tensor._make_wrapper_subclass(
                 cls, shape, dtype=torch.bool, device=keys.device
             )
 
@@ -117,10 +117,12 @@ class PatternMask(Tensor):
         mask.complete = inner.get("complete")
         return mask
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         kwargs = kwargs or {}
         first = args[0] if args else None
         if (
