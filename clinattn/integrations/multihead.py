@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from clinattn.attention import fused_attention, fused_attention_varlen
 from clinattn.visibility import combined, right_padded_lengths
@@ -30,6 +30,20 @@ class Weights(NamedTuple):
     bias_k: Tensor | None
     bias_v: Tensor | None
     add_zero_attn: bool
+
+    @classmethod
+    def of(cls, module: nn.MultiheadAttention) -> Weights:
+        return cls(
+            module.num_heads,
+            module.in_proj_weight,
+            module.in_proj_bias,
+            (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight),
+            module.out_proj.weight,
+            module.out_proj.bias,
+            module.bias_k,
+            module.bias_v,
+            module.add_zero_attn,
+        )
 
     @property
     def appended(self) -> int:
