@@ -10,9 +10,10 @@ from torch import Tensor
 from torch._C._functorch import unwrap_if_dead
 from torch.autograd import forward_ad
 
-from clinattn import checks, ops  # ops registers torch.ops.clinattn
+from clinattn import checks, feature_checks, ops  # ops registers torch.ops.clinattn
 from clinattn.arguments import AT, NEEDS, TENSORS
 from clinattn.autograd import Function, op_is_watched
+from clinattn.scalars import as_flag, as_float, as_int, at_most_far
 from clinattn.visibility import unexpanded
 
 FORWARD = torch.ops.clinattn.attention_forward.default
@@ -57,6 +58,7 @@ class FusedAttention(Function):
         if mask is not None:
             checks.check_mask(mask, (*q.shape[:3], k.shape[2]), q.device)
             complete[MASK] = unexpanded(mask)
+        _check_numbers(complete, q)
         o, lse, lse_low = cls.run(*complete, True)
         if not return_lse:
             return o
@@ -122,6 +124,30 @@ class FusedAttention(Function):
         needs = _needs(ctx.needs_input_grad)
         grads = _gradients(do, dlse, ctx.saved_tensors, ctx.scalars, needs)
         return *_placed(grads, needs), None, None
+
+
+def _check_numbers(args: list[Any], q: Tensor) -> None:
+    """The scalars of the op, in place; those of tensors that fit no call the op itself refuses."""
+    for name in TENSORS[MASK:]:
+        if args[AT[name]] is not None:
+            checks.check_tensor(name, args[AT[name]])
+    args[SCALE] = checks.check_scale(args[SCALE], q.shape[-1], q.dtype)
+    for name in ("window_left", "window_right"):
+        side = as_int(name, args[AT[name]])
+        if side < -1:
+            raise ValueError(f"{name}: got {side}, expected >= 0, or -1 for no bound")
+        args[AT[name]] = at_most_far(side)
+    for name in ("max_seqlen_q", "max_seqlen_k"):
+        args[AT[name]] = at_most_far(as_int(name, args[AT[name]]))
+    args[AT["bottom_right"]] = as_flag("bottom_right", args[AT["bottom_right"]])
+    softcap = as_float("softcap", args[AT["softcap"]])
+    args[AT["softcap"]] = feature_checks.check_softcap(softcap or None, q.dtype)
+    for name, check in (
+        ("global_prefix", lambda x: feature_checks.check_global_prefix(x, None)),
+        ("dropout_p", feature_checks.check_dropout),
+    ):
+        args[AT[name]] = check(args[AT[name]])
+    args[-1] = checks.check_backend(args[-1] or None)
 
 
 class DirectAttention(torch.autograd.Function):

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from clinattn.checks import check_tensor
+from clinattn.scalars import FAR, as_flag, as_int
+from clinattn.visibility import concrete
 
 
 class Packed(NamedTuple):
@@ -24,18 +28,38 @@ class Packed(NamedTuple):
 
 def cu_seqlens_from_lengths(lengths: Tensor) -> Tensor:
     """Lengths (B,) of any integer dtype -> int32 (B + 1,), from 0 to their sum."""
+    _check_lengths(lengths)
     cu_seqlens = lengths.new_zeros(lengths.shape[0] + 1, dtype=torch.int32)
     torch.cumsum(lengths, 0, dtype=torch.int32, out=cu_seqlens[1:])
     return cu_seqlens
 
 
+def _check_lengths(lengths: Any) -> None:
+    check_tensor("lengths", lengths)
+    if lengths.dtype.is_floating_point or lengths.dtype.is_complex or lengths.dtype == torch.bool:
+        raise TypeError(f"lengths: got {lengths.dtype}, expected an integer dtype")
+    if lengths.dim() != 1:
+        raise ValueError(f"lengths: got shape {tuple(lengths.shape)}, expected (B,)")
+    if len(lengths) and concrete(lengths):
+        least, total = int(lengths.min()), sum(lengths.tolist())
+        if least < 0 or total > FAR:
+            raise ValueError(
+                f"lengths: got {least} and {total} in all, expected >= 0 and at most {FAR}"
+            )
+
+
 def cu_seqlens_from_mask(mask: Tensor) -> Tensor:
     """Mask (B, N), nonzero = a token -> int32 (B + 1,)."""
+    check_tensor("mask", mask)
+    if mask.dim() != 2:
+        raise ValueError(f"mask: got shape {tuple(mask.shape)}, expected (B, N)")
     return cu_seqlens_from_lengths(mask.ne(0).sum(1))
 
 
 def mask_from_lengths(lengths: Tensor, seqlen: int) -> Tensor:
     """Lengths (B,) -> bool (B, seqlen), True at the tokens; a right-padded batch."""
+    _check_lengths(lengths)
+    seqlen = as_int("seqlen", seqlen)
     return torch.arange(seqlen, device=lengths.device) < lengths[:, None]
 
 
@@ -47,13 +71,18 @@ def unpad(padded: Tensor, lengths: Tensor | None = None, mask: Tensor | None = N
     GPU once; under torch.compile N stands in for the longest.
     Raises ValueError unless exactly one of lengths and mask is given, in its shape.
     """
+    check_tensor("padded", padded)
+    if padded.dim() < 2:
+        raise ValueError(f"padded: got shape {tuple(padded.shape)}, expected (B, N, ...)")
     batch, seqlen = padded.shape[:2]
     if (lengths is None) == (mask is None):
         raise ValueError("unpad: expected exactly one of lengths and mask")
     if lengths is not None:
+        _check_lengths(lengths)
         if lengths.shape != (batch,):
             raise ValueError(f"lengths: got shape {tuple(lengths.shape)}, expected ({batch},)")
         mask = mask_from_lengths(lengths, seqlen)
+    check_tensor("mask", mask)
     assert mask is not None
     if mask.shape != (batch, seqlen):
         raise ValueError(f"mask: got shape {tuple(mask.shape)}, expected ({batch}, {seqlen})")
@@ -77,6 +106,22 @@ def pad(values: Tensor, indices: Tensor, batch: int, seqlen: int) -> Tensor:
 
     indices: int64 (T,), places in the flattened (batch * seqlen,), as unpad returns them.
     """
+    check_tensor("values", values)
+    check_tensor("indices", indices)
+    if indices.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"indices: got {indices.dtype}, expected torch.int64")
+    if values.dim() == 0 or indices.shape != values.shape[:1]:
+        raise ValueError(
+            f"indices: got shape {tuple(indices.shape)}, expected that of the tokens of values, "
+            f"{tuple(values.shape[:1])}"
+        )
+    batch, seqlen = as_int("batch", batch), as_int("seqlen", seqlen)
+    if len(indices) and concrete(indices):
+        low, high = (x.item() for x in torch.aminmax(indices))
+        if low < 0 or high >= batch * seqlen:
+            raise ValueError(
+                f"indices: got values from {low} to {high}, expected 0 to {batch * seqlen - 1}"
+            )
     padded = values.new_zeros(batch * seqlen, *values.shape[1:])
     return padded.index_copy(0, indices, values).unflatten(0, (batch, seqlen))
 
@@ -91,6 +136,8 @@ def batch_by_tokens(
     batch as long as its longest.
     Raises ValueError for a sequence longer than max_tokens.
     """
+    lengths = [as_int("lengths", x, "integers") for x in lengths]
+    max_tokens, padded = as_int("max_tokens", max_tokens), as_flag("padded", padded)
     batches: list[list[int]] = []
     used = 0
     for position in sorted(range(len(lengths)), key=lambda i: -lengths[i]):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from clinattn.checks import check_tensor
 from clinattn.packing import mask_from_lengths
+from clinattn.scalars import as_int
 
 from .config import EncoderConfig
 
@@ -89,6 +91,12 @@ def patches(signal: Tensor, size: int, lengths: Tensor | None = None) -> tuple[T
     Returns (B, ceil(samples / size), size * leads) and the lengths (B,) in patches.
     Raises ValueError for another shape, a size below 1 or lengths out of range.
     """
+    check_tensor("signal", signal)
+    size = as_int("size", size)
+    if lengths is not None:
+        check_tensor("lengths", lengths)
+        if lengths.dtype not in (torch.int32, torch.int64):
+            raise TypeError(f"lengths has dtype {lengths.dtype}: expected int32 or int64")
     if signal.dim() != 3:
         raise ValueError(f"signal has shape {tuple(signal.shape)}: expected (B, samples, leads)")
     if size < 1:

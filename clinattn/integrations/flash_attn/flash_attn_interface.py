@@ -35,7 +35,6 @@ from clinattn.integrations.flash_attn.words import (
     DENSE,
     PACKED,
     as_given,
-    as_int,
     check_qkv,
     keywords,
     unpacked,
@@ -150,7 +149,7 @@ def flash_attn_varlen_func(
     words = keywords(dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes)
     with as_given(q):
         o, lse = fused_attention_varlen(
-            q, k, v, cu_seqlens_q, cu_seqlens_k, as_int(max_seqlen_q), as_int(max_seqlen_k), **words
+            q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, **words
         )
     return _results(o, lse, return_attn_probs)
 

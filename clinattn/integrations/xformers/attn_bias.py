@@ -15,6 +15,7 @@ from torch import Tensor
 
 from clinattn.integrations.xformers.bands import band_of
 from clinattn.integrations.xformers.seqlens import _PaddedSeqLenInfo, _SeqLenInfo
+from clinattn.scalars import as_int
 
 B = TypeVar("B", bound="BlockDiagonalMask")
 
@@ -95,7 +96,7 @@ class LocalAttentionFromBottomRightMask(AttentionBias):
 
     def __post_init__(self) -> None:
         for name in ("window_left", "window_right"):
-            if getattr(self, name) < 0:
+            if as_int(name, getattr(self, name)) < 0:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected >= 0")
 
 
@@ -276,8 +277,8 @@ class BlockDiagonalCausalWithOffsetPaddedKeysMask(BlockDiagonalPaddedKeysMask):
     causal_diagonal: Any = None
 
 
-def check_window_size(window_size: int) -> None:
-    if window_size <= 0:
+def check_window_size(window_size: Any) -> None:
+    if as_int("window_size", window_size) <= 0:
         raise ValueError(f"window_size: got {window_size}, expected > 0")
 
 

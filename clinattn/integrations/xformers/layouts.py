@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from clinattn.checks import check_tensor
+
 NAMES = {
     3: "(batch, tokens, head_dim)",
     4: "(batch, tokens, heads, head_dim)",
@@ -64,8 +66,7 @@ class Layout(NamedTuple):
 def layout_of(query: Any, key: Any, value: Any) -> Layout:
     """Raises TypeError or ValueError unless the three fit together."""
     for name, x in (("query", query), ("key", key), ("value", value)):
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{name}: got {type(x).__name__}, expected a torch.Tensor")
+        check_tensor(name, x)
         if x.dim() not in NAMES or x.dim() != query.dim():
             expected = NAMES.get(query.dim(), ", ".join(NAMES.values()))
             raise ValueError(f"{name}: got shape {tuple(x.shape)}, expected {expected}")

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clinattn.scalars import as_int
+
 
 @dataclass
 class _SeqLenInfo:
@@ -68,7 +70,7 @@ class _PaddedSeqLenInfo(_SeqLenInfo):
     def from_seqlens_padded(
         cls, seqlens: Sequence[int], padding: int, *, device: Any = None
     ) -> _PaddedSeqLenInfo:
-        lengths = checked_lengths(seqlens)
+        lengths, padding = checked_lengths(seqlens), as_int("kv_padding", padding)
         if max(lengths, default=0) > padding:
             raise ValueError(
                 f"seqlens: got {max(lengths)}, expected at most the padding, {padding}"
@@ -96,7 +98,7 @@ class _PaddedSeqLenInfo(_SeqLenInfo):
 
 
 def checked_lengths(seqlens: Iterable[int]) -> list[int]:
-    lengths = [int(x) for x in seqlens]
+    lengths = [as_int("seqlens", x, "integers") for x in seqlens]
     if min(lengths, default=0) < 0:
         raise ValueError(f"seqlens: got {min(lengths)}, expected lengths >= 0")
     return lengths
