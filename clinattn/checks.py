@@ -37,6 +37,15 @@ def check_tensor(name: str, x: Any) -> None:
         )
     if x.layout is not torch.strided:
         raise TypeError(f"{name}: got a tensor of layout {x.layout}, expected torch.strided")
+    if x.is_quantized:
+        raise TypeError(f"{name}: got {x.dtype}, expected a tensor that is not quantized")
+
+
+def check_on(name: str, x: Any, device: torch.device, like: str = "query") -> None:
+    """A tensor, where the others are."""
+    check_tensor(name, x)
+    if x.device != device:
+        raise ValueError(f"{name}: got device {x.device}, expected that of {like}, {device}")
 
 
 def check_tensors(query: Any, key: Any, value: Any) -> None:
@@ -112,10 +121,10 @@ def _check_heads(heads: int, kv_heads: int, dim: int, kv_dim: int, enable_gqa: b
         )
 
 
-def check_backend(backend: str | None) -> str:
+def check_backend(backend: Any) -> str:
     if backend is None:
         return ""
-    if backend not in NAMES:
+    if not isinstance(backend, str) or backend not in NAMES:
         raise ValueError(f"backend: got {backend!r}, expected None or one of {', '.join(NAMES)}")
     return backend
 

@@ -12,18 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clinattn.checks import check_tensor
+from clinattn.checks import check_on
 from clinattn.scalars import as_float, as_int, at_most_far, limits
 from clinattn.timeline import Rows, first_disorder
 from clinattn.visibility import concrete
 
 TIME_DTYPES = (torch.float32, torch.float64, torch.int64)
-
-
-def _check_tensor(name: str, x: Any, device: torch.device) -> None:
-    check_tensor(name, x)
-    if x.device != device:
-        raise ValueError(f"{name}: got device {x.device}, expected that of query, {device}")
 
 
 def _check_shape(name: str, x: Tensor, *expected: tuple[int, ...]) -> None:
@@ -66,7 +60,7 @@ def check_per_head(
     name: str, x: Any, query: Tensor, *shapes: tuple[int, ...], dtype: torch.dtype
 ) -> Tensor:
     """A floating tensor of one of the shapes, in the dtype of lse; keeps its gradient."""
-    _check_tensor(name, x, query.device)
+    check_on(name, x, query.device)
     if not x.is_floating_point():
         raise TypeError(f"{name}: got {x.dtype}, expected a floating dtype")
     _check_shape(name, x, *shapes)
@@ -74,13 +68,13 @@ def check_per_head(
 
 
 def check_relative(x: Any, query: Tensor, heads: int, dtype: torch.dtype) -> Tensor:
-    if isinstance(x, Tensor) and (x.dim() != 2 or x.shape[1] % 2 == 0):
+    check_on("relative_bias", x, query.device)
+    if x.dim() != 2 or x.shape[1] % 2 == 0:
         raise ValueError(
             f"relative_bias: got shape {tuple(x.shape)}, expected (heads, 2 L + 1), "
             "one number for each distance from -L to L"
         )
-    width = x.shape[1] if isinstance(x, Tensor) else 1
-    return check_per_head("relative_bias", x, query, (heads, width), dtype=dtype)
+    return check_per_head("relative_bias", x, query, (heads, x.shape[1]), dtype=dtype)
 
 
 def check_self_attention(name: str, queries: Any, keys: Any, same_sequences: bool = True) -> None:
@@ -94,14 +88,14 @@ def check_self_attention(name: str, queries: Any, keys: Any, same_sequences: boo
 
 
 def check_segment_ids(segment_ids: Any, query: Tensor, shape: tuple[int, int]) -> None:
-    _check_tensor("segment_ids", segment_ids, query.device)
+    check_on("segment_ids", segment_ids, query.device)
     if segment_ids.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"segment_ids: got {segment_ids.dtype}, expected torch.int32 or int64")
     _check_shape("segment_ids", segment_ids, shape)
 
 
 def check_times(times: Any, query: Tensor, shape: tuple[int, ...]) -> None:
-    _check_tensor("times", times, query.device)
+    check_on("times", times, query.device)
     if times.dtype not in TIME_DTYPES:
         served = ", ".join(map(str, TIME_DTYPES))
         raise TypeError(f"times: got {times.dtype}, expected one of {served}")

@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from clinattn.checks import check_tensor
-from clinattn.scalars import FAR, as_flag, as_int
+from clinattn.checks import check_on, check_tensor
+from clinattn.scalars import FAR, as_flag, as_int, as_size, ints_of
 from clinattn.visibility import concrete
+
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 class Packed(NamedTuple):
@@ -36,7 +38,7 @@ def cu_seqlens_from_lengths(lengths: Tensor) -> Tensor:
 
 def _check_lengths(lengths: Any) -> None:
     check_tensor("lengths", lengths)
-    if lengths.dtype.is_floating_point or lengths.dtype.is_complex or lengths.dtype == torch.bool:
+    if lengths.dtype not in INTEGERS:
         raise TypeError(f"lengths: got {lengths.dtype}, expected an integer dtype")
     if lengths.dim() != 1:
         raise ValueError(f"lengths: got shape {tuple(lengths.shape)}, expected (B,)")
@@ -59,7 +61,7 @@ def cu_seqlens_from_mask(mask: Tensor) -> Tensor:
 def mask_from_lengths(lengths: Tensor, seqlen: int) -> Tensor:
     """Lengths (B,) -> bool (B, seqlen), True at the tokens; a right-padded batch."""
     _check_lengths(lengths)
-    seqlen = as_int("seqlen", seqlen)
+    seqlen = as_size("seqlen", seqlen)
     return torch.arange(seqlen, device=lengths.device) < lengths[:, None]
 
 
@@ -71,9 +73,7 @@ def unpad(padded: Tensor, lengths: Tensor | None = None, mask: Tensor | None = N
     GPU once; under torch.compile N stands in for the longest.
     Raises ValueError unless exactly one of lengths and mask is given, in its shape.
     """
-    check_tensor("padded", padded)
-    if padded.dim() < 2:
-        raise ValueError(f"padded: got shape {tuple(padded.shape)}, expected (B, N, ...)")
+    _check_padded(padded)
     batch, seqlen = padded.shape[:2]
     if (lengths is None) == (mask is None):
         raise ValueError("unpad: expected exactly one of lengths and mask")
@@ -86,7 +86,10 @@ def unpad(padded: Tensor, lengths: Tensor | None = None, mask: Tensor | None = N
     assert mask is not None
     if mask.shape != (batch, seqlen):
         raise ValueError(f"mask: got shape {tuple(mask.shape)}, expected ({batch}, {seqlen})")
-    counts = mask.ne(0).sum(1) if lengths is None else lengths
+    if mask.is_meta:
+        raise ValueError("lengths or mask: got one on meta, expected values: they make the shapes")
+    mask = mask.ne(0)
+    counts = mask.sum(1) if lengths is None else lengths
     indices = mask.flatten().nonzero().squeeze(1)
     if torch.compiler.is_compiling():  # a graph holds what no value of lengths can change
         return Packed(take(padded, indices), cu_seqlens_from_lengths(counts), seqlen, indices)
@@ -96,9 +99,35 @@ def unpad(padded: Tensor, lengths: Tensor | None = None, mask: Tensor | None = N
     return Packed(take(padded, indices), cu_seqlens_from_lengths(counts), max_seqlen, indices)
 
 
+def _check_padded(padded: Any) -> None:
+    check_tensor("padded", padded)
+    if padded.dim() < 2:
+        raise ValueError(f"padded: got shape {tuple(padded.shape)}, expected (B, N, ...)")
+
+
 def take(padded: Tensor, indices: Tensor) -> Tensor:
     """The tokens (T, ...) of a padded batch (B, N, ...) at indices as unpad returns them."""
+    _check_padded(padded)
+    check_indices(indices, padded.shape[0] * padded.shape[1], padded.device)
     return padded.flatten(0, 1).index_select(0, indices)
+
+
+def check_indices(
+    indices: Any, rows: int, device: torch.device, values: Tensor | None = None
+) -> None:
+    """int64 (T,) places in so many rows, for as many values if they are to be put there."""
+    check_on("indices", indices, device, "what they index")
+    if values is not None and values.dtype.itemsize == 1 and values.is_floating_point():
+        raise TypeError(f"values: got {values.dtype}, expected a dtype of 16 bits or more")
+    if indices.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"indices: got {indices.dtype}, expected torch.int64")
+    if indices.dim() != 1 or (values is not None and indices.shape != values.shape[:1]):
+        expected = "(T,)" if values is None else f"that of the tokens, {tuple(values.shape[:1])}"
+        raise ValueError(f"indices: got shape {tuple(indices.shape)}, expected {expected}")
+    if len(indices) and concrete(indices):
+        low, high = (x.item() for x in torch.aminmax(indices))
+        if low < 0 or high >= rows:
+            raise ValueError(f"indices: got values from {low} to {high}, expected 0 to {rows - 1}")
 
 
 def pad(values: Tensor, indices: Tensor, batch: int, seqlen: int) -> Tensor:
@@ -107,23 +136,10 @@ def pad(values: Tensor, indices: Tensor, batch: int, seqlen: int) -> Tensor:
     indices: int64 (T,), places in the flattened (batch * seqlen,), as unpad returns them.
     """
     check_tensor("values", values)
-    check_tensor("indices", indices)
-    if indices.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"indices: got {indices.dtype}, expected torch.int64")
-    if values.dim() == 0 or indices.shape != values.shape[:1]:
-        raise ValueError(
-            f"indices: got shape {tuple(indices.shape)}, expected that of the tokens of values, "
-            f"{tuple(values.shape[:1])}"
-        )
-    batch, seqlen = as_int("batch", batch), as_int("seqlen", seqlen)
-    if len(indices) and concrete(indices):
-        low, high = (x.item() for x in torch.aminmax(indices))
-        if low < 0 or high >= batch * seqlen:
-            raise ValueError(
-                f"indices: got values from {low} to {high}, expected 0 to {batch * seqlen - 1}"
-            )
+    batch, seqlen = as_size("batch", batch), as_size("seqlen", seqlen)
+    check_indices(indices, batch * seqlen, values.device, values)
     padded = values.new_zeros(batch * seqlen, *values.shape[1:])
-    return padded.index_copy(0, indices, values).unflatten(0, (batch, seqlen))
+    return padded.index_copy(0, indices.long(), values).unflatten(0, (batch, seqlen))
 
 
 def batch_by_tokens(
@@ -136,7 +152,7 @@ def batch_by_tokens(
     batch as long as its longest.
     Raises ValueError for a sequence longer than max_tokens.
     """
-    lengths = [as_int("lengths", x, "integers") for x in lengths]
+    lengths = ints_of("lengths", lengths)
     max_tokens, padded = as_int("max_tokens", max_tokens), as_flag("padded", padded)
     batches: list[list[int]] = []
     used = 0

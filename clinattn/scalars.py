@@ -60,9 +60,31 @@ def as_flag(name: str, x: Any) -> bool:
     raise TypeError(f"{name}: got {type(x).__name__}, expected a bool")
 
 
+def as_size(name: str, x: Any) -> int:
+    """An int that a dimension may have."""
+    size = as_int(name, x)
+    if not 0 <= size <= FAR:
+        raise ValueError(f"{name}: got {size}, expected 0 to {FAR}")
+    return size
+
+
 def at_most_far(x: int) -> int:
     """A distance or length, without what it is beyond all there can be."""
     return FAR if x > FAR else x  # not min(), of which a compiler would make a symbol
+
+
+def ints_of(name: str, x: Any) -> list[int]:
+    """Those of a list, an array or anything to go through but a str, none below 0."""
+    if isinstance(x, (str, bytes, dict)) or not hasattr(x, "__iter__"):
+        raise TypeError(f"{name}: got {type(x).__name__}, expected integers")
+    if getattr(x, "ndim", 1) != 1:
+        raise ValueError(f"{name}: got {x.ndim} dimensions, expected 1")
+    values = [as_int(name, y, "integers") for y in x]
+    if values and not 0 <= min(values) <= sum(values) <= FAR:
+        raise ValueError(
+            f"{name}: got {min(values)} and {sum(values)} in all, expected >= 0, at most {FAR}"
+        )
+    return values
 
 
 def pair_of(x: Any) -> tuple[Any, Any] | None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from clinattn.scalars import FAR, as_flag, as_float, as_int, at_most_far
+import torch
+
+from clinattn.scalars import FAR, as_flag, as_float, as_int, at_most_far, limits
 
 CHOICES = {
     "norm": ("pre", "post"),
@@ -18,6 +19,9 @@ CHOICES = {
     "classifier": ("norm", "tanh"),
     "attention": ("clinattn", "sdpa"),
 }
+
+
+READ: dict[str, Callable[[str, Any], Any]] = {"int": as_int, "float": as_float, "bool": as_flag}
 
 
 @dataclass(frozen=True)
@@ -102,12 +106,11 @@ class EncoderConfig:
 
     def _check_types(self) -> None:
         """Every field as its annotation says, and no longer of numpy."""
-        read: dict[str, Callable[[str, Any], Any]] = {"int": as_int, "float": as_float, "bool": as_flag}
         for field in fields(self):
             value = getattr(self, field.name)
             kind, _, optional = str(field.type).partition(" | ")
-            if kind in read and not (optional and value is None):
-                self._set(field.name, read[kind](field.name, value))
+            if kind in READ and not (optional and value is None):
+                self._set(field.name, READ[kind](field.name, value))
         if not isinstance(self.windows, (tuple, list)):
             raise TypeError(f"windows: got {type(self.windows).__name__}, expected a tuple")
         windows = (None if x is None else at_most_far(as_int("windows", x)) for x in self.windows)
@@ -124,9 +127,10 @@ class EncoderConfig:
             if field.type == "int" and getattr(self, field.name) > FAR:
                 given = getattr(self, field.name)
                 raise ValueError(f"{field.name}={given}: expected at most {FAR}")
+        fp32 = limits(torch.float32)
         for name in ("norm_eps", "rotary_base", "rotary_base_window"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name)}: expected a finite number > 0")
+            if not fp32.tiny <= getattr(self, name) <= fp32.max:
+                raise ValueError(f"{name}={getattr(self, name)}: expected a number > 0 of fp32")
         for name in ("channels", "token_types", "position_offset", "global_prefix"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: expected at least 0")
@@ -168,6 +172,12 @@ class EncoderConfig:
                 "global_projections=True: expected a global_prefix, a window in every layer and "
                 "positions that are not rotary"
             )
+
+    @staticmethod
+    def check(config: object) -> None:
+        """Raise TypeError unless a model can be made of config."""
+        if not isinstance(config, EncoderConfig):
+            raise TypeError(f"config: got {type(config).__name__}, expected an EncoderConfig")
 
     @property
     def head_dim(self) -> int:

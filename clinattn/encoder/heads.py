@@ -127,6 +127,7 @@ class CausalLanguageModel(nn.Module):
 
 
 def _check_has_vocabulary(config: EncoderConfig) -> None:
+    EncoderConfig.check(config)
     if config.channels:
         raise ValueError(f"channels={config.channels}: a language model expects a vocabulary")
 
@@ -161,6 +162,7 @@ class SequenceClassifier(Pretrained):
 
     def __init__(self, config: EncoderConfig, num_labels: int):
         super().__init__()
+        EncoderConfig.check(config)
         num_labels = as_int("num_labels", num_labels)
         if not 1 <= num_labels <= FAR:
             raise ValueError(f"num_labels={num_labels}: expected at least 1")

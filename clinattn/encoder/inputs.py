@@ -52,7 +52,7 @@ def check_inputs(
             f"values: expected {'a tensor' if config.numeric_values else 'None'} in an encoder of "
             f"numeric_values={config.numeric_values}"
         )
-    if values is not None and not values.is_floating_point():
+    if values is not None and (not values.is_floating_point() or values.dtype.itemsize == 1):
         raise TypeError(f"values has dtype {values.dtype}: expected floating, NaN where absent")
     return tokens
 
@@ -98,8 +98,8 @@ def _check_positions(config: EncoderConfig, positions: Tensor | None) -> None:
             raise ValueError("positions: got None, expected the time of each token (rotary_time)")
     elif config.positions == "learned" and positions.dtype not in INDEX_DTYPES:
         raise TypeError(
-            f"positions has dtype {positions.dtype}: learned positions expect integers, int32 or "
-            "int64; real-valued ones need positions='rotary'"
+            f"positions has dtype {positions.dtype}: expected integers, int32 or int64, as learned "
+            "positions are; real-valued ones need positions='rotary'"
         )
     elif config.rotary and positions.dtype not in POSITION_DTYPES:
         served = ", ".join(map(str, POSITION_DTYPES))
@@ -139,7 +139,12 @@ def check_token_labels(labels: Any, inputs: Any, lengths: Any, classes: int) -> 
     if labels.dtype != torch.int64:
         raise TypeError(f"labels has dtype {labels.dtype}: expected torch.int64")
     _check_like("labels", labels, tuple(inputs.shape), inputs)
-    if isinstance(lengths, Tensor) and lengths.shape == labels.shape[:1] and labels.dim() == 2:
+    if (
+        isinstance(lengths, Tensor)
+        and lengths.dtype in INDEX_DTYPES
+        and lengths.shape == labels.shape[:1]
+        and labels.dim() == 2
+    ):
         if not (concrete(lengths) and concrete(labels)):
             return
         labels = labels.where(mask_from_lengths(lengths, labels.shape[1]), IGNORE)
@@ -149,7 +154,7 @@ def check_token_labels(labels: Any, inputs: Any, lengths: Any, classes: int) -> 
 def check_sequence_labels(name: str, labels: Any, sequences: int, classes: int, x: Tensor) -> None:
     """(sequences,) int64, a class or IGNORE each; or floating (sequences, classes), from 0 to 1."""
     check_tensor(name, labels)
-    if labels.is_floating_point():
+    if labels.is_floating_point() and labels.dtype.itemsize > 1:
         _check_like(name, labels, (sequences, classes), x)
         if concrete(labels) and not bool(((labels >= 0) & (labels <= 1)).all()):
             raise ValueError(f"{name}: got floating values beyond 0 to 1, expected shares")

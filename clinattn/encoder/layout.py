@@ -110,6 +110,8 @@ def make_layout(
             check_tensor(name, x)
             if x.dtype not in INDEX_DTYPES:
                 raise TypeError(f"{name} has dtype {x.dtype}: expected int32 or int64")
+            if x.device != tokens.device and x.device.type != "cpu":
+                raise ValueError(f"{name} is on {x.device}: expected {tokens.device} or the CPU")
     if tokens.dim() == 1:
         if cu_seqlens is None or lengths is not None:
             raise ValueError("1-D input_ids are packed: expected cu_seqlens, and no lengths")

@@ -131,6 +131,7 @@ class Encoder(Pretrained):
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
+        EncoderConfig.check(config)
         self.config = config
         self.embeddings = Embeddings(config)
         blocks = [Block(config, index) for index in range(config.num_layers)]

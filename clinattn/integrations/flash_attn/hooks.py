@@ -264,6 +264,7 @@ def _rng_state(call: Arguments) -> Tensor:
 
 
 def _seed_for_backward(q: Any, dropout_p: Any, rng_state: Any) -> Tensor | None:
+    checks.check_tensor("q", q)
     if feature_checks.check_dropout(dropout_p) == 0:
         return None
     if rng_state is None:
@@ -280,20 +281,26 @@ def _seed_for_backward(q: Any, dropout_p: Any, rng_state: Any) -> Tensor | None:
 
 
 def _check_results(q: Tensor, dout: Any, out: Any, lse: Any, lse_shape: tuple[int, ...]) -> None:
+    for name, x in (("dout", dout), ("out", out), ("softmax_lse", lse)):
+        checks.check_on(name, x, q.device, "q")
     for name, x in (("dout", dout), ("out", out)):
-        if not isinstance(x, Tensor) or x.shape != q.shape:
-            given = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(f"{name}: got {given}, expected the shape of q, {tuple(q.shape)}")
+        if x.shape != q.shape:
+            raise ValueError(
+                f"{name}: got {tuple(x.shape)}, expected the shape of q, {tuple(q.shape)}"
+            )
         if x.dtype != q.dtype:
             raise TypeError(f"{name}: got {x.dtype}, expected that of q, {q.dtype}")
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-    if not isinstance(lse, Tensor) or lse.dtype != dtype or tuple(lse.shape) != lse_shape:
-        given = f"{lse.dtype} {tuple(lse.shape)}" if isinstance(lse, Tensor) else type(lse).__name__
+    if lse.dtype != dtype or tuple(lse.shape) != lse_shape:
+        given = f"{lse.dtype} {tuple(lse.shape)}"
         raise ValueError(f"softmax_lse: got {given}, expected {dtype} {lse_shape}")
 
 
 def _check_written(q: Tensor, k: Tensor, v: Tensor, dq: Any, dk: Any, dv: Any) -> None:
     for name, x, like in (("dq", dq, q), ("dk", dk, k), ("dv", dv, v)):
-        if not isinstance(x, Tensor) or x.shape != like.shape:
-            given = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(f"{name}: got {given}, expected a tensor {tuple(like.shape)} to fill")
+        checks.check_on(name, x, q.device, "q")
+        if x.shape != like.shape or not x.is_floating_point():
+            raise ValueError(
+                f"{name}: got {x.dtype} {tuple(x.shape)}, expected a floating tensor "
+                f"{tuple(like.shape)} to fill"
+            )

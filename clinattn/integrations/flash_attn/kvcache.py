@@ -77,6 +77,7 @@ def flash_attn_with_kvcache(
     if tables is not None and in_order:
         _check_places(tables[0], lengths, q.shape[1])
     rotary_interleaved = as_flag("rotary_interleaved", rotary_interleaved)
+    return_softmax_lse = as_flag("return_softmax_lse", return_softmax_lse)
     as_int("num_splits", num_splits)
     with torch.no_grad(), as_given(q):
         if k is not None and v is not None:

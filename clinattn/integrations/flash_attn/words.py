@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.amp import is_autocast_available
 
-from clinattn.checks import check_tensor
+from clinattn.checks import check_on, check_tensor
 from clinattn.scalars import as_flag, as_float, as_int, pair_of
 
 DENSE = "(batch, seqlen, heads, head_dim)"
@@ -30,6 +30,8 @@ def check_qkv(q: Any, k: Any, v: Any, layout: str) -> None:
     for name, x in (("q", q), ("k", k), ("v", v)):
         check_layout(name, x, layout)
     check_heads(q, k)
+    for name, x in (("k", k), ("v", v)):
+        check_on(name, x, q.device, "q")
     if k.shape != v.shape:
         raise ValueError(f"v: got shape {tuple(v.shape)}, expected that of k, {tuple(k.shape)}")
     if layout == DENSE and k.shape[0] != q.shape[0]:

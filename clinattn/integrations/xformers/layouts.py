@@ -39,6 +39,7 @@ class Layout(NamedTuple):
 
     def bias(self, bias: Tensor) -> Tensor:
         """A tensor of as many dimensions as query, as (B, heads, Mq, Mk)."""
+        check_tensor("attn_bias", bias)
         if bias.dim() != self.dims:
             raise ValueError(
                 f"attn_bias: got shape {tuple(bias.shape)}, expected {self.dims} dimensions as in "
