@@ -42,7 +42,7 @@ def _check_lengths(lengths: Any) -> None:
         raise TypeError(f"lengths: got {lengths.dtype}, expected an integer dtype")
     if lengths.dim() != 1:
         raise ValueError(f"lengths: got shape {tuple(lengths.shape)}, expected (B,)")
-    if len(lengths) and concrete(lengths):
+    if concrete(lengths) and len(lengths):
         least, total = int(lengths.min()), sum(lengths.tolist())
         if least < 0 or total > FAR:
             raise ValueError(
@@ -124,7 +124,7 @@ def check_indices(
     if indices.dim() != 1 or (values is not None and indices.shape != values.shape[:1]):
         expected = "(T,)" if values is None else f"that of the tokens, {tuple(values.shape[:1])}"
         raise ValueError(f"indices: got shape {tuple(indices.shape)}, expected {expected}")
-    if len(indices) and concrete(indices):
+    if concrete(indices) and len(indices):
         low, high = (x.item() for x in torch.aminmax(indices))
         if low < 0 or high >= rows:
             raise ValueError(f"indices: got values from {low} to {high}, expected 0 to {rows - 1}")

@@ -89,6 +89,8 @@ def ints_of(name: str, x: Any) -> list[int]:
 
 def pair_of(x: Any) -> tuple[Any, Any] | None:
     """Two things in a tuple, list, array or tensor; None if x is no such."""
+    if x is None or isinstance(x, (int, torch.SymInt)):  # a compiler knows of no ndim
+        return None
     if getattr(x, "ndim", None) == 1 and hasattr(x, "tolist"):
         x = x.tolist()
     return (x[0], x[1]) if isinstance(x, (tuple, list)) and len(x) == 2 else None

@@ -123,7 +123,7 @@ def check_rows(
 
 
 def _check_range(name: str, x: Tensor, rows: int, words: str) -> None:
-    if x.numel() == 0 or not concrete(x):
+    if not concrete(x) or x.numel() == 0:
         return
     low, high = (y.item() for y in torch.aminmax(x))
     if low < 0 or high >= rows:

@@ -42,7 +42,7 @@ def sequences(inputs: Any, batch: Batch) -> int:
         check_tensor("inputs", inputs)
         return inputs.shape[0] if inputs.dim() else 0
     check_tensor("cu_seqlens", cu_seqlens)
-    return cu_seqlens.numel() - 1
+    return cu_seqlens.shape[0] - 1 if cu_seqlens.dim() == 1 else 0
 
 
 class Layout(Protocol):
@@ -143,7 +143,7 @@ def _packed(
     tokens: Tensor, cu_seqlens: Tensor, max_seqlen: Any, visibility: tuple[bool, int]
 ) -> PackedLayout:
     total = tokens.shape[0]
-    if cu_seqlens.dim() != 1 or len(cu_seqlens) < 2:
+    if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 2:
         raise ValueError(
             f"cu_seqlens has shape {tuple(cu_seqlens.shape)}: expected (sequences + 1,), at least "
             "one sequence"

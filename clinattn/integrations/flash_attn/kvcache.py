@@ -174,7 +174,7 @@ def _check_rotary(
 
 def _check_places(table: Tensor, lengths: Tensor, n_queries: int) -> None:
     """The table has a row for the last query; where that cannot be seen, it takes the last row."""
-    if len(lengths) == 0 or not concrete(lengths):
+    if not concrete(lengths) or len(lengths) == 0:
         return
     needed = int(lengths.max()) + n_queries
     if len(table) < needed:
@@ -192,7 +192,7 @@ def _places(lengths: Tensor, n: int) -> Tensor:
 def _turned(x: Tensor, places: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     """x (batch, n, heads, head_dim) with the first rotary_dim features turned; fp32 at least."""
     dtype = torch.promote_types(x.dtype, torch.float32)
-    places = places.clamp(max=len(cos) - 1)
+    places = places.clamp(max=cos.shape[0] - 1)
     cos, sin = (table[places][:, :, None].to(dtype) for table in (cos, sin))
     turning, rest = x.tensor_split([2 * cos.shape[-1]], -1)
     turning = turning.to(dtype)
