@@ -1,7 +1,7 @@
 """Builds clinattn._C, the compiled CPU backend, when torch, a C++ compiler and ninja are at hand.
 
-Without one of them the install succeeds all the same and the reference backend serves. The module
-also gets the CUDA kernels where torch is a CUDA build and nvcc is found.
+Without one of them the install succeeds all the same and the reference backend serves; the Makefile
+stops instead. The module also gets the CUDA kernels where torch is a CUDA build and nvcc is found.
 CLINATTN_FORCE_BUILD=1 makes a failed build an error, CLINATTN_SKIP_EXT=1 leaves the extension out,
 CLINATTN_CUDA=0 leaves out the CUDA kernels, CLINATTN_CUDA=1 makes their absence an error,
 TORCH_CUDA_ARCH_LIST names their cards, CXX the compiler, MAX_JOBS limits its processes.
@@ -17,6 +17,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -34,8 +35,9 @@ COMMON_FLAGS = ["-O3", "-g0", "-fPIC", "-fvisibility=hidden", "-fno-math-errno"]
 # A contraction that the compiler chooses would differ between instruction sets and versions.
 ISA_COMMON_FLAGS = [*COMMON_FLAGS, "-std=c++20", "-ffp-contract=off", "-fno-exceptions"]
 ISA_COMMON_FLAGS += ["-Wall", "-Wextra"]
-# GCC 12 warns of its own AVX headers (PR 105593).
-ISA_COMMON_FLAGS += ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]
+# GCC 12 warns of its own AVX headers (PR 105593); Clang does not, and knows one of the two.
+GCC_FLAGS = ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]
+OPENMP_PROGRAM = "#include <omp.h>\nint main() { return omp_get_max_threads() < 1; }\n"
 
 NVCC_FLAGS = ["-O3", "-std=c++20", "--expt-relaxed-constexpr", f"-I{ROOT / CSRC}"]
 NVCC_FLAGS += ["-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall"]
@@ -53,13 +55,42 @@ def compiler_version() -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
 
+def is_clang() -> bool:
+    return "clang" in compiler_version()
+
+
+def isa_common_flags() -> list[str]:
+    """What every unit of an instruction set is compiled with."""
+    return [*ISA_COMMON_FLAGS, *([] if is_clang() else GCC_FLAGS)]
+
+
 def accepts(flags: list[str]) -> bool:
     """Whether the compiler knows these flags: an older one may lack AMX and serve the rest."""
-    command = [*compiler(), *flags, "-fsyntax-only", "-x", "c++", os.devnull]
-    try:
-        return subprocess.run(command, capture_output=True, check=False).returncode == 0
-    except OSError:
-        return False
+    return complaint("", [*flags, "-fsyntax-only"]) is None
+
+
+def complaint(program: str, flags: list[str]) -> str | None:
+    """What the compiler says of a program that it refuses; None where it makes one."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [*compiler(), *flags, "-x", "c++", "-", "-o", str(Path(folder) / "program")]
+        try:
+            done = subprocess.run(command, input=program, capture_output=True, text=True)
+        except OSError as error:
+            return str(error)
+    return None if done.returncode == 0 else done.stderr.strip() or f"exit {done.returncode}"
+
+
+def openmp_flags() -> list[str]:
+    """What makes at::parallel_for use threads; empty, after a word, where that cannot be had."""
+    if complaint(OPENMP_PROGRAM, ["-fopenmp"]) is None:
+        return ["-fopenmp"]
+    need = "libomp and its headers (on Debian: libomp-dev)" if is_clang() else "omp.h and libgomp"
+    print(
+        f"clinattn: the CPU kernels will use one thread: {shlex.join(compiler())} -fopenmp needs "
+        f"{need}",
+        file=sys.stderr,
+    )
+    return []
 
 
 def missing() -> str | None:
@@ -74,12 +105,17 @@ def missing() -> str | None:
         return f"no C++ compiler: {compiler()[0]!r} is not on PATH (install g++ or set CXX)"
     if shutil.which("ninja") is None:
         return "ninja is not on PATH (pip install ninja)"
+    if refusal := complaint("int main() {}", ["-std=c++20"]):
+        return f"{shlex.join(compiler())} compiles no program in C++20: {refusal}"
     return None
 
 
 def give_up(reason: str) -> None:
     if FORCED_BY:
-        sys.exit(f"clinattn: {FORCED_BY[0]}=1, but the compiled backend failed: {reason}")
+        sys.exit(
+            f"clinattn: {FORCED_BY[0]}=1, but the compiled backend failed: {reason}\n"
+            "clinattn: CLINATTN_SKIP_EXT=1 goes on without it, on the slow reference backend"
+        )
     print(f"clinattn: installing without the compiled CPU backend: {reason}", file=sys.stderr)
 
 
@@ -96,7 +132,7 @@ def isa_objects(units: dict[str, Path], folder: Path) -> list[str]:
 
     setuptools has one set of flags for all the sources of an extension, hence a ninja file of ours.
     """
-    flags = {name: [*ISA_COMMON_FLAGS, *ISA_FLAGS[name], f"-I{ROOT / CSRC}"] for name in units}
+    flags = {name: [*isa_common_flags(), *ISA_FLAGS[name], f"-I{ROOT / CSRC}"] for name in units}
     named = {f"isa_{name}": (path, flags[name]) for name, path in units.items()}
     return ninja_objects(compiler(), named, folder)
 
@@ -225,10 +261,10 @@ def extension() -> dict:
 
     units = isa_units()
     with_cuda = wants_cuda()
-    # at::parallel_for is serial without it. GCC's calls are left to the runtime that torch brings,
-    # so that there is one pool of threads in the process; Clang's have another name and library.
-    openmp = ["-fopenmp"] if accepts(["-fopenmp"]) else []
-    link_openmp = openmp if "clang" in compiler_version() else []
+    # GCC's calls are left to the runtime that torch brings, so that there is one pool of threads in
+    # the process; Clang's have another name and library.
+    openmp = openmp_flags()
+    link_openmp = openmp if is_clang() else []
 
     class Build(BuildExtension):
         extensions: list[Extension]
@@ -240,22 +276,23 @@ def extension() -> dict:
             self.build_temp = str(ROOT / "build" / tag)
 
         def run(self) -> None:
+            in_place = bool(self.inplace or self.editable_mode)  # before setuptools clears it
             try:
                 super().run()
             except (Exception, SystemExit) as error:
+                self.drop_older_builds(in_place)
                 give_up(f"the build stopped: {error}")
-                self.drop_older_builds()
 
-        def drop_older_builds(self) -> None:
+        def drop_older_builds(self, in_place: bool) -> None:
             """What an earlier build left does not match the sources any more."""
-            in_place = self.inplace or self.editable_mode
             for folder in [Path(self.build_lib), *([ROOT] if in_place else [])]:
                 for path in folder.glob("clinattn/_C.*"):
                     path.unlink()
 
         def build_extensions(self) -> None:
             (ext,) = self.extensions
-            ext.extra_objects = isa_objects(units, Path(self.build_temp) / "isa")
+            # Free of torch and Python, they are the same for all of them.
+            ext.extra_objects = isa_objects(units, ROOT / "build" / self.plat_name / "isa")
             if not (with_cuda and self.built_with_cuda(copy.deepcopy(ext))):
                 self.extensions = [ext]
                 super().build_extensions()

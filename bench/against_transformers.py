@@ -15,26 +15,26 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from rich.console import Console
 from rich.table import Table
+from rows_file import output_file, write_json
 from torch import Tensor
 
 from clinattn.benchmark.measure import quartiles
 from clinattn.benchmark.workload import profile_workload
 from clinattn.encoder import Encoder, EncoderConfig
 from clinattn.environment import environment
+from clinattn.other_work import Watch, disturbance, here
 from clinattn.packing import mask_from_lengths
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -81,10 +81,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("-k", metavar="WORDS", default="", help="cases that have all of them")
     parser.add_argument("--layers", type=int, help="at most (default: those of the case)")
     parser.add_argument("--rounds", type=int, default=3, help="(default: 3)")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write the rows there")
+    parser.add_argument("--json", metavar="FILE", type=output_file, help="write the rows there")
     given = parser.parse_args()
-    if given.json and not given.json.parent.is_dir():
-        parser.error(f"--json: no folder {given.json.parent}")
     if min(given.layers or 1, given.rounds) < 1:
         parser.error("--layers, --rounds: expected at least 1")
     return given
@@ -146,12 +144,14 @@ def measure(case: Case, layers: int | None, rounds: int) -> dict[str, Any]:
     difference = float((found["clinattn"] - found["transformers"]).abs().max()) / scale
     if not difference <= BOUND[case.dtype]:
         raise SystemExit(f"{case}: outputs differ by {difference:.2g} of the largest")
+    watch = Watch()
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(rounds):
         for name in list(ways) if turn % 2 else reversed(ways):
             started = time.perf_counter()
             ways[name]()
             seconds[name].append(time.perf_counter() - started)
+    beside = here([watch.spent()], ids.device)
     tokens = int(lengths.sum())
     rate = {name: tokens / quartiles(x)["median"] for name, x in seconds.items()}
     return asdict(case) | {
@@ -163,6 +163,7 @@ def measure(case: Case, layers: int | None, rounds: int) -> dict[str, Any]:
         "seconds": seconds,
         "tokens_per_s": rate,
         "ratio": rate["clinattn"] / rate["transformers"],
+        **beside,
     }
 
 
@@ -182,7 +183,7 @@ def main() -> int:
         rows.append(measure(case, given.layers, given.rounds))
         if given.json:
             content = {"kind": "against_transformers", "environment": facts, "rows": rows}
-            given.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            write_json(given.json, content)
     print("{cpu}, {threads} threads, torch {torch}, {transformers}, {date}".format(**facts))
     table = Table("case", "layers", "padding", "transformers", "clinattn", "ratio", "target")
     for case, row in zip(chosen, rows, strict=True):
@@ -190,9 +191,11 @@ def main() -> int:
         table.add_row(
             str(case), str(row["layers"]), f"{row['padding']:.0%}",
             f"{rate['transformers']:,.0f}", f"{rate['clinattn']:,.0f}",
-            f"{row['ratio']:.2f}x", f"{case.target}x",
+            f"{row['ratio']:.2f}x" + "*" * row["disturbed"], f"{case.target}x",
         )  # fmt: skip
     Console(width=120).print(table)
+    if note := disturbance(rows):
+        print(f"* {note}")
     return 0
 
 

@@ -20,13 +20,17 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from base_tree import Refused, build, checked_out, commit_of, description, require_fresh_build
 from rich.console import Console
 from rich.table import Table
+from rows_file import output_file, write_json
+
+from clinattn.environment import cpu_count
+from clinattn.other_work import Spent, Watch, beside, disturbance
 
 BENCH = Path(__file__).resolve().parent
 ROOT = BENCH.parent
@@ -93,13 +97,14 @@ class Side:
 
 @dataclass(frozen=True)
 class Row:
-    """Seconds of each round, in turns."""
+    """Seconds of each round, in turns. beside: what else ran, as clinattn.other_work has it."""
 
     case: str
     dtype: str
     passes: str
     base_s: list[float]
     here_s: list[float]
+    beside: dict[str, Any] = field(default_factory=dict)
 
     @property
     def ratio(self) -> float:
@@ -113,17 +118,23 @@ class Row:
         return low, high
 
 
-def in_turns(base: Side, here: Side, way: str, rounds: int) -> tuple[list[float], list[float]]:
-    """Seconds of both sides; who goes first changes from round to round."""
+def in_turns(
+    base: Side, here: Side, way: str, rounds: int
+) -> tuple[list[float], list[float], list[Spent]]:
+    """Seconds of both sides, and of the CPUs; who goes first changes from round to round."""
     seconds: dict[Side, list[float]] = {base: [], here: []}
+    spent: list[Spent] = []
     began = time.perf_counter()
     for i in range(rounds + 1):
         if i > MIN_ROUNDS and time.perf_counter() - began > BUDGET_S:
             break
         for side in (base, here) if i % 2 else (here, base):
-            seconds[side].append(side.ask("time", way)["seconds"])
+            watch = Watch()
+            answer = side.ask("time", way)
+            spent.append(watch.spent(answer["process"]))
+            seconds[side].append(answer["seconds"])
             time.sleep(PAUSE_S)
-    return seconds[base][1:], seconds[here][1:]
+    return seconds[base][1:], seconds[here][1:], spent[2:]
 
 
 def measurements(here: Side, words: str | None) -> list[list[str]]:
@@ -135,7 +146,7 @@ def measurements(here: Side, words: str | None) -> list[list[str]]:
 
 
 def compare(
-    base: Side, here: Side, words: str | None, rounds: int, failures: list[str]
+    base: Side, here: Side, words: str | None, rounds: int, failures: list[str], threads: int
 ) -> Iterator[Row]:
     for measurement in measurements(here, words):
         answers = {side.name: side.ask("prepare", measurement) for side in (base, here)}
@@ -145,8 +156,9 @@ def compare(
             continue
         entry, dtype, passes = measurement
         for way in answers[here.name]["ways"]:
-            base_s, here_s = in_turns(base, here, way, rounds)
-            yield Row(f"{entry} {way}".strip(), dtype, passes, base_s, here_s)
+            base_s, here_s, spent = in_turns(base, here, way, rounds)
+            found = beside(spent, threads, cpu_count())
+            yield Row(f"{entry} {way}".strip(), dtype, passes, base_s, here_s, found)
 
 
 def table(rows: Sequence[Row], base: str) -> Table:
@@ -161,7 +173,8 @@ def table(rows: Sequence[Row], base: str) -> Table:
         times = f"{base_ms:.3f}", f"{here_ms:.3f}"
         spread = f"{low:.2f} to {high:.2f}"
         name = row.case, row.dtype, row.passes
-        result.add_row(*name, *times, f"{row.ratio:.2f}", spread, str(len(row.here_s)))
+        ratio = f"{row.ratio:.2f}" + "*" * bool(row.beside.get("disturbed"))
+        result.add_row(*name, *times, ratio, spread, str(len(row.here_s)))
     return result
 
 
@@ -170,10 +183,10 @@ def summary(rows: Sequence[Row]) -> str:
     return f"geometric mean of {len(rows)} ratios: {mean:.3f}; above 1 this tree is faster"
 
 
-def write_json(path: Path, rows: Sequence[Row], facts: dict[str, Any], interrupted: bool) -> None:
+def content(rows: Sequence[Row], facts: dict[str, Any], interrupted: bool) -> dict[str, Any]:
     records = [asdict(row) | {"ratio": row.ratio} for row in rows]
-    content = {"kind": "compare", "interrupted": interrupted, **facts, "rows": records}
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    records = [record | record.pop("beside") for record in records]
+    return {"kind": "compare", "interrupted": interrupted, **facts, "rows": records}
 
 
 def arguments() -> argparse.Namespace:
@@ -184,12 +197,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("-k", metavar="WORDS", help="labels with each of them (default: a few)")
     parser.add_argument("--rounds", type=int, default=25, help="at most (default %(default)s)")
     parser.add_argument("--threads", type=int, help="of torch (default: as torch chooses)")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write the rows there")
+    parser.add_argument("--json", metavar="FILE", type=output_file, help="write the rows there")
     given = parser.parse_args()
     if given.rounds < 2 or (given.threads is not None and given.threads < 1):
         parser.error("--rounds is at least 2, and --threads at least 1")
-    if given.json and not given.json.parent.is_dir():
-        parser.error(f"--json: no folder {given.json.parent}")
     return given
 
 
@@ -209,7 +220,8 @@ def run(given: argparse.Namespace, err: Console) -> int:
             base = stack.enter_context(Side(given.base, base_tree, given.threads))
             here = stack.enter_context(Side("this tree", ROOT, given.threads))
             facts = {"base": base.facts(), "here": here.facts()}
-            for row in compare(base, here, given.k, given.rounds, failures):
+            threads = facts["here"]["threads"]
+            for row in compare(base, here, given.k, given.rounds, failures, threads):
                 rows.append(row)
                 err.print(f"{row.case} {row.dtype} {row.passes}: {row.ratio:.2f}", highlight=False)
     except KeyboardInterrupt:
@@ -220,10 +232,12 @@ def run(given: argparse.Namespace, err: Console) -> int:
         out.print(f"base {given.base} ({commit[:12]}), this tree {tree}")
         Console(width=max(out.width, 110), highlight=False).print(table(rows, given.base))
         out.print(summary(rows))
+        if note := disturbance([row.beside for row in rows]):
+            out.print(f"* {note}")
     for failure in failures:
         out.print("[red]failed[/red]", failure)
     if given.json and rows:
-        write_json(given.json, rows, facts, interrupted)
+        write_json(given.json, content(rows, facts, interrupted))
     return 130 if interrupted else 1 if failures else 0
 
 

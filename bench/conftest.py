@@ -20,6 +20,7 @@ from torch.utils.benchmark.utils.timer import timer  # waits for the GPU where t
 
 from clinattn.benchmark.measure import quartiles
 from clinattn.environment import compiled_module, environment
+from clinattn.other_work import Watch, here
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `from problem import ...`
 
@@ -91,12 +92,14 @@ def race(benchmark, device) -> Callable[..., None]:
         benchmark.extra_info.update(
             environment(device) | facts | {"dtype": name_of(dtype), "tokens": tokens}
         )
+        watch = Watch()
         benchmark.pedantic(
             work,
             setup=peer_first,
             rounds=rounds,
             warmup_rounds=WARM_UP_ROUNDS,
         )
+        benchmark.extra_info.update(here([watch.spent()], device))
         if not benchmark.enabled:
             return
         seconds = benchmark.stats.stats.data

@@ -21,15 +21,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from cpu_cases import ENTRIES, Entry, chosen
-from cpu_rows import Row, summary, table, write_json
+from cpu_rows import Row, content, summary, table
 from problem import Sdpa, Way, check, cotangent, inputs
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rows_file import output_file, write_json
 from torch import Tensor
 
 import clinattn
@@ -78,6 +78,8 @@ def measure(
     entry: Entry, dtype: str, passes: list[str], rounds: int, facts: dict[str, Any]
 ) -> Iterator[Row]:
     """A row for each pass and each way of ours; AssertionError where ours errs."""
+    from clinattn.other_work import Watch, here  # a side of compare.py may have none
+
     check(entry.case, DTYPES[dtype], CPU, list(entry.ways.values()), CHECKED_HEADS)
     qkv = inputs(entry.case, DTYPES[dtype], CPU)
     module = compiled_module()
@@ -88,7 +90,9 @@ def measure(
         works = {name: work_of(way, one, d_out) for name, way in ours.items()}
         works["torch"] = work_of(sdpa, one, d_out)
         peak = module.peak_flops(str(DTYPES[dtype]).removeprefix("torch."))
+        watch = Watch()
         seconds = in_turns(works, rounds)
+        beside = here([watch.spent()], CPU)
         for name in ours:
             yield Row(
                 case=f"{entry.name} {name}".strip(),
@@ -100,7 +104,7 @@ def measure(
                 peak=peak,
                 peak_loop=peak_loop(facts["instruction_set"], dtype),
                 target=entry.target(dtype, one),
-                environment=facts,
+                environment=facts | beside,
             )
 
 
@@ -188,17 +192,17 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("-k", metavar="SUBSTRING", default="", help="labels with each of its words")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="at most (default %(default)s)")
     parser.add_argument("--threads", type=int, help="of torch (default: as torch chooses)")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write the rows there")
+    parser.add_argument("--json", metavar="FILE", type=output_file, help="write the rows there")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.rounds < 1 or (given.threads is not None and given.threads < 1):
         parser.error("--rounds and --threads are at least 1")
-    if given.json and not given.json.parent.is_dir():
-        parser.error(f"--json: no folder {given.json.parent}")
     return given
 
 
 def main() -> int:
+    from clinattn.other_work import disturbance
+
     given = arguments()
     if not clinattn.backends()["cpu"]:
         print(f"the compiled CPU kernels: {clinattn.backends()['cpu']}", file=sys.stderr)
@@ -217,10 +221,12 @@ def main() -> int:
     console.print("{cpu}, {threads} threads, torch {torch}, {commit}, {date}".format(**facts))
     Console(width=max(console.width, TABLE_WIDTH)).print(table(rows))
     console.print(summary(rows))
+    if note := disturbance([row.environment for row in rows]):
+        console.print(f"* {note}")
     for failure in failures:
         console.print("[red]failed[/red]", failure)
     if given.json:
-        write_json(given.json, rows, interrupted)
+        write_json(given.json, content(rows, interrupted))
     return 130 if interrupted else 1 if failures else 0
 
 

@@ -82,9 +82,9 @@ class Row:
 DERIVED = tuple(name for name, value in vars(Row).items() if isinstance(value, property))
 
 
-def write_json(path: Path, rows: Sequence[Row], interrupted: bool) -> None:
-    content = {"interrupted": interrupted, "rows": [row.record() for row in rows]}
-    path.write_text(json.dumps(content, indent=1) + "\n")
+def content(rows: Sequence[Row], interrupted: bool) -> dict[str, Any]:
+    """What the JSON holds."""
+    return {"interrupted": interrupted, "rows": [row.record() for row in rows]}
 
 
 def read_json(path: Path) -> list[Row]:
@@ -93,6 +93,11 @@ def read_json(path: Path) -> list[Row]:
 
 def verdict(row: Row) -> str:
     return {None: "", True: "met", False: "[red]missed[/red]"}[row.met]
+
+
+def marked(row: Row) -> str:
+    """The ratio, with a star where other work ran beside it."""
+    return f"{row.ratio:.2f}" + "*" * bool(row.environment.get("disturbed"))
 
 
 def table(rows: Sequence[Row]) -> Table:
@@ -108,7 +113,7 @@ def table(rows: Sequence[Row]) -> Table:
     for row in rows:
         result.add_row(
             *(row.case, row.dtype, row.passes),
-            *(f"{row.ours_ms:.2f}", f"{row.torch_ms:.2f}", f"{row.ratio:.2f}"),
+            *(f"{row.ours_ms:.2f}", f"{row.torch_ms:.2f}", marked(row)),
             *("" if row.target is None else f"{row.target:g}", verdict(row)),
             *(f"{row.ours_gflops:.0f}", f"{row.torch_gflops:.0f}"),
             *(f"{100 * row.ours_of_peak:.1f}", f"{100 * row.torch_of_peak:.1f}"),

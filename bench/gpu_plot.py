@@ -14,6 +14,7 @@ import matplotlib
 
 from clinattn import plots
 from clinattn.benchmark.variants import VARIANTS
+from clinattn.files import written_whole
 
 LABELS = {variant.name: variant.label for variant in VARIANTS}
 
@@ -51,7 +52,9 @@ def result_of(path: Path) -> dict[str, Any]:
 def main(rows: str, target: str) -> None:
     matplotlib.rcParams["svg.hashsalt"] = "clinattn"
     draw, _ = plots.PLOTS["throughput"]
-    draw(result_of(Path(rows))).savefig(target, bbox_inches="tight", metadata={"Date": None})
+    figure = draw(result_of(Path(rows)))
+    with written_whole(target) as partial:
+        figure.savefig(partial, bbox_inches="tight", metadata={"Date": None})
 
 
 if __name__ == "__main__":

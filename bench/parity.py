@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 import torch
 import transformers
 from rich.console import Console
 from rich.progress import track
+from rows_file import output_file
 
 from clinattn.environment import environment
 from clinattn.integrations.architectures import REPLACED, Architecture
@@ -29,10 +29,8 @@ def arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("-k", metavar="SUBSTRING", default="", help="of model types")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write the rows there")
+    parser.add_argument("--json", metavar="FILE", type=output_file, help="write the rows there")
     given = parser.parse_args()
-    if given.json and not given.json.parent.is_dir():
-        parser.error(f"--json: no folder {given.json.parent}")
     return given
 
 

@@ -11,7 +11,6 @@ All three ways take turns in one process, and a time is the median of rounds.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -24,12 +23,14 @@ import torch
 import transformers
 from rich.console import Console
 from rich.table import Table
+from rows_file import output_file, write_json
 from torch import Tensor
 
 from clinattn.benchmark.measure import quartiles
 from clinattn.environment import environment
 from clinattn.integrations.pretrained import clinical_phrases, embed, unpacked_encoder
 from clinattn.integrations.replace import replace_attention
+from clinattn.other_work import Watch, disturbance, here
 
 WAYS = ("eager", "sdpa", "clinattn")
 BOUND = 1e-5
@@ -104,6 +105,7 @@ def measure(folder: Path, rounds: int, console: Console) -> Iterator[dict[str, A
         slots = sum(batch["attention_mask"].numel() for batch in batches)
         for name, work in PASSES.items():
             console.print(f"{workload}, {name}", highlight=False)
+            watch = Watch()
             seconds = in_turns({way: partial(work, found[way], batches) for way in WAYS}, rounds)
             yield {
                 "workload": workload,
@@ -112,6 +114,7 @@ def measure(folder: Path, rounds: int, console: Console) -> Iterator[dict[str, A
                 "tokens": tokens,
                 "padding": 1 - tokens / slots,
                 "largest_difference": error,
+                **here([watch.spent()], torch.device("cpu")),
                 "seconds": seconds,
                 "tokens_per_s": {
                     way: quartiles([tokens / s for s in times]) for way, times in seconds.items()
@@ -125,7 +128,8 @@ def table(rows: list[dict[str, Any]]) -> Table:
     for row in rows:
         rate = {way: row["tokens_per_s"][way]["median"] for way in WAYS}
         ratios = [f"{rate['clinattn'] / rate[way]:.2f}x" for way in ("eager", "sdpa")]
-        shown.add_row(row["workload"], row["pass"], *(f"{rate[w]:,.0f}" for w in WAYS), *ratios)
+        way = row["pass"] + "*" * row["disturbed"]
+        shown.add_row(row["workload"], way, *(f"{rate[w]:,.0f}" for w in WAYS), *ratios)
     return shown
 
 
@@ -135,12 +139,10 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=int, default=5, help="(default %(default)s)")
     parser.add_argument("--threads", type=int, help="of torch (default: as torch chooses)")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write the rows there")
+    parser.add_argument("--json", metavar="FILE", type=output_file, help="write the rows there")
     given = parser.parse_args()
     if given.rounds < 1 or (given.threads is not None and given.threads < 1):
         parser.error("--rounds and --threads are at least 1")
-    if given.json and not given.json.parent.is_dir():
-        parser.error(f"--json: no folder {given.json.parent}")
     return given
 
 
@@ -156,9 +158,10 @@ def main() -> int:
     print("{cpu}, {threads} threads, torch {torch}, transformers {transformers}, ".format(**facts))
     print("{commit}, {date}".format(**facts))
     Console(width=110).print(table(rows))
+    if note := disturbance(rows):
+        print(f"* {note}")
     if given.json:
-        text = json.dumps({"environment": facts, "rows": rows}, indent=1)
-        given.json.write_text(text + "\n", encoding="utf-8")
+        write_json(given.json, {"environment": facts, "rows": rows})
     return 0
 
 

@@ -11,6 +11,7 @@ from torch.amp import is_autocast_available
 from clinattn import checks
 from clinattn.features import Words, dense_features, no_features, packed_features
 from clinattn.functions import attend
+from clinattn.scalars import as_flag
 from clinattn.visibility import PreparedMask, Window, fold_window, prepare_mask, shorter
 
 # Asked here, as torch.compile of torch 2.11 cannot trace the question.
@@ -102,9 +103,10 @@ def fused_attention(
     """
     checks.check_tensors(query, key, value)
     query, key, value = _autocast(query, key, value)
-    checks.check_dense(query, key, value, enable_gqa)
+    checks.check_dense(query, key, value, as_flag("enable_gqa", enable_gqa))
     batch, heads, n_queries, head_dim = query.shape
     n_keys = key.shape[2]
+    is_causal, bottom_right = as_flag("is_causal", is_causal), as_flag("bottom_right", bottom_right)
     left, right = fold_window(checks.check_window(window), is_causal)
     kv_start = kv_end = None
     if isinstance(attn_mask, PreparedMask):
@@ -119,7 +121,8 @@ def fused_attention(
         kv_end = shorter(kv_end, kv_lengths)
     if q_lengths is not None:
         q_lengths = checks.check_lengths("q_lengths", q_lengths, batch, n_queries, query.device)
-    scale, backend = checks.check_scale(scale, head_dim), checks.check_backend(backend)
+    scale = checks.check_scale(scale, head_dim, query.dtype)
+    backend, return_lse = checks.check_backend(backend), as_flag("return_lse", return_lse)
     more = no_features()
     if not (
         segment_ids is times is time_window is time_decay is alibi_slopes is relative_bias is None
@@ -182,7 +185,8 @@ def fused_attention_varlen(
     """
     checks.check_tensors(query, key, value)
     query, key, value = _autocast(query, key, value)
-    checks.check_packed(query, key, value, enable_gqa)
+    checks.check_packed(query, key, value, as_flag("enable_gqa", enable_gqa))
+    is_causal, bottom_right = as_flag("is_causal", is_causal), as_flag("bottom_right", bottom_right)
     left, right = fold_window(checks.check_window(window), is_causal)
     max_seqlen_q = checks.check_cu_seqlens(
         "q", cu_seqlens_q, max_seqlen_q, query.shape[0], query.device
@@ -197,7 +201,8 @@ def fused_attention_varlen(
             f"cu_seqlens_k: got {cu_seqlens_k.shape[0] - 1} sequences, "
             f"expected the {cu_seqlens_q.shape[0] - 1} of cu_seqlens_q"
         )
-    scale, backend = checks.check_scale(scale, query.shape[2]), checks.check_backend(backend)
+    scale = checks.check_scale(scale, query.shape[2], query.dtype)
+    backend, return_lse = checks.check_backend(backend), as_flag("return_lse", return_lse)
     more = no_features()
     if not (
         times is time_window is time_decay is alibi_slopes is relative_bias is softcap is None

@@ -35,8 +35,8 @@ class Function(torch.autograd.Function):
         """
         try:
             if torch._C._are_functorch_transforms_active():
-                apply = torch.autograd.Function.apply.__func__  # type: ignore[attr-defined]
-                return apply(cls, *args)
+                # A subclass may name a call of its own `apply`; torch's stands behind this class.
+                return super().apply(*args)
             apply = super(torch.autograd.Function, cls).apply  # type: ignore[misc]
             # what torch's unwrap_dead_wrappers does, at half its time for arguments left out
             return apply(

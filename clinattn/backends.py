@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from clinattn import cuda_kernels
+from clinattn import compiled, cuda_kernels
 from clinattn.arguments import NEEDS, Arguments
 from clinattn.cuda_kernels import dotted
 
@@ -53,14 +53,9 @@ SERVES = {
 # Triton generates code for compute capability 8.0 and newer.
 TRITON_CAPABILITY = (8, 0)
 
-build_info: dict[str, str] = {}
-try:
-    # registers clinattn::cpu_forward and cpu_backward, and perhaps cuda_forward and cuda_backward
-    build_info = importlib.import_module("clinattn._C").build_info()
-
-    extension_error: str | None = None
-except Exception as error:  # absent, or built against another torch: any error means "not here"
-    extension_error = f"the compiled module clinattn._C does not load ({error})"
+# registers clinattn::cpu_forward and cpu_backward, and perhaps cuda_forward and cuda_backward
+_module, extension_error = compiled.load()
+build_info: dict[str, str] = {} if _module is None else _module.build_info()
 
 
 def refuse_extension(reason: str) -> None:

@@ -6,13 +6,16 @@ On a GPU the kernels clamp them into range instead, so that none ever reads out 
 
 from __future__ import annotations
 
+import math
 import operator
+import reprlib
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from clinattn.backends import DTYPES, NAMES
+from clinattn.scalars import as_float, as_int, at_most_far, limits, pair_of
 from clinattn.visibility import Window, concrete
 
 MAX_HEAD_DIM = 256
@@ -23,10 +26,32 @@ def _shape(x: Tensor) -> tuple[int, ...]:
     return tuple(x.shape)
 
 
+def check_tensor(name: str, x: Any) -> None:
+    """x is a tensor whose numbers lie in memory by strides."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: got {type(x).__name__}, expected a torch.Tensor")
+    if x.is_nested:
+        raise TypeError(
+            f"{name}: got a nested tensor, expected a dense one; fused_attention_varlen takes its "
+            "values with cu_seqlens"
+        )
+    if x.layout is not torch.strided:
+        raise TypeError(f"{name}: got a tensor of layout {x.layout}, expected torch.strided")
+    if x.is_quantized:
+        raise TypeError(f"{name}: got {x.dtype}, expected a tensor that is not quantized")
+
+
+def check_on(name: str, x: Any, device: torch.device, like: str = "query") -> None:
+    """A tensor, where the others are."""
+    check_tensor(name, x)
+    if x.device != device:
+        raise ValueError(f"{name}: got device {x.device}, expected that of {like}, {device}")
+
+
 def check_tensors(query: Any, key: Any, value: Any) -> None:
-    for name, x in (("query", query), ("key", key), ("value", value)):
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{name}: got {type(x).__name__}, expected a torch.Tensor")
+    check_tensor("query", query)
+    check_tensor("key", key)
+    check_tensor("value", value)
 
 
 def check_dense(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> None:
@@ -96,43 +121,51 @@ def _check_heads(heads: int, kv_heads: int, dim: int, kv_dim: int, enable_gqa: b
         )
 
 
-def check_backend(backend: str | None) -> str:
+def check_backend(backend: Any) -> str:
     if backend is None:
         return ""
-    if backend not in NAMES:
+    if not isinstance(backend, str) or backend not in NAMES:
         raise ValueError(f"backend: got {backend!r}, expected None or one of {', '.join(NAMES)}")
     return backend
 
 
-def check_scale(scale: float | None, head_dim: int) -> float:
-    """The factor of the scores, D ** -0.5 unless given."""
+def check_scale(scale: Any, head_dim: int, dtype: torch.dtype) -> float:
+    """The factor of the scores, D ** -0.5 unless given; finite in base 2, as kernels take it."""
     if scale is None:
         return head_dim**-0.5
-    if not isinstance(scale, (int, float, torch.SymInt, torch.SymFloat)):
-        raise TypeError(f"scale: got {type(scale).__name__}, expected a float")
+    scale = as_float("scale", scale)
+    limit = math.log(2) * limits(dtype).max
+    if not -limit <= scale <= limit:
+        raise ValueError(f"scale: got {scale}, expected a number from {-limit:.4g} to {limit:.4g}")
     return scale
 
 
-def check_window(window: Window) -> Window:
+def check_window(window: Any) -> Window:
+    """None, or (left, right) with None for no bound and none beyond all tokens."""
     if window is None:
         return None
-    sides = window if isinstance(window, tuple) else (window, window)
-    if len(sides) != 2 or not all(
-        side is None or (isinstance(side, (int, torch.SymInt)) and not isinstance(side, bool))
-        for side in sides
-    ):
+    pair = pair_of(window)
+    try:
+        sides = [
+            None if side is None else as_int("window", side)
+            for side in (pair if pair is not None else (window, window))
+        ]
+    except TypeError:
         raise TypeError(
-            f"window: got {window!r}, expected an int or (left, right), each an int or None"
-        )
+            f"window: got {reprlib.repr(window)}, expected an int or (left, right), each an int or "
+            "None"
+        ) from None
     if any(side is not None and side < 0 for side in sides):
-        raise ValueError(f"window: got {window!r}, expected sides >= 0, or None for no bound")
-    return window
+        raise ValueError(
+            f"window: got {reprlib.repr(window)}, expected sides >= 0, or None for no bound"
+        )
+    left, right = (None if side is None else at_most_far(side) for side in sides)
+    return left, right
 
 
 def check_mask(attn_mask: Any, shape: tuple[int, int, int, int], device: torch.device) -> None:
     """attn_mask broadcasts to (B, H, Nq, Nk), bool or floating point."""
-    if not isinstance(attn_mask, Tensor):
-        raise TypeError(f"attn_mask: got {type(attn_mask).__name__}, expected a torch.Tensor")
+    check_tensor("attn_mask", attn_mask)
     if attn_mask.dtype != torch.bool and not attn_mask.dtype.is_floating_point:
         raise TypeError(
             f"attn_mask: got {attn_mask.dtype}, expected torch.bool (True = visible) or a "
@@ -155,8 +188,7 @@ def check_mask(attn_mask: Any, shape: tuple[int, int, int, int], device: torch.d
 
 def check_lengths(name: str, lengths: Any, batch: int, limit: int, device: torch.device) -> Tensor:
     """Lengths (B,) of any integer dtype, from 0 to `limit`; returned as int32."""
-    if not isinstance(lengths, Tensor):
-        raise TypeError(f"{name}: got {type(lengths).__name__}, expected a torch.Tensor")
+    check_tensor(name, lengths)
     if lengths.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"{name}: got {lengths.dtype}, expected torch.int32 or torch.int64")
     if lengths.device != device:
@@ -171,12 +203,16 @@ def check_lengths(name: str, lengths: Any, batch: int, limit: int, device: torch
 
 
 def check_cu_seqlens(
-    side: str, cu_seqlens: Any, max_seqlen: int | None, total: int, device: torch.device
+    side: str, cu_seqlens: Any, max_seqlen: Any, total: int, device: torch.device
 ) -> int:
     """int32 (S + 1,), from 0 up to at most `total`, never decreasing; returns max_seqlen."""
+    if max_seqlen is not None:
+        max_seqlen = as_int(f"max_seqlen_{side}", max_seqlen)
+        if max_seqlen < 0:
+            raise ValueError(f"max_seqlen_{side}: got {max_seqlen}, expected at least 0")
+        max_seqlen = at_most_far(max_seqlen)
     name = f"cu_seqlens_{side}"
-    if not isinstance(cu_seqlens, Tensor):
-        raise TypeError(f"{name}: got {type(cu_seqlens).__name__}, expected a torch.Tensor")
+    check_tensor(name, cu_seqlens)
     if cu_seqlens.dtype != torch.int32:
         raise TypeError(f"{name}: got {cu_seqlens.dtype}, expected torch.int32")
     if cu_seqlens.device != device:

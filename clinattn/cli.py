@@ -10,16 +10,19 @@ from typing import Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
+from typer.core import TyperGroup
 
 from clinattn.console import (
     DEMO,
     INTERRUPTED,
-    clear_errors,
     default_device,
     err,
+    one_line_errors,
     out,
     progress_bar,
 )
+from clinattn.files import require_writable, require_writable_folder, write_text
 from clinattn.training.command import train
 
 OUTPUT = Path("bench/out")
@@ -27,7 +30,24 @@ BUDGET_S, QUICK_BUDGET_S = 270.0, 45.0  # with start and plots, about five minut
 # Four sequences of 4096 take longer than a minute, however small the budget.
 MAX_TOKENS, QUICK_MAX_TOKENS = 4096, 2048
 
+# The packages of a command are in this extra of clinattn, or else in "bench".
+EXTRAS = {"report-model": "integrations"}
+
+
+class Commands(TyperGroup):
+    """All commands, behind one boundary."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        with one_line_errors():
+            return super().main(*args, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        with one_line_errors(lambda: EXTRAS.get(ctx.invoked_subcommand or "", "bench")):
+            return super().invoke(ctx)
+
+
 app = typer.Typer(
+    cls=Commands,
     help="Exact attention for clinical models: diagnose, measure, report.",
     no_args_is_help=True,
     add_completion=False,
@@ -65,27 +85,26 @@ def doctor(
     states = Table("backend", "", show_edge=False)
     for name, reasons in found["backends"].items():
         usable = "; ".join(["usable", *found["notes"].get(name, [])])
-        states.add_row(name, "[red]" + "; ".join(reasons) if reasons else f"[green]{usable}")
+        states.add_row(name, Text("; ".join(reasons), "red") if reasons else Text(usable, "green"))
     for name, value in found["compiled module"].items():
         states.add_row(f"  {name}", ", ".join(value) if isinstance(value, list) else str(value))
     out.print(facts, "", states)
     for hint in found["hints"]:
-        out.print(f"hint: {hint}", markup=False)
+        out.print(f"hint: {hint}")
 
 
 def show_kernels(cards: list[int] | None, as_json: bool) -> None:
     """A table of the shipped kernels, or one JSON object a line, as they are compiled."""
-    with clear_errors():
-        from clinattn.kernel_table import kernel_rows, kernel_tables
+    from clinattn.kernel_table import kernel_rows, kernel_tables
 
-        with progress_bar() as progress:
-            rows = []
-            for row in kernel_rows(cards, progress):
-                rows.append(row)
-                if as_json:
-                    print(json.dumps(row), flush=True)
-        if not as_json:
-            out.print(*kernel_tables(rows), highlight=False)
+    with progress_bar() as progress:
+        rows = []
+        for row in kernel_rows(cards, progress):
+            rows.append(row)
+            if as_json:
+                print(json.dumps(row), flush=True)
+    if not as_json:
+        out.print(*kernel_tables(rows))
 
 
 @app.command()
@@ -116,7 +135,8 @@ def bench(
     batch_size: Annotated[int | None, typer.Option(help="(default: about 16,384 tokens)")] = None,
     rounds: Annotated[int | None, typer.Option(help="(default: what fits the time)")] = None,
     budget: Annotated[
-        float | None, typer.Option(help="Seconds in all. (default: 270, quick 45)")
+        float | None,
+        typer.Option(help="Seconds until what is measured is shown. (default: 270, quick 45)"),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", envvar="QUICK", help="A minute.")] = False,
     output: Annotated[Path, typer.Option(help="Folder for JSON, plots and report.")] = OUTPUT,
@@ -125,46 +145,52 @@ def bench(
     """Encoder tokens/s: torch SDPA padded and bucketed against clinattn padded and packed."""
     given = context.get_parameter_source("meds_dir")
     on_command_line = given is not None and given.name == "COMMANDLINE"
-    with clear_errors():
-        from clinattn import plots, report  # noqa: F401  (missing packages show before the work)
-        from clinattn.benchmark import Benchmark, Disagreement, Settings
+    from clinattn import plots, report  # noqa: F401  (missing packages show before the work)
+    from clinattn.benchmark import Benchmark, Disagreement, Settings
 
-        if profile is not None and on_command_line:
-            raise ValueError("--meds-dir and --profile were both given: expected one of them")
-        if profile is None and meds_dir is None and DEMO.is_dir():
-            meds_dir = DEMO
-        if budget is None:
-            budget = QUICK_BUDGET_S if quick else BUDGET_S
-        if max_tokens is None:
-            max_tokens = QUICK_MAX_TOKENS if quick else MAX_TOKENS
-        settings = Settings(
-            meds_dir=None if profile is not None else meds_dir,
-            profile=profile or "note_discharge",
-            preset=preset,
-            max_tokens=max_tokens,
-            full_attention=full_attention,
-            modes=tuple(modes.split(",")),
-            dtype=dtype,
-            device=device or default_device(),
-            threads=threads,
-            sequences=sequences,
-            batch_size=batch_size,
-            rounds=rounds,
-            budget_s=budget,
-            seed=seed,
-        )
-        with progress_bar() as progress:
-            try:
-                result = Benchmark(settings, progress).run()
-            except Disagreement as error:
-                err.print(f"error: {error}", style="red", markup=False, highlight=False)
-                raise typer.Exit(1) from None
-    write_results(result, output)
-    show(result)
+    if profile is not None and on_command_line:
+        raise ValueError("--meds-dir and --profile were both given: expected one of them")
+    if profile is None and meds_dir is None and DEMO.is_dir():
+        meds_dir = DEMO
+    if budget is None:
+        budget = QUICK_BUDGET_S if quick else BUDGET_S
+    if max_tokens is None:
+        max_tokens = QUICK_MAX_TOKENS if quick else MAX_TOKENS
+    settings = Settings(
+        meds_dir=None if profile is not None else meds_dir,
+        profile=profile or "note_discharge",
+        preset=preset,
+        max_tokens=max_tokens,
+        full_attention=full_attention,
+        modes=tuple(modes.split(",")),
+        dtype=dtype,
+        device=device or default_device(),
+        threads=threads,
+        sequences=sequences,
+        batch_size=batch_size,
+        rounds=rounds,
+        budget_s=budget,
+        seed=seed,
+    )
+    require_writable_folder(output)
+    for name in ("results.json", "report.html") if output.is_dir() else ():
+        require_writable(output / name)
+    with progress_bar() as progress:
+        try:
+            result = Benchmark(settings, progress, err.print).run()
+        except Disagreement as error:
+            err.print(f"error: {error}", style="red", soft_wrap=True)
+            raise typer.Exit(1) from None
+    try:
+        show(result)
+    finally:  # neither a full disk nor a reader that has gone loses the run
+        write_results(result, output)
     if result["interrupted"]:
         err.print(f"interrupted: the results so far are in {output}", style="yellow")
         raise typer.Exit(INTERRUPTED)
-    out.print(f"wrote {output}/results.json, plots and {output}/report.html", highlight=False)
+    out.print(f"wrote {output}/results.json, plots and {output}/report.html", soft_wrap=True)
+    if result["time_over"] and not result["rows"]:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -178,12 +204,13 @@ def report(
     ] = None,
 ) -> None:
     """One self-contained HTML page from the JSON of benchmarks."""
-    with clear_errors():
-        from clinattn.report import load_result, write_report
+    from clinattn.report import load_result, write_report
 
-        path = output or results[0].with_name("report.html")
-        write_report([load_result(result) for result in results], path)
-    out.print(f"wrote {path}", highlight=False)
+    loaded = [load_result(result) for result in results]
+    path = output or results[0].with_name("report.html")
+    require_writable(path)
+    write_report(loaded, path)
+    out.print(f"wrote {path}", soft_wrap=True)
 
 
 @app.command("profile")
@@ -207,30 +234,30 @@ def profile_command(
     On CUDA they are NVTX ranges in a window for nsys, whose command lines are printed; elsewhere,
     or with --trace, torch.profiler writes a Chrome trace, and its tables are printed.
     """
-    with clear_errors():
-        from clinattn.benchmark import Settings
-        from clinattn.profiling import nsys_lines, run_for_nsys, trace_steps, warmed_step
+    from clinattn.benchmark import Settings
+    from clinattn.profiling import nsys_lines, run_for_nsys, trace_steps, warmed_step
 
-        settings = Settings(
-            profile=length_profile,
-            preset=preset,
-            max_tokens=max_tokens,
-            batch_size=batch_size,
-            modes=(mode,),
-            dtype=dtype,
-            device=device or default_device(),
-        )
-        step = warmed_step(settings, mode, variant)
+    settings = Settings(
+        profile=length_profile,
+        preset=preset,
+        max_tokens=max_tokens,
+        batch_size=batch_size,
+        modes=(mode,),
+        dtype=dtype,
+        device=device or default_device(),
+    )
     path = output / f"{variant}-{mode}"
+    require_writable_folder(output)
+    step = warmed_step(settings, mode, variant)
     if settings.device == "cuda" and not trace:
         output.mkdir(parents=True, exist_ok=True)
         run_for_nsys(step, steps)
-        out.print("The window is open to nsys. To record it, and to sum it up:", highlight=False)
+        out.print("The window is open to nsys. To record it, and to sum it up:")
         for line in nsys_lines(sys.argv[1:], path):
             print(f"\n    {line}")
         return
     path = path.with_suffix(".trace.json")
-    ranges, operators = trace_steps(step, steps, settings.device, path)
+    ranges, operators, write = trace_steps(step, steps, settings.device)
     by_range = Table("range", show_edge=False)
     for name in ("calls", "ms", "of the steps"):
         by_range.add_column(name, justify="right")
@@ -238,9 +265,10 @@ def profile_command(
     for found in ranges:
         share = f"{found.milliseconds / whole:.1%}" if whole else "-"
         by_range.add_row(found.name, str(found.calls), f"{found.milliseconds:,.2f}", share)
-    out.print(by_range, "", highlight=False)
+    out.print(by_range, "")
     print(operators)
-    out.print(f"wrote {path}: open it in a Chrome trace viewer", highlight=False)
+    write(path)
+    out.print(f"wrote {path}: open it in a Chrome trace viewer", soft_wrap=True)
 
 
 @app.command("report-model")
@@ -271,30 +299,29 @@ def report_model_command(
     Nothing is downloaded. Ends with status 1 if results are not those of the model's own attention.
     """
     os.environ["HF_HUB_OFFLINE"] = "1"
-    with clear_errors("integrations"):
-        import torch
+    import torch
 
-        from clinattn.integrations.model_report import Settings, report_model, summary
+    from clinattn.integrations.model_report import Settings, report_model, summary
 
-        if threads is not None:
-            torch.set_num_threads(threads)
-        settings = Settings(
-            source=model,
-            dtype=dtype,
-            batch_size=batch_size,
-            tokens=tokens,
-            rounds=rounds,
-            train=train,
-            full_size=full_size,
-            device=device or default_device(),
-        )
-        with progress_bar() as progress:
-            result = report_model(settings, progress)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    settings = Settings(
+        source=model,
+        dtype=dtype,
+        batch_size=batch_size,
+        tokens=tokens,
+        rounds=rounds,
+        train=train,
+        full_size=full_size,
+        device=device or default_device(),
+    )
+    with progress_bar() as progress:
+        result = report_model(settings, progress)
     if as_json:
         print(json.dumps(result, indent=2))
     else:
         for line in summary(result):
-            out.print(line, markup=False, highlight=False, soft_wrap=True)
+            out.print(line, soft_wrap=True)
     if not result["passed"]:
         raise typer.Exit(1)
 
@@ -306,7 +333,7 @@ def write_results(result: dict[str, Any], folder: Path) -> None:
     """results.json first, so that a plot that fails loses nothing."""
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(result, indent=1, default=str)
-    (folder / "results.json").write_text(text + "\n", encoding="utf-8")
+    write_text(folder / "results.json", text + "\n")
     from clinattn.plots import write_plots
     from clinattn.report import write_report
 
@@ -316,19 +343,19 @@ def write_results(result: dict[str, Any], folder: Path) -> None:
 
 
 def show(result: dict[str, Any]) -> None:
-    """The table and the speed-ups."""
-    if "workload" in result:
+    """The table, what to know about it, and the speed-ups."""
+    from clinattn.other_work import disturbance
+
+    if result["rows"]:
         work = result["workload"]
         out.print(
             f"{work['source']}: {work['sequences']} of {work['available']} sequences, "
             f"{work['real_tokens']:,} tokens; {result['settings']['preset']}, "
             f"{result['settings']['dtype']}, {result['backend']} backend, "
             f"{result['environment']['threads']} threads",
-            markup=False,
-            highlight=False,
         )
     table = Table("mode", "way", show_edge=False)
-    for name in ("tokens/s", "quartiles", "padding", "peak MiB"):
+    for name in ("tokens/s", "quartiles", "rounds", "padding", "peak MiB", "CPU share"):
         table.add_column(name, justify="right")
     for row in result["rows"]:
         rate, memory = row["tokens_per_s"], row["peak_memory_bytes"]
@@ -337,22 +364,30 @@ def show(result: dict[str, Any]) -> None:
             row["label"],
             f"{rate['median']:,.0f}",
             f"{rate['q1']:,.0f} to {rate['q3']:,.0f}",
+            str(row["rounds"]),
             f"{row['padding_share']:.1%}",
             "-" if memory is None else f"{memory / 2**20:,.0f}",
+            f"{row['cpu_share']:.0%}" + "*" * row["disturbed"],
         )
-    out.print(table)
+    if result["rows"]:
+        out.print(table)
+    if note := disturbance(result["rows"]):
+        err.print(f"* {note}", style="yellow", soft_wrap=True)
+    if result["time_over"]:
+        err.print(
+            f"the {result['settings']['budget_s']:g} s were over before all was measured: "
+            "--budget gives it more",
+            style="yellow",
+        )
     for failed in result.get("out_of_memory", []):
         err.print(
             f"{failed['mode']}: {failed['label']} ran out of memory; --batch-size makes it less",
             style="yellow",
-            markup=False,
-            highlight=False,
         )
     for speedup in result["speedups"]:
         out.print(
             f"{speedup['mode']}: clinattn packed runs {speedup['ratio']:.2f}x the tokens/s of "
             f"{speedup['label']}",
-            highlight=False,
         )
     if result.get("backend") == "reference":
         err.print(

@@ -2,39 +2,70 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 DEMO = Path("../shared/data/mimic-iv-demo-meds")
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-out = Console(width=None if sys.stdout.isatty() else 110)
-err = Console(stderr=True)
+# Names, paths and messages are shown as they are: [red] or :tada: in them is text.
+_plain: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
+_terminal = sys.stdout is not None and sys.stdout.isatty()  # None: it was closed
+out = Console(width=None if _terminal else 110, **_plain)
+err = Console(stderr=True, **_plain)
 
 
 @contextmanager
-def clear_errors(extra: str = "bench") -> Iterator[None]:
-    """Bad input, or a package that is missing, ends with a line and status 2, not a traceback.
+def one_line_errors(extra: Callable[[], str] = lambda: "bench") -> Iterator[None]:
+    """The boundary of every command: what is wrong outside the program ends in a line, status 2.
 
-    extra: of clinattn, which brings the packages.
+    That is: bad input, a file or its contents, a full disk, a package that is missing. Ctrl-C has
+    a line too. extra: of clinattn, which brings the packages.
     """
     try:
         yield
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except ModuleNotFoundError as error:
-        need = f"{error.name} is not installed: pip install 'clinattn[{extra}]'"
-        err.print(f"error: {need}", style="red", markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from None
+        _fail(f"{error.name} is not installed: pip install 'clinattn[{extra()}]'")
+    except BrokenPipeError:  # a reader that has seen enough, such as head
+        _drop_stdout()
+        raise SystemExit(1) from None
+    except OSError as error:
+        _drop_stdout()
+        # files of ours are always named
+        where = error.filename or ("standard output" if error.errno in FULL else None)
+        _fail((f"{where}: " if where else "") + (error.strerror or str(error)))
     except (ValueError, NotImplementedError) as error:
-        err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from None
+        _fail(str(error))
+    except KeyboardInterrupt:
+        err.print("interrupted", style="yellow")
+        raise SystemExit(INTERRUPTED) from None
+
+
+def _fail(message: str) -> NoReturn:
+    """One line, whatever the message holds."""
+    err.print("error: " + " ".join(message.split()), style="red", soft_wrap=True)
+    raise SystemExit(2) from None
+
+
+def _drop_stdout() -> None:
+    """Leaves nothing to the interpreter's last flush, which would complain once more."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def default_device() -> str:
@@ -49,7 +80,7 @@ def progress_bar() -> Iterator[Any]:
     if not err.is_terminal:
         yield stage_lines()
         return
-    columns = (TextColumn("{task.description:<48}"), BarColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description:<48}", markup=False), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True) as bar:
         task = bar.add_task("")
         yield lambda message, done, total: bar.update(

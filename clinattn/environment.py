@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 import clinattn
+from clinattn.backends import reasons_against
 
 PACKAGES = ("torch", "triton", "numpy", "pyarrow", "transformers")
 
@@ -61,11 +62,8 @@ def cpu_count() -> int:
 
 
 def compiled_module() -> Any | None:
-    """clinattn._C, or None where it is absent or does not load."""
-    try:
-        return importlib.import_module("clinattn._C")
-    except ImportError:
-        return None
+    """clinattn._C, or None where it cannot serve."""
+    return None if reasons_against("cpu") else importlib.import_module("clinattn._C")
 
 
 def instruction_set() -> str | None:

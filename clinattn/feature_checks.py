@@ -12,17 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clinattn.checks import check_on
+from clinattn.scalars import as_float, as_int, at_most_far, limits
 from clinattn.timeline import Rows, first_disorder
 from clinattn.visibility import concrete
 
 TIME_DTYPES = (torch.float32, torch.float64, torch.int64)
-
-
-def _check_tensor(name: str, x: Any, device: torch.device) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name}: got {type(x).__name__}, expected a torch.Tensor")
-    if x.device != device:
-        raise ValueError(f"{name}: got device {x.device}, expected that of query, {device}")
 
 
 def _check_shape(name: str, x: Tensor, *expected: tuple[int, ...]) -> None:
@@ -32,39 +27,40 @@ def _check_shape(name: str, x: Tensor, *expected: tuple[int, ...]) -> None:
 
 
 def check_dropout(dropout_p: Any) -> float:
-    if isinstance(dropout_p, bool) or not isinstance(dropout_p, (int, float)):
-        raise TypeError(f"dropout_p: got {type(dropout_p).__name__}, expected a float")
+    dropout_p = as_float("dropout_p", dropout_p)
     if not 0 <= dropout_p <= 1:
         raise ValueError(f"dropout_p: got {dropout_p}, expected a probability from 0 to 1")
-    return float(dropout_p)
+    return dropout_p
 
 
-def check_softcap(softcap: Any) -> float:
+def check_softcap(softcap: Any, dtype: torch.dtype) -> float:
     """0 for none."""
     if softcap is None:
         return 0.0
-    if isinstance(softcap, bool) or not isinstance(softcap, (int, float)):
-        raise TypeError(f"softcap: got {type(softcap).__name__}, expected a float or None")
-    if not 0 < softcap < math.inf:
-        raise ValueError(f"softcap: got {softcap}, expected a number > 0, or None for none")
-    return float(softcap)
+    softcap = as_float("softcap", softcap, "a float or None")
+    scores = limits(dtype)
+    if not scores.tiny <= softcap <= scores.max:
+        raise ValueError(
+            f"softcap: got {softcap}, expected a number > 0, or None for none, from "
+            f"{scores.tiny:.4g} to {scores.max:.4g} where scores are {scores.dtype}"
+        )
+    return softcap
 
 
 def check_global_prefix(global_prefix: Any, n_keys: int | None) -> int:
-    if isinstance(global_prefix, bool) or not isinstance(global_prefix, (int, torch.SymInt)):
-        raise TypeError(f"global_prefix: got {type(global_prefix).__name__}, expected an int")
+    global_prefix = as_int("global_prefix", global_prefix)
     if global_prefix < 0:
         raise ValueError(f"global_prefix: got {global_prefix}, expected >= 0")
     if n_keys is not None and global_prefix > n_keys:
         raise ValueError(f"global_prefix: got {global_prefix}, expected at most the {n_keys} keys")
-    return global_prefix  # type: ignore[return-value]
+    return at_most_far(global_prefix)
 
 
 def check_per_head(
     name: str, x: Any, query: Tensor, *shapes: tuple[int, ...], dtype: torch.dtype
 ) -> Tensor:
     """A floating tensor of one of the shapes, in the dtype of lse; keeps its gradient."""
-    _check_tensor(name, x, query.device)
+    check_on(name, x, query.device)
     if not x.is_floating_point():
         raise TypeError(f"{name}: got {x.dtype}, expected a floating dtype")
     _check_shape(name, x, *shapes)
@@ -72,13 +68,13 @@ def check_per_head(
 
 
 def check_relative(x: Any, query: Tensor, heads: int, dtype: torch.dtype) -> Tensor:
-    if isinstance(x, Tensor) and (x.dim() != 2 or x.shape[1] % 2 == 0):
+    check_on("relative_bias", x, query.device)
+    if x.dim() != 2 or x.shape[1] % 2 == 0:
         raise ValueError(
             f"relative_bias: got shape {tuple(x.shape)}, expected (heads, 2 L + 1), "
             "one number for each distance from -L to L"
         )
-    width = x.shape[1] if isinstance(x, Tensor) else 1
-    return check_per_head("relative_bias", x, query, (heads, width), dtype=dtype)
+    return check_per_head("relative_bias", x, query, (heads, x.shape[1]), dtype=dtype)
 
 
 def check_self_attention(name: str, queries: Any, keys: Any, same_sequences: bool = True) -> None:
@@ -92,14 +88,14 @@ def check_self_attention(name: str, queries: Any, keys: Any, same_sequences: boo
 
 
 def check_segment_ids(segment_ids: Any, query: Tensor, shape: tuple[int, int]) -> None:
-    _check_tensor("segment_ids", segment_ids, query.device)
+    check_on("segment_ids", segment_ids, query.device)
     if segment_ids.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"segment_ids: got {segment_ids.dtype}, expected torch.int32 or int64")
     _check_shape("segment_ids", segment_ids, shape)
 
 
 def check_times(times: Any, query: Tensor, shape: tuple[int, ...]) -> None:
-    _check_tensor("times", times, query.device)
+    check_on("times", times, query.device)
     if times.dtype not in TIME_DTYPES:
         served = ", ".join(map(str, TIME_DTYPES))
         raise TypeError(f"times: got {times.dtype}, expected one of {served}")
@@ -108,19 +104,20 @@ def check_times(times: Any, query: Tensor, shape: tuple[int, ...]) -> None:
         raise NotImplementedError("times: has no gradient; pass times.detach()")
 
 
-def check_time_words(times: Any, time_window: Any, time_decay: Any) -> None:
-    """times go with what uses them, and only with that."""
+def check_time_words(times: Any, time_window: Any, time_decay: Any) -> float | None:
+    """times go with what uses them, and only with that; returns time_window."""
     for name, value in (("time_window", time_window), ("time_decay", time_decay)):
         if value is not None and times is None:
             raise ValueError(f"{name}: got a value without times, expected times, too")
     if times is not None and time_window is None and time_decay is None:
         raise ValueError("times: got times alone, expected time_window or time_decay, too")
     if time_window is None:
-        return
-    if isinstance(time_window, bool) or not isinstance(time_window, (int, float)):
-        raise TypeError(f"time_window: got {type(time_window).__name__}, expected a float")
+        return None
+    time_window = as_float("time_window", time_window)
     if not time_window >= 0:
         raise ValueError(f"time_window: got {time_window}, expected >= 0, in the unit of times")
+    # No difference in fp32 is larger.
+    return math.inf if time_window > torch.finfo(torch.float32).max else time_window
 
 
 def check_order(name: str, values: Tensor, rows: Rows) -> None:

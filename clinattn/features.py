@@ -55,7 +55,7 @@ def _features(
 ) -> Features:
     dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
     dropout_p = checks.check_dropout(words.dropout_p)
-    softcap = checks.check_softcap(words.softcap)
+    softcap = checks.check_softcap(words.softcap, query.dtype)
     prefix = checks.check_global_prefix(words.global_prefix, n_keys)
     decay = slopes = relative = seed = None
     if words.alibi_slopes is not None:
@@ -101,7 +101,8 @@ def dense_features(
 ) -> Features:
     """lengths: of the rows of segment_ids and times. kv_start: each row's first key that counts."""
     batch, heads, n_queries, _ = query.shape
-    checks.check_time_words(words.times, words.time_window, words.time_decay)
+    window = checks.check_time_words(words.times, words.time_window, words.time_decay)
+    words = words._replace(time_window=window)
 
     def timeline(dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         shape = (batch, n_queries)
@@ -132,7 +133,8 @@ def packed_features(
     cu_seqlens_k: Tensor,
     max_seqlen: int,
 ) -> Features:
-    checks.check_time_words(words.times, words.time_window, words.time_decay)
+    window = checks.check_time_words(words.times, words.time_window, words.time_decay)
+    words = words._replace(time_window=window)
 
     def timeline(dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         if words.times is None:

@@ -10,9 +10,10 @@ from torch import Tensor
 from torch._C._functorch import unwrap_if_dead
 from torch.autograd import forward_ad
 
-from clinattn import checks, ops  # ops registers torch.ops.clinattn
+from clinattn import checks, feature_checks, ops  # ops registers torch.ops.clinattn
 from clinattn.arguments import AT, NEEDS, TENSORS
 from clinattn.autograd import Function, op_is_watched
+from clinattn.scalars import as_flag, as_float, as_int, as_size, at_most_far
 from clinattn.visibility import unexpanded
 
 FORWARD = torch.ops.clinattn.attention_forward.default
@@ -50,6 +51,7 @@ class FusedAttention(Function):
             bound.apply_defaults()
             args = bound.args
         *complete, return_lse = _complete(*args)
+        return_lse = as_flag("return_lse", return_lse)
         q, k, v, mask, cu_seqlens = complete[: CU_SEQLENS + 1]
         checks.check_tensors(q, k, v)
         check = checks.check_dense if cu_seqlens is None else checks.check_packed
@@ -57,6 +59,7 @@ class FusedAttention(Function):
         if mask is not None:
             checks.check_mask(mask, (*q.shape[:3], k.shape[2]), q.device)
             complete[MASK] = unexpanded(mask)
+        _check_numbers(complete, q)
         o, lse, lse_low = cls.run(*complete, True)
         if not return_lse:
             return o
@@ -122,6 +125,82 @@ class FusedAttention(Function):
         needs = _needs(ctx.needs_input_grad)
         grads = _gradients(do, dlse, ctx.saved_tensors, ctx.scalars, needs)
         return *_placed(grads, needs), None, None
+
+
+def _check_numbers(args: list[Any], q: Tensor) -> None:
+    """The other arguments of the op, in place."""
+    args[SCALE] = checks.check_scale(args[SCALE], q.shape[-1], q.dtype)
+    for name in ("window_left", "window_right"):
+        side = as_int(name, args[AT[name]])
+        if side < -1:
+            raise ValueError(f"{name}: got {side}, expected >= 0, or -1 for no bound")
+        args[AT[name]] = at_most_far(side)
+    args[AT["bottom_right"]] = as_flag("bottom_right", args[AT["bottom_right"]])
+    softcap = as_float("softcap", args[AT["softcap"]])
+    args[AT["softcap"]] = feature_checks.check_softcap(softcap or None, q.dtype)
+    for name, check in (
+        ("global_prefix", lambda x: feature_checks.check_global_prefix(x, None)),
+        ("dropout_p", feature_checks.check_dropout),
+    ):
+        args[AT[name]] = check(args[AT[name]])
+    _check_parts(args, q)
+    backend = args[-1]
+    args[-1] = checks.check_backend(None if isinstance(backend, str) and not backend else backend)
+
+
+def _check_parts(args: list[Any], q: Tensor) -> None:
+    """Lengths, intervals and terms, as Arguments describes them."""
+    packed, tokens = args[CU_SEQLENS] is not None, (q.shape[0],)
+    k, heads, device = args[1], q.shape[1], q.device
+    for side, x in (("q", q), ("k", k)):
+        longest = AT[f"max_seqlen_{side}"]
+        cu_seqlens = args[AT[f"cu_seqlens_{side}"]]
+        if packed:
+            args[longest] = checks.check_cu_seqlens(
+                side, cu_seqlens, args[longest], x.shape[0], device
+            )
+        elif cu_seqlens is not None:
+            raise ValueError(f"cu_seqlens_{side}: got one for q (B, H, N, D), expected None")
+        else:
+            args[longest] = as_size(f"max_seqlen_{side}", args[longest])
+    batch = len(args[CU_SEQLENS]) - 1 if packed else q.shape[0]
+    if packed and len(args[CU_SEQLENS + 1]) - 1 != batch:
+        raise ValueError(f"cu_seqlens_k: expected the {batch} sequences of cu_seqlens_q")
+    for name, limit in (("q_lengths", -2), ("kv_start", -2), ("kv_end", -2)):
+        if args[AT[name]] is None:
+            continue
+        if packed:
+            raise ValueError(f"{name}: got one with cu_seqlens, expected None")
+        most = (q if name == "q_lengths" else k).shape[limit]
+        args[AT[name]] = checks.check_lengths(name, args[AT[name]], batch, most, device)
+    rows = tokens if packed else (batch, q.shape[2])
+    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    shapes: dict[str, tuple[torch.dtype, tuple[tuple[int, ...], ...]]] = {
+        "lo": (torch.int32, (rows,)),
+        "hi": (torch.int32, (rows,)),
+        "times": (dtype, (rows,)),
+        "decay": (dtype, ((heads,),)),
+        "slopes": (dtype, ((1, heads), (batch, heads))),
+        "relative": (dtype, ()),
+        "seed": (torch.int64, ((1,),)),
+    }
+    for name, (expected, fits) in shapes.items():
+        x = args[AT[name]]
+        if x is None:
+            continue
+        checks.check_on(name, x, device)
+        shape = tuple(x.shape)
+        if name == "relative":
+            fits = ((heads, 2 * (shape[-1] // 2) + 1 if shape else 1),)
+        if x.dtype != expected or shape not in fits:
+            raise ValueError(
+                f"{name}: got {x.dtype} {shape}, expected {expected} {' or '.join(map(str, fits))}"
+            )
+    for one, other in (("lo", "hi"), ("times", "decay")):
+        if (args[AT[one]] is None) != (args[AT[other]] is None):
+            raise ValueError(f"{one} and {other}: got one of them, expected both or neither")
+    if args[AT["seed"]] is None and args[AT["dropout_p"]] != 0:
+        raise ValueError(f"seed: got None with dropout_p={args[AT['dropout_p']]}, expected one")
 
 
 class DirectAttention(torch.autograd.Function):

@@ -10,6 +10,8 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from clinattn.files import written_whole
+
 COLORS = {  # Okabe and Ito's, told apart by colour-blind readers and in grey print
     "sdpa_padded": "#999999",
     "sdpa_bucketed": "#56b4e9",
@@ -24,6 +26,7 @@ Result = dict[str, Any]
 def write_plots(result: Result, folder: Path) -> list[Path]:
     """Write <name>.png and <name>.svg for each plot the result has data for."""
     matplotlib.rcParams["svg.hashsalt"] = "clinattn"  # the same data give the same file
+    matplotlib.rcParams["text.parse_math"] = False  # a $ in the name of a folder is one
     written = []
     for name, (draw, needs) in PLOTS.items():
         if not needs(result):
@@ -32,7 +35,8 @@ def write_plots(result: Result, folder: Path) -> list[Path]:
         for suffix in ("png", "svg"):
             path = folder / f"{name}.{suffix}"
             metadata = {"Date": None} if suffix == "svg" else None
-            figure.savefig(path, dpi=150, bbox_inches="tight", metadata=metadata)
+            with written_whole(path) as partial:
+                figure.savefig(partial, dpi=150, bbox_inches="tight", metadata=metadata)
             written.append(path)
     return written
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +20,7 @@ from clinattn.benchmark.run import DTYPES, encoder_config
 from clinattn.benchmark.variants import Runner
 from clinattn.benchmark.workload import profile_workload
 from clinattn.encoder import MaskedLanguageModel
+from clinattn.files import written_whole
 
 WARM_UP_STEPS, TABLE_ROWS = 2, 15
 NSYS_REPORTS = ("nvtx_gpu_proj_sum", "nvtx_kern_sum", "cuda_gpu_kern_sum", "cuda_gpu_mem_time_sum")
@@ -91,8 +94,10 @@ def nsys_lines(arguments: list[str], output: Path) -> tuple[str, str]:
     return shlex.join(command), shlex.join(summary)
 
 
-def trace_steps(step: Step, steps: int, device: str, path: Path) -> tuple[list[Range], str]:
-    """Write a Chrome trace of the steps; returns their ranges and a table of the slowest ops."""
+def trace_steps(
+    step: Step, steps: int, device: str
+) -> tuple[list[Range], str, Callable[[Path], None]]:
+    """Trace the steps; returns their ranges, a table of the slowest ops, and what writes them."""
     activities = [ProfilerActivity.CPU]
     if device == "cuda":
         activities.append(ProfilerActivity.CUDA)
@@ -101,8 +106,6 @@ def trace_steps(step: Step, steps: int, device: str, path: Path) -> tuple[list[R
             ranges.run("step", step)
         if device == "cuda":
             torch.cuda.synchronize()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    trace.export_chrome_trace(str(path))
     events = trace.key_averages()
     found = [
         Range(
@@ -116,4 +119,14 @@ def trace_steps(step: Step, steps: int, device: str, path: Path) -> tuple[list[R
     table = events.table(
         sort_by=f"self_{device}_time_total", row_limit=TABLE_ROWS, max_name_column_width=40
     )
-    return found, table
+    return found, table, partial(write_trace, trace)
+
+
+def write_trace(trace: profile, path: Path) -> None:
+    """As a Chrome trace. Raises OSError, which torch does not where it could not write."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as beside:
+        trace.export_chrome_trace(str(beside))
+        if not beside.exists():
+            beside.with_name(beside.name + ".tmp").unlink(missing_ok=True)  # as torch leaves it
+            raise OSError(errno.EIO, "the trace could not be written", str(path))

@@ -7,6 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+from clinattn.checks import check_tensor
+from clinattn.scalars import FAR, as_flag, as_int
+
 
 def t5_buckets(num_buckets: int, bidirectional: bool, max_distance: int) -> Tensor:
     """int64 (2 max_distance + 1,): the bucket of each distance j - i from -max_distance on.
@@ -37,7 +40,18 @@ def t5_relative_bias(
     weight: (num_buckets, heads), as of T5Attention.relative_attention_bias. All distances beyond
     max_distance share its bucket.
     """
+    check_tensor("weight", weight)
+    bidirectional = as_flag("bidirectional", bidirectional)
+    max_distance = as_int("max_distance", max_distance)
+    if not weight.is_floating_point():
+        raise TypeError(f"weight: got {weight.dtype}, expected a floating dtype")
     if weight.dim() != 2:
         raise ValueError(f"weight: got shape {tuple(weight.shape)}, expected (num_buckets, heads)")
+    exact = weight.shape[0] // (4 if bidirectional else 2)
+    if exact < 1 or not exact < max_distance <= FAR:
+        raise ValueError(
+            f"max_distance: got {max_distance} with {weight.shape[0]} buckets, expected more than "
+            f"the {exact} single distances, of which there is at least 1"
+        )
     buckets = t5_buckets(weight.shape[0], bidirectional, max_distance).to(weight.device)
     return weight[buckets].T

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
-from clinattn.report_tables import section
+from clinattn.files import parse_json, write_text
+from clinattn.other_work import disturbance
+from clinattn.report_shapes import check_result, kind_of
+from clinattn.report_tables import COLORS, section
 
 MEBIBYTE = 1 << 20
+WAYS = ("sdpa_padded", "sdpa_bucketed", "clinattn_padded", "clinattn_packed")  # with a colour each
 CHART_WIDTH, VALUE_WIDTH, ROW_HEIGHT = 360, 70, 44  # a phone's width: text keeps its size there
 
 
@@ -27,47 +32,44 @@ def load_result(path: str | Path) -> Result:
     """What `clinattn bench` or bench/ wrote. Raises ReportError for anything else."""
     where = f"results={str(path)!r}"
     try:
-        result = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        result = parse_json(Path(path).read_bytes())
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         raise ReportError(
-            f"{where} cannot be read ({error}): expected the results.json of clinattn bench, or "
+            f"{where} cannot be read ({reason}): expected the results.json of clinattn bench, or "
             "JSON of bench/"
         ) from error
-    if not isinstance(result, dict) or not (of_encoder(result) or section(result)):
+    kind = kind_of(result)
+    if kind is None:
         raise ReportError(
             f"{where} is no benchmark result: expected a JSON object with schema 1, or rows of "
             "bench/cpu_kernels.py, compare.py or against_transformers.py, or of pytest-benchmark"
         )
+    try:
+        check_result(result, kind)
+    except ValueError as error:
+        raise ReportError(f"{where}: {error}") from None
     return result
-
-
-def of_encoder(result: Result) -> bool:
-    """Whether `clinattn bench` wrote it."""
-    return result.get("schema") == 1
 
 
 def write_report(results: Result | Sequence[Result], path: str | Path) -> None:
     """Render one result or several to an HTML file."""
     given = [results] if isinstance(results, dict) else results
-    Path(path).write_text(render(*given), encoding="utf-8")
+    write_text(path, render(*given))
 
 
 def render(*results: Result) -> str:
-    template = files("clinattn").joinpath("templates/report.html.j2").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters["short"] = short
-    encoders = [result for result in results if of_encoder(result)]
-    sections = [section(result) for result in results if not of_encoder(result)]
+    encoders = [result for result in results if kind_of(result) == "encoder"]
+    sections = [section(result) for result in results if kind_of(result) != "encoder"]
     facts = [result["environment"] for result in encoders]
     facts += [found.facts for found in sections if found is not None]
-    return environment.from_string(template).render(
+    return template().render(
         date=max(str(fact.get("date", ""))[:10] for fact in facts),
         encoders=[
             {
                 "result": result,
                 "charts": charts(result["rows"]),
+                "disturbance": disturbance(result["rows"]),
                 "histogram": histogram(result["workload"]) if "workload" in result else None,
             }
             for result in encoders
@@ -75,6 +77,16 @@ def render(*results: Result) -> str:
         sections=sections,
         raw=[json.dumps(result, indent=1) for result in results],
     )
+
+
+@cache
+def template() -> jinja2.Template:
+    text = files("clinattn").joinpath("templates/report.html.j2").read_text(encoding="utf-8")
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["short"] = short
+    return environment.from_string(text)
 
 
 def short(value: Any) -> str:
@@ -129,7 +141,7 @@ def bar_chart(
         low, high = spread[i] if spread else (value, value)
         bars.append(
             {
-                "variant": row["variant"],
+                "color": bar_color(row["variant"]),
                 "label": row["label"],
                 "text": text.format(value),
                 "y": i * ROW_HEIGHT,
@@ -146,6 +158,11 @@ def bar_chart(
         "width": CHART_WIDTH,
         "height": ROW_HEIGHT * len(rows),
     }
+
+
+def bar_color(variant: str) -> str:
+    """The name of the page's colour for a way; a name from a file is none."""
+    return variant if variant in WAYS else f"line{COLORS - 1}"
 
 
 def histogram(workload: dict[str, Any]) -> dict[str, Any]:

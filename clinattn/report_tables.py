@@ -13,6 +13,9 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
+from clinattn.other_work import disturbance
+from clinattn.report_shapes import kind_of
+
 MEBIBYTE = 1 << 20
 WIDTH, HEIGHT = 360, 200  # of a chart; a phone's width
 LEFT, RIGHT, TOP, BOTTOM = 52, 10, 8, 22
@@ -43,20 +46,19 @@ class Section:
     tables: list[Table]
     charts: list[Record] = field(default_factory=list)
     interrupted: bool = False
+    disturbance: str | None = None
 
 
 def section(result: Record) -> Section | None:
     """What to show of a result; None for one of no known kind."""
-    if "benchmarks" in result and "machine_info" in result:
-        return suites(result)
-    rows = result.get("rows")
-    if result.get("kind") == "compare":
-        return compared(result)
-    if result.get("kind") == "against_transformers":
-        return encoders(result)
-    if isinstance(rows, list) and rows and {"ours_s", "torch_s", "case"} <= rows[0].keys():
-        return kernels(result)
-    return None
+    sections = {
+        "suites": suites,
+        "compare": compared,
+        "against_transformers": encoders,
+        "kernels": kernels,
+    }
+    kind = kind_of(result)
+    return sections[kind](result) if kind in sections else None
 
 
 def kernels(result: Record) -> Section:
@@ -68,14 +70,14 @@ def kernels(result: Record) -> Section:
          "torch % of peak", "peak GFLOP/s"),
         [
             (r["case"], r["dtype"], r["passes"], f"{r['ours_ms']:.2f}", f"{r['torch_ms']:.2f}",
-             f"{r['ratio']:.2f}", percent(r["ours_of_peak"]), percent(r["torch_of_peak"]),
-             f"{r['peak'] / 1e9:,.0f} ({r['peak_loop']})")
+             marked(f"{r['ratio']:.2f}", r), percent(r["ours_of_peak"]),
+             percent(r["torch_of_peak"]), f"{r['peak'] / 1e9:,.0f} ({r['peak_loop']})")
             for r in rows
         ],
     )  # fmt: skip
     by_case: dict[str, Points] = {}
     for row in rows:
-        found = re.fullmatch(r"(\w+) N(\d+) D(\d+)", row["case"])
+        found = re.fullmatch(r"(\w+) N([1-9]\d{,8}) D(\d+)", row["case"])
         if found is None:
             continue
         mask, length, dim = found[1], int(found[2]), found[3]
@@ -90,6 +92,7 @@ def kernels(result: Record) -> Section:
         [table],
         [chart for chart in charts if chart],
         bool(result.get("interrupted")),
+        disturbance(rows),
     )
 
 
@@ -97,7 +100,7 @@ def compared(result: Record) -> Section:
     """bench/compare.py: a base revision and the tree beside it."""
     rows = [
         (r["case"], r["dtype"], r["passes"], f"{1e3 * median(r['base_s']):.3f}",
-         f"{1e3 * median(r['here_s']):.3f}", f"{r['ratio']:.2f}")
+         f"{1e3 * median(r['here_s']):.3f}", marked(f"{r['ratio']:.2f}", r))
         for r in result["rows"]
     ]  # fmt: skip
     header = ("case", "dtype", "pass", "base ms", "this tree ms", "base / this tree")
@@ -107,6 +110,7 @@ def compared(result: Record) -> Section:
         facts_in(result["here"]),
         [Table("By case and pass", header, rows)],
         interrupted=bool(result.get("interrupted")),
+        disturbance=disturbance(result["rows"]),
     )
 
 
@@ -115,12 +119,17 @@ def encoders(result: Record) -> Section:
     rows = [
         (r["preset"], r["dtype"], f"{r['inputs']}, up to {r['longest']:,}", str(r["layers"]),
          percent(r["padding"]), f"{r['tokens_per_s']['transformers']:,.0f}",
-         f"{r['tokens_per_s']['clinattn']:,.0f}", f"{r['ratio']:.2f}")
+         f"{r['tokens_per_s']['clinattn']:,.0f}", marked(f"{r['ratio']:.2f}", r))
         for r in result["rows"]
     ]  # fmt: skip
     header = ("preset", "dtype", "batch", "layers", "padding", "theirs", "ours", "times as fast")
     title = "Encoders against transformers with SDPA"
-    return Section(title, facts_in(result["environment"]), [Table("Tokens/s", header, rows)])
+    return Section(
+        title,
+        facts_in(result["environment"]),
+        [Table("Tokens/s", header, rows)],
+        disturbance=disturbance(result["rows"]),
+    )
 
 
 def suites(result: Record) -> Section:
@@ -158,13 +167,24 @@ def suites(result: Record) -> Section:
         tables.append(Table("Start of a program", ("program", "part", "ms"), starts))
     charts = [line_chart(title, points) for title, points in (memory | speed).items()]
     facts = result["machine_info"].get("clinattn", {}) | {"date": result["datetime"][:19]}
-    return Section("Suites of bench/", facts_in(facts), tables, [c for c in charts if c])
+    return Section(
+        "Suites of bench/",
+        facts_in(facts),
+        tables,
+        [c for c in charts if c],
+        disturbance=disturbance([benchmark["extra_info"] for benchmark in result["benchmarks"]]),
+    )
+
+
+def marked(text: str, row: Record) -> str:
+    """With a star where other work ran beside the measurement."""
+    return text + "*" * bool(row.get("disturbed"))
 
 
 def linear_row(extra: Record) -> tuple[str, ...]:
     rate, ratio, peak = (extra[x] for x in ("gflop_per_s", "ratio_to_peer", "of_peak"))
     share = "" if peak is None else f"{100 * peak:.0f}"
-    return extra["case"], extra["passes"], f"{rate:,.0f}", f"{ratio:.2f}x", share
+    return extra["case"], extra["passes"], marked(f"{rate:,.0f}", extra), f"{ratio:.2f}x", share
 
 
 def speed_row(way: str, extra: Record) -> tuple[str, ...]:
@@ -174,7 +194,7 @@ def speed_row(way: str, extra: Record) -> tuple[str, ...]:
     )
     return (
         way,
-        f"{rate['median']:,.0f}",
+        marked(f"{rate['median']:,.0f}", extra),
         "1" if ratio is None else f"{ratio:.2f}",
         f"{rate['q1']:,.0f} to {rate['q3']:,.0f}",
         "-" if peak is None else percent(peak),

@@ -11,7 +11,9 @@ from torch.autograd import forward_ad
 
 from clinattn import rotary_op  # registers torch.ops.clinattn.rotary
 from clinattn.autograd import Function, op_is_watched
-from clinattn.checks import SERVED_DTYPES, check_backend
+from clinattn.checks import SERVED_DTYPES, check_backend, check_tensor
+from clinattn.scalars import as_flag, as_float, as_int, limits
+from clinattn.timeline import difference
 from clinattn.visibility import concrete
 
 ROTARY = torch.ops.clinattn.rotary.default
@@ -97,8 +99,8 @@ def rotary(
     if cu_seqlens is not None:
         _check_cu_seqlens(cu_seqlens, q)
     rotary_dim = _check_rotary_dim(rotary_dim, q.shape[-1])
-    if not theta > 0:
-        raise ValueError(f"theta: got {theta}, expected a positive number")
+    theta = check_theta("theta", theta, q.dtype)
+    interleaved = as_flag("interleaved", interleaved)
     backend = check_backend(backend)
     steps = steps_of(positions, cu_seqlens if packed else None, q.dtype)
     frequencies = frequencies_of(theta, rotary_dim, q.device, q.dtype)
@@ -114,7 +116,7 @@ class Angles(NamedTuple):
 
 def steps_of(positions: Tensor, cu_seqlens: Tensor | None, dtype: torch.dtype) -> Tensor:
     """Checked positions from the origin of their sequence, in fp32, or fp64 where dtype is."""
-    return (positions - _origin(positions, cu_seqlens)).to(_of_angles(dtype))
+    return difference(positions, _origin(positions, cu_seqlens), _of_angles(dtype))
 
 
 def frequencies_of(
@@ -155,13 +157,14 @@ def _origin(positions: Tensor, cu_seqlens: Tensor | None) -> Tensor:
         token = torch.arange(total, device=positions.device, dtype=torch.int32)
         sequence = torch.searchsorted(cu_seqlens, token, right=True) - 1
         first = positions[cu_seqlens[sequence].clamp(0, total - 1)]
-    return first if first.is_floating_point() else first.where(first.abs() >= INDICES, 0)
+    if first.is_floating_point():
+        return first
+    return first.where((first >= INDICES) | (first <= -INDICES), 0)
 
 
 def _check_q_and_k(q: Any, k: Any) -> None:
-    for name, x in (("q", q), ("k", k)):
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{name}: got {type(x).__name__}, expected a torch.Tensor")
+    check_tensor("q", q)
+    check_tensor("k", k)
     if q.dtype not in SERVED_DTYPES:
         raise TypeError(f"q: got {q.dtype}, expected one of {', '.join(map(str, SERVED_DTYPES))}")
     if k.dtype != q.dtype:
@@ -183,8 +186,7 @@ def check_positions(
     positions: Any, shapes: Iterable[tuple[int, ...]], device: torch.device
 ) -> None:
     """Positions have one of these shapes, a dtype that is served, and ask for no gradient."""
-    if not isinstance(positions, Tensor):
-        raise TypeError(f"positions: got {type(positions).__name__}, expected a torch.Tensor")
+    check_tensor("positions", positions)
     if positions.dtype not in POSITION_DTYPES:
         served = ", ".join(map(str, POSITION_DTYPES))
         raise TypeError(f"positions: got {positions.dtype}, expected one of {served}")
@@ -199,9 +201,19 @@ def check_positions(
         )
 
 
-def _check_rotary_dim(rotary_dim: int | None, head_dim: int) -> int:
-    if rotary_dim is None:
-        rotary_dim = head_dim
+def check_theta(name: str, theta: Any, dtype: torch.dtype) -> float:
+    """A base whose powers down to theta ** -1 are numbers in the precision of the angles."""
+    theta, angles = as_float(name, theta), limits(dtype)
+    if not angles.tiny <= theta <= angles.max:
+        raise ValueError(
+            f"{name}: got {theta}, expected a positive number from {angles.tiny:.4g} to "
+            f"{angles.max:.4g}"
+        )
+    return theta
+
+
+def _check_rotary_dim(rotary_dim: Any, head_dim: int) -> int:
+    rotary_dim = head_dim if rotary_dim is None else as_int("rotary_dim", rotary_dim)
     if not 2 <= rotary_dim <= head_dim or rotary_dim % 2:
         raise ValueError(
             f"rotary_dim: got {rotary_dim}, expected an even number from 2 to head_dim, {head_dim}"
@@ -210,8 +222,7 @@ def _check_rotary_dim(rotary_dim: int | None, head_dim: int) -> int:
 
 
 def _check_cu_seqlens(cu_seqlens: Any, q: Tensor) -> None:
-    if not isinstance(cu_seqlens, Tensor):
-        raise TypeError(f"cu_seqlens: got {type(cu_seqlens).__name__}, expected a torch.Tensor")
+    check_tensor("cu_seqlens", cu_seqlens)
     if q.dim() == 4:
         raise ValueError("cu_seqlens: got one for q (B, H, N, D), expected packed q (T, H, D)")
     if cu_seqlens.dtype != torch.int32:

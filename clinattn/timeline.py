@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+LOW = 2**32 - 1  # the lower half of an int64
+
 
 class Rows(NamedTuple):
     """int64 tensors in the shape of the tokens, (B, N) or (T,); all but sequence flat positions."""
@@ -52,11 +54,17 @@ def shifted_times(times: Tensor, rows: Rows, origin: Tensor, dtype: torch.dtype)
     """times less the time at the flat position `origin`, subtracted as they are, 0 in padding."""
     if times.numel() == 0:
         return times.to(dtype)
-    if not times.is_floating_point():
-        times = times.long()
     flat = times.flatten()
-    since = (times - flat[origin.clamp(0, flat.shape[0] - 1)]).to(dtype)
+    since = difference(times, flat[origin.clamp(0, flat.shape[0] - 1)], dtype)
     return torch.where(rows.valid, since, 0)
+
+
+def difference(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """a - b in dtype: floating numbers subtracted in their own, int64 without a wrap at 2^63."""
+    if a.is_floating_point():
+        return (a - b).to(dtype)
+    high, low = (a >> 32) - (b >> 32), (a & LOW) - (b & LOW)
+    return torch.add(low.double(), high.double(), alpha=2.0**32).to(dtype)
 
 
 def window_intervals(since: Tensor, rows: Rows, window: float) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 // One product of fp32 matrices as plain data. No torch.
 #pragma once
 
+#include <stddef.h>
 #include <stdint.h>
 
 namespace clinattn {

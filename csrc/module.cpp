@@ -18,6 +18,9 @@
 
 namespace {
 
+// Python reads it in the file, before loading: a module for another torch may not even load.
+[[gnu::used]] constexpr char kBuiltFor[] = "clinattn built for torch " TORCH_VERSION;
+
 std::map<std::string, std::string> build_info() {
   return {
 #ifdef __VERSION__
@@ -31,6 +34,9 @@ std::map<std::string, std::string> build_info() {
 #endif
 #ifdef CLINATTN_HAVE_AVX512
        " avx512"
+#endif
+#ifdef CLINATTN_HAVE_AMX
+       " amx"
 #endif
       },
 #ifdef CLINATTN_HAVE_CUDA

@@ -1,5 +1,7 @@
 """torch.func, double backward, saved tensors: the Functions around the ops."""
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -146,6 +148,25 @@ def test_vmap_of_vmap(backend):
     q, k, v = (torch.randn(2, 3, 2, 2, 9, 8) for _ in range(3))
     o = vmap(vmap(lambda q, k, v: fused_attention(q, k, v, backend=backend)))(q, k, v)
     torch.testing.assert_close(o, F.scaled_dot_product_attention(q, k, v))
+
+
+class WithoutPython:
+    """Function.apply as torch 2.14 and later have it: a call with no Python function inside."""
+
+    def __init__(self, apply):
+        self.apply = apply
+
+    def __get__(self, instance, owner):
+        return functools.partial(self.apply.__get__(instance, owner))
+
+
+def test_transforms_take_any_kind_of_apply(monkeypatch, backend):
+    own = vars(torch.autograd.Function)["apply"]
+    monkeypatch.setattr(torch.autograd.Function, "apply", WithoutPython(own))
+    q, k, v = (torch.randn(3, 1, 2, 5, 8) for _ in range(3))
+    loss = lambda q, k, v: fused_attention(q, k, v, backend=backend).square().sum()
+    dq = vmap(grad(loss))(q, k, v)
+    assert dq.shape == q.shape
 
 
 def test_vmap_of_the_packed_layout_is_refused(backend):

@@ -15,6 +15,7 @@ from support import BACKENDS, backends_module
 import clinattn
 from clinattn import fused_attention
 
+ROOT = Path(__file__).resolve().parent.parent
 Q = torch.randn(1, 2, 5, 8)
 
 
@@ -54,6 +55,42 @@ def test_every_backend_is_listed():
     if torch.version.cuda is None:
         assert not status["cuda"]
         assert f"cuda       not usable: torch {torch.__version__} is built without CUDA; " in text
+
+
+UNDER_ANOTHER_TORCH = """
+import torch
+torch.__version__ = "2.99.1+cpu"
+import clinattn
+from clinattn.environment import compiled_module
+q = torch.randn(1, 2, 5, 8)
+try:
+    clinattn.fused_attention(q, q, q, backend="cpu")
+except RuntimeError as error:
+    print(error)
+registered = torch._C._dispatch_has_kernel_for_dispatch_key("clinattn::cpu_forward", "CPU")
+print(clinattn.backends()["cpu"], compiled_module(), registered)
+"""
+
+
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="the compiled backend is not built here")
+def test_a_module_built_for_another_torch_is_not_loaded(tmp_path):
+    command = [sys.executable, "-c", UNDER_ANOTHER_TORCH]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    release = re.match(r"[\d.]+", torch.__version__)[0]
+    why = f"was built for torch {release}, and torch 2.99.1+cpu is running; with a C++ compiler"
+    refused, said = done.stdout.splitlines()
+    assert f"backend 'cpu' cannot be used: the compiled module clinattn._C {why}" in refused
+    assert why in said and said.endswith("None False"), done.stderr
+
+
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="the compiled backend is not built here")
+def test_the_module_names_all_it_was_built_with():
+    info = importlib.import_module("clinattn._C").build_info()
+    assert info["torch"] == re.match(r"[\d.]+", torch.__version__)[0]
+    usable = importlib.import_module("clinattn._C").instruction_sets()
+    assert set(usable) <= set(info["instruction_sets"].split())
+    units = {path.stem.removeprefix("isa_") for path in ROOT.glob("csrc/cpu/isa_*.cpp")}
+    assert set(info["instruction_sets"].split()) <= units
 
 
 def test_cpu_tensors_get_the_compiled_backend(fresh):

@@ -54,7 +54,7 @@ def git(tmp_path):
     (folder / "clinattn").mkdir(parents=True)
     (folder / "bench").mkdir()
     (folder / "csrc").mkdir()
-    for name in ("compare.py", "base_tree.py"):
+    for name in ("compare.py", "base_tree.py", "rows_file.py"):
         shutil.copy(BENCH / name, folder / "bench")
     (folder / ".gitignore").write_text("*.so\n__pycache__/\n")
     for name in ("csrc/module.cpp", "clinattn/__init__.py"):
@@ -191,11 +191,12 @@ def test_sides_take_turns_and_the_first_round_is_dropped(compare):
 
         def ask(self, what, way):
             order.append(self.name)
-            return {"seconds": float(len(order))}
+            return {"seconds": float(len(order)), "process": 0.5}
 
-    base_s, here_s = compare.in_turns(Side("base"), Side("here"), "", 3)
+    base_s, here_s, spent = compare.in_turns(Side("base"), Side("here"), "", 3)
     assert order == ["here", "base", "base", "here"] * 2
     assert (base_s, here_s) == ([3, 6, 7], [4, 5, 8])
+    assert len(spent) == 6 and all(one.process > 0.5 for one in spent)
 
 
 def test_a_ratio_above_one_is_this_tree_faster(compare):

@@ -9,7 +9,14 @@ import torch
 from encoders import BERT, LENGTHS, LONGFORMER, MODERN, cu_seqlens, make_batch, pack, seeded
 from encoders import with_sdpa as on_sdpa
 
-from clinattn.encoder import Encoder, EncoderConfig, patches
+from clinattn.encoder import (
+    CausalLanguageModel,
+    Encoder,
+    EncoderConfig,
+    MaskedLanguageModel,
+    SequenceClassifier,
+    patches,
+)
 
 REAL = torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]
 
@@ -234,3 +241,60 @@ def test_bad_inputs_are_named(config, inputs, words, error, message):
 def test_bad_shapes_are_named(change, message):
     with pytest.raises(ValueError, match=message):
         replace(MODERN, **change)
+
+
+SMALL = replace(BERT, vocab_size=20, max_positions=32, token_types=2, num_layers=1, windows=())
+OUT_OF_TABLES = {
+    "id": ({"inputs": (2, 20)}, "input_ids: got values from 1 to 20, expected 0 to 19"),
+    "negative id": ({"inputs": (0, -1)}, "input_ids: got values from -1 to 1"),
+    "position": ({"positions": (1, 32)}, "positions: got values from 0 to 32, expected 0 to 31"),
+    "token type": ({"token_types": (3, 2)}, r"token_types: got values .* \(token_types=2\)"),
+}
+
+
+@pytest.mark.parametrize("wrong, message", OUT_OF_TABLES.values(), ids=list(OUT_OF_TABLES))
+def test_indices_beyond_a_table_are_named_unless_they_are_dropped(wrong, message):
+    model = seeded(Encoder, SMALL)
+    words = {
+        "inputs": torch.ones(2, 4, dtype=torch.long),
+        "positions": torch.arange(4).repeat(2, 1),
+        "token_types": torch.zeros(2, 4, dtype=torch.long),
+    }
+    ((name, (column, value)),) = wrong.items()
+    words[name][1, column] = value
+    with pytest.raises(ValueError, match=message):
+        model(**words)
+    model(**words, lengths=torch.tensor([4, column]))  # it is padding now
+
+
+LABELS = {
+    "masked": (MaskedLanguageModel, {}, (2, 20), "labels: got 20, expected 0 to 19, or -100"),
+    "negative": (MaskedLanguageModel, {}, (2, -1), "labels: got -1, expected 0 to 19"),
+    "causal": (CausalLanguageModel, {"causal": True}, (2, 20), "labels: got 20"),
+}
+
+
+@pytest.mark.parametrize("head, changed, wrong, message", LABELS.values(), ids=list(LABELS))
+def test_labels_beyond_the_vocabulary_are_named_before_any_work(
+    head, changed, wrong, message, monkeypatch
+):
+    model = seeded(head, replace(SMALL, **changed))
+    ids = torch.ones(2, 4, dtype=torch.long)
+    labels = ids.clone()
+    labels[1, wrong[0]] = wrong[1]
+    assert model(ids, labels=labels, lengths=torch.tensor([4, wrong[0]])).loss.isfinite()
+    monkeypatch.setattr(Encoder, "encode", None)
+    with pytest.raises(ValueError, match=message):
+        model(ids, labels=labels)
+    with pytest.raises(ValueError, match=r"labels has shape \(2, 3\): expected \(2, 4\)"):
+        model(ids, labels=ids[:, 1:])
+
+
+def test_classes_beyond_those_of_a_classifier_are_named():
+    model = seeded(lambda config: SequenceClassifier(config, 3), SMALL)
+    ids = torch.ones(2, 4, dtype=torch.long)
+    assert model(ids, labels=torch.tensor([2, -100])).loss.isfinite()
+    with pytest.raises(ValueError, match="labels: got 3, expected 0 to 2, or -100 for none"):
+        model(ids, labels=torch.tensor([0, 3]))
+    with pytest.raises(ValueError, match="labels: got floating values beyond 0 to 1"):
+        model(ids, labels=torch.full((2, 3), 1.5))

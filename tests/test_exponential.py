@@ -47,7 +47,7 @@ def build(tmp_path_factory):
         if not setup["accepts"](setup["ISA_FLAGS"][name]):
             pytest.skip(f"{compiler[0]} does not know {name}")
         program = tmp_path_factory.mktemp(name) / "exponential"
-        flags = [*setup["ISA_COMMON_FLAGS"], *setup["ISA_FLAGS"][name], "-Wno-unused-function"]
+        flags = [*setup["isa_common_flags"](), *setup["ISA_FLAGS"][name], "-Wno-unused-function"]
         source = ROOT / "tests/csrc/exponential.cpp"
         command = [*compiler, *flags, f"-I{ROOT / 'csrc'}", str(source), "-o", str(program)]
         built = subprocess.run(command, capture_output=True, text=True)

@@ -111,3 +111,34 @@ def test_cache_rotary(rotary_dim, interleaved, causal):
         for actual, (truth, naive) in zip((k_cache[row, n : n + 3], o[row]), pairs, strict=True):
             assert_close("rotary", actual, truth, naive)
         assert torch.equal(v_cache[row, n : n + 3], v[row])
+
+
+@pytest.mark.parametrize("new, n_queries", [(1, 4), (3, 5)])
+@pytest.mark.parametrize("words", [CAUSAL, {"window_size": torch.tensor([3, 1])}, {}])
+def test_tables_of_the_length_of_the_cache(words, new, n_queries):
+    """More queries than new keys: the table has a row for each place there is."""
+    q, k, v = (draw(2, n, h, 16, seed=n) for n, h in ((n_queries, 4), (new, 2), (new, 2)))
+    angles, lengths = draw(10, 4, seed=5), torch.tensor([10 - n_queries, 1], dtype=torch.int32)
+    results = []
+    for rows in (10, 14):
+        caches = [draw(2, 10, 2, 16, seed=at) for at in (3, 4)]
+        table = torch.cat((angles, torch.full((rows - 10, 4), float("nan"))))
+        o = fa.flash_attn_with_kvcache(
+            q, *caches, k, v, table.cos(), table.sin(), lengths, **words
+        )  # fmt: skip
+        results.append((o, *caches))
+    assert all(map(torch.equal, *results)) and results[0][0].isfinite().all()
+
+
+def test_a_table_too_short_for_the_queries_is_refused_before_the_cache_is_written():
+    q, k, v = (draw(2, n, h, 16, seed=n) for n, h in ((4, 4), (1, 2), (1, 2)))
+    caches = cache_of(2, 10)
+    table, lengths = draw(10, 4), torch.tensor([7, 1], dtype=torch.int32)
+    call = (q, *caches, k, v, table, table, lengths)
+    with pytest.raises(ValueError, match="got 10 positions, expected at least 11 for 4 queries"):
+        fa.flash_attn_with_kvcache(*call, **CAUSAL)
+    with pytest.raises(ValueError, match="softmax_scale: got nan"):
+        fa.flash_attn_with_kvcache(*call, softmax_scale=float("nan"))
+    with pytest.raises(ValueError, match="alibi_slopes: got shape"):
+        fa.flash_attn_with_kvcache(*call, alibi_slopes=torch.ones(3))
+    assert all(x.isnan().all() for x in caches)

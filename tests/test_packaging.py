@@ -111,6 +111,44 @@ def test_a_failed_build_is_an_error_only_when_forced(tree, force):
     assert not list(tree.glob("clinattn/_C.*"))
 
 
+BROKEN_COMPILER = """#!/bin/sh
+case "$*" in *isa_*.cpp*) echo "this compiler is broken" >&2; exit 3;; esac
+exec c++ "$@"
+"""
+
+
+@pytest.fixture
+def make(tree, tmp_path):
+    """`make setup` in the tree, in an environment that is complete but for the extension."""
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    shutil.copy(ROOT / "Makefile", tree)
+    python = tmp_path / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    for name in (".made", ".torch", ".installed"):
+        (tmp_path / "venv" / name).write_text("torch\n")
+    broken = tmp_path / "broken++"
+    broken.write_text(BROKEN_COMPILER)
+    broken.chmod(0o755)
+    command = ["make", "setup", "TORCH=torch", f"VENV={tmp_path / 'venv'}"]
+    return lambda **settings: run(*command, cwd=tree, check=False, CXX=str(broken), **settings)
+
+
+def test_make_stops_where_the_build_fails(make, tree):
+    older = tree / "clinattn" / "_C.older.so"
+    older.touch()
+    done = make()
+    assert done.returncode, done.stdout
+    assert "this compiler is broken" in done.stdout + done.stderr
+    assert "CLINATTN_SKIP_EXT=1 goes on without it, on the slow reference" in done.stderr
+    assert not older.exists(), done.stderr
+    done = make(CLINATTN_SKIP_EXT="1")
+    assert not done.returncode, done.stderr
+    assert make().returncode, "the extension was left out, not built"
+
+
 @pytest.fixture
 def build_script(monkeypatch):
     """setup.py as a module, on a machine with a CUDA build of torch, nvcc 13.0 and no card."""
@@ -227,7 +265,8 @@ def test_the_examples_of_the_readme_run(tmp_path):
 @pytest.mark.skipif(shutil.which("nm") is None, reason="nm (binutils) is not installed")
 def test_an_instruction_set_unit_shares_no_code_with_another():
     """A shared inline function compiled with AVX-512 could be linked in on a machine without it."""
-    objects = list(ROOT.glob("build/*/isa/isa_*.o"))
+    folders = ("build", "build/compilers/*/build")
+    objects = [path for folder in folders for path in ROOT.glob(f"{folder}/*/isa/isa_*.o")]
     if not objects:
         pytest.skip("the compiled backend is not built here")
     for path in objects:

@@ -92,6 +92,14 @@ KEYWORDS = {
 }  # fmt: skip
 
 
+def in_one_mask(keywords):
+    """The same call for torch's own function, which from 2.14 on refuses a mask with is_causal."""
+    if not ("attn_mask" in keywords and "is_causal" in keywords):
+        return keywords
+    mask = keywords["attn_mask"]
+    return keywords | {"attn_mask": mask.tril(), "is_causal": False}
+
+
 @both_ways
 @pytest.mark.parametrize(
     "dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str
@@ -109,7 +117,7 @@ def test_bits_are_those_of_fused_attention(words, dtype, way):
         for attention in (F.scaled_dot_product_attention, imported_early):
             assert same(results(attention, inputs, **keywords), expected)
     if "dropout_p" not in keywords:
-        theirs = results(F.scaled_dot_product_attention, inputs, **keywords)
+        theirs = results(F.scaled_dot_product_attention, inputs, **in_one_mask(keywords))
         assert not same(theirs, expected) or words == "hidden rows"
         tolerance = {} if dtype.itemsize > 2 else {"rtol": 0.05, "atol": 0.05}
         torch.testing.assert_close(theirs, expected, **tolerance)
@@ -331,6 +339,54 @@ def test_attention_weights_are_torchs(way):
     expected = module(x, x, x)
     with way():
         assert all(map(torch.equal, module(x, x, x), expected))
+
+
+def nested(layout, **words):
+    parts = [torch.randn(n, 24) for n in (5, 1, 9)]
+    return torch.nested.nested_tensor(parts, layout=layout, **words)
+
+
+@both_ways
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged], ids=["strided", "jagged"])
+@pytest.mark.parametrize("kind", ["attention", "encoder"])
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_inputs_of_modules(kind, layout, training, way):
+    """They are sequences, each of which is served alone, with gradients."""
+    layer = nn.TransformerEncoderLayer(24, 2, 32, 0.0, batch_first=True)
+    model = nn.TransformerEncoder(layer, 2) if kind == "encoder" else layer.self_attn
+    model.train(training)
+    call = model if kind == "encoder" else lambda x: model(x, x, x, need_weights=False)[0]
+    x = nested(layout, requires_grad=True)
+    with way():
+        o = call(x)
+        expected = [call(part[None].detach())[0] for part in x.unbind()]
+    assert o.is_nested and o.layout == layout
+    for part, other in zip(o.unbind(), expected, strict=True):
+        torch.testing.assert_close(part, other)
+    sum(part.sum() for part in o.unbind()).backward()
+    assert x.grad.is_nested and all(p.grad is not None for p in model.parameters())
+
+
+@both_ways
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_inputs_that_are_torchs(way):
+    """Weights, a large head and other switches: its fused path, as without clinattn."""
+    small, large = (nn.MultiheadAttention(n, 2, batch_first=True).eval() for n in (24, 600))
+    x, wide = nested(torch.strided), torch.nested.nested_tensor([torch.randn(3, 600)])
+    fast, forward = torch.backends.mha.get_fastpath_enabled(), nn.MultiheadAttention.forward
+    for module, inputs, words, switch in (
+        (small, x, {}, nullcontext()),
+        (large, wide, {"need_weights": False}, nullcontext()),
+        (small, x, {"need_weights": False}, sdpa_kernel(SDPBackend.MATH)),
+    ):
+        expected = module(inputs, inputs, inputs, **words)[0]
+        with way(), switch:
+            actual = module(inputs, inputs, inputs, **words)[0]
+        assert all(map(torch.equal, actual.unbind(), expected.unbind()))
+    assert torch.backends.mha.get_fastpath_enabled() == fast
+    assert nn.MultiheadAttention.forward is forward
 
 
 @both_ways

@@ -5,8 +5,6 @@ from types import SimpleNamespace
 import torch
 from transformers import masking_utils
 
-from clinattn.integrations.transformers_masks import pattern_of
-
 WINDOW = 5
 CAUSAL = masking_utils.causal_mask_function
 BIDIRECTIONAL = masking_utils.bidirectional_mask_function
@@ -19,7 +17,11 @@ RIGHT = torch.arange(13) < torch.tensor([[9], [13]])
 
 
 def packed(function):
-    return masking_utils.packed_sequence_compatibility_function(function, POSITIONS, DOCUMENTS)
+    """As create_causal_mask joins the parts, in the order of the release."""
+    same = masking_utils.packed_sequence_mask_function(DOCUMENTS)
+    within = masking_utils.remap_positions_for_packed_sequence(function, POSITIONS)
+    earlier = hasattr(masking_utils, "packed_sequence_compatibility_function")
+    return masking_utils.and_masks(*((same, within) if earlier else (within, same)))
 
 
 SLIDING = masking_utils.sliding_window_causal_mask_function(WINDOW)
@@ -49,23 +51,3 @@ LENGTHS = {"square": (13, 13, 0, 0), "cached": (4, 13, 9, 0), "sliding-cache": (
 
 def config(**words):
     return SimpleNamespace(sliding_window=WINDOW, **words)
-
-
-def materialised(mask, q_length):
-    """A mask as (B, 1, Nq, Nk), with its pattern."""
-    pattern = pattern_of(mask)
-    if pattern is None:
-        return mask
-    q, k = torch.arange(q_length)[:, None], torch.arange(mask.shape[-1])
-    ahead = k - (q + pattern.offset)
-    visible = torch.ones_like(ahead, dtype=torch.bool)
-    if pattern.left is not None:
-        visible &= ahead >= -pattern.left
-    if pattern.right is not None:
-        visible &= ahead <= pattern.right
-    if pattern.segment_ids is not None:
-        ids = pattern.segment_ids
-        visible = visible & (ids[:, None, :, None] == ids[:, None, None, :])
-    return mask & visible
-
-

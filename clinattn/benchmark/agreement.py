@@ -73,7 +73,7 @@ def check_agreement(
     the same dtype, plus two rounding units of the largest entry; a loss is a mean of logits'
     log-likelihoods, each off by at most twice the largest logit error. Raises Disagreement.
     """
-    exact = Runner(copy.deepcopy(runner.model).double(), runner.device)
+    exact = Runner(copy.deepcopy(runner.model).double(), runner.device, runner.until)
     with warnings.catch_warnings():  # on a GPU, fp64 has no other backend than the reference
         warnings.filterwarnings("ignore", "clinattn falls back", RuntimeWarning)
         truth = evaluate(exact, VARIANTS[0], examples, batch_size)

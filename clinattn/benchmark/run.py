@@ -16,11 +16,12 @@ import torch
 from clinattn.backends import implementation
 from clinattn.encoder import EncoderConfig, MaskedLanguageModel
 from clinattn.environment import environment
+from clinattn.other_work import Spent, here
 
 from .agreement import check_agreement
 from .measure import peak_memory, quartiles
 from .summary import describe, speedups
-from .variants import MODES, VARIANTS, Runner, Variant, padded_length
+from .variants import MODES, VARIANTS, Runner, TimeOver, Variant, padded_length
 from .workload import Example, Workload, meds_workload, profile_workload, shortened
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -36,7 +37,10 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Settings:
-    """What to run. sequences, batch_size and rounds of None follow from budget_s seconds."""
+    """What to run. sequences, batch_size and rounds of None follow from budget_s seconds.
+
+    budget_s is a deadline: what has been measured by then is the result.
+    """
 
     meds_dir: str | Path | None = None
     profile: str = "ehr_icu"
@@ -78,37 +82,50 @@ class Settings:
 
 @dataclass
 class Benchmark:
-    """The state of one run; result() at any time says what has been measured so far."""
+    """The state of one run; result() at any time says what has been measured so far.
+
+    say: gets a line for each measurement.
+    """
 
     settings: Settings
     progress: Progress = lambda message, done, total: None
+    say: Callable[[str], None] = lambda line: None
     workload: Workload | None = None
     agreement: dict[str, Any] = field(default_factory=dict)
     lengths: list[int] = field(default_factory=list)
     batch_size: int = 0
-    seconds: dict[tuple[str, str], list[float]] = field(default_factory=lambda: defaultdict(list))
+    spent: dict[tuple[str, str], list[Spent]] = field(default_factory=lambda: defaultdict(list))
     memory: dict[tuple[str, str], int | None] = field(default_factory=dict)
     too_large: list[tuple[str, Variant]] = field(default_factory=list)
     interrupted: bool = False
+    time_over: bool = False
 
     def run(self) -> dict[str, Any]:
-        """All of it. Ctrl-C ends it early, and the result says so.
+        """All of it. Ctrl-C ends it early, as the deadline does, and the result says so.
 
         Raises MedsError, ValueError or Disagreement before anything is timed.
         """
-        started = time.perf_counter()
+        self.until = time.perf_counter() + self.settings.budget_s
         try:
             self._prepare()
-            self._plan(started + self.settings.budget_s - time.perf_counter())
+            self._plan()
             self._warm_up()
-            self._rounds(started + self.settings.budget_s)
+            self._rounds()
         except KeyboardInterrupt:
             self.interrupted = True
+        except TimeOver:
+            self.time_over = True
         return self.result()
+
+    def _begin(self, message: str, done: int, total: int) -> None:
+        """Raises TimeOver where there is no time for what is to begin."""
+        if time.perf_counter() > self.until:
+            raise TimeOver
+        self.progress(message, done, total)
 
     def _prepare(self) -> None:
         s = self.settings
-        self.progress("reading sequences", 0, 1)
+        self._begin("reading sequences", 0, 1)
         if s.threads is not None:
             torch.set_num_threads(s.threads)
         torch.manual_seed(s.seed)
@@ -120,10 +137,10 @@ class Benchmark:
             self.workload = profile_workload(s.profile, s.max_tokens, config.vocab_size, s.seed)
         device = torch.device(s.device)
         model = MaskedLanguageModel(config).to(device, DTYPES[s.dtype])
-        self.runner = Runner(model, device)
+        self.runner = Runner(model, device, self.until)
         self.config = config
 
-        self.progress("checking that all four agree", 0, 1)
+        self._begin("checking that all four agree", 0, 1)
         indices = self.workload.sample(min(CHECK_SEQUENCES, len(self.workload.lengths)), s.seed)
         examples = shortened([self.workload.example(i, s.seed) for i in indices], CHECK_TOKENS)
         self.agreement = {
@@ -132,13 +149,12 @@ class Benchmark:
             "errors": check_agreement(self.runner, examples, batch_size=2),
         }
 
-    def _plan(self, seconds_left: float) -> None:
+    def _plan(self) -> None:
         """Choose how many sequences to run from the time that one takes."""
         assert self.workload is not None
         s, lengths = self.settings, self.workload.lengths
-        started = time.perf_counter()
         rates = self._seconds_per_token()
-        seconds_left -= time.perf_counter() - started
+        seconds_left = self.until - time.perf_counter()
         available = len(lengths)
         counts = [s.sequences] if s.sequences is not None else descending(available, MIN_SEQUENCES)
         for count in counts:
@@ -172,13 +188,14 @@ class Benchmark:
         rates: dict[tuple[str, str], float] = {}
         for mode in self.settings.modes:
             for attention, variant in {v.attention: v for v in VARIANTS}.items():
-                self.progress(f"calibrating: {mode}", len(rates), 2 * len(self.settings.modes))
+                self._begin(f"calibrating: {mode}", len(rates), 2 * len(self.settings.modes))
                 first = batch if on_gpu else shortened(batch, WARM_UP_TOKENS)
                 tokens = variant.computed_tokens(own, list(range(len(own))))
                 rates[mode, attention] = 0.0
                 try:
                     self.runner.seconds(mode, variant, [first])
-                    rates[mode, attention] = self.runner.seconds(mode, variant, [batch]) / tokens
+                    seconds = self.runner.seconds(mode, variant, [batch])
+                    rates[mode, attention] = seconds / tokens
                 except torch.OutOfMemoryError:
                     continue  # the warm-up meets it again, and takes note
         return rates
@@ -209,7 +226,7 @@ class Benchmark:
         """
         cases = self._cases()
         for done, (mode, variant) in enumerate(cases):
-            self.progress(f"memory: {mode}, {variant.label}", done, len(cases))
+            self._begin(f"memory: {mode}, {variant.label}", done, len(cases))
             chosen = self._batches(variant)
             if self.runner.device.type != "cuda":
                 size = functools.partial(variant.computed_tokens, self.lengths)
@@ -225,21 +242,25 @@ class Benchmark:
     def _of(self, batches: list[list[int]]) -> list[list[Example]]:
         return [[self.examples[i] for i in batch] for batch in batches]
 
-    def _rounds(self, deadline: float) -> None:
-        """Rounds in rotated order, so that no way always follows the same one, while time lasts."""
+    def _rounds(self) -> None:
+        """Rounds in rotated order, so that no way always follows the same one, while time lasts.
+
+        One that is cut short counts for the ways that it has measured.
+        """
         cases = self._cases()
         planned = self.settings.rounds or MAX_ROUNDS
         longest = 0.0
         for round_ in range(planned):
             started = time.perf_counter()
-            if self.settings.rounds is None and round_ > 1 and started + longest > deadline:
+            if self.settings.rounds is None and round_ > 1 and started + longest > self.until:
                 break
             shift = round_ % len(cases)
             for done, (mode, variant) in enumerate(cases[shift:] + cases[:shift]):
                 message = f"round {round_ + 1}: {mode}, {variant.label}"
-                self.progress(message, round_ * len(cases) + done, planned * len(cases))
-                seconds = self.runner.seconds(mode, variant, self._of(self._batches(variant)))
-                self.seconds[mode, variant.name].append(seconds)
+                self._begin(message, round_ * len(cases) + done, planned * len(cases))
+                spent = self.runner.spent(mode, variant, self._of(self._batches(variant)))
+                self.spent[mode, variant.name].append(spent)
+                self.say(f"{message}: {sum(self.lengths) / spent.wall:,.0f} tokens/s")
             longest = max(longest, time.perf_counter() - started)
         self.progress("done", 1, 1)
 
@@ -250,6 +271,7 @@ class Benchmark:
         result: dict[str, Any] = {
             "schema": 1,
             "interrupted": self.interrupted,
+            "time_over": self.time_over,
             "environment": facts,
             "settings": asdict(s) | {"meds_dir": None if s.meds_dir is None else "given"},
             "agreement": self.agreement,
@@ -278,7 +300,8 @@ class Benchmark:
         return result
 
     def _row(self, mode: str, variant: Variant) -> dict[str, Any]:
-        seconds = self.seconds[mode, variant.name]
+        spent = self.spent[mode, variant.name]
+        seconds = [one.wall for one in spent]
         batches = self._batches(variant) if self.lengths else []
         real = sum(self.lengths)
         computed = sum(variant.computed_tokens(self.lengths, b) for b in batches)
@@ -288,6 +311,8 @@ class Benchmark:
             "label": variant.label,
             "tokens_per_s": quartiles([real / t for t in seconds]) if seconds else None,
             "seconds": [round(t, 6) for t in seconds],
+            "process_seconds": [round(one.process, 6) for one in spent],
+            **(here(spent, torch.device(self.settings.device)) if spent else {}),
             "rounds": len(seconds),
             "sequences": len(self.lengths),
             "batch_size": self.batch_size,

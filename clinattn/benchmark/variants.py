@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from clinattn.encoder import MaskedLanguageModel
 from clinattn.encoder.heads import IGNORE
+from clinattn.other_work import Spent, Watch
 from clinattn.packing import cu_seqlens_from_lengths
 from clinattn.workloads.vocabulary import PAD
 
@@ -22,6 +24,10 @@ from .workload import Example
 MODES = ("train", "infer")
 # Padded lengths are its multiples. On a GPU, SDPA copies a mask whose rows are not, at every call.
 MULTIPLE = 8
+
+
+class TimeOver(Exception):
+    """The deadline has passed."""
 
 
 def padded_length(longest: int) -> int:
@@ -83,15 +89,21 @@ VARIANTS = (
 
 
 class Runner:
-    """One model and optimizer that every variant runs in turn: same weights, same memory."""
+    """One model and optimizer that every variant runs in turn: same weights, same memory.
 
-    def __init__(self, model: MaskedLanguageModel, device: torch.device):
+    until: of time.perf_counter; a batch that would begin after it raises TimeOver.
+    """
+
+    def __init__(self, model: MaskedLanguageModel, device: torch.device, until: float = math.inf):
         self.model = model
         self.device = device
+        self.until = until
         # a learning rate of 0 keeps the work of a step and the weights of the start
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
 
     def use(self, variant: Variant) -> None:
+        if time.perf_counter() > self.until:
+            raise TimeOver
         encoder = self.model.encoder
         encoder.config = replace(encoder.config, attention=variant.attention)
 
@@ -127,14 +139,18 @@ class Runner:
         else:
             self.infer(variant, examples)
 
-    def seconds(self, mode: str, variant: Variant, batches: list[list[Example]]) -> float:
+    def spent(self, mode: str, variant: Variant, batches: list[list[Example]]) -> Spent:
         """The time of all batches, from the host's side of an idle device to an idle device."""
         synchronize(self.device)
-        started = time.perf_counter()
+        watch = Watch()
         for batch in batches:
             self.run(mode, variant, batch)
         synchronize(self.device)
-        return time.perf_counter() - started
+        return watch.spent()
+
+    def seconds(self, mode: str, variant: Variant, batches: list[list[Example]]) -> float:
+        """Of the clock; see `spent`."""
+        return self.spent(mode, variant, batches).wall
 
     def free(self) -> None:
         """Give up gradients, and on a GPU what the allocator holds free: room after a failure."""

@@ -18,6 +18,9 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from clinattn.files import parse_json, write_text, written_whole
+from clinattn.shapes import TEXT, Named, require
+
 from .config import EncoderConfig
 from .families import Family, family_for, family_of
 
@@ -126,8 +129,9 @@ def save(model: Pretrained, folder: str | os.PathLike[str]) -> None:
     settings["dtype"] = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path / WEIGHTS, metadata={"format": "pt"})
-    (path / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    with written_whole(path / WEIGHTS) as beside:
+        save_file(tensors, beside, metadata={"format": "pt"})
+    write_text(path / "config.json", json.dumps(settings, indent=2) + "\n")
 
 
 def _stored(task: str, state: dict[str, Tensor]) -> list[str]:
@@ -148,11 +152,11 @@ class Checkpoint:
 
     def __init__(self, path: Path, family: Family):
         self.path, self.family = path, family
-        self.open = _safetensors("safetensors").safe_open
+        self.safetensors = _safetensors("safetensors")
         self.files: dict[str, tuple[Path, str]] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         for file, names in self._shards().items():
-            with self.open(file, framework="pt") as tensors:
+            with self._opened(file) as tensors:
                 held = set(tensors.keys())
                 if names - held:
                     raise ValueError(f"{file}: expected the tensors {sorted(names - held)}")
@@ -172,7 +176,9 @@ class Checkpoint:
                 f"{self.path}: expected {WEIGHTS} or {INDEX}{hint if pickled else ''}"
             )
         shards: dict[Path, set[str]] = {}
-        for name, file in _read_json(self.path / INDEX)["weight_map"].items():
+        index = _read_json(self.path / INDEX)
+        require(index, Named({"weight_map": Named({}, others=TEXT)}), str(self.path / INDEX))
+        for name, file in index["weight_map"].items():
             if Path(file).name != file or not (self.path / file).is_file():
                 raise FileNotFoundError(f"{self.path / INDEX}: {file!r} is no file beside it")
             shards.setdefault(self.path / file, set()).add(name)
@@ -226,8 +232,15 @@ class Checkpoint:
 
     def _read(self, plain: str) -> Tensor:
         file, name = self.files[plain]
-        with self.open(file, framework="pt") as tensors:
+        with self._opened(file) as tensors:
             return tensors.get_tensor(name)
+
+    def _opened(self, file: Path) -> Any:
+        """Raises ValueError for a file that is no safetensors, or not all of it."""
+        try:
+            return self.safetensors.safe_open(file, framework="pt")
+        except self.safetensors.SafetensorError as error:
+            raise ValueError(f"{file} is damaged, or no safetensors: {error}") from None
 
 
 def _shortened(names: list[str], most: int = 6) -> str:
@@ -250,7 +263,12 @@ def _num_labels(checkpoint: Checkpoint, given: int | None) -> int:
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    return json.loads(path.read_text())
+    try:
+        found = parse_json(path.read_bytes())
+        require(found, Named({}))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return found
 
 
 def _safetensors(module: str) -> Any:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+
+from clinattn.scalars import FAR, as_flag, as_float, as_int, at_most_far, limits
 
 CHOICES = {
     "norm": ("pre", "post"),
@@ -13,6 +19,9 @@ CHOICES = {
     "classifier": ("norm", "tanh"),
     "attention": ("clinattn", "sdpa"),
 }
+
+
+READ: dict[str, Callable[[str, Any], Any]] = {"int": as_int, "float": as_float, "bool": as_flag}
 
 
 @dataclass(frozen=True)
@@ -74,12 +83,13 @@ class EncoderConfig:
     attention: str = "clinattn"
 
     def __post_init__(self) -> None:
+        self._check_types()
         self._check_sizes()
         for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
+            if not isinstance(getattr(self, name), str) or getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {allowed}")
         if not self.windows:
-            object.__setattr__(self, "windows", (None,) * self.num_layers)
+            self._set("windows", (None,) * self.num_layers)
         if len(self.windows) != self.num_layers:
             raise ValueError(
                 f"windows has {len(self.windows)} entries: expected one for each of the "
@@ -94,10 +104,33 @@ class EncoderConfig:
                 raise ValueError(f"{name}={getattr(self, name)}: expected 0 <= p < 1")
         self._check_combinations()
 
+    def _check_types(self) -> None:
+        """Every field as its annotation says, and no longer of numpy."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            kind, _, optional = str(field.type).partition(" | ")
+            if kind in READ and not (optional and value is None):
+                self._set(field.name, READ[kind](field.name, value))
+        if not isinstance(self.windows, (tuple, list)):
+            raise TypeError(f"windows: got {type(self.windows).__name__}, expected a tuple")
+        windows = (None if x is None else at_most_far(as_int("windows", x)) for x in self.windows)
+        self._set("windows", tuple(windows))
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
     def _check_sizes(self) -> None:
         for name in ("hidden_size", "num_layers", "num_heads", "intermediate_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
+        for field in fields(self):
+            if field.type == "int" and getattr(self, field.name) > FAR:
+                given = getattr(self, field.name)
+                raise ValueError(f"{field.name}={given}: expected at most {FAR}")
+        fp32 = limits(torch.float32)
+        for name in ("norm_eps", "rotary_base", "rotary_base_window"):
+            if not fp32.tiny <= getattr(self, name) <= fp32.max:
+                raise ValueError(f"{name}={getattr(self, name)}: expected a number > 0 of fp32")
         for name in ("channels", "token_types", "position_offset", "global_prefix"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: expected at least 0")
@@ -115,6 +148,11 @@ class EncoderConfig:
             raise ValueError(f"head_dim={self.head_dim}: rotary positions expect an even head_dim")
         if self.positions == "sinusoidal" and self.hidden_size % 2:
             raise ValueError(f"hidden_size={self.hidden_size}: sinusoidal positions expect it even")
+        if self.positions == "learned" and self.max_positions <= self.position_offset:
+            raise ValueError(
+                f"max_positions={self.max_positions}: expected more than "
+                f"position_offset={self.position_offset} with learned positions"
+            )
         if self.position_offset and self.positions != "learned":
             raise ValueError(f"position_offset={self.position_offset}: expected learned positions")
         if self.numeric_values and self.channels:
@@ -135,6 +173,12 @@ class EncoderConfig:
                 "positions that are not rotary"
             )
 
+    @staticmethod
+    def check(config: object) -> None:
+        """Raise TypeError unless a model can be made of config."""
+        if not isinstance(config, EncoderConfig):
+            raise TypeError(f"config: got {type(config).__name__}, expected an EncoderConfig")
+
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_heads
@@ -151,7 +195,7 @@ class EncoderConfig:
         """
         from .presets import PRESETS
 
-        if name not in PRESETS:
+        if not isinstance(name, str) or name not in PRESETS:
             raise ValueError(f"preset {name!r} is unknown: expected one of {sorted(PRESETS)}")
         unknown = set(overrides) - {field.name for field in fields(cls)}
         if unknown:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from clinattn.checks import check_tensor
 from clinattn.packing import mask_from_lengths
+from clinattn.scalars import as_size
 
 from .config import EncoderConfig
 
@@ -89,6 +91,12 @@ def patches(signal: Tensor, size: int, lengths: Tensor | None = None) -> tuple[T
     Returns (B, ceil(samples / size), size * leads) and the lengths (B,) in patches.
     Raises ValueError for another shape, a size below 1 or lengths out of range.
     """
+    check_tensor("signal", signal)
+    size = as_size("size", size)
+    if lengths is not None:
+        check_tensor("lengths", lengths)
+        if lengths.dtype not in (torch.int32, torch.int64):
+            raise TypeError(f"lengths has dtype {lengths.dtype}: expected int32 or int64")
     if signal.dim() != 3:
         raise ValueError(f"signal has shape {tuple(signal.shape)}: expected (B, samples, leads)")
     if size < 1:
@@ -98,6 +106,8 @@ def patches(signal: Tensor, size: int, lengths: Tensor | None = None) -> tuple[T
         lengths = torch.full((batch,), samples, device=signal.device)
     if lengths.shape != (batch,):
         raise ValueError(f"lengths has shape {tuple(lengths.shape)}: expected ({batch},)")
+    if lengths.device != signal.device:
+        raise ValueError(f"lengths is on {lengths.device}: expected {signal.device}")
     if bool(((lengths < 0) | (lengths > samples)).any()):
         raise ValueError(f"lengths={lengths.tolist()}: expected 0 to {samples} samples")
     signal = signal.where(mask_from_lengths(lengths, samples)[..., None], 0)

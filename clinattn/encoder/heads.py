@@ -11,14 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Self, Unpack
 
+from clinattn.scalars import FAR, as_int
+
 from .checkpoints import Pretrained, load
 from .config import EncoderConfig
 from .embeddings import make_norm
-from .layout import Batch, Layout
+from .inputs import IGNORE, check_sequence_labels, check_token_labels
+from .layout import Batch, Layout, sequences
 from .model import Encoder, init_weights, linear_of, wants_per_sample_gradients
 from .packed_layout import at_least_fp32
-
-IGNORE = -100  # a label that is not one, as in torch's cross_entropy
 
 
 @dataclass
@@ -81,7 +82,7 @@ class MaskedLanguageModel(Pretrained):
         self, input_ids: Tensor, labels: Tensor | None, **batch: Unpack[Batch]
     ) -> tuple[HeadOutput, Tensor, Layout]:
         """forward's output, and what Encoder.encode gave, for another head beside this one."""
-        _check_labels(self, labels)
+        _check_labels(self, self.encoder.config, input_ids, labels, batch)
         hidden, layout = self.encoder.encode(input_ids, **batch)
         if labels is None:
             return HeadOutput(None, layout.restore(self.decode(hidden))), hidden, layout
@@ -115,7 +116,7 @@ class CausalLanguageModel(nn.Module):
         targets, and the loss is their mean cross entropy, 0 if there is none. Without, they are
         (T, vocab) or (B, N, vocab). Raises ValueError for labels under Opacus.
         """
-        _check_labels(self, labels)
+        _check_labels(self, self.encoder.config, input_ids, labels, batch)
         hidden, layout = self.encoder.encode(input_ids, **batch)
         if labels is None:
             return HeadOutput(None, layout.restore(self.decode(hidden)))
@@ -126,12 +127,18 @@ class CausalLanguageModel(nn.Module):
 
 
 def _check_has_vocabulary(config: EncoderConfig) -> None:
+    EncoderConfig.check(config)
     if config.channels:
         raise ValueError(f"channels={config.channels}: a language model expects a vocabulary")
 
 
-def _check_labels(model: nn.Module, labels: Tensor | None) -> None:
-    if labels is not None and wants_per_sample_gradients(model):
+def _check_labels(
+    model: nn.Module, config: EncoderConfig, input_ids: Any, labels: Any, batch: Batch
+) -> None:
+    if labels is None:
+        return
+    check_token_labels(labels, input_ids, batch.get("lengths"), config.vocab_size)
+    if wants_per_sample_gradients(model):
         raise ValueError(
             "labels: got some under per-sample gradients (Opacus), which logits of labelled "
             "tokens alone have not; expected None, and a loss formed from all logits"
@@ -155,7 +162,9 @@ class SequenceClassifier(Pretrained):
 
     def __init__(self, config: EncoderConfig, num_labels: int):
         super().__init__()
-        if num_labels < 1:
+        EncoderConfig.check(config)
+        num_labels = as_int("num_labels", num_labels)
+        if not 1 <= num_labels <= FAR:
             raise ValueError(f"num_labels={num_labels}: expected at least 1")
         if config.causal and config.pooling == "first":
             raise ValueError(
@@ -178,6 +187,9 @@ class SequenceClassifier(Pretrained):
         labels: (sequences,) class numbers for cross entropy, or (sequences, num_labels) real
         targets in 0..1, each label for itself.
         """
+        if labels is not None:
+            classes = self.classifier.out_features
+            check_sequence_labels("labels", labels, sequences(inputs, batch), classes, inputs)
         hidden, layout = self.encoder.encode(inputs, **batch)
         pool = {"first": layout.first, "mean": layout.mean, "last": layout.last}
         pooled = pool[self.encoder.config.pooling](hidden)
@@ -197,9 +209,5 @@ def _classification_loss(logits: Tensor, labels: Tensor | None) -> Tensor | None
         return None
     logits = at_least_fp32(logits)
     if labels.is_floating_point():
-        if labels.shape != logits.shape:
-            raise ValueError(
-                f"labels has shape {tuple(labels.shape)}: expected {tuple(logits.shape)}"
-            )
         return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
     return F.cross_entropy(logits, labels)

@@ -6,15 +6,19 @@ does not know whether it sees (T, hidden) or (B, N, hidden).
 
 from __future__ import annotations
 
-from typing import Protocol, TypedDict
+from itertools import pairwise
+from typing import Any, Protocol, TypedDict
 
 import torch
 from torch import Tensor
 
+from clinattn.checks import check_tensor
 from clinattn.packing import unpad
+from clinattn.scalars import as_int, at_most_far
 from clinattn.visibility import concrete
 
 from .config import EncoderConfig
+from .inputs import INDEX_DTYPES
 from .packed_layout import PackedLayout
 from .padded_layout import PaddedLayout, SdpaLayout
 
@@ -29,6 +33,16 @@ class Batch(TypedDict, total=False):
     token_types: Tensor | None
     values: Tensor | None
     layout: str | None
+
+
+def sequences(inputs: Any, batch: Batch) -> int:
+    """How many sequences the arguments of Encoder.encode hold."""
+    cu_seqlens = batch.get("cu_seqlens")
+    if cu_seqlens is None:
+        check_tensor("inputs", inputs)
+        return inputs.shape[0] if inputs.dim() else 0
+    check_tensor("cu_seqlens", cu_seqlens)
+    return cu_seqlens.shape[0] - 1 if cu_seqlens.dim() == 1 else 0
 
 
 class Layout(Protocol):
@@ -91,6 +105,13 @@ def make_layout(
     if layout not in (None, "packed", "padded"):
         raise ValueError(f"layout={layout!r}: expected 'packed' or 'padded'")
     visibility = config.causal, config.global_prefix
+    for name, x in (("lengths", lengths), ("cu_seqlens", cu_seqlens)):
+        if x is not None:
+            check_tensor(name, x)
+            if x.dtype not in INDEX_DTYPES:
+                raise TypeError(f"{name} has dtype {x.dtype}: expected int32 or int64")
+            if x.device != tokens.device and x.device.type != "cpu":
+                raise ValueError(f"{name} is on {x.device}: expected {tokens.device} or the CPU")
     if tokens.dim() == 1:
         if cu_seqlens is None or lengths is not None:
             raise ValueError("1-D input_ids are packed: expected cu_seqlens, and no lengths")
@@ -102,6 +123,9 @@ def make_layout(
     batch, length = tokens.shape
     if lengths is not None and lengths.shape != (batch,):
         raise ValueError(f"lengths has shape {tuple(lengths.shape)}: expected ({batch},)")
+    if lengths is not None and concrete(lengths):
+        if bool(((lengths < 0) | (lengths > length)).any()):
+            raise ValueError(f"lengths={lengths.tolist()}: expected 0 to N={length}")
     if config.attention == "sdpa":
         if layout == "packed":
             raise ValueError("attention='sdpa' has no packed form: expected layout='padded'")
@@ -116,13 +140,25 @@ def _unless_full(lengths: Tensor | None, length: int) -> Tensor | None:
 
 
 def _packed(
-    tokens: Tensor, cu_seqlens: Tensor, max_seqlen: int | None, visibility: tuple[bool, int]
+    tokens: Tensor, cu_seqlens: Tensor, max_seqlen: Any, visibility: tuple[bool, int]
 ) -> PackedLayout:
     total = tokens.shape[0]
-    if concrete(cu_seqlens) and (cu_seqlens[0] != 0 or cu_seqlens[-1] != total):
+    if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 2:
         raise ValueError(
-            f"cu_seqlens={cu_seqlens.tolist()}: expected 0 first and the {total} tokens last"
+            f"cu_seqlens has shape {tuple(cu_seqlens.shape)}: expected (sequences + 1,), at least "
+            "one sequence"
         )
+    if max_seqlen is not None:
+        max_seqlen = at_most_far(as_int("max_seqlen", max_seqlen))
+    if concrete(cu_seqlens):
+        ends = cu_seqlens.tolist()
+        if ends[0] != 0 or ends[-1] != total:
+            raise ValueError(f"cu_seqlens={ends}: expected 0 first and the {total} tokens last")
+        lengths = [end - start for start, end in pairwise(ends)]
+        if min(lengths) < 0:
+            raise ValueError(f"cu_seqlens={ends}: expected no decrease")
+        if max_seqlen is not None and max_seqlen < max(lengths):
+            raise ValueError(f"max_seqlen={max_seqlen}: expected at least {max(lengths)}")
     if max_seqlen is None:
         max_seqlen = total if torch.compiler.is_compiling() else int(cu_seqlens.diff().max())
     cu_seqlens = cu_seqlens.to(device=tokens.device, dtype=torch.int32)
@@ -133,8 +169,6 @@ def _unpadded(tokens: Tensor, lengths: Tensor | None, visibility: tuple[bool, in
     batch, length = tokens.shape
     if lengths is None:
         lengths = torch.full((batch,), length)
-    if concrete(lengths) and bool(((lengths < 0) | (lengths > length)).any()):
-        raise ValueError(f"lengths={lengths.tolist()}: expected 0 to N={length}")
     packed = unpad(tokens, lengths=lengths.to(tokens.device))
     total = packed.values.shape[0]
     return PackedLayout(

@@ -21,7 +21,7 @@ from clinattn.rotary import Angles, check_positions, frequencies_of, steps_of, t
 from .checkpoints import Pretrained
 from .config import EncoderConfig
 from .embeddings import Embeddings, make_norm
-from .inputs import check_indices, check_inputs
+from .inputs import check_indices, check_inputs, check_rows
 from .layout import Batch, Layout, make_layout
 from .pieces import in_pieces
 
@@ -131,6 +131,7 @@ class Encoder(Pretrained):
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
+        EncoderConfig.check(config)
         self.config = config
         self.embeddings = Embeddings(config)
         blocks = [Block(config, index) for index in range(config.num_layers)]
@@ -185,7 +186,9 @@ class Encoder(Pretrained):
             check_indices(self.config, chosen.max_seqlen)
         at = chosen.positions() if positions is None else chosen.pack(positions)
         types, values = (None if x is None else chosen.pack(x) for x in (token_types, values))
-        x = self.embeddings(chosen.pack(inputs), at, types, values)
+        inputs = chosen.pack(inputs)
+        check_rows(self.config, inputs, None if positions is None else at, types)
+        x = self.embeddings(inputs, at, types, values)
         turns = Turns(self.config, at, chosen, x) if self.config.rotary else None
         for i, layer in enumerate(self.layers):
             args = (x, chosen, turns)

@@ -8,9 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
+from clinattn.checks import check_tensor
+
 from .config import EncoderConfig
-from .heads import IGNORE, HeadOutput, MaskedLanguageModel, Pooler
-from .layout import Batch
+from .heads import HeadOutput, MaskedLanguageModel, Pooler
+from .inputs import IGNORE, check_sequence_labels
+from .layout import Batch, sequences
 from .model import Encoder, init_weights
 from .packed_layout import at_least_fp32
 
@@ -67,6 +70,12 @@ class PretrainingModel(nn.Module):
         if (labels is None) != (next_labels is None):
             one, other = ("next_labels", "labels") if labels is None else ("labels", "next_labels")
             raise ValueError(f"{other}: got None beside {one}, expected both or neither")
+        if next_labels is not None:
+            check_tensor("next_labels", next_labels)
+            if next_labels.is_floating_point():
+                raise TypeError(f"next_labels has dtype {next_labels.dtype}: expected torch.int64")
+            given = sequences(input_ids, batch)
+            check_sequence_labels("next_labels", next_labels, given, 2, input_ids)
         masked, hidden, layout = self.masked.predict(input_ids, labels, **batch)
         logits = self.next_sentence(self.pooler(layout.first(hidden)))
         if masked.loss is None or next_labels is None:

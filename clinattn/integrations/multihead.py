@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from clinattn.attention import fused_attention, fused_attention_varlen
+from clinattn.checks import check_on
+from clinattn.scalars import as_flag
 from clinattn.visibility import combined, right_padded_lengths
 
 
@@ -30,6 +32,24 @@ class Weights(NamedTuple):
     bias_k: Tensor | None
     bias_v: Tensor | None
     add_zero_attn: bool
+
+    @classmethod
+    def of(cls, module: nn.MultiheadAttention) -> Weights:
+        return cls(
+            module.num_heads,
+            module.in_proj_weight,
+            module.in_proj_bias,
+            (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight),
+            module.out_proj.weight,
+            module.out_proj.bias,
+            module.bias_k,
+            module.bias_v,
+            module.add_zero_attn,
+        )
+
+    def projections(self) -> Sequence[Any]:
+        """The weights of query, key and value."""
+        return self.separate if self.in_proj_weight is None else self.in_proj_weight.chunk(3)
 
     @property
     def appended(self) -> int:
@@ -59,11 +79,15 @@ def multi_head_attention(
     A query all of whose keys are hidden gets out_proj_bias, where torch may return NaN. Raises
     ValueError or TypeError for shapes and types that do not fit.
     """
+    for name, x in (("query", query), ("key", key), ("value", value)):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name}: got {type(x).__name__}, expected a torch.Tensor")
+    is_causal = as_flag("is_causal", is_causal)
     if query.is_nested or key.is_nested or value.is_nested:
         if not (attn_mask is key_padding_mask is None and not is_causal):
             raise ValueError("nested tensors: got a mask, expected none: they hold no padding")
         return _nested(query, key, value, weights, dropout_p)
-    _check_inputs(query, key, value, weights)
+    _check_inputs(query, key, value, weights, batch_first)
     batched = query.dim() == 3
     tokens = 1 if batch_first and batched else 0
     batch = query.shape[1 - tokens] if batched else 1
@@ -72,6 +96,9 @@ def multi_head_attention(
     if is_causal and attn_mask is None:
         raise ValueError("is_causal: got True without attn_mask, expected the mask that is meant")
     plane = (query.shape[tokens], key.shape[tokens])
+    for name, mask in (("attn_mask", attn_mask), ("key_padding_mask", key_padding_mask)):
+        if mask is not None:
+            check_on(name, mask, query.device)
     _check_mask("attn_mask", attn_mask, plane, (batch * weights.num_heads, *plane))
     _check_mask("key_padding_mask", key_padding_mask, (batch, plane[1]))
     q, k, v = _project(query, key, value, weights)
@@ -98,16 +125,38 @@ def multi_head_attention(
     return o if batched else o[:, 0]
 
 
-def _check_inputs(query: Tensor, key: Tensor, value: Tensor, weights: Weights) -> None:
+def _check_inputs(
+    query: Tensor, key: Tensor, value: Tensor, weights: Weights, batch_first: bool
+) -> None:
+    like = weights.out_proj_weight
+    for name, x in (("query", query), ("key", key), ("value", value)):
+        check_on(name, x, like.device, "the weights")
+        if x.dtype != like.dtype and not (x.is_floating_point() and autocasts(x)):
+            raise TypeError(f"{name}: got {x.dtype}, expected that of the weights, {like.dtype}")
     ranks = (query.dim(), key.dim(), value.dim())
     if ranks not in ((2, 2, 2), (3, 3, 3)):
         raise ValueError(
             f"query, key and value: got {', '.join(map(str, ranks))} dimensions, "
             "expected 3 each, or 2 each without a batch"
         )
-    embed_dim = weights.out_proj_weight.shape[0]
-    if query.shape[-1] != embed_dim:
-        raise ValueError(f"query: got {query.shape[-1]} features, expected {embed_dim}")
+    features = [x.shape[1] for x in weights.projections()]
+    for name, x, n in zip(("query", "key", "value"), (query, key, value), features, strict=True):
+        if x.shape[-1] != n:
+            raise ValueError(f"{name}: got {x.shape[-1]} features, expected {n}")
+    rows = 0 if batch_first else 1
+    if key.shape[:-1] != value.shape[:-1]:
+        raise ValueError(
+            f"value: got shape {tuple(value.shape)}, expected that of key, {tuple(key.shape)}, but "
+            "for the features"
+        )
+    if query.dim() == 3 and query.shape[rows] != key.shape[rows]:
+        raise ValueError(
+            f"key: got batch size {key.shape[rows]}, expected that of query, {query.shape[rows]}"
+        )
+
+
+def autocasts(x: Tensor) -> bool:
+    return torch.is_autocast_enabled(x.device.type)
 
 
 def _check_mask(name: str, mask: Tensor | None, *shapes: tuple[int, ...]) -> None:
@@ -127,7 +176,7 @@ def _project(query: Tensor, key: Tensor, value: Tensor, w: Weights) -> Sequence[
     """q, k, v with E features each, by the same products as torch's."""
     weight, bias = w.in_proj_weight, w.in_proj_bias
     if weight is None or key is not value:
-        parts = w.separate if weight is None else weight.chunk(3)
+        parts = w.projections()
         biases = (None, None, None) if bias is None else bias.chunk(3)
         given: Any = zip((query, key, value), parts, biases, strict=True)
         return [F.linear(*x) for x in given]

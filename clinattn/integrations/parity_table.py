@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from clinattn.files import write_text
 from clinattn.integrations.architectures import Architecture
 from clinattn.integrations.example_inputs import Padding
 from clinattn.integrations.parity import Replace, compare
@@ -83,7 +84,7 @@ def parity_rows(architecture: Architecture, replace: Replace) -> Iterator[Row]:
 def write_rows(path: Path, rows: Iterable[Row], facts: Mapping[str, Any]) -> None:
     """facts: what the rows depend on, see clinattn.environment."""
     result = {"environment": dict(facts), "rows": [asdict(row) for row in rows]}
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(result, indent=1) + "\n")
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -17,12 +17,15 @@ Torch's own attention serves, after one warning for each reason, what fused_atte
 a head_dim above 256, a value of another head_dim than key, more than four dimensions, types and
 devices that it does not know, tensor subclasses such as DTensor. It serves without a warning where
 its own switches turn flash attention off, as sdpa_kernel(SDPBackend.MATH) does, and, activated but
-not in a block, where torch.func transforms the call; and it refuses what it always refused.
+not in a block, where torch.func transforms the call; and it refuses what it always refused. An
+attn_mask together with is_causal=True, which torch's own function refuses from 2.14 on, is served
+while clinattn is active in every torch: a key is seen where both let it be seen.
 
 nn.MultiheadAttention calls no attention function in eval mode without gradients: its fused path is
-off while clinattn is active, in a block for this thread alone. nn.TransformerEncoder then keeps
-what it computes in padding, where its fused path would return zeros. Calls with need_weights=True,
-the default of nn.MultiheadAttention, form their weights in torch.
+off while clinattn is active, in a block for this thread alone. Nested inputs, which torch takes on
+that path only, are attention over packed sequences then, in training too. nn.TransformerEncoder
+keeps what it computes in padding, where its fused path would return zeros. Calls with
+need_weights=True, the default of nn.MultiheadAttention, form their weights in torch.
 """
 
 from __future__ import annotations
@@ -39,15 +42,17 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.library import Library
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from clinattn.attention import fused_attention
 from clinattn.checks import MAX_HEAD_DIM, SERVED_DTYPES
+from clinattn.integrations import nested
 from clinattn.integrations.multihead import Weights, multi_head_attention
 
 _NAME = "clinattn"
 _OP = torch.ops.aten.scaled_dot_product_attention.default
 _PLAIN = (Tensor, nn.Parameter, FakeTensor, FunctionalTensor)
+_FASTPATH = torch.backends.mha.get_fastpath_enabled
 _warned: set[str] = set()
 
 
@@ -159,12 +164,14 @@ class _Activated:
         torch.backends.mha.set_fastpath_enabled(False)
         self.tag = torch.compiler.config.cache_key_tag
         torch.compiler.config.cache_key_tag = f"{self.tag}{_NAME}"
+        nested.serve(self, nested.Reach(lambda: True, lambda: self.fastpath))
         _forget()
 
     def remove(self) -> None:
         self.library = None
         torch.backends.mha.set_fastpath_enabled(self.fastpath)
         torch.compiler.config.cache_key_tag = self.tag
+        nested.stop(self)
         _forget()
 
 
@@ -215,6 +222,20 @@ def sdpa() -> AbstractContextManager[Any]:
 
 
 class _Block(TorchFunctionMode):
+    def __enter__(self) -> Any:
+        if not torch.compiler.is_compiling():
+            nested.serve(self, nested.Reach(self._is_entered, _FASTPATH))
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        if not (torch.compiler.is_compiling() or self._is_entered()):
+            nested.stop(self)
+
+    def _is_entered(self) -> bool:
+        """Whether this thread is in the block."""
+        return any(x is self for x in _get_current_function_mode_stack())
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:

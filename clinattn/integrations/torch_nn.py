@@ -78,22 +78,11 @@ class FusedMultiheadAttention(_Fused, nn.MultiheadAttention):
                 query, key, value, key_padding_mask, need_weights, attn_mask,
                 average_attn_weights, is_causal,
             )  # fmt: skip
-        weights = Weights(
-            self.num_heads,
-            self.in_proj_weight,
-            self.in_proj_bias,
-            (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight),
-            self.out_proj.weight,
-            self.out_proj.bias,
-            self.bias_k,
-            self.bias_v,
-            self.add_zero_attn,
-        )
         o = multi_head_attention(
             query,
             key,
             value,
-            weights,
+            Weights.of(self),
             key_padding_mask=key_padding_mask,
             attn_mask=attn_mask,
             is_causal=is_causal,

@@ -19,7 +19,8 @@ from torch.nn.functional import pad
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from clinattn.attention import fused_attention, fused_attention_varlen
-from clinattn.integrations.transformers_masks import Pattern, attention_mask, pattern_of
+from clinattn.integrations.pattern_mask import Pattern
+from clinattn.integrations.transformers_masks import attention_mask, parts_of
 from clinattn.visibility import PreparedMask, combined, concrete, right_padded_lengths
 
 NAME = "clinattn"
@@ -93,7 +94,9 @@ def attention(
     if query.dim() != 4:
         raise ValueError(f"query: got shape {tuple(query.shape)}, expected (B, H, N, D)")
     packed = cu_seq_lens_q is not None
-    mask, pattern = _visible(module, query, key, attention_mask, is_causal, sliding_window)
+    mask, pattern = _visible(
+        module, query, key, attention_mask, position_ids, is_causal, sliding_window
+    )
     if pattern.right != 0 and pattern.segment_ids is None and mask is None and not packed:
         pattern = pattern._replace(segment_ids=_documents(position_ids, query, key))
     if isinstance(scaling, Tensor):
@@ -155,6 +158,7 @@ def _visible(
     query: Tensor,
     key: Tensor,
     mask: Tensor | None,
+    position_ids: Tensor | None,
     is_causal: bool | None,
     window: int | None,
 ) -> tuple[Tensor | None, Pattern]:
@@ -162,7 +166,7 @@ def _visible(
     if mask is None:
         return None, _spoken(module, query, key, is_causal, window)
     batch, n_queries, n_keys = query.shape[0], query.shape[2], key.shape[2]
-    pattern = pattern_of(mask)
+    mask, pattern = parts_of(mask)
     if mask.dim() == 2:
         mask, pattern = mask.ne(0)[:, None, None], None
     elif mask.dim() != 4:
@@ -177,9 +181,33 @@ def _visible(
     if pattern is not None:
         return mask if pattern.padded else None, pattern
     if mask.dtype == torch.bool and mask.shape[2] == 1 < n_queries:
-        # One of the keys alone, whose pattern was lost in a copy or is not known here
-        return mask, _spoken(module, query, key, is_causal, window)
+        _check_says_all(module, mask, query, key, position_ids, is_causal, window)
     return mask, Pattern()
+
+
+def _check_says_all(
+    module: nn.Module,
+    mask: Tensor,
+    query: Tensor,
+    key: Tensor,
+    position_ids: Tensor | None,
+    is_causal: bool | None,
+    window: int | None,
+) -> None:
+    """Refuses a mask of the keys alone where the call has a pattern that it may have lost."""
+    spoken = _spoken(module, query, key, is_causal, window)
+    meant = None
+    if spoken.left is not None or spoken.right is not None:
+        meant = "a causal or windowed layer"
+    elif position_ids is not None and concrete(position_ids):
+        if _documents(position_ids, query, key) is not None:
+            meant = "position_ids of packed documents"
+    if meant is not None:
+        raise ValueError(
+            f"attention_mask: got a mask of the keys alone, {tuple(mask.shape)}, with {meant}, as "
+            "a copy within a compiled graph leaves it; expected (B, Nk), nonzero = a token, or a "
+            f"complete one, (B, 1, {query.shape[2]}, {mask.shape[3]})"
+        )
 
 
 def _spoken(
@@ -227,7 +255,7 @@ def _dense(
     attn_mask: Tensor | PreparedMask | None = mask
     kv_lengths = None
     if bottom_right and offset != n_keys - n_queries:
-        inside = _inside(pattern, n_queries, n_keys, query.device)
+        inside = pattern.band(n_queries, n_keys, query.device)
         attn_mask = mask = inside if mask is None else combined(mask, inside)
         left = right = None
         bottom_right = False
@@ -242,18 +270,6 @@ def _dense(
         query, key, value, attn_mask, window=(left, right), bottom_right=bottom_right,
         segment_ids=segment_ids, kv_lengths=kv_lengths, **words,
     )  # fmt: skip
-
-
-def _inside(pattern: Pattern, n_queries: int, n_keys: int, device: torch.device) -> Tensor:
-    """(Nq, Nk) bool: a pattern whose queries stand neither at the first keys nor at the last."""
-    ahead = torch.arange(n_keys, device=device) - pattern.offset
-    ahead = ahead - torch.arange(n_queries, device=device)[:, None]
-    inside = torch.ones_like(ahead, dtype=torch.bool)
-    if pattern.left is not None:
-        inside &= ahead >= -pattern.left
-    if pattern.right is not None:
-        inside &= ahead <= pattern.right
-    return inside
 
 
 class _Ends(NamedTuple):

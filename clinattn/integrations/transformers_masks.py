@@ -1,44 +1,31 @@
 """The masks of transformers, as intervals where they are some, else dense.
 
 transformers describes a mask by a function of indices. Those that it makes of causal, window and
-packed documents come back as a mask of the keys alone, (B, 1, 1, K), which carries the rest of the
-pattern as an attribute: memory stays O(N), and the mask, not the keywords of some layer, says what
-is visible, as it does for transformers' own eager attention. Any other becomes dense.
+packed documents come back as a PatternMask: memory stays O(N), and the mask, not the keywords of
+some layer, says what is visible, as it does for transformers' own eager attention. Any other
+becomes dense. Where torch is tracing, a mask of the keys alone, (B, 1, 1, K), has the rest of the
+pattern as an attribute: a copy of that one has lost it, which attention() refuses.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import masking_utils
 
-from clinattn.visibility import PreparedMask, prepare_mask
-
-
-class Pattern(NamedTuple):
-    """Query i sees the keys j with -left <= j - (i + offset) <= right, of its own segment.
-
-    None on a side is no bound. segment_ids: (B, N), or None. padded: some keys may be hidden.
-    prepared: the mask of the keys as all layers can take it, but for a compiler.
-    """
-
-    left: int | None = None
-    right: int | None = None
-    offset: int = 0
-    segment_ids: Tensor | None = None
-    padded: bool = False
-    prepared: PreparedMask | None = None
-
+from clinattn.integrations.pattern_mask import Pattern, PatternMask, made
 
 ATTRIBUTE = "_clinattn_pattern"
 
 
-def pattern_of(mask: Tensor) -> Pattern | None:
-    """That of a mask made here, unless it was copied since."""
-    return getattr(mask, ATTRIBUTE, None)
+def parts_of(mask: Tensor) -> tuple[Tensor, Pattern | None]:
+    """A plain mask, and the pattern to intersect it with if it is one of the keys, made here."""
+    if not isinstance(mask, PatternMask):
+        return mask, getattr(mask, ATTRIBUTE, None)
+    return (mask.keys, mask.pattern) if mask.complete is None else (mask.complete, None)
 
 
 def _code(name: str, *args: Any) -> Any:
@@ -66,11 +53,11 @@ def _documents(function: Callable) -> tuple[Tensor, Callable] | None:
     parts = _enclosed(function, _AND)
     if parts is None or len(parts[0]) != 2:
         return None
-    same, within = (
-        _enclosed(part, code)
-        for part, code in zip(parts[0], (_SAME_DOCUMENT, _WITHIN_DOCUMENT), strict=True)
-    )
-    return None if same is None or within is None else (same[0], within[0])
+    for same, within in (parts[0], reversed(parts[0])):  # as earlier and later releases join them
+        ids, inner = _enclosed(same, _SAME_DOCUMENT), _enclosed(within, _WITHIN_DOCUMENT)
+        if ids is not None and inner is not None:
+            return ids[0], inner[0]
+    return None
 
 
 def _pattern(
@@ -115,8 +102,8 @@ def attention_mask(
 ) -> Tensor:
     """The mask function that is registered; see transformers' AttentionMaskInterface.
 
-    Returns a bool mask, True = visible: (batch_size, 1, 1, kv_length) with its Pattern, or
-    (batch_size, 1, q_length, kv_length) which is all there is to know.
+    Returns a bool mask, True = visible, (batch_size, 1, q_length, kv_length): a PatternMask where
+    it is one, and (batch_size, 1, 1, kv_length) with its Pattern where torch is tracing.
     """
     segment_ids = pattern = None
     lengths = (q_length, kv_length, q_offset, kv_offset)
@@ -150,17 +137,23 @@ def attention_mask(
         assert mask is not None
         return mask
     keys = _keys(attention_mask, batch_size, kv_length, kv_offset, device)
-    padded = attention_mask is not None
     pattern = pattern._replace(
-        offset=q_offset - kv_offset,
-        segment_ids=segment_ids,
-        padded=padded,
-        prepared=prepare_mask(keys, batch_size, kv_length, torch.float32)
-        if padded and not torch.compiler.is_compiling()
-        else None,
+        offset=q_offset - kv_offset, segment_ids=segment_ids, padded=attention_mask is not None
     )
+    if not _is_watched(keys):
+        return made(keys, q_length, *pattern[:5])
     setattr(keys, ATTRIBUTE, pattern)
     return keys
+
+
+def _is_watched(x: Tensor) -> bool:
+    """Whether a trace or a transform looks on, for which a mask is made of plain tensors."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or type(x) is not Tensor
+        or torch._C._are_functorch_transforms_active()
+    )
 
 
 def _keys(

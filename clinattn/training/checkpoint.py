@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import os
+import hashlib
 import re
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from clinattn.encoder import (
     CausalLanguageModel,
@@ -17,9 +19,44 @@ from clinattn.encoder import (
     PretrainingModel,
     SequenceClassifier,
 )
+from clinattn.files import written_whole
+from clinattn.shapes import ANYTHING, COUNT, NOTHING, NUMBER, TEXT, Each, Kind, Named, require
 
-FORMAT = 1
+from .settings import Settings
+
+FORMAT = 2
+UNSUMMED = 1  # the format before it: no checksum
 NAME = re.compile(r"step-(\d+)\.pt")
+WEIGHT = Kind("a tensor", lambda x: isinstance(x, Tensor))
+SCALES = Kind(
+    "a mean and a scale", lambda x: isinstance(x, dict) and x.keys() == {"mean", "scale"}
+)
+CONTENT = Named(
+    {
+        "format": COUNT,
+        "step": COUNT,
+        "epoch": COUNT,
+        "place": COUNT,
+        "model": Named({}, others=WEIGHT),
+        "optimiser": Named({"state": Named({}), "param_groups": Each(Named({}))}, closed=True),
+        # what is absent is older than it, and has its default
+        "settings": Named(
+            {"task": TEXT, "preset": TEXT, "held_out": NUMBER},
+            {field.name: ANYTHING for field in fields(Settings)},
+            closed=True,
+        ),
+        "data": TEXT,
+        "config": Named({}),
+        "tokens": Each(TEXT),
+        "classes": Each(TEXT),
+    },
+    {"standard": SCALES | NOTHING, "sha256": TEXT},
+    closed=True,
+)
+
+
+class Damaged(ValueError):
+    """A file that is no whole checkpoint; the message names it."""
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -31,31 +68,97 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any], keep: int) -> Path:
-    """Write step-<step>.pt by way of a file beside it, then remove all but the last `keep`."""
+    """Write step-<step>.pt with its checksum, then remove those before it but the last `keep`."""
     path = folder / f"step-{state['step']:08d}.pt"
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        torch.save(state | {"format": FORMAT}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    for old in checkpoints(folder)[:-keep]:
+    content = state | {"format": FORMAT}
+    with written_whole(path) as partial, partial.open("wb") as file:
+        try:
+            torch.save(content | {"sha256": checksum(content)}, file)
+        except RuntimeError as error:  # torch's, in place of what the file said
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+    found = checkpoints(folder)
+    for old in found[: found.index(path) + 1][:-keep]:
         old.unlink()
     return path
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """On the CPU. Raises ValueError for what is no checkpoint of this format."""
+    """On the CPU, as it was saved.
+
+    Raises ValueError for a file that cannot be read, Damaged for what is no checkpoint of this
+    format, has another checksum, or a weight that is not finite.
+    """
+    where = f"checkpoint {str(path)!r}"
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of pickle, zip and torch, as the damage may be
-        first = str(error).partition("\n")[0]
-        raise ValueError(f"checkpoint {str(path)!r} cannot be read: {first}") from None
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise ValueError(
-            f"checkpoint {str(path)!r}: expected one of clinattn train, format {FORMAT}"
-        )
+    except OSError as error:
+        raise ValueError(f"{where} cannot be read: {error.strerror or error}") from None
+    except Exception:  # of pickle, zip and torch, as the damage may be
+        raise Damaged(
+            f"{where} cannot be read: it is damaged, or none of clinattn train"
+        ) from None
+    if not isinstance(state, dict) or state.get("format") not in (FORMAT, UNSUMMED):
+        raise Damaged(f"{where}: expected one of clinattn train, format {FORMAT}")
+    try:
+        require(state, CONTENT)
+        EncoderConfig(**state["config"])
+    except (ValueError, TypeError) as error:
+        raise Damaged(f"{where}: {error}") from None
+    found = state.pop("sha256", None)
+    if state["format"] != UNSUMMED and found != checksum(state):
+        raise Damaged(f"{where} is damaged: its checksum is not that of its contents")
+    for name, weight in state["model"].items():
+        if not weight.isfinite().all():
+            raise Damaged(f"{where}: weight {name!r} has NaN or infinity: expected finite numbers")
     return state
+
+
+def checksum(content: dict[str, Any]) -> str:
+    """SHA-256 of tensors and plain values, by name and in order, however a file holds them."""
+    digest = hashlib.sha256()
+
+    def take(value: Any) -> None:
+        if isinstance(value, Tensor):
+            digest.update(f"{value.dtype} {tuple(value.shape)}".encode())
+            flat = value.detach().cpu().contiguous().reshape(-1)
+            digest.update(flat.view(torch.uint8).numpy().data)
+        elif isinstance(value, dict):
+            digest.update(f"dict {len(value)}".encode())
+            for name, own in value.items():
+                take(name)
+                take(own)
+        elif isinstance(value, (list, tuple)):
+            digest.update(f"{type(value).__name__} {len(value)}".encode())
+            for own in value:
+                take(own)
+        else:
+            text = repr(value).encode()
+            digest.update(b"%d %b" % (len(text), text))
+
+    take(content)
+    return digest.hexdigest()
+
+
+def take_weights(model: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
+    """Raises ValueError, in one line, where names or shapes differ."""
+    own = model.state_dict()
+    differ = [
+        f"{name} {'missing' if theirs is None else 'unknown' if ours is None else theirs}"
+        for name in sorted(own.keys() | weights.keys())
+        for ours, theirs in [(_shape(own.get(name)), _shape(weights.get(name)))]
+        if ours != theirs
+    ]
+    if differ:
+        raise ValueError(
+            f"{where}: {len(differ)} weights are not those of the model, first {differ[0]}"
+        )
+    model.load_state_dict(weights)
+
+
+def _shape(weight: Tensor | None) -> tuple[int, ...] | None:
+    return None if weight is None else tuple(weight.shape)
 
 
 def load_model(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -76,5 +179,5 @@ def load_model(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
             model = PretrainingModel(config)
         case _:
             model = MaskedLanguageModel(config)
-    model.load_state_dict(state["model"])
+    take_weights(model, state["model"], f"checkpoint {str(path)!r}")
     return model.eval(), state

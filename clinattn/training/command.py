@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -75,58 +76,60 @@ def train(
         meds_dir = None
     elif meds_dir is None and text is None and console.DEMO.is_dir():
         meds_dir = console.DEMO
-    with console.clear_errors():
-        import torch
+    import torch
 
-        from .loop import Diverged, Trainer
-        from .ranks import joined
-        from .settings import Settings
+    from .loop import Diverged, Trainer
+    from .output import claimed
+    from .ranks import joined
+    from .settings import Settings
 
-        settings = Settings(
-            task=task,
-            meds_dir=meds_dir,
-            text_file=text,
-            tokenizer=tokenizer,
-            label_code=label_code,
-            cuts=cuts,
-            held_out=held_out,
-            min_count=min_count,
-            max_vocab=max_vocab,
-            preset=preset,
-            init=init,
-            max_tokens=max_tokens,
-            batch_tokens=batch_tokens,
-            accumulate=accumulate,
-            steps=steps,
-            lr=lr,
-            warmup=warmup,
-            weight_decay=weight_decay,
-            clip=clip,
-            mask_share=mask_share,
-            nsp=nsp,
-            dtype=dtype,
-            device=device or console.default_device(),
-            threads=threads,
-            seed=seed,
-            output=output,
-            eval_every=eval_every,
-            save_every=save_every,
-            keep=keep,
-            resume=resume,
-        )
-        if threads is not None:
-            torch.set_num_threads(threads)
-        with joined(settings.device) as (ranks, rank_device), console.progress_bar() as progress:
-            say = partial(console.err.print, markup=False, highlight=False, soft_wrap=True)
-            try:
-                trainer = Trainer(settings, ranks, rank_device, progress, say)
-                trainer.say(trainer.summary())
-                ended_by = trainer.run()
-            except Diverged as error:
-                say(f"error: {error}", style="red")
-                raise typer.Exit(1) from None
-            except KeyboardInterrupt:
-                raise typer.Exit(console.INTERRUPTED) from None
+    settings = Settings(
+        task=task,
+        meds_dir=meds_dir,
+        text_file=text,
+        tokenizer=tokenizer,
+        label_code=label_code,
+        cuts=cuts,
+        held_out=held_out,
+        min_count=min_count,
+        max_vocab=max_vocab,
+        preset=preset,
+        init=init,
+        max_tokens=max_tokens,
+        batch_tokens=batch_tokens,
+        accumulate=accumulate,
+        steps=steps,
+        lr=lr,
+        warmup=warmup,
+        weight_decay=weight_decay,
+        clip=clip,
+        mask_share=mask_share,
+        nsp=nsp,
+        dtype=dtype,
+        device=device or console.default_device(),
+        threads=threads,
+        seed=seed,
+        output=output,
+        eval_every=eval_every,
+        save_every=save_every,
+        keep=keep,
+        resume=resume,
+    )
+    if threads is not None:
+        torch.set_num_threads(threads)
+    say = partial(console.err.print, soft_wrap=True)
+    with ExitStack() as stack:
+        ranks, rank_device = stack.enter_context(joined(settings.device))
+        if ranks.rank == 0:
+            stack.enter_context(claimed(output))
+        progress = stack.enter_context(console.progress_bar())
+        try:
+            trainer = Trainer(settings, ranks, rank_device, progress, say)
+            trainer.say(trainer.summary())
+            ended_by = trainer.run()
+        except Diverged as error:
+            say(f"error: {error}", style="red")
+            raise typer.Exit(1) from None
     if ended_by:
         trainer.say(f"interrupted: --resume goes on from step {trainer.step} in {output}")
         raise typer.Exit(128 + ended_by)

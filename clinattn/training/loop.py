@@ -16,14 +16,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from clinattn.files import require_writable_folder
 from clinattn.packing import batch_by_tokens
 
 from .batches import Batches
-from .checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from .checkpoint import Damaged, checkpoints, load_checkpoint, save_checkpoint, take_weights
 from .interruption import Stop, deferred_signals
 from .metrics import MetricsFile
 from .objectives import HELD_OUT_EPOCH, Evaluated, LabelledBatch
 from .optimiser import adamw, learning_rate
+from .output import claimed
 from .ranks import ALONE, Ranks
 from .seeds import derived_seed
 from .settings import Settings
@@ -33,7 +35,7 @@ Progress = Callable[[str, int, int], None]
 
 
 class Diverged(RuntimeError):
-    """The loss or its gradient is not finite."""
+    """The loss, its gradient or a weight is not finite."""
 
 
 class Trainer:
@@ -60,6 +62,8 @@ class Trainer:
                 f"accumulate={settings.accumulate}: expected a multiple of the {ranks.world} ranks"
             )
         self.folder = Path(settings.output)
+        if not quiet:
+            require_writable_folder(self.folder)
         saved = self._saved()
         start = None
         if settings.init is not None and saved is None:
@@ -93,13 +97,18 @@ class Trainer:
     def run(self) -> int:
         """Train to the last step; 0, or the number of the signal that ended it, after saving.
 
-        Raises Diverged; the checkpoints before it stay.
+        Raises Diverged; the checkpoints before it stay. ValueError where another run is in the
+        folder.
         """
+        if self.ranks.rank > 0:
+            return self._run()
+        with claimed(self.folder):
+            self.metrics = MetricsFile(self.folder / "metrics.jsonl", self.step)
+            return self._run()
+
+    def _run(self) -> int:
         s = self.settings
         devices = [self.device] if self.device.type == "cuda" else []
-        if self.ranks.rank == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.metrics = MetricsFile(self.folder / "metrics.jsonl", self.step)
         with torch.random.fork_rng(devices=devices), deferred_signals() as stop:
             while True:
                 if self.step % s.eval_every == 0 or self.step == s.steps:
@@ -212,6 +221,9 @@ class Trainer:
             self.metrics.write(row)
 
     def _save(self) -> None:
+        """Raises Diverged for weights that are not finite: no good checkpoint gives way to them."""
+        if not all(weight.isfinite().all() for weight in self.model.parameters()):
+            raise Diverged(f"step {self.step}: a weight is not finite: a lower lr may help")
         standard = self.corpus.standard
         if self.ranks.rank == 0:
             save_checkpoint(
@@ -244,15 +256,30 @@ class Trainer:
             return None
         if not found:
             raise ValueError(f"resume: output={str(self.folder)!r} holds no checkpoint")
-        saved = load_checkpoint(found[-1])
+        path, saved = self._newest_intact(found)
         for name, value in self.settings.maths().items():
             # a checkpoint without a setting is older than it, and was made as its default is
             before = saved["settings"].get(name, getattr(Settings, name))
             if before != value:
-                raise ValueError(
-                    f"resume: {name}={value!r}: expected {before!r} as in {found[-1].name}"
-                )
+                raise ValueError(f"resume: {name}={value!r}: expected {before!r} as in {path.name}")
         return saved
+
+    def _newest_intact(self, found: list[Path]) -> tuple[Path, dict[str, Any]]:
+        """Its path and what it holds; those after it are named."""
+        damaged = []
+        for path in reversed(found):
+            try:
+                saved = load_checkpoint(path)
+            except Damaged as error:
+                damaged.append(str(error))
+                continue
+            if damaged:
+                self.say(f"{'; '.join(damaged)}; going on from {path.name}, which is intact")
+            return path, saved
+        raise ValueError(
+            f"resume: output={str(self.folder)!r} holds no checkpoint that is intact: "
+            + "; ".join(damaged)
+        )
 
     def _restore(self, saved: dict[str, Any]) -> None:
         if saved["data"] != self.corpus.fingerprint():
@@ -260,7 +287,7 @@ class Trainer:
                 f"resume: {self.corpus.source} gives other sequences than step {saved['step']} "
                 "was trained on: expected the same data"
             )
-        self.model.load_state_dict(saved["model"])
+        take_weights(self.model, saved["model"], f"resume: step {saved['step']}")
         self.optimiser.load_state_dict(saved["optimiser"])
         self.batches.seek(saved["epoch"], saved["place"])
         self.step = saved["step"]

@@ -8,6 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
+from clinattn.files import naming, parse_json, written_whole
+from clinattn.shapes import COUNT, TEXT, Named, require
+
+ROW = Named({"step": COUNT, "split": TEXT})
+
 
 def auroc(scores: Tensor, positive: Tensor) -> float | None:
     """The chance that a positive scores above a negative, ties counting half; None without both.
@@ -23,23 +28,29 @@ def auroc(scores: Tensor, positive: Tensor) -> float | None:
 
 
 class MetricsFile:
-    """One JSON object a line; a run that goes on from `step` forgets what came after it."""
+    """One JSON object a line; a run that goes on from `step` forgets what came after it.
+
+    Raises ValueError for a file of something else.
+    """
 
     def __init__(self, path: Path, step: int):
         self.path = path
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        kept = [line for line in lines if _before(line, step)]
-        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        lines = path.read_bytes().splitlines() if path.exists() else []
+        kept = [line for i, line in enumerate(lines) if self._before(step, i, len(lines), line)]
+        with written_whole(path) as partial:
+            partial.write_bytes(b"".join(line + b"\n" for line in kept))
 
     def write(self, row: dict[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
+        with naming(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
-
-def _before(line: str, step: int) -> bool:
-    """Training rows up to `step`; its evaluation comes again. A torn last line is dropped."""
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError:
-        return False
-    return row["step"] < step or (row["step"] == step and row["split"] == "train")
+    def _before(self, step: int, number: int, lines: int, line: bytes) -> bool:
+        """Training rows up to `step`; its evaluation comes again. A torn last line is dropped."""
+        try:
+            row = parse_json(line)
+            require(row, ROW)
+        except ValueError as error:
+            if number + 1 == lines:
+                return False
+            raise ValueError(f"{self.path} line {number + 1}: {error}") from None
+        return row["step"] < step or (row["step"] == step and row["split"] == "train")

@@ -10,6 +10,7 @@ from torch import nn
 from clinattn.encoder import EncoderConfig
 from clinattn.workloads import Vocabulary
 
+from .checkpoint import take_weights
 from .data import Corpus
 from .meds_corpus import meds_corpus
 from .next_sentence import MaskedPairs
@@ -117,6 +118,8 @@ def take_encoder(model: nn.Module, start: dict[str, Any]) -> None:
     assert isinstance(encoder, nn.Module)
     whole = {name.removeprefix("masked."): weight for name, weight in start["model"].items()}
     prefix = "encoder."
-    encoder.load_state_dict(
-        {n.removeprefix(prefix): w for n, w in whole.items() if n.startswith(prefix)}
+    take_weights(
+        encoder,
+        {n.removeprefix(prefix): w for n, w in whole.items() if n.startswith(prefix)},
+        "the checkpoint of init",
     )

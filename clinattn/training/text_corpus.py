@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clinattn.files import parse_json
 from clinattn.workloads.vocabulary import CLS, MASK, SEP, SPECIAL_TOKENS, Vocabulary
 
 from .data import Corpus, Example, Tokens, windows
@@ -119,8 +119,8 @@ def _jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             if not text.strip():
                 continue
             try:
-                record = json.loads(text)
-            except json.JSONDecodeError as error:
+                record = parse_json(text)
+            except ValueError as error:
                 raise ValueError(f"text_file={str(path)!r} line {line}: {error}") from None
             if not isinstance(record, dict):
                 raise ValueError(f"text_file={str(path)!r} line {line}: expected a JSON object")

@@ -221,6 +221,13 @@ def _read_shard(
         dtype=np.int64,
     )
     if "numeric_value" in table.column_names:
+        value_type = table.schema.field("numeric_value").type
+        good_value = kinds.is_floating(value_type) or kinds.is_integer(value_type)
+        good_value |= kinds.is_decimal(value_type) or kinds.is_null(value_type)
+        if not good_value:
+            raise MedsError(
+                f"{where} column 'numeric_value' has type {value_type}: expected float"
+            )
         numeric = table["numeric_value"].cast(pa.float32(), safe=False)
         values = pc.fill_null(numeric, float("nan")).to_numpy()
     else:

@@ -3,6 +3,8 @@
 // the order of additions does not depend on threads.
 #pragma once
 
+#include <atomic>
+
 #include "isa.h"
 #include "terms.h"
 

@@ -2,6 +2,9 @@
 // that come of it. The order of all additions is fixed.
 #pragma once
 
+#include <atomic>
+#include <vector>
+
 #include "arguments.h"
 #include "isa.h"
 

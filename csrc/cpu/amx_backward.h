@@ -2,6 +2,8 @@
 // pass a vector of scores belongs to one key and 16 queries.
 #pragma once
 
+#include <string.h>
+
 #include "amx_sums.h"
 #include "cover.h"
 #include "philox.h"

@@ -4,6 +4,8 @@
 // them; between products tiles would stand still.
 #pragma once
 
+#include <initializer_list>
+
 #include "amx_products.h"
 #include "forward_step.h"
 

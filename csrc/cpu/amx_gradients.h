@@ -3,6 +3,8 @@
 // queries.
 #pragma once
 
+#include <initializer_list>
+
 #include "amx_products.h"
 
 namespace {

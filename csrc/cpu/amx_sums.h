@@ -3,6 +3,8 @@
 // another, when there is something to do beside them.
 #pragma once
 
+#include <initializer_list>
+
 #include "amx_gradients.h"
 
 namespace {

@@ -5,12 +5,16 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <limits>
 #include <memory>
 #include <numeric>
+#include <tuple>
+#include <utility>
+#include <vector>
 
 #include "../interval.h"
 #include "added_gradients.h"
@@ -303,7 +307,9 @@ Gradients cpu_backward(const Tensor& dout, const OptionalTensor& dlse, const Ten
   const auto stat = q.options().dtype(stat_type(q));
   const auto stat_sizes = stat_shape(p);
   const BackwardInputs inputs(p, q, dout, dlse, o, lse, lse_low);
-  const auto [dq, dk, dv] = allocate_gradients(p, q, k);
+  // Clang cannot capture the names of a structured binding under OpenMP.
+  const auto gradients = allocate_gradients(p, q, k);
+  const Tensor &dq = gradients[0], &dk = gradients[1], &dv = gradients[2];
   const AddedGradientSums added(arguments, p, needs);
   const auto results = [&]() -> Gradients {
     const auto more = added.results();

@@ -3,6 +3,12 @@
 //     dv <- dv + p^T do;  dk <- dk + ds^T q;  dq <- dq + ds k   (in the order of the key tiles)
 #pragma once
 
+#include <string.h>
+
+#include <atomic>
+#include <initializer_list>
+#include <type_traits>
+
 #include "added.h"
 #include "cover.h"
 #include "extras.h"

@@ -1,13 +1,14 @@
 #include "dispatch.h"
 
-#ifdef CLINATTN_HAVE_AMX
+#ifdef CLINATTN_HAVE_AVX2
 #include <cpuid.h>
-#ifdef __linux__
+#endif
+#if defined(CLINATTN_HAVE_AMX) && defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
-#endif
 
+#include <atomic>
 #include <cstdlib>
 #include <stdexcept>
 #include <thread>
@@ -53,11 +54,18 @@ bool amx_usable() {
 }
 #endif
 
+#ifdef CLINATTN_HAVE_AVX2
+// Clang's __builtin_cpu_supports takes this name from 17 on.
+bool f16c_usable() {
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
+
 std::vector<const Choice*> usable() {
   std::vector<const Choice*> list{&kScalar};
 #ifdef CLINATTN_HAVE_AVX2
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-      __builtin_cpu_supports("f16c"))
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && f16c_usable())
     list.push_back(&kAvx2);
 #endif
 #ifdef CLINATTN_HAVE_AVX512

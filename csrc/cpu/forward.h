@@ -4,6 +4,10 @@
 //     o <- o 2^(m - m') + p v
 #pragma once
 
+#include <string.h>
+
+#include <initializer_list>
+
 #include "cover.h"
 #include "forward_step.h"
 #include "isa.h"

@@ -4,6 +4,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <optional>
 
 #include "arguments.h"
 #include "dispatch.h"

@@ -4,6 +4,8 @@
 // much.
 #pragma once
 
+#include <string.h>
+
 #include "rows.h"
 
 namespace {

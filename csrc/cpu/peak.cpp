@@ -2,8 +2,10 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <stdexcept>
+#include <string>
 
 #include "dispatch.h"
 

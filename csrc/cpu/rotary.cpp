@@ -4,7 +4,10 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <initializer_list>
 #include <limits>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "arguments.h"

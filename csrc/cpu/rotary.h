@@ -1,6 +1,10 @@
 // Rotary positions: pairs of features turned by angles that every head of a token shares.
 #pragma once
 
+#include <string.h>
+
+#include <initializer_list>
+
 #include "../rotary.h"
 #include "rows.h"
 

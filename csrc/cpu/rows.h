@@ -1,6 +1,7 @@
 // Rows of q, k, v, o and the mask, to and from the type of the arithmetic.
 #pragma once
 
+#include <stddef.h>
 #include <string.h>
 
 #include <type_traits>

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <immintrin.h>
+#include <string.h>
 
 #include "rows.h"
 

@@ -2,6 +2,8 @@
 // machine's own vectors. Also serves fp64.
 #pragma once
 
+#include <string.h>
+
 #include "rows.h"
 
 namespace {

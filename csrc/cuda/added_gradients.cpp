@@ -1,5 +1,7 @@
 #include "added_gradients.h"
 
+#include <vector>
+
 namespace clinattn {
 
 AddedGradients::AddedGradients(const AttentionParams& p, const CudaSizes& sizes,

@@ -8,6 +8,7 @@
 
 #include <array>
 #include <atomic>
+#include <cstddef>
 
 #define CLINATTN_DISPATCH_KEY CUDA
 

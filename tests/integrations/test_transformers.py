@@ -139,13 +139,22 @@ def test_packed_positions():
     assert_same(attention(Module(), q, k, v, mask), plain(q, k, v, visible), (q, k, v))
 
 
-def test_a_copied_mask_of_keys_falls_back_to_the_words():
-    """Reentrant checkpointing detaches its inputs, and with that the pattern goes."""
-    q, k, v = tensors()
-    mask = attention_mask(2, 13, 13, attention_mask=PADDING, config=config()).detach().clone()
-    visible = causal(13, 13) & PADDING[:, None, None]
-    call = attention(Module(is_causal=True), q, k, v, mask)
-    assert_same(call, plain(q, k, v, visible), (q, k, v))
+@pytest.mark.parametrize(
+    "flags, words, match",
+    [
+        ({"is_causal": True}, {}, "a causal or windowed layer"),
+        ({}, {"is_causal": True}, "a causal or windowed layer"),
+        ({}, {"sliding_window": 4}, "a causal or windowed layer"),
+        ({}, {"position_ids": POSITIONS[:1]}, "position_ids of packed documents"),
+    ],
+    ids=["module", "word", "window", "documents"],
+)
+def test_a_mask_of_keys_that_may_have_lost_its_pattern_is_refused(flags, words, match):
+    q, k, v = (x[:1] for x in tensors())
+    keys = PADDING[:1, None, None]
+    with pytest.raises(ValueError, match=rf"keys alone, \(1, 1, 1, 13\), with {match}"):
+        attention(Module(**flags), q, k, v, keys, **words)
+    assert_close(attention(Module(), q, k, v, keys)[0], plain(q, k, v, keys))
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32], ids=str)

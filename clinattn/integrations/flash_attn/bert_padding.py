@@ -5,7 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clinattn.packing import cu_seqlens_from_lengths, mask_from_lengths, pad, take, unpad
+from clinattn.checks import check_on, check_tensor
+from clinattn.packing import (
+    INTEGERS,
+    check_indices,
+    cu_seqlens_from_lengths,
+    mask_from_lengths,
+    pad,
+    take,
+    unpad,
+)
+from clinattn.scalars import as_size
 
 
 def unpad_input(
@@ -16,6 +26,14 @@ def unpad_input(
     attention_mask: (batch, seqlen), nonzero = a token. unused_mask: the same for tokens that are
     allocated but not used: they are packed and counted in all but seqused (batch,).
     """
+    check_tensor("hidden_states", hidden_states)
+    masks = {"attention_mask": attention_mask}
+    if unused_mask is not None:
+        masks["unused_mask"] = unused_mask
+    for name, x in masks.items():
+        check_on(name, x, hidden_states.device, "hidden_states")
+        if x.dim() != 2 or x.shape != attention_mask.shape:
+            raise ValueError(f"{name}: got shape {tuple(x.shape)}, expected (batch, seqlen)")
     kept = attention_mask.ne(0)
     seqused = kept.sum(1, dtype=torch.int32)
     if unused_mask is not None:
@@ -31,6 +49,14 @@ def unpad_input_for_concatenated_sequences(
 
     attention_mask_in_length: (batch, seqlen), the lengths of the row's sequences, then zeros.
     """
+    check_tensor("hidden_states", hidden_states)
+    device = hidden_states.device
+    check_on("attention_mask_in_length", attention_mask_in_length, device, "hidden_states")
+    if attention_mask_in_length.dim() != 2 or attention_mask_in_length.dtype not in INTEGERS:
+        raise ValueError(
+            f"attention_mask_in_length: got {attention_mask_in_length.dtype} "
+            f"{tuple(attention_mask_in_length.shape)}, expected integers (batch, seqlen)"
+        )
     seqlen = attention_mask_in_length.shape[1]
     kept = mask_from_lengths(attention_mask_in_length.sum(1), seqlen)
     if tuple(hidden_states.shape[:2]) != tuple(kept.shape):
@@ -51,10 +77,15 @@ def pad_input(hidden_states: Tensor, indices: Tensor, batch: int, seqlen: int) -
 
 def index_first_axis(input: Tensor, indices: Tensor) -> Tensor:
     """The rows of input at indices; differentiable."""
+    check_tensor("input", input)
+    check_indices(indices, len(input) if input.dim() else 0, input.device)
     return input.index_select(0, indices)
 
 
 def index_put_first_axis(values: Tensor, indices: Tensor, first_axis_dim: int) -> Tensor:
     """values as the rows at indices of a tensor with first_axis_dim rows; differentiable."""
+    check_tensor("values", values)
+    first_axis_dim = as_size("first_axis_dim", first_axis_dim)
+    check_indices(indices, first_axis_dim, values.device, values)
     rows = values.new_zeros(first_axis_dim, *values.shape[1:])
-    return rows.index_copy(0, indices, values)
+    return rows.index_copy(0, indices.long(), values)

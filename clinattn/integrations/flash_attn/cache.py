@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from clinattn.checks import check_lengths
+from clinattn.checks import check_lengths, check_on
 from clinattn.integrations.flash_attn.paged import check_pages, dense_pages, page_of
 from clinattn.integrations.flash_attn.words import DENSE, check_heads, check_layout
 
@@ -60,6 +60,7 @@ def checked_cache(q: Any, k_cache: Any, v_cache: Any, rows: Any, block_table: An
             f"{tuple(k_cache.shape)}"
         )
     for name, x in (("k_cache", k_cache), ("v_cache", v_cache)):
+        check_on(name, x, q.device, "q")
         if x.dtype != q.dtype:
             raise TypeError(f"{name}: got {x.dtype}, expected that of q, {q.dtype}")
     batch = len(q)

@@ -35,11 +35,11 @@ from clinattn.integrations.flash_attn.words import (
     DENSE,
     PACKED,
     as_given,
-    as_int,
     check_qkv,
     keywords,
     unpacked,
 )
+from clinattn.scalars import as_flag
 
 __all__ = [
     "_flash_attn_backward",
@@ -74,6 +74,7 @@ def flash_attn_func(
     """out (batch, seqlen_q, heads, head_dim), contiguous; see the module for the arguments."""
     check_qkv(q, k, v, DENSE)
     words = keywords(dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes)
+    return_attn_probs = as_flag("return_attn_probs", return_attn_probs)
     with as_given(q):
         o, lse = fused_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), **words)
     return _results(o.transpose(1, 2).contiguous(), lse, return_attn_probs)
@@ -148,9 +149,10 @@ def flash_attn_varlen_func(
         k, v = packed_pages(k, v, block_table, cu_seqlens_k)
     check_qkv(q, k, v, PACKED)
     words = keywords(dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes)
+    return_attn_probs = as_flag("return_attn_probs", return_attn_probs)
     with as_given(q):
         o, lse = fused_attention_varlen(
-            q, k, v, cu_seqlens_q, cu_seqlens_k, as_int(max_seqlen_q), as_int(max_seqlen_k), **words
+            q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, **words
         )
     return _results(o, lse, return_attn_probs)
 

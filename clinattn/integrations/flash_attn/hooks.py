@@ -21,11 +21,11 @@ from clinattn.integrations.flash_attn.paged import packed_pages
 from clinattn.integrations.flash_attn.words import (
     DENSE,
     PACKED,
-    as_int,
     band,
     check_qkv,
     check_softcap,
 )
+from clinattn.visibility import fold_window
 
 NO_GRADIENTS_BUT_QKV = 0
 
@@ -113,7 +113,7 @@ def _flash_attn_backward(
     """Writes dq, dk, dv of dense q, k, v; returns (batch, heads, seqlen_q) row sums."""
     call = _dense_call(
         q, k, v, dropout_p, softmax_scale, causal, (window_size_left, window_size_right), softcap,
-        alibi_slopes, _seed_for_backward(dropout_p, rng_state),
+        alibi_slopes, _seed_for_backward(q, dropout_p, rng_state),
     )  # fmt: skip
     _check_results(q, dout, out, softmax_lse, (*q.shape[:1], q.shape[2], q.shape[1]))
     _check_written(q, k, v, dq, dk, dv)
@@ -152,7 +152,7 @@ def _flash_attn_varlen_backward(
     call = _packed_call(
         q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p, softmax_scale,
         causal, (window_size_left, window_size_right), softcap, alibi_slopes,
-        _seed_for_backward(dropout_p, rng_state),
+        _seed_for_backward(q, dropout_p, rng_state),
     )  # fmt: skip
     _check_results(q, dout, out, softmax_lse, (q.shape[1], q.shape[0]))
     _check_written(q, k, v, dq, dk, dv)
@@ -203,10 +203,10 @@ def _packed_call(
     check_qkv(q, k, v, PACKED)
     checks.check_packed(q, k, v, enable_gqa=True)
     longest_q = checks.check_cu_seqlens(
-        "q", cu_seqlens_q, as_int(max_seqlen_q), q.shape[0], q.device
+        "q", cu_seqlens_q, max_seqlen_q, q.shape[0], q.device
     )
     longest_k = checks.check_cu_seqlens(
-        "k", cu_seqlens_k, as_int(max_seqlen_k), k.shape[0], k.device
+        "k", cu_seqlens_k, max_seqlen_k, k.shape[0], k.device
     )
     batch = len(cu_seqlens_q) - 1
     if len(cu_seqlens_k) - 1 != batch:
@@ -235,7 +235,7 @@ def _shared(
     alibi_slopes: Tensor | None,
     rng_state: Tensor | None,
 ) -> dict[str, Any]:
-    left, right = band(causal, window_size)
+    left, right = fold_window(checks.check_window(band(causal, window_size)), False)
     dropout_p = feature_checks.check_dropout(dropout_p)
     heads, slopes, seed = q.shape[1], None, None
     if alibi_slopes is not None:
@@ -248,11 +248,11 @@ def _shared(
     return {
         "slopes": slopes,
         "seed": seed,
-        "scale": checks.check_scale(softmax_scale, q.shape[-1]),
-        "window_left": -1 if left is None else left,
-        "window_right": -1 if right is None else right,
+        "scale": checks.check_scale(softmax_scale, q.shape[-1], q.dtype),
+        "window_left": left,
+        "window_right": right,
         "bottom_right": True,
-        "softcap": check_softcap(softcap),
+        "softcap": feature_checks.check_softcap(check_softcap(softcap), q.dtype),
         "dropout_p": dropout_p,
     }
 
@@ -263,31 +263,44 @@ def _rng_state(call: Arguments) -> Tensor:
     )
 
 
-def _seed_for_backward(dropout_p: float, rng_state: Tensor | None) -> Tensor | None:
-    if dropout_p == 0:
+def _seed_for_backward(q: Any, dropout_p: Any, rng_state: Any) -> Tensor | None:
+    checks.check_tensor("q", q)
+    if feature_checks.check_dropout(dropout_p) == 0:
         return None
     if rng_state is None:
         raise ValueError(
             f"rng_state: got None with dropout_p={dropout_p}, expected that of the forward pass"
         )
+    checks.check_tensor("rng_state", rng_state)
+    if rng_state.dtype != torch.int64 or rng_state.shape != (1,) or rng_state.device != q.device:
+        raise ValueError(
+            f"rng_state: got {rng_state.dtype} {tuple(rng_state.shape)} on {rng_state.device}, "
+            f"expected that of the forward pass, torch.int64 (1,) on {q.device}"
+        )
     return rng_state
 
 
 def _check_results(q: Tensor, dout: Any, out: Any, lse: Any, lse_shape: tuple[int, ...]) -> None:
+    for name, x in (("dout", dout), ("out", out), ("softmax_lse", lse)):
+        checks.check_on(name, x, q.device, "q")
     for name, x in (("dout", dout), ("out", out)):
-        if not isinstance(x, Tensor) or x.shape != q.shape:
-            given = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(f"{name}: got {given}, expected the shape of q, {tuple(q.shape)}")
+        if x.shape != q.shape:
+            raise ValueError(
+                f"{name}: got {tuple(x.shape)}, expected the shape of q, {tuple(q.shape)}"
+            )
         if x.dtype != q.dtype:
             raise TypeError(f"{name}: got {x.dtype}, expected that of q, {q.dtype}")
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-    if not isinstance(lse, Tensor) or lse.dtype != dtype or tuple(lse.shape) != lse_shape:
-        given = f"{lse.dtype} {tuple(lse.shape)}" if isinstance(lse, Tensor) else type(lse).__name__
+    if lse.dtype != dtype or tuple(lse.shape) != lse_shape:
+        given = f"{lse.dtype} {tuple(lse.shape)}"
         raise ValueError(f"softmax_lse: got {given}, expected {dtype} {lse_shape}")
 
 
 def _check_written(q: Tensor, k: Tensor, v: Tensor, dq: Any, dk: Any, dv: Any) -> None:
     for name, x, like in (("dq", dq, q), ("dk", dk, k), ("dv", dv, v)):
-        if not isinstance(x, Tensor) or x.shape != like.shape:
-            given = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(f"{name}: got {given}, expected a tensor {tuple(like.shape)} to fill")
+        checks.check_on(name, x, q.device, "q")
+        if x.shape != like.shape or not x.is_floating_point():
+            raise ValueError(
+                f"{name}: got {x.dtype} {tuple(x.shape)}, expected a floating tensor "
+                f"{tuple(like.shape)} to fill"
+            )

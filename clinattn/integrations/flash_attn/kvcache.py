@@ -8,10 +8,13 @@ import torch
 from torch import Tensor
 
 from clinattn.attention import fused_attention
-from clinattn.checks import check_lengths
+from clinattn.checks import check_dense, check_lengths, check_scale, check_tensor
+from clinattn.feature_checks import check_per_head, check_softcap
 from clinattn.integrations.flash_attn.cache import Cache, checked_cache
 from clinattn.integrations.flash_attn.paged import check_used
 from clinattn.integrations.flash_attn.words import DENSE, as_given, band, check_qkv, keywords
+from clinattn.scalars import as_flag, as_int
+from clinattn.visibility import concrete
 
 
 def flash_attn_with_kvcache(
@@ -43,9 +46,9 @@ def flash_attn_with_kvcache(
     cache_seqlens on, (batch,) int32 or one int: how many tokens the cache has; default all.
     cache_batch_idx: (batch,), the cache's row of each sequence; default the first rows.
     cache_leftpad: (batch,), where each row's first token is; default 0.
-    rotary_cos, rotary_sin: (positions, rotary_dim / 2); k turns at its place in the cache, q at
-    its own with causal or a window, else all of q at cache_seqlens. rotary_interleaved: pairs are
-    (0, 1), (2, 3), ...; else (i, i + rotary_dim / 2).
+    rotary_cos, rotary_sin: (positions, rotary_dim / 2), at least as long as the cache; k turns at
+    its place in the cache, q at its own with causal or a window, else all of q at cache_seqlens.
+    rotary_interleaved: pairs are (0, 1), (2, 3), ...; else (i, i + rotary_dim / 2).
     num_splits: how to share out the work, which is decided here. The rest as in flash_attn_func.
 
     Returns out as q, and with return_softmax_lse also lse (batch, heads, seqlen_q). Has no
@@ -59,6 +62,7 @@ def flash_attn_with_kvcache(
         )
     words = keywords(0.0, softmax_scale, causal, window_size, softcap, alibi_slopes)
     cache = checked_cache(q, k_cache, v_cache, cache_batch_idx, block_table)
+    _check_words(q, cache, words)
     new = _check_new(q, k, v, cache_seqlens, cache)
     lengths = _check_seqlens(q, cache_seqlens, cache.capacity - new)
     if block_table is not None:
@@ -69,13 +73,18 @@ def flash_attn_with_kvcache(
         keys = torch.arange(cache.capacity, device=q.device)
         visible = (keys >= leftpad[:, None])[:, None, None]
     tables = _check_rotary(q, k, rotary_cos, rotary_sin, cache.capacity)
+    in_order = band(causal, window_size) != (None, None)
+    if tables is not None and in_order:
+        _check_places(tables[0], lengths, q.shape[1])
+    rotary_interleaved = as_flag("rotary_interleaved", rotary_interleaved)
+    return_softmax_lse = as_flag("return_softmax_lse", return_softmax_lse)
+    as_int("num_splits", num_splits)
     with torch.no_grad(), as_given(q):
         if k is not None and v is not None:
             places = _places(lengths, new)
             if tables is not None:
                 k = _turned(k, places, *tables, rotary_interleaved)
-                ordered = band(causal, window_size) != (None, None)
-                places_q = _places(lengths, q.shape[1] if ordered else 1)
+                places_q = _places(lengths, q.shape[1] if in_order else 1)
                 q = _turned(q, places_q, *tables, rotary_interleaved)
             cache.write(places, k, v)
         keys, values = cache.read()
@@ -89,6 +98,18 @@ def flash_attn_with_kvcache(
         )
     out = o.transpose(1, 2).contiguous()
     return (out, lse) if return_softmax_lse else out
+
+
+def _check_words(q: Tensor, cache: Cache, words: dict[str, Any]) -> None:
+    """What fused_attention refuses is refused before the cache is written."""
+    heads, head_dim = q.shape[2:]
+    query, key, value = (x[:0].transpose(1, 2) for x in (q, cache.k, cache.v))
+    check_dense(query, key, value, True)
+    check_scale(words["scale"], head_dim, q.dtype)
+    check_softcap(words["softcap"], q.dtype)
+    if words["alibi_slopes"] is not None:
+        shapes = (heads,), (len(q), heads)
+        check_per_head("alibi_slopes", words["alibi_slopes"], q, *shapes, dtype=torch.float32)
 
 
 def _check_new(q: Tensor, k: Any, v: Any, cache_seqlens: Any, cache: Cache) -> int:
@@ -115,29 +136,52 @@ def _check_seqlens(q: Tensor, cache_seqlens: Any, limit: int) -> Tensor:
     """cache_seqlens as (batch,) int32, at most limit, which leaves room for what is appended."""
     if cache_seqlens is None:
         cache_seqlens = limit
-    if isinstance(cache_seqlens, int):
-        if not 0 <= cache_seqlens <= limit:
-            raise ValueError(f"cache_seqlens: got {cache_seqlens}, expected 0 to {limit}")
-        return torch.full((len(q),), cache_seqlens, dtype=torch.int32, device=q.device)
-    return check_lengths("cache_seqlens", cache_seqlens, len(q), limit, q.device)
+    if isinstance(cache_seqlens, Tensor) and cache_seqlens.dim() > 0:
+        return check_lengths("cache_seqlens", cache_seqlens, len(q), limit, q.device)
+    length = as_int("cache_seqlens", cache_seqlens, "an int or a torch.Tensor (batch,)")
+    if not 0 <= length <= limit:
+        raise ValueError(f"cache_seqlens: got {length}, expected 0 to {limit}")
+    return torch.full((len(q),), length, dtype=torch.int32, device=q.device)
 
 
 def _check_rotary(
     q: Tensor, k: Any, cos: Any, sin: Any, capacity: int
 ) -> tuple[Tensor, Tensor] | None:
+    """Tables of the length of the cache: keys that are appended have their places in it."""
     if cos is None and sin is None:
         return None
     if k is None:
         raise ValueError("rotary_cos: got one without k and v, expected keys to append")
-    if not (isinstance(cos, Tensor) and isinstance(sin, Tensor) and cos.shape == sin.shape):
-        raise ValueError("rotary_cos and rotary_sin: expected two tensors of one shape")
-    positions = capacity + max(0, q.shape[1] - k.shape[1])
-    if cos.dim() != 2 or not 1 <= cos.shape[1] <= q.shape[-1] // 2 or len(cos) < positions:
+    check_tensor("rotary_cos", cos)
+    check_tensor("rotary_sin", sin)
+    if cos.shape != sin.shape or not (cos.is_floating_point() and sin.is_floating_point()):
+        raise ValueError(
+            f"rotary_cos and rotary_sin: got {cos.dtype} {tuple(cos.shape)} and {sin.dtype} "
+            f"{tuple(sin.shape)}, expected floating tables of one shape"
+        )
+    if cos.device != q.device or sin.device != q.device:
+        raise ValueError(
+            f"rotary_cos and rotary_sin: got devices {cos.device} and {sin.device}, expected that "
+            f"of q, {q.device}"
+        )
+    if cos.dim() != 2 or not 1 <= cos.shape[1] <= q.shape[-1] // 2 or len(cos) < capacity:
         raise ValueError(
             f"rotary_cos: got shape {tuple(cos.shape)}, expected (positions, rotary_dim / 2) with "
-            f"at least {positions} positions and a rotary_dim up to {q.shape[-1]}"
+            f"at least {capacity} positions and a rotary_dim up to {q.shape[-1]}"
         )
     return cos, sin
+
+
+def _check_places(table: Tensor, lengths: Tensor, n_queries: int) -> None:
+    """The table has a row for the last query; where that cannot be seen, it takes the last row."""
+    if not concrete(lengths) or len(lengths) == 0:
+        return
+    needed = int(lengths.max()) + n_queries
+    if len(table) < needed:
+        raise ValueError(
+            f"rotary_cos: got {len(table)} positions, expected at least {needed} for {n_queries} "
+            f"queries after {int(lengths.max())} tokens of the cache"
+        )
 
 
 def _places(lengths: Tensor, n: int) -> Tensor:
@@ -148,6 +192,7 @@ def _places(lengths: Tensor, n: int) -> Tensor:
 def _turned(x: Tensor, places: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     """x (batch, n, heads, head_dim) with the first rotary_dim features turned; fp32 at least."""
     dtype = torch.promote_types(x.dtype, torch.float32)
+    places = places.clamp(max=cos.shape[0] - 1)
     cos, sin = (table[places][:, :, None].to(dtype) for table in (cos, sin))
     turning, rest = x.tensor_split([2 * cos.shape[-1]], -1)
     turning = turning.to(dtype)

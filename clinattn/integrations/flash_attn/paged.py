@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clinattn.checks import check_on
 from clinattn.integrations.flash_attn.words import PAGED, check_layout
 from clinattn.visibility import concrete
 
@@ -15,8 +16,10 @@ def check_pages(k: Any, v: Any, block_table: Any, batch: int) -> None:
     """k, v (blocks, block_size, heads, head_dim), block_table (batch, blocks of a sequence)."""
     check_layout("k", k, PAGED)
     check_layout("v", v, PAGED)
-    if not isinstance(block_table, Tensor):
-        raise TypeError(f"block_table: got {type(block_table).__name__}, expected a torch.Tensor")
+    if k.shape != v.shape:
+        raise ValueError(f"v: got shape {tuple(v.shape)}, expected that of k, {tuple(k.shape)}")
+    check_on("v", v, k.device, "k")
+    check_on("block_table", block_table, k.device, "k")
     if block_table.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"block_table: got {block_table.dtype}, expected torch.int32")
     if block_table.dim() != 2 or block_table.shape[0] != batch:
@@ -63,6 +66,13 @@ def packed_pages(
     k: Tensor, v: Tensor, block_table: Tensor, cu_seqlens: Tensor
 ) -> tuple[Tensor, Tensor]:
     """k and v (total, heads, head_dim) of the sequences that cu_seqlens marks; differentiable."""
+    check_layout("k", k, PAGED)
+    check_on("cu_seqlens_k", cu_seqlens, k.device, "k")
+    if cu_seqlens.dim() != 1 or len(cu_seqlens) == 0 or cu_seqlens.dtype != torch.int32:
+        raise ValueError(
+            f"cu_seqlens_k: got {cu_seqlens.dtype} {tuple(cu_seqlens.shape)}, expected torch.int32 "
+            "(number of sequences + 1,)"
+        )
     check_pages(k, v, block_table, len(cu_seqlens) - 1)
     size, lengths = k.shape[1], cu_seqlens.diff()
     check_used(block_table, lengths, k)

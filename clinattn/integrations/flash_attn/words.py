@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import reprlib
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.amp import is_autocast_available
+
+from clinattn.checks import check_on, check_tensor
+from clinattn.scalars import as_flag, as_float, as_int, pair_of
 
 DENSE = "(batch, seqlen, heads, head_dim)"
 PACKED = "(total_tokens, heads, head_dim)"
@@ -16,8 +20,7 @@ PAGED = "(blocks, block_size, heads, head_dim)"
 
 def check_layout(name: str, x: Any, layout: str) -> None:
     """x is a tensor of the rank of layout."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name}: got {type(x).__name__}, expected a torch.Tensor")
+    check_tensor(name, x)
     if x.dim() != layout.count(",") + 1:
         raise ValueError(f"{name}: got shape {tuple(x.shape)}, expected {layout}")
 
@@ -27,6 +30,8 @@ def check_qkv(q: Any, k: Any, v: Any, layout: str) -> None:
     for name, x in (("q", q), ("k", k), ("v", v)):
         check_layout(name, x, layout)
     check_heads(q, k)
+    for name, x in (("k", k), ("v", v)):
+        check_on(name, x, q.device, "q")
     if k.shape != v.shape:
         raise ValueError(f"v: got shape {tuple(v.shape)}, expected that of k, {tuple(k.shape)}")
     if layout == DENSE and k.shape[0] != q.shape[0]:
@@ -51,32 +56,31 @@ def unpacked(name: str, x: Any, parts: int, layout: str) -> tuple[Tensor, ...]:
     return x.unbind(-3)
 
 
-def band(causal: bool, window_size: Any) -> tuple[int | None, int | None]:
+def band(causal: Any, window_size: Any) -> tuple[int | None, int | None]:
     """(left, right) of causal and window_size, None for no bound: any negative side is none."""
-    if not (
-        isinstance(window_size, (tuple, list))
-        and len(window_size) == 2
-        and all(isinstance(side, int) and not isinstance(side, bool) for side in window_size)
-    ):
+    pair = pair_of(window_size)
+    try:
+        if pair is None:
+            raise TypeError
+        left, right = (as_int("window_size", side) for side in pair)
+    except TypeError:
         raise TypeError(
-            f"window_size: got {window_size!r}, expected (left, right), -1 for no bound"
-        )
-    left, right = (None if side < 0 else side for side in window_size)
-    return left, 0 if causal else right
+            f"window_size: got {reprlib.repr(window_size)}, expected (left, right), integers, -1 "
+            "for no bound"
+        ) from None
+    return bound(left), 0 if as_flag("causal", causal) else bound(right)
 
 
-def as_int(max_seqlen: int | Tensor) -> int:
-    """Some callers keep it in a tensor. Others are compiled, where int() would fix its value."""
-    return int(max_seqlen) if isinstance(max_seqlen, Tensor) else max_seqlen
+def bound(side: int) -> int | None:
+    return None if side < 0 else side
 
 
-def check_softcap(softcap: Any) -> float:
-    """0 for none."""
-    if isinstance(softcap, bool) or not isinstance(softcap, (int, float)):
-        raise TypeError(f"softcap: got {type(softcap).__name__}, expected a float")
+def check_softcap(softcap: Any) -> float | None:
+    """None for none."""
+    softcap = as_float("softcap", softcap)
     if softcap < 0:
         raise ValueError(f"softcap: got {softcap}, expected a number > 0, or 0.0 for none")
-    return float(softcap)
+    return softcap or None
 
 
 def keywords(
@@ -90,10 +94,10 @@ def keywords(
     """Those that fused_attention and fused_attention_varlen share."""
     return {
         "dropout_p": dropout_p,
-        "scale": softmax_scale,
+        "scale": None if softmax_scale is None else as_float("softmax_scale", softmax_scale),
         "window": band(causal, window_size),
         "bottom_right": True,
-        "softcap": check_softcap(softcap) or None,
+        "softcap": check_softcap(softcap),
         "alibi_slopes": alibi_slopes,
         "enable_gqa": True,
         "return_lse": True,

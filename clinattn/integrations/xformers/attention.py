@@ -18,6 +18,7 @@ from clinattn.integrations.xformers.bands import (
 )
 from clinattn.integrations.xformers.layouts import Layout, layout_of
 from clinattn.packing import cu_seqlens_from_lengths
+from clinattn.scalars import as_float
 
 
 def memory_efficient_attention(
@@ -89,6 +90,9 @@ def _attend(
 ) -> tuple[Tensor, Tensor]:
     """(out, lse) in the layout of query."""
     layout = layout_of(query, key, value)
+    p = as_float("p", p)
+    if not 0 <= p <= 1:
+        raise ValueError(f"p: got {p}, expected a probability from 0 to 1")
     q, k, v = layout.heads(query, key, value)
     words = {
         "dropout_p": p,

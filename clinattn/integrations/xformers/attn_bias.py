@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from clinattn.integrations.xformers.bands import band_of
-from clinattn.integrations.xformers.seqlens import _PaddedSeqLenInfo, _SeqLenInfo
+from clinattn.integrations.xformers.seqlens import _PaddedSeqLenInfo, _SeqLenInfo, checked_lengths
+from clinattn.scalars import as_int
 
 B = TypeVar("B", bound="BlockDiagonalMask")
 
@@ -95,7 +96,7 @@ class LocalAttentionFromBottomRightMask(AttentionBias):
 
     def __post_init__(self) -> None:
         for name in ("window_left", "window_right"):
-            if getattr(self, name) < 0:
+            if as_int(name, getattr(self, name)) < 0:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected >= 0")
 
 
@@ -132,7 +133,7 @@ class BlockDiagonalMask(AttentionBias):
         """Lengths of the sequences; kv_seqlen defaults to q_seqlen. device: default the CPU."""
         q_seqinfo = _SeqLenInfo.from_seqlens(q_seqlen, device=device)
         k_seqinfo = q_seqinfo
-        if kv_seqlen is not None and list(kv_seqlen) != list(q_seqlen):
+        if kv_seqlen is not None and checked_lengths(kv_seqlen) != checked_lengths(q_seqlen):
             check_as_many(q_seqlen, kv_seqlen)
             k_seqinfo = _SeqLenInfo.from_seqlens(kv_seqlen, device=device)
         return cls(q_seqinfo=q_seqinfo, k_seqinfo=k_seqinfo)
@@ -276,12 +277,15 @@ class BlockDiagonalCausalWithOffsetPaddedKeysMask(BlockDiagonalPaddedKeysMask):
     causal_diagonal: Any = None
 
 
-def check_window_size(window_size: int) -> None:
-    if window_size <= 0:
+def check_window_size(window_size: Any) -> None:
+    if as_int("window_size", window_size) <= 0:
         raise ValueError(f"window_size: got {window_size}, expected > 0")
 
 
 def check_as_many(queries: Sequence[Any], keys: Sequence[Any]) -> None:
+    for name, x in (("queries", queries), ("keys", keys)):
+        if not hasattr(x, "__len__") or getattr(x, "ndim", 1) != 1:
+            raise TypeError(f"{name}: got {type(x).__name__}, expected a list of lengths")
     if len(queries) != len(keys):
         raise ValueError(f"keys: got {len(keys)} sequences, expected those of q, {len(queries)}")
 

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from clinattn.checks import check_tensor
+
 NAMES = {
     3: "(batch, tokens, head_dim)",
     4: "(batch, tokens, heads, head_dim)",
@@ -37,6 +39,7 @@ class Layout(NamedTuple):
 
     def bias(self, bias: Tensor) -> Tensor:
         """A tensor of as many dimensions as query, as (B, heads, Mq, Mk)."""
+        check_tensor("attn_bias", bias)
         if bias.dim() != self.dims:
             raise ValueError(
                 f"attn_bias: got shape {tuple(bias.shape)}, expected {self.dims} dimensions as in "
@@ -64,8 +67,7 @@ class Layout(NamedTuple):
 def layout_of(query: Any, key: Any, value: Any) -> Layout:
     """Raises TypeError or ValueError unless the three fit together."""
     for name, x in (("query", query), ("key", key), ("value", value)):
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{name}: got {type(x).__name__}, expected a torch.Tensor")
+        check_tensor(name, x)
         if x.dim() not in NAMES or x.dim() != query.dim():
             expected = NAMES.get(query.dim(), ", ".join(NAMES.values()))
             raise ValueError(f"{name}: got shape {tuple(x.shape)}, expected {expected}")

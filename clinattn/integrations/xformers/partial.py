@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clinattn.checks import check_on, check_tensor
 from clinattn.integrations.xformers.attention import _attend
+from clinattn.scalars import as_float
 
 
 def memory_efficient_attention_partial(
@@ -26,7 +28,7 @@ def memory_efficient_attention_partial(
 
     Arguments as in memory_efficient_attention, p = 0: dropout of parts is not that of the whole.
     """
-    if p != 0:
+    if as_float("p", p) != 0:
         raise NotImplementedError(f"p: got {p}, expected 0.0: parts are merged without dropout")
     out, lse = _attend(query, key, value, attn_bias, p, scale)
     return out.to(output_dtype or query.dtype), lse
@@ -44,8 +46,8 @@ def merge_attentions(
     their (B, H, M) or (B, G, H, M). write_lse: else lse is None. output_dtype: default that of
     attn_split. A query that sees no key in any part returns 0, and lse = -inf.
     """
-    parts = attn_split if isinstance(attn_split, Tensor) else torch.stack(tuple(attn_split))
-    lses = lse_split if isinstance(lse_split, Tensor) else torch.stack(tuple(lse_split))
+    parts, lses = _stacked("attn_split", attn_split), _stacked("lse_split", lse_split)
+    check_on("lse_split", lses, parts.device, "attn_split")
     if parts.dim() not in (5, 6) or lses.shape != parts[..., 0].movedim(2, -1).shape:
         raise ValueError(
             f"attn_split and lse_split: got shapes {tuple(parts.shape)} and {tuple(lses.shape)}, "
@@ -63,3 +65,19 @@ def merge_attentions(
         lse = torch.where(nothing, 0, m).detach() + torch.where(nothing, 1, total).log()
         lse = torch.where(nothing, -float("inf"), lse)
     return out.to(output_dtype or parts.dtype), lse
+
+
+def _stacked(name: str, parts: Any) -> Tensor:
+    """Floating parts, stacked in front if they are a list."""
+    if not isinstance(parts, Tensor):
+        if not isinstance(parts, (list, tuple)) or len(parts) == 0:
+            raise TypeError(f"{name}: got {type(parts).__name__}, expected tensors, at least one")
+        for x in parts:
+            check_on(name, x, getattr(parts[0], "device", torch.device("cpu")), "the first part")
+            if x.shape != parts[0].shape:
+                raise ValueError(f"{name}: got shape {tuple(x.shape)}, expected that of the first")
+        parts = torch.stack(tuple(parts))
+    check_tensor(name, parts)
+    if not parts.is_floating_point() or parts.dtype.itemsize == 1:
+        raise TypeError(f"{name}: got {parts.dtype}, expected fp32, fp64, bf16 or fp16")
+    return parts

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clinattn.scalars import as_size, ints_of
+
 
 @dataclass
 class _SeqLenInfo:
@@ -68,7 +70,8 @@ class _PaddedSeqLenInfo(_SeqLenInfo):
     def from_seqlens_padded(
         cls, seqlens: Sequence[int], padding: int, *, device: Any = None
     ) -> _PaddedSeqLenInfo:
-        lengths = checked_lengths(seqlens)
+        lengths, padding = checked_lengths(seqlens), as_size("kv_padding", padding)
+        as_size("kv_padding times the number of blocks", padding * len(lengths))
         if max(lengths, default=0) > padding:
             raise ValueError(
                 f"seqlens: got {max(lengths)}, expected at most the padding, {padding}"
@@ -95,8 +98,6 @@ class _PaddedSeqLenInfo(_SeqLenInfo):
         raise NotImplementedError("split: got padded keys, expected keys without padding")
 
 
-def checked_lengths(seqlens: Iterable[int]) -> list[int]:
-    lengths = [int(x) for x in seqlens]
-    if min(lengths, default=0) < 0:
-        raise ValueError(f"seqlens: got {min(lengths)}, expected lengths >= 0")
-    return lengths
+def checked_lengths(seqlens: Any) -> list[int]:
+    """Of blocks, none below 0."""
+    return ints_of("seqlens", seqlens)
