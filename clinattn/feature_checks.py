@@ -39,15 +39,19 @@ def check_dropout(dropout_p: Any) -> float:
     return float(dropout_p)
 
 
-def check_softcap(softcap: Any) -> float:
-    """0 for none."""
+def check_softcap(softcap: Any, dtype: torch.dtype) -> float:
+    """0 for none; else as far inside the range of the arithmetic as no score shows.
+
+    Of a softcap near its ends s / softcap would be subnormal, and lose digits, or infinite.
+    """
     if softcap is None:
         return 0.0
     if isinstance(softcap, bool) or not isinstance(softcap, (int, float)):
         raise TypeError(f"softcap: got {type(softcap).__name__}, expected a float or None")
     if not 0 < softcap < math.inf:
         raise ValueError(f"softcap: got {softcap}, expected a number > 0, or None for none")
-    return float(softcap)
+    info = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32)
+    return min(max(float(softcap), info.tiny * 2.0**26), info.max * 2.0**-18)
 
 
 def check_global_prefix(global_prefix: Any, n_keys: int | None) -> int:

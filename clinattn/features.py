@@ -55,7 +55,7 @@ def _features(
 ) -> Features:
     dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
     dropout_p = checks.check_dropout(words.dropout_p)
-    softcap = checks.check_softcap(words.softcap)
+    softcap = checks.check_softcap(words.softcap, query.dtype)
     prefix = checks.check_global_prefix(words.global_prefix, n_keys)
     decay = slopes = relative = seed = None
     if words.alibi_slopes is not None:

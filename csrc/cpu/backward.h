@@ -127,7 +127,9 @@ struct Backward {
         if (p.dlse) sum -= static_cast<const T*>(p.dlse)[at];
       }
       const T low = p.lse_low ? static_cast<const T*>(p.lse_low)[at] : 0;
-      const TwoPart<T> lse2 = empty ? TwoPart<T>{kInf, 0} : base2(lse, low);
+      const TwoPart<T> lse2 = empty                      ? TwoPart<T>{kInf, 0}
+                              : is_large_normaliser(lse) ? TwoPart<T>{lse, base2(low, 0).high}
+                                                         : base2(lse, low);
       static_cast<T*>(shared.lse2)[at] = lse2.high;
       static_cast<T*>(shared.lse2_low)[at] = lse2.low;
       static_cast<T*>(shared.delta)[at] = sum;
@@ -196,6 +198,7 @@ struct Backward {
       engine.put_row(i, seeing ? row_at(p.q, p.dtype, p.q_strides, seq.index, head, at) : nullptr,
                      seeing ? row_at(p.dout, p.dtype, p.do_strides, seq.index, head, at) : nullptr,
                      p.dtype, p.scale < 0, lse2, low,
+                     is_large_normaliser(static_cast<const T*>(p.lse)[stat + i]),
                      static_cast<const T*>(shared.delta)[stat + i]);
     }
     engine.end_block(n);
@@ -236,7 +239,7 @@ struct Backward {
     const int64_t begin = (seen.lo - k0) / E::kBegin * E::kBegin;
     const int64_t end = round_up(seen.hi - k0, E::kEnd);
     const bool masked = by_mask == Sight::kEdge, shaped = has_terms(p);
-    const T scale2 = static_cast<T>(__builtin_fabs(p.scale) * kLog2e);
+    const auto units = Units<T>::of(p);
     // rows queries from i, columns [j, last)
     const auto is_edge = [&](int64_t i, int64_t rows, int64_t j, int64_t last) {
       return masked || shaped || last > keys ||
@@ -244,7 +247,7 @@ struct Backward {
     };
     const auto hide = [&](int64_t i, int64_t rows, int64_t j, int64_t last) {
       const typename E::Cover cover{p, seq, engine, mask_row, head, i0 + i, rows, k0, j, last};
-      return cover.hide(keys, scale2, masked);
+      return cover.hide(keys, units.natural, masked);
     };
     const bool edge = is_edge(0, n, begin, end);
     // Part `at` of `parts` of what is read next: dq of this block, q and do of the one behind it
@@ -261,7 +264,7 @@ struct Backward {
     };
     const auto differentiate = [&](const auto& extras) {
       engine.differentiate(
-          n, begin, end, scale2, is_edge, hide, edge && !engine.finite_rows(),
+          n, begin, end, units, is_edge, hide, edge && !engine.finite_rows(),
           edge && !engine.finite_keys(), [&] { fold_last(seq); }, prefetch, extras);
     };
     const Extras extras{*this, seq, head, i0, k0};

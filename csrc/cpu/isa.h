@@ -41,8 +41,10 @@ struct AddedSums {
 
 // What the backward tasks of one call share. Rows are laid out as lse is, dq_acc as dq is.
 struct BackwardShared {
-  void* lse2;      // the normaliser in base 2, +inf where a query sees nothing
-  void* lse2_low;  // what rounding took from it
+  // The normaliser in base 2, of a large row (normaliser.h) the natural one; +inf where a query
+  // sees nothing
+  void* lse2;
+  void* lse2_low;  // what rounding took from it, in base 2
   void* delta;     // rowsum(do * o) - dlse
   void* dq_acc;    // accumulates dq over key tiles in the type of the arithmetic; may be dq itself
   Strides dq_acc_strides;

@@ -2,6 +2,9 @@
 // natural for everyone else. The second holds what rounding took from the first: of a score of 1e4
 // in fp32 one alone would keep 3 digits behind the point, and every gradient would be off by so
 // much.
+// Base 2 keeps the digits of ordinary scores only. Of a large maximum its rounding alone takes more
+// than a weight can bear, and logarithms of sums are lost beside it. The scores of such a row stay
+// natural, rounded as plain mathematics rounds them, until the maximum is taken off.
 #pragma once
 
 #include "rows.h"
@@ -13,8 +16,46 @@ struct TwoPart {
   T high, low;
 };
 
-constexpr float kLowestFloat = -__FLT_MAX__;
-constexpr double kLowestDouble = -__DBL_MAX__;
+// What takes scores to base 2, and to natural ones
+template <class T>
+struct Units {
+  T base2, natural;
+
+  // Of q.k
+  static Units of(const AttentionParams& p) {
+    const double scale = __builtin_fabs(p.scale);
+    return {static_cast<T>(scale * kLog2e), static_cast<T>(scale)};
+  }
+  static Units of_natural() { return {static_cast<T>(kLog2e), 1}; }
+};
+
+// Whether a row with that maximum, in base 2, is a large one. Below the limit rounding takes at
+// most 4 from the maximum, which leaves weights in range.
+template <class T>
+constexpr T kLarge = static_cast<T>(sizeof(T) == 8 ? 0x1p55 : 0x1p26);
+template <class T>
+inline bool is_large(T m) {
+  return m >= kLarge<T> || (m <= -kLarge<T> && m != -static_cast<T>(__builtin_inf()));
+}
+// 2^growth is what weights of a row are to be multiplied with when its maximum, the reference point
+// of them, moves; of a large row the natural maximum is the reference point.
+template <class T>
+inline T growth(T m_old, T top_old, T m_new, T top_new) {
+  using Wide = std::conditional_t<sizeof(T) == 8, long double, double>;
+  const auto reference = [](T m, T top) {
+    return is_large(m) ? static_cast<Wide>(top) * static_cast<Wide>(kLog2e) : static_cast<Wide>(m);
+  };
+  return static_cast<T>(reference(m_old, top_old) - reference(m_new, top_new));
+}
+
+// The same of a row with that normaliser, a natural one
+template <class T>
+constexpr T kLargeNormaliser = static_cast<T>(kLarge<T> * kLn2);
+template <class T>
+inline bool is_large_normaliser(T lse) {
+  const T size = lse < 0 ? -lse : lse;
+  return size >= kLargeNormaliser<T> && size < static_cast<T>(__builtin_inf());
+}
 
 // ln x for an ordinary float x > 0 within 2e-14, without branches, so that a loop of them becomes
 // vectors
@@ -37,19 +78,36 @@ inline double log_of(float x) {
 
 inline double log_of(double x) { return __builtin_log(x); }
 
-// ln(2^m l). A row whose scores are all the lowest number there is keeps it: its mean is uniform.
+// x, moved by some units to the side of the limit where rows are large or not: next to it the sum
+// of weights can have carried the normaliser of a row to the other one.
+template <class T>
+inline T on_side(T x, bool large) {
+  constexpr T kBelow =
+      static_cast<T>(kLargeNormaliser<T> * (1 - T(sizeof(T) == 8 ? 0x1p-53 : 0x1p-24)));
+  if (is_large_normaliser(x) == large) return x;
+  const T size = large ? kLargeNormaliser<T> : kBelow;
+  return x < 0 ? -size : size;
+}
+
+// ln(2^m l)
 inline TwoPart<float> natural(float m, float l, double log_l) {
-  if (m == kLowestFloat) return {kLowestFloat, 0};
   if (!(l <= __FLT_MAX__)) return {l, 0};
   const double x = static_cast<double>(m) * kLn2 + log_l;
-  const float high = static_cast<float>(x);
-  return {high, __builtin_isinf(high) ? 0 : static_cast<float>(x - high)};
+  const float high = on_side(static_cast<float>(x), false);
+  return {high, static_cast<float>(x - high)};
+}
+
+// ln(e^top l) of a large row
+template <class T>
+inline TwoPart<T> natural_of_large(T top, T l, double log_l) {
+  if (!(l <= static_cast<T>(sizeof(T) == 8 ? __DBL_MAX__ : __FLT_MAX__))) return {l, 0};
+  const T high = on_side(static_cast<T>(top + log_l), true);
+  return {high, static_cast<T>((static_cast<double>(top) - high) + log_l)};
 }
 
 inline TwoPart<float> base2(float high, float low) {
   const double x = (static_cast<double>(high) + low) * kLog2e;
   const float y = static_cast<float>(x);
-  if (y < kLowestFloat) return {kLowestFloat, 0};
   return {y, __builtin_isinf(y) ? 0 : static_cast<float>(x - y)};
 }
 
@@ -63,16 +121,16 @@ inline TwoPart<double> multiply(double x, double c, double c_low, double rest) {
 
 constexpr double kLn2Error = 2.3190468138462996e-17, kLog2eError = 2.0355273740931033e-17;
 
-inline TwoPart<double> natural(double m, double, double log_l) {
-  if (m == kLowestDouble) return {kLowestDouble, 0};
+inline TwoPart<double> natural(double m, double l, double log_l) {
+  if (!(l <= __DBL_MAX__)) return {l, 0};
   const TwoPart<double> x = multiply(m, kLn2, kLn2Error, 0);
-  const double high = x.high + log_l, part = high - x.high;
-  return {high, (x.high - (high - part)) + (log_l - part) + x.low};
+  const double sum = x.high + log_l, part = sum - x.high, high = on_side(sum, false);
+  const double low = (x.high - (sum - part)) + (log_l - part) + x.low;
+  return {high, low + (sum - high)};
 }
 
 inline TwoPart<double> base2(double high, double low) {
-  const TwoPart<double> x = multiply(high, kLog2e, kLog2eError, low * kLog2e);
-  return x.high < kLowestDouble ? TwoPart<double>{kLowestDouble, 0} : x;
+  return multiply(high, kLog2e, kLog2eError, low * kLog2e);
 }
 
 }  // namespace
