@@ -150,7 +150,7 @@ struct Backward {
     for (int64_t g = 0; g < group; ++g) {
       const int64_t head = task.kv_head * group + g;
       const Sight by_mask = mask_sight(p, seq, head, k0, keys, mask_row);
-      if (shared.added.wanted) added.begin_head();
+      if (shared.added.wanted) added.begin_head(seq);
       int64_t b = block_of(seq, 0);
       for (; block_start(seq, b) < min64(seq.q_prefix, rows.lo); ++b)
         block(seq, head, task.tile, b, k0, keys, by_mask);

@@ -1,12 +1,10 @@
 // The softmax normaliser as two numbers: m + log2 l in base 2 while scores are exponentiated,
 // natural for everyone else. The second holds what rounding took from the first: of a score of 1e4
 // in fp32 one alone would keep 3 digits behind the point, and every gradient would be off by so
-// much.
-// Base 2 keeps the digits of ordinary scores only. Of a large maximum its rounding alone takes more
-// than a weight can bear, and logarithms of sums are lost beside it. The scores of such a row stay
-// natural, rounded as plain mathematics rounds them, until the maximum is taken off.
+// much. Of a large row (large.h) both stay natural.
 #pragma once
 
+#include "../large.h"
 #include "rows.h"
 
 namespace {
@@ -29,14 +27,6 @@ struct Units {
   static Units of_natural() { return {static_cast<T>(kLog2e), 1}; }
 };
 
-// Whether a row with that maximum, in base 2, is a large one. Below the limit rounding takes at
-// most 4 from the maximum, which leaves weights in range.
-template <class T>
-constexpr T kLarge = static_cast<T>(sizeof(T) == 8 ? 0x1p55 : 0x1p26);
-template <class T>
-inline bool is_large(T m) {
-  return m >= kLarge<T> || (m <= -kLarge<T> && m != -static_cast<T>(__builtin_inf()));
-}
 // 2^growth is what weights of a row are to be multiplied with when its maximum, the reference point
 // of them, moves; of a large row the natural maximum is the reference point.
 template <class T>
@@ -46,15 +36,6 @@ inline T growth(T m_old, T top_old, T m_new, T top_new) {
     return is_large(m) ? static_cast<Wide>(top) * static_cast<Wide>(kLog2e) : static_cast<Wide>(m);
   };
   return static_cast<T>(reference(m_old, top_old) - reference(m_new, top_new));
-}
-
-// The same of a row with that normaliser, a natural one
-template <class T>
-constexpr T kLargeNormaliser = static_cast<T>(kLarge<T> * kLn2);
-template <class T>
-inline bool is_large_normaliser(T lse) {
-  const T size = lse < 0 ? -lse : lse;
-  return size >= kLargeNormaliser<T> && size < static_cast<T>(__builtin_inf());
 }
 
 // ln x for an ordinary float x > 0 within 2e-14, without branches, so that a loop of them becomes
@@ -77,17 +58,6 @@ inline double log_of(float x) {
 }
 
 inline double log_of(double x) { return __builtin_log(x); }
-
-// x, moved by some units to the side of the limit where rows are large or not: next to it the sum
-// of weights can have carried the normaliser of a row to the other one.
-template <class T>
-inline T on_side(T x, bool large) {
-  constexpr T kBelow =
-      static_cast<T>(kLargeNormaliser<T> * (1 - T(sizeof(T) == 8 ? 0x1p-53 : 0x1p-24)));
-  if (is_large_normaliser(x) == large) return x;
-  const T size = large ? kLargeNormaliser<T> : kBelow;
-  return x < 0 ? -size : size;
-}
 
 // ln(2^m l)
 inline TwoPart<float> natural(float m, float l, double log_l) {

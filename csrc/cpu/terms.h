@@ -2,6 +2,7 @@
 // distances and for times.
 #pragma once
 
+#include "../relative.h"
 #include "rows.h"
 
 namespace {
@@ -74,11 +75,6 @@ struct Distances {
     return ahead + (kAlongKeys ? diagonal + begin - (n - 1) : end - 1 - diagonal);
   }
 };
-
-// The entry of a table of relative biases for a key so far ahead
-inline int64_t relative_entry(const AttentionParams& p, int64_t ahead) {
-  return clamp(ahead, -p.relative_reach, p.relative_reach) + p.relative_reach;
-}
 
 template <class V, bool kAlongKeys, int64_t kRows, int64_t kKeys>
 struct Terms {
