@@ -287,27 +287,27 @@ def _load(name: str) -> Implementation:
     if name == "triton":
         forward = importlib.import_module("clinattn.kernels.forward")
         backward = importlib.import_module("clinattn.kernels.backward")
-        return _with_fp32_lse(name, forward.attention_forward, backward.attention_backward)
+        return _with_arguments(name, forward.attention_forward, backward.attention_backward)
     reference = importlib.import_module("clinattn.reference")
     return Implementation(name, reference.attention_forward, reference.attention_backward)
 
 
-def _with_fp32_lse(
+def _with_arguments(
     name: str,
-    forward: Callable[..., tuple[torch.Tensor, torch.Tensor]],
+    forward: Callable[..., tuple[torch.Tensor | None, ...]],
     backward: Callable[..., tuple[torch.Tensor, ...]],
 ) -> Implementation:
-    """A backend that takes Arguments, and needs no more of lse than its fp32 value."""
+    """A backend that takes Arguments."""
 
-    def forward_without(*args: Any) -> tuple[torch.Tensor | None, ...]:
-        return *forward(Arguments(*args)), None
+    def forward_of(*args: Any) -> tuple[torch.Tensor | None, ...]:
+        return forward(Arguments(*args))
 
-    def backward_without(
+    def backward_of(
         do: Any, dlse: Any, o: Any, lse: Any, lse_low: Any, *args: Any
     ) -> tuple[torch.Tensor, ...]:
-        return backward(do, dlse, o, lse, Arguments(*args[:-1]), args[-1])
+        return backward(do, dlse, o, lse, lse_low, Arguments(*args[:-1]), args[-1])
 
-    return Implementation(name, forward_without, backward_without)
+    return Implementation(name, forward_of, backward_of)
 
 
 @functools.cache

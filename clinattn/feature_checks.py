@@ -34,7 +34,10 @@ def check_dropout(dropout_p: Any) -> float:
 
 
 def check_softcap(softcap: Any, dtype: torch.dtype) -> float:
-    """0 for none."""
+    """0 for none; else as far inside the range of the arithmetic as no score shows.
+
+    Of a softcap near its ends s / softcap would be subnormal, and lose digits, or infinite.
+    """
     if softcap is None:
         return 0.0
     softcap = as_float("softcap", softcap, "a float or None")
@@ -44,7 +47,7 @@ def check_softcap(softcap: Any, dtype: torch.dtype) -> float:
             f"softcap: got {softcap}, expected a number > 0, or None for none, from "
             f"{scores.tiny:.4g} to {scores.max:.4g} where scores are {scores.dtype}"
         )
-    return softcap
+    return min(max(softcap, scores.tiny * 2.0**26), scores.max * 2.0**-18)
 
 
 def check_global_prefix(global_prefix: Any, n_keys: int | None) -> int:

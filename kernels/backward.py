@@ -19,12 +19,14 @@ def attention_backward(
     dlse: torch.Tensor | None,
     o: torch.Tensor,
     lse: torch.Tensor,
+    lse_low: torch.Tensor | None,
     call: Any,
     needs: int = 0,
 ) -> tuple[torch.Tensor, ...]:
     """(dq, dk, dv, dmask, ddecay, dslopes, drelative) of attention_forward(call), contiguous.
 
-    do and dlse are the gradients of its outputs o and lse; dlse can be None. needs says which of
+    do and dlse are the gradients of its outputs o and lse; dlse can be None. lse_low can be None for
+    zeros. needs says which of
     the last four are wanted, with the bits of NEEDS in clinattn.arguments; the others are empty.
     """
     if do.stride(-1) != 1:
@@ -32,6 +34,10 @@ def attention_backward(
     o, lse = o.contiguous(), lse.contiguous()
     problem = Problem(call, others=(do,))
     layout = problem.layout
+    if layout.natural:
+        lse_low = torch.zeros_like(lse) if lse_low is None else lse_low.contiguous()
+    else:
+        lse_low = None
     dq, dk, dv = empty_like(call.q), empty_like(call.k), empty_like(call.v)
     shift, delta = empty_like(lse), empty_like(lse)
     of_decay = problem.empty_lse() if needs & DECAY else None
@@ -39,6 +45,7 @@ def attention_backward(
     gradient = dict(
         do_ptr=do,
         shift_ptr=shift,
+        lse_low_ptr=lse_low,
         delta_ptr=delta,
         **layout.do_strides,
     )

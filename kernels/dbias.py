@@ -11,6 +11,7 @@ from .launch import NOT_SPECIALIZED, Problem
 from .score import (
     exponential,
     key_bias,
+    load_low,
     load_rows,
     mask_scores,
     pair_bias,
@@ -28,9 +29,10 @@ TILE = TileConfig(32, 32, 4, 1)
 
 @triton.jit
 def _score_gradients(
-    q, do, shift, delta, k_ptr, v_ptr, mask_ptr, stride_kn, stride_vn, stride_mm, stride_mn,
+    q, do, shift, low, delta, k_ptr, v_ptr, mask_ptr, stride_kn, stride_vn, stride_mm, stride_mn,
     first_query, first_key, key_lo, key_hi, num_q, interval, terms, dropout, qk_scale, cap_scale,
     MASK: tl.constexpr, IS_BIAS: tl.constexpr, EXACT: tl.constexpr,
+    NATURAL: tl.constexpr,
     ALIGN: tl.constexpr, PRECISION: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -40,7 +42,7 @@ def _score_gradients(
     inside = (offs_n >= key_lo) & (offs_n < key_hi)
     bias = None
     if MASK == "keys":
-        column = key_bias(mask_ptr, offs_n, stride_mn, inside, IS_BIAS, EXACT)
+        column = key_bias(mask_ptr, offs_n, stride_mn, inside, IS_BIAS, NATURAL)
         inside = column != float("-inf")
         if IS_BIAS:
             bias = column[None, :]
@@ -55,18 +57,18 @@ def _score_gradients(
         mask_ptr, stride_mm, stride_mn, MASK, IS_BIAS,
     )  # fmt: skip
     if MASK == "pairs" and IS_BIAS:
-        bias = pair_bias(values, EXACT)
+        bias = pair_bias(values, NATURAL)
     if terms[2] is not None or terms[4] is not None or terms[6] is not None:
-        bias = with_terms(bias, offs_m[:, None], offs_n[None, :], terms, interval, EXACT)
+        bias = with_terms(bias, offs_m[:, None], offs_n[None, :], terms, interval, NATURAL)
     if dropout[0] is not None:
         dp = dropped(dp, kept_pairs(first_query, first_key, dropout, BLOCK_M, BLOCK_N), dropout)
-    ds = exponential(s, qk_scale, bias, shift[:, None], EXACT) * (dp - delta[:, None])
+    ds = exponential(s, qk_scale, bias, shift[:, None], low[:, None], NATURAL) * (dp - delta[:, None])
     return tl.where(s == float("-inf"), 0.0, ds)
 
 
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def mask_gradient_kernel(
-    q_ptr, k_ptr, v_ptr, mask_ptr, do_ptr, shift_ptr, delta_ptr, dmask_ptr,
+    q_ptr, k_ptr, v_ptr, mask_ptr, do_ptr, shift_ptr, lse_low_ptr, delta_ptr, dmask_ptr,
     cu_seqlens_q_ptr, cu_seqlens_k_ptr, q_lengths_ptr, kv_start_ptr, kv_end_ptr, lo_ptr, hi_ptr,
     times_ptr, decay_ptr, slopes_ptr, relative_ptr, seed_ptr,
     stride_qb, stride_qh, stride_qn, stride_kb, stride_kh, stride_kn,
@@ -79,6 +81,7 @@ def mask_gradient_kernel(
     QUERIES_SHARE: tl.constexpr, KEYS_SHARE: tl.constexpr,
     GROUP: tl.constexpr, IS_PACKED: tl.constexpr, BOTTOM_RIGHT: tl.constexpr,
     MASK: tl.constexpr, IS_BIAS: tl.constexpr, EXACT: tl.constexpr,
+    NATURAL: tl.constexpr,
     ALIGN: tl.constexpr, PRECISION: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -142,6 +145,7 @@ def mask_gradient_kernel(
             in_range = offs_m < num_q
             shift = tl.load(shift_ptr + row + offs_m, mask=in_range, other=float("inf"))
             delta = tl.load(delta_ptr + row + offs_m, mask=in_range, other=0.0)
+            low = load_low(lse_low_ptr + row, offs_m, in_range)
             sees = shift != float("inf")
             q = load_rows(q_head, first_query, stride_qn, sees, ALIGN, HEAD_DIM, BLOCK_M, BLOCK_D)
             do = load_rows(
@@ -151,10 +155,10 @@ def mask_gradient_kernel(
                 first_key = (own_k + step) * BLOCK_N
                 if (first_key < end) & (first_key + BLOCK_N > begin):
                     total += _score_gradients(
-                        q, do, shift, delta, k_head, v_head, mask_head,
+                        q, do, shift, low, delta, k_head, v_head, mask_head,
                         stride_kn, stride_vn, stride_mm, stride_mn,
                         first_query, first_key, key_lo, key_hi, num_q, interval, terms, dropout,
-                        qk_scale, cap_scale, MASK, IS_BIAS, EXACT, ALIGN, PRECISION,
+                        qk_scale, cap_scale, MASK, IS_BIAS, EXACT, NATURAL, ALIGN, PRECISION,
                         HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D,
                     )  # fmt: skip
     rows = 1 if QUERIES_SHARE else seqlen_q
@@ -198,7 +202,7 @@ def mask_gradient(problem: Problem, gradient: dict[str, Any]) -> torch.Tensor:
 
 @triton.jit(do_not_specialize=[*NOT_SPECIALIZED, "num_buckets"])
 def relative_gradient_kernel(
-    q_ptr, k_ptr, v_ptr, mask_ptr, do_ptr, shift_ptr, delta_ptr, sums_ptr,
+    q_ptr, k_ptr, v_ptr, mask_ptr, do_ptr, shift_ptr, lse_low_ptr, delta_ptr, sums_ptr,
     cu_seqlens_q_ptr, cu_seqlens_k_ptr, q_lengths_ptr, kv_start_ptr, kv_end_ptr, lo_ptr, hi_ptr,
     times_ptr, decay_ptr, slopes_ptr, relative_ptr, seed_ptr,
     stride_qb, stride_qh, stride_qn, stride_kb, stride_kh, stride_kn,
@@ -208,6 +212,7 @@ def relative_gradient_kernel(
     cap_scale, relative_far, global_prefix, dropout_bits, kept_scale, num_buckets,
     GROUP: tl.constexpr, IS_PACKED: tl.constexpr, BOTTOM_RIGHT: tl.constexpr,
     MASK: tl.constexpr, IS_BIAS: tl.constexpr, EXACT: tl.constexpr,
+    NATURAL: tl.constexpr,
     ALIGN: tl.constexpr, PRECISION: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -252,6 +257,7 @@ def relative_gradient_kernel(
     in_range = offs_m < num_q
     shift = tl.load(shift_ptr + row + offs_m, mask=in_range, other=float("inf"))
     delta = tl.load(delta_ptr + row + offs_m, mask=in_range, other=0.0)
+    low = load_low(lse_low_ptr + row, offs_m, in_range)
     sees = shift != float("inf")
     q = load_rows(q_ptr, first_query, stride_qn, sees, ALIGN, HEAD_DIM, BLOCK_M, BLOCK_D)
     do = load_rows(do_ptr, first_query, stride_don, sees, ALIGN, HEAD_DIM, BLOCK_M, BLOCK_D)
@@ -265,10 +271,10 @@ def relative_gradient_kernel(
     after = 0.0
     for n in range(begin // 16 * 16, end, BLOCK_N):  # kept_pairs wants multiples of 16
         ds = _score_gradients(
-            q, do, shift, delta, k_ptr, v_ptr, mask_ptr,
+            q, do, shift, low, delta, k_ptr, v_ptr, mask_ptr,
             stride_kn, stride_vn, stride_mm, stride_mn,
             first_query, n, key_lo, key_hi, num_q, interval, terms, dropout, qk_scale, cap_scale,
-            MASK, IS_BIAS, EXACT, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D,
+            MASK, IS_BIAS, EXACT, NATURAL, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D,
         )  # fmt: skip
         # Row i turned left by i has the diagonals of the tile as columns: c where it did not wrap
         # around, else c - SIDE.

@@ -8,6 +8,7 @@ from .score import (
     accumulate,
     exponential,
     key_bias,
+    load_low,
     load_rows,
     mask_scores,
     pair_bias,
@@ -26,12 +27,13 @@ from .tiles import (
 
 @triton.jit
 def _accumulate_dkdv(
-    dk, dv, k, v, column_bias, q_ptr, do_ptr, shift_ptr, delta_ptr, mask_ptr,
+    dk, dv, k, v, column_bias, q_ptr, do_ptr, shift_ptr, lse_low_ptr, delta_ptr, mask_ptr,
     stride_qh, stride_qn, stride_doh, stride_don, stride_mh, stride_mm, stride_mn,
     begin, end, first_key, keep, num_q, seqlen_q, interval, rich, qk_scale, cap_scale,
     UNGUARDED: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr,
     MASKED: tl.constexpr, IS_BOUNDED: tl.constexpr, GROUP: tl.constexpr,
     MASK: tl.constexpr, IS_BIAS: tl.constexpr, EXACT: tl.constexpr,
+    NATURAL: tl.constexpr,
     ALIGN: tl.constexpr, PRECISION: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -63,16 +65,21 @@ def _accumulate_dkdv(
             row = tl.cast(head, tl.int64) * seqlen_q
             offs_m = m + tl.arange(0, BLOCK_M)
             sees = None
+            low = None
             bias = column_bias
             if MASKED:
                 sees = (offs_m >= 0) & (offs_m < num_q)
                 shift = tl.load(shift_ptr + row + offs_m, mask=sees, other=float("inf"))
                 delta = tl.load(delta_ptr + row + offs_m, mask=sees, other=0.0)
+                if NATURAL:
+                    low = load_low(lse_low_ptr + row, offs_m, sees)[None, :]
                 if MASK is not None or IS_BOUNDED:
                     sees = shift != float("inf")
             else:
                 shift = tl.load(shift_ptr + row + offs_m)
                 delta = tl.load(delta_ptr + row + offs_m)
+                if NATURAL:
+                    low = load_low(lse_low_ptr + row, offs_m, None)[None, :]
             q_head = sequence_ptr(q_ptr, 0, head, 0, 0, stride_qh, 0, ALIGN)
             q = load_rows(q_head, m, stride_qn, sees, ALIGN, HEAD_DIM, BLOCK_M, BLOCK_D)
             s_t = tl.dot(k, tl.trans(q), input_precision=PRECISION)
@@ -88,14 +95,14 @@ def _accumulate_dkdv(
                     mask_head, stride_mm, stride_mn, MASK, IS_BIAS,
                 )  # fmt: skip
                 if MASK == "pairs" and IS_BIAS:
-                    bias = pair_bias(values, EXACT)
+                    bias = pair_bias(values, NATURAL)
             terms = (
                 sequence, first_head + head, relative_ptr, relative_far, slopes_ptr, stride_slopes,
                 decay_ptr, times_ptr,
             )  # fmt: skip
             if terms[2] is not None or terms[4] is not None or terms[6] is not None:
-                bias = with_terms(bias, offs_m[None, :], offs_n[:, None], terms, interval, EXACT)
-            p_t = exponential(s_t, qk_scale, bias, shift[None, :], EXACT)
+                bias = with_terms(bias, offs_m[None, :], offs_n[:, None], terms, interval, NATURAL)
+            p_t = exponential(s_t, qk_scale, bias, shift[None, :], low, NATURAL)
             do_head = sequence_ptr(do_ptr, 0, head, 0, 0, stride_doh, 0, ALIGN)
             do = load_rows(do_head, m, stride_don, sees, ALIGN, HEAD_DIM, BLOCK_M, BLOCK_D)
             kept_t = p_t
@@ -120,13 +127,14 @@ def _accumulate_dkdv(
 
 @triton.jit
 def _accumulate_over_ranges(
-    k, v, column_bias, q_ptr, do_ptr, shift_ptr, delta_ptr, mask_ptr,
+    k, v, column_bias, q_ptr, do_ptr, shift_ptr, lse_low_ptr, delta_ptr, mask_ptr,
     stride_qh, stride_qn, stride_doh, stride_don, stride_mh, stride_mm, stride_mn,
     origin, begin, full_begin, full_end, end, first_key, keep, num_q, seqlen_q, interval, rich,
     qk_scale, cap_scale,
     DK: tl.constexpr, DV: tl.constexpr, HAS_PREFIX: tl.constexpr,
     STARTS_MASKED: tl.constexpr, IS_BOUNDED: tl.constexpr, GROUP: tl.constexpr,
     MASK: tl.constexpr, IS_BIAS: tl.constexpr, EXACT: tl.constexpr,
+    NATURAL: tl.constexpr,
     ALIGN: tl.constexpr, PRECISION: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -139,44 +147,44 @@ def _accumulate_over_ranges(
     FULL_FIRST: tl.constexpr = not (HAS_PREFIX or STARTS_MASKED or EXACT)
     if HAS_PREFIX:
         dk, dv = _accumulate_dkdv(
-            dk, dv, k, v, column_bias, q_ptr, do_ptr, shift_ptr, delta_ptr, mask_ptr,
+            dk, dv, k, v, column_bias, q_ptr, do_ptr, shift_ptr, lse_low_ptr, delta_ptr, mask_ptr,
             stride_qh, stride_qn, stride_doh, stride_don, stride_mh, stride_mm, stride_mn,
             origin, prefix_queries_end(begin, end, interval), first_key, keep, num_q, seqlen_q,
             interval, rich, qk_scale, cap_scale,
-            False, DK, DV, True, IS_BOUNDED, GROUP, MASK, IS_BIAS, EXACT, ALIGN, PRECISION,
+            False, DK, DV, True, IS_BOUNDED, GROUP, MASK, IS_BIAS, EXACT, NATURAL, ALIGN, PRECISION,
             HEAD_DIM, EDGE_M, BLOCK_N, BLOCK_D,
         )  # fmt: skip
     if MASK != "pairs":
         if STARTS_MASKED:
             dk, dv = _accumulate_dkdv(
-                dk, dv, k, v, column_bias, q_ptr, do_ptr, shift_ptr, delta_ptr, mask_ptr,
+                dk, dv, k, v, column_bias, q_ptr, do_ptr, shift_ptr, lse_low_ptr, delta_ptr, mask_ptr,
                 stride_qh, stride_qn, stride_doh, stride_don, stride_mh, stride_mm, stride_mn,
                 begin, full_begin, first_key, keep, num_q, seqlen_q, interval, rich,
                 qk_scale, cap_scale,
-                False, DK, DV, True, IS_BOUNDED, GROUP, MASK, IS_BIAS, EXACT, ALIGN, PRECISION,
+                False, DK, DV, True, IS_BOUNDED, GROUP, MASK, IS_BIAS, EXACT, NATURAL, ALIGN, PRECISION,
                 HEAD_DIM, EDGE_M, BLOCK_N, BLOCK_D,
             )  # fmt: skip
         dk, dv = _accumulate_dkdv(
-            dk, dv, k, v, column_bias, q_ptr, do_ptr, shift_ptr, delta_ptr, mask_ptr,
+            dk, dv, k, v, column_bias, q_ptr, do_ptr, shift_ptr, lse_low_ptr, delta_ptr, mask_ptr,
             stride_qh, stride_qn, stride_doh, stride_don, stride_mh, stride_mm, stride_mn,
             full_begin, full_end, first_key, keep, num_q, seqlen_q, interval, rich,
             qk_scale, cap_scale,
-            FULL_FIRST, DK, DV, False, IS_BOUNDED, GROUP, MASK, IS_BIAS, EXACT, ALIGN, PRECISION,
+            FULL_FIRST, DK, DV, False, IS_BOUNDED, GROUP, MASK, IS_BIAS, EXACT, NATURAL, ALIGN, PRECISION,
             HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D,
         )  # fmt: skip
         begin = full_end
     return _accumulate_dkdv(
-        dk, dv, k, v, column_bias, q_ptr, do_ptr, shift_ptr, delta_ptr, mask_ptr,
+        dk, dv, k, v, column_bias, q_ptr, do_ptr, shift_ptr, lse_low_ptr, delta_ptr, mask_ptr,
         stride_qh, stride_qn, stride_doh, stride_don, stride_mh, stride_mm, stride_mn,
         begin, end, first_key, keep, num_q, seqlen_q, interval, rich, qk_scale, cap_scale,
-        False, DK, DV, True, IS_BOUNDED, GROUP, MASK, IS_BIAS, EXACT, ALIGN, PRECISION,
+        False, DK, DV, True, IS_BOUNDED, GROUP, MASK, IS_BIAS, EXACT, NATURAL, ALIGN, PRECISION,
         HEAD_DIM, EDGE_M, BLOCK_N, BLOCK_D,
     )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def dkdv_kernel(
-    q_ptr, k_ptr, v_ptr, mask_ptr, do_ptr, shift_ptr, delta_ptr, dk_ptr, dv_ptr,
+    q_ptr, k_ptr, v_ptr, mask_ptr, do_ptr, shift_ptr, lse_low_ptr, delta_ptr, dk_ptr, dv_ptr,
     cu_seqlens_q_ptr, cu_seqlens_k_ptr, q_lengths_ptr, kv_start_ptr, kv_end_ptr, lo_ptr, hi_ptr,
     times_ptr, decay_ptr, slopes_ptr, relative_ptr, seed_ptr,
     stride_qb, stride_qh, stride_qn, stride_kb, stride_kh, stride_kn,
@@ -187,6 +195,7 @@ def dkdv_kernel(
     GROUP: tl.constexpr, IS_PACKED: tl.constexpr, BOTTOM_RIGHT: tl.constexpr,
     ANCHORED: tl.constexpr,
     MASK: tl.constexpr, IS_BIAS: tl.constexpr, EXACT: tl.constexpr,
+    NATURAL: tl.constexpr,
     ALIGN: tl.constexpr, PRECISION: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -217,6 +226,8 @@ def dkdv_kernel(
     row = (tl.cast(batch, tl.int64) * num_heads * GROUP + head) * seqlen_q + q_start
     shift_ptr += row
     delta_ptr += row
+    if NATURAL:
+        lse_low_ptr += row
     if MASK is not None:
         mask_ptr = sequence_ptr(mask_ptr, batch, head, 0, stride_mb, stride_mh, 0, 1)
 
@@ -242,7 +253,7 @@ def dkdv_kernel(
     keep = (offs_n >= seen_lo) & (offs_n < seen_hi)
     bias = None
     if MASK == "keys":
-        column = key_bias(mask_ptr, offs_n, stride_mn, keep, IS_BIAS, EXACT)
+        column = key_bias(mask_ptr, offs_n, stride_mn, keep, IS_BIAS, NATURAL)
         keep = column != float("-inf")
         if IS_BIAS:
             bias = tl.where(keep, column, 0.0)[:, None]
@@ -258,12 +269,12 @@ def dkdv_kernel(
     # then the scores once more for dk. Five products instead of four, on tensor cores at full rate.
     AT_ONCE: tl.constexpr = BLOCK_D <= 128 or EXACT
     dk, dv = _accumulate_over_ranges(
-        k, v, bias, q_ptr, do_ptr, shift_ptr, delta_ptr, mask_ptr,
+        k, v, bias, q_ptr, do_ptr, shift_ptr, lse_low_ptr, delta_ptr, mask_ptr,
         stride_qh, stride_qn, stride_doh, stride_don, stride_mh, stride_mm, stride_mn,
         origin, begin, full_begin, full_end, end, first_key, keep, num_q, seqlen_q, interval, rich,
         qk_scale, cap_scale,
         AT_ONCE, True, HAS_PREFIX, STARTS_MASKED, IS_BOUNDED, GROUP,
-        MASK, IS_BIAS, EXACT, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D,
+        MASK, IS_BIAS, EXACT, NATURAL, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D,
     )  # fmt: skip
     inside = (offs_n >= 0) & (offs_n < rows)
     # A key that is not kept was read as 0, which does not make its p 0.
@@ -271,12 +282,12 @@ def dkdv_kernel(
     store_rows(dv_ptr, first_key, stride_dkn, dv, inside, ALIGN, HEAD_DIM, BLOCK_N, BLOCK_D)
     if not AT_ONCE:
         dk, _ = _accumulate_over_ranges(
-            k, v, bias, q_ptr, do_ptr, shift_ptr, delta_ptr, mask_ptr,
+            k, v, bias, q_ptr, do_ptr, shift_ptr, lse_low_ptr, delta_ptr, mask_ptr,
             stride_qh, stride_qn, stride_doh, stride_don, stride_mh, stride_mm, stride_mn,
             origin, begin, full_begin, full_end, end, first_key, keep, num_q, seqlen_q, interval,
             rich, qk_scale, cap_scale,
             True, False, HAS_PREFIX, STARTS_MASKED, IS_BOUNDED, GROUP,
-            MASK, IS_BIAS, EXACT, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D,
+            MASK, IS_BIAS, EXACT, NATURAL, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D,
         )  # fmt: skip
     dk = tl.where(keep[:, None], dk * scale, 0.0)
     store_rows(dk_ptr, first_key, stride_dkn, dk, inside, ALIGN, HEAD_DIM, BLOCK_N, BLOCK_D)

@@ -10,6 +10,7 @@ from .score import (
     exponential,
     first_masked_key,
     key_bias,
+    load_low,
     load_rows,
     mask_scores,
     pair_bias,
@@ -37,11 +38,12 @@ from .tiles import (
 
 @triton.jit
 def _accumulate_dq(
-    dq, dslope, ddecay, q, do, lse, delta, k_ptr, v_ptr, mask_ptr,
+    dq, dslope, ddecay, q, do, lse, low, delta, k_ptr, v_ptr, mask_ptr,
     stride_kn, stride_vn, stride_mm, stride_mn,
     begin, end, key_lo, key_hi, first_query, num_q, interval, terms, dropout, qk_scale, cap_scale,
     UNGUARDED: tl.constexpr, DSLOPE: tl.constexpr, DDECAY: tl.constexpr,
     MASKED: tl.constexpr, MASK: tl.constexpr, IS_BIAS: tl.constexpr, EXACT: tl.constexpr,
+    NATURAL: tl.constexpr,
     ALIGN: tl.constexpr, PRECISION: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -50,6 +52,9 @@ def _accumulate_dq(
     dslope and ddecay: by query, the sums of ds times the distance in positions and in time.
     """
     offs_m = first_query + tl.arange(0, BLOCK_M)
+    column_low = None
+    if NATURAL:
+        column_low = low[:, None]
     runs = begin < end
     if UNGUARDED:
         runs = True
@@ -61,7 +66,7 @@ def _accumulate_dq(
             if MASKED:
                 inside = (offs_n >= key_lo) & (offs_n < key_hi)
                 if MASK == "keys":
-                    column = key_bias(mask_ptr, offs_n, stride_mn, inside, IS_BIAS, EXACT)
+                    column = key_bias(mask_ptr, offs_n, stride_mn, inside, IS_BIAS, NATURAL)
                     inside = column != float("-inf")
                     if IS_BIAS:
                         bias = column[None, :]
@@ -79,12 +84,12 @@ def _accumulate_dq(
                     mask_ptr, stride_mm, stride_mn, MASK, IS_BIAS,
                 )  # fmt: skip
                 if MASK == "pairs" and IS_BIAS:
-                    bias = pair_bias(values, EXACT)
+                    bias = pair_bias(values, NATURAL)
             if terms[2] is not None or terms[4] is not None or terms[6] is not None:
-                bias = with_terms(bias, offs_m[:, None], offs_n[None, :], terms, interval, EXACT)
+                bias = with_terms(bias, offs_m[:, None], offs_n[None, :], terms, interval, NATURAL)
             if dropout[0] is not None:
                 dp = dropped(dp, kept_pairs(first_query, n, dropout, BLOCK_M, BLOCK_N), dropout)
-            ds = exponential(s, qk_scale, bias, lse[:, None], EXACT) * (dp - delta[:, None])
+            ds = exponential(s, qk_scale, bias, lse[:, None], column_low, NATURAL) * (dp - delta[:, None])
             if MASKED and MASK == "pairs":
                 ds = tl.where(s == float("-inf"), 0.0, ds)
                 k = drop_unseen(k, s)
@@ -102,7 +107,7 @@ def _accumulate_dq(
 
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def dq_kernel(
-    q_ptr, k_ptr, v_ptr, mask_ptr, o_ptr, do_ptr, lse_ptr, dlse_ptr, shift_ptr, delta_ptr, dq_ptr,
+    q_ptr, k_ptr, v_ptr, mask_ptr, o_ptr, do_ptr, lse_ptr, lse_low_ptr, dlse_ptr, shift_ptr, delta_ptr, dq_ptr,
     dslope_ptr, ddecay_ptr,
     cu_seqlens_q_ptr, cu_seqlens_k_ptr, q_lengths_ptr, kv_start_ptr, kv_end_ptr, lo_ptr, hi_ptr,
     times_ptr, decay_ptr, slopes_ptr, relative_ptr, seed_ptr,
@@ -114,6 +119,7 @@ def dq_kernel(
     GROUP: tl.constexpr, IS_PACKED: tl.constexpr, BOTTOM_RIGHT: tl.constexpr,
     ANCHORED: tl.constexpr,
     MASK: tl.constexpr, IS_BIAS: tl.constexpr, EXACT: tl.constexpr,
+    NATURAL: tl.constexpr,
     ALIGN: tl.constexpr, PRECISION: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -150,7 +156,10 @@ def dq_kernel(
     sees = lse != float("-inf")
     do = load_rows(do_ptr, first_query, stride_don, sees, ALIGN, HEAD_DIM, BLOCK_M, BLOCK_D)
     o = load_rows(o_ptr, first_query, stride_on, sees, ALIGN, HEAD_DIM, BLOCK_M, BLOCK_D)
-    lse = tl.where(sees, score_units(lse, EXACT), float("inf"))  # e^(s - inf) = 0
+    lse = tl.where(sees, score_units(lse, NATURAL), float("inf"))  # e^(s - inf) = 0
+    low = None
+    if NATURAL:
+        low = load_low(lse_low_ptr + row, offs_m, is_query)
     delta = tl.sum(do.to(tl.float32) * o.to(tl.float32), 1)
     if dlse_ptr is not None:
         delta -= tl.load(dlse_ptr + row + offs_m, mask=sees, other=0.0)
@@ -184,39 +193,39 @@ def dq_kernel(
     DDECAY: tl.constexpr = ddecay_ptr is not None
     if global_prefix is not None:
         dq, dslope, ddecay = _accumulate_dq(
-            dq, dslope, ddecay, q, do, lse, delta, k_ptr, v_ptr, mask_ptr,
+            dq, dslope, ddecay, q, do, lse, low, delta, k_ptr, v_ptr, mask_ptr,
             stride_kn, stride_vn, stride_mm, stride_mn,
             first_tile(interval), prefix_keys_end(first_query, begin, end, interval),
             key_lo, key_hi, first_query, num_q, interval, terms, dropout, qk_scale, cap_scale,
             False, DSLOPE, DDECAY,
-            True, MASK, IS_BIAS, EXACT, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, EDGE_N, BLOCK_D,
+            True, MASK, IS_BIAS, EXACT, NATURAL, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, EDGE_N, BLOCK_D,
         )  # fmt: skip
     if MASK != "pairs":
         if STARTS_MASKED:
             dq, dslope, ddecay = _accumulate_dq(
-                dq, dslope, ddecay, q, do, lse, delta, k_ptr, v_ptr, mask_ptr,
+                dq, dslope, ddecay, q, do, lse, low, delta, k_ptr, v_ptr, mask_ptr,
                 stride_kn, stride_vn, stride_mm, stride_mn, begin, full_begin, key_lo, key_hi,
                 first_query, num_q, interval, terms, dropout, qk_scale, cap_scale,
                 False, DSLOPE, DDECAY,
-                True, MASK, IS_BIAS, EXACT, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, EDGE_N, BLOCK_D,
+                True, MASK, IS_BIAS, EXACT, NATURAL, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, EDGE_N, BLOCK_D,
             )  # fmt: skip
         if MASK == "keys":
             masked = first_masked_key(mask_ptr, stride_mn, full_begin, full_end, IS_BIAS)
             full_end = full_begin + (masked - full_begin) // BLOCK_N * BLOCK_N
         dq, dslope, ddecay = _accumulate_dq(
-            dq, dslope, ddecay, q, do, lse, delta, k_ptr, v_ptr, mask_ptr,
+            dq, dslope, ddecay, q, do, lse, low, delta, k_ptr, v_ptr, mask_ptr,
             stride_kn, stride_vn, stride_mm, stride_mn, full_begin, full_end, key_lo, key_hi,
             first_query, num_q, interval, terms, dropout, qk_scale, cap_scale,
             FULL_FIRST, DSLOPE, DDECAY,
-            False, MASK, IS_BIAS, EXACT, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D,
+            False, MASK, IS_BIAS, EXACT, NATURAL, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D,
         )  # fmt: skip
         begin = full_end
     dq, dslope, ddecay = _accumulate_dq(
-        dq, dslope, ddecay, q, do, lse, delta, k_ptr, v_ptr, mask_ptr,
+        dq, dslope, ddecay, q, do, lse, low, delta, k_ptr, v_ptr, mask_ptr,
         stride_kn, stride_vn, stride_mm, stride_mn, begin, end, key_lo, key_hi,
         first_query, num_q, interval, terms, dropout, qk_scale, cap_scale,
         False, DSLOPE, DDECAY,
-        True, MASK, IS_BIAS, EXACT, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, EDGE_N, BLOCK_D,
+        True, MASK, IS_BIAS, EXACT, NATURAL, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, EDGE_N, BLOCK_D,
     )  # fmt: skip
     store_rows(
         dq_ptr, first_query, stride_on, dq * scale, is_row,

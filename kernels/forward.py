@@ -39,6 +39,7 @@ def _attend(
     acc, m_i, l_i, q, k_ptr, v_ptr, mask_ptr, stride_kn, stride_vn, stride_mm, stride_mn,
     begin, end, key_lo, key_hi, first_query, num_q, interval, terms, dropout, qk_scale, cap_scale,
     MASKED: tl.constexpr, MASK: tl.constexpr, IS_BIAS: tl.constexpr, EXACT: tl.constexpr,
+    NATURAL: tl.constexpr,
     ALIGN: tl.constexpr, PRECISION: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -58,7 +59,7 @@ def _attend(
                 s = softcapped(s, cap_scale)
             if MASKED and MASK == "keys":
                 # After the product, so that it takes no registers before.
-                column = key_bias(mask_ptr, offs_n, stride_mn, keep, IS_BIAS, EXACT)
+                column = key_bias(mask_ptr, offs_n, stride_mn, keep, IS_BIAS, NATURAL)
                 keep = column != float("-inf")
                 if IS_BIAS:
                     bias = column[None, :]
@@ -69,10 +70,10 @@ def _attend(
                     mask_ptr, stride_mm, stride_mn, MASK, IS_BIAS,
                 )  # fmt: skip
                 if MASK == "pairs" and IS_BIAS:
-                    bias = pair_bias(values, EXACT)
+                    bias = pair_bias(values, NATURAL)
             if terms[2] is not None or terms[4] is not None or terms[6] is not None:
-                bias = with_terms(bias, offs_m[:, None], offs_n[None, :], terms, interval, EXACT)
-            p, alpha, m_i = online_softmax(m_i, s, qk_scale, bias, MASKED, EXACT)
+                bias = with_terms(bias, offs_m[:, None], offs_n[None, :], terms, interval, NATURAL)
+            p, alpha, m_i = online_softmax(m_i, s, qk_scale, bias, MASKED, NATURAL)
             v = load_rows(v_ptr, n, stride_vn, keep, ALIGN, HEAD_DIM, BLOCK_N, BLOCK_D)
             if MASKED and MASK == "pairs":
                 v = drop_unseen(v, s)
@@ -86,7 +87,7 @@ def _attend(
 
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def _forward_kernel(
-    q_ptr, k_ptr, v_ptr, mask_ptr, o_ptr, lse_ptr,
+    q_ptr, k_ptr, v_ptr, mask_ptr, o_ptr, lse_ptr, lse_low_ptr,
     cu_seqlens_q_ptr, cu_seqlens_k_ptr, q_lengths_ptr, kv_start_ptr, kv_end_ptr, lo_ptr, hi_ptr,
     times_ptr, decay_ptr, slopes_ptr, relative_ptr, seed_ptr,
     stride_qb, stride_qh, stride_qn, stride_kb, stride_kh, stride_kn,
@@ -97,6 +98,7 @@ def _forward_kernel(
     GROUP: tl.constexpr, IS_PACKED: tl.constexpr, BOTTOM_RIGHT: tl.constexpr,
     ANCHORED: tl.constexpr,
     MASK: tl.constexpr, IS_BIAS: tl.constexpr, EXACT: tl.constexpr,
+    NATURAL: tl.constexpr,
     ALIGN: tl.constexpr, PRECISION: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -146,7 +148,7 @@ def _forward_kernel(
             acc, m_i, l_i, q, k_ptr, v_ptr, mask_ptr, stride_kn, stride_vn, stride_mm, stride_mn,
             first_tile(interval), prefix_keys_end(first_query, begin, end, interval),
             key_lo, key_hi, first_query, num_q, interval, terms, dropout, qk_scale, cap_scale,
-            True, MASK, IS_BIAS, EXACT, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, EDGE_N, BLOCK_D,
+            True, MASK, IS_BIAS, EXACT, NATURAL, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, EDGE_N, BLOCK_D,
         )  # fmt: skip
     if MASK != "pairs":
         if STARTS_MASKED:
@@ -154,7 +156,7 @@ def _forward_kernel(
                 acc, m_i, l_i, q, k_ptr, v_ptr, mask_ptr,
                 stride_kn, stride_vn, stride_mm, stride_mn, begin, full_begin, key_lo, key_hi,
                 first_query, num_q, interval, terms, dropout, qk_scale, cap_scale,
-                True, MASK, IS_BIAS, EXACT, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, EDGE_N, BLOCK_D,
+                True, MASK, IS_BIAS, EXACT, NATURAL, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, EDGE_N, BLOCK_D,
             )  # fmt: skip
         if MASK == "keys":
             masked = first_masked_key(mask_ptr, stride_mn, full_begin, full_end, IS_BIAS)
@@ -163,14 +165,14 @@ def _forward_kernel(
             acc, m_i, l_i, q, k_ptr, v_ptr, mask_ptr, stride_kn, stride_vn, stride_mm, stride_mn,
             full_begin, full_end, key_lo, key_hi,
             first_query, num_q, interval, terms, dropout, qk_scale, cap_scale,
-            False, MASK, IS_BIAS, EXACT, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D,
+            False, MASK, IS_BIAS, EXACT, NATURAL, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D,
         )  # fmt: skip
         begin = full_end
     acc, m_i, l_i = _attend(
         acc, m_i, l_i, q, k_ptr, v_ptr, mask_ptr, stride_kn, stride_vn, stride_mm, stride_mn,
         begin, end, key_lo, key_hi, first_query, num_q, interval, terms, dropout,
         qk_scale, cap_scale,
-        True, MASK, IS_BIAS, EXACT, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, EDGE_N, BLOCK_D,
+        True, MASK, IS_BIAS, EXACT, NATURAL, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, EDGE_N, BLOCK_D,
     )  # fmt: skip
 
     empty = (l_i == 0.0) | ~rows_before(offs_m, num_q, ANCHORED)
@@ -178,25 +180,31 @@ def _forward_kernel(
     if dropout[0] is not None:
         factor *= kept_scale
     o = factor[:, None] * acc
-    lse = tl.where(empty, float("-inf"), log_sum_exp(m_i, l_i, EXACT))
+    lse, low = log_sum_exp(m_i, l_i, NATURAL)
+    lse = tl.where(empty, float("-inf"), lse)
     o_ptr = sequence_ptr(o_ptr, batch, head, q_start, stride_ob, stride_oh, stride_on, ALIGN)
     lse_ptr += (tl.cast(batch, tl.int64) * num_heads + head) * seqlen_q + q_start
     is_row = rows_before(offs_m, rows, ANCHORED)
     store_rows(o_ptr, first_query, stride_on, o, is_row, ALIGN, HEAD_DIM, BLOCK_M, BLOCK_D)
     tl.store(lse_ptr + offs_m, lse, mask=is_row)
+    if lse_low_ptr is not None:
+        lse_low_ptr += (tl.cast(batch, tl.int64) * num_heads + head) * seqlen_q + q_start
+        tl.store(lse_low_ptr + offs_m, tl.where(empty, 0.0, low), mask=is_row)
 
 
-def attention_forward(call: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Output and log-sum-exp of dense (B, H, N, D) or packed (T, H, D) attention.
+def attention_forward(call: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """(o, lse, lse_low) of dense (B, H, N, D) or packed (T, H, D) attention.
 
     call has the fields of clinattn.arguments.Arguments. o has q's type and shape, lse is fp32
-    (B, H, Nq) or (H, T), natural log; a query that sees no key gives 0 and -inf.
+    (B, H, Nq) or (H, T), natural log; a query that sees no key gives 0 and -inf. lse_low is what
+    rounding took from lse, None where the backward pass does without.
     """
     problem, q = Problem(call), call.q
     layout = problem.layout
     if gains_by_gluon(problem):
-        return gluon_module().launch_forward(problem)
+        return *gluon_module().launch_forward(problem), None
     o, lse = empty_like(q), problem.empty_lse()
+    lse_low = problem.empty_lse() if layout.natural else None
     if o.numel() > 0:
         config = tile_config("forward", *layout.config_key)
         num_tiles = layout.num_query_tiles(config.block_m)
@@ -207,10 +215,11 @@ def attention_forward(call: Any) -> tuple[torch.Tensor, torch.Tensor]:
             layout.num_heads,
             o_ptr=o,
             lse_ptr=lse,
+            lse_low_ptr=lse_low,
             ANCHORED=layout.anchors_queries,
             **layout.o_strides,
         )
-    return o, lse
+    return o, lse, lse_low
 
 
 # FLOP of a call from which forward_gluon.py takes it. To build its descriptors and launch it takes

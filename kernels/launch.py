@@ -13,6 +13,7 @@ from .configs import TileConfig, block_d
 
 LOG2E = 1.4426950408889634
 SMALLEST_SCALE = 2.0**-126  # scores are -inf where hidden, and 0 * -inf is not
+LARGEST = torch.finfo(torch.float32).max
 DROPOUT_BITS = 24
 
 # Integers that vary from call to call: another value is no reason to compile anew.
@@ -75,6 +76,9 @@ class Layout:
         self.anchors_queries = self.anchored and call.kv_start is not None
         widest = self.seqlen_q + self.seqlen_k
         factor = call.softcap or scale  # of what the kernels then take for q.k
+        biased = call.mask is not None and call.mask.dtype != torch.bool
+        # Whether scores are natural until the maximum is taken off, see score.exponential
+        self.natural = exact or biased or distant or call.decay is not None
         per_sequence = call.slopes is not None and call.slopes.shape[0] > 1
         self.arguments: dict[str, Any] = dict(
             num_seqs=self.num_seqs,
@@ -83,12 +87,13 @@ class Layout:
             stride_slopes=self.num_heads if per_sequence else 0,
             window_left=min(window_left, widest) if window_left >= 0 else None,
             window_right=min(window_right, widest) if window_right >= 0 else None,
-            qk_scale=max(factor if exact else factor * LOG2E, SMALLEST_SCALE),
-            cap_scale=scale / call.softcap if call.softcap else None,
+            qk_scale=max(factor if self.natural else factor * LOG2E, SMALLEST_SCALE),
+            cap_scale=min(scale / call.softcap, LARGEST) if call.softcap else None,
             relative_far=None if call.relative is None else call.relative.shape[1] // 2,
             global_prefix=min(call.global_prefix, self.seqlen_k) or None,
             **dropout_arguments(None if call.seed is None else call.dropout_p),
             EXACT=exact,
+            NATURAL=self.natural,
             GROUP=self.num_heads // max(self.num_kv_heads, 1),
             IS_PACKED=self.packed,
             # what is counted from the diagonal depends on where it is

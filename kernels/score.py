@@ -84,27 +84,27 @@ def mask_scores(
 
 
 @triton.jit
-def score_units(x, EXACT: tl.constexpr):
-    """Float mask values, or lse, as scores: natural where EXACT, else base 2."""
+def score_units(x, NATURAL: tl.constexpr):
+    """Float mask values, or lse, as scores: natural where NATURAL, else base 2."""
     LOG2E: tl.constexpr = 1.4426950408889634
     x = x.to(tl.float32)
-    if not EXACT:
+    if not NATURAL:
         x = x * LOG2E
     return x
 
 
 @triton.jit
-def pair_bias(values, EXACT: tl.constexpr):
+def pair_bias(values, NATURAL: tl.constexpr):
     """The bias of loaded mask values; 0 for -inf, which mask_scores puts into the scores."""
-    return tl.where(values == float("-inf"), 0.0, score_units(values, EXACT))
+    return tl.where(values == float("-inf"), 0.0, score_units(values, NATURAL))
 
 
 @triton.jit
-def key_bias(mask_ptr, offs_n, stride, inside, IS_BIAS: tl.constexpr, EXACT: tl.constexpr):
+def key_bias(mask_ptr, offs_n, stride, inside, IS_BIAS: tl.constexpr, NATURAL: tl.constexpr):
     """The bias of keys [N] by a mask that all queries share; -inf where hidden or not inside."""
     values = tl.load(mask_ptr + offs_n.to(tl.int64) * stride, mask=inside, other=0)
     if IS_BIAS:
-        bias = score_units(values, EXACT)
+        bias = score_units(values, NATURAL)
     else:
         bias = tl.where(values != 0, 0.0, float("-inf"))
     return tl.where(inside, bias, float("-inf"))
@@ -137,56 +137,73 @@ def first_masked_key(mask_ptr, stride, begin, end, IS_BIAS: tl.constexpr):
 
 
 @triton.jit
-def online_softmax(m_i, s, scale, bias, MASKED: tl.constexpr, EXACT: tl.constexpr):
+def online_softmax(m_i, s, scale, bias, MASKED: tl.constexpr, NATURAL: tl.constexpr):
     """(p, alpha, m): fold a tile of s [M, N] = q.k, -inf where invisible, into the running maximum.
 
-    scale > 0 takes s to a score, natural or base 2; bias is None or in the same units. The
-    arithmetic is the same with and without masks, so both give the same bits.
+    scale > 0 takes s to a score, natural or base 2; bias is None or, only where NATURAL, in the
+    same units. The arithmetic is the same with and without masks, so both give the same bits.
     """
     if bias is None:
         m_new = tl.maximum(m_i, tl.max(s, 1) * scale)
-    elif EXACT:
-        m_new = tl.maximum(m_i, tl.max(s * scale + bias, 1))
     else:
-        m_new = tl.maximum(m_i, tl.max(tl.fma(s, scale, bias), 1))
+        m_new = tl.maximum(m_i, tl.max(s * scale + bias, 1))
     m_safe = m_new
     if MASKED:
         m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)  # an empty row would give inf - inf
-    p = exponential(s, scale, bias, m_safe[:, None], EXACT)
-    alpha = exponential(m_i, 1.0, None, m_safe, EXACT)
+    p = exponential(s, scale, bias, m_safe[:, None], None, NATURAL)
+    alpha = exponential(m_i, 1.0, None, m_safe, None, NATURAL)
     return p, alpha, m_new
 
 
 @triton.jit
-def exponential(s, scale, bias, shift, EXACT: tl.constexpr):
-    """e^(s scale + bias - shift), or 2^ of it unless EXACT.
+def exponential(s, scale, bias, shift, low, NATURAL: tl.constexpr):
+    """e^(s scale + bias - shift) 2^-low, or 2^(s scale - shift) unless NATURAL; low None for 0.
 
-    EXACT rounds the score before the shift is taken off, as plain maths does, so that the largest
-    score of a row cancels against its lse even if both are huge. One fma has less error on average
-    and is the fast way for 16-bit types, whose own rounding is larger than what is lost.
+    NATURAL rounds the score before the shift is taken off, as plain maths does, so that the largest
+    score of a row cancels against its lse even if both are huge, and what is added to scores stays
+    finite if it is. One fma has less error on average and is the fast way for 16-bit types, whose
+    own rounding is larger than what is lost.
     """
     LOG2E: tl.constexpr = 1.4426950408889634
-    if EXACT:
+    if NATURAL:
         score = s * scale
         if bias is not None:
             score += bias
-        x = (score - shift) * LOG2E
-    elif bias is None:
-        x = tl.fma(s, scale, -shift)
+        if low is None:
+            x = (score - shift) * LOG2E
+        else:
+            x = tl.fma(score - shift, LOG2E, -low)
     else:
-        x = tl.fma(s, scale, bias - shift)
+        x = tl.fma(s, scale, -shift)
     return tl.exp2(x)
 
 
 @triton.jit
-def log_sum_exp(m, l, EXACT: tl.constexpr):
-    """Natural logarithm of the sum l taken with the shift m."""
+def log_sum_exp(m, l, NATURAL: tl.constexpr):
+    """(lse, low): the natural logarithm of the sum l taken with the shift m, and where NATURAL what
+    rounding took from it (Knuth, TAOCP 2, 4.2.2), else 0.
+    """
     LN2: tl.constexpr = 0.6931471805599453
-    if EXACT:
-        lse = m + tl.log2(l) * LN2
+    if NATURAL:
+        part = tl.log2(l) * LN2
+        lse = m + part
+        added = lse - m
+        low = (m - (lse - added)) + (part - added)
     else:
         lse = (m + tl.log2(l)) * LN2
-    return lse
+        low = lse * 0.0
+    return lse, low
+
+
+@triton.jit
+def load_low(ptr, offs_m, keep):
+    """What rounding took from lse, in base 2; keep: bool, or None for all."""
+    LOG2E: tl.constexpr = 1.4426950408889634
+    if keep is None:
+        low = tl.load(ptr + offs_m)
+    else:
+        low = tl.load(ptr + offs_m, mask=keep, other=0.0)
+    return low * LOG2E
 
 
 @triton.jit

@@ -22,7 +22,7 @@ def softcapped(s, cap_scale):
 
 
 @triton.jit
-def with_terms(bias, i, j, terms, interval, EXACT: tl.constexpr):
+def with_terms(bias, i, j, terms, interval, NATURAL: tl.constexpr):
     """bias, None for 0, and what relative biases, slopes and decay add to the scores of i and j.
 
     terms: (sequence, head, relative_ptr, far, slopes_ptr, stride_slopes, decay_ptr, times_ptr),
@@ -32,12 +32,12 @@ def with_terms(bias, i, j, terms, interval, EXACT: tl.constexpr):
     sequence, head, relative_ptr, far, slopes_ptr, stride_slopes, decay_ptr, _ = terms
     if relative_ptr is not None:
         at = head * (2 * far + 1) + clamp(j - i - interval[0], -far, far) + far
-        bias = plus(bias, score_units(tl.load(relative_ptr + at), EXACT))
+        bias = plus(bias, score_units(tl.load(relative_ptr + at), NATURAL))
     if slopes_ptr is not None:
-        slope = score_units(tl.load(slopes_ptr + sequence * stride_slopes + head), EXACT)
+        slope = score_units(tl.load(slopes_ptr + sequence * stride_slopes + head), NATURAL)
         bias = plus(bias, -slope * position_distance(i, j, interval))
     if decay_ptr is not None:
-        decay = score_units(tl.load(decay_ptr + head), EXACT)
+        decay = score_units(tl.load(decay_ptr + head), NATURAL)
         bias = plus(bias, -decay * time_distance(i, j, terms, interval))
     return bias
 

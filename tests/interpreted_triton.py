@@ -15,6 +15,7 @@ import torch
 import triton
 import triton.language as tl
 from cases import CASES, FEATURES, Case
+from extremes import EXTREMES, ExtremeProblem
 from hypothesis import strategies as st
 from mixtures import SETTINGS, cases, check
 from neighbours import KEYWORDS, check_bits
@@ -73,6 +74,17 @@ def no_arithmetic_warnings():
 def test_fp32_matches_truth(case):
     problem = Problem(case, torch.float32)
     problem.check(problem.run("triton"))
+
+
+@over("case", [x for x in EXTREMES if x.n < 300])
+def test_fp32_extremes(case):
+    ExtremeProblem(case, torch.float32).check("triton")
+
+
+@over("case", [x for x in EXTREMES if x.n < 50 and x.bias is not None])
+def test_rounded_extremes(case):
+    """Of 16 bits without a bias, scores of 1e9 are beyond what one fma can do."""
+    ExtremeProblem(case, torch.bfloat16).check("triton")
 
 
 @over("case", [Case("long-sums", batch=1, heads=8, kv_heads=1, nq=500, dim=8, causal=True)])
@@ -211,6 +223,6 @@ def test_offsets_beyond_32_bits(dim):
     k = torch.empty(stride + dim, dtype=torch.float16).as_strided((1, 1, 2, dim), (1, 1, stride, 1))
     k.copy_(torch.randn(k.shape))
     q, v = torch.randn(1, 1, 3, dim).half(), torch.randn(1, 1, 2, dim).half()
-    o, _ = forward.attention_forward(Arguments(q, k, v))
+    o, *_ = forward.attention_forward(Arguments(q, k, v))
     expected = torch.softmax(q.float() @ k.float().mT, -1) @ v.float()
     torch.testing.assert_close(o.float(), expected, atol=2e-3, rtol=0)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from cases import CASES, FEATURES
 from emulated import emulated_cuda, missing
+from extremes import EXTREMES, ExtremeProblem
 from hypothesis import strategies as st
 from mixtures import SETTINGS, cases, check
 from neighbours import KEYWORDS, check_bits
@@ -49,6 +50,12 @@ def test_fp32_matches_truth(case):
 def test_16_bit_matches_truth(case, dtype):
     problem = Problem(case, dtype)
     problem.check(problem.run("cuda"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *SIXTEEN_BITS], ids=dtype_id)
+@pytest.mark.parametrize("case", [x for x in EXTREMES if x.n < 300], ids=str)
+def test_extremes(case, dtype):
+    ExtremeProblem(case, dtype).check("cuda")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *SIXTEEN_BITS], ids=dtype_id)

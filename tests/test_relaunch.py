@@ -91,8 +91,8 @@ def with_terms():
 
 
 def both_passes(call, needs=0, dlse=None):
-    o, lse = forward.attention_forward(call)
-    backward.attention_backward(torch.zeros_like(o), dlse, o, lse, call, needs)
+    o, lse, low = forward.attention_forward(call)
+    backward.attention_backward(torch.zeros_like(o), dlse, o, lse, low, call, needs)
 
 
 def turned(call):
@@ -184,10 +184,10 @@ def test_what_a_plan_was_not_made_for_comes_through_the_jit(pass_, launches, thr
 
 def test_a_gradient_that_comes_and_goes_keeps_both_plans(launches, through_the_jit):
     call = plain()
-    o, lse = forward.attention_forward(call)
+    o, lse, low = forward.attention_forward(call)
     for _ in range(3):
         for dlse in (None, torch.zeros_like(lse)):
-            backward.attention_backward(torch.zeros_like(o), dlse, o, lse, call)
+            backward.attention_backward(torch.zeros_like(o), dlse, o, lse, low, call)
     names = [kernel.__name__ for kernel in through_the_jit]
     assert names == ["_forward_kernel", "dq_kernel", "dkdv_kernel", "dq_kernel"]
 

@@ -31,8 +31,10 @@ struct AddedGradients {
 
   const AttentionParams& p;
   const AddedSums& to;
-  double *sums, *column_sums;  // of the tile and head at hand: (to.length), (kKeys)
-  T *diagonals, *columns;      // of the block at hand
+  double *sums, *column_sums;  // of the tile and head at hand: (length), (kKeys)
+  Span entries{};              // of a table of relative biases, that the sequence at hand has
+  int64_t length = 0;
+  T *diagonals, *columns;  // of the block at hand
 
   AddedGradients(Arena& a, const AttentionParams& p, const AddedSums& to) : p(p), to(to) {
     if (!to.wanted) return;
@@ -42,8 +44,10 @@ struct AddedGradients {
     columns = a.take<T>(kKeys);
   }
 
-  void begin_head() {
-    for (int64_t x = 0; x < to.length; ++x) sums[x] = 0;
+  void begin_head(const Sequence& seq) {
+    length = (to.starts[seq.index + 1] - to.starts[seq.index]) / p.heads;
+    if (to.relative >= 0) entries = relative_entries(p, seq);
+    for (int64_t x = 0; x < length; ++x) sums[x] = 0;
     for (int64_t j = 0; j < kKeys; ++j) column_sums[j] = 0;
   }
 
@@ -79,8 +83,11 @@ struct AddedGradients {
     if (to.columns)
       for (int64_t j = 0; j < width; ++j) column_sums[begin + j] += columns[j];
     if (to.relative >= 0)
-      for (int64_t x = 0; x < n + width - 1; ++x)
-        sums[to.relative + relative_entry(p, distances.ahead_of(x))] += diagonals[x];
+      for (int64_t x = 0; x < n + width - 1; ++x) {
+        // columns past the last key have a ds of 0
+        const int64_t entry = min64(relative_entry(p, distances.ahead_of(x)), entries.hi - 1);
+        sums[to.relative + entry - entries.lo] += diagonals[x];
+      }
   }
 
   void add_to_mask(const Sequence& seq, int64_t head, int64_t i, int64_t key, int64_t n,
@@ -95,9 +102,10 @@ struct AddedGradients {
     const int64_t at = seq.index * p.heads + head;
     if (to.columns)
       for (int64_t j = 0; j < keys; ++j) to.columns[at * p.max_k + k0 + j] = column_sums[j];
-    if (to.length == 0) return;
+    if (length == 0) return;
     wait_for(to.turns[at], tile);
-    for (int64_t x = 0; x < to.length; ++x) to.heads[at * to.length + x] += sums[x];
+    double* of_head = to.heads + to.starts[seq.index] + head * length;
+    for (int64_t x = 0; x < length; ++x) of_head[x] += sums[x];
     to.turns[at].store(static_cast<int32_t>(tile + 1), std::memory_order_release);
   }
 };

@@ -1,5 +1,9 @@
 #include "added_gradients.h"
 
+#include <algorithm>
+
+#include "../relative.h"
+
 namespace clinattn {
 
 namespace {
@@ -7,6 +11,12 @@ namespace {
 // Of a mask (batch, heads, queries, keys): what it does not vary with has size 1.
 bool by_sequence(const Tensor& mask) { return mask.size(0) > 1; }
 bool by_head(const Tensor& mask) { return mask.size(1) > 1; }
+
+// Sums of a head of a sequence, and where they belong
+struct Part {
+  const double* sums;
+  Span entries;
+};
 
 }  // namespace
 
@@ -19,7 +29,6 @@ AddedGradientSums::AddedGradientSums(const Arguments& a, const AttentionParams& 
   };
   if (needs & kNeedSlopes) sums_.slope = take(1);
   if (needs & kNeedDecay) sums_.decay = take(1);
-  if (needs & kNeedRelative) sums_.relative = take(2 * p.relative_reach + 1);
   const auto wide = a.q.options().dtype(at::kDouble);
   if (needs & kNeedMask) {
     const bool by_query = a.mask->size(2) > 1, by_key = a.mask->size(3) > 1;
@@ -37,44 +46,65 @@ AddedGradientSums::AddedGradientSums(const Arguments& a, const AttentionParams& 
       sums_.row_stride = by_query;
     }
   }
+  if (needs & kNeedRelative) sums_.relative = sums_.length;
+  starts_ = {0};
+  const int64_t shared = sums_.length;
+  for (int64_t b = 0; b < p.num_seqs; ++b) {
+    const Span entries = relative_entries(p, Sequence(p, b));
+    const int64_t length = shared + (needs & kNeedRelative ? entries.hi - entries.lo : 0);
+    starts_.push_back(starts_.back() + p.heads * length);
+    sums_.length = std::max(sums_.length, length);
+  }
+  sums_.starts = starts_.data();
   sums_.wanted = sums_.length > 0 || sums_.columns || sums_.mask;
   if (sums_.length == 0) return;
-  heads_ = at::zeros({p.num_seqs, p.heads, sums_.length}, wide);
+  heads_ = at::zeros({starts_.back()}, wide);
   sums_.heads = heads_.mutable_data_ptr<double>();
   turns_ = std::vector<std::atomic<int32_t>>(p.num_seqs * p.heads);
   sums_.turns = turns_.data();
 }
 
-Tensor AddedGradientSums::reduced(const double* from, int64_t stride, int64_t n, bool each_sequence,
+template <class PartOf>
+Tensor AddedGradientSums::reduced(const PartOf& part, int64_t n, bool each_sequence,
                                   bool each_head) const {
   Tensor total = at::zeros({each_sequence ? p_.num_seqs : 1, each_head ? p_.heads : 1, n},
                            a_.q.options().dtype(at::kDouble));
   double* to = total.mutable_data_ptr<double>();
   for (int64_t b = 0; b < p_.num_seqs; ++b)
     for (int64_t h = 0; h < p_.heads; ++h) {
-      const double* x = from + (b * p_.heads + h) * stride;
+      const auto [x, entries] = part(b, h);
       double* y = to + ((each_sequence ? b : 0) * total.size(1) + (each_head ? h : 0)) * n;
-      for (int64_t i = 0; i < n; ++i) y[i] += x[i];
+      for (int64_t i = entries.lo; i < entries.hi; ++i) y[i] += x[i - entries.lo];
     }
   return total;
+}
+
+const double* AddedGradientSums::of_head(int64_t sequence, int64_t head) const {
+  const int64_t first = starts_[sequence], length = (starts_[sequence + 1] - first) / p_.heads;
+  return sums_.heads + first + head * length;
 }
 
 Tensor AddedGradientSums::mask_gradient() const {
   const Tensor& mask = *a_.mask;
   if (mask_.defined()) return mask_.to(mask.scalar_type());
   const bool columns = columns_.defined();
-  const double* from = columns ? sums_.columns : sums_.heads + sums_.rows;
-  const int64_t stride = columns ? p_.max_k : sums_.length;
   const int64_t n = columns ? p_.max_k : sums_.row_stride ? p_.max_q : 1;
-  const Tensor total = reduced(from, stride, n, by_sequence(mask), by_head(mask));
+  const auto part = [&](int64_t b, int64_t h) {
+    return Part{columns ? sums_.columns + (b * p_.heads + h) * n : of_head(b, h) + sums_.rows,
+                {0, n}};
+  };
+  const Tensor total = reduced(part, n, by_sequence(mask), by_head(mask));
   return total.view(mask.sizes()).to(mask.scalar_type());
 }
 
 AddedGradientSums::Results AddedGradientSums::results() const {
   const auto of_heads = [&](int64_t at, int64_t n, const Tensor& like, bool each_sequence) {
-    return reduced(sums_.heads + at, sums_.length, n, each_sequence, true)
-        .view(like.sizes())
-        .to(like.scalar_type());
+    const auto part = [&](int64_t b, int64_t h) {
+      const Span all{0, n};
+      return Part{of_head(b, h) + at,
+                  at == sums_.relative ? relative_entries(p_, Sequence(p_, b)) : all};
+    };
+    return reduced(part, n, each_sequence, true).view(like.sizes()).to(like.scalar_type());
   };
   return {
       needs_ & kNeedMask ? mask_gradient() : none(),

@@ -27,9 +27,10 @@ class AddedGradientSums {
 
  private:
   Tensor mask_gradient() const;
-  // (num_seqs or 1, heads or 1, n) <- from (num_seqs, heads, n), summed in order
-  Tensor reduced(const double* from, int64_t stride, int64_t n, bool by_sequence,
-                 bool by_head) const;
+  // (num_seqs or 1, heads or 1, n) <- part(sequence, head), summed in order
+  template <class PartOf>
+  Tensor reduced(const PartOf& part, int64_t n, bool by_sequence, bool by_head) const;
+  const double* of_head(int64_t sequence, int64_t head) const;
   Tensor none() const { return at::empty({0}, a_.q.options()); }
 
   const Arguments& a_;
@@ -37,6 +38,7 @@ class AddedGradientSums {
   const int64_t needs_;
   AddedSums sums_;
   Tensor heads_, columns_, mask_;
+  std::vector<int64_t> starts_;
   std::vector<std::atomic<int32_t>> turns_;
 };
 

@@ -6,6 +6,7 @@
 
 #include "amx_sums.h"
 #include "cover.h"
+#include "normaliser.h"
 #include "philox.h"
 
 namespace {
@@ -46,6 +47,7 @@ struct AmxBackward {
   Bf16 *stage, *stage2, *pair;  // rows on their way into tiles
   float* out;                   // (2, 16, width): rows of dk and dv on their way out
   float *offset, *fraction, *delta;  // (kRows): p = fraction 2^(s + offset), offset an integer
+  float* large;                      // (kRows): the normaliser of a large row, else 0
   float *s, *dp;                     // the buffers at hand
   float unit = 1;                    // what scores are multiples of
   float raised = 1, do_raised = 1;   // the factors of q, k and v, and of do: powers of two
@@ -87,6 +89,7 @@ struct AmxBackward {
     offset = a.take<float>(kRows);
     fraction = a.take<float>(kRows);
     delta = a.take<float>(kRows);
+    large = a.take<float>(kRows);
     slopes = a.take<float>(32 * 32);
   }
 
@@ -185,12 +188,13 @@ struct AmxBackward {
   void begin_block() { queries = gradients = {}; }
 
   void put_row(int64_t i, const void* q_row, const void* do_row, DType dtype, bool negate,
-               float lse2, float low, float row_delta) {
+               float lse2, float low, bool is_large, float row_delta) {
     queries.add(split_row<kParts>({stage + i * kParts * width, width, 32}, q_row, dtype, head_dim,
                                   width, negate ? -raised : raised));
     gradients.add(split_row<kParts>({stage2 + i * kParts * width, width, 32}, do_row, dtype,
                                     head_dim, width, do_raised));
-    offset[i] = lse2;
+    offset[i] = is_large ? 0 : lse2;
+    large[i] = is_large ? lse2 : 0;
     fraction[i] = low;
     delta[i] = row_delta * (raised * do_raised);
   }
@@ -215,7 +219,7 @@ struct AmxBackward {
   void end_block(int64_t n) {
     const int64_t rows = round_up(n, 32);
     for (int64_t i = n; i < rows; ++i)
-      put_row(i, nullptr, nullptr, DType::kFloat32, false, __builtin_inff(), 0, 0);
+      put_row(i, nullptr, nullptr, DType::kFloat32, false, __builtin_inff(), 0, false, 0);
     split_normalisers(rows);
     for (int64_t part = 0; part < kParts; ++part) {
       const int64_t ld = kParts * width;
@@ -264,14 +268,15 @@ struct AmxBackward {
 
   // dk, dv and dq^T of a block of n queries with columns [begin, end). is_edge(i, rows, j, end)
   // says whether some of rows queries from i does not see some key of [j, end); hide gives -inf
-  // there and says whether it has scaled the scores. While tiles multiply, vector instructions turn
-  // scores into p and ds; so a slice is summed while the next one's scores are multiplied, and the
-  // last is left for the next call or finish. complete() is called when all of the call before has
-  // been summed.
+  // there and says whether it has made the scores natural. While tiles multiply, vector
+  // instructions turn scores into p and ds; so a slice is summed while the next one's scores are
+  // multiplied, and the last is left for the next call or finish. complete() is called when all of
+  // the call before has been summed.
   template <class IsEdge, class Hide, class Complete, class Prefetch, class Extras>
-  void differentiate(int64_t n, int64_t begin, int64_t end, float scale2, const IsEdge& is_edge,
-                     const Hide& hide, bool some_edge, bool skip_rows, bool skip_keys,
-                     const Complete& complete, const Prefetch& prefetch, const Extras& extras) {
+  void differentiate(int64_t n, int64_t begin, int64_t end, Units<float> units,
+                     const IsEdge& is_edge, const Hide& hide, bool some_edge, bool skip_rows,
+                     bool skip_keys, const Complete& complete, const Prefetch& prefetch,
+                     const Extras& extras) {
     const double products = static_cast<double>(values.size()) * raised *
                             (static_cast<double>(gradients.size()) * do_raised);
     const bool tiny = kRaises && (keys.small || queries.small || values.small || gradients.small ||
@@ -319,7 +324,11 @@ struct AmxBackward {
       if (odd_scores) mend(s, k, q, i, j, small_scores);
       if (tiny || odd_dp) mend(dp, v, dout, i, j, tiny);
       const bool edge = is_edge(i, seen, j, last);
-      const float scale = edge && hide(i, seen, j, last) ? 1 : scale2 * unit;
+      const auto scales =
+          edge && hide(i, seen, j, last) ? Units<float>::of_natural() : units.times(unit);
+      for (int64_t half = 0; half < 32; half += 16)
+        if (const __mmask16 lanes = large_rows(i + half))
+          take_off_normaliser(i + half, half, last - j, lanes, scales.natural);
       // sums due by now, if those of the slice before are to end with this one
       credit += summing.count();
       int64_t due = 0, calls = b + 2 < count ? 2 * summing.products.calls(width / 32) : 0;
@@ -339,11 +348,11 @@ struct AmxBackward {
         if (extras.dropout) extras.draw(i, 32, j, j + 32);
       }
       if (edge || Extras::kAny) {
-        beside(AmxGradients<AmxBackward, true, Extras>(*this, slice, i, j, last, scale, calls,
-                                                       extras));
+        beside(AmxGradients<AmxBackward, true, Extras>(*this, slice, i, j, last, scales.base2,
+                                                       calls, extras));
       } else {
-        beside(AmxGradients<AmxBackward, false, Extras>(*this, slice, i, j, last, scale, calls,
-                                                        extras));
+        beside(AmxGradients<AmxBackward, false, Extras>(*this, slice, i, j, last, scales.base2,
+                                                        calls, extras));
       }
       if constexpr (Extras::kAny) {
         if (extras.added) add_gradients(i, seen, j, extras);
@@ -351,6 +360,21 @@ struct AmxBackward {
     }
     summing.next(slice, complete);
     ++blocks;
+  }
+
+  // Which of 16 rows from i are large
+  __mmask16 large_rows(int64_t i) const {
+    return _mm512_cmp_ps_mask(V::load(large + i), V::zero(), _CMP_NEQ_UQ);
+  }
+
+  // s <- natural scores less the normaliser for those lanes of 16 rows from i, which are from half
+  // on in the buffer at hand, and its keys
+  void take_off_normaliser(int64_t i, int64_t half, int64_t keys, __mmask16 lanes, float natural) {
+    for (int64_t key = 0; key < keys; ++key) {
+      float* at = s + in_block(key, half);
+      const __m512 x = V::load(at);
+      V::store(at, _mm512_mask_sub_ps(x, lanes, V::mul(x, V::set1(natural)), V::load(large + i)));
+    }
   }
 
   // Sums ds of a block, which lies in place of dp, into the gradients of what is added to scores.

@@ -8,11 +8,12 @@
 
 #include "amx_products.h"
 #include "forward_step.h"
+#include "normaliser.h"
 
 namespace {
 
-// hide(step) gives -inf to the scores of keys that are not seen, and says whether it has scaled
-// them; hide.draw(step) draws what dropout keeps.
+// hide(step) gives -inf to the scores of keys that are not seen, and says whether it has made them
+// natural; hide.draw(step) draws what dropout keeps.
 template <class E, class Hide, bool kDropout>
 class AmxFold {
   using V = Avx512;
@@ -30,18 +31,26 @@ class AmxFold {
   // What the queries of a tile know: their reference points, and of the group of blocks at hand the
   // sums of weights.
   struct Queries {
-    __m512 m[2], offset[2], l[2];  // offset: -m, or 0 for a query that has seen nothing
-    __mmask16 there[2];            // the rest of the last 16 is computed, too, and never looked at
-    int64_t halves;                // of 16
-    bool fresh;                    // o is 0
+    // offset: -m, or 0 for a query that has seen nothing; top: the natural maximum of a large row,
+    // whose reference point it is, and whose offset is 0
+    __m512 m[2], offset[2], top[2], l[2];
+    __mmask16 there[2];  // the rest of the last 16 is computed, too, and never looked at
+    int64_t halves;      // of 16
+    bool fresh;          // o is 0
     const Bf16* q;
     Packing packing;
-    float *m_out, *l_out, *o;
+    float *m_out, *top_out, *l_out, *o;
     Hide hide;
     __m512 cut[2];  // of one part and with dropout: the sums of weights as they are multiplied
     void refer(int64_t i, __m512 reference) {
       m[i] = reference;
       offset[i] = V::sub(V::zero(), V::zero_where_hidden(reference, reference));
+      offset[i] = _mm512_mask_mov_ps(offset[i], large(i), V::zero());
+    }
+    __mmask16 large(int64_t i) const {
+      const __mmask16 seen = _mm512_cmp_ps_mask(m[i], V::set1(-__builtin_inff()), _CMP_NEQ_UQ);
+      return _mm512_mask_cmp_ps_mask(there[i] & seen, V::abs(m[i]), V::set1(kLarge<float>),
+                                     _CMP_GE_OQ);
     }
   };
   struct Block {
@@ -62,7 +71,7 @@ class AmxFold {
   static constexpr int64_t kTiles = 8;
 
   E& e;
-  const float scale2;
+  const Units<float> scales;
   [[maybe_unused]] const std::conditional_t<kParts == 1, FlushDenormals, NoWork> flush;
   TileProducts<kParts> products;
   Queries tiles[kTiles];
@@ -73,11 +82,12 @@ class AmxFold {
   int64_t row_units, units;           // those of 16 queries, and in all
   __m512 l_before[2], cut_before[2];  // the sums of weights before the block
   bool begun = false, gathering = false;
-  float scale = 0;     // of the block's scores
-  Group group{};       // of the block
-  Group weighed{};     // the group before, multiplied with v in pieces of 32 d
-  int64_t piece;       // the next one
-  int64_t credit = 0;  // pieces due, in parts of kGroup
+  Units<float> scale{};    // of the block's scores
+  __mmask16 taken_off[2];  // from whose scores the natural maximum has been taken off already
+  Group group{};           // of the block
+  Group weighed{};         // the group before, multiplied with v in pieces of 32 d
+  int64_t piece;           // the next one
+  int64_t credit = 0;      // pieces due, in parts of kGroup
   // Sums of pieces on their way to o: what a tile has just stored is not read yet.
   struct Sums {
     float *from = nullptr, *to = nullptr;
@@ -86,19 +96,20 @@ class AmxFold {
   int64_t pieces = 0;
 
  public:
-  AmxFold(E& e, float scale2) : e(e), scale2(scale2), flush{}, piece(e.o_width) {}
+  AmxFold(E& e, Units<float> scales) : e(e), scales(scales), flush{}, piece(e.o_width) {}
 
-  // Folds blocks of keys into n queries from row r, whose state is at m, l and o.
-  void fold(int64_t r, int64_t n, const Step* steps, int64_t count, const Hide& hide, float* m,
-            float* l, float* o) {
+  // Folds blocks of keys into n queries from row r, whose state is at rows.
+  void fold(int64_t r, int64_t n, const Step* steps, int64_t count, const Hide& hide,
+            const Rows<float>& rows) {
     Queries& q = tiles[tile++ % kTiles];
-    q.q = e.q_tile(0, r, 0), q.packing = e.packing_of_queries(r);
-    q.m_out = m, q.l_out = l, q.o = o, q.hide = hide;
+    q.q = e.q_tile(0, r, 0), q.packing = e.packing_of_queries(r), q.hide = hide;
+    q.m_out = rows.m, q.top_out = rows.top, q.l_out = rows.l, q.o = rows.o;
     q.halves = ceil_div(n, 16);
     for (int i = 0; i < 2; ++i) {
       q.there[i] = static_cast<__mmask16>((1u << clamp(n - 16 * i, 0, 16)) - 1);
       q.l[i] = q.cut[i] = V::zero();
-      q.refer(i, V::load(m + 16 * i));
+      q.top[i] = V::load(rows.top + 16 * i);
+      q.refer(i, V::load(rows.m + 16 * i));
     }
     q.fresh = unseen(q, 0) == q.there[0] && unseen(q, 1) == q.there[1];
     for (int64_t i = 0; i < count; ++i) push(steps[i], &q);
@@ -166,7 +177,8 @@ class AmxFold {
     if (begun && done == units) {
       const Step& step = blocks[at % kBlocks].step;
       Queries& q = *group.queries;
-      const __mmask16 lanes[2] = {grown(q, 0), grown(q, 1)};
+      const __mmask16 lanes[2] = {static_cast<__mmask16>(grown(q, 0) & ~taken_off[0]),
+                                  static_cast<__mmask16>(grown(q, 1) & ~taken_off[1])};
       if (lanes[0] | lanes[1]) {
         for (int i = 0; i < 2; ++i) q.l[i] = l_before[i], q.cut[i] = cut_before[i];
         raise(q, step, lanes);
@@ -202,9 +214,12 @@ class AmxFold {
       const bool all = e.unit > 1 && (q.packing.small || keys.small);
       if (all || !(q.packing.finite && keys.finite)) e.mend_scores(q.q, block.step.at, all);
     }
-    scale = block.step.edge && q.hide(block.step) ? 1 : scale2 * e.unit;
+    const bool is_natural = block.step.edge && q.hide(block.step);
+    scale = is_natural ? Units<float>::of_natural() : scales.times(e.unit);
     if (kDropout) q.hide.draw(block.step);
-    const __mmask16 lanes[2] = {unseen(q, 0), unseen(q, 1)};
+    taken_off[0] = taken_off[1] = 0;
+    const __mmask16 lanes[2] = {static_cast<__mmask16>(unseen(q, 0) | q.large(0)),
+                                static_cast<__mmask16>(unseen(q, 1) | q.large(1))};
     if (lanes[0] | lanes[1]) raise(q, block.step, lanes);
     for (int i = 0; i < 2; ++i) l_before[i] = q.l[i], cut_before[i] = q.cut[i];
     begun = true;
@@ -231,22 +246,32 @@ class AmxFold {
       __m512 top = V::load(e.s + i * 256);
       for (int64_t j = 1; j < step.end; ++j)
         top = V::max(top, V::load(e.s + j / 16 * 512 + i * 256 + j % 16 * 16));
-      const __m512 highest = V::mul(top, V::set1(scale));
+      // what overflows is no hidden score
+      const __m512 highest = V::hidden_where_hidden(
+          V::max(V::mul(top, V::set1(scale.base2)), V::set1(-__FLT_MAX__)), top);
       const __mmask16 higher = _mm512_mask_cmp_ps_mask(lanes[i], highest, q.m[i], _CMP_GT_OQ);
-      if (higher) raise_lanes(q, i, step.index % kGroup, higher, highest);
+      const __mmask16 large = lanes[i] & q.large(i);
+      if (higher | large) raise_lanes(q, i, step, higher, large, highest, top);
     }
   }
 
-  __attribute__((noinline)) void raise_lanes(Queries& q, int64_t i, int64_t block, __mmask16 lanes,
-                                             __m512 highest) {
+  // higher: lanes whose reference points move; large: those of large rows, from whose scores the
+  // maximum is taken off whether it moves or not
+  __attribute__((noinline)) void raise_lanes(Queries& q, int64_t i, const Step& step,
+                                             __mmask16 higher, __mmask16 large, __m512 highest,
+                                             __m512 top) {
+    const int64_t block = step.index % kGroup;
     const __m512 m = q.m[i];
     const __m512 above = _mm512_roundscale_ps(highest, kCeiling);
-    const bool nothing_weighed = (lanes & ~unseen(q, i)) == 0;
-    q.refer(i, _mm512_mask_mov_ps(m, lanes, above));
-    if (nothing_weighed) return;
+    const bool nothing_weighed = ((higher | large) & ~unseen(q, i)) == 0;
+    q.refer(i, _mm512_mask_mov_ps(m, higher, above));
+    __m512 growth = _mm512_maskz_sub_ps(higher, m, q.m[i]);
+    if ((q.large(i) & (higher | large)) | large)
+      growth = take_off_large(q, i, step, higher | large, large,
+                              V::mul(top, V::set1(scale.natural)), m, growth);
+    if (nothing_weighed || !_mm512_cmp_ps_mask(growth, V::zero(), _CMP_NEQ_UQ)) return;
     settle();
-    const __m512 ones = V::set1(1);
-    const __m512 factor = _mm512_mask_mov_ps(ones, lanes, V::exp2(V::sub(m, q.m[i])));
+    const __m512 factor = _mm512_mask_mov_ps(V::set1(1), higher | large, V::exp2(growth));
     q.l[i] = V::mul(q.l[i], factor);
     q.cut[i] = V::mul(q.cut[i], factor);
     V::store(q.l_out + 16 * i, V::mul(V::load(q.l_out + 16 * i), factor));
@@ -258,6 +283,29 @@ class AmxFold {
     scale_weights(group.p, i, group.first, block, factor);
     if (piece < e.o_width && weighed.queries == &q)
       scale_weights(weighed.p, i, weighed.first, weighed.last + 1, factor);
+  }
+
+  // Of those lanes that are large rows now: top <- the natural maximum, here that of the block, and
+  // scores <- natural ones less top. Returns the growth of lanes.
+  __m512 take_off_large(Queries& q, int64_t i, const Step& step, __mmask16 lanes, __mmask16 was,
+                        __m512 here, __m512 m_old, __m512 growth) {
+    const __m512 top_old = q.top[i];
+    const __mmask16 is = lanes & q.large(i);
+    q.top[i] = _mm512_mask_mov_ps(top_old, is, _mm512_mask_max_ps(here, was, here, top_old));
+    for (int64_t j = 0; j < step.end; ++j) {
+      float* at = e.s + j / 16 * 512 + i * 256 + j % 16 * 16;
+      const __m512 x = V::load(at);
+      V::store(at, _mm512_mask_sub_ps(x, is, V::mul(x, V::set1(scale.natural)), q.top[i]));
+    }
+    taken_off[i] |= is;
+    alignas(64) float grown[16], olds[4][16];
+    V::store(grown, growth);
+    V::store(olds[0], m_old), V::store(olds[1], top_old);
+    V::store(olds[2], q.m[i]), V::store(olds[3], q.top[i]);
+    for (int lane = 0; lane < 16; ++lane)
+      if ((was | is) >> lane & 1)
+        grown[lane] = ::growth(olds[0][lane], olds[1][lane], olds[2][lane], olds[3][lane]);
+    return V::load(grown);
   }
 
   void scale_weights(Bf16* p, int64_t i, int64_t first, int64_t end, __m512 factor) {
@@ -294,7 +342,9 @@ class AmxFold {
   // Units [first, last) of 16 queries
   void exponentiate(int64_t i, int64_t first, int64_t last) {
     Queries& q = *group.queries;
-    const __m512 factor = V::set1(scale), offset = q.offset[i];
+    const __m512 offset = q.offset[i],
+                 factor = _mm512_mask_mov_ps(V::set1(scale.base2), taken_off[i],
+                                             V::set1(static_cast<float>(kLog2e)));
     __m512 total = q.l[i];
     [[maybe_unused]] __m512 cut = q.cut[i];
     [[maybe_unused]] const uint16_t* kept = e.kept.of(i);
@@ -336,6 +386,7 @@ class AmxFold {
       }
       V::store(q.l_out + 16 * i, V::add(V::load(q.l_out + 16 * i), q.l[i]));
       V::store(q.m_out + 16 * i, q.m[i]);
+      V::store(q.top_out + 16 * i, q.top[i]);
       q.l[i] = V::zero();
     }
     weighed = group;

@@ -73,8 +73,7 @@ struct AmxGradients {
   }
 
   void units(int64_t until) {
-    const __m512 scale = V::set1(scale2);
-    __m512 factor[2], delta[2], offset[2];
+    __m512 scale[2], factor[2], delta[2], offset[2];
     __mmask16 seeing[2];  // a row that sees nothing may meet a v that is not finite
 #pragma GCC unroll 2
     for (int t = 0; t < 2; ++t) {
@@ -82,6 +81,8 @@ struct AmxGradients {
       delta[t] = V::load(e.delta + row + 16 * t);
       seeing[t] = _mm512_cmp_ps_mask(factor[t], V::zero(), _CMP_NEQ_UQ);
       offset[t] = V::load(e.offset + row + 16 * t);
+      scale[t] = _mm512_mask_mov_ps(V::set1(scale2), e.large_rows(row + 16 * t),
+                                    V::set1(static_cast<float>(kLog2e)));
     }
     for (; done < until; ++done) {
       const uint64_t unit = done, j = key + 2 * done;
@@ -99,7 +100,7 @@ struct AmxGradients {
           __m512 dp = V::load(e.dp + at + 256 * t + 16 * h);
           const __mmask16 kept = extras.dropout ? e.kept.of(t)[2 * unit + h] : 0xffff;
           if (extras.dropout) dp = _mm512_maskz_mul_ps(kept, dp, V::set1(extras.kept_scale));
-          p[t][h] = V::mul(exponential<kParts>(x, scale, offset[t], seeing[t]), factor[t]);
+          p[t][h] = V::mul(exponential<kParts>(x, scale[t], offset[t], seeing[t]), factor[t]);
           g[t][h] = _mm512_maskz_mul_ps(seeing[t], p[t][h], V::sub(dp, delta[t]));
           if (kEdge) {  // the factor of a row with NaN is NaN
             p[t][h] = V::zero_where_hidden(p[t][h], x);

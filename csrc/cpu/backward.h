@@ -143,7 +143,9 @@ struct Backward {
         }
       }
       const T low = p.lse_low ? static_cast<const T*>(p.lse_low)[at] : 0;
-      const TwoPart<T> lse2 = empty ? TwoPart<T>{kInf, 0} : base2(lse, low);
+      const TwoPart<T> lse2 = empty                      ? TwoPart<T>{kInf, 0}
+                              : is_large_normaliser(lse) ? TwoPart<T>{lse, base2(low, 0).high}
+                                                         : base2(lse, low);
       static_cast<T*>(shared.lse2)[at] = lse2.high;
       static_cast<T*>(shared.lse2_low)[at] = lse2.low;
       static_cast<T*>(shared.delta)[at] = sum;
@@ -193,7 +195,7 @@ struct Backward {
     for (int64_t g = 0; g < group; ++g) {
       const int64_t head = task.kv_head * group + g;
       const Sight by_mask = mask_sight(p, seq, head, k0, keys, mask_row);
-      if (shared.added.wanted) added.begin_head();
+      if (shared.added.wanted) added.begin_head(seq);
       int64_t b = block_of(seq, 0);
       for (; block_start(seq, b) < min64(seq.q_prefix, rows.lo); ++b)
         block(seq, head, task.tile, b, k0, keys, by_mask);
@@ -241,6 +243,7 @@ struct Backward {
       engine.put_row(i, seeing ? row_at(p.q, p.dtype, p.q_strides, seq.index, head, at) : nullptr,
                      seeing ? row_at(p.dout, p.dtype, p.do_strides, seq.index, head, at) : nullptr,
                      p.dtype, p.scale < 0, lse2, low,
+                     is_large_normaliser(static_cast<const T*>(p.lse)[stat + i]),
                      static_cast<const T*>(shared.delta)[stat + i]);
     }
     engine.end_block(n);
@@ -281,7 +284,7 @@ struct Backward {
     const int64_t begin = (seen.lo - k0) / E::kBegin * E::kBegin;
     const int64_t end = round_up(seen.hi - k0, E::kEnd);
     const bool masked = by_mask == Sight::kEdge, shaped = has_terms(p);
-    const T scale2 = static_cast<T>(__builtin_fabs(p.scale) * kLog2e);
+    const auto units = Units<T>::of(p);
     // rows queries from i, columns [j, last)
     const auto is_edge = [&](int64_t i, int64_t rows, int64_t j, int64_t last) {
       return masked || shaped || last > keys ||
@@ -289,7 +292,7 @@ struct Backward {
     };
     const auto hide = [&](int64_t i, int64_t rows, int64_t j, int64_t last) {
       const typename E::Cover cover{p, seq, engine, mask_row, head, i0 + i, rows, k0, j, last};
-      return cover.hide(keys, scale2, masked);
+      return cover.hide(keys, units.natural, masked);
     };
     const bool edge = is_edge(0, n, begin, end);
     // Part `at` of `parts` of what is read next: dq of this block, q and do of the one behind it
@@ -306,7 +309,7 @@ struct Backward {
     };
     const auto differentiate = [&](const auto& extras) {
       engine.differentiate(
-          n, begin, end, scale2, is_edge, hide, edge, edge && !engine.finite_rows(),
+          n, begin, end, units, is_edge, hide, edge, edge && !engine.finite_rows(),
           edge && !engine.finite_keys(), [&] { fold_last(seq); }, prefetch, extras);
     };
     const Extras extras{*this, seq, head, i0, k0};

@@ -1,9 +1,17 @@
-// The terms of scores, the mask and the intervals laid over a tile of scores.
+// The terms of scores, the mask and the intervals laid over a tile of scores. What is added belongs
+// to natural scores, so that finite numbers stay finite: all scores of a call with float masks or
+// terms are natural, those of all others as they come.
 #pragma once
 
 #include "terms.h"
 
 namespace {
+
+// Whether a cover leaves natural scores. Where the scale is 0, the -inf of a hidden one would make
+// NaN of it.
+inline bool makes_natural(const AttentionParams& p, bool masked) {
+  return has_terms(p) || (masked && p.mask.dtype != DType::kBool) || p.scale == 0;
+}
 
 // Queries [i0, i0 + n) and columns [begin, end) of the keys from k0; row by row of the scores.
 template <class E>
@@ -18,22 +26,23 @@ struct RowCover {
   T* mask_row;
   int64_t head, i0, n, k0, begin, end;
 
-  // Gives -inf to the scores of keys that their query does not see. Where the mask or terms have a
-  // say, or 0 * -inf would be NaN, scores are scaled on the way: then it returns true.
-  bool hide(int64_t keys, T scale2, bool masked) const {
-    const bool terms = has_terms(p), scaled = masked || terms || scale2 == 0;
+  // Gives -inf to the scores of keys that their query does not see; returns makes_natural.
+  bool hide(int64_t keys, T scale, bool masked) const {
+    const bool terms = has_terms(p), is_natural = makes_natural(p, masked);
     if (terms) {
       const Terms<V, true, E::kRows, E::kKeys> shape(p, seq, head, i0, n, k0, begin, end);
       add_mask(min64(end, keys), masked, [&](auto x, int64_t i, int64_t j) {
         return shape(x, i, j, engine.cap_slope(i, j));
       });
-    } else if (scaled) {
+    } else if (is_natural) {
       add_mask(min64(end, keys), masked,
-               [&](auto x, int64_t, int64_t) { return V::mul(x, V::set1(scale2)); });
+               [&](auto x, int64_t, int64_t) { return V::mul(x, V::set1(scale)); });
+    } else if (masked) {
+      add_mask(min64(end, keys), true, [&](auto x, int64_t, int64_t) { return x; });
     }
     if (end > keys || !seq.view(i0, i0 + n).all_see(k0 + begin, k0 + end))
       for (int64_t i = 0; i < n; ++i) hide_outside(i);
-    return scaled;
+    return is_natural;
   }
 
   // s <- shape(s) + mask
@@ -86,20 +95,22 @@ struct ColumnCover {
   T* mask_row;
   int64_t head, i0, n, k0, begin, end;
 
-  bool hide(int64_t keys, T scale2, bool masked) const {
-    const bool terms = has_terms(p), scaled = masked || terms || scale2 == 0;
+  bool hide(int64_t keys, T scale, bool masked) const {
+    const bool terms = has_terms(p), is_natural = makes_natural(p, masked);
     if (terms) {
       const Terms<V, false, 32, 32> shape(p, seq, head, i0, n, k0, begin, end);
       add_mask(min64(end, keys), masked, [&](auto x, int64_t i, int64_t j) {
         return shape(V::mul(x, V::set1(engine.unit)), i, j, engine.cap_slope(i, j));
       });
-    } else if (scaled) {
+    } else if (is_natural) {
       add_mask(min64(end, keys), masked,
-               [&](auto x, int64_t, int64_t) { return V::mul(x, V::set1(scale2 * engine.unit)); });
+               [&](auto x, int64_t, int64_t) { return V::mul(x, V::set1(scale * engine.unit)); });
+    } else if (masked) {
+      add_mask(min64(end, keys), true, [&](auto x, int64_t, int64_t) { return x; });
     }
     if (end > keys || !seq.view(i0, i0 + n).all_see(k0 + begin, k0 + end))
       for (int64_t i = 0; i < n; i += kWidth) hide_outside(i);
-    return scaled;
+    return is_natural;
   }
 
   // s <- shape(s) + mask

@@ -3,6 +3,7 @@
 
 #include "cover.h"
 #include "gemm.h"
+#include "normaliser.h"
 #include "philox.h"
 
 namespace {
@@ -25,6 +26,7 @@ struct FmaBackward {
   T *q, *dout;                    // (kRows, width): 12 KB each
   T *s, *dp;                      // (kRows, kKeys): 24 KB each; p and ds after gradients()
   T *lse2, *lse2_low, *delta;     // (kRows)
+  bool* large;                    // (kRows): whether lse2 is a natural one
   T* slopes;                      // (kRows, kKeys): derivatives of the softcap
   RowKept<V, kRows, kKeys> kept;  // by dropout
   int64_t first_column, columns;  // of the block at hand
@@ -46,6 +48,7 @@ struct FmaBackward {
     lse2 = a.take<T>(kRows);
     lse2_low = a.take<T>(kRows);
     delta = a.take<T>(kRows);
+    large = a.take<bool>(kRows);
     slopes = a.take<T>(kRows * kKeys);
   }
 
@@ -85,12 +88,13 @@ struct FmaBackward {
   void begin_block() {}
 
   void put_row(int64_t i, const void* q_row, const void* do_row, DType dtype, bool negate,
-               T row_lse2, T row_low, T row_delta) {
+               T row_lse2, T row_low, bool is_large, T row_delta) {
     load_row_or_zeros<V>(q + i * width, q_row, dtype, head_dim);
     load_row_or_zeros<V>(dout + i * width, do_row, dtype, head_dim);
     if (negate) negate_row<V>(q + i * width, width);
     lse2[i] = row_lse2;
     lse2_low[i] = row_low;
+    large[i] = is_large;
     delta[i] = row_delta;
   }
 
@@ -100,9 +104,9 @@ struct FmaBackward {
 
   // p and ds of n queries with columns [begin, end), and what they add to dk and dv. is_edge(i,
   // rows, j, last) says whether some of rows queries from i does not see some key of [j, last);
-  // hide gives -inf there and says whether it has scaled the scores.
+  // hide gives -inf there and says whether it has made the scores natural.
   template <class IsEdge, class Hide, class Complete, class Prefetch, class Extras>
-  void differentiate(int64_t n, int64_t begin, int64_t end, T scale2, const IsEdge& is_edge,
+  void differentiate(int64_t n, int64_t begin, int64_t end, Units<T> units, const IsEdge& is_edge,
                      const Hide& hide, bool /*edge*/, bool skip_rows, bool skip_keys,
                      const Complete&, const Prefetch&, const Extras& extras) {
     first_column = begin;
@@ -110,16 +114,16 @@ struct FmaBackward {
     skip_hidden_keys = skip_keys;
     scores(n, begin, end);
     const bool edge = is_edge(0, n, begin, end);
-    const T scale = edge && hide(0, n, begin, end) ? 1 : scale2;
+    if (edge && hide(0, n, begin, end)) units = Units<T>::of_natural();
     if constexpr (Extras::kAny) {
       if (extras.dropout) extras.draw(0, n, begin, end);
     }
     if (extras.dropout) {
-      gradients<true, true>(n, begin, end, scale, extras.kept_scale);
+      gradients<true, true>(n, begin, end, units, extras.kept_scale);
     } else if (edge) {
-      gradients<true, false>(n, begin, end, scale);
+      gradients<true, false>(n, begin, end, units);
     } else {
-      gradients<false, false>(n, begin, end, scale);
+      gradients<false, false>(n, begin, end, units);
     }
     if constexpr (Extras::kAny) {
       if (extras.added) extras.add(0, n, begin, end, dp + begin, kKeys);
@@ -142,10 +146,12 @@ struct FmaBackward {
 
   // s <- p, dp <- ds; 0 where kEdge has given a score -inf. Where kDropout, s <- what is kept of p.
   template <bool kEdge, bool kDropout>
-  void gradients(int64_t n, int64_t begin, int64_t end, T scale2, T kept_scale = 1) {
-    const auto scale = V::set1(scale2);
+  void gradients(int64_t n, int64_t begin, int64_t end, Units<T> units, T kept_scale = 1) {
     for (int64_t i = 0; i < n; ++i) {
-      const auto shift = V::set1(-lse2[i]), low = V::set1(lse2_low[i]), d = V::set1(delta[i]);
+      if (large[i]) take_off_normaliser(i, begin, end, units.natural);
+      const auto scale = V::set1(large[i] ? static_cast<T>(kLog2e) : units.base2);
+      const auto shift = V::set1(large[i] ? 0 : -lse2[i]);
+      const auto low = V::set1(lse2_low[i]), d = V::set1(delta[i]);
       for (int64_t j = begin; j < end; j += V::kWidth) {
         T *x = s + i * kKeys + j, *dx = dp + i * kKeys + j;
         const auto score = V::load(x);
@@ -162,6 +168,14 @@ struct FmaBackward {
           V::store(dx, kEdge ? V::zero_where_hidden(ds, score) : ds);
         }
       }
+    }
+  }
+
+  // s <- natural scores less the normaliser, for query i
+  void take_off_normaliser(int64_t i, int64_t begin, int64_t end, T natural) {
+    for (int64_t j = begin; j < end; j += V::kWidth) {
+      T* x = s + i * kKeys + j;
+      V::store(x, V::sub(V::mul(V::load(x), V::set1(natural)), V::set1(lse2[i])));
     }
   }
 

@@ -4,6 +4,7 @@
 #include "cover.h"
 #include "forward_step.h"
 #include "gemm.h"
+#include "normaliser.h"
 #include "philox.h"
 
 namespace {
@@ -20,6 +21,7 @@ struct FmaForward {
   static constexpr int64_t kBlock = V::kWidth;                    // keys packed at a time
   static constexpr int64_t kBegin = V::kStrip, kEnd = V::kWidth;  // where columns may begin and end
   static constexpr int64_t kChunk = 384;  // queries of a task, all heads of a group
+  static constexpr T kLargest = static_cast<T>(sizeof(T) == 8 ? __DBL_MAX__ : __FLT_MAX__);
 
   const int64_t head_dim, width, o_width;  // width: head_dim padded to the vector
   T* q;                                    // (rows, width): 384 x 64 x 4 bytes = 96 KB in L2
@@ -73,21 +75,21 @@ struct FmaForward {
   }
 
   // Folds steps of the panel into n queries from row r. hide(step) gives -inf to what is not seen,
-  // and says whether it has scaled the scores; hide.draw(step) draws what dropout keeps.
+  // and says whether it has made the scores natural; hide.draw(step) draws what dropout keeps.
   template <class Hide, bool kDropout>
   struct Fold {
     FmaForward& e;
-    const T scale2;
-    Fold(FmaForward& e, T scale2) : e(e), scale2(scale2) {}
-    void fold(int64_t r, int64_t n, const Step* steps, int64_t count, const Hide& hide, T* m, T* l,
-              T* o) {
+    const Units<T> units;
+    Fold(FmaForward& e, Units<T> units) : e(e), units(units) {}
+    void fold(int64_t r, int64_t n, const Step* steps, int64_t count, const Hide& hide,
+              const Rows<T>& rows) {
       for (int64_t i = 0; i < count; ++i) {
         const Step& step = steps[i];
         e.scores(r, n, step.at, step.begin, step.end);
-        const T scale = step.edge && hide(step) ? 1 : scale2;
+        const auto scale = step.edge && hide(step) ? Units<T>::of_natural() : units;
         if (kDropout) hide.draw(step);
-        e.softmax<kDropout>(n, step.begin, step.end, scale, m, l);
-        e.accumulate(n, step.at, step.begin, step.end, o, step.edge && !e.finite);
+        e.softmax<kDropout>(n, step.begin, step.end, scale, rows);
+        e.accumulate(n, step.at, step.begin, step.end, rows.o, step.edge && !e.finite);
       }
     }
     void finish() {}
@@ -101,39 +103,52 @@ struct FmaForward {
                                  V::kStrip * width, s + begin, kKeys);
   }
 
-  // s <- p, or what dropout keeps of it; m and l are those of the tile's rows, alpha what o is to
-  // be multiplied with
+  // s <- p, or what dropout keeps of it; alpha <- what o is to be multiplied with
   template <bool kDropout>
-  void softmax(int64_t n, int64_t begin, int64_t end, T scale2, T* m, T* l) {
+  void softmax(int64_t n, int64_t begin, int64_t end, Units<T> units, const Rows<T>& rows) {
     for (int64_t i = 0; i < n; i += V::kWidth)
-      softmax_rows<kDropout>(i, min64(V::kWidth, n - i), begin, end, scale2, m + i, l + i,
-                             alpha + i);
+      softmax_rows<kDropout>(i, min64(V::kWidth, n - i), begin, end, units, rows.m + i,
+                             rows.top + i, rows.l + i, alpha + i);
   }
 
   // At most a vector of rows, so that the reductions along rows are done for all at once and no row
   // waits for another.
   template <bool kDropout>
-  void softmax_rows(int64_t first, int64_t n, int64_t begin, int64_t end, T scale2, T* m, T* l,
-                    T* alpha) {
+  void softmax_rows(int64_t first, int64_t n, int64_t begin, int64_t end, Units<T> units, T* m,
+                    T* top, T* l, T* alpha) {
     T* x = s + first * kKeys;
     for (int64_t row = 0; row < n; ++row) {
-      auto top = V::load(x + row * kKeys + begin);
+      auto most = V::load(x + row * kKeys + begin);
       for (int64_t j = begin + V::kWidth; j < end; j += V::kWidth)
-        top = V::max(top, V::load(x + row * kKeys + j));
-      V::store(lanes + row * V::kWidth, top);
+        most = V::max(most, V::load(x + row * kKeys + j));
+      V::store(lanes + row * V::kWidth, most);
     }
-    const auto m_old = V::load(m);
-    const auto m_new = V::max(V::mul(V::max_rows(lanes), V::set1(scale2)), m_old);
+    const auto m_old = V::load(m), highest = V::max_rows(lanes);
+    // what overflows is no hidden score
+    const auto m_here = V::hidden_where_hidden(
+        V::max(V::mul(highest, V::set1(units.base2)), V::set1(-kLargest)), highest);
+    const auto m_new = V::max(m_here, m_old);
     // a row that has seen nothing would give inf - inf
     const auto m_safe = V::zero_where_hidden(m_new, m_new);
-    const auto rescale = V::exp2(V::sub(m_old, m_safe));
+    alignas(64) T shift[V::kWidth], scales[V::kWidth], growth[V::kWidth];
+    V::store(shift, V::sub(V::zero(), m_safe));
+    V::store(scales, V::set1(units.base2));
+    V::store(growth, V::sub(m_old, m_safe));
+    const auto before = V::zero_where_hidden(m_old, m_old);
+    if (V::any_reaches(V::max(V::abs(m_safe), V::abs(before)), kLarge<T>)) {
+      alignas(64) T most[V::kWidth], m_rows[V::kWidth];
+      V::store(most, highest);
+      V::store(m_rows, m_new);
+      for (int64_t row = 0; row < n; ++row)
+        LargeRow{x + row * kKeys, most[row],   m[row],     m_rows[row],
+                 top[row],        growth[row], shift[row], scales[row]}
+            .take_off(begin, end, units.natural);
+    }
+    const auto rescale = V::exp2(V::load(growth));
     V::store(m, m_new);
     V::store(alpha, rescale);
-    alignas(64) T shift[V::kWidth];
-    V::store(shift, V::sub(V::zero(), m_safe));
-    const auto scale = V::set1(scale2);
     for (int64_t row = 0; row < n; ++row) {
-      const auto row_shift = V::set1(shift[row]);
+      const auto row_shift = V::set1(shift[row]), scale = V::set1(scales[row]);
       auto sum = V::zero();
       for (int64_t j = begin; j < end; j += V::kWidth) {
         T* at = x + row * kKeys + j;
@@ -145,6 +160,26 @@ struct FmaForward {
     }
     V::store(l, V::fma(V::load(l), rescale, V::sum_rows(lanes)));
   }
+
+  // A row of scores x with the largest of them, most. Where it is or was a large one, its growth is
+  // another; where it is one, so is top, and x <- natural scores less top, to be scaled by log2 e.
+  struct LargeRow {
+    T *x, most, m_old, m_new;
+    T &top, &growth, &shift, &scale;
+
+    __attribute__((noinline)) void take_off(int64_t begin, int64_t end, T natural) {
+      if (!is_large(m_old) && !is_large(m_new)) return;
+      const T top_old = top, here = most * natural;
+      if (is_large(m_new)) {
+        top = is_large(m_old) && top_old > here ? top_old : here;
+        for (int64_t j = begin; j < end; j += V::kWidth)
+          V::store(x + j, V::sub(V::mul(V::load(x + j), V::set1(natural)), V::set1(top)));
+        shift = 0;
+        scale = static_cast<T>(kLog2e);
+      }
+      growth = ::growth(m_old, top_old, m_new, top);
+    }
+  };
 
   // o <- o alpha + p v for n rows; skip_zeros keeps what is not finite from rows that do not see it
   void accumulate(int64_t n, int64_t at, int64_t begin, int64_t end, T* o, bool skip_zeros) {

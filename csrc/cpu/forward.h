@@ -30,6 +30,7 @@ struct Forward {
   Arena arena;
   E engine;
   T *o, *m, *l;       // (group, chunk rows): (.., width) or scalars; o as large as the engine's q
+  T* top;             // (group, chunk rows): the natural maximum of a large row
   T* mask_row;        // (kKeys)
   Sight* by_mask;     // what the mask leaves of each kKeys keys of the panel
   Step* steps;        // those of a tile of queries
@@ -52,6 +53,7 @@ struct Forward {
     o = arena.take<T>(rows * engine.o_width);
     m = arena.take<T>(rows);
     l = arena.take<T>(rows);
+    top = arena.take<T>(rows);
     mask_row = arena.take<T>(kKeys);
     by_mask = arena.take<Sight>(engine.panel / kKeys);
     steps = arena.take<Step>(engine.panel / kKeys);
@@ -134,7 +136,7 @@ struct Forward {
   template <bool kDropout>
   void panel(const Sequence& seq, const ForwardTask& task, int64_t rows, int64_t k0, int64_t keys) {
     bool packed = false;
-    typename E::template Fold<Hide, kDropout> fold(engine, scale2());
+    typename E::template Fold<Hide, kDropout> fold(engine, units());
     for (int64_t g = 0; g < group; ++g) {
       const int64_t head = task.kv_head * group + g;
       for (int64_t at = 0; at < keys; at += kKeys)
@@ -151,8 +153,8 @@ struct Forward {
           }
           packed = true;
         }
-        fold.fold(r, n, steps, count, Hide{this, &seq, head, i0, n, k0, r}, m + r, l + r,
-                  o + r * engine.o_width);
+        fold.fold(r, n, steps, count, Hide{this, &seq, head, i0, n, k0, r},
+                  {m + r, top + r, l + r, o + r * engine.o_width});
       }
     }
     fold.finish();
@@ -163,11 +165,11 @@ struct Forward {
     Forward* f;
     const Sequence* seq;
     int64_t head, i0, n, k0, row;
-    // Also puts terms and the mask in; says whether it has scaled the scores.
+    // Also puts terms and the mask in; says whether it has made the scores natural.
     bool operator()(const Step& step) const {
       const typename E::Cover cover{f->p, *seq, f->engine,    f->mask_row, head,
                                     i0,   n,    k0 + step.at, step.begin,  step.end};
-      return cover.hide(step.keys, f->scale2(), step.masked);
+      return cover.hide(step.keys, f->units().natural, step.masked);
     }
     // What dropout keeps of a step
     void draw(const Step& step) const {
@@ -176,7 +178,7 @@ struct Forward {
     }
   };
 
-  T scale2() const { return static_cast<T>(__builtin_fabs(p.scale) * kLog2e); }
+  Units<T> units() const { return Units<T>::of(p); }
 
   // Fills steps with what queries [i0, i0 + n) see of the panel; returns how many there are.
   int64_t visible_steps(const Sequence& seq, int64_t i0, int64_t n, int64_t k0, int64_t keys) {
@@ -249,7 +251,9 @@ struct Forward {
                          [&](auto x) { return V::mul(V::div(x, divisor), factor); });
           }
           put_lse(seq, head, task.row0 + i0 + i,
-                  empty ? TwoPart<T>{-kInf, 0} : natural(m[r0 + i], sum, logs[i]));
+                  empty                 ? TwoPart<T>{-kInf, 0}
+                  : is_large(m[r0 + i]) ? natural_of_large(top[r0 + i], sum, logs[i])
+                                        : natural(m[r0 + i], sum, logs[i]));
         }
       }
   }

@@ -11,4 +11,10 @@ struct Step {
   bool edge, masked;
 };
 
+// What folding keeps of queries, from the first of a tile on
+template <class T>
+struct Rows {
+  T *m, *top, *l, *o;  // m: the maximum in base 2; top: the natural one of a large row
+};
+
 }  // namespace

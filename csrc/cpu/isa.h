@@ -26,12 +26,14 @@ struct BackwardTask {
 // of its own. An index into them is -1 where nobody wants them.
 struct AddedSums {
   bool wanted = false;
-  double* heads = nullptr;  // (num_seqs, heads, length)
-  int64_t length = 0;
+  double* heads = nullptr;          // from starts[sequence] on (heads, the sequence's length)
+  const int64_t* starts = nullptr;  // (num_seqs + 1)
+  int64_t length = 0;               // the largest
   int64_t slope = -1, decay = -1;
-  int64_t relative = -1;              // 2 relative_reach + 1 sums
   int64_t rows = -1, row_stride = 0;  // of ds: one sum, or max_q of them where row_stride is 1
-  double* columns = nullptr;          // sums of ds over queries, (num_seqs, heads, max_k), or null
+  // The last sums: for each entry of a table of relative biases that pairs of the sequence have
+  int64_t relative = -1;
+  double* columns = nullptr;  // sums of ds over queries, (num_seqs, heads, max_k), or null
   std::atomic<int32_t>* turns = nullptr;  // (num_seqs, heads): key tiles summed so far
   // The gradient of a mask that varies with query and key, in the type of the arithmetic, or null.
   // Heads that share it take turns; sequences that do are not worked on side by side.
@@ -41,8 +43,10 @@ struct AddedSums {
 
 // What the backward tasks of one call share. Rows are laid out as lse is, dq_acc as dq is.
 struct BackwardShared {
-  void* lse2;      // the normaliser in base 2, +inf where a query sees nothing
-  void* lse2_low;  // what rounding took from it
+  // The normaliser in base 2, of a large row (normaliser.h) the natural one; +inf where a query
+  // sees nothing
+  void* lse2;
+  void* lse2_low;  // what rounding took from it, in base 2
   void* delta;     // rowsum(do * o) - dlse
   void* dq_acc;    // accumulates dq over key tiles in the type of the arithmetic; may be dq itself
   Strides dq_acc_strides;

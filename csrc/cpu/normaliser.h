@@ -1,11 +1,12 @@
 // The softmax normaliser as two numbers: m + log2 l in base 2 while scores are exponentiated,
 // natural for everyone else. The second holds what rounding took from the first: of a score of 1e4
 // in fp32 one alone would keep 3 digits behind the point, and every gradient would be off by so
-// much.
+// much. Of a large row (large.h) both stay natural.
 #pragma once
 
 #include <string.h>
 
+#include "../large.h"
 #include "rows.h"
 
 namespace {
@@ -15,8 +16,31 @@ struct TwoPart {
   T high, low;
 };
 
-constexpr float kLowestFloat = -__FLT_MAX__;
-constexpr double kLowestDouble = -__DBL_MAX__;
+// What takes scores to base 2, and to natural ones
+template <class T>
+struct Units {
+  T base2, natural;
+
+  // Of q.k
+  static Units of(const AttentionParams& p) {
+    const double scale = __builtin_fabs(p.scale);
+    return {static_cast<T>(scale * kLog2e), static_cast<T>(scale)};
+  }
+  // Where scores are multiples of unit
+  Units times(T unit) const { return {base2 * unit, natural * unit}; }
+  static Units of_natural() { return {static_cast<T>(kLog2e), 1}; }
+};
+
+// 2^growth is what weights of a row are to be multiplied with when its maximum, the reference point
+// of them, moves; of a large row the natural maximum is the reference point.
+template <class T>
+inline T growth(T m_old, T top_old, T m_new, T top_new) {
+  using Wide = std::conditional_t<sizeof(T) == 8, long double, double>;
+  const auto reference = [](T m, T top) {
+    return is_large(m) ? static_cast<Wide>(top) * static_cast<Wide>(kLog2e) : static_cast<Wide>(m);
+  };
+  return static_cast<T>(reference(m_old, top_old) - reference(m_new, top_new));
+}
 
 // ln x for an ordinary float x > 0 within 2e-14, without branches, so that a loop of them becomes
 // vectors
@@ -39,19 +63,25 @@ inline double log_of(float x) {
 
 inline double log_of(double x) { return __builtin_log(x); }
 
-// ln(2^m l). A row whose scores are all the lowest number there is keeps it: its mean is uniform.
+// ln(2^m l)
 inline TwoPart<float> natural(float m, float l, double log_l) {
-  if (m == kLowestFloat) return {kLowestFloat, 0};
   if (!(l <= __FLT_MAX__)) return {l, 0};
   const double x = static_cast<double>(m) * kLn2 + log_l;
-  const float high = static_cast<float>(x);
-  return {high, __builtin_isinf(high) ? 0 : static_cast<float>(x - high)};
+  const float high = on_side(static_cast<float>(x), false);
+  return {high, static_cast<float>(x - high)};
+}
+
+// ln(e^top l) of a large row
+template <class T>
+inline TwoPart<T> natural_of_large(T top, T l, double log_l) {
+  if (!(l <= static_cast<T>(sizeof(T) == 8 ? __DBL_MAX__ : __FLT_MAX__))) return {l, 0};
+  const T high = on_side(static_cast<T>(top + log_l), true);
+  return {high, static_cast<T>((static_cast<double>(top) - high) + log_l)};
 }
 
 inline TwoPart<float> base2(float high, float low) {
   const double x = (static_cast<double>(high) + low) * kLog2e;
   const float y = static_cast<float>(x);
-  if (y < kLowestFloat) return {kLowestFloat, 0};
   return {y, __builtin_isinf(y) ? 0 : static_cast<float>(x - y)};
 }
 
@@ -65,16 +95,16 @@ inline TwoPart<double> multiply(double x, double c, double c_low, double rest) {
 
 constexpr double kLn2Error = 2.3190468138462996e-17, kLog2eError = 2.0355273740931033e-17;
 
-inline TwoPart<double> natural(double m, double, double log_l) {
-  if (m == kLowestDouble) return {kLowestDouble, 0};
+inline TwoPart<double> natural(double m, double l, double log_l) {
+  if (!(l <= __DBL_MAX__)) return {l, 0};
   const TwoPart<double> x = multiply(m, kLn2, kLn2Error, 0);
-  const double high = x.high + log_l, part = high - x.high;
-  return {high, (x.high - (high - part)) + (log_l - part) + x.low};
+  const double sum = x.high + log_l, part = sum - x.high, high = on_side(sum, false);
+  const double low = (x.high - (sum - part)) + (log_l - part) + x.low;
+  return {high, low + (sum - high)};
 }
 
 inline TwoPart<double> base2(double high, double low) {
-  const TwoPart<double> x = multiply(high, kLog2e, kLog2eError, low * kLog2e);
-  return x.high < kLowestDouble ? TwoPart<double>{kLowestDouble, 0} : x;
+  return multiply(high, kLog2e, kLog2eError, low * kLog2e);
 }
 
 }  // namespace

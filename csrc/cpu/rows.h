@@ -165,18 +165,8 @@ inline float widen(Float16 x) {
   return f;
 }
 
-// What a mask element adds to a score in base 2 (unit log2 e) or e (unit 1). -inf hides a key;
-// finite values stay finite, so that a row of finfo.min is an average as in plain mathematics.
-template <class T>
-inline T to_base2(T x) {
-  constexpr T kInf = static_cast<T>(__builtin_inf());
-  constexpr T kLowest =
-      sizeof(T) == 8 ? static_cast<T>(-__DBL_MAX__) : static_cast<T>(-__FLT_MAX__);
-  T y = x * static_cast<T>(kLog2e);
-  return y < kLowest && x != -kInf ? kLowest : y;
-}
-
-// dst (n) <- the mask for one query and keys [key, key + n)
+// dst (n) <- what the mask adds to the scores of one query and keys [key, key + n); -inf hides a
+// key
 template <class T>
 inline void load_mask(T* dst, const Mask& m, int64_t seq, int64_t head, int64_t row, int64_t key,
                       int64_t n) {
@@ -188,19 +178,18 @@ inline void load_mask(T* dst, const Mask& m, int64_t seq, int64_t head, int64_t 
                                 [](uint8_t x) { return x ? T(0) : kHidden; });
       break;
     case DType::kFloat32:
-      mask_elements<T, float>(dst, m.ptr, offset, m.key, n, [](float x) { return to_base2(T(x)); });
+      mask_elements<T, float>(dst, m.ptr, offset, m.key, n, [](float x) { return T(x); });
       break;
     case DType::kFloat64:
-      mask_elements<T, double>(dst, m.ptr, offset, m.key, n,
-                               [](double x) { return to_base2(T(x)); });
+      mask_elements<T, double>(dst, m.ptr, offset, m.key, n, [](double x) { return T(x); });
       break;
     case DType::kBFloat16:
       mask_elements<T, BFloat16>(dst, m.ptr, offset, m.key, n,
-                                 [](BFloat16 x) { return to_base2(T(widen(x))); });
+                                 [](BFloat16 x) { return T(widen(x)); });
       break;
     case DType::kFloat16:
       mask_elements<T, Float16>(dst, m.ptr, offset, m.key, n,
-                                [](Float16 x) { return to_base2(T(widen(x))); });
+                                [](Float16 x) { return T(widen(x)); });
       break;
   }
 }
@@ -228,9 +217,9 @@ inline bool seen_by_group(const AttentionParams& p, const Sequence& seq, int64_t
   if (!p.mask.ptr || p.mask.row != 0) return true;
   const int64_t group = p.heads / p.kv_heads;
   for (int64_t g = 0; g < (p.mask.head ? group : 1); ++g) {
-    float x = 0;
+    double x = 0;
     load_mask(&x, p.mask, seq.index, kv_head * group + g, 0, key, 1);
-    if (x != -__builtin_inff()) return true;
+    if (x != -__builtin_inf()) return true;
   }
   return false;
 }

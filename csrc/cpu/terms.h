@@ -1,7 +1,8 @@
-// What becomes of a block of scores before the softmax, in base 2: a softcap, and the terms added
-// for distances and for times.
+// What becomes of a block of scores before the softmax: a softcap, and the terms added for
+// distances and for times.
 #pragma once
 
+#include "../relative.h"
 #include "rows.h"
 
 namespace {
@@ -75,11 +76,6 @@ struct Distances {
   }
 };
 
-// The entry of a table of relative biases for a key so far ahead
-inline int64_t relative_entry(const AttentionParams& p, int64_t ahead) {
-  return clamp(ahead, -p.relative_reach, p.relative_reach) + p.relative_reach;
-}
-
 template <class V, bool kAlongKeys, int64_t kRows, int64_t kKeys>
 struct Terms {
   using T = typename V::T;
@@ -98,10 +94,10 @@ struct Terms {
       : distances(p, seq, i0, n, k0, begin, end),
         by_position(p.slopes || p.relative),
         by_time(p.decay),
-        scale(static_cast<T>(__builtin_fabs(p.scale) * kLog2e)),
-        cap(static_cast<T>(p.softcap * kLog2e)),
-        scale_over_cap(p.softcap != 0 ? static_cast<T>(__builtin_fabs(p.scale) / p.softcap) : 0) {
-    if (by_time) decay = static_cast<T>(-kLog2e * static_cast<const T*>(p.decay)[head]);
+        scale(static_cast<T>(__builtin_fabs(p.scale))),
+        cap(static_cast<T>(p.softcap)),
+        scale_over_cap(p.softcap != 0 ? finite(__builtin_fabs(p.scale) / p.softcap) : 0) {
+    if (by_time) decay = -static_cast<const T*>(p.decay)[head];
     if (!by_position) return;
     const T* table = static_cast<const T*>(p.relative) + head * (2 * p.relative_reach + 1);
     const double slope =
@@ -109,8 +105,13 @@ struct Terms {
     for (int64_t d = 0; d < distances.diagonals(); ++d) {
       const int64_t ahead = distances.ahead_of(d);
       const double entry = p.relative ? table[relative_entry(p, ahead)] : 0;
-      bias[d] = static_cast<T>(kLog2e * (entry - slope * (ahead < 0 ? -ahead : ahead)));
+      bias[d] = static_cast<T>(entry - slope * (ahead < 0 ? -ahead : ahead));
     }
+  }
+
+  static T finite(double x) {
+    constexpr double kLargest = sizeof(T) == 8 ? __DBL_MAX__ : __FLT_MAX__;
+    return static_cast<T>(x < kLargest ? x : kLargest);
   }
 
   // The score, of x = q.k, from query i and key j on; slope_at (for the backward pass, or null)

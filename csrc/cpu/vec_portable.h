@@ -85,6 +85,11 @@ struct Portable {
   static F with_sign(F size, F a) {
     return each([&](int i) { return a.x[i] < 0 ? -size.x[i] : size.x[i]; });
   }
+  static bool any_reaches(F a, T limit) {
+    bool any = false;
+    for (int i = 0; i < kLanes; ++i) any |= a.x[i] >= limit;
+    return any;
+  }
   // a where x is below the limit, else b
   static F where_below(F x, F limit, F a, F b) {
     return each([&](int i) { return x.x[i] < limit.x[i] ? a.x[i] : b.x[i]; });

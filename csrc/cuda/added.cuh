@@ -90,7 +90,7 @@ struct ScoreGradients {
         float y = dp.x[0][n][e];
         if (p.dropout_threshold) y = draws.at(row, column) ? y * kept : 0;
         if (x == -kInfinity || !visible[r].sees(column)) continue;
-        sums.x[0][n][e] += exp2_fast((x - lse[r]) - lse_low[r]) * (y - delta[r]);
+        sums.x[0][n][e] += exp2_fast(less_normaliser(x, lse[r], lse_low[r])) * (y - delta[r]);
       }
   }
 

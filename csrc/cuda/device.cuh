@@ -61,6 +61,9 @@ CLINATTN_DEVICE int opaque(int x) {
   return x;
 }
 
+// x y, rounded: no part of a fused multiply-add
+CLINATTN_DEVICE float product(float x, float y) { return __fmul_rn(x, y); }
+
 // 2^x, to 2 ulp; 2^-inf = 0
 CLINATTN_DEVICE float exp2_fast(float x) {
   float y;

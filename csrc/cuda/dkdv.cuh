@@ -24,6 +24,7 @@ struct Dkdv {
     float lse[kQueries], lse_low[kQueries], delta[kQueries];
     int lo[kQueries], hi[kQueries], prefix[kQueries];  // where some query does not see some key
     uint16_t least[kQueries];
+    Apart apart[kQueries];
     bool edge;
   };
 
@@ -111,6 +112,10 @@ struct Dkdv {
       const bool live = row >= begin && row < end;
       to.lse[row] = live ? scratch.lse2[at + row] : kInfinity;
       to.lse_low[row] = live ? scratch.lse2_low[at + row] : 0;
+      to.apart[row] = live && !Scores::are_by_pair(p)
+                          ? is_apart<T>(static_cast<const float*>(p.lse)[at + row])
+                          : Apart::kNo;
+      if (to.apart[row] != Apart::kNo) to.lse[row] = to.lse_low[row] = 0;
       to.delta[row] = live ? scratch.delta[at + row] : 0;
       if (edge) {
         const Visible visible = Visible::of(seq, i0 + row, k0, kRows);
@@ -182,6 +187,10 @@ struct Dkdv {
           hide_masked(p, scores, tile->seq, s, dp, k0 + warp_row);
       }
       if (!by_pair) {
+        take_off(
+            p, scratch, of,
+            stat_at(p, batch, head_of(p, *tile, kv_head, nth), tile->seq.q_row0, tile->query(nth)),
+            s);
         if (of.edge) hide(s, dp, of, warp_row);
 #pragma unroll
         for (int m = 0; m < kM; ++m)
@@ -210,6 +219,21 @@ struct Dkdv {
     if constexpr (kDv) write(p, tile->seq, kv_head, k0, p.dv, p.dv_strides, 1, dv, values);
   }
 
+  // Takes the normaliser off the queries that are apart, of those whose numbers begin at `at`.
+  static CLINATTN_DEVICE void take_off(const AttentionParams& p, const CudaScratch& scratch,
+                                       const Stats& of, int64_t at, Sums<kM, kN>& s) {
+    bool any = false;
+    for (int row = lane_index(); row < kQueries; row += kWarp) any |= of.apart[row] != Apart::kNo;
+    if (!any_in_warp(any)) return;
+    const float scale = static_cast<float>(p.scale), scale2 = static_cast<float>(p.scale * kLog2e);
+    s.each([&](float& x, int, int, int column) {
+      const Apart apart = of.apart[column];
+      if (apart != Apart::kNo)
+        x = less_apart(x, apart, scale, scale2, scratch.lse2[at + column],
+                       scratch.lse2_low[at + column]);
+    });
+  }
+
   // s <- p and dp <- ds where scores are more than q.k
   static CLINATTN_DEVICE void differentiate_pairs(const AttentionParams& p, const Scores& scores,
                                                   const Sequence& seq, const Stats& of,
@@ -228,7 +252,7 @@ struct Dkdv {
           x = scores(p, seq, x, i0 + column, k0 + key, gain);
           if (!Visible{of.lo[column], of.hi[column], of.prefix[column]}.sees(key)) x = -kInfinity;
           const bool hidden = x == -kInfinity;
-          x = exp2_fast((x - of.lse[column]) - of.lse_low[column]);
+          x = exp2_fast(less_normaliser(x, of.lse[column], of.lse_low[column]));
           y = hidden ? 0 : x * (y - of.delta[column]) * gain;
         }
   }

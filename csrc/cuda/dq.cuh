@@ -63,6 +63,7 @@ struct Dq {
     load_tile<T, kRows, kDim, kThreads>(
         gradients, Rows<T>(p.dout, p.do_strides, batch, head, seq.q_row0, p.head_dim), i0, alive);
     float lse[2 * kM], lse_low[2 * kM], delta[2 * kM];
+    bool any_apart = false;
 #pragma unroll
     for (int r = 0; r < 2 * kM; ++r) {
       const int64_t i = warp_i0 + r / 2 * 16 + fragment_row(lane, r % 2 * 2);
@@ -70,7 +71,12 @@ struct Dq {
       lse[r] = i < i1 ? scratch.lse2[at] : kInfinity;
       lse_low[r] = i < i1 ? scratch.lse2_low[at] : 0;
       delta[r] = i < i1 ? scratch.delta[at] : 0;
+      if (i < i1 && !fixed->scores.by_pair && apart_at(p, at) != Apart::kNo) {
+        lse[r] = lse_low[r] = 0;
+        any_apart = true;
+      }
     }
+    any_apart = any_in_warp(any_apart);
     if constexpr (kPairs)
       if (p.dropout_threshold) draw_least<kWarpRows>(p, seq, head, warp_i0, least);
     sync_block();
@@ -114,6 +120,9 @@ struct Dq {
           seen.blank(keys.first(i));
         }
       } else {
+        if (any_apart)
+          take_off(p, scratch, stat_at(p, batch, head, fixed->seq.q_row0, warp_i0), i1 - warp_i0,
+                   s);
         if (edge) hide(s, dp, fixed->seq, warp_i0, k0);
 #pragma unroll
         for (int m = 0; m < kM; ++m)
@@ -145,6 +154,22 @@ struct Dq {
                                    static_cast<int>(p.head_dim));
   }
 
+  static CLINATTN_DEVICE Apart apart_at(const AttentionParams& p, int64_t at) {
+    return is_apart<T>(static_cast<const float*>(p.lse)[at]);
+  }
+
+  // Takes the normaliser off the rows that are apart, of those whose numbers begin at `at`.
+  static CLINATTN_DEVICE void take_off(const AttentionParams& p, const CudaScratch& scratch,
+                                       int64_t at, int64_t rows, Sums<kM, kN>& s) {
+    const float scale = static_cast<float>(p.scale), scale2 = static_cast<float>(p.scale * kLog2e);
+    s.each([&](float& x, int, int row, int) {
+      if (row >= rows) return;
+      const Apart apart = apart_at(p, at + row);
+      if (apart != Apart::kNo)
+        x = less_apart(x, apart, scale, scale2, scratch.lse2[at + row], scratch.lse2_low[at + row]);
+    });
+  }
+
   // dp <- ds, and the parts of decay and slopes, where scores are more than q.k
   static CLINATTN_DEVICE void differentiate_pairs(
       const AttentionParams& p, const QueryTile<T>& tile, Sums<kM, kN>& s, Sums<kM, kN>& dp,
@@ -167,7 +192,8 @@ struct Dq {
           float gain, &x = s.x[m][n][e], &y = dp.x[m][n][e];
           x = tile.scores(p, tile.seq, x, warp_i0 + row, k0 + column, gain);
           if (!visible[r].sees(column)) x = -kInfinity;
-          y = x == -kInfinity ? 0 : exp2_fast((x - lse[r]) - lse_low[r]) * (y - delta[r]);
+          y = x == -kInfinity ? 0
+                              : exp2_fast(less_normaliser(x, lse[r], lse_low[r])) * (y - delta[r]);
           if (y == 0) continue;  // hidden pairs need not exist
           tile.scores.add_distances(tile.seq, y, warp_i0 + row, k0 + column, of_decay, of_slopes);
           y *= gain;

@@ -63,7 +63,7 @@ struct Forward {
     sync_block();
     int tile = fixed->tiles.begin();
     if (tile < fixed->tiles.end) fixed->template fetch<kPairs>(p, keys, 0, tile);
-    const float scale2 = fixed->scores.factor();
+    const float scale2 = fixed->scores.base2(p), natural = fixed->scores.natural();
 
     Sums<kM, kDims> o;
     o.clear();
@@ -99,6 +99,7 @@ struct Forward {
         }
 
       float rescale[2 * kM], shift[2 * kM];
+      bool any_large = false;
 #pragma unroll
       for (int r = 0; r < 2 * kM; ++r) {
         float most = -kInfinity;
@@ -107,12 +108,18 @@ struct Forward {
           most = fmaxf(most, fmaxf(s.x[r / 2][n][r % 2 * 2], s.x[r / 2][n][r % 2 * 2 + 1]));
         most = fmaxf(most, shuffle_xor(most, 1));
         most = fmaxf(most, shuffle_xor(most, 2));
-        const float m_new = fmaxf(m[r], most * scale2);
-        shift[r] = m_new == -kInfinity ? 0 : m_new;
-        rescale[r] = exp2_fast(m[r] - shift[r]);
+        const float m_new = fmaxf(m[r], most);
+        shift[r] = m_new == -kInfinity ? 0 : m_new * scale2;
+        rescale[r] = m[r] == -kInfinity ? 0 : m[r] * scale2;
+        const bool large =
+            (kPairs && fixed->scores.by_pair) || is_large(shift[r]) || is_large(rescale[r]);
+        rescale[r] = m[r] == -kInfinity ? 0 : exp2_fast(rescale[r] - shift[r]);
+        if (large) rescale[r] = exp2_fast(growth(fixed->scores, scale2, m[r], m_new));
+        any_large |= large;
         m[r] = m_new;
         l[r] *= rescale[r];
       }
+      if (any_in_warp(any_large)) take_off(fixed->scores, natural, m, shift, s);
       s.each([&](float& x, int r, int, int) {
         x = exp2_fast(fmaf(x, scale2, -shift[r]));
         l[r] += x;
@@ -131,7 +138,25 @@ struct Forward {
       Product::weights_by_rows(o, s, keys.second(i));
       if constexpr (!Keys::kEarly) fetch_next();
     }
-    finish(p, fixed->seq, head, queries, warp_row, i0, i1, o, m, l);
+    finish(p, fixed->seq, fixed->scores, head, queries, warp_row, i0, i1, o, m, l);
+  }
+
+  // Takes the maximum off the scores of rows that are whole, but keeps their unit.
+  static CLINATTN_DEVICE void take_off(const Scores& scores, float natural,
+                                       const float (&m)[2 * kM], float (&shift)[2 * kM],
+                                       Sums<kM, kN>& s) {
+    bool whole[2 * kM];
+#pragma unroll
+    for (int r = 0; r < 2 * kM; ++r) whole[r] = m[r] != -kInfinity && are_whole(scores, shift[r]);
+    if (scores.by_pair)
+      s.each([&](float& x, int r, int, int) { x = whole[r] ? x - m[r] : x; });
+    else
+      s.each([&](float& x, int r, int, int) {
+        if (whole[r]) x = (product(x, natural) - product(m[r], natural)) / natural;
+      });
+#pragma unroll
+    for (int r = 0; r < 2 * kM; ++r)
+      if (whole[r]) shift[r] = 0;
   }
 
   static CLINATTN_DEVICE void hide(Sums<kM, kN>& s, const Sequence& seq, int64_t warp_i0,
@@ -146,10 +171,10 @@ struct Forward {
     });
   }
 
-  static CLINATTN_DEVICE void finish(const AttentionParams& p, const Sequence& seq, int64_t head,
-                                     const Tile<T, kDim>& tile, int warp_row, int64_t i0,
-                                     int64_t i1, Sums<kM, kDims>& o, const float (&m)[2 * kM],
-                                     float (&l)[2 * kM]) {
+  static CLINATTN_DEVICE void finish(const AttentionParams& p, const Sequence& seq,
+                                     const Scores& scores, int64_t head, const Tile<T, kDim>& tile,
+                                     int warp_row, int64_t i0, int64_t i1, Sums<kM, kDims>& o,
+                                     const float (&m)[2 * kM], float (&l)[2 * kM]) {
     const int64_t batch = p.cu_seqlens_q ? 0 : seq.index, end = min64(i0 + kRows, seq.rows_q);
     float factor[2 * kM];
 #pragma unroll
@@ -160,7 +185,8 @@ struct Forward {
       const bool empty = l[r] == 0 || i >= i1;
       factor[r] = empty ? 0 : (kPairs ? kept_scale(p) : 1.0f) / l[r];
       if (lane_index() % 4 == 0 && i < end) {
-        const TwoPart lse = empty ? TwoPart{-kInfinity, 0} : natural(m[r], l[r]);
+        const TwoPart lse =
+            empty ? TwoPart{-kInfinity, 0} : normaliser(scores, scores.base2(p), m[r], l[r]);
         const int64_t at = stat_at(p, batch, head, seq.q_row0, i);
         static_cast<float*>(p.lse)[at] = lse.high;
         static_cast<float*>(p.lse_low)[at] = lse.low;

@@ -7,7 +7,7 @@ namespace clinattn {
 
 // Memory of the backward pass, fp32; what is null is not asked for.
 struct CudaScratch {
-  float *lse2, *lse2_low, *delta;             // laid out like lse
+  float *lse2, *lse2_low, *delta;             // laid out like lse; prepare.cuh says what they are
   float *decay = nullptr, *slopes = nullptr;  // partial sums, by head and tile of dq
   float* dmask = nullptr;  // contiguous, of the shape that follows; a side that is shared has 1
   int64_t mask_batch = 0, mask_heads = 0, mask_queries = 0, mask_keys = 0;

@@ -3,12 +3,13 @@
 
 #include <math.h>
 
+#include "../large.h"
 #include "products.cuh"
 
 namespace clinattn {
 
 constexpr double kLog2e = 1.4426950408889634, kLn2 = 0.6931471805599453;
-constexpr float kInfinity = __builtin_huge_valf(), kLowest = -3.402823466e38f;
+constexpr float kInfinity = __builtin_huge_valf(), kLargest = 3.402823466e38f;
 
 // To some ulp, near 0 too; the polynomial there is that of Cephes' tanhf.
 CLINATTN_DEVICE float tanh_accurate(float x) {
@@ -21,57 +22,59 @@ CLINATTN_DEVICE float tanh_accurate(float x) {
   return size < 0.625f ? fmaf(series * z, x, x) : copysignf(limit, x);
 }
 
-// The scores of one head of one sequence, in base 2
+// The scores of one head of one sequence: natural ones, or q.k as it comes where that is all
 struct Scores {
   const char* mask = nullptr;
   const float *times = nullptr, *table = nullptr;
-  float scale2, cap2, scale_over_cap, slope2 = 0, decay2 = 0;
+  float scale, cap, scale_over_cap, slope = 0, decay = 0;
   bool by_pair;  // more than masks of keys, which hide them and leave the other scores as they are
 
   CLINATTN_DEVICE Scores(const AttentionParams& p, const Sequence& seq, int64_t head)
-      : scale2(static_cast<float>(p.scale * kLog2e)),
-        cap2(static_cast<float>(p.softcap * kLog2e)),
-        scale_over_cap(p.softcap != 0 ? static_cast<float>(p.scale / p.softcap) : 0) {
+      : scale(static_cast<float>(p.scale)),
+        cap(static_cast<float>(p.softcap)),
+        scale_over_cap(p.softcap != 0 ? fminf(static_cast<float>(p.scale / p.softcap), kLargest)
+                                      : 0) {
     if (p.mask.ptr)
       mask = static_cast<const char*>(p.mask.ptr) +
              (seq.index * p.mask.batch + head * p.mask.head) * mask_size(p);
     if (p.decay) {
-      decay2 = static_cast<float>(kLog2e * static_cast<const float*>(p.decay)[head]);
+      decay = static_cast<const float*>(p.decay)[head];
       times =
           static_cast<const float*>(p.times) + (p.cu_seqlens_q ? seq.q_row0 : seq.index * p.max_q);
     }
-    if (p.slopes)
-      slope2 = static_cast<float>(
-          kLog2e * static_cast<const float*>(p.slopes)[seq.index * p.slopes_batch + head]);
+    if (p.slopes) slope = static_cast<const float*>(p.slopes)[seq.index * p.slopes_batch + head];
     if (p.relative)
       table = static_cast<const float*>(p.relative) + head * (2 * p.relative_reach + 1);
-    by_pair = p.softcap != 0 || p.decay || p.slopes || p.relative ||
-              (mask && (p.mask.row != 0 || p.mask.dtype != DType::kBool));
+    by_pair = are_by_pair(p);
+  }
+  static CLINATTN_DEVICE bool are_by_pair(const AttentionParams& p) {
+    return p.softcap != 0 || p.decay || p.slopes || p.relative ||
+           (p.mask.ptr && (p.mask.row != 0 || p.mask.dtype != DType::kBool));
   }
 
-  // What makes base-2 scores of what operator() gives, or of q.k where it has no part
-  CLINATTN_DEVICE float factor() const { return by_pair ? 1 : scale2; }
+  // What makes natural scores, and scores in base 2, of what operator() gives, or of q.k where it
+  // has no part
+  CLINATTN_DEVICE float natural() const { return by_pair ? 1 : scale; }
+  CLINATTN_DEVICE float base2(const AttentionParams& p) const {
+    return static_cast<float>(by_pair ? kLog2e : p.scale * kLog2e);
+  }
 
   static CLINATTN_DEVICE int64_t mask_size(const AttentionParams& p) {
     return p.mask.dtype == DType::kBool ? 1 : p.mask.dtype == DType::kFloat32 ? 4 : 2;
   }
-  // What the mask adds, -inf where it hides; no number comes out as -inf.
+  // What the mask adds, -inf where it hides
   CLINATTN_DEVICE float mask_at(const AttentionParams& p, int64_t i, int64_t j) const {
     const char* at = mask + (i * p.mask.row + j * p.mask.key) * mask_size(p);
-    float x;
     switch (p.mask.dtype) {
       case DType::kBool:
         return *at ? 0 : -kInfinity;
       case DType::kFloat32:
-        x = *reinterpret_cast<const float*>(at);
-        break;
+        return *reinterpret_cast<const float*>(at);
       case DType::kFloat16:
-        x = to_float(*reinterpret_cast<const half*>(at));
-        break;
+        return to_float(*reinterpret_cast<const half*>(at));
       default:
-        x = to_float(*reinterpret_cast<const bfloat16*>(at));
+        return to_float(*reinterpret_cast<const bfloat16*>(at));
     }
-    return x == -kInfinity ? x : fmaxf(x * static_cast<float>(kLog2e), kLowest);
   }
   // Whether a mask that is the same for all queries hides a key
   CLINATTN_DEVICE bool hides_key(const AttentionParams& p, int64_t j) const {
@@ -91,17 +94,17 @@ struct Scores {
     if (p.softcap != 0) {
       const float t = tanh_accurate(x * scale_over_cap);
       gain = (1 - t) * (1 + t);
-      x = t * cap2;
+      x = t * cap;
     } else {
-      x *= scale2;
+      x *= scale;
     }
     const int64_t ahead = j - i - seq.offset;
     if (table) {
       const int64_t reach = p.relative_reach;
-      x += table[clamp(ahead, -reach, reach) + reach] * static_cast<float>(kLog2e);
+      x += table[clamp(ahead, -reach, reach) + reach];
     }
-    if (p.slopes) x -= slope2 * fabsf(static_cast<float>(ahead));
-    if (times) x -= decay2 * fabsf(times[i] - times[j]);
+    if (p.slopes) x -= slope * fabsf(static_cast<float>(ahead));
+    if (times) x -= decay * fabsf(times[i] - times[j]);
     if (mask) {
       const float m = mask_at(p, i, j);
       x = m == -kInfinity ? m : x + m;
@@ -132,22 +135,58 @@ struct Visible {
   }
 };
 
-// The normaliser of a row, 2^m l, as a natural logarithm, and what rounding took from it. A row
-// whose scores are all the lowest number keeps that.
+// Whether weights of a row are formed of natural scores, from which the maximum or the normaliser
+// is taken off before they go to base 2: where scores are formed pair by pair anyway, and of large
+// rows.
+CLINATTN_DEVICE bool are_whole(const Scores& scores, float m2) {
+  return scores.by_pair || is_large(m2);
+}
+
+// 2^it is what weights of a row are to be multiplied with when its maximum grows from m_old to m.
+CLINATTN_DEVICE float growth(const Scores& scores, float scale2, float m_old, float m) {
+  const auto reference = [&](float x) {
+    const float x2 = x * scale2;
+    return are_whole(scores, x2) ? product(x, scores.natural()) * kLog2e : static_cast<double>(x2);
+  };
+  return m_old == -kInfinity ? m_old : static_cast<float>(reference(m_old) - reference(m));
+}
+
+// The normaliser of a row with the maximum m and the sum l as a natural logarithm, and what
+// rounding took from it
 struct TwoPart {
   float high, low;
 };
-CLINATTN_DEVICE TwoPart natural(float m, float l) {
-  if (m == kLowest) return {kLowest, 0};
-  const double x = m * kLn2 + logf(l);
-  const float high = static_cast<float>(x);
-  return {high, isinf(high) ? 0 : static_cast<float>(x - high)};
+CLINATTN_DEVICE TwoPart normaliser(const Scores& scores, float scale2, float m, float l) {
+  const bool whole = are_whole(scores, m * scale2);
+  const double log_l = logf(l),
+               x = whole ? product(m, scores.natural()) : static_cast<double>(m * scale2) * kLn2;
+  float high = static_cast<float>(x + log_l);
+  if (!scores.by_pair && !isinf(high) && high == high) high = on_side(high, whole);
+  return {high, isinf(high) ? 0 : static_cast<float>((x - high) + log_l)};
+}
+// Scores less such a normaliser, in base 2
+CLINATTN_DEVICE float less_normaliser(float x, float lse, float lse_low) {
+  return ((x - lse) - lse_low) * static_cast<float>(kLog2e);
 }
 CLINATTN_DEVICE TwoPart base2(float high, float low) {
   const double x = (static_cast<double>(high) + low) * kLog2e;
   const float y = static_cast<float>(x);
-  if (y < kLowest) return {kLowest, 0};
   return {y, isinf(y) ? 0 : static_cast<float>(x - y)};
+}
+
+// Rows from whose products q.k the normaliser is taken off before all others are scaled: large
+// ones, and of 16 bits those whose second part counts.
+enum class Apart : uint8_t { kNo, kNatural, kBase2 };
+template <class T>
+CLINATTN_DEVICE Apart is_apart(float lse) {
+  if (is_large_normaliser(lse)) return Apart::kNatural;
+  return sizeof(T) == 2 && fabsf(lse) >= 1024 && lse - lse == 0 ? Apart::kBase2 : Apart::kNo;
+}
+// In the unit of x = q.k
+CLINATTN_DEVICE float less_apart(float x, Apart apart, float scale, float scale2, float lse,
+                                 float lse_low) {
+  return apart == Apart::kNatural ? less_normaliser(product(x, scale), lse, lse_low) / scale2
+                                  : (fmaf(x, scale2, -lse) - lse_low) / scale2;
 }
 
 // Which pairs dropout keeps: clinattn/philox.py is the definition. The counter of 16 keys of a

@@ -145,6 +145,10 @@ LANES __m512i mask_mov_epi32(__m512i a, __mmask16 k, __m512i b) { return blend(k
 LANES __m512 maskz_mov_ps(__mmask16 k, __m512 x) { return blend(k, __m512{}, x); }
 LANES __m512 maskz_mul_ps(__mmask16 k, __m512 a, __m512 b) { return blend(k, __m512{}, a * b); }
 LANES __m512 maskz_sub_ps(__mmask16 k, __m512 a, __m512 b) { return blend(k, __m512{}, a - b); }
+LANES __m512 mask_sub_ps(__m512 x, __mmask16 k, __m512 a, __m512 b) { return blend(k, x, a - b); }
+LANES __m512 mask_max_ps(__m512 x, __mmask16 k, __m512 a, __m512 b) {
+  return blend(k, x, max_ps(a, b));
+}
 LANES __m512i maskz_srli_epi32(__mmask16 k, __m512i a, unsigned n) {
   return blend(k, __m512i{}, srli_epi32(a, n));
 }
@@ -168,6 +172,8 @@ LANES __mmask16 cmp_ps_mask(__m512 a, __m512 b, int predicate) {
       return mask_of(~(a <= b));
     case _CMP_GT_OQ:
       return mask_of(a > b);
+    case _CMP_GE_OQ:
+      return mask_of(a >= b);
     case _CMP_UNORD_Q:
       return mask_of((a != a) | (b != b));
   }
@@ -264,9 +270,6 @@ MANY __m512 scalef_ps(__m512 x, __m512 power) {
 }
 MANY __m512 maskz_scalef_ps(__mmask16 k, __m512 x, __m512 power) {
   return each<__m512>([&](int i) { return k >> i & 1 ? scaled(x[i], power[i]) : 0.0f; });
-}
-MANY __m512 scalef_ps(__m512 x, __m512 power) {
-  return each<__m512>([&](int i) { return scaled(x[i], power[i]); });
 }
 MANY __m512 getexp_ps(__m512 x) {
   return each<__m512>([&](int i) { return std::logb(x[i]); });
@@ -505,6 +508,10 @@ inline void tile_dpbf16ps(int c, int a, int b) {
 #define _mm512_roundscale_ps emulated::roundscale_ps
 #undef _mm512_scalef_ps
 #define _mm512_scalef_ps emulated::scalef_ps
+#undef _mm512_mask_sub_ps
+#define _mm512_mask_sub_ps emulated::mask_sub_ps
+#undef _mm512_mask_max_ps
+#define _mm512_mask_max_ps emulated::mask_max_ps
 #undef _mm512_set1_epi16
 #define _mm512_set1_epi16 emulated::set1_epi16
 #undef _mm512_set1_epi32

@@ -190,6 +190,7 @@ inline void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_
 }
 
 inline int opaque(int x) { return x; }
+inline float product(float x, float y) { return x * y; }
 inline float exp2_fast(float x) {
   const float y = std::exp2(x);
   return y < FLT_MIN ? 0 : y;  // NaN stays
