@@ -127,6 +127,8 @@ def load() -> None:
 
 
 if __name__ == "__main__":
+    if reason := missing():
+        sys.exit(f"cannot build: {reason}")
     print(build())
 else:
     load()

@@ -59,6 +59,10 @@ SIZES = {
     "vanishing-results": (times(-90), times(-90)),
     "large": (times(60), times(55)),
     "small-features": (some_features(-120), lambda x: x[::2, 1::2].zero_()),
+    "small-features-large-weights": (
+        some_features(-130),
+        lambda x: (some_features(120)(x), x[::2, 1::2].zero_()),
+    ),
     "large-features": (some_features(100), some_features_alone),
     "features-far-apart": (some_features(120), lambda x: (times(-60)(x), some_features_alone(x))),
     "small-rows": (some_rows(-110), ordinary),

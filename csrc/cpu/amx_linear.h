@@ -89,13 +89,18 @@ struct AmxLinear {
     for (int64_t row = 0; row < 16; ++row) {
       const Lines line{to.at + 32 * row, to.part, to.line};
       const float* source = row < rows ? from + row * stride : nullptr;
+      const int64_t padded = round_up(count, 32);
       float factor = kRaise;
       if (again && powers[row] != kUsual) {
         scale(source, count, powers[row], scaled);
         source = scaled, factor = 1;
       }
+      if (again && powers[row] == kNotFinite) {  // its other parts are not looked at
+        split_row<1>(line, source, DType::kFloat32, count, padded, factor);
+        continue;
+      }
       const Contents found =
-          split_row<kParts>(line, source, DType::kFloat32, count, round_up(count, 32), factor);
+          split_row<kParts>(line, source, DType::kFloat32, count, padded, factor);
       if (again) continue;
       const float size = found.finite ? found.size() : kInfinity;
       if (size > powers[row]) powers[row] = size;
