@@ -88,7 +88,7 @@ struct Contents {
 // Tiles take bf16 below 2^-126 for 0, and with them the later parts of fp32 numbers below 2^-110
 // and of their products with weights. So numbers are multiplied by a power of two as they are
 // packed, which changes no digit; by kRaised, or more, no number but a denormal one is small.
-constexpr float kSmall = 0x1p-94f, kRaised = 0x1p16f;
+constexpr float kSmall = 0x1p-94f, kRaised = 0x1p24f;
 
 // Rows that were multiplied by the same factor. Scores of two such packings are multiples of the
 // product of their units, below overflow where the numbers of one are ordinary.
@@ -96,7 +96,7 @@ struct Packing {
   float unit;  // 1 / factor
   bool finite, small;
 };
-constexpr float kOrdinary = 0x1p40f;
+constexpr float kOrdinary = 0x1p35f;
 
 // Where a row goes in lines of 32 elements: those of a part lie `line` elements apart.
 struct Lines {
