@@ -42,10 +42,11 @@ def check_softcap(softcap: Any, dtype: torch.dtype) -> float:
         return 0.0
     softcap = as_float("softcap", softcap, "a float or None")
     scores = limits(dtype)
-    if not scores.tiny <= softcap <= scores.max:
+    least = scores.tiny * scores.eps  # subnormal
+    if not least / 2 < softcap <= scores.max:
         raise ValueError(
             f"softcap: got {softcap}, expected a number > 0, or None for none, from "
-            f"{scores.tiny:.4g} to {scores.max:.4g} where scores are {scores.dtype}"
+            f"{least:.4g} to {scores.max:.4g} where scores are {scores.dtype}"
         )
     return min(max(softcap, scores.tiny * 2.0**26), scores.max * 2.0**-18)
 

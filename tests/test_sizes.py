@@ -147,7 +147,7 @@ def test_all_of_a_large_size(what, power):
     check(results(fused_attention, *inputs.values()), inputs)
 
 
-@pytest.mark.parametrize("powers", [(-100, 100), (100, -100), (-60, 100)], ids=str)
+@pytest.mark.parametrize("powers", [(-70, 70), (70, -70), (-50, 60)], ids=str)
 def test_small_features_of_q_meet_large_ones_of_k(powers):
     inputs = draw()
     for name, power in zip("qk", powers, strict=True):

@@ -291,10 +291,14 @@ struct AmxBackward {
     Place ahead(n, begin, end), here = ahead;
     const int64_t count = ahead.rows / 32 * ((ahead.end - begin) / 32);
     int64_t waiting = -1;  // the block whose dp is not stored yet
+    const int64_t products_of_a_block =
+        summing.products.template calls<AllProducts<kParts>>(width / 32) +
+        summing.products.calls(width / 32);
     const auto multiply = [&](int64_t b, auto& work) {
       const int64_t step = kParts * kTile, next = width / 32 * step;
       const bool two_keys = ahead.columns() > 16, two_queries = ahead.seen_rows() > 16;
-      summing.template multiply<false, true>(
+      // scores as the forward pass has them
+      summing.template multiply<false, true, AllProducts<kParts>>(
           {key_tile(k, 0, ahead.j, 0), next, kTile, step, two_keys},
           {query_tile(q, 0, ahead.i, 0), next, kTile, step, two_queries}, width / 32,
           s_all + b % 3 * 1024, work);
@@ -331,7 +335,7 @@ struct AmxBackward {
           take_off_normaliser(i + half, half, last - j, lanes, scales.natural);
       // sums due by now, if those of the slice before are to end with this one
       credit += summing.count();
-      int64_t due = 0, calls = b + 2 < count ? 2 * summing.products.calls(width / 32) : 0;
+      int64_t due = 0, calls = b + 2 < count ? products_of_a_block : 0;
       for (; due < summing.left() && credit >= here.slice_blocks(); ++due) {
         credit -= here.slice_blocks();
         calls += summing.calls(due);

@@ -90,17 +90,17 @@ class AmxSums {
   }
 
   // Products, and beside them work and the addition of sums that are ripe.
-  template <bool kAdd, bool kStream = (kParts > 1), class Work>
+  template <bool kAdd, bool kStream = (kParts > 1), class P = Products<kParts>, class Work>
   void multiply(const Operand& a, const Operand& b, int64_t steps, float* c, Work& work) {
     if constexpr (kInPlace) {
-      products.template multiply<kAdd, kStream>(a, b, steps, c, work);
+      products.template multiply<kAdd, kStream, P>(a, b, steps, c, work);
     } else {
-      Addition addition{ripe.to, ripe.from, ripe.vectors, products.calls(steps)};
+      Addition addition{ripe.to, ripe.from, ripe.vectors, products.template calls<P>(steps)};
       const auto both = [&] {
         addition();
         work();
       };
-      products.template multiply<kAdd, kStream>(a, b, steps, c, both);
+      products.template multiply<kAdd, kStream, P>(a, b, steps, c, both);
       ripe = fresh;
       fresh = {};
     }
