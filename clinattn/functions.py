@@ -59,7 +59,8 @@ class FusedAttention(Function):
         if mask is not None:
             checks.check_mask(mask, (*q.shape[:3], k.shape[2]), q.device)
             complete[MASK] = unexpanded(mask)
-        _check_numbers(complete, q)
+        if not torch.compiler.is_compiling():  # torch.export does, with what attend was given
+            _check_numbers(complete, q)
         o, lse, lse_low = cls.run(*complete, True)
         if not return_lse:
             return o
@@ -163,8 +164,8 @@ def _check_parts(args: list[Any], q: Tensor) -> None:
             raise ValueError(f"cu_seqlens_{side}: got one for q (B, H, N, D), expected None")
         else:
             args[longest] = as_size(f"max_seqlen_{side}", args[longest])
-    batch = len(args[CU_SEQLENS]) - 1 if packed else q.shape[0]
-    if packed and len(args[CU_SEQLENS + 1]) - 1 != batch:
+    batch = args[CU_SEQLENS].shape[0] - 1 if packed else q.shape[0]
+    if packed and args[CU_SEQLENS + 1].shape[0] - 1 != batch:
         raise ValueError(f"cu_seqlens_k: expected the {batch} sequences of cu_seqlens_q")
     for name, limit in (("q_lengths", -2), ("kv_start", -2), ("kv_end", -2)):
         if args[AT[name]] is None:

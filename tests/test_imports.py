@@ -104,25 +104,28 @@ LAYERS = {
     "blocks": {"arguments"},
     "scores": {"arguments", "blocks", "philox"},
     "reference": {"arguments", "blocks", "scores"},
-    "packing": set(),
     "compiled": set(),
     "cuda_kernels": set(),
     "backends": {"arguments", "compiled", "cuda_kernels", "kernels", "reference"},
-    "checks": {"backends", "visibility"},
+    "scalars": set(),
+    "checks": {"backends", "scalars", "visibility"},
+    "packing": {"checks", "scalars", "visibility"},
     "ranges": set(),
     "after_import": set(),
     "flops": {"arguments", "visibility"},
     "ops": {"after_import", "arguments", "backends", "ranges", "reference"},
     "timeline": set(),
-    "relative": set(),
-    "feature_checks": {"timeline", "visibility"},
+    "relative": {"checks", "scalars"},
+    "feature_checks": {"checks", "scalars", "timeline", "visibility"},
     "features": {"feature_checks", "timeline"},
     "autograd": set(),
-    "functions": {"arguments", "autograd", "checks", "ops", "visibility"},
-    "attention": {"checks", "features", "functions", "visibility"},
+    "functions": {
+        "arguments", "autograd", "checks", "feature_checks", "ops", "scalars", "visibility",
+    },
+    "attention": {"checks", "features", "functions", "scalars", "visibility"},
     "rotary_op": {"backends", "ops"},
-    "rotary": {"autograd", "checks", "rotary_op", "visibility"},
-}
+    "rotary": {"autograd", "checks", "rotary_op", "scalars", "timeline", "visibility"},
+}  # fmt: skip
 
 
 def imported(path):
