@@ -128,19 +128,17 @@ class Problem:
     def prepare(self) -> None:
         """The shipped forward pass, and for dkdv the sums that dq leaves for it."""
         if self.table != "forward":
-            self.o, self.lse = forward.attention_forward(self.call)
+            self.outputs = forward.attention_forward(self.call)
             with only("dq", {}) as launched:
-                backward.attention_backward(self.do, None, self.o, self.lse, self.call)
+                backward.attention_backward(self.do, None, *self.outputs, self.call)
             self.sums = {name: launched[name] for name in ("shift_ptr", "delta_ptr")}
 
     def run(self) -> Results:
         """The results of the kernel, launched with nothing else."""
         if self.table == "forward":
-            return forward.attention_forward(self.call)
+            return forward.attention_forward(self.call)[:2]
         with only(self.table, self.sums if self.table == "dkdv" else {}):
-            dq, dk, dv, *_ = backward.attention_backward(
-                self.do, None, self.o, self.lse, self.call
-            )
+            dq, dk, dv, *_ = backward.attention_backward(self.do, None, *self.outputs, self.call)
         return (dq,) if self.table == "dq" else (dk, dv)
 
 

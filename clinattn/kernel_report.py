@@ -278,8 +278,8 @@ def both_passes(
         seed=torch.zeros(1, dtype=torch.long) if dropout else None,
         dropout_p=0.1 if dropout else 0.0,
     )
-    o, lse = forward.attention_forward(call)
-    backward.attention_backward(q, None, o, lse, call, needs)
+    o, lse, lse_low = forward.attention_forward(call)
+    backward.attention_backward(q, None, o, lse, lse_low, call, needs)
 
 
 # A call of each kind that configs.Rows has a row for.

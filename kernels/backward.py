@@ -25,9 +25,9 @@ def attention_backward(
 ) -> tuple[torch.Tensor, ...]:
     """(dq, dk, dv, dmask, ddecay, dslopes, drelative) of attention_forward(call), contiguous.
 
-    do and dlse are the gradients of its outputs o and lse; dlse can be None. lse_low can be None for
-    zeros. needs says which of
-    the last four are wanted, with the bits of NEEDS in clinattn.arguments; the others are empty.
+    do and dlse are the gradients of its outputs o and lse; dlse can be None. lse_low: None for
+    zeros. needs says which of the last four are wanted, with the bits of NEEDS in
+    clinattn.arguments; the others are empty.
     """
     if do.stride(-1) != 1:
         do = do.contiguous()

@@ -62,8 +62,8 @@ def _score_gradients(
         bias = with_terms(bias, offs_m[:, None], offs_n[None, :], terms, interval, NATURAL)
     if dropout[0] is not None:
         dp = dropped(dp, kept_pairs(first_query, first_key, dropout, BLOCK_M, BLOCK_N), dropout)
-    ds = exponential(s, qk_scale, bias, shift[:, None], low[:, None], NATURAL) * (dp - delta[:, None])
-    return tl.where(s == float("-inf"), 0.0, ds)
+    p = exponential(s, qk_scale, bias, shift[:, None], low[:, None], NATURAL)
+    return tl.where(s == float("-inf"), 0.0, p * (dp - delta[:, None]))
 
 
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)
@@ -200,7 +200,7 @@ def mask_gradient(problem: Problem, gradient: dict[str, Any]) -> torch.Tensor:
     return total.to(mask.dtype)
 
 
-@triton.jit(do_not_specialize=[*NOT_SPECIALIZED, "num_buckets"])
+@triton.jit(do_not_specialize=[*NOT_SPECIALIZED, "num_buckets", "sums_far"])
 def relative_gradient_kernel(
     q_ptr, k_ptr, v_ptr, mask_ptr, do_ptr, shift_ptr, lse_low_ptr, delta_ptr, sums_ptr,
     cu_seqlens_q_ptr, cu_seqlens_k_ptr, q_lengths_ptr, kv_start_ptr, kv_end_ptr, lo_ptr, hi_ptr,
@@ -209,7 +209,7 @@ def relative_gradient_kernel(
     stride_vb, stride_vh, stride_vn, stride_mb, stride_mh, stride_mm, stride_mn,
     stride_dob, stride_doh, stride_don, stride_slopes,
     num_tiles, num_heads, num_seqs, seqlen_q, seqlen_k, window_left, window_right, qk_scale,
-    cap_scale, relative_far, global_prefix, dropout_bits, kept_scale, num_buckets,
+    cap_scale, relative_far, global_prefix, dropout_bits, kept_scale, num_buckets, sums_far,
     GROUP: tl.constexpr, IS_PACKED: tl.constexpr, BOTTOM_RIGHT: tl.constexpr,
     MASK: tl.constexpr, IS_BIAS: tl.constexpr, EXACT: tl.constexpr,
     NATURAL: tl.constexpr,
@@ -217,7 +217,7 @@ def relative_gradient_kernel(
     HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """By tile of queries, the sums of ds for each bucket of distances, in a row of sums that the
-    program owns and that starts as 0.
+    program owns and that starts as 0; sums_far is the L that they reach to.
     """
     (
         batch, sequence, head, first_query, q_start, k_start, rows, num_q, kv_begin, kv_end
@@ -283,34 +283,40 @@ def relative_gradient_kernel(
         for wrapped in tl.static_range(2):
             of_diagonal = tl.sum(tl.where(wraps == (wrapped == 1), skewed, 0.0), 0)
             d = distance + ring - wrapped * SIDE
-            before += tl.sum(tl.where(d <= -relative_far, of_diagonal, 0.0), 0)
-            beyond = (d >= relative_far) & (d > -relative_far)
+            before += tl.sum(tl.where(d <= -sums_far, of_diagonal, 0.0), 0)
+            beyond = (d >= sums_far) & (d > -sums_far)
             after += tl.sum(tl.where(beyond, of_diagonal, 0.0), 0)
-            near = (d > -relative_far) & (d < relative_far)
-            at = sums_ptr + d + relative_far
+            near = (d > -sums_far) & (d < sums_far)
+            at = sums_ptr + d + sums_far
             tl.debug_barrier()  # another thread can have written here in the turn before
             tl.store(at, tl.load(at, mask=near, other=0.0) + of_diagonal, mask=near)
     tl.debug_barrier()
-    if relative_far == 0:
+    if sums_far == 0:
         tl.store(sums_ptr, before + after)
     else:
         tl.store(sums_ptr, before)
-        tl.store(sums_ptr + 2 * relative_far, after)
+        tl.store(sums_ptr + 2 * sums_far, after)
 
 
 def relative_gradient(problem: Problem, gradient: dict[str, Any]) -> torch.Tensor:
-    """Gradient of the relative biases (H, 2 L + 1); memory of O(N L / tile) for partial sums."""
-    relative = problem.call.relative
-    num_tiles = problem.layout.num_tiles(problem.layout.seqlen_q, TILE.block_m)
-    shape = (problem.layout.batch, problem.layout.num_heads, num_tiles, relative.shape[1])
-    sums = torch.zeros(shape, dtype=torch.float32, device=relative.device)
+    """Gradient of the relative biases (H, 2 L + 1); memory of O(N L / tile) for partial sums, with
+    no L beyond the longest sequence.
+    """
+    call, layout = problem.call, problem.layout
+    num_tiles = layout.num_tiles(layout.seqlen_q, TILE.block_m)
+    far = call.relative.shape[1] // 2
+    longest = max(call.max_seqlen_q, call.max_seqlen_k) or max(layout.seqlen_q, layout.seqlen_k)
+    reached = min(far, longest)
+    shape = (layout.batch, layout.num_heads, num_tiles, 2 * reached + 1)
+    sums = torch.zeros(shape, dtype=torch.float32, device=call.relative.device)
     problem.launch(
         relative_gradient_kernel,
         TILE,
         num_tiles,
-        problem.layout.num_heads,
+        layout.num_heads,
         sums_ptr=sums,
-        num_buckets=relative.shape[1],
+        num_buckets=shape[-1],
+        sums_far=reached,
         **gradient,
     )
-    return sums.sum((0, 2))
+    return torch.nn.functional.pad(sums.sum((0, 2)), (far - reached, far - reached))

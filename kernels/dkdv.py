@@ -157,11 +157,13 @@ def _accumulate_over_ranges(
     if MASK != "pairs":
         if STARTS_MASKED:
             dk, dv = _accumulate_dkdv(
-                dk, dv, k, v, column_bias, q_ptr, do_ptr, shift_ptr, lse_low_ptr, delta_ptr, mask_ptr,
+                dk, dv, k, v, column_bias,
+                q_ptr, do_ptr, shift_ptr, lse_low_ptr, delta_ptr, mask_ptr,
                 stride_qh, stride_qn, stride_doh, stride_don, stride_mh, stride_mm, stride_mn,
                 begin, full_begin, first_key, keep, num_q, seqlen_q, interval, rich,
                 qk_scale, cap_scale,
-                False, DK, DV, True, IS_BOUNDED, GROUP, MASK, IS_BIAS, EXACT, NATURAL, ALIGN, PRECISION,
+                False, DK, DV, True, IS_BOUNDED, GROUP, MASK, IS_BIAS, EXACT, NATURAL,
+                ALIGN, PRECISION,
                 HEAD_DIM, EDGE_M, BLOCK_N, BLOCK_D,
             )  # fmt: skip
         dk, dv = _accumulate_dkdv(
@@ -169,7 +171,8 @@ def _accumulate_over_ranges(
             stride_qh, stride_qn, stride_doh, stride_don, stride_mh, stride_mm, stride_mn,
             full_begin, full_end, first_key, keep, num_q, seqlen_q, interval, rich,
             qk_scale, cap_scale,
-            FULL_FIRST, DK, DV, False, IS_BOUNDED, GROUP, MASK, IS_BIAS, EXACT, NATURAL, ALIGN, PRECISION,
+            FULL_FIRST, DK, DV, False, IS_BOUNDED, GROUP, MASK, IS_BIAS, EXACT, NATURAL,
+            ALIGN, PRECISION,
             HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D,
         )  # fmt: skip
         begin = full_end

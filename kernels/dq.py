@@ -89,7 +89,8 @@ def _accumulate_dq(
                 bias = with_terms(bias, offs_m[:, None], offs_n[None, :], terms, interval, NATURAL)
             if dropout[0] is not None:
                 dp = dropped(dp, kept_pairs(first_query, n, dropout, BLOCK_M, BLOCK_N), dropout)
-            ds = exponential(s, qk_scale, bias, lse[:, None], column_low, NATURAL) * (dp - delta[:, None])
+            p = exponential(s, qk_scale, bias, lse[:, None], column_low, NATURAL)
+            ds = p * (dp - delta[:, None])
             if MASKED and MASK == "pairs":
                 ds = tl.where(s == float("-inf"), 0.0, ds)
                 k = drop_unseen(k, s)
@@ -107,8 +108,8 @@ def _accumulate_dq(
 
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def dq_kernel(
-    q_ptr, k_ptr, v_ptr, mask_ptr, o_ptr, do_ptr, lse_ptr, lse_low_ptr, dlse_ptr, shift_ptr, delta_ptr, dq_ptr,
-    dslope_ptr, ddecay_ptr,
+    q_ptr, k_ptr, v_ptr, mask_ptr, o_ptr, do_ptr, lse_ptr, lse_low_ptr, dlse_ptr,
+    shift_ptr, delta_ptr, dq_ptr, dslope_ptr, ddecay_ptr,
     cu_seqlens_q_ptr, cu_seqlens_k_ptr, q_lengths_ptr, kv_start_ptr, kv_end_ptr, lo_ptr, hi_ptr,
     times_ptr, decay_ptr, slopes_ptr, relative_ptr, seed_ptr,
     stride_qb, stride_qh, stride_qn, stride_kb, stride_kh, stride_kn,
@@ -198,7 +199,8 @@ def dq_kernel(
             first_tile(interval), prefix_keys_end(first_query, begin, end, interval),
             key_lo, key_hi, first_query, num_q, interval, terms, dropout, qk_scale, cap_scale,
             False, DSLOPE, DDECAY,
-            True, MASK, IS_BIAS, EXACT, NATURAL, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, EDGE_N, BLOCK_D,
+            True, MASK, IS_BIAS, EXACT, NATURAL,
+            ALIGN, PRECISION, HEAD_DIM, BLOCK_M, EDGE_N, BLOCK_D,
         )  # fmt: skip
     if MASK != "pairs":
         if STARTS_MASKED:
@@ -207,7 +209,8 @@ def dq_kernel(
                 stride_kn, stride_vn, stride_mm, stride_mn, begin, full_begin, key_lo, key_hi,
                 first_query, num_q, interval, terms, dropout, qk_scale, cap_scale,
                 False, DSLOPE, DDECAY,
-                True, MASK, IS_BIAS, EXACT, NATURAL, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, EDGE_N, BLOCK_D,
+                True, MASK, IS_BIAS, EXACT, NATURAL,
+                ALIGN, PRECISION, HEAD_DIM, BLOCK_M, EDGE_N, BLOCK_D,
             )  # fmt: skip
         if MASK == "keys":
             masked = first_masked_key(mask_ptr, stride_mn, full_begin, full_end, IS_BIAS)
@@ -217,7 +220,8 @@ def dq_kernel(
             stride_kn, stride_vn, stride_mm, stride_mn, full_begin, full_end, key_lo, key_hi,
             first_query, num_q, interval, terms, dropout, qk_scale, cap_scale,
             FULL_FIRST, DSLOPE, DDECAY,
-            False, MASK, IS_BIAS, EXACT, NATURAL, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D,
+            False, MASK, IS_BIAS, EXACT, NATURAL,
+            ALIGN, PRECISION, HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D,
         )  # fmt: skip
         begin = full_end
     dq, dslope, ddecay = _accumulate_dq(

@@ -148,7 +148,8 @@ def _forward_kernel(
             acc, m_i, l_i, q, k_ptr, v_ptr, mask_ptr, stride_kn, stride_vn, stride_mm, stride_mn,
             first_tile(interval), prefix_keys_end(first_query, begin, end, interval),
             key_lo, key_hi, first_query, num_q, interval, terms, dropout, qk_scale, cap_scale,
-            True, MASK, IS_BIAS, EXACT, NATURAL, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, EDGE_N, BLOCK_D,
+            True, MASK, IS_BIAS, EXACT, NATURAL,
+            ALIGN, PRECISION, HEAD_DIM, BLOCK_M, EDGE_N, BLOCK_D,
         )  # fmt: skip
     if MASK != "pairs":
         if STARTS_MASKED:
@@ -156,7 +157,8 @@ def _forward_kernel(
                 acc, m_i, l_i, q, k_ptr, v_ptr, mask_ptr,
                 stride_kn, stride_vn, stride_mm, stride_mn, begin, full_begin, key_lo, key_hi,
                 first_query, num_q, interval, terms, dropout, qk_scale, cap_scale,
-                True, MASK, IS_BIAS, EXACT, NATURAL, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, EDGE_N, BLOCK_D,
+                True, MASK, IS_BIAS, EXACT, NATURAL,
+                ALIGN, PRECISION, HEAD_DIM, BLOCK_M, EDGE_N, BLOCK_D,
             )  # fmt: skip
         if MASK == "keys":
             masked = first_masked_key(mask_ptr, stride_mn, full_begin, full_end, IS_BIAS)
@@ -165,7 +167,8 @@ def _forward_kernel(
             acc, m_i, l_i, q, k_ptr, v_ptr, mask_ptr, stride_kn, stride_vn, stride_mm, stride_mn,
             full_begin, full_end, key_lo, key_hi,
             first_query, num_q, interval, terms, dropout, qk_scale, cap_scale,
-            False, MASK, IS_BIAS, EXACT, NATURAL, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D,
+            False, MASK, IS_BIAS, EXACT, NATURAL,
+            ALIGN, PRECISION, HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D,
         )  # fmt: skip
         begin = full_end
     acc, m_i, l_i = _attend(

@@ -1,11 +1,12 @@
 """Scores as large as their type holds: problems, and the check that each backend is held to.
 
-Plain maths is that of fp32, and of fp64 for fp64, whatever the type of the inputs: scores of 16 bits
-would choose other keys.
+Plain maths is that of fp32, and of fp64 for fp64, whatever the type of the inputs: scores of 16
+bits would choose other keys.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor
 
 import clinattn
 
+LN2 = math.log(2)
 LOWEST = torch.finfo(torch.float32).min
 
 
@@ -95,13 +97,18 @@ class ExtremeProblem:
             mask[..., torch.arange(n) % 5 != 0] = 0
         self.keywords["attn_mask"], self.bias = mask, mask.expand(square)
 
-    def plain(self, dtype: torch.dtype, by_definition: bool = False) -> dict[str, Tensor]:
+    def plain(
+        self, dtype: torch.dtype, by_definition: bool = False, base2: bool = False
+    ) -> dict[str, Tensor]:
         q, k, v, do, dlse = (x.to(dtype) for x in (self.q, self.k, self.v, self.do, self.dlse))
         bias = None if self.bias is None else self.bias.to(dtype)
         inputs = [x.requires_grad_() for x in (q, k, v)]
         s, slope = plain_scores(q, k, bias, self.case.scale, self.terms, {})
         s = s.masked_fill(~self.visible, -torch.inf)
         m, p = s.detach().amax(-1), s.softmax(-1)
+        if base2:
+            p = torch.exp2(s / LN2 - m[..., None] / LN2)
+            p = p / p.sum(-1, keepdim=True)
         # not of logsumexp, whose derivative takes its result off the scores: all but the maximum is
         # lost in that
         o, lse = p @ v, m + (s - m[..., None]).exp().sum(-1).log()
@@ -111,7 +118,8 @@ class ExtremeProblem:
             delta = (do * o.to(self.dtype).to(dtype)).sum(-1) - dlse
             dx = p * (do @ v.mT - delta[..., None]) * slope * self.case.scale
             of_keys = (x.sum(1, keepdim=True) for x in (dx.mT @ q, p.mT @ do))
-            return dict(zip(("o", "lse", "dq", "dk", "dv"), (o, lse, dx @ k, *of_keys), strict=True))
+            results = (o, lse, dx @ k, *of_keys)
+            return dict(zip(("o", "lse", "dq", "dk", "dv"), results, strict=True))
 
     @cached_property
     def truth(self) -> dict[str, Tensor]:
@@ -122,7 +130,10 @@ class ExtremeProblem:
 
     @cached_property
     def naive(self) -> list[dict[str, Tensor]]:
-        return [self.plain(self.wide), self.plain(self.wide, by_definition=True)]
+        results = [self.plain(self.wide), self.plain(self.wide, by_definition=True)]
+        if self.dtype == torch.float64:  # taken to base 2 without a fused multiply-add
+            results.append(self.plain(self.wide, base2=True))
+        return results
 
     def run(self, backend: str) -> dict[str, Tensor]:
         inputs = [x.clone().requires_grad_() for x in (self.q, self.k, self.v)]

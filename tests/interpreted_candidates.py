@@ -44,7 +44,7 @@ def test_halves_of_the_backward_pass_are_its_gradients(mask):
         problem = candidates.Problem(table, 16, mask, 2, 40, CPU)
         problem.prepare()
         dq, dk, dv, *_ = backward.attention_backward(
-            problem.do, None, problem.o, problem.lse, problem.call
+            problem.do, None, *problem.outputs, problem.call
         )
         expected = (dq,) if table == "dq" else (dk, dv)
         for _ in range(2):

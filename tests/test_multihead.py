@@ -147,7 +147,7 @@ def test_output_and_gradients_are_those_of_torch(call, dtype, calls):
     cotangent = torch.randn(inputs[0].shape, dtype=torch.float64).to(dtype)
     plain = functools.partial(run, module, inputs, masks, cotangent=cotangent, need_weights=False)
     truth = plain(dtype=torch.float64)
-    # As exact as its yardstick, fp64 is held against errors in fp32, less by the ratio of the units.
+    # fp64, as exact as its yardstick, is held against errors in fp32, less by the ratio of units.
     rounded = torch.float32 if dtype == torch.float64 else dtype
     naive = [plain(dtype=rounded)]
     with sdpa_kernel(SDPBackend.MATH):

@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from support import dtype_id
+from support import KERNELS, dtype_id
 
-from clinattn import fused_attention, t5_relative_bias
+from clinattn import fused_attention, fused_attention_varlen, t5_relative_bias
 from clinattn.relative import t5_buckets
 
 SETTINGS = [(32, True, 128), (32, False, 128), (16, True, 40), (8, False, 20), (64, True, 300)]
@@ -69,3 +69,28 @@ def test_is_the_bias_of_t5(dtype):
 def test_a_table_of_another_shape_is_refused():
     with pytest.raises(ValueError, match=r"weight: got shape \(32,\), expected \(num_buckets, h"):
         t5_relative_bias(torch.randn(32))
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+def test_far_reach_over_short_sequences_takes_few_copies_of_the_table(backend):
+    """Sequences have sums of their own for the distances that they have, and for no others."""
+    near, far, heads, n = 15, 4096, 2, 16
+    torch.manual_seed(0)
+    q, k, v, do = torch.randn(4, 200 * n, heads, 8)
+    cu_seqlens = torch.arange(0, 200 * n + 1, n, dtype=torch.int32)
+    table = torch.randn(heads, 2 * near + 1)
+
+    def gradient(reach):
+        pad = (reach - near, reach - near)
+        padded = torch.nn.functional.pad(table, pad).requires_grad_()
+        o = fused_attention_varlen(
+            *(q, k, v, cu_seqlens), relative_bias=padded, max_seqlen_q=n, backend=backend
+        )
+        return torch.autograd.grad(o, padded, do)[0]
+
+    expected = torch.nn.functional.pad(gradient(near), (far - near, far - near))
+    with torch.profiler.profile(profile_memory=True) as profile:
+        actual = gradient(far)
+    assert torch.equal(actual, expected)
+    largest = max(x.cpu_memory_usage for x in profile.events())  # of the whole backward pass
+    assert largest <= 8 * expected.numel() * torch.float64.itemsize

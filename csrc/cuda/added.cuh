@@ -166,13 +166,15 @@ struct RelativeGradient {
   using Base = ScoreGradients<T, kDim, kTuring>;
   static constexpr int kRows = Base::kRows, kThreads = Base::kThreads, kShared = Base::kShared;
 
-  // Tiles whose diagonal is further away have only far pairs.
+  // Tiles whose diagonal is further away have only far pairs, or none.
   CLINATTN_SHARED static int64_t reach(const AttentionParams& p) {
-    return ceil_div(p.relative_reach, kRows);
+    return ceil_div(min64(p.relative_reach, max64(p.max_q, p.max_k)), kRows);
   }
   CLINATTN_SHARED static int64_t diagonals(const AttentionParams& p) { return 2 * reach(p) + 1; }
+  // Sums that sequences share by turns: a few copies of the table, however many there are
+  CLINATTN_SHARED static int64_t shares(const AttentionParams& p) { return min64(p.num_seqs, 16); }
   CLINATTN_SHARED static int64_t near_blocks(const AttentionParams& p) {
-    return p.num_seqs * p.heads * diagonals(p);
+    return shares(p) * p.heads * diagonals(p);
   }
   CLINATTN_SHARED static Schedule far_schedule(const AttentionParams& p) {
     return {p.num_seqs, p.heads, p.cu_seqlens_q, p.max_q, p.total_q, kRows, false};
@@ -181,19 +183,20 @@ struct RelativeGradient {
     return a >= 0 ? a / b : -ceil_div(-a, b);
   }
 
-  // near_sums (sequences, heads, diagonals, 2 kRows): sums of keys that are kRows x diagonal + t -
-  // kRows
-  // + 1 ahead, for t < 2 kRows - 1.
+  // near_sums (shares, heads, diagonals, 2 kRows): sums of keys that are kRows x diagonal + t -
+  // kRows + 1 ahead, for t < 2 kRows - 1, over every shares-th sequence.
   static CLINATTN_DEVICE void run_near(const AttentionParams& p, const CudaScratch& scratch) {
     const int64_t block = block_index(), diagonal = block % diagonals(p) - reach(p),
                   head = block / diagonals(p) % p.heads;
-    const Sequence seq(p, block / diagonals(p) / p.heads);
     Sums<1, Base::kN> sums;
     sums.clear();
-    for (int64_t i0 = 0; i0 < seq.q_end; i0 += kRows) {
-      const int64_t k0 = i0 + diagonal * kRows + seq.offset;
-      if (k0 + kRows > seq.k_begin && k0 < seq.k_end)
-        Base::add(p, scratch, seq, head, i0, k0, sums);
+    for (int64_t b = block / diagonals(p) / p.heads; b < p.num_seqs; b += shares(p)) {
+      const Sequence seq(p, b);
+      for (int64_t i0 = 0; i0 < seq.q_end; i0 += kRows) {
+        const int64_t k0 = i0 + diagonal * kRows + seq.offset;
+        if (k0 + kRows > seq.k_begin && k0 < seq.k_end)
+          Base::add(p, scratch, seq, head, i0, k0, sums);
+      }
     }
     const float* table = Base::table(sums);
     const int t = thread_index();
@@ -260,7 +263,11 @@ CudaSizes sizes(const AttentionParams& p, int capability) {
   choose(p, capability, [&](auto dim, auto pairs, auto turing) {
     using Relative = RelativeGradient<T, dim.value, turing.value>;
     const int rows = Dq<T, dim.value, pairs.value, turing.value>::kRows;
-    sizes = {rows, query_schedule(p, rows).blocks(), Relative::kRows, Relative::diagonals(p),
+    sizes = {rows,
+             query_schedule(p, rows).blocks(),
+             Relative::kRows,
+             Relative::diagonals(p),
+             Relative::shares(p),
              Relative::far_schedule(p).blocks()};
     return 0;
   });

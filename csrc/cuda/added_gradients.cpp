@@ -1,5 +1,6 @@
 #include "added_gradients.h"
 
+#include <algorithm>
 #include <vector>
 
 namespace clinattn {
@@ -23,7 +24,7 @@ AddedGradients::AddedGradients(const AttentionParams& p, const CudaSizes& sizes,
   if (needs & kNeedDecay) scratch.decay = take(decay_, {sizes.blocks});
   if (needs & kNeedSlopes) scratch.slopes = take(slopes_, {sizes.blocks});
   if (needs & kNeedRelative) {
-    scratch.near_sums = take(near_, {p.num_seqs, p.heads, sizes.diagonals, 2 * sizes.tile});
+    scratch.near_sums = take(near_, {sizes.shares, p.heads, sizes.diagonals, 2 * sizes.tile});
     scratch.far_sums = take(far_, {sizes.far_blocks, 2});
   }
 }
@@ -53,7 +54,8 @@ Tensor AddedGradients::slopes(bool by_sequence, const OptionalTensor& cu_seqlens
 }
 
 Tensor AddedGradients::relative() const {
-  const int64_t tile = sizes_.tile, length = sizes_.diagonals * tile, reach = p_.relative_reach;
+  const int64_t tile = sizes_.tile, length = sizes_.diagonals * tile,
+                reach = std::min(p_.relative_reach, std::max(p_.max_q, p_.max_k));
   const Tensor close = near_.to(at::kDouble).sum(0);                // (heads, diagonals, 2 tile)
   const Tensor distant = by_tile(far_).sum(at::IntArrayRef{0, 2});  // (heads, 2)
   // By distance: a diagonal of tiles overlaps with the next one.
@@ -64,7 +66,9 @@ Tensor AddedGradients::relative() const {
   if (reach == 0) return (all.sum(1, true) + distant.sum(1, true)).to(at::kFloat);
   const Tensor behind = all.slice(1, 0, zero - reach + 1).sum(1, true) + distant.slice(1, 0, 1),
                ahead = all.slice(1, zero + reach).sum(1, true) + distant.slice(1, 1, 2);
-  return at::cat({behind, all.slice(1, zero - reach + 1, zero + reach), ahead}, 1).to(at::kFloat);
+  const Tensor met = at::cat({behind, all.slice(1, zero - reach + 1, zero + reach), ahead}, 1);
+  const int64_t beyond = p_.relative_reach - reach;  // of entries that no pair has
+  return at::constant_pad_nd(met, {beyond, beyond}).to(at::kFloat);
 }
 
 }  // namespace clinattn

@@ -15,10 +15,10 @@ struct CudaScratch {
 };
 
 // How large the partial sums are. A tile of dq has `rows` queries; tiles of a head are neighbours.
-// near_sums: (num_seqs, heads, diagonals, 2 tile); far_sums: (far_blocks, 2). added.cuh says what
+// near_sums: (shares, heads, diagonals, 2 tile); far_sums: (far_blocks, 2). added.cuh says what
 // they hold.
 struct CudaSizes {
-  int64_t rows, blocks, tile, diagonals, far_blocks;
+  int64_t rows, blocks, tile, diagonals, shares, far_blocks;
 };
 CudaSizes cuda_sizes(const AttentionParams& p, int capability);
 
