@@ -13,6 +13,9 @@ import clinattn
 TESTS = Path(__file__).parent
 _C = importlib.import_module("clinattn._C") if clinattn.backends()["cpu"] else None
 SELECTED = {
+    "test_sizes.py": "amx",
+    "test_extremes.py": "amx or avx512",
+    "test_float32_precision.py": "cpu",
     "test_linear.py": "",
     "test_linear_ranges.py": "",
     "test_instruction_sets.py": "(amx or avx512) and test_across_tiles"

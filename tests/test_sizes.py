@@ -147,6 +147,15 @@ def test_all_of_a_large_size(what, power):
     check(results(fused_attention, *inputs.values()), inputs)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=dtype_id)
+def test_the_largest_values_do_not_overflow(dtype):
+    inputs = draw(dtype)
+    inputs["v"] /= inputs["v"].abs().max()
+    ordinary = fused_attention(*(inputs[x] for x in "qkv"))
+    inputs["v"] *= 2.0**126
+    assert torch.equal(fused_attention(*(inputs[x] for x in "qkv")) * 2.0**-126, ordinary)
+
+
 @pytest.mark.parametrize("powers", [(-70, 70), (70, -70), (-50, 60)], ids=str)
 def test_small_features_of_q_meet_large_ones_of_k(powers):
     inputs = draw()

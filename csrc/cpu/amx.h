@@ -239,17 +239,23 @@ inline __m512 exponential(__m512 x, __m512 scale, __m512 offset, __mmask16 where
   return V::ldexp_or_zero(e, y, y, where);  // by the integer below y
 }
 
-// 2^(scale x + offset), as exact as fp32 where that is below 1. Of one part denormal numbers must
-// be flushed: to ask for those that are too small costs as much as two steps of a polynomial.
+// What weights are multiples of. Of one part they leave room for sums of large v; of more, v itself
+// is packed for that.
+template <int kParts>
+constexpr float kWeightUnit = kParts == 1 ? 0x1p-10f : 1.0f;
+
+// kWeightUnit 2^(scale x + offset), as exact as fp32 where the power is below 2. Of one part
+// denormal numbers must be flushed: to ask for those that are too small costs as much as two steps
+// of a polynomial.
 template <int kParts>
 inline __m512 weight_of(__m512 x, __m512 scale, __m512 offset) {
   using V = Avx512;
   if constexpr (kParts > 1) return exponential<kParts>(x, scale, offset);
   const __m512 y = V::fma(x, scale, offset);
   const __m512 r = _mm512_reduce_ps(y, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
-  __m512 e = V::set1(kExp2Above[5]);
+  __m512 e = V::set1(kExp2Above[5] * kWeightUnit<kParts>);
 #pragma GCC unroll 5
-  for (int i = 4; i >= 0; --i) e = V::fma(e, r, V::set1(kExp2Above[i]));
+  for (int i = 4; i >= 0; --i) e = V::fma(e, r, V::set1(kExp2Above[i] * kWeightUnit<kParts>));
   return _mm512_scalef_ps(e, y);
 }
 

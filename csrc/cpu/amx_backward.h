@@ -138,7 +138,7 @@ struct AmxBackward {
     terms = max64(count, kKeys);
     raised = kRaised, unit = 1 / (raised * raised);
     do_raised =
-        __builtin_ldexpf(1, static_cast<int>(min64(159 - static_cast<int64_t>(do_bits >> 23), 90)));
+        __builtin_ldexpf(1, static_cast<int>(min64(159 - static_cast<int64_t>(do_bits >> 23), 76)));
   }
   // Whether sums of what is packed like this might overflow: scores, ds, dv, dk or dq
   bool outgrown() const {

@@ -226,9 +226,9 @@ class AmxFold {
     done = 0;
   }
 
-  // Whether weights of a query add up to more than kGrown: its scores are past the reference. It
+  // Whether weights of a query add up to more than 1024: its scores are past the reference. It
   // seldom happens, and no sum comes near an overflow.
-  static constexpr float kGrown = 1024;
+  static constexpr float kUnit = kWeightUnit<kParts>, kGrown = 1024 * kUnit;
   static __mmask16 grown(const Queries& q, int64_t i) {
     return _mm512_mask_cmp_ps_mask(q.there[i], q.l[i], V::set1(kGrown), _CMP_NLE_UQ);
   }
@@ -384,7 +384,7 @@ class AmxFold {
         V::store(to, V::add(V::load(to), q.cut[i]));
         q.cut[i] = V::zero();
       }
-      V::store(q.l_out + 16 * i, V::add(V::load(q.l_out + 16 * i), q.l[i]));
+      V::store(q.l_out + 16 * i, V::fma(q.l[i], V::set1(1 / kUnit), V::load(q.l_out + 16 * i)));
       V::store(q.m_out + 16 * i, q.m[i]);
       V::store(q.top_out + 16 * i, q.top[i]);
       q.l[i] = V::zero();

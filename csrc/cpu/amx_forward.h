@@ -23,8 +23,9 @@ struct AmxForward {
   // blocks of keys whose weights are multiplied with v together
   static constexpr int64_t kGroup = 4;
   static constexpr int64_t kAligned = kKeys * kGroup;  // panels begin at multiples of it
-  // v is packed so that its products with weights are not small either, where they count.
-  static constexpr float kRaisedValues = 0x1p40f;
+  // v is packed so that its products with weights are not small either, where they count; a large
+  // one so that sums of a thousand do not overflow.
+  static constexpr float kRaisedValues = 0x1p40f, kLoweredValues = 0x1p-11f;
   static constexpr int64_t kChunk = 1024;  // queries of a task, all heads of a group
 
   const int64_t head_dim, width;  // width: head_dim padded to two tiles
@@ -155,12 +156,12 @@ struct AmxForward {
   const Packing& packing_of_keys(int64_t j) const { return of_keys[j / kKeys]; }
 
   // Whether v, as it is packed, could overflow in the sums of a long row
-  bool outgrown() const { return raised != 1 && !(values.size() < 0x1p56f); }
-  // From here on v is packed as it is. o: what rows queries have summed so far
+  bool outgrown() const { return raised == kRaisedValues && !(values.size() < 0x1p56f); }
+  // From here on v is packed as a large one. o: what rows queries have summed so far
   void lower(float* o, int64_t rows) {
     for (int64_t i = 0; i < rows * o_width; i += 16)
-      V::store(o + i, V::mul(V::load(o + i), V::set1(1 / raised)));
-    raised = 1;
+      V::store(o + i, V::mul(V::load(o + i), V::set1(kLoweredValues / raised)));
+    raised = kLoweredValues;
   }
 
   // Parts of one number may differ in sign: where it is multiplied with infinity the score would be
