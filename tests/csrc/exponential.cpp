@@ -36,6 +36,13 @@ struct Short {
   static constexpr bool kRelative = true;
   static V::F of(V::F x) { return exponential<1>(x, V::set1(1), V::zero()); }
 };
+
+struct Weight {
+  static constexpr bool kRelative = true;
+  static V::F of(V::F x) {
+    return V::mul(weight_of<1>(x, V::set1(1), V::zero()), V::set1(1 / kWeightUnit<1>));
+  }
+};
 #endif
 
 template <class E>
@@ -135,6 +142,7 @@ int main() {
   bool good = report<Exp2>("exp2");
 #if defined(__AMX_BF16__)
   good &= report<Short>("short");
+  good &= report<Weight>("weight");
 #endif
   return good ? 0 : 1;
 }
