@@ -46,9 +46,9 @@ bench-compare: setup  ## time the CPU kernels of BASE=REVISION against these (BE
 test: setup  ## run the tests (PYTEST_ARGS="-k name")
 	PYTHONSAFEPATH=1 $(BIN)/pytest -m "not integrations" $(PYTEST_ARGS)
 
-test-all: setup  ## run the slow tests as well, and build and test with every compiler here
+test-all: setup  ## the slow tests as well, builds by every compiler here, headers of the promised torch
 	CLINATTN_TEST_ALL=1 PYTHONSAFEPATH=1 $(BIN)/pytest -m "not integrations" $(PYTEST_ARGS)
-	@$(MAKE) --no-print-directory compilers
+	@$(MAKE) --no-print-directory compilers cuda-headers
 
 test-integrations: setup $(VENV)/.integrations  ## run those that need transformers, opacus, ...
 	PYTHONSAFEPATH=1 $(BIN)/pytest -m integrations tests/integrations $(PYTEST_ARGS)
