@@ -113,7 +113,7 @@ def test_bench_finds_the_demo_beside_the_project(cli, meds, tmp_path, monkeypatc
 
 def test_quick_spends_less_time(cli, tmp_path):
     options = ["--profile", "note_chunks", "--modes", "infer", "--sequences", "4", "--rounds", "1"]
-    assert cli("bench", *options, QUICK="1").exit_code == 0
+    assert cli("bench", "--preset", "tiny", *options, QUICK="1").exit_code == 0
     settings = json.loads((tmp_path / "bench" / "out" / "results.json").read_text())["settings"]
     assert (settings["budget_s"], settings["max_tokens"]) == (45, 2048)
 

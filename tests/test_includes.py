@@ -34,7 +34,7 @@ DECLARED_IN = {
     "atomic": "atomic memory_order_acquire memory_order_release memory_order_relaxed",
     "bit": "bit_cast",
     "chrono": "chrono",
-    "cmath": "abs exp2 nearbyint",
+    "cmath": "abs exp2 isinf logb nearbyint",
     "cstdlib": "aligned_alloc atoi free getenv",
     "cstring": "memset memcpy",
     "functional": "function greater",
@@ -50,7 +50,7 @@ DECLARED_IN = {
     "string": "string to_string",
     "thread": "thread this_thread",
     "tuple": "tuple",
-    "type_traits": "common_type_t conditional_t is_const_v is_reference_v is_same_v",
+    "type_traits": "common_type_t conditional_t is_const_v is_reference_v is_same_v remove_cvref_t",
     "utility": "move pair",
     "vector": "vector erase_if",
 }

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <initializer_list>
+#include <type_traits>
 
 #include "amx_products.h"
 #include "forward_step.h"

@@ -6,6 +6,8 @@
 
 #include <string.h>
 
+#include <type_traits>
+
 #include "../large.h"
 #include "rows.h"
 
