@@ -26,7 +26,7 @@ CSRC := $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h csrc/cuda/*.c
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup ext bench bench-cpu bench-compare test test-all test-integrations triton-matrix cuda-headers compilers compat lint format doctor gpu gpu-here gpu-plan gpu-pack gpu-adopt clean FORCE
+.PHONY: help setup ext bench bench-cpu bench-compare test test-all test-integrations triton-matrix cuda-headers compilers compat sanitize lint format doctor gpu gpu-here gpu-plan gpu-pack gpu-adopt clean FORCE
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
@@ -46,9 +46,10 @@ bench-compare: setup  ## time the CPU kernels of BASE=REVISION against these (BE
 test: setup  ## run the tests (PYTEST_ARGS="-k name")
 	PYTHONSAFEPATH=1 $(BIN)/pytest -m "not integrations" $(PYTEST_ARGS)
 
-test-all: setup  ## the slow tests as well, builds by every compiler here, headers of the promised torch
+test-all: setup  ## the slow tests as well, every compiler here, headers of promised torches, sanitizers
 	CLINATTN_TEST_ALL=1 PYTHONSAFEPATH=1 $(BIN)/pytest -m "not integrations" $(PYTEST_ARGS)
 	@$(MAKE) --no-print-directory compilers cuda-headers
+	@$(MAKE) --no-print-directory sanitize CALLS=500
 
 test-integrations: setup $(VENV)/.integrations  ## run those that need transformers, opacus, ...
 	PYTHONSAFEPATH=1 $(BIN)/pytest -m integrations tests/integrations $(PYTEST_ARGS)
@@ -64,6 +65,10 @@ compilers: setup  ## build with each compiler on PATH, without warnings, and tes
 
 compat: $(VENV)/.made  ## test under each promised torch, in environments of 6 GB (COMPAT="2.15.0:3.13")
 	$(BIN)/python tests/compat.py $(COMPAT) $(if $(PYTEST_ARGS),-- $(PYTEST_ARGS))
+
+sanitize: setup  ## make 20,000 random calls under sanitizers of memory (CALLS=500 SEED=0 FIRST=0)
+	$(BIN)/python tests/sanitize.py $(if $(CALLS),--calls $(CALLS)) $(if $(SEED),--seed $(SEED)) \
+	  $(if $(FIRST),--first $(FIRST))
 
 doctor: setup  ## say what can run on this machine, and why the rest cannot
 	$(BIN)/clinattn doctor

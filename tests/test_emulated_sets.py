@@ -19,7 +19,7 @@ SELECTED = {
     "test_linear.py": "",
     "test_linear_ranges.py": "",
     "test_instruction_sets.py": "(amx or avx512) and test_across_tiles"
-    " and (short-softcap or short-dropout or long-mask-grad-rows)",
+    " and (short-softcap or short-dropout or short-lse or long-mask-grad-rows)",
 }
 
 pytestmark = [

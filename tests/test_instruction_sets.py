@@ -48,6 +48,7 @@ SHORT = [
     Case("short-window", nq=tuple(range(1, 131, 6)), dim=33, window=(9, 4)),
     Case("short-softcap", nq=tuple(range(1, 70, 3)), dim=17, softcap=3.0, alibi="h"),
     Case("short-dropout", nq=tuple(range(1, 70, 3)), dim=64, dropout=0.3),
+    Case("short-lse", nq=tuple(range(1, 70, 3)), dim=24, cotangent="lse"),
 ]
 
 

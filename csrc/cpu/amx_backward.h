@@ -130,8 +130,8 @@ struct AmxBackward {
   float* column(int64_t row, int64_t key) { return s + in_block(key - step_key, row); }
   float* cap_slope(int64_t row, int64_t key) { return slopes + in_block(key - step_key, row); }
 
-  // Magnitudes of q and do are below these, as bits, and so many queries are summed. do is packed
-  // to be below 2^33.
+  // Magnitudes of q, and of do and dlse, are below these, as bits, and so many queries are summed.
+  // do is packed to be below 2^33.
   void begin_task(uint32_t q_bits, uint32_t do_bits, int64_t count) {
     memcpy(&largest_q, &q_bits, sizeof largest_q);
     memcpy(&largest_do, &do_bits, sizeof largest_do);
@@ -148,7 +148,7 @@ struct AmxBackward {
                  k = static_cast<double>(keys.size()) * raised,
                  v = static_cast<double>(values.size()) * raised,
                  grad = static_cast<double>(largest_do) * do_raised,
-                 ds = 2 * v * grad * static_cast<double>(width);
+                 ds = (2 * v * static_cast<double>(width) + raised) * grad;
     return !(q * k * static_cast<double>(width) < most && ds < most && grad * n < most &&
              ds * q * n < most && ds * k * n < most);
   }

@@ -140,6 +140,9 @@ struct Backward {
             largest_q = V::max(V::abs(V::load(o + d)), largest_q);
             largest_do = V::max(V::abs(V::load(grad + d)), largest_do);
           }
+          // ds is of its size, too
+          if (p.dlse)
+            largest_do = V::max(V::abs(V::set1(static_cast<const T*>(p.dlse)[at])), largest_do);
         }
       }
       const T low = p.lse_low ? static_cast<const T*>(p.lse_low)[at] : 0;

@@ -148,7 +148,7 @@ struct RowKept {
 template <class V>
 struct ColumnKept {
   alignas(64) uint16_t bits[2][3 * kDrawn];
-  int64_t offset;  // of the first key
+  int64_t offset = 0;  // of the first key
 
   void draw(const Dropout& dropout, const DrawRows& rows, int64_t n, int64_t k0, int64_t begin,
             int64_t end) {
