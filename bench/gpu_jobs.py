@@ -170,4 +170,5 @@ def device_answers(device: torch.device | str) -> bool:
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent))  # also where PYTHONSAFEPATH leaves it out
     main(*sys.argv[1:])
