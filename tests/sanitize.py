@@ -51,8 +51,8 @@ def run_calls(seed: int, first: int, calls: int, *options: str, **settings: str)
     """Make the calls in a process of their own; returns the one that ended it, if any."""
     command = [sys.executable, str(ROOT / "tests" / "random_calls.py"), *options]
     command += ["--seed", str(seed), "--first", str(first), "--calls", str(calls)]
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "PYTHONPATH": path, **settings}
+    path = [str(ROOT / "tests"), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path), **settings}
     call, began = "none: it did not start", time.monotonic()
     shown = began
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
