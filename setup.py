@@ -60,7 +60,7 @@ def is_clang() -> bool:
 
 
 def isa_common_flags() -> list[str]:
-    """What every unit of an instruction set is compiled with."""
+    """Flags that every unit of an instruction set is compiled with."""
     return [*ISA_COMMON_FLAGS, *([] if is_clang() else GCC_FLAGS)]
 
 
@@ -70,7 +70,7 @@ def accepts(flags: list[str]) -> bool:
 
 
 def complaint(program: str, flags: list[str]) -> str | None:
-    """What the compiler says of a program that it refuses; None where it makes one."""
+    """The compiler's message for a program that it refuses; None for one that it compiles."""
     with tempfile.TemporaryDirectory() as folder:
         command = [*compiler(), *flags, "-x", "c++", "-", "-o", str(Path(folder) / "program")]
         try:
@@ -81,7 +81,7 @@ def complaint(program: str, flags: list[str]) -> str | None:
 
 
 def openmp_flags() -> list[str]:
-    """What makes at::parallel_for use threads; empty, after a word, where that cannot be had."""
+    """Flags under which at::parallel_for uses threads; none, with a message, without OpenMP."""
     if complaint(OPENMP_PROGRAM, ["-fopenmp"]) is None:
         return ["-fopenmp"]
     need = "libomp and its headers (on Debian: libomp-dev)" if is_clang() else "omp.h and libgomp"

@@ -83,7 +83,7 @@ DERIVED = tuple(name for name, value in vars(Row).items() if isinstance(value, p
 
 
 def content(rows: Sequence[Row], interrupted: bool) -> dict[str, Any]:
-    """What the JSON holds."""
+    """The content of the JSON file: the facts and the rows."""
     return {"interrupted": interrupted, "rows": [row.record() for row in rows]}
 
 

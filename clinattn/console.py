@@ -54,7 +54,7 @@ def one_line_errors(extra: Callable[[], str] = lambda: "bench") -> Iterator[None
 
 
 def _fail(message: str) -> NoReturn:
-    """One line, whatever the message holds."""
+    """Prints the message as one line of stderr, and exits with status 2."""
     err.print("error: " + " ".join(message.split()), style="red", soft_wrap=True)
     raise SystemExit(2) from None
 

@@ -54,7 +54,7 @@ def written_whole(path: str | Path) -> Iterator[Path]:
 
 
 def is_device(path: str | Path) -> bool:
-    """Whether it is there, and neither a file nor a folder."""
+    """True for an existing path that is neither a file nor a folder, as a device or a pipe."""
     return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 
 

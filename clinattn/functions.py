@@ -167,12 +167,12 @@ def _check_parts(args: list[Any], q: Tensor) -> None:
     batch = args[CU_SEQLENS].shape[0] - 1 if packed else q.shape[0]
     if packed and args[CU_SEQLENS + 1].shape[0] - 1 != batch:
         raise ValueError(f"cu_seqlens_k: expected the {batch} sequences of cu_seqlens_q")
-    for name, limit in (("q_lengths", -2), ("kv_start", -2), ("kv_end", -2)):
+    for name, x in (("q_lengths", q), ("kv_start", k), ("kv_end", k)):
         if args[AT[name]] is None:
             continue
         if packed:
             raise ValueError(f"{name}: got one with cu_seqlens, expected None")
-        most = (q if name == "q_lengths" else k).shape[limit]
+        most = x.shape[-2]
         args[AT[name]] = checks.check_lengths(name, args[AT[name]], batch, most, device)
     rows = tokens if packed else (batch, q.shape[2])
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32

@@ -1,4 +1,4 @@
-"""Whether other work ran while something was measured: process time against wall time.
+"""Detects other work beside a measurement, by process time against wall time.
 
 A share of the CPUs below one has two reasons: threads that had nothing to do, and other work that
 had their CPUs. What the CPUs themselves count, less what this process took, tells them apart.
@@ -48,7 +48,7 @@ class Watch:
 
 
 def busy_seconds() -> float | None:
-    """What all processes, and the host of a virtual machine, have had of the CPUs of this one."""
+    """Seconds that all processes, and the host of a virtual machine, have used this one's CPUs."""
     try:
         own = {f"cpu{i}" for i in os.sched_getaffinity(0)}
         lines = [line.split() for line in STAT.read_text().splitlines()]
@@ -90,7 +90,7 @@ def here(spent: Sequence[Spent], device: torch.device) -> dict[str, Any]:
 
 
 def beside(spent: Sequence[Spent], threads: int, cpus: int) -> dict[str, Any]:
-    """What a row says of it.
+    """Fields of a row that tell of other work beside its measurements.
 
     cpu_share: process time over wall time, and over the CPUs that the threads can have.
     other_cpus: how many the rest kept busy, None if unknown. disturbed: whether that is more than

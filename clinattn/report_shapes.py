@@ -1,4 +1,4 @@
-"""What the JSON of each kind of benchmark holds, as far as the report shows it."""
+"""Shapes of the JSON of each kind of benchmark, as far as the report shows it."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ KINDS: dict[str, Shape] = {
 
 
 def kind_of(result: Any) -> str | None:
-    """Which program wrote it: a name in KINDS, or None."""
+    """The kind of a result, a name in KINDS, by the fields it has; None for no known one."""
     if isinstance(result, dict):
         rows = result.get("rows")
         if result.get("schema") == 1:

@@ -24,7 +24,7 @@ def _plain(x: Any) -> Any:
 
 
 def as_int(name: str, x: Any, expected: str = "an int") -> int:
-    """What operator.index takes: an int, one of numpy, a tensor of one integer. No bool."""
+    """An int of whatever operator.index takes: ints, numpy's, a tensor of one integer. No bool."""
     if type(x) is int or isinstance(x, torch.SymInt):
         return x  # type: ignore[return-value]
     if not isinstance(x, bool) and getattr(x, "dtype", None) != torch.bool:
@@ -74,7 +74,7 @@ def at_most_far(x: int) -> int:
 
 
 def ints_of(name: str, x: Any) -> list[int]:
-    """Those of a list, an array or anything to go through but a str, none below 0."""
+    """The ints of a list, a 1-D array or another iterable but a str; none below 0."""
     if isinstance(x, (str, bytes, dict)) or not hasattr(x, "__iter__"):
         raise TypeError(f"{name}: got {type(x).__name__}, expected integers")
     if getattr(x, "ndim", 1) != 1:

@@ -1,4 +1,4 @@
-"""What values of a file must be: a shape of names, kinds and lists, and where one differs."""
+"""Shapes that values of a file must have, of names, kinds and lists; says where one differs."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ inline int64_t relative_entry(const AttentionParams& p, int64_t ahead) {
   return clamp(ahead, -p.relative_reach, p.relative_reach) + p.relative_reach;
 }
 
-// Those that pairs of a sequence can have
+// The entries that pairs of a sequence can have
 inline Span relative_entries(const AttentionParams& p, const Sequence& seq) {
   if (seq.q_end == 0 || seq.k_end == 0) return {0, 0};
   return {relative_entry(p, -(seq.q_end - 1) - seq.offset),

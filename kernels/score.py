@@ -197,7 +197,7 @@ def log_sum_exp(m, l, NATURAL: tl.constexpr):
 
 @triton.jit
 def load_low(ptr, offs_m, keep):
-    """What rounding took from lse, in base 2; keep: bool, or None for all."""
+    """The part of lse that rounding took, [M] in base 2; keep: bool [M], or None to load all."""
     LOG2E: tl.constexpr = 1.4426950408889634
     if keep is None:
         low = tl.load(ptr + offs_m)

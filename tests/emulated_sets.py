@@ -2,7 +2,7 @@
 
     PYTHONPATH=tests python -m pytest -p emulated_sets tests/test_instruction_sets.py
 
-Once imported, clinattn._C is that module: csrc/emulated_avx512.h is what the kernels of both sets
+Once imported, clinattn._C is that module: csrc/emulated_*.h are what the kernels of both sets
 are compiled with. Numbers are those of the instructions; time is not.
 """
 

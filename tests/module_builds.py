@@ -39,7 +39,7 @@ def setup() -> dict[str, Any]:
 
 
 def missing() -> str | None:
-    """What the build needs and this machine lacks."""
+    """Names what the build needs and this machine lacks."""
     with mock.patch.dict(os.environ, {"PATH": TOOLS + os.pathsep + os.environ["PATH"]}):
         folder = os.getcwd()
         os.chdir(ROOT)
@@ -50,7 +50,7 @@ def missing() -> str | None:
 
 
 def compiler_file(name: str) -> str | None:
-    """Where the compiler keeps a library."""
+    """The path of one of the compiler's own libraries; None where it has no such."""
     command = [*setup()["compiler"](), f"-print-file-name={name}"]
     found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     return found if os.path.isabs(found) else None
@@ -72,10 +72,13 @@ def units(emulated: tuple[str, ...], added: tuple[str, ...]) -> dict[str, tuple[
     names = setup()
     include = f"-I{CSRC}"
     isa = [*names["isa_common_flags"](), include]
-    emulator = ["-O2", "-Wno-psabi", "-include", str(ROOT / "tests/csrc/emulated_avx512.h")]
+    emulator = ["-O2", "-Wno-psabi", "-include"]
     probes = ["-include", str(ROOT / "tests/csrc/emulated_cpu.h")] if emulated else []
     of_sets = {x: [*isa, *flags] for x, flags in native_sets().items()}
-    of_sets |= {x: [*isa, *names["AVX2"], *emulator] for x in emulated}
+    of_sets |= {
+        x: [*isa, *names["AVX2"], *emulator, str(ROOT / f"tests/csrc/emulated_{x}.h")]
+        for x in emulated
+    }
     having = [f"-DCLINATTN_HAVE_{name.upper()}" for name in of_sets]
     torch_side = [*names["COMMON_FLAGS"], "-std=c++20", "-fopenmp", include, *having]
     torch_side += ["-DTORCH_EXTENSION_NAME=_C", f"-I{sysconfig.get_paths()['include']}"]

@@ -32,7 +32,7 @@ SHOWN_EVERY = 60.0  # seconds
 
 
 def cannot() -> str | None:
-    """What the build needs and this machine lacks."""
+    """Names what the build needs and this machine lacks."""
     if reason := missing():
         return reason
     if compiler_file("libasan.so") is None:

@@ -1,4 +1,4 @@
-"""What a file system, or what lies in it, can do wrong: a line and status 2, whatever the command.
+"""Faults of file systems and of files: a line and status 2, whatever the command.
 
 A limit on the size of files stands for a full disk.
 """

@@ -140,7 +140,7 @@ def compilers():
 
 
 def complaints(paths, flags, folder):
-    """What the compiler CXX says of files that include one header each and nothing before it."""
+    """The messages of the compiler CXX for files that include a single header each."""
     sources = []
     for path in paths:
         source = folder / f"{path.stem}.cpp"

@@ -41,7 +41,7 @@ def some_rows(power):
 
 
 def blocks(*powers):
-    """Each block of depth has its own size."""
+    """Depth beyond a block: blocks whose numbers differ in size add up."""
 
     def change(x):
         for part, power in zip(x.split(1024, 1), powers, strict=False):

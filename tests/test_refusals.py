@@ -10,7 +10,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def told(error):
-    """Whether a message has what was given or what was expected."""
+    """True for a message that names what was given or what was expected."""
     words = str(error)
     return "got" in words or "expected" in words or "unknown" in words
 

@@ -1,4 +1,4 @@
-"""What `make sanitize` runs, on the installed module: a few calls, and that a fault is named."""
+"""The random calls of `make sanitize`, a few, on the installed module; a fault is named."""
 
 import ctypes
 import faulthandler

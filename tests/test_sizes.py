@@ -60,7 +60,7 @@ def plainly(inputs, dtype):
 
 
 def check(actual, inputs, rows=slice(None), features=slice(None)):
-    """Each against fp64, in the places that are asked for alone."""
+    """Holds results to fp64, by the errors of plain fp32 in these rows and features alone."""
     (truth, *_), naive = plainly(inputs, torch.float64), plainly(inputs, torch.float32)
     for name, x in actual.items():
         part = lambda y, name=name: y[name][..., rows, :][..., features]

@@ -37,7 +37,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Settings:
-    """What to run. sequences, batch_size and rounds of None follow from budget_s seconds.
+    """Settings of a benchmark. sequences, batch_size, rounds: None to follow from budget_s seconds.
 
     budget_s is a deadline: what has been measured by then is the result.
     """

@@ -89,7 +89,7 @@ VARIANTS = (
 
 
 class Runner:
-    """One model and optimizer that every variant runs in turn: same weights, same memory.
+    """Runs every variant on the same model and optimizer in turn: same weights, same memory.
 
     until: of time.perf_counter; a batch that would begin after it raises TimeOver.
     """

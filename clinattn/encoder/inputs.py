@@ -1,4 +1,4 @@
-"""What an encoder of a given shape may be given, checked before anything is computed.
+"""Checks the inputs of an encoder, for its configuration, before anything is computed.
 
 Values are looked at where that costs no wait, as in clinattn.checks: on the CPU, not traced.
 """

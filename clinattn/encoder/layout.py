@@ -36,7 +36,7 @@ class Batch(TypedDict, total=False):
 
 
 def sequences(inputs: Any, batch: Batch) -> int:
-    """How many sequences the arguments of Encoder.encode hold."""
+    """The number of sequences in the arguments of Encoder.encode."""
     cu_seqlens = batch.get("cu_seqlens")
     if cu_seqlens is None:
         check_tensor("inputs", inputs)

@@ -57,6 +57,29 @@ class Weights(NamedTuple):
         return (self.bias_k is not None) + bool(self.add_zero_attn)
 
 
+def module_attention(
+    module: nn.MultiheadAttention,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_padding_mask: Tensor | None,
+    attn_mask: Tensor | None,
+    is_causal: bool,
+) -> Tensor:
+    """multi_head_attention with the weights of a module, and its dropout in training."""
+    return multi_head_attention(
+        query,
+        key,
+        value,
+        Weights.of(module),
+        key_padding_mask=key_padding_mask,
+        attn_mask=attn_mask,
+        is_causal=is_causal,
+        dropout_p=module.dropout if module.training else 0.0,
+        batch_first=module.batch_first,
+    )
+
+
 def multi_head_attention(
     query: Tensor,
     key: Tensor,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from clinattn.checks import MAX_HEAD_DIM, SERVED_DTYPES
-from clinattn.integrations.multihead import Weights, multi_head_attention
+from clinattn.integrations.multihead import module_attention
 
 _THEIRS: Any = nn.MultiheadAttention.forward
 
@@ -64,17 +64,7 @@ def _forward(
     if need_weights or not (served and torch.backends.cuda.flash_sdp_enabled()):
         with _torchs_own(reach):
             return _THEIRS(self, *args, is_causal)
-    o = multi_head_attention(
-        query,
-        key,
-        value,
-        Weights.of(self),
-        key_padding_mask=key_padding_mask,
-        attn_mask=attn_mask,
-        is_causal=is_causal,
-        dropout_p=self.dropout if self.training else 0.0,
-    )
-    return o, None
+    return module_attention(self, query, key, value, key_padding_mask, attn_mask, is_causal), None
 
 
 @contextmanager

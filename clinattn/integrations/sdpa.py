@@ -233,7 +233,7 @@ class _Block(TorchFunctionMode):
             nested.stop(self)
 
     def _is_entered(self) -> bool:
-        """Whether this thread is in the block."""
+        """True in the thread that entered the block, until it leaves."""
         return any(x is self for x in _get_current_function_mode_stack())
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from clinattn.checks import MAX_HEAD_DIM
-from clinattn.integrations.multihead import Weights, multi_head_attention
+from clinattn.integrations.multihead import module_attention
 from clinattn.integrations.outcome import Outcome
 
 
@@ -78,17 +78,7 @@ class FusedMultiheadAttention(_Fused, nn.MultiheadAttention):
                 query, key, value, key_padding_mask, need_weights, attn_mask,
                 average_attn_weights, is_causal,
             )  # fmt: skip
-        o = multi_head_attention(
-            query,
-            key,
-            value,
-            Weights.of(self),
-            key_padding_mask=key_padding_mask,
-            attn_mask=attn_mask,
-            is_causal=is_causal,
-            dropout_p=self.dropout if self.training else 0.0,
-            batch_first=self.batch_first,
-        )
+        o = module_attention(self, query, key, value, key_padding_mask, attn_mask, is_causal)
         return o, None
 
 

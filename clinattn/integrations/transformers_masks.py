@@ -147,7 +147,7 @@ def attention_mask(
 
 
 def _is_watched(x: Tensor) -> bool:
-    """Whether a trace or a transform looks on, for which a mask is made of plain tensors."""
+    """True under a trace or a transform, for which a mask is made of plain tensors."""
     return (
         torch.compiler.is_compiling()
         or torch._C._get_tracing_state() is not None

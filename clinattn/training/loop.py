@@ -265,7 +265,7 @@ class Trainer:
         return saved
 
     def _newest_intact(self, found: list[Path]) -> tuple[Path, dict[str, Any]]:
-        """Its path and what it holds; those after it are named."""
+        """The newest intact checkpoint: its path and contents. Damaged ones after it are named."""
         damaged = []
         for path in reversed(found):
             try:

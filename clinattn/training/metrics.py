@@ -28,7 +28,7 @@ def auroc(scores: Tensor, positive: Tensor) -> float | None:
 
 
 class MetricsFile:
-    """One JSON object a line; a run that goes on from `step` forgets what came after it.
+    """Metrics as JSON, an object a line; a run resumed from `step` drops the lines of later steps.
 
     Raises ValueError for a file of something else.
     """

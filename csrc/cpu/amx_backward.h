@@ -4,6 +4,7 @@
 
 #include <string.h>
 
+#include "amx_factors.h"
 #include "amx_sums.h"
 #include "cover.h"
 #include "normaliser.h"
@@ -49,13 +50,11 @@ struct AmxBackward {
   float *offset, *fraction, *delta;  // (kRows): p = fraction 2^(s + offset), offset an integer
   float* large;                      // (kRows): the normaliser of a large row, else 0
   float *s, *dp;                     // the buffers at hand
+  AmxFactors factors;                // of rows as they are packed
   float unit = 1;                    // what scores are multiples of
-  float raised = 1, do_raised = 1;   // the factors of q, k and v, and of do: powers of two
-  float largest_q, largest_do;
-  int64_t terms;                              // of a sum over queries
-  int64_t step_key;                           // their first key
-  float* slopes;                              // derivatives of the softcap, laid out as s: 4 KB
-  ColumnKept<V> kept;                         // by dropout, of those
+  int64_t step_key;                  // their first key
+  float* slopes;                     // derivatives of the softcap, laid out as s: 4 KB
+  ColumnKept<V> kept;                // by dropout, of those
   Contents keys, values, queries, gradients;  // what rows of k, v, q and do hold
 
   AmxSums<AmxBackward> summing;
@@ -122,38 +121,21 @@ struct AmxBackward {
     return base + (key / 32 * (width / 32) + d / 32) * 1024;
   }
   float* dqt_block(int64_t i, int64_t d) { return dqt + (i / 32 * (width / 32) + d / 32) * 1024; }
-  // Row and column of a block of 2 x 2 tiles
-  static int64_t in_block(int64_t row, int64_t column) {
-    return row / 16 * 512 + column / 16 * 256 + row % 16 * 16 + column % 16;
-  }
   // The scores of 16 queries with one key of the tile, which the buffer at hand holds
   float* column(int64_t row, int64_t key) { return s + in_block(key - step_key, row); }
   float* cap_slope(int64_t row, int64_t key) { return slopes + in_block(key - step_key, row); }
 
-  // Magnitudes of q, and of do and dlse, are below these, as bits, and so many queries are summed.
-  // do is packed to be below 2^33.
+  // See AmxFactors.
   void begin_task(uint32_t q_bits, uint32_t do_bits, int64_t count) {
-    memcpy(&largest_q, &q_bits, sizeof largest_q);
-    memcpy(&largest_do, &do_bits, sizeof largest_do);
-    terms = max64(count, kKeys);
-    raised = kRaised, unit = 1 / (raised * raised);
-    do_raised =
-        __builtin_ldexpf(1, static_cast<int>(min64(159 - static_cast<int64_t>(do_bits >> 23), 76)));
+    factors = AmxFactors::of(q_bits, do_bits, max64(count, kKeys));
+    unit = factors.scores();
   }
-  // Whether sums of what is packed like this might overflow: scores, ds, dv, dk or dq
-  bool outgrown() const {
-    if (raised == 1) return false;
-    const double most = 0x1p126, n = static_cast<double>(terms);
-    const double q = static_cast<double>(largest_q) * raised,
-                 k = static_cast<double>(keys.size()) * raised,
-                 v = static_cast<double>(values.size()) * raised,
-                 grad = static_cast<double>(largest_do) * do_raised,
-                 ds = (2 * v * static_cast<double>(width) + raised) * grad;
-    return !(q * k * static_cast<double>(width) < most && ds < most && grad * n < most &&
-             ds * q * n < most && ds * k * n < most);
-  }
+  bool outgrown() const { return factors.outgrown(keys.size(), values.size(), width); }
   // All is packed as it is.
-  void lower() { raised = do_raised = unit = 1; }
+  void lower() {
+    factors = {};
+    unit = 1;
+  }
 
   void begin_tile(int64_t count) {
     keys = values = {};
@@ -167,11 +149,11 @@ struct AmxBackward {
                 DType dtype) {
     for (int64_t j = 0; j < kBlock; ++j)
       keys.add(split_row<kParts>({stage + j * width, kBlock * width, 32}, k_rows[j], dtype,
-                                 head_dim, width, raised));
+                                 head_dim, width, factors.raised));
     for (int64_t j = 0; j < n; ++j) {
       const int64_t line = j % 16 * 32;
       values.add(split_row<kParts>({key_tile(v, 0, j0 + j, 0) + line, kTile, kParts * kTile},
-                                   v_rows[j], dtype, head_dim, width, raised));
+                                   v_rows[j], dtype, head_dim, width, factors.raised));
       for (int64_t part = 0; part < kParts; ++part)
         for (int64_t d = 0; d < width; d += 32)
           copy_line(key_tile(k, part, j0 + j, d) + line, stage + (part * kBlock + j) * width + d);
@@ -190,13 +172,13 @@ struct AmxBackward {
   void put_row(int64_t i, const void* q_row, const void* do_row, DType dtype, bool negate,
                float lse2, float low, bool is_large, float row_delta) {
     queries.add(split_row<kParts>({stage + i * kParts * width, width, 32}, q_row, dtype, head_dim,
-                                  width, negate ? -raised : raised));
+                                  width, negate ? -factors.raised : factors.raised));
     gradients.add(split_row<kParts>({stage2 + i * kParts * width, width, 32}, do_row, dtype,
-                                    head_dim, width, do_raised));
+                                    head_dim, width, factors.gradient));
     offset[i] = is_large ? 0 : lse2;
     large[i] = is_large ? lse2 : 0;
     fraction[i] = low;
-    delta[i] = row_delta * (raised * do_raised);
+    delta[i] = row_delta * factors.ds();
   }
 
   // offset and fraction <- those of the normalisers that put_row has left there; a row that sees
@@ -277,8 +259,8 @@ struct AmxBackward {
                      const IsEdge& is_edge, const Hide& hide, bool some_edge, bool skip_rows,
                      bool skip_keys, const Complete& complete, const Prefetch& prefetch,
                      const Extras& extras) {
-    const double products = static_cast<double>(values.size()) * raised *
-                            (static_cast<double>(gradients.size()) * do_raised);
+    const double products = static_cast<double>(values.size()) * factors.raised *
+                            (static_cast<double>(gradients.size()) * factors.gradient);
     const bool tiny = kRaises && (keys.small || queries.small || values.small || gradients.small ||
                                   (products > 0 && products < kSmall));
     const bool small_scores = (keys.small && !(queries.size() < kOrdinary)) ||
@@ -325,8 +307,10 @@ struct AmxBackward {
       step_key = here.j;
       if (kBeside) prefetch(b, count);
       const int64_t i = here.i, j = here.j, seen = here.seen_rows(), last = j + here.columns();
-      if (odd_scores) mend(s, k, q, i, j, small_scores);
-      if (tiny || odd_dp) mend(dp, v, dout, i, j, tiny);
+      if (odd_scores)
+        mend<kParts>(s, key_tile(k, 0, j, 0), query_tile(q, 0, i, 0), width, small_scores);
+      if (tiny || odd_dp)
+        mend<kParts>(dp, key_tile(v, 0, j, 0), query_tile(dout, 0, i, 0), width, tiny);
       const bool edge = is_edge(i, seen, j, last);
       const auto scales =
           edge && hide(i, seen, j, last) ? Units<float>::of_natural() : units.times(unit);
@@ -390,7 +374,7 @@ struct AmxBackward {
         V::transpose(dp + in_block(c, r), 16, rows + r * 32 + c, 32);
     if (kRaises)
       for (int64_t at = 0; at < 32 * 32; at += 16)
-        V::store(rows + at, V::mul(V::load(rows + at), V::set1(1 / (raised * do_raised))));
+        V::store(rows + at, V::mul(V::load(rows + at), V::set1(1 / factors.ds())));
     extras.add(i, n, j, j + 32, rows, 32);
   }
 
@@ -421,7 +405,7 @@ struct AmxBackward {
 
   // acc <- dq where set, else acc + dq; rows of acc are ld apart
   void fold(int64_t n, float* acc, int64_t ld, bool set) {
-    const __m512 unit_of_dq = V::set1(1 / (raised * raised * do_raised));
+    const __m512 unit_of_dq = V::set1(1 / factors.dq());
     for (int64_t i = 0; i < n; i += 16)
       for (int64_t d = 0; d < round_up(head_dim, 16); d += 16) {
         alignas(64) float rows[256];
@@ -434,37 +418,16 @@ struct AmxBackward {
       }
   }
 
-  const float* dk_row(int64_t j) {
-    return gradient_row(dk, out, j, 1 / (raised * raised * do_raised));
+  const float* dk_row(int64_t j) { return gradient_row(dk, out, j, 1 / factors.dq()); }
+  const float* dv_row(int64_t j) {
+    return gradient_row(dv, out + 16 * width, j, 1 / factors.gradient);
   }
-  const float* dv_row(int64_t j) { return gradient_row(dv, out + 16 * width, j, 1 / do_raised); }
   const float* gradient_row(float* blocks, float* row, int64_t j, float unit_of_it) {
     for (int64_t d = 0; d < width; d += 16) {
       const __m512 x = V::load(gradient_block(blocks, j, d) + in_block(j % 32, d % 32));
       V::store(row + d, V::mul(x, V::set1(unit_of_it)));
     }
     return row;
-  }
-
-  // Products of keys and queries one by one, for 32 queries from i and 32 keys from j: all of them,
-  // for numbers too small for their parts, or those that are NaN, as products with infinity are
-  // where parts differ in sign.
-  void mend(float* to, Bf16* of_keys, Bf16* of_queries, int64_t i, int64_t j, bool all) {
-    for (int64_t key = 0; key < 32; ++key)
-      for (int64_t row = 0; row < 32; ++row) {
-        float& product = to[in_block(key, row)];
-        if (!all && product == product) continue;
-        product = 0;
-        for (int64_t d = 0; d < width; ++d) {
-          float x = 0, y = 0;
-          for (int part = 0; part < kParts; ++part) {
-            x += widen(BFloat16{key_tile(of_keys, part, j + key, d)[key % 16 * 32 + d % 32]});
-            y += widen(BFloat16{
-                query_tile(of_queries, part, i + row, d)[d % 32 / 2 * 32 + row % 16 * 2 + d % 2]});
-          }
-          product += x * y;
-        }
-      }
   }
 };
 

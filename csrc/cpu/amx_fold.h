@@ -213,7 +213,8 @@ class AmxFold {
     e.unit = q.packing.unit * keys.unit;
     if constexpr (kParts > 1) {
       const bool all = e.unit > 1 && (q.packing.small || keys.small);
-      if (all || !(q.packing.finite && keys.finite)) e.mend_scores(q.q, block.step.at, all);
+      if (all || !(q.packing.finite && keys.finite))
+        mend<kParts>(e.s, e.k_tile(0, block.step.at, 0), q.q, e.width, all);
     }
     const bool is_natural = block.step.edge && q.hide(block.step);
     scale = is_natural ? Units<float>::of_natural() : scales.times(e.unit);

@@ -164,27 +164,6 @@ struct AmxForward {
     raised = kLoweredValues;
   }
 
-  // Parts of one number may differ in sign: where it is multiplied with infinity the score would be
-  // NaN. Such scores of the buffer at hand, or all, are summed as products of the numbers.
-  void mend_scores(const Bf16* queries, int64_t at, bool all) {
-    for (int64_t key = 0; key < kKeys; ++key)
-      for (int64_t row = 0; row < kRows; ++row) {
-        float& score = column(row / 16 * 16, key)[row % 16];
-        if (!all && score == score) continue;
-        score = 0;
-        for (int64_t d = 0; d < width; ++d) {
-          float x = 0, y = 0;
-          for (int64_t part = 0; part < kParts; ++part) {
-            const Bf16* tile =
-                queries + ((row / 16 * (width / 32) + d / 32) * kParts + part) * kTile;
-            x += widen(BFloat16{tile[d % 32 / 2 * 32 + row % 16 * 2 + d % 2]});
-            y += widen(BFloat16{k_tile(part, at + key, d)[key % 16 * 32 + d % 32]});
-          }
-          score += x * y;
-        }
-      }
-  }
-
   // The slow way for a v with NaN or inf, where only what rows see is multiplied, and for a v with
   // numbers too small for their parts.
   void multiply_seen(float* o, Bf16* weights, int64_t at, int64_t first, int64_t end, bool edge) {

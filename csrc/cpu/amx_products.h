@@ -42,6 +42,35 @@ struct Operand {
   bool two = true;
 };
 
+// Row and column of a block of 2 x 2 tiles of sums
+inline int64_t in_block(int64_t row, int64_t column) {
+  return row / 16 * 512 + column / 16 * 256 + row % 16 * 16 + column % 16;
+}
+
+// sums (2 x 2 tiles) <- products, of numbers in place of parts, of 32 keys and 32 queries, from
+// whose tiles on these lie: all of them, for numbers too small for their parts, or those that are
+// NaN. Parts of a number differ in sign, and their products with infinity would be NaN.
+template <int kParts>
+__attribute__((noinline)) void mend(float* sums, const Bf16* keys, const Bf16* queries,
+                                    int64_t width, bool all) {
+  const int64_t steps = width / 32;
+  const auto number = [&](const Bf16* tiles, int64_t row, int64_t d, int64_t at) {
+    float x = 0;
+    for (int64_t part = 0; part < kParts; ++part)
+      x += widen(BFloat16{tiles[((row / 16 * steps + d / 32) * kParts + part) * kTile + at]});
+    return x;
+  };
+  for (int64_t key = 0; key < 32; ++key)
+    for (int64_t row = 0; row < 32; ++row) {
+      float& sum = sums[in_block(key, row)];
+      if (!all && sum == sum) continue;
+      sum = 0;
+      for (int64_t d = 0; d < width; ++d)
+        sum += number(keys, key, d, key % 16 * 32 + d % 32) *
+               number(queries, row, d, d % 32 / 2 * 32 + row % 16 * 2 + d % 2);
+    }
+}
+
 struct NoWork {
   void operator()() const {}
 };

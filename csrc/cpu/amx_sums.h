@@ -153,7 +153,7 @@ class AmxSums {
                 e.query_pair_tile(pairs, part, i, d)[i % 16 * 32 + d % 16 * 2 + i % 32 / 16]});
           total += weight * x;
         }
-        e.gradient_block(to, j, d)[e.in_block(j % 32, d % 32)] += total;
+        e.gradient_block(to, j, d)[in_block(j % 32, d % 32)] += total;
       }
   }
 
@@ -169,7 +169,7 @@ class AmxSums {
             x += widen(BFloat16{e.kt_tile(part, j, d0 + d)[d % 16 * 32 + j % 32]});
           total += weight * x;
         }
-        float& to = c[e.in_block(d, i)];
+        float& to = c[in_block(d, i)];
         to = summed.first ? total : to + total;
       }
   }

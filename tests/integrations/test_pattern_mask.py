@@ -1,4 +1,4 @@
-"""What becomes of a mask of clinattn in the hands of others: a copy says what the original does."""
+"""Masks of clinattn in the hands of others: a copy of one hides what the original hides."""
 
 import copy
 import io

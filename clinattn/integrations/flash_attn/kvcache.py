@@ -101,7 +101,7 @@ def flash_attn_with_kvcache(
 
 
 def _check_words(q: Tensor, cache: Cache, words: dict[str, Any]) -> None:
-    """What fused_attention refuses is refused before the cache is written."""
+    """Refuses the arguments that fused_attention would refuse, before the cache is written."""
     heads, head_dim = q.shape[2:]
     query, key, value = (x[:0].transpose(1, 2) for x in (q, cache.k, cache.v))
     check_dense(query, key, value, True)
