@@ -22,11 +22,11 @@ VENV ?= $(if $(OFFLINE),.venv-offline,.venv)
 BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip --disable-pip-version-check
 CSRC := $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h csrc/cuda/*.cpp csrc/cuda/*.h \
-  csrc/cuda/*.cu csrc/cuda/*.cuh tests/csrc/*.cpp tests/csrc/*.h)
+  csrc/cuda/*.cu csrc/cuda/*.cuh tests/lib/csrc/*.cpp tests/lib/csrc/*.h)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup ext bench bench-cpu bench-compare test test-all test-integrations triton-matrix cuda-headers compilers compat sanitize lint format doctor gpu gpu-here gpu-plan gpu-pack gpu-adopt clean FORCE
+.PHONY: help setup ext bench bench-cpu bench-compare test test-all test-elsewhere test-integrations triton-matrix cuda-headers compilers compat sanitize lint format doctor gpu gpu-here gpu-plan gpu-pack gpu-adopt clean FORCE
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
@@ -43,31 +43,33 @@ bench-cpu: setup  ## time the CPU kernels, pass by pass (BENCH_ARGS="-k name --j
 bench-compare: setup  ## time the CPU kernels of BASE=REVISION against these (BENCH_ARGS="-k name")
 	@$(BIN)/python bench/compare.py $(BENCH_ARGS) -- "$(BASE)"
 
-test: setup  ## run the tests (PYTEST_ARGS="-k name")
-	PYTHONSAFEPATH=1 $(BIN)/pytest -m "not integrations" $(PYTEST_ARGS)
+test: setup  ## every fast test and one in twelve of the others (PYTEST_ARGS="-k name")
+	@$(BIN)/python tests/lib/suite.py $(PYTEST_ARGS)
 
-test-all: setup  ## the slow tests as well, every compiler here, headers of promised torches, sanitizers
-	CLINATTN_TEST_ALL=1 PYTHONSAFEPATH=1 $(BIN)/pytest -m "not integrations" $(PYTEST_ARGS)
+test-all: setup $(VENV)/.integrations  ## every test, those that need transformers, opacus, ... too
+	@$(BIN)/python tests/lib/suite.py --all $(PYTEST_ARGS)
+
+test-elsewhere: setup  ## every compiler here, headers of promised torches, random calls sanitized
 	@$(MAKE) --no-print-directory compilers cuda-headers
 	@$(MAKE) --no-print-directory sanitize CALLS=500
 
 test-integrations: setup $(VENV)/.integrations  ## run those that need transformers, opacus, ...
-	PYTHONSAFEPATH=1 $(BIN)/pytest -m integrations tests/integrations $(PYTEST_ARGS)
+	@$(BIN)/python tests/lib/suite.py --all tests/integrations/packages $(PYTEST_ARGS)
 
 triton-matrix: setup  ## test the Triton kernels under several Tritons (TRITON_VERSIONS="3.6.0 3.9.0")
-	$(BIN)/python tests/triton_matrix.py $(TRITON_VERSIONS)
+	$(BIN)/python tests/lib/triton_matrix.py $(TRITON_VERSIONS)
 
 cuda-headers: setup  ## compile the torch side of the CUDA extension against the oldest and newest torch
-	$(BIN)/python tests/cuda_headers.py $(HEADERS)
+	$(BIN)/python tests/lib/cuda_headers.py $(HEADERS)
 
 compilers: setup  ## build with each compiler on PATH, without warnings, and test it (COMPILERS="clang++-16")
-	$(BIN)/python tests/compilers.py $(COMPILERS)
+	$(BIN)/python tests/lib/compilers.py $(COMPILERS)
 
 compat: $(VENV)/.made  ## test under each promised torch, in environments of 6 GB (COMPAT="2.15.0:3.13")
-	$(BIN)/python tests/compat.py $(COMPAT) $(if $(PYTEST_ARGS),-- $(PYTEST_ARGS))
+	$(BIN)/python tests/lib/compat.py $(COMPAT) $(if $(PYTEST_ARGS),-- $(PYTEST_ARGS))
 
 sanitize: setup  ## make 20,000 random calls under sanitizers of memory (CALLS=500 SEED=0 FIRST=0)
-	$(BIN)/python tests/sanitize.py $(if $(CALLS),--calls $(CALLS)) $(if $(SEED),--seed $(SEED)) \
+	$(BIN)/python tests/lib/sanitize.py $(if $(CALLS),--calls $(CALLS)) $(if $(SEED),--seed $(SEED)) \
 	  $(if $(FIRST),--first $(FIRST))
 
 doctor: setup  ## say what can run on this machine, and why the rest cannot

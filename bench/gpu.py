@@ -5,7 +5,7 @@
     python bench/gpu.py --backends cuda        the CUDA C++ kernels alone
     python bench/gpu.py --tune                 time other tiles than those of kernels/configs.py
     CLINATTN_GPU_DRYRUN=1 python bench/gpu.py  all of it, tiny, without a GPU: Triton interpreted,
-                                               the CUDA kernels as in tests/emulated.py
+                                               the CUDA kernels as in tests/lib/emulated.py
 
 Rows go to bench/results/gpu-<card>-<date>.jsonl, or to $OUT, one by one as they are measured; each
 says where and with what it was taken. A failure is a row too: the rest goes on, and the exit code

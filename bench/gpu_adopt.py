@@ -4,8 +4,8 @@
     python bench/gpu_adopt.py bench/results/gpu-*.jsonl --write    makes it
 
 It reads the verdicts of the stages candidates and tiles of gpu.py. A kind of call without a row of
-its own takes the plain one, and changes with it: tests/test_triton_aot.py then says whether what it
-launches fits. Rows that two cards share are left to be changed by hand.
+its own takes the plain one, and changes with it: tests/triton/test_triton_aot.py then says whether
+what it launches fits. Rows that two cards share are left to be changed by hand.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ def compiled(run: Run) -> None:
     command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
     settings = {"CLINATTN_CUDA": "1"}
     if run.dryrun:
-        command = [sys.executable, "tests/emulated.py"]
+        command = [sys.executable, "tests/lib/emulated.py"]
     elif not os.environ.get("TORCH_CUDA_ARCH_LIST"):
         capability = torch.cuda.get_device_capability(run.device)
         settings["TORCH_CUDA_ARCH_LIST"] = ".".join(map(str, capability))

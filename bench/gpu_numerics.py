@@ -20,7 +20,7 @@ from clinattn.kernels import configs, launch
 if TYPE_CHECKING:
     from gpu import Run
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "lib"))
 from cases import CASES, FEATURES, Case  # noqa: E402
 from support import Problem  # noqa: E402
 
@@ -82,7 +82,7 @@ Job = tuple[str, str, str, int]
 
 
 def numerics(run: Run) -> None:
-    """Head dims 64 and 128, then the table of tests/cases.py, in bf16 and fp32, against fp64."""
+    """Head dims 64 and 128, then the tests' table of cases, in bf16 and fp32, against fp64."""
     check_jobs(run, [job for job in jobs_of(run.backends, run.dryrun) if is_core(job)])
 
 

@@ -16,7 +16,7 @@ VERIFIED: frozenset[tuple[int, int]] = frozenset()
 
 
 def emulated() -> bool:
-    """Whether they run on CPU tensors: CLINATTN_EMULATE_CUDA, a library by tests/emulated.py."""
+    """Whether they run on CPU tensors: CLINATTN_EMULATE_CUDA, of tests/lib/emulated.py."""
     path = os.environ.get("CLINATTN_EMULATE_CUDA")
     if path:
         _load(path)

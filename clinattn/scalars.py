@@ -1,8 +1,7 @@
 """Numbers and flags of a caller: what may be given for an int, a float or a bool, in one place.
 
-numpy's scalars and arrays without dimensions are what their item() is. A bool is no number, and
-nothing that float() would parse or round without a word is a float: a str, a complex, a tensor,
-whose gradient would be lost.
+numpy's scalars and arrays or tensors without dimensions are what their item() is. A bool is no
+number, and nothing that float() would parse or round without a word is a float: a str, a complex.
 """
 
 from __future__ import annotations
@@ -36,8 +35,13 @@ def as_int(name: str, x: Any, expected: str = "an int") -> int:
 
 
 def as_float(name: str, x: Any, expected: str = "a float") -> float:
-    """A float, or an int that is not too large for one; numpy's too. NaN is refused."""
-    x = x if isinstance(x, Tensor) else _plain(x)
+    """A float, or an int that is not too large for one; of numpy or a tensor, too. No NaN.
+
+    A tensor that requires a gradient is refused: item() would lose the gradient.
+    """
+    if isinstance(x, Tensor) and x.requires_grad:
+        raise TypeError(f"{name}: got a tensor that requires a gradient, expected {expected}")
+    x = _plain(x)
     if isinstance(x, bool) or not isinstance(x, (int, float, torch.SymInt, torch.SymFloat)):
         raise TypeError(f"{name}: got {type(x).__name__}, expected {expected}")
     if x != x:

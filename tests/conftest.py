@@ -1,22 +1,30 @@
 """Settings that every test runs under.
 
-This folder, and never the root of the repository, is put on sys.path: test modules share code by
+tests/lib, and never the root of the repository, is put on sys.path: test modules share code by
 `from support import ...` and `from cases import ...` (pytest's importlib mode adds nothing itself).
 """
 
+import json
 import os
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent / "lib"))
 # Read by the compiled kernels at their first use: outputs start as NaN, so an unwritten one shows.
 os.environ.setdefault("CLINATTN_POISON_OUTPUTS", "1")
 
 import pytest  # noqa: E402
+import seconds  # noqa: E402
+import tiers  # noqa: E402
 import torch  # noqa: E402
+from places import BENCH, TESTS  # noqa: E402
 
-# Kernels that are interpreted are not compiled.
-collect_ignore = ["test_triton_aot.py"] if os.environ.get("TRITON_INTERPRET") == "1" else []
+# Kernels are either interpreted or compiled in a process.
+if os.environ.get("TRITON_INTERPRET") == "1":
+    collect_ignore = [str(x) for x in TESTS.glob("*/") if x.name != "triton"]
+    collect_ignore += [str(x) for x in (TESTS / "triton").glob("*.py")]
+else:
+    collect_ignore = [str(TESTS / "triton" / "interpreted")]
 
 
 def _poisoned(allocate):
@@ -54,10 +62,9 @@ def seed():
 @pytest.fixture(scope="module")
 def bench_on_the_path():
     """Modules of bench/ can be imported by name."""
-    folder = str(Path(__file__).parent.parent / "bench")
-    sys.path.insert(0, folder)
+    sys.path.insert(0, str(BENCH))
     yield
-    sys.path.remove(folder)
+    sys.path.remove(str(BENCH))
 
 
 @pytest.fixture
@@ -66,10 +73,6 @@ def threads():
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
-
-
-def pytest_configure(config):
-    config.addinivalue_line("markers", "unpoisoned: torch.empty is left as it is (compilers)")
 
 
 @pytest.fixture
@@ -81,3 +84,31 @@ def small_presets(monkeypatch):
 
     for name, config in SMALL_PRESETS.items():
         monkeypatch.setitem(PRESETS, name, config)
+
+
+def pytest_configure(config):
+    for name in ("fast", "device", "slow", "timed"):
+        config.addinivalue_line("markers", f"{name}: the tier, by folder (tests/lib/tiers.py)")
+    config.addinivalue_line("markers", "unpoisoned: torch.empty is left as it is (compilers)")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    for item in items:
+        item.add_marker(tiers.tier(item.path))
+        if "packages" in item.path.parts:
+            item.add_marker("integrations")
+    if os.environ.get("CLINATTN_TESTS") == "sample":
+        kept = tiers.sampled(items)
+        config.hook.pytest_deselected(items=[x for x in items if x not in set(kept)])
+        items[:] = kept
+
+
+def pytest_terminal_summary(terminalreporter):
+    """The table of seconds by file, or a file of them for who runs several sessions."""
+    reports = [x for found in terminalreporter.stats.values() for x in found if hasattr(x, "when")]
+    found = seconds.by_file(reports)
+    if path := os.environ.get("CLINATTN_SECONDS"):
+        Path(path).write_text(json.dumps(found))
+    elif found:
+        terminalreporter.write_line(seconds.table(found))

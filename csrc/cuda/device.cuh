@@ -1,5 +1,5 @@
 // The words that kernels are written in: threads, shared memory, shuffles, asynchronous copies and
-// tensor-core products. A C++ compiler alone gets them from tests/csrc/emulator.h.
+// tensor-core products. A C++ compiler alone gets them from tests/lib/csrc/emulator.h.
 #pragma once
 
 #ifndef __CUDACC__

@@ -1,0 +1,83 @@
+"""Every example runs from a fresh clone, in a process of its own, and shows what it says."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from places import ROOT
+
+pytestmark = pytest.mark.integrations
+
+EXAMPLES = ROOT / "examples"
+PACKAGES = {"finetune_bert": ("transformers", "accelerate"), "private_training": ("opacus",)}
+
+
+def numbers(name, output):
+    """What is printed after a name, as in "loss 0.25" or "'loss': '0.25'"."""
+    return [float(x) for x in re.findall(rf"\b{name}[': ]+(\d+\.?\d*(?:e-?\d+)?)", output)]
+
+
+def falls(output):
+    losses = numbers("loss", output)
+    return len(losses) > 2 and losses[-1] < 0.3 * losses[0]
+
+
+def replaces(output):
+    """The report of replace_attention comes before the losses."""
+    return int(re.search(r"(\d+) attention modules? replaced", output)[1]) > 0 and falls(output)
+
+
+def forgets_the_distant(output):
+    decay = numbers("decay", output)
+    return falls(output) and decay[-1] > 2 * decay[0]
+
+
+def spends(output):
+    epsilon = numbers("epsilon", output)
+    return falls(output) and epsilon == sorted(epsilon) and epsilon[-1] < 10
+
+
+def agrees(output):
+    eager, compiled = (numbers(name, output) for name in ("eager", "compiled"))
+    assert set(numbers("graphs", output)) == {1}
+    return len(eager) == 3 and eager == pytest.approx(compiled, abs=1e-4)
+
+
+SHOWS = {
+    "compile": agrees,
+    "encoder_decoder": replaces,
+    "finetune_bert": replaces,
+    "private_training": spends,
+    "self_attention": forgets_the_distant,
+}
+
+
+def test_there_is_a_check_for_each():
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == set(SHOWS)
+
+
+@pytest.mark.parametrize("name", SHOWS)
+def test_example_is_short_and_explains_itself(name):
+    source = (EXAMPLES / f"{name}.py").read_text()
+    assert len(source.splitlines()) < 40
+    assert len(ast.get_docstring(ast.parse(source))) > 80
+
+
+@pytest.mark.parametrize("name", SHOWS)
+def test_example_shows_what_it_says(name, tmp_path):
+    for package in PACKAGES.get(name, ()):
+        pytest.importorskip(package)
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / f"{name}.py")],
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert SHOWS[name](done.stdout), done.stdout

@@ -1,0 +1,89 @@
+"""The fast tests under each torch that is promised, each in an environment that is then removed.
+
+    python tests/lib/compat.py 2.11.0:3.10 2.15.0:3.13 [-- -k name]
+    python tests/lib/compat.py 2.13.0:3.11:5.0.0
+
+A case is a torch and a Python; with a transformers as the third, the integrations are tested in
+place of the rest. The Python is found on PATH or among those of pyenv. What comes after -- goes to
+pytest. An environment takes 6 GB; KEEP=1 leaves it in build/compat/ for the next run. Exit code 1
+where something fails.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from elsewhere import ROOT, Result, copy_sources, failure, run_tests, show
+
+# One copy of the sources for all: the units free of torch are compiled once.
+FOLDER = ROOT / "build" / "compat"
+
+
+def python_of(version: str) -> str:
+    """The interpreter of this version, as in "3.12"."""
+    pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
+    for path in (shutil.which(f"python{version}"), *pyenv.glob(f"{version}.*/bin/python")):
+        # pyenv puts names on PATH whose version is not the chosen one; they only say so.
+        if path and not subprocess.run([path, "-c", ""], capture_output=True).returncode:
+            return str(path)
+    raise FileNotFoundError(f"Python {version} is neither on PATH nor among those of pyenv")
+
+
+def make_environment(folder: Path, torch: str, python: str, transformers: str) -> Path:
+    """An environment with this torch and clinattn, built for it; returns its Python."""
+    # What this machine demands of its own packages is about them.
+    env = os.environ | {"PIP_CONSTRAINT": os.devnull, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    run = lambda *command, **more: subprocess.run(command, env=env | more, cwd=FOLDER, check=True)
+    inside = folder / "bin" / "python"
+    done = folder / "complete"
+    pip = (inside, "-m", "pip", "install", "--quiet", "--no-cache-dir")
+    if not done.exists():
+        run(python_of(python), "-m", "venv", "--clear", folder)
+        run(*pip, "--upgrade", "pip", "setuptools>=77", "ninja")
+        run(*pip, f"torch=={torch}")
+        done.touch()
+    extras = ["integrations"] if transformers else ["bench", "test"]
+    pinned = [f"transformers=={transformers}"] if transformers else []
+    wanted = [f"torch=={torch}", *pinned, "-e", f"{FOLDER}[{','.join(extras)}]"]
+    run(*pip, "--no-build-isolation", *wanted, CLINATTN_SKIP_EXT="1")
+    build = (inside, "setup.py", "-q", "build_ext", "--inplace")
+    run(*build, CLINATTN_FORCE_BUILD="1", CLINATTN_CUDA="0")
+    return inside
+
+
+def try_case(case: str, options: list[str]) -> Result:
+    torch, python, transformers = (case.split(":") + [""])[:3]
+    folder = FOLDER / f"torch-{torch}-python-{python}"
+    copy_sources(FOLDER)
+    try:
+        inside = make_environment(folder, torch, python, transformers)
+        suite = ["integrations/packages"] if transformers else []
+        return run_tests(inside, [*(suite or ["-m", "not integrations"]), *options], FOLDER)
+    except (subprocess.CalledProcessError, FileNotFoundError) as error:
+        return failure("environment", error)
+    finally:
+        if os.environ.get("KEEP") != "1":
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def main(arguments: list[str]) -> int:
+    cut = arguments.index("--") if "--" in arguments else len(arguments)
+    cases, options = arguments[:cut], arguments[cut + 1 :]
+    if not cases or any(len(case.split(":")) not in (2, 3) for case in cases):
+        print(__doc__)
+        return 2
+    today = datetime.date.today().isoformat()
+    rows = []
+    for case in cases:
+        torch, python, transformers = (case.split(":") + [""])[:3]
+        rows.append(((torch, python, transformers, today), try_case(case, options)))
+    return show(("torch", "Python", "transformers", "date"), rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

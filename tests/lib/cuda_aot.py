@@ -1,0 +1,220 @@
+"""Compiles a file of CUDA kernels for every kind of card and says what is wrong with them."""
+
+import hashlib
+import json
+import re
+import runpy
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from places import ROOT
+
+from clinattn import sass
+from clinattn.kernel_report import triton_tool
+
+CSRC, BUILD = ROOT / "csrc", ROOT / "build" / "cuda_aot"
+SETUP = runpy.run_path(str(ROOT / "setup.py"))
+
+CARDS = (75, 80, 86, 90, 100)
+# The front end takes as long as ptxas does for one card; from 8.0 on it sees the same program.
+FRONT_ENDS = {75: (75,), 80: (80, 86, 90, 100)}
+DTYPES = {"6__half": "float16", "13__nv_bfloat16": "bfloat16", "f": "float32"}
+DIMS = (64, 128, 256)
+VARIANTS = [(d, p, t) for d in DIMS for p in (False, True) for t in (False, True)]
+# What added_kernel gives, by its last template argument
+ADDED = ("mask", "near", "far")
+FLAG = "Lb([01])E"
+ENTRY = re.compile(
+    rf"\d([a-z]+)_kernelI({'|'.join(DTYPES)})"
+    rf"(?:Li(\d+)E(?:{FLAG}LNS_13AddedGradientE(\d)E|{FLAG}{FLAG}(?:{FLAG}{FLAG})?))?E"
+)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel for one card. variant: head dim, whether pairs differ, whether for cards below 8.0;
+    None where one serves all. stack: bytes of it and of spills. shared: bytes that are static.
+    """
+
+    name: str
+    dtype: str
+    variant: tuple[int, bool, bool] | None
+    card: int
+    registers: int
+    stack: int
+    shared: int
+    opcodes: frozenset[str]
+    loops: list[sass.Loop]
+
+    def __str__(self):
+        dim, pairs, _ = self.variant or ("any", False, False)
+        return f"{self.name} {self.dtype} dim {dim}{' pairs' * pairs}"
+
+    @property
+    def is_used(self):
+        return self.variant is None or self.variant[2] == (self.card < 80)
+
+    def has(self, *prefixes):
+        return any(opcode.startswith(prefixes) for opcode in self.opcodes)
+
+    def problems(self):
+        """In words. The sources assert that dynamic shared memory alone fits the card."""
+        if not self.is_used:
+            return ["is not empty, and never runs"] if self.has("BAR") or self.loops else []
+        found = []
+        if self.stack or self.has("LDL", "STL"):
+            found.append(f"{self.stack} bytes of stack and spills, {self.registers} registers")
+        if self.registers > 255:
+            found.append(f"{self.registers} registers")
+        if self.shared:
+            found.append(f"{self.shared} bytes of static shared memory, which nothing counts")
+        if self.variant is None:
+            return found
+        if not self.loops:
+            found.append("no loop over tiles")
+        if self.card >= 80 and self.name not in ADDED and not self.has("LDGSTS"):
+            found.append("no asynchronous copies")
+        # Cards below 8.0 have no products of bf16.
+        if self.dtype == "float32" or (self.dtype == "bfloat16" and self.card < 80):
+            # The exponentials themselves take up to seven each; a product takes tens. Gradients of
+            # what is added have fewer products, and loops of their own around them.
+            least = 0 if self.name in ADDED else 16
+            if self.has("HMMA") or any(loop.fma < least * loop.exp for loop in self.loops):
+                found.append("products in other instructions than FFMA")
+        elif not self.has("HMMA.1688." if self.card < 80 else "HMMA.16816."):
+            found.append("not the tensor-core products of this card")
+        elif not all(loop.tensor for loop in self.loops):
+            found.append("a loop without tensor-core products")
+        return found
+
+
+def problems(source):
+    """{card: everything wrong with the kernels of a .cu file there, in words}, kept in build/."""
+    path = compiled(source)
+    words = path.with_suffix(f".{digest(Path(__file__), Path(sass.__file__))}.json")
+    if not words.exists():
+        written = json.dumps({card: judged(source, path, card) for card in known_cards()})
+        words.write_text(written)
+    return {int(card): found for card, found in json.loads(words.read_text()).items()}
+
+
+def judged(source, path, card):
+    found = [x for x in path.with_suffix(".log").read_text().splitlines() if "warning" in x.lower()]
+    if " exit" in subprocess.run(["nm", "-u", path], capture_output=True, text=True).stdout:
+        # what nvcc puts in the place of a function that is for the device alone
+        found.append("the host calls a function of the device, which ends the process there")
+    there = kernels(path, card)
+    if expected(source.stem) != {(x.name, x.dtype, x.variant) for x in there}:
+        found.append(f"kernels are {', '.join(map(str, there))}")
+    return found + [f"{kernel}: {words}" for kernel in there for words in kernel.problems()]
+
+
+def expected(stem):
+    """(name, type, variant) of the kernels of a file."""
+    if stem == "kernels":
+        return {("prepare", dtype, None) for dtype in DTYPES.values()}
+    name, dtype = stem.split("_")
+    if name == "added":
+        return {(x, dtype, (d, True, t)) for x in ADDED for d in DIMS for t in (False, True)}
+    names = {dim: ("dk", "dv") if name == "dkdv" and dim == 256 else (name,) for dim in DIMS}
+    return {(name, dtype, x) for x in VARIANTS for name in names[x[0]]}
+
+
+@cache
+def known_cards():
+    """Those that this nvcc compiles for."""
+    known = SETUP["nvcc_says"]("--list-gpu-code").split()
+    return [card for card in CARDS if f"sm_{card}" in known]
+
+
+def compiled(source):
+    """The object of a .cu file, with what nvcc said beside it; new where a source or flag is."""
+    flags = [*SETUP["NVCC_FLAGS"], "-Xptxas", "-v"]
+    for front_end, cards in FRONT_ENDS.items():
+        codes = ",".join(f"sm_{card}" for card in cards if card in known_cards())
+        flags.append(f"-gencode=arch=compute_{front_end},code=[{codes}]")
+    version = SETUP["nvcc_says"]("--version")
+    path = BUILD / f"{source.stem}-{digest(*sources(source), words=[*flags, version])}.o"
+    if path.exists():
+        return path
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=BUILD) as folder:
+        unfinished = Path(folder) / "unit.o"
+        command = [SETUP["nvcc"](), *flags, "-c", str(source), "-o", str(unfinished)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        for older in BUILD.glob(f"{source.stem}-*"):
+            if not older.name.startswith(path.stem):
+                older.unlink(missing_ok=True)
+        path.with_suffix(".log").write_text(done.stdout + done.stderr)
+        return unfinished.rename(path)
+
+
+def sources(path):
+    """A file and those of this repository that it includes."""
+    found, left = set(), [path.resolve()]
+    while left:
+        path = left.pop()
+        if path not in found:
+            found.add(path)
+            named = re.findall(r'^\s*#include "(.+)"', path.read_text(), re.MULTILINE)
+            places = [(folder / name).resolve() for name in named for folder in (path.parent, CSRC)]
+            left += [place for place in places if place.exists()]
+    return sorted(found)
+
+
+def digest(*paths, words=()):
+    text = [*words, *(path.read_text() for path in paths)]
+    return hashlib.sha256("\0".join(text).encode()).hexdigest()[:16]
+
+
+def kernels(path, card):
+    """What an object holds for a card."""
+    log = path.with_suffix(".log").read_text()
+    instructions = disassembled(path, card)
+    found = []
+    for part in log.split("Compiling entry function ")[1:]:
+        symbol, target = re.match(r"'(\w+)' for 'sm_(\d+)\w*'", part).groups()
+        if int(target) != card:
+            continue
+        name, dtype, variant = entry(symbol)
+        stack = sum(map(int, re.findall(r"(\d+) bytes (?:stack|spill|cumulative)", part)))
+        shared = re.search(r"(\d+) bytes smem", part)
+        found.append(
+            Kernel(
+                name=name,
+                dtype=dtype,
+                variant=variant,
+                card=card,
+                registers=int(re.search(r"Used (\d+) registers", part)[1]),
+                stack=stack,
+                shared=int(shared[1]) if shared else 0,
+                opcodes=frozenset(sass.opcodes(instructions[symbol])),
+                loops=sass.loops(instructions[symbol]),
+            )
+        )
+    return found
+
+
+def entry(symbol):
+    """(name, type, variant) of a mangled kernel; dkdv that makes one of the two is dk or dv."""
+    name, dtype, dim, older, added, pairs, turing, dk, dv = ENTRY.search(symbol).groups()
+    if added:
+        return ADDED[int(added)], DTYPES[dtype], (int(dim), True, older == "1")
+    name = "dk" * (dk == "1") + "dv" * (dv == "1") or name
+    return name, DTYPES[dtype], dim and (int(dim), pairs == "1", turing == "1")
+
+
+def disassembled(path, card):
+    """{symbol: its instructions} of an object for a card."""
+    with tempfile.TemporaryDirectory() as folder:
+        extract = [triton_tool("cuobjdump"), "-xelf", f".sm_{card}.", path.resolve()]
+        subprocess.run(extract, cwd=folder, capture_output=True, check=True)
+        (cubin,) = Path(folder).iterdir()
+        listing = [triton_tool("nvdisasm"), "-c", cubin]
+        text = subprocess.run(listing, capture_output=True, text=True, check=True).stdout
+    parts = re.split(r"\.section\s+\.text\.(\w+),", text)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))

@@ -1,0 +1,77 @@
+"""Compiles the torch side of the CUDA extension against the headers of several releases of torch.
+
+    python tests/lib/cuda_headers.py 2.11.0 2.14.1
+
+A release comes as its wheel alone, without what it depends on; its headers are kept in
+build/torch-headers/. The compiler checks the sources and makes no code. nvcc is asked for the
+headers of CUDA. Exit code 1 where a file does not compile.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import runpy
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from places import ROOT
+
+KEPT = ROOT / "build" / "torch-headers"
+SETUP = runpy.run_path(str(ROOT / "setup.py"))
+# The wheels of this Python and system serve: headers are the same in all of them.
+WHEEL = ["--python-version", "3.12", "--implementation", "cp", "--only-binary=:all:"]
+WHEEL += ["--platform", "manylinux_2_28_x86_64", "--no-deps", "--quiet"]
+
+
+def headers(version: str) -> Path:
+    """The include folder of this torch, downloaded once."""
+    folder = KEPT / version
+    done = folder / "complete"
+    if not done.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download"]
+        # A constraint of this machine is about what is installed, and this is not.
+        free = os.environ | {"PIP_CONSTRAINT": os.devnull}
+        command = [*pip, *WHEEL, "--dest", str(folder), f"torch=={version}"]
+        subprocess.run(command, env=free, check=True)
+        (wheel,) = folder.glob("torch-*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            names = [x for x in archive.namelist() if x.startswith("torch/include/")]
+            archive.extractall(folder, names)
+        wheel.unlink()
+        done.touch()
+    return folder / "torch" / "include"
+
+
+def errors_of(source: Path, includes: list[Path]) -> str:
+    """What the compiler says of this file; empty where it compiles without a warning."""
+    flags = ["-std=c++20", "-fsyntax-only", "-Wall", "-fopenmp", "-DCLINATTN_HAVE_CUDA"]
+    flags += ["-DCLINATTN_CUDA_ARCHS=9.0", "-DTORCH_EXTENSION_NAME=_C", f"-I{ROOT / 'csrc'}"]
+    flags += [word for path in includes for word in ("-isystem", str(path))]
+    command = [*SETUP["compiler"](), *flags, str(source)]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stderr.strip()
+
+
+def check(version: str) -> bool:
+    torch_headers = headers(version)
+    used = SETUP["nvcc_says"]("--dryrun", "-x", "cu", os.devnull)
+    includes = [torch_headers, torch_headers / "torch/csrc/api/include"]
+    includes += [Path(sysconfig.get_path("include"))]
+    includes += map(Path, dict.fromkeys(re.findall(r'"-I([^"]+)"', used)))
+    sources = sorted(x for x in (ROOT / "csrc").rglob("*.cpp") if not x.stem.startswith("isa_"))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = dict(zip(sources, pool.map(lambda x: errors_of(x, includes), sources), strict=True))
+    failed = {source: text for source, text in found.items() if text}
+    print(f"torch {version}: {len(sources) - len(failed)} of {len(sources)} files compile")
+    for source, text in failed.items():
+        print(f"{source.relative_to(ROOT)}\n{text}", file=sys.stderr)
+    return not failed
+
+
+if __name__ == "__main__":
+    sys.exit(0 if all([check(version) for version in sys.argv[1:]]) else 1)

@@ -1,0 +1,134 @@
+"""`make test` and `make test-all`: pytest in a few sessions, for tests that need their own.
+
+    python tests/lib/suite.py [--all] [--keep-seconds] [arguments of pytest]
+
+Triton decides how a kernel runs when it is decorated, so interpreted kernels need a process whose
+environment says so; emulated instruction sets take the place of the compiled module; tests that
+judge by time run alone. Without --all: the fast tests, and a sample of the others (tiers.py).
+Paths among the arguments choose the sessions that hold them. Exit code 1 where a test fails.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from module_builds import missing as missing_for_emulation
+from places import LIB, ROOT
+from seconds import keep, table
+
+RUN = "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
+NOTHING_RUN = 5  # pytest's status where no test is selected
+MOST_PROCESSES = 8
+
+
+@dataclass(frozen=True)
+class Session:
+    """Tests that share a process: where they lie, and what pytest and its environment get."""
+
+    name: str
+    paths: tuple[str, ...]
+    options: tuple[str, ...] = ()
+    settings: dict[str, str] = field(default_factory=dict)
+    parallel: bool = True
+
+
+MAIN = Session("kernels of this machine", ("tests",), ("-m", "not timed"))
+INTERPRETER = Session(
+    "Triton's interpreter", ("tests/triton/interpreted",), settings={"TRITON_INTERPRET": "1"}
+)
+EMULATED_SETS = Session(
+    "emulated AVX-512 and AMX",
+    tuple(
+        f"tests/{name}.py"
+        for name in (
+            "cpu/test_sizes", "cpu/test_float32_precision", "cpu/test_linear",
+            "cpu/test_linear_ranges", "cpu/test_instruction_sets", "operator/test_extremes",
+        )
+    ),
+    ("-m", "not timed", "-p", "emulated_sets", "-k", "not scalar and not avx2"),
+    {"CLINATTN_TESTS_EMULATED": "1"},
+)  # fmt: skip
+TIMED = Session("judged by time", ("tests",), ("-m", "timed"), parallel=False)
+
+
+def instruction_sets() -> tuple[str, ...]:
+    command = [sys.executable, "-c", "import clinattn._C as c; print(*c.instruction_sets())"]
+    return tuple(subprocess.run(command, capture_output=True, text=True).stdout.split())
+
+
+def sessions(everything: bool) -> list[Session]:
+    found = [MAIN, INTERPRETER]
+    if everything:
+        found.append(TIMED)
+        if "amx" in instruction_sets():
+            print("This machine has AMX: nothing is emulated in its place.")
+        elif reason := missing_for_emulation():
+            print(f"AVX-512 and AMX are not emulated: {reason}")
+        else:
+            found.insert(2, EMULATED_SETS)
+    return found
+
+
+def chosen(session: Session, arguments: list[str]) -> list[str] | None:
+    """Arguments of pytest for a session; None where the paths given all lie elsewhere."""
+    is_path = lambda x: not x.startswith("-") and (ROOT / x.split("::")[0]).exists()
+    given = [x for x in arguments if is_path(x)]
+    rest = [x for x in arguments if not is_path(x)]
+    if not given:
+        return [*session.paths, *rest]
+    folders = [ROOT / path for path in session.paths]
+    inside = lambda x: any((ROOT / x.split("::")[0]).resolve().is_relative_to(f) for f in folders)
+    mine = [x for x in given if inside(x)]
+    return [*mine, *rest] if mine else None
+
+
+def run(session: Session, arguments: list[str], settings: dict[str, str]) -> tuple[int, Counter]:
+    with tempfile.TemporaryDirectory() as folder:
+        written = Path(folder) / "seconds.json"
+        processes = min(len(os.sched_getaffinity(0)), MOST_PROCESSES)
+        parallel = ["-n", str(processes), "--dist", "worksteal"] if session.parallel else []
+        env = os.environ | settings | session.settings
+        env |= {"CLINATTN_SECONDS": str(written), "OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"}
+        env["PYTHONPATH"] = os.pathsep.join([str(LIB), *filter(None, [env.get("PYTHONPATH")])])
+        command = [sys.executable, "-c", RUN, "-q", *parallel, *session.options, *arguments]
+        status = subprocess.run(command, cwd=ROOT, env=env).returncode
+        seconds = json.loads(written.read_text()) if written.exists() else {}
+    return status, Counter(seconds)
+
+
+def main(arguments: list[str]) -> int:
+    everything = "--all" in arguments
+    given = [x for x in arguments if x not in ("--all", "--keep-seconds")]
+    mode = os.environ.get("CLINATTN_TESTS", "all") if everything else "sample"
+    settings = {"CLINATTN_TESTS": mode}
+    failed, ran, seconds, began = [], 0, Counter(), time.monotonic()
+    for session in sessions(everything):
+        options = chosen(session, given)
+        if options is None:
+            continue
+        print(f"\n{session.name}", flush=True)
+        if session is EMULATED_SETS:
+            subprocess.run([sys.executable, str(LIB / "emulated_sets.py")], check=True)
+        status, took = run(session, options, settings)
+        seconds.update(took)
+        ran += status != NOTHING_RUN
+        if status not in (0, NOTHING_RUN):
+            failed.append(session.name)
+    print(f"\n{table(seconds)}\n")
+    if "--keep-seconds" in arguments and not failed:
+        keep(seconds)
+    minutes = (time.monotonic() - began) / 60
+    print(f"{minutes:.1f} minutes; " + (f"failed: {', '.join(failed)}" if failed else "all passed"))
+    return int(bool(failed) or not ran)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,273 @@
+"""What an install puts where: clinattn alone, with or without the compiled module."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from email.parser import HeaderParser
+from importlib.metadata import packages_distributions
+from importlib.util import module_from_spec, spec_from_file_location
+
+import pytest
+import torch
+from places import ROOT
+from torch.utils.cpp_extension import include_paths
+
+NO_COMPILER = {"CXX": "/nonexistent/c++"}
+BLOCK_OPTIONAL_MODULES = """
+import sys
+for name in ("triton", "clinattn._C", "numpy", "pyarrow", "typer", "matplotlib"):
+    sys.modules[name] = None
+import clinattn
+assert "cpu" in clinattn.backends() and not clinattn.backends()["cpu"]
+"""
+CALL_ON_THE_REFERENCE = """
+import warnings
+import torch
+import clinattn
+print(clinattn.__file__)
+q = torch.randn(1, 2, 5, 8)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    for _ in range(2):
+        out = clinattn.fused_attention(q, q, q)
+torch.testing.assert_close(out, torch.nn.functional.scaled_dot_product_attention(q, q, q))
+messages = [str(w.message) for w in caught if "clinattn" in str(w.message)]
+assert len(messages) == 1 and "C++ compiler" in messages[0], messages
+"""
+
+
+def run(*command, cwd, check=True, **environment):
+    """Run a command away from the repository's root, with the error output in the failure."""
+    keep = {k: v for k, v in os.environ.items() if not k.startswith("CLINATTN_")}
+    done = subprocess.run(
+        list(map(str, command)), cwd=cwd, env=keep | environment, capture_output=True, text=True
+    )
+    if check:
+        assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """A copy of the sources, so that a build here touches nothing of the repository."""
+    folder = tmp_path_factory.mktemp("tree")
+    for name in ("clinattn", "kernels", "csrc"):
+        skip = shutil.ignore_patterns("__pycache__", "_C.*")
+        shutil.copytree(ROOT / name, folder / name, ignore=skip)
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(tree):
+    """The wheel that pip builds on a machine without a C++ compiler."""
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    run(*pip, "--wheel-dir", tree / "dist", tree, cwd=tree.parent, **NO_COMPILER)
+    (path,) = (tree / "dist").glob("*.whl")
+    return zipfile.ZipFile(path)
+
+
+def files(folder):
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix() for path in paths}
+
+
+def test_the_wheel_holds_clinattn_and_nothing_beside_it(tree, wheel):
+    names = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    kernels = {f"clinattn/kernels/{name}" for name in files(tree / "kernels")}
+    assert names == {f"clinattn/{name}" for name in files(tree / "clinattn")} | kernels
+    (top_level,) = (name for name in wheel.namelist() if name.endswith("/top_level.txt"))
+    assert wheel.read(top_level).decode().split() == ["clinattn"]
+
+
+def test_the_requirements_leave_triton_to_torch(wheel):
+    (metadata,) = (name for name in wheel.namelist() if name.endswith("/METADATA"))
+    headers = HeaderParser().parsestr(wheel.read(metadata).decode())
+    requirements = [r for r in headers.get_all("Requires-Dist") if "extra ==" not in r]
+    assert sorted(r.split(";")[0].strip() for r in requirements) == ["torch<2.16,>=2.11", "triton"]
+    assert headers["Requires-Python"] == ">=3.10"
+
+
+def test_without_a_compiler_the_reference_backend_serves(wheel, tmp_path):
+    wheel.extractall(tmp_path / "site")
+    # -S: the finder of an editable install would serve this tree's own compiled module.
+    path = os.pathsep.join([str(tmp_path / "site"), *sys.path])
+    done = run(sys.executable, "-S", "-c", CALL_ON_THE_REFERENCE, cwd=tmp_path, PYTHONPATH=path)
+    assert done.stdout.startswith(str(tmp_path / "site"))
+
+
+@pytest.mark.parametrize("force", ["0", "1"])
+def test_a_failed_build_is_an_error_only_when_forced(tree, force):
+    build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    environment = {**NO_COMPILER, "CLINATTN_FORCE_BUILD": force}
+    done = run(*build, cwd=tree, check=False, **environment)
+    assert done.returncode == int(force), done.stderr
+    assert "no C++ compiler: '/nonexistent/c++'" in done.stderr
+    assert not list(tree.glob("clinattn/_C.*"))
+
+
+BROKEN_COMPILER = """#!/bin/sh
+case "$*" in *isa_*.cpp*) echo "this compiler is broken" >&2; exit 3;; esac
+exec c++ "$@"
+"""
+
+
+@pytest.fixture
+def make(tree, tmp_path):
+    """`make setup` in the tree, in an environment that is complete but for the extension."""
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    shutil.copy(ROOT / "Makefile", tree)
+    python = tmp_path / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    for name in (".made", ".torch", ".installed"):
+        (tmp_path / "venv" / name).write_text("torch\n")
+    broken = tmp_path / "broken++"
+    broken.write_text(BROKEN_COMPILER)
+    broken.chmod(0o755)
+    command = ["make", "setup", "TORCH=torch", f"VENV={tmp_path / 'venv'}"]
+    return lambda **settings: run(*command, cwd=tree, check=False, CXX=str(broken), **settings)
+
+
+def test_make_stops_where_the_build_fails(make, tree):
+    older = tree / "clinattn" / "_C.older.so"
+    older.touch()
+    done = make()
+    assert done.returncode, done.stdout
+    assert "this compiler is broken" in done.stdout + done.stderr
+    assert "CLINATTN_SKIP_EXT=1 goes on without it, on the slow reference" in done.stderr
+    assert not older.exists(), done.stderr
+    done = make(CLINATTN_SKIP_EXT="1")
+    assert not done.returncode, done.stderr
+    assert make().returncode, "the extension was left out, not built"
+
+
+@pytest.fixture
+def build_script(monkeypatch):
+    """setup.py as a module, on a machine with a CUDA build of torch, nvcc 13.0 and no card."""
+    spec = spec_from_file_location("clinattn_setup", ROOT / "setup.py")
+    script = module_from_spec(spec)
+    spec.loader.exec_module(script)
+    said = {"--version": "release 13.0, V13.0.88", "--list-gpu-arch": EVERY_ARCH}
+    for name in ("CLINATTN_CUDA", "TORCH_CUDA_ARCH_LIST"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(script, "nvcc", lambda: "/usr/local/cuda/bin/nvcc")
+    monkeypatch.setattr(script, "nvcc_says", lambda *options: said[options[0]])
+    return script
+
+
+EVERY_ARCH = "".join(f"compute_{x}\n" for x in (75, 80, 86, 87, 89, 90, 100, 103, 120))
+ARCH_LISTS = [
+    (None, "7.5 8.0 8.6 9.0 10.0+PTX"),
+    ("8.0;9.0+PTX", "8.0 9.0+PTX"),
+    ("9.0a 7.5", "7.5 9.0"),
+    ("Turing;10.0", "7.5+PTX 10.0"),
+    ("7.0;12.0+PTX", "12.0+PTX"),
+]
+
+
+@pytest.mark.parametrize("listed, expected", ARCH_LISTS, ids=lambda x: str(x).replace(" ", ","))
+def test_cards_that_are_compiled_for(build_script, monkeypatch, listed, expected):
+    if listed is not None:
+        monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", listed)
+    assert build_script.cuda_archs() == expected.split()
+    assert build_script.wants_cuda()
+
+
+def test_cards_that_are_visible_are_compiled_for(build_script, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i=0: [(8, 0), (7, 5)][i])
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80", "sm_90"])
+    assert build_script.cuda_archs() == ["7.5", "8.0+PTX"]
+
+
+def test_an_older_nvcc_is_not_asked_for_newer_cards(build_script, monkeypatch):
+    monkeypatch.setattr(build_script, "nvcc_says", lambda *_: EVERY_ARCH.split("compute_100")[0])
+    assert build_script.cuda_archs() == ["7.5", "8.0", "8.6", "9.0+PTX"]
+
+
+def test_flags_of_nvcc(build_script):
+    assert build_script.gencode("8.6") == ["-gencode=arch=compute_86,code=sm_86"]
+    assert build_script.gencode("10.0+PTX") == [
+        "-gencode=arch=compute_100,code=sm_100",
+        "-gencode=arch=compute_100,code=compute_100",
+    ]
+
+
+@pytest.mark.parametrize(
+    "reason, change",
+    [
+        ("is built without CUDA", lambda to, script: to.setattr(torch.version, "cuda", None)),
+        ("toolkit 13.0", lambda to, script: to.setattr(script, "nvcc", lambda: None)),
+        ("release 13.0, and .* 12.8", lambda to, script: to.setattr(torch.version, "cuda", "12.8")),
+        ("older than .* 7.5", lambda to, script: to.setenv("TORCH_CUDA_ARCH_LIST", "7.0")),
+    ],
+)
+def test_without_cuda_the_rest_is_built(build_script, monkeypatch, capsys, reason, change):
+    change(monkeypatch, build_script)
+    assert not build_script.wants_cuda()
+    assert re.search(reason, build_script.cuda_missing())
+    monkeypatch.setenv("CLINATTN_CUDA", "1")
+    with pytest.raises(SystemExit, match=f"CLINATTN_CUDA=1, but .*{reason}"):
+        build_script.wants_cuda()
+
+
+def test_the_environment_decides_on_cuda(build_script, monkeypatch):
+    monkeypatch.setenv("CLINATTN_CUDA", "0")
+    assert not build_script.wants_cuda()
+    monkeypatch.setenv("CLINATTN_CUDA", "yes")
+    with pytest.raises(SystemExit, match="CLINATTN_CUDA is 'yes'; expected 0 or 1"):
+        build_script.wants_cuda()
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
+def test_the_torch_side_of_cuda_compiles(tmp_path):
+    """Against any torch: the headers of a CPU build lack one that holds options of the build."""
+    used = run("nvcc", "--dryrun", "-x", "cu", os.devnull, cwd=tmp_path).stderr
+    folders = [*re.findall(r'"-I([^"]+)"', used), *include_paths(), ROOT / "csrc"]
+    flags = ["-std=c++20", "-fsyntax-only", "-Wall", "-DC10_CUDA_NO_CMAKE_CONFIGURE_FILE"]
+    sources = sorted((ROOT / "csrc" / "cuda").glob("*.cpp"))
+    run("c++", *flags, *(f"-isystem{folder}" for folder in folders), *sources, cwd=tmp_path)
+
+
+def test_no_module_named_kernels_is_installed(tmp_path):
+    code = "from importlib.util import find_spec; spec = find_spec('kernels'); print(spec)"
+    assert str(ROOT) not in run(sys.executable, "-c", code, cwd=tmp_path).stdout
+    assert "clinattn" not in packages_distributions().get("kernels", [])
+    assert str(ROOT) not in sys.path
+
+
+def test_kernels_are_installed_as_a_subpackage(tmp_path):
+    code = "import clinattn.kernels; print(clinattn.kernels.__file__)"
+    assert run(sys.executable, "-c", code, cwd=tmp_path).stdout.strip().endswith("__init__.py")
+
+
+def test_import_needs_torch_alone(tmp_path):
+    run(sys.executable, "-c", BLOCK_OPTIONAL_MODULES, cwd=tmp_path)
+
+
+def test_the_examples_of_the_readme_run(tmp_path):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert blocks
+    for code in blocks:
+        run(sys.executable, "-c", code, cwd=tmp_path)
+
+
+@pytest.mark.skipif(shutil.which("nm") is None, reason="nm (binutils) is not installed")
+def test_an_instruction_set_unit_shares_no_code_with_another():
+    """A shared inline function compiled with AVX-512 could be linked in on a machine without it."""
+    folders = ("build", "build/compilers/*/build")
+    objects = [path for folder in folders for path in ROOT.glob(f"{folder}/*/isa/isa_*.o")]
+    if not objects:
+        pytest.skip("the compiled backend is not built here")
+    for path in objects:
+        symbols = [line.split() for line in run("nm", path, cwd=ROOT).stdout.splitlines()]
+        assert not [name for *_, kind, name in symbols if kind in "WVu"], path

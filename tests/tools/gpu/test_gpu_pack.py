@@ -1,0 +1,131 @@
+"""bench/gpu_pack.py: kernels compiled ahead of time are those that Triton's JIT then looks for."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from places import BENCH
+
+pytest.importorskip("triton")
+
+# Triton's JIT launches on a driver that stands in; {change} comes before the pack is taken.
+LAUNCHING = """
+import json, sys
+from pathlib import Path
+import gpu_pack
+versions = gpu_pack.versions
+gpu_pack.versions = lambda: versions(sm=90)
+gpu_pack.ROOT = Path({root!r})
+{change}
+facts = gpu_pack.take(Path({folder!r}))
+import gpu_compile, gpu_kernels, torch
+from clinattn import fused_attention
+counts = []
+for calls in (
+    gpu_kernels.calls("first call"),
+    [lambda: fused_attention(*[torch.empty(1, 1, 16, 16)] * 3, backend="triton", window=5)],
+):
+    with gpu_compile.stand_in(), gpu_compile.counted() as missed:
+        for call in calls:
+            call()
+    counts.append(len(missed))
+print(json.dumps([facts, counts]))
+"""
+OTHER_BUILD = """
+from triton.runtime import cache
+cache.triton_key = lambda: "another build"
+"""
+
+
+def run(*command, **settings):
+    path = os.pathsep.join([str(BENCH), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": path, **settings}
+    done = subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=BENCH,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory):
+    """The three kernels of the first call, and a file in place of the extension."""
+    folder = tmp_path_factory.mktemp("gpu_pack")
+    extension = folder / "_C.cpython-312-x86_64-linux-gnu.so"
+    extension.write_bytes(b"cuda_forward")
+    given = ["--folder", folder / "pack", "--cache", folder / "cache", "--extension", extension]
+    out = run(BENCH / "gpu_pack.py", *given, "--stages", "first call")
+    assert "3 kernels" in out and "0 failed" in out
+    return folder / "pack"
+
+
+def launched(pack, tmp_path, change=""):
+    """(facts of take, [compilations of what was packed, of another call]), from a copy elsewhere"""
+    (tmp_path / "clinattn").mkdir()
+    shutil.copytree(BENCH.parent / "kernels", tmp_path / "kernels")
+    folder = shutil.copytree(pack, tmp_path / "carried")
+    words = {"root": str(tmp_path), "folder": str(folder), "change": change}
+    settings = {"TRITON_CACHE_DIR": str(tmp_path / "cold")}
+    return json.loads(run("-c", LAUNCHING.format(**words), **settings))
+
+
+@pytest.mark.parametrize("change", ["", OTHER_BUILD], ids=["same", "other build"])
+def test_the_jit_compiles_nothing_that_was_packed(change, pack, tmp_path):
+    facts, (packed, other) = launched(pack, tmp_path, change)
+    assert facts["pack"].startswith("taken"), facts
+    assert ("another build" in facts["pack"]) == bool(change)
+    assert facts["kernels"] == 3 and facts["changed"] == []
+    assert facts["extension"] == "taken"
+    assert [x.name for x in (tmp_path / "clinattn").iterdir()] == [
+        "_C.cpython-312-x86_64-linux-gnu.so"
+    ]
+    assert packed == 0
+    assert other == 1
+
+
+@pytest.fixture
+def taken(pack, tmp_path, monkeypatch, bench_on_the_path):
+    """Takes the pack in this process, on a machine of the packed versions less these."""
+    import gpu_pack
+
+    for name in ("TRITON_CACHE_DIR", gpu_pack.EXTENSION_TAKEN):
+        monkeypatch.setenv(name, "")
+    packed = json.loads((pack / gpu_pack.VERSIONS).read_text())
+    monkeypatch.setattr(gpu_pack, "ROOT", tmp_path)
+    (tmp_path / "clinattn").mkdir()
+
+    def take(**different):
+        monkeypatch.setattr(gpu_pack, "versions", lambda: packed | different)
+        return gpu_pack.take(shutil.copytree(pack, tmp_path / "carried"))
+
+    return take
+
+
+def test_kernels_for_another_card_are_refused(taken):
+    facts = taken(sm=80)
+    assert facts["pack"] == "refused: sm 80 here, 90 packed"
+    assert facts["extension"] == "taken"
+    assert not os.environ["TRITON_CACHE_DIR"]
+
+
+def test_an_extension_of_another_python_is_refused(taken, tmp_path):
+    facts = taken(python="3.99", sources={"forward.py": "another"})
+    assert facts["pack"] == "taken"
+    assert facts["extension"].startswith("refused: python 3.99 here")
+    assert not list((tmp_path / "clinattn").iterdir())
+    assert "forward.py" in facts["changed"]
+
+
+def test_a_broken_or_absent_pack_stops_nothing(tmp_path, bench_on_the_path):
+    import gpu_pack
+
+    assert gpu_pack.take(tmp_path) == {"pack": "none"}
+    (tmp_path / gpu_pack.VERSIONS).write_text("{}")
+    assert gpu_pack.take(tmp_path)["pack"].startswith("refused: ")

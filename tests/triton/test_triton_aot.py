@@ -1,0 +1,64 @@
+"""What the shipped Triton configurations compile to, for cards that need not be here."""
+
+import itertools
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
+
+import pytest
+import torch
+from support import dtype_id
+
+pytest.importorskip("triton")
+
+from aot import VARIANTS, problems  # noqa: E402
+
+from clinattn.arguments import Arguments  # noqa: E402
+from clinattn.kernel_report import CARDS, KINDS, captured_launches  # noqa: E402
+from clinattn.kernels import forward  # noqa: E402
+
+# Every row of the configuration tables, and the other ways into the kernels on one card.
+QUICK = [
+    *itertools.product(CARDS, (64, 128, 256), ("bfloat16", "float32"), KINDS),
+    *itertools.product((90,), (64, 128), ("bfloat16",), [x for x in VARIANTS if x not in KINDS]),
+    *itertools.product((90,), (64, 128, 256), ("float16",), ("plain",)),
+]
+EVERY = itertools.product(CARDS, (16, 64, 128, 256), ("bfloat16", "float16", "float32"), VARIANTS)
+# CLINATTN_TESTS=every compiles every variant: an hour.
+JOBS = list(EVERY if os.environ.get("CLINATTN_TESTS") == "every" else QUICK)
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """Two processes compile; a test takes its own result, and the others go on meanwhile."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(2, mp_context=context) as pool:
+        futures = {}
+
+        def result(job):
+            if not futures:
+                futures.update({x: pool.submit(problems, x) for x in JOBS})
+            return futures[job].result()
+
+        yield result
+        for future in futures.values():
+            future.cancel()
+
+
+def job_id(job):
+    return "sm{}-dim{}-{}-{}".format(*job)
+
+
+@pytest.mark.parametrize("job", JOBS, ids=job_id)
+def test_kernel(job, compiled):
+    assert not compiled(job)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=dtype_id)
+def test_grid_has_one_axis(dtype, monkeypatch):
+    """Axes two and three end at 65535; batch times heads does not."""
+    q = torch.empty(1, dtype=dtype).expand(70_000, 2, 3, 16)
+    with captured_launches(90) as launches:
+        forward.attention_forward(Arguments(q, q, q))
+    ((_, keywords),) = launches
+    assert keywords["grid"] == (140_000,)
