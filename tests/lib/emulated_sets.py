@@ -1,6 +1,6 @@
 """The compiled CPU backend with AVX-512 and AMX emulated, for a machine that has AVX2 alone.
 
-    PYTHONPATH=tests python -m pytest -p emulated_sets tests/test_instruction_sets.py
+    PYTHONPATH=tests/lib pytest -p emulated_sets tests/cpu/test_instruction_sets.py
 
 Once imported, clinattn._C is that module: csrc/emulated_*.h are what the kernels of both sets
 are compiled with. Numbers are those of the instructions; time is not.
