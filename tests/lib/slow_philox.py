@@ -30,7 +30,8 @@ def keep_mask(seed, dropout_p, sequences, heads, queries, keys):
     of_query = philox4x32((LOW, i, h, b), key, rounds=7)[0]
     threshold = np.uint64(whole) + (of_query % np.uint64(2**16) < np.uint64(part)).astype(np.uint64)
     j = np.asarray(keys, np.uint64)
-    drawn = philox4x32((j // np.uint64(16), i[..., None], h[..., None], b[..., None]), key, rounds=7)
+    group = j // np.uint64(16)
+    drawn = philox4x32((group, i[..., None], h[..., None], b[..., None]), key, rounds=7)
     words = np.stack(np.broadcast_arrays(*drawn), -1)  # (b, h, i, j, 4)
     place = (j // np.uint64(4) % np.uint64(4)).astype(np.int64)
     word = np.take_along_axis(words, place.reshape(1, 1, 1, -1, 1), -1)[..., 0]
