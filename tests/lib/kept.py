@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import tempfile
 from pathlib import Path
 
 from filelock import FileLock
@@ -23,9 +22,9 @@ def kept(folder, name, key, make):
         folder.mkdir(parents=True, exist_ok=True)
         for older in folder.glob(f"{name}.*.json"):
             older.unlink(missing_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as file:
-            file.write(result)
-        os.replace(file.name, path)
+        unfinished = path.with_suffix(f".{os.getpid()}")
+        unfinished.write_text(result)
+        unfinished.rename(path)
     return json.loads(path.read_text())
 
 
