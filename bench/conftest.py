@@ -1,7 +1,7 @@
 """What the suites share: a race against a peer, sizes, and what a row says of the machine.
 
     pytest bench --benchmark-only                             small sizes, about three minutes
-    pytest bench --benchmark-only --sizes large               those of README's tables
+    pytest bench --benchmark-only --sizes large               those of docs/speed.md
     pytest bench --benchmark-only --benchmark-json FILE       for `clinattn report`
     pytest bench --benchmark-only --benchmark-autosave        then --benchmark-compare
     pytest bench --benchmark-disable                          the checks alone, each work once

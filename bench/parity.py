@@ -4,7 +4,7 @@
     python bench/parity.py -k bert                               those whose name has it
     python bench/parity.py --json bench/results/parity-NAME.json keep the rows
 
-Prints the table that stands in the README. Exit status 1 where one is off by more than is allowed.
+Prints the table of docs/parity.md. Exit status 1 where one is off by more than is allowed.
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ def add_cuda(ext: Extension, folder: Path) -> None:
     kernels, torch_side = cuda_sources()
     units = {path.stem: ninja.Unit(path, flags) for path in kernels}
     title = f"for cuda {' '.join(archs)}"
-    # Without ccache: it (4.7) hashes the source as one card sees it, and gives an older object where
+    # Without ccache: 4.7 hashes the source as one card sees it, and gives an older object where
     # only what another card sees was changed.
     ext.extra_objects += ninja.build(title, [nvcc() or "nvcc"], units, folder)
     ext.sources += [str(path.relative_to(ROOT)) for path in torch_side]

@@ -98,8 +98,8 @@ def fused_attention(
     (B, H, Nq), in fp32 (fp64 for fp64 inputs); both have gradients. A query that sees no key
     returns o = 0 and lse = -inf, and zero gradients. Follows Dao, FlashAttention-2 (2023).
     Raises TypeError or ValueError for wrong or meaningless arguments, NotImplementedError for those
-    that the backend asked for does not serve (README lists them; one that clinattn chooses gives
-    way to the reference), RuntimeError where it cannot run.
+    that the backend asked for does not serve (docs/operator.md has the table; one that clinattn
+    chooses gives way to the reference), RuntimeError where it cannot run.
     """
     checks.check_tensors(query, key, value)
     query, key, value = _autocast(query, key, value)

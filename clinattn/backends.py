@@ -200,7 +200,7 @@ def asked_for(
 
 
 def support_table() -> str:
-    """Arguments x backends in Markdown, as README shows it."""
+    """Arguments x backends in Markdown, as docs/operator.md shows it."""
     rows = [("argument", *NAMES), ("---",) * (len(NAMES) + 1)]
     rows.append(("masks, causal, windows, lengths, packed sequences", *["fwd, bwd"] * len(NAMES)))
     for feature in FEATURES:

@@ -17,6 +17,7 @@ import pytest  # noqa: E402
 import seconds  # noqa: E402
 import tiers  # noqa: E402
 import torch  # noqa: E402
+import yardstick  # noqa: E402
 from places import BENCH, TESTS  # noqa: E402
 
 # Kernels are either interpreted or compiled in a process.
@@ -98,6 +99,7 @@ def pytest_collection_modifyitems(config, items):
         item.add_marker(tiers.tier(item.path))
         if "packages" in item.path.parts:
             item.add_marker("integrations")
+    items[:] = yardstick.beside_each_other(items)
     if os.environ.get("CLINATTN_TESTS") == "sample":
         kept = tiers.sampled(items)
         config.hook.pytest_deselected(items=[x for x in items if x not in set(kept)])

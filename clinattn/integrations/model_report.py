@@ -56,7 +56,10 @@ class Settings:
 
 
 def report_model(settings: Settings, progress: Progress) -> dict[str, Any]:
-    """Facts, see README. Raises ValueError for bad input before anything is computed."""
+    """The facts that `clinattn report-model` prints.
+
+    Raises ValueError for bad input before anything is computed.
+    """
     steps = 4 + settings.rounds
     progress(f"load: {settings.source}", 0, steps)
     device, dtype = torch.device(settings.device), DTYPES[settings.dtype]

@@ -1,4 +1,4 @@
-"""Parity of all architectures: rows of what was compared, and the table in the README."""
+"""Parity of all architectures: rows of what was compared, and the table in docs/parity.md."""
 
 from __future__ import annotations
 

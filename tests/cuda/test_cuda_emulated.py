@@ -73,7 +73,7 @@ def test_turing_matches_truth(case, dtype, monkeypatch):
     seed=st.integers(0, 1000),
 )
 def test_any_mixture_matches_truth(mixture, dtype, seed):
-    check("cuda", mixture, dtype, seed)
+    check(["cuda"], mixture, dtype, seed)
 
 
 @pytest.mark.parametrize("capability", [75, 80])

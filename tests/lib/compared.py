@@ -12,6 +12,7 @@ import torch
 from plain import Terms, gradients, plain_attention, plain_backward
 from support import assert_close
 from torch import Tensor
+from yardstick import shared
 
 ORDERS = 3
 
@@ -76,11 +77,22 @@ class Explicit:
 
     @cached_property
     def truth(self) -> dict[str, Tensor]:
+        return shared(self.compute_truth, *self.operands)
+
+    def compute_truth(self) -> dict[str, Tensor]:
         return self.evaluated(torch.float64, self.order(shuffled=False))
+
+    @property
+    def operands(self) -> tuple:
+        given = (self.q, self.k, self.v, self.do, self.dlse, self.visible)
+        return *given, self.scale, self.terms
 
     @cached_property
     def naive(self) -> list[dict[str, Tensor]]:
         """Same-dtype maths in several orders of summation: one alone may be lucky."""
+        return shared(self.compute_naive, *self.operands, self.random)
+
+    def compute_naive(self) -> list[dict[str, Tensor]]:
         results = []
         for n in range(ORDERS):
             order = self.order(shuffled=n > 0)

@@ -15,6 +15,7 @@ import torch
 from plain import Terms, gradients, long_double, plain_scores
 from support import assert_close
 from torch import Tensor
+from yardstick import shared
 
 import clinattn
 
@@ -121,8 +122,16 @@ class ExtremeProblem:
             results = (o, lse, dx @ k, *of_keys)
             return dict(zip(("o", "lse", "dq", "dk", "dv"), results, strict=True))
 
+    @property
+    def operands(self) -> tuple:
+        given = (self.q, self.k, self.v, self.do, self.dlse, self.visible, self.bias)
+        return self.dtype, self.case, given, self.terms
+
     @cached_property
     def truth(self) -> dict[str, Tensor]:
+        return shared(self.compute_truth, self.operands)
+
+    def compute_truth(self) -> dict[str, Tensor]:
         if self.dtype != torch.float64:
             return self.plain(torch.float64)
         inputs = (self.q, self.k, self.v, self.do, self.dlse, self.visible, self.bias)
@@ -130,6 +139,9 @@ class ExtremeProblem:
 
     @cached_property
     def naive(self) -> list[dict[str, Tensor]]:
+        return shared(self.compute_naive, self.operands)
+
+    def compute_naive(self) -> list[dict[str, Tensor]]:
         results = [self.plain(self.wide), self.plain(self.wide, by_definition=True)]
         if self.dtype == torch.float64:  # taken to base 2 without a fused multiply-add
             results.append(self.plain(self.wide, base2=True))

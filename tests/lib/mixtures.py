@@ -82,8 +82,8 @@ def cases(draw):
     return case, drawn
 
 
-def check(backend: str, mixture: tuple[Case, dict], dtype, seed: int) -> None:
-    """Hold a backend to the truth of a mixture whose rows see several keys, dropped ones aside.
+def check(backends: list[str], mixture: tuple[Case, dict], dtype, seed: int) -> None:
+    """Hold backends to the truth of a mixture whose rows see several keys, dropped ones aside.
 
     Of a single key the gradients of q and k are exactly 0, and so is the error of plain maths; the
     table of cases has that.
@@ -92,7 +92,8 @@ def check(backend: str, mixture: tuple[Case, dict], dtype, seed: int) -> None:
     problem = Problem(case, dtype, seed=seed, orders=ORDERS)
     seen = problem.visible.sum(-1).double().mean() * (1 - (case.dropout or 0))
     assume(bool(seen >= 2))
-    problem.check(problem.run(backend))
+    for backend in backends:
+        problem.check(problem.run(backend))
 
 
 SETTINGS = settings(

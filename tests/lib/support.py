@@ -17,6 +17,7 @@ from cases import Case
 from features import SEED, Features, make_layout
 from plain import gradients, long_double, plain_attention, plain_backward
 from torch import Tensor
+from yardstick import shared
 
 import clinattn
 
@@ -325,6 +326,9 @@ class Problem:
 
     @cached_property
     def truth(self) -> dict[str, Tensor]:
+        return shared(self.compute_truth, self.dtype, self.case, self.operands)
+
+    def compute_truth(self) -> dict[str, Tensor]:
         if self.dtype != torch.float64:
             return self.plain(torch.float64)
         *operands, terms = self.operands
@@ -338,6 +342,9 @@ class Problem:
         single key autograd's ds is exactly 0. Gradients in 16 bits, summed in fp32, need no more
         than autograd in 16 bits.
         """
+        return shared(self.compute_naive, *self.in_its_orders())
+
+    def compute_naive(self) -> list[dict[str, Tensor]]:
         results = []
         for places in self.orders_of_summation():
             operands = self.reordered(*places)
@@ -349,10 +356,18 @@ class Problem:
 
     def by_torch(self, attention) -> list[dict[str, Tensor]]:
         """Attention of torch's own in the dtype of the problem, in several orders as naive is."""
-        return [
-            self.restored(self.by_autograd(self.reordered(*x), self.dtype, attention), *x)
-            for x in self.orders_of_summation()
-        ]
+
+        def by_torch() -> list[dict[str, Tensor]]:
+            return [
+                self.restored(self.by_autograd(self.reordered(*x), self.dtype, attention), *x)
+                for x in self.orders_of_summation()
+            ]
+
+        return shared(by_torch, attention.__qualname__, *self.in_its_orders())
+
+    def in_its_orders(self) -> tuple:
+        """What results in several orders of summation depend on."""
+        return self.dtype, self.case, self.operands, self.orders, self.random
 
     def orders_of_summation(self) -> Iterator[list[Tensor]]:
         """Places of queries, keys and features: as they are first, then at random."""

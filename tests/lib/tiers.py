@@ -18,12 +18,14 @@ import pytest
 from places import ROOT, TESTS
 
 # Folders that are not fast. "device": kernels of GPUs, emulated, interpreted and compiled ahead of
-# time; "slow": what installs, builds or compiles for minutes.
+# time; "slow": what installs, builds or compiles models for seconds or minutes each.
 TIERS = {
     "cuda": "device",
     "triton": "device",
     "tools/gpu": "device",
-    "compilers": "slow",
+    "operator/compiled": "slow",
+    "training/compiled": "slow",
+    "tools/commands": "slow",
     "packaging": "slow",
 }
 # Folders whose tests judge by time: they run one after the other, and only where all tests do.

@@ -268,13 +268,6 @@ def test_import_needs_torch_alone(tmp_path):
     run(sys.executable, "-c", BLOCK_OPTIONAL_MODULES, cwd=tmp_path)
 
 
-def test_the_examples_of_the_readme_run(tmp_path):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert blocks
-    for code in blocks:
-        run(sys.executable, "-c", code, cwd=tmp_path)
-
-
 @pytest.mark.skipif(shutil.which("nm") is None, reason="nm (binutils) is not installed")
 def test_an_instruction_set_unit_shares_no_code_with_another():
     """A shared inline function compiled with AVX-512 could be linked in on a machine without it."""

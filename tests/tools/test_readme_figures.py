@@ -1,4 +1,4 @@
-"""The figures in README are those of the rows that are kept."""
+"""The figures in README and docs/ are those of the rows that are kept."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import pytest
 from places import ROOT
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README, SPEED = "README.md", "docs/speed.md"
 WORDS = {"notes": "notes", "chunks": "chunks of notes", "timelines": "patient timelines"}
 
 
@@ -16,6 +16,15 @@ def kept(kind: str) -> list[dict]:
     paths = sorted((ROOT / "bench" / "results").glob(f"{kind}-*.json"))
     assert paths
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+
+
+def text(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def words(page: str) -> str:
+    """The text of a page, as one line."""
+    return " ".join(text(page).split())
 
 
 def encoder_lines() -> list[str]:
@@ -52,6 +61,54 @@ def memory_lines() -> list[str]:
             cells = [f"{peak / (1 << 20):,.0f}" for peak in extra["peak_bytes"].values()]
             lines.append(f"| {extra['way']} | {' | '.join(cells)} |")
     return lines
+
+
+def cpu_lines() -> list[str]:
+    """Ratios to torch, forward / backward, the lower of all runs."""
+    named = {
+        "4,096 tokens, head dimension 64": "full N4096 D64",
+        "4,096 tokens, head dimension 128, causal": "causal N4096 D128",
+        "8 discharge notes of up to 4,096 tokens, packed": "notes 8x12 packed",
+        "a window of 128 in 8,192 tokens": "window 128 of 8192",
+    }
+    found: dict[tuple, list[float]] = {}
+    for run in kept("cpu-kernels"):
+        for row in run["rows"]:
+            key = (row["case"], row["dtype"], row["passes"])
+            found.setdefault(key, []).append(row["ratio"])
+
+    def cell(case: str, dtype: str) -> str:
+        lowest = [min(found[case, dtype, passes]) for passes in ("forward", "backward")]
+        return " / ".join(f"{x:.0f}" if min(lowest) > 10 else f"{x:.1f}" for x in lowest)
+
+    return [
+        f"| {label} | {cell(case, 'fp32')} | {cell(case, 'bf16')} |"
+        for label, case in named.items()
+    ]
+
+
+def pretrained_lines() -> list[str]:
+    named = {
+        "problem lists of up to 512 tokens": "problem lists",
+        "single titles of some 16 tokens": "titles",
+    }
+    found: dict[tuple, list[float]] = {}
+    for run in kept("pretrained"):
+        for row in run["rows"]:
+            rates = {name: rate["median"] for name, rate in row["tokens_per_s"].items()}
+            for peer in ("eager", "sdpa"):
+                key = (row["workload"], row["pass"], peer)
+                found.setdefault(key, []).append(rates["clinattn"] / rates[peer])
+    cell = lambda *key: f"{min(found[key]):.2f}"
+    return [
+        f"| {label} "
+        + " ".join(
+            f"| {cell(work, 'infer', peer)} / {cell(work, 'train', peer)}"
+            for peer in ("eager", "sdpa")
+        )
+        + " |"
+        for label, work in named.items()
+    ]
 
 
 def of_gpu(run: str) -> list[dict]:
@@ -100,20 +157,79 @@ def gpu_encoder_lines() -> list[str]:
     return lines
 
 
+TABLES = {
+    README: (encoder_lines, gpu_encoder_lines),
+    SPEED: (
+        gpu_lines, cpu_lines, against_lines, pretrained_lines, memory_lines
+    ),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    "lines", [encoder_lines, against_lines, memory_lines, gpu_lines, gpu_encoder_lines]
+    "page, lines", [(page, lines) for page, tables in TABLES.items() for lines in tables]
 )
-def test_tables_are_of_the_kept_rows(lines):
+def test_tables_are_of_the_kept_rows(page, lines):
+    assert lines()
     for line in lines():
-        assert line in README.splitlines(), line
+        assert line in text(page).splitlines(), line
 
 
-def test_the_time_of_an_import_is_of_the_kept_rows():
-    (seconds,) = (
-        benchmark["extra_info"]["seconds"]
+@pytest.mark.parametrize("page", TABLES)
+def test_every_line_of_a_table_is_of_the_kept_rows(page):
+    """Beside its head a table has no line that was added by hand."""
+    expected = [line for lines in TABLES[page] for line in lines()]
+    shown = [line for line in text(page).splitlines() if line.startswith("| ")]
+    heads = [line for line in shown if line not in expected]
+    assert len(heads) == len(TABLES[page]), heads
+    assert sorted(shown) == sorted(expected + heads)
+
+
+def test_start_up_is_of_the_kept_rows():
+    found = {
+        benchmark["extra_info"]["way"]: benchmark["extra_info"]["seconds"]
         for benchmark in kept("suites")[-1]["benchmarks"]
         if benchmark["extra_info"]["kind"] == "startup"
-        and benchmark["extra_info"]["way"] == "clinattn"
-    )
-    words = f"takes {1e3 * seconds['import clinattn']['median']:.0f} ms after torch's"
-    assert words in " ".join(README.split())
+    }
+    of = lambda way, what: found[way][what]["median"]
+    importing, torch_itself = of("clinattn", "import clinattn"), of("clinattn", "import torch")
+    assert (
+        f"`import clinattn` takes {1e3 * importing:.0f} ms after torch's {1e3 * torch_itself:.0f}, "
+        f"and the first call {1e3 * of('clinattn', 'first call'):.0f} ms. Building the CPU kernels "
+        f"on the two cores takes {of('build', 'build'):.0f} seconds."
+    ) in words(SPEED)
+
+
+def test_what_is_said_of_the_gpu_is_of_the_kept_rows():
+    rows = of_gpu("third")
+    (product,) = (row for row in rows if row.get("case") == "bf16 product 8192^3")
+    assert (
+        f"reaches {product['tflops']:.0f} TFLOP/s on this card at first, and "
+        f"{product['sustained_tflops']:.0f} when the card is hot"
+    ) in words(SPEED)
+
+    def ratios(run: str, kind: str) -> list[float]:
+        found = [row for row in of_gpu(run) if row["stage"] == "targets"]
+        return [x["measured"] for x in found if x.get("case", "").startswith(f"ratio {kind}")]
+
+    packed, window = ratios("first", "packed note_discharge"), ratios("third", "window 128")
+    assert len(packed) == len(window) == 4
+    assert f"{min(packed):.1f} to {max(packed):.1f} times as fast" in words(SPEED)
+    assert f"{min(window):.0f} to {max(window):.0f} times" in words(SPEED)
+
+
+def test_hardware_and_dates_are_those_of_the_rows():
+    facts = kept("encoder")[-1]["environment"]
+    day = facts["date"][:10]
+    for word in ("Intel Xeon", "AMX", f"{facts['cpus']} cores", facts["torch"].split("+")[0], day):
+        assert word in words(README)
+    for run, page in (("second", README), ("third", SPEED)):
+        facts = of_gpu(run)[0]
+        driver = facts["driver"].rsplit(".", 1)[0]
+        cudnn = f"cuDNN {facts['cudnn'] // 10_000}.{facts['cudnn'] // 100 % 100}"
+        named = (facts["gpu"], f"driver {driver}", f"torch {facts['torch']}")
+        assert ", ".join((*named, f"Triton {facts['triton']}", cudnn)) in words(page)
+        assert facts["date"][:10] in words(page)
+    for kind in ("cpu-kernels", "against-transformers", "pretrained"):
+        for run in kept(kind):
+            facts = run.get("environment") or run["rows"][0]
+            assert facts["date"][:10] in words(SPEED) and facts["cpus"] == 2

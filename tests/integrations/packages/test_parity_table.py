@@ -1,5 +1,4 @@
-"""The table of the README is that of the kept rows, which are complete and passed."""
-
+"""The table of docs/parity.md is that of the kept rows, which are complete and passed."""
 
 import pytest
 from places import ROOT
@@ -40,7 +39,7 @@ def test_a_line_holds_the_worst_of_an_architecture(tmp_path):
 
 
 @pytest.mark.skipif(not KEPT_ROWS, reason="no bench/results/parity-*.json")
-def test_the_readme_shows_the_kept_rows():
+def test_the_page_shows_the_kept_rows():
     rows = read_rows(KEPT_ROWS[-1])
     compared = {(row.architecture, row.dtype, row.mode, row.padding) for row in rows}
     assert compared == {
@@ -51,4 +50,8 @@ def test_the_readme_shows_the_kept_rows():
         for mode in MODES
     }
     assert all(row.passed for row in rows)
-    assert parity_table(rows) in (ROOT / "README.md").read_text(encoding="utf-8")
+    readme, page = (
+        (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/parity.md")
+    )
+    assert parity_table(rows) in page
+    assert f"compares {len(REPLACED)} model types" in readme

@@ -131,7 +131,7 @@ def test_any_mixture_matches_truth(part):
     @hypothesis.settings(SETTINGS, max_examples=25)
     @hypothesis.given(mixture=cases(), dtype=dtypes, seed=st.integers(0, 1000))
     def run(mixture, dtype, seed):
-        check("triton", mixture, dtype, seed)
+        check(["triton"], mixture, dtype, seed)
 
     run()
 

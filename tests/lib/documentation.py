@@ -1,0 +1,89 @@
+"""Reads the code to paste and the commands to type out of README and the pages of docs/."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from places import ROOT
+
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+# What a snippet may import besides the standard library's and these two: the packages of
+# clinattn[integrations]. Their snippets run in tests/integrations/packages.
+ALWAYS_THERE = {"clinattn", "torch"}
+OF_INTEGRATIONS = {"accelerate", "opacus", "safetensors", "transformers"}
+SPAN = re.compile(r"(?<!`)`([^`]+)`(?!`)")
+
+
+class Block(NamedTuple):
+    """A fenced block: the page, the line where its code begins, the word after the fence."""
+
+    page: Path
+    line: int
+    language: str
+    code: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+    def packages(self) -> set[str]:
+        """The packages that the code imports, by their first name."""
+        found = set()
+        for node in ast.walk(ast.parse(self.code)):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                found.add(str(node.module).split(".")[0])
+        return found
+
+    def run(self) -> dict[str, Any]:
+        """Runs the code in a namespace of its own, which is returned."""
+        namespace: dict[str, Any] = {"__name__": "__main__"}
+        # As many lines above as on the page, so that a traceback names the line of the page.
+        exec(compile("\n" * (self.line - 1) + self.code, self.page, "exec"), namespace)
+        return namespace
+
+
+def split(page: Path) -> tuple[list[Block], str]:
+    """The fenced blocks of a page, and the page without them. Raises ValueError for an open one."""
+    blocks, rest = [], []
+    language, start, code = None, 0, []
+    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
+        fence = line.lstrip().startswith(("```", "~~~"))
+        if fence and language is None:
+            language, start, code = line.strip()[3:], number + 1, []
+        elif fence:
+            blocks.append(Block(page, start, language, "\n".join(code) + "\n"))
+            language = None
+        else:
+            (rest if language is None else code).append(line)
+    if language is not None:
+        raise ValueError(f"{page}: the block of line {start} has no end")
+    return blocks, "\n".join(rest)
+
+
+def blocks(page: Path, language: str) -> list[Block]:
+    return [block for block in split(page)[0] if block.language == language]
+
+
+def python_blocks(*, integrations: bool) -> list[Block]:
+    """Those of all pages that need packages of clinattn[integrations], or those that do not."""
+    found = [block for page in PAGES for block in blocks(page, "python")]
+    return [x for x in found if bool(x.packages() & OF_INTEGRATIONS) == integrations]
+
+
+def indented(page: Path) -> list[str]:
+    """The lines that Markdown shows as code because they are indented by four spaces."""
+    return [line[4:] for line in split(page)[1].splitlines() if line.startswith("    ")]
+
+
+def commands(page: Path) -> list[str]:
+    """The lines of shell blocks, without comments, and the code within sentences."""
+    lines = [line for block in blocks(page, "sh") for line in block.code.splitlines()]
+    text = split(page)[1]
+    spans = (" ".join(span.split()) for span in SPAN.findall(text))
+    return [line.split(" #")[0].strip() for line in [*lines, *indented(page)]] + list(spans)
