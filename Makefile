@@ -8,6 +8,8 @@ MEDS_DIR ?=
 QUICK ?=
 # OFFLINE=1 asks no registry: it takes torch and the tools from what $(PYTHON) already has.
 OFFLINE ?=
+# V=1 shows every command, of the compilers too, and all that pip says.
+V ?=
 # Those that the supported releases of torch bring, and the newest.
 TRITON_VERSIONS ?= 3.6.0 3.7.1 3.8.0 3.9.0
 
@@ -20,7 +22,11 @@ COMPILERS ?=
 
 VENV ?= $(if $(OFFLINE),.venv-offline,.venv)
 BIN  := $(VENV)/bin
-PIP  := $(BIN)/python -m pip --disable-pip-version-check
+AT   := $(if $(filter 1,$(V)),,@)
+HUSH := $(if $(filter 1,$(V)),,--quiet)
+PIP  := $(BIN)/python -m pip --disable-pip-version-check install $(HUSH)
+EXT  := $(BIN)/python setup.py $(HUSH) build_ext --inplace
+BUILD_SUPPORT := setup.py $(wildcard build_support/*.py)
 CSRC := $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h csrc/cuda/*.cpp csrc/cuda/*.h \
   csrc/cuda/*.cu csrc/cuda/*.cuh tests/lib/csrc/*.cpp tests/lib/csrc/*.h)
 
@@ -30,59 +36,59 @@ CSRC := $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h csrc/cuda/*.c
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
-	@echo "  variables: PYTHON=$(PYTHON) TORCH=$(TORCH) MEDS_DIR=$(MEDS_DIR) QUICK= OFFLINE="
+	@echo "  variables: PYTHON=$(PYTHON) TORCH=$(TORCH) MEDS_DIR=$(MEDS_DIR) QUICK= OFFLINE= V="
 
 setup: $(VENV)/.built  ## make .venv, install, build the extension
 
 bench: setup  ## time the encoder on clinical sequences: table, plot, report
-	MEDS_DIR="$(MEDS_DIR)" QUICK="$(QUICK)" $(BIN)/clinattn bench
+	$(AT)MEDS_DIR="$(MEDS_DIR)" QUICK="$(QUICK)" $(BIN)/clinattn bench
 
 bench-cpu: setup  ## time the CPU kernels, pass by pass (BENCH_ARGS="-k name --json FILE")
-	$(BIN)/python bench/cpu_kernels.py $(BENCH_ARGS)
+	$(AT)$(BIN)/python bench/cpu_kernels.py $(BENCH_ARGS)
 
 bench-compare: setup  ## time the CPU kernels of BASE=REVISION against these (BENCH_ARGS="-k name")
-	@$(BIN)/python bench/compare.py $(BENCH_ARGS) -- "$(BASE)"
+	$(AT)$(BIN)/python bench/compare.py $(BENCH_ARGS) -- "$(BASE)"
 
 test: setup  ## every fast test and one in twelve of the others (PYTEST_ARGS="-k name")
-	@$(BIN)/python tests/lib/suite.py $(PYTEST_ARGS)
+	$(AT)$(BIN)/python tests/lib/suite.py $(PYTEST_ARGS)
 
 test-all: setup $(VENV)/.integrations  ## every test, those that need transformers, opacus, ... too
-	@$(BIN)/python tests/lib/suite.py --all $(PYTEST_ARGS)
+	$(AT)$(BIN)/python tests/lib/suite.py --all $(PYTEST_ARGS)
 
 test-elsewhere: setup  ## every compiler here, headers of promised torches, random calls sanitized
 	@$(MAKE) --no-print-directory compilers cuda-headers
 	@$(MAKE) --no-print-directory sanitize CALLS=500
 
 test-integrations: setup $(VENV)/.integrations  ## run those that need transformers, opacus, ...
-	@$(BIN)/python tests/lib/suite.py --all tests/integrations/packages $(PYTEST_ARGS)
+	$(AT)$(BIN)/python tests/lib/suite.py --all tests/integrations/packages $(PYTEST_ARGS)
 
 triton-matrix: setup  ## test the Triton kernels under several Tritons (TRITON_VERSIONS="3.6.0 3.9.0")
-	$(BIN)/python tests/lib/triton_matrix.py $(TRITON_VERSIONS)
+	$(AT)$(BIN)/python tests/lib/triton_matrix.py $(TRITON_VERSIONS)
 
 cuda-headers: setup  ## compile the torch side of the CUDA extension against the oldest and newest torch
-	$(BIN)/python tests/lib/cuda_headers.py $(HEADERS)
+	$(AT)$(BIN)/python tests/lib/cuda_headers.py $(HEADERS)
 
 compilers: setup  ## build with each compiler on PATH, without warnings, and test it (COMPILERS="clang++-16")
-	$(BIN)/python tests/lib/compilers.py $(COMPILERS)
+	$(AT)$(BIN)/python tests/lib/compilers.py $(COMPILERS)
 
 compat: $(VENV)/.made  ## test under each promised torch, in environments of 6 GB (COMPAT="2.15.0:3.13")
-	$(BIN)/python tests/lib/compat.py $(COMPAT) $(if $(PYTEST_ARGS),-- $(PYTEST_ARGS))
+	$(AT)$(BIN)/python tests/lib/compat.py $(COMPAT) $(if $(PYTEST_ARGS),-- $(PYTEST_ARGS))
 
 sanitize: setup  ## make 20,000 random calls under sanitizers of memory (CALLS=500 SEED=0 FIRST=0)
-	$(BIN)/python tests/lib/sanitize.py $(if $(CALLS),--calls $(CALLS)) $(if $(SEED),--seed $(SEED)) \
+	$(AT)$(BIN)/python tests/lib/sanitize.py $(if $(CALLS),--calls $(CALLS)) $(if $(SEED),--seed $(SEED)) \
 	  $(if $(FIRST),--first $(FIRST))
 
 doctor: setup  ## say what can run on this machine, and why the rest cannot
-	$(BIN)/clinattn doctor
+	$(AT)$(BIN)/clinattn doctor
 
 lint: setup $(VENV)/.lint  ## ruff, mypy, clang-format
-	$(BIN)/ruff check .
-	$(BIN)/mypy
-	$(if $(CSRC),$(BIN)/clang-format --dry-run --Werror $(CSRC))
+	$(AT)$(BIN)/ruff check .
+	$(AT)$(BIN)/mypy
+	$(AT)$(if $(CSRC),$(BIN)/clang-format --dry-run --Werror $(CSRC))
 
 format: $(VENV)/.lint  ## sort imports, mend what ruff can, format the C++
-	$(BIN)/ruff check --fix .
-	$(if $(CSRC),$(BIN)/clang-format -i $(CSRC))
+	$(AT)$(BIN)/ruff check --fix .
+	$(AT)$(if $(CSRC),$(BIN)/clang-format -i $(CSRC))
 
 # A machine with its own CUDA torch keeps it: nothing is downloaded there.
 gpu:  ## build, test and measure on the GPU of this machine (TUNE=1: try other tiles; GPU_ARGS="race speed")
@@ -93,7 +99,7 @@ gpu:  ## build, test and measure on the GPU of this machine (TUNE=1: try other t
 
 # The script builds for the card and times that; the dry run takes what is built for the rest.
 gpu-here: $(if $(filter 1,$(CLINATTN_GPU_DRYRUN)),setup,$(VENV)/.installed)
-	$(BIN)/python bench/gpu.py $(if $(TUNE),--tune) $(GPU_ARGS)
+	$(AT)$(BIN)/python bench/gpu.py $(if $(TUNE),--tune) $(GPU_ARGS)
 
 gpu-plan:  ## print two commands for a GPU that is at hand for minutes
 	@$(PYTHON) bench/gpu_plan.py
@@ -101,13 +107,13 @@ gpu-plan:  ## print two commands for a GPU that is at hand for minutes
 # Under the Python, torch and Triton of that machine: PYTHON=python3.12 TORCH=torch==2.11.0
 # VENV=.venv-gpu GPU_ARGS="--extension clinattn/_C.cpython-312-x86_64-linux-gnu.so"
 gpu-pack: $(VENV)/.installed  ## compile, without a GPU, the kernels that `make gpu` launches on one
-	$(BIN)/python bench/gpu_pack.py $(GPU_ARGS)
+	$(AT)$(BIN)/python bench/gpu_pack.py $(GPU_ARGS)
 
 gpu-adopt:  ## put the tiles that a GPU run found better into kernels/configs.py (ROWS=FILE WRITE=1)
 	@$(PYTHON) bench/gpu_adopt.py $(ROWS) $(if $(WRITE),--write)
 
 ext: $(VENV)/.installed  ## rebuild the extension alone, loudly
-	CLINATTN_FORCE_BUILD=1 $(BIN)/python setup.py -q build_ext --inplace
+	$(AT)CLINATTN_FORCE_BUILD=1 $(EXT)
 
 clean:  ## remove what was built, not the environment
 	rm -rf build dist *.egg-info clinattn/_C.* .pytest_cache .mypy_cache .ruff_cache
@@ -124,31 +130,34 @@ $(VENV)/.made:
 
 # Holds the requirement, so that another TORCH= installs and builds anew.
 $(VENV)/.torch: $(VENV)/.made FORCE
-	@echo '$(TORCH)' | cmp -s - $@ || { $(get-torch) && echo '$(TORCH)' > $@; }
+	$(AT)echo '$(TORCH)' | cmp -s - $@ || { $(get-torch) && echo '$(TORCH)' > $@; }
 
 ifdef OFFLINE
 # The packages of $(PYTHON) are seen through a path file, also where it is itself an environment.
-get-torch = $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+get-torch = echo 'taking torch and the tools from $(PYTHON)' && \
+  $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
   > "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/offline.pth"
-get-clinattn = $(PIP) install --quiet --no-deps --no-build-isolation -e . && \
+get-clinattn = CLINATTN_SKIP_EXT=1 PYTHONWARNINGS=ignore \
+  $(PIP) --no-deps --no-build-isolation -e . && \
   printf '\#!%s\nimport sys, pytest\nsys.exit(pytest.main())\n' "$(abspath $(BIN)/python)" \
   > $(BIN)/pytest && chmod +x $(BIN)/pytest
 else
-get-torch = $(PIP) install --quiet --upgrade pip 'setuptools>=77' ninja && \
-  $(PIP) install '$(TORCH)'
-get-clinattn = $(PIP) install --quiet --no-build-isolation -e '.[bench,test]'
+get-torch = echo 'installing $(TORCH) into $(VENV), which takes minutes' && \
+  $(PIP) --upgrade pip 'setuptools>=77' ninja && $(PIP) '$(TORCH)'
+get-clinattn = echo 'installing clinattn[bench,test] into $(VENV)' && \
+  CLINATTN_SKIP_EXT=1 PYTHONWARNINGS=ignore $(PIP) --no-build-isolation -e '.[bench,test]'
 endif
 
 # The extension is left to the next rule, which shows its progress and says what is missing.
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml
-	CLINATTN_SKIP_EXT=1 PYTHONWARNINGS=ignore $(get-clinattn)
+	$(AT)$(get-clinattn)
 	@touch $@
 
 # A build that fails stops here: a benchmark or a test of the slow reference is not what was asked
 # for. CLINATTN_SKIP_EXT=1 asks for it.
-$(VENV)/.built: $(VENV)/.installed build/.in-place setup.py $(CSRC)
+$(VENV)/.built: $(VENV)/.installed build/.in-place $(BUILD_SUPPORT) $(CSRC)
 ifneq ($(CLINATTN_SKIP_EXT),1)
-	@CLINATTN_FORCE_BUILD=1 $(BIN)/python setup.py -q build_ext --inplace
+	$(AT)CLINATTN_FORCE_BUILD=1 $(EXT)
 	@touch $@
 endif
 
@@ -158,10 +167,11 @@ build/.in-place: FORCE
 
 # Where OFFLINE takes all from $(PYTHON), so it does with these.
 $(VENV)/.integrations: $(VENV)/.installed pyproject.toml
-	$(if $(OFFLINE),,CLINATTN_SKIP_EXT=1 PYTHONWARNINGS=ignore \
-	  $(PIP) install --quiet --no-build-isolation -e '.[integrations]')
+	$(AT)$(if $(OFFLINE),,echo 'installing clinattn[integrations] into $(VENV)' && \
+	  CLINATTN_SKIP_EXT=1 PYTHONWARNINGS=ignore $(PIP) --no-build-isolation -e '.[integrations]')
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.torch pyproject.toml
-	$(PIP) install --quiet --group lint
+	@echo 'installing ruff, mypy and clang-format into $(VENV)'
+	$(AT)$(PIP) --group lint
 	@touch $@

@@ -21,7 +21,8 @@ from base_tree import build
 from clinattn.benchmark.measure import quartiles
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = ("setup.py", "pyproject.toml", "README.md", "csrc", "kernels", "clinattn")
+SOURCES = ("setup.py", "pyproject.toml", "README.md")
+SOURCES += ("build_support", "csrc", "kernels", "clinattn")
 ROUNDS = {"small": 3, "large": 15}
 PROGRAMS = {
     "torch": """

@@ -1,12 +1,11 @@
 """The exponentials of every instruction set, over all fp32 numbers (lib/csrc/exponential.cpp)."""
 
 import importlib
-import os
-import runpy
 import shutil
 import subprocess
 
 import pytest
+from building import flags, toolchain
 from places import ROOT
 
 import clinattn
@@ -32,25 +31,18 @@ LARGEST_ERROR = {
 
 @pytest.fixture(scope="module")
 def build(tmp_path_factory):
-    """Builds the program as setup.py builds the unit of an instruction set."""
-    setuptools = pytest.importorskip("setuptools", reason="setuptools is not installed")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(setuptools, "setup", lambda **_: None)
-        patch.setenv("CLINATTN_SKIP_EXT", "1")
-        patch.setenv("PATH", os.environ["PATH"])  # setup.py changes it and the folder
-        patch.chdir(ROOT)
-        setup = runpy.run_path(str(ROOT / "setup.py"))
-    compiler = setup["compiler"]()
+    """Builds the program as build_support builds the unit of an instruction set."""
+    compiler = toolchain.compiler()
     if shutil.which(compiler[0]) is None:
         pytest.skip(f"no C++ compiler: {compiler[0]!r} is not on PATH")
 
     def run(name):
-        if not setup["accepts"](setup["ISA_FLAGS"][name]):
+        if not toolchain.accepts(flags.ISA_FLAGS[name]):
             pytest.skip(f"{compiler[0]} does not know {name}")
         program = tmp_path_factory.mktemp(name) / "exponential"
-        flags = [*setup["isa_common_flags"](), *setup["ISA_FLAGS"][name], "-Wno-unused-function"]
+        options = [*flags.isa_common_flags(), *flags.ISA_FLAGS[name], "-Wno-unused-function"]
         source = ROOT / "tests/lib/csrc/exponential.cpp"
-        command = [*compiler, *flags, f"-I{ROOT / 'csrc'}", str(source), "-o", str(program)]
+        command = [*compiler, *options, f"-I{ROOT / 'csrc'}", str(source), "-o", str(program)]
         built = subprocess.run(command, capture_output=True, text=True)
         assert built.returncode == 0, built.stderr
         return program

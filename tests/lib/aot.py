@@ -1,14 +1,18 @@
-"""Compiles the kernels of one problem for one card and says what is wrong with them.
-
-A module of its own, because the processes of test_triton_aot.py import it by name.
-"""
+"""Compiles the kernels of one problem for one card and says what is wrong with them."""
 
 import re
+from functools import cache
+from pathlib import Path
 
 import torch
+import triton
+from kept import digest, kept
+from places import ROOT
 
+from clinattn import arguments, kernel_report, sass
 from clinattn.kernel_report import CARDS, KINDS, both_passes, kernel_reports
 
+MODULES = (__file__, arguments.__file__, kernel_report.__file__, sass.__file__)
 TENSOR_CORE = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
 # 8.6, 8.9 and 12.0 take the rows of 80, and have this much.
 SMALL_SHARED_LIMIT = 101_376
@@ -26,7 +30,18 @@ VARIANTS = KINDS | {
 
 
 def problems(job):
-    """Everything wrong with the kernels of a job, in words."""
+    """Everything wrong with the kernels of a job, in words, kept in build/."""
+    return kept(ROOT / "build" / "triton_aot", "-".join(map(str, job)), key(), lambda: judged(job))
+
+
+@cache
+def key():
+    """What decides on the kernels and on what is said of them."""
+    files = [*sorted((ROOT / "kernels").glob("*.py")), *map(Path, MODULES)]
+    return digest(*files, words=[triton.__version__, torch.__version__])
+
+
+def judged(job):
     card, dim, dtype, variant = job
     found = []
     call = lambda: both_passes(dim, getattr(torch, dtype), **VARIANTS[variant])

@@ -1,22 +1,20 @@
 """Compiles a file of CUDA kernels for every kind of card and says what is wrong with them."""
 
-import hashlib
-import json
 import re
-import runpy
 import subprocess
 import tempfile
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from building import cuda, flags
+from kept import digest, kept, one_at_a_time
 from places import ROOT
 
 from clinattn import sass
 from clinattn.kernel_report import triton_tool
 
 CSRC, BUILD = ROOT / "csrc", ROOT / "build" / "cuda_aot"
-SETUP = runpy.run_path(str(ROOT / "setup.py"))
 
 CARDS = (75, 80, 86, 90, 100)
 # The front end takes as long as ptxas does for one card; from 8.0 on it sees the same program.
@@ -94,11 +92,10 @@ class Kernel:
 def problems(source):
     """{card: everything wrong with the kernels of a .cu file there, in words}, kept in build/."""
     path = compiled(source)
-    words = path.with_suffix(f".{digest(Path(__file__), Path(sass.__file__))}.json")
-    if not words.exists():
-        written = json.dumps({card: judged(source, path, card) for card in known_cards()})
-        words.write_text(written)
-    return {int(card): found for card, found in json.loads(words.read_text()).items()}
+    key = digest(Path(__file__), Path(sass.__file__), words=[path.stem])
+    judge = lambda: {card: judged(source, path, card) for card in known_cards()}
+    found = kept(BUILD, source.stem, key, judge)
+    return {int(card): words for card, words in found.items()}
 
 
 def judged(source, path, card):
@@ -126,31 +123,34 @@ def expected(stem):
 @cache
 def known_cards():
     """Those that this nvcc compiles for."""
-    known = SETUP["nvcc_says"]("--list-gpu-code").split()
+    known = cuda.nvcc_says("--list-gpu-code").split()
     return [card for card in CARDS if f"sm_{card}" in known]
 
 
 def compiled(source):
     """The object of a .cu file, with what nvcc said beside it; new where a source or flag is."""
-    flags = [*SETUP["NVCC_FLAGS"], "-Xptxas", "-v"]
+    options = [*flags.NVCC_FLAGS, "-Xptxas", "-v"]
     for front_end, cards in FRONT_ENDS.items():
         codes = ",".join(f"sm_{card}" for card in cards if card in known_cards())
-        flags.append(f"-gencode=arch=compute_{front_end},code=[{codes}]")
-    version = SETUP["nvcc_says"]("--version")
-    path = BUILD / f"{source.stem}-{digest(*sources(source), words=[*flags, version])}.o"
-    if path.exists():
-        return path
-    BUILD.mkdir(parents=True, exist_ok=True)
+        options.append(f"-gencode=arch=compute_{front_end},code=[{codes}]")
+    version = cuda.nvcc_says("--version")
+    path = BUILD / f"{source.stem}-{digest(*sources(source), words=[*options, version])}.o"
+    with one_at_a_time(BUILD / source.stem):
+        if not path.exists():
+            compile_to(path, source, options)
+    return path
+
+
+def compile_to(path, source, options):
     with tempfile.TemporaryDirectory(dir=BUILD) as folder:
         unfinished = Path(folder) / "unit.o"
-        command = [SETUP["nvcc"](), *flags, "-c", str(source), "-o", str(unfinished)]
+        command = [cuda.nvcc(), *options, "-c", str(source), "-o", str(unfinished)]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         for older in BUILD.glob(f"{source.stem}-*"):
-            if not older.name.startswith(path.stem):
-                older.unlink(missing_ok=True)
+            older.unlink()
         path.with_suffix(".log").write_text(done.stdout + done.stderr)
-        return unfinished.rename(path)
+        unfinished.rename(path)
 
 
 def sources(path):
@@ -164,11 +164,6 @@ def sources(path):
             places = [(folder / name).resolve() for name in named for folder in (path.parent, CSRC)]
             left += [place for place in places if place.exists()]
     return sorted(found)
-
-
-def digest(*paths, words=()):
-    text = [*words, *(path.read_text() for path in paths)]
-    return hashlib.sha256("\0".join(text).encode()).hexdigest()[:16]
 
 
 def kernels(path, card):

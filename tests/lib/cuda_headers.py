@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import re
-import runpy
 import subprocess
 import sys
 import sysconfig
@@ -19,10 +18,10 @@ import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from building import cuda, toolchain
 from places import ROOT
 
 KEPT = ROOT / "build" / "torch-headers"
-SETUP = runpy.run_path(str(ROOT / "setup.py"))
 # The wheels of this Python and system serve: headers are the same in all of them.
 WHEEL = ["--python-version", "3.12", "--implementation", "cp", "--only-binary=:all:"]
 WHEEL += ["--platform", "manylinux_2_28_x86_64", "--no-deps", "--quiet"]
@@ -48,24 +47,27 @@ def headers(version: str) -> Path:
     return folder / "torch" / "include"
 
 
-def errors_of(source: Path, includes: list[Path]) -> str:
+def errors_of(source: Path, includes: list[Path], environment: dict[str, str]) -> str:
     """What the compiler says of this file; empty where it compiles without a warning."""
     flags = ["-std=c++20", "-fsyntax-only", "-Wall", "-fopenmp", "-DCLINATTN_HAVE_CUDA"]
     flags += ["-DCLINATTN_CUDA_ARCHS=9.0", "-DTORCH_EXTENSION_NAME=_C", f"-I{ROOT / 'csrc'}"]
     flags += [word for path in includes for word in ("-isystem", str(path))]
-    command = [*SETUP["compiler"](), *flags, str(source)]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stderr.strip()
+    command = [*toolchain.compiler(), *flags, str(source)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return done.stderr.strip()
 
 
 def check(version: str) -> bool:
     torch_headers = headers(version)
-    used = SETUP["nvcc_says"]("--dryrun", "-x", "cu", os.devnull)
+    used = cuda.nvcc_says("--dryrun", "-x", "cu", os.devnull)
     includes = [torch_headers, torch_headers / "torch/csrc/api/include"]
     includes += [Path(sysconfig.get_path("include"))]
     includes += map(Path, dict.fromkeys(re.findall(r'"-I([^"]+)"', used)))
     sources = sorted(x for x in (ROOT / "csrc").rglob("*.cpp") if not x.stem.startswith("isa_"))
+    environment = dict(os.environ)  # a thread that reads it may meet a change of it
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = dict(zip(sources, pool.map(lambda x: errors_of(x, includes), sources), strict=True))
+        errors = pool.map(lambda x: errors_of(x, includes, environment), sources)
+        found = dict(zip(sources, errors, strict=True))
     failed = {source: text for source, text in found.items() if text}
     print(f"torch {version}: {len(sources) - len(failed)} of {len(sources)} files compile")
     for source, text in failed.items():

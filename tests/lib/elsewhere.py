@@ -32,7 +32,7 @@ def failure(what: str, reason: object) -> Result:
 
 def copy_sources(folder: Path) -> None:
     """The sources with the times of their last change, by which ninja knows what to compile."""
-    for name in ("clinattn", "csrc", "kernels"):
+    for name in ("clinattn", "csrc", "kernels", "build_support"):
         shutil.rmtree(folder / name, ignore_errors=True)
         leave = shutil.ignore_patterns("__pycache__", "_C.*", "kernels")
         shutil.copytree(ROOT / name, folder / name, ignore=leave)

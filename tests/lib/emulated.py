@@ -11,14 +11,14 @@ from __future__ import annotations
 import functools
 import importlib
 import os
-import shlex
 import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from places import ROOT
+from building import ninja, toolchain
+from kept import one_at_a_time
+from places import LIB, ROOT
 from torch.utils.cpp_extension import include_paths, library_paths
 
 CUDA = ROOT / "csrc" / "cuda"
@@ -33,19 +33,15 @@ FLAGS = [
     "-Wall",
     "-Wno-unknown-pragmas",
 ]
-FLAGS += ["-DCLINATTN_EMULATED", f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests' / 'csrc'}"]
+FLAGS += ["-DCLINATTN_EMULATED", f"-I{ROOT / 'csrc'}", f"-I{LIB / 'csrc'}"]
 
 
 def missing() -> str | None:
     """What the build needs and this machine lacks."""
-    for tool in (compiler()[0], "ninja"):
-        if shutil.which(tool) is None:
-            return f"{tool} is not installed"
-    return None
-
-
-def compiler() -> list[str]:
-    return shlex.split(os.environ.get("CXX", "c++"))
+    compiler = toolchain.compiler()[0]
+    if shutil.which(compiler) is None:
+        return f"{compiler} is not installed"
+    return None if ninja.program() else "ninja is not installed"
 
 
 def torch_libraries() -> list[str]:
@@ -56,28 +52,14 @@ def torch_libraries() -> list[str]:
 @functools.cache
 def build(folder: Path = ROOT / "build" / "emulated", kernels: Path = CUDA) -> Path:
     """The library of the .cu files in `kernels` and their torch side; what is unchanged is kept."""
+    units = {x.stem: (x, ["-x", "c++"]) for x in sorted(kernels.glob("*.cu"))}
     torch_flags = [f"-isystem{path}" for path in include_paths()]
-    units = {path.stem: (path, ["-x", "c++"]) for path in sorted(kernels.glob("*.cu"))}
     for path in (ROOT / "csrc" / "arguments.cpp", *sorted(CUDA.glob("*.cpp"))):
         units[f"torch_{path.stem}"] = path, torch_flags
-    lines = [
-        f"cxx = {shlex.join([*compiler(), *FLAGS])}",
-        "rule cxx",
-        "  command = $cxx -MMD -MF $out.d $flags -c $in -o $out",
-        "  depfile = $out.d",
-        "  deps = gcc",
-        "rule link",
-        f"  command = $cxx -shared $in -o $out {shlex.join(torch_libraries())}",
-    ]
-    for name, (path, flags) in units.items():
-        lines += [f"build {name}.o: cxx {path}", f"  flags = {shlex.join(flags)}"]
-    lines.append(f"build {LIBRARY}: link {' '.join(f'{name}.o' for name in units)}")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "build.ninja").write_text("\n".join(lines) + "\n")
-    jobs = os.environ.get("MAX_JOBS")
-    command = ["ninja", "-C", folder, *(["-j", jobs] if jobs else [])]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    named = {name: ninja.Unit(path, [*FLAGS, *flags]) for name, (path, flags) in units.items()}
+    library = ninja.Library(LIBRARY, [], torch_libraries())
+    with one_at_a_time(folder):
+        ninja.build(f"in build/{folder.name}", toolchain.cached_compiler(), named, folder, library)
     return folder / LIBRARY
 
 

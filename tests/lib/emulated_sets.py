@@ -2,20 +2,21 @@
 
     PYTHONPATH=tests/lib pytest -p emulated_sets tests/cpu/test_instruction_sets.py
 
-Once imported, clinattn._C is that module: csrc/emulated_*.h are what the kernels of both sets
-are compiled with. Numbers are those of the instructions; time is not.
+Once imported, clinattn._C is that module: the kernels of both sets are compiled with
+tests/lib/csrc/emulated_*.h. Numbers are those of the instructions; time is not.
 """
 
 from __future__ import annotations
 
 import sys
 
-from module_builds import EMULATED, ROOT, build, load, missing
+from building import extension
+from module_builds import EMULATED, ROOT, build, load
 
 FOLDER = ROOT / "build" / "emulated_sets"
 
 if __name__ == "__main__":
-    if reason := missing():
+    if reason := extension.missing():
         sys.exit(f"cannot build: {reason}")
     print(build(FOLDER, EMULATED))
 else:

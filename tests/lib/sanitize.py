@@ -15,7 +15,8 @@ import subprocess
 import sys
 import time
 
-from module_builds import EMULATED, build, compiler_file, missing
+from building import extension
+from module_builds import EMULATED, build, compiler_file
 from places import LIB, ROOT
 
 from clinattn import environment
@@ -34,7 +35,7 @@ SHOWN_EVERY = 60.0  # seconds
 
 def cannot() -> str | None:
     """Names what the build needs and this machine lacks."""
-    if reason := missing():
+    if reason := extension.missing():
         return reason
     if compiler_file("libasan.so") is None:
         return "the compiler has no libasan.so: GCC's sanitizers are used (CXX=g++)"

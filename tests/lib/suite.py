@@ -20,7 +20,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from module_builds import missing as missing_for_emulation
+from building import extension
 from places import LIB, ROOT
 from seconds import keep, table
 
@@ -70,7 +70,7 @@ def sessions(everything: bool) -> list[Session]:
         found.append(TIMED)
         if "amx" in instruction_sets():
             print("This machine has AMX: nothing is emulated in its place.")
-        elif reason := missing_for_emulation():
+        elif reason := extension.missing():
             print(f"AVX-512 and AMX are not emulated: {reason}")
         else:
             found.insert(2, EMULATED_SETS)

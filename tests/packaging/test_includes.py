@@ -6,18 +6,18 @@ What a header of the standard library brings besides its own names differs betwe
 
 import os
 import re
-import runpy
 import shlex
 import shutil
 import subprocess
 
 import pytest
+from building import flags as build_flags
+from building import toolchain
 from compilers import on_the_path
 from places import LIB, ROOT
 from torch.utils.cpp_extension import include_paths
 
 CSRC = ROOT / "csrc"
-SETUP = runpy.run_path(str(ROOT / "setup.py"))
 FILES = sorted(
     path
     for folder in (CSRC, LIB / "csrc")
@@ -128,13 +128,13 @@ def flags_of(path):
     """The flags of the instruction set that a header is written for."""
     for name in ("amx", "avx512", "avx2"):
         if name in path.stem:
-            return SETUP["ISA_FLAGS"][name]
+            return build_flags.ISA_FLAGS[name]
     return []
 
 
 def compilers():
     """The compiler of the build and, with CLINATTN_TESTS=every, every other on PATH."""
-    used = [shlex.join(SETUP["compiler"]())] if shutil.which(SETUP["compiler"]()[0]) else []
+    used = [shlex.join(toolchain.compiler())] if shutil.which(toolchain.compiler()[0]) else []
     return used + (on_the_path() if os.environ.get("CLINATTN_TESTS") == "every" else [])
 
 
@@ -145,13 +145,13 @@ def complaints(paths, flags, folder):
         source = folder / f"{path.stem}.cpp"
         source.write_text(f'#include "{path}"\n')
         sources.append(source)
-    options = [*SETUP["isa_common_flags"](), *flags, "-fsyntax-only", f"-I{CSRC}"]
-    command = [*SETUP["compiler"](), *options, *sources]
+    options = [*build_flags.isa_common_flags(), *flags, "-fsyntax-only", f"-I{CSRC}"]
+    command = [*toolchain.compiler(), *options, *sources]
     return subprocess.run(command, capture_output=True, text=True).stderr
 
 
 @pytest.mark.parametrize("compiler", compilers())
-@pytest.mark.parametrize("flags", [*SETUP["ISA_FLAGS"].values()], ids=[*SETUP["ISA_FLAGS"]])
+@pytest.mark.parametrize("flags", [*build_flags.ISA_FLAGS.values()], ids=[*build_flags.ISA_FLAGS])
 def test_a_header_compiles_alone(compiler, flags, tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", compiler)
     paths = [path for path in HEADERS if not needs_torch(path) and flags_of(path) == flags]

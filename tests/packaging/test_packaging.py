@@ -5,13 +5,14 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from email.parser import HeaderParser
 from importlib.metadata import packages_distributions
-from importlib.util import module_from_spec, spec_from_file_location
 
 import pytest
 import torch
+from building import cuda
 from places import ROOT
 from torch.utils.cpp_extension import include_paths
 
@@ -54,19 +55,28 @@ def run(*command, cwd, check=True, **environment):
 def tree(tmp_path_factory):
     """A copy of the sources, so that a build here touches nothing of the repository."""
     folder = tmp_path_factory.mktemp("tree")
-    for name in ("clinattn", "kernels", "csrc"):
-        skip = shutil.ignore_patterns("__pycache__", "_C.*")
+    for name in ("clinattn", "kernels", "csrc", "build_support"):
+        skip = shutil.ignore_patterns("__pycache__", "_C.*", "kernels")
         shutil.copytree(ROOT / name, folder / name, ignore=skip)
-    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
     return folder
 
 
 @pytest.fixture(scope="module")
-def wheel(tree):
-    """The wheel that pip builds on a machine without a C++ compiler."""
+def sdist(tree):
+    """The archive of the sources, from a build that leaves the extension out."""
+    code = "from setuptools.build_meta import build_sdist; build_sdist('dist')"
+    run(sys.executable, "-c", code, cwd=tree, CLINATTN_SKIP_EXT="1")
+    (path,) = (tree / "dist").glob("*.tar.gz")
+    return path
+
+
+@pytest.fixture(scope="module")
+def wheel(tree, sdist):
+    """The wheel that pip builds of the sdist on a machine without a C++ compiler."""
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-    run(*pip, "--wheel-dir", tree / "dist", tree, cwd=tree.parent, **NO_COMPILER)
+    run(*pip, "--wheel-dir", tree / "dist", sdist, cwd=tree.parent, **NO_COMPILER)
     (path,) = (tree / "dist").glob("*.whl")
     return zipfile.ZipFile(path)
 
@@ -74,6 +84,14 @@ def wheel(tree):
 def files(folder):
     paths = (path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix() for path in paths}
+
+
+def test_the_sdist_holds_what_a_build_needs(tree, sdist):
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    folders = ("clinattn", "kernels", "csrc", "build_support")
+    assert {f"{folder}/{name}" for folder in folders for name in files(tree / folder)} <= names
+    assert {"setup.py", "pyproject.toml"} <= names
 
 
 def test_the_wheel_holds_clinattn_and_nothing_beside_it(tree, wheel):
@@ -149,19 +167,15 @@ def test_make_stops_where_the_build_fails(make, tree):
 
 
 @pytest.fixture
-def build_script(monkeypatch):
-    """setup.py as a module, on a machine with a CUDA build of torch, nvcc 13.0 and no card."""
-    spec = spec_from_file_location("clinattn_setup", ROOT / "setup.py")
-    script = module_from_spec(spec)
-    spec.loader.exec_module(script)
+def cuda_here(monkeypatch):
+    """build_support.cuda on a machine with a CUDA build of torch, nvcc 13.0 and no card."""
     said = {"--version": "release 13.0, V13.0.88", "--list-gpu-arch": EVERY_ARCH}
     for name in ("CLINATTN_CUDA", "TORCH_CUDA_ARCH_LIST"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    monkeypatch.setattr(script, "nvcc", lambda: "/usr/local/cuda/bin/nvcc")
-    monkeypatch.setattr(script, "nvcc_says", lambda *options: said[options[0]])
-    return script
+    monkeypatch.setattr(cuda, "nvcc", lambda: "/usr/local/cuda/bin/nvcc")
+    monkeypatch.setattr(cuda, "nvcc_says", lambda *options: said[options[0]])
 
 
 EVERY_ARCH = "".join(f"compute_{x}\n" for x in (75, 80, 86, 87, 89, 90, 100, 103, 120))
@@ -175,28 +189,28 @@ ARCH_LISTS = [
 
 
 @pytest.mark.parametrize("listed, expected", ARCH_LISTS, ids=lambda x: str(x).replace(" ", ","))
-def test_cards_that_are_compiled_for(build_script, monkeypatch, listed, expected):
+def test_cards_that_are_compiled_for(cuda_here, monkeypatch, listed, expected):
     if listed is not None:
         monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", listed)
-    assert build_script.cuda_archs() == expected.split()
-    assert build_script.wants_cuda()
+    assert cuda.cuda_archs() == expected.split()
+    assert cuda.wants_cuda()
 
 
-def test_cards_that_are_visible_are_compiled_for(build_script, monkeypatch):
+def test_cards_that_are_visible_are_compiled_for(cuda_here, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i=0: [(8, 0), (7, 5)][i])
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80", "sm_90"])
-    assert build_script.cuda_archs() == ["7.5", "8.0+PTX"]
+    assert cuda.cuda_archs() == ["7.5", "8.0+PTX"]
 
 
-def test_an_older_nvcc_is_not_asked_for_newer_cards(build_script, monkeypatch):
-    monkeypatch.setattr(build_script, "nvcc_says", lambda *_: EVERY_ARCH.split("compute_100")[0])
-    assert build_script.cuda_archs() == ["7.5", "8.0", "8.6", "9.0+PTX"]
+def test_an_older_nvcc_is_not_asked_for_newer_cards(cuda_here, monkeypatch):
+    monkeypatch.setattr(cuda, "nvcc_says", lambda *_: EVERY_ARCH.split("compute_100")[0])
+    assert cuda.cuda_archs() == ["7.5", "8.0", "8.6", "9.0+PTX"]
 
 
-def test_flags_of_nvcc(build_script):
-    assert build_script.gencode("8.6") == ["-gencode=arch=compute_86,code=sm_86"]
-    assert build_script.gencode("10.0+PTX") == [
+def test_flags_of_nvcc():
+    assert cuda.gencode("8.6") == ["-gencode=arch=compute_86,code=sm_86"]
+    assert cuda.gencode("10.0+PTX") == [
         "-gencode=arch=compute_100,code=sm_100",
         "-gencode=arch=compute_100,code=compute_100",
     ]
@@ -205,27 +219,27 @@ def test_flags_of_nvcc(build_script):
 @pytest.mark.parametrize(
     "reason, change",
     [
-        ("is built without CUDA", lambda to, script: to.setattr(torch.version, "cuda", None)),
-        ("toolkit 13.0", lambda to, script: to.setattr(script, "nvcc", lambda: None)),
-        ("release 13.0, and .* 12.8", lambda to, script: to.setattr(torch.version, "cuda", "12.8")),
-        ("older than .* 7.5", lambda to, script: to.setenv("TORCH_CUDA_ARCH_LIST", "7.0")),
+        ("is built without CUDA", lambda to: to.setattr(torch.version, "cuda", None)),
+        ("toolkit 13.0", lambda to: to.setattr(cuda, "nvcc", lambda: None)),
+        ("release 13.0, and .* 12.8", lambda to: to.setattr(torch.version, "cuda", "12.8")),
+        ("older than .* 7.5", lambda to: to.setenv("TORCH_CUDA_ARCH_LIST", "7.0")),
     ],
 )
-def test_without_cuda_the_rest_is_built(build_script, monkeypatch, capsys, reason, change):
-    change(monkeypatch, build_script)
-    assert not build_script.wants_cuda()
-    assert re.search(reason, build_script.cuda_missing())
+def test_without_cuda_the_rest_is_built(cuda_here, monkeypatch, capsys, reason, change):
+    change(monkeypatch)
+    assert not cuda.wants_cuda()
+    assert re.search(reason, cuda.cuda_missing())
     monkeypatch.setenv("CLINATTN_CUDA", "1")
     with pytest.raises(SystemExit, match=f"CLINATTN_CUDA=1, but .*{reason}"):
-        build_script.wants_cuda()
+        cuda.wants_cuda()
 
 
-def test_the_environment_decides_on_cuda(build_script, monkeypatch):
+def test_the_environment_decides_on_cuda(cuda_here, monkeypatch):
     monkeypatch.setenv("CLINATTN_CUDA", "0")
-    assert not build_script.wants_cuda()
+    assert not cuda.wants_cuda()
     monkeypatch.setenv("CLINATTN_CUDA", "yes")
     with pytest.raises(SystemExit, match="CLINATTN_CUDA is 'yes'; expected 0 or 1"):
-        build_script.wants_cuda()
+        cuda.wants_cuda()
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")

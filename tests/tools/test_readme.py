@@ -30,7 +30,7 @@ DOORS = {
     "## I want to measure": "sh",
 }
 HERE = python_blocks(integrations=False)
-FOLDERS = ("bench", "clinattn", "csrc", "docs", "examples", "kernels", "tests")
+FOLDERS = ("bench", "build_support", "clinattn", "csrc", "docs", "examples", "kernels", "tests")
 NAMED_FILE = re.compile(rf"(?<![\w/.-])(?:{'|'.join(FOLDERS)})/[\w./*-]*\w")
 MADE_BY_RUNS = ("bench/out/",)
 SET = r"(?:[A-Z_]+=\S+ +)*"
@@ -144,7 +144,7 @@ def test_files_and_links_exist(page):
 
 def test_variables_are_read_somewhere():
     sources = [ROOT / "setup.py", ROOT / "Makefile"]
-    for folder in ("bench", "clinattn", "csrc", "kernels", "tests"):
+    for folder in ("bench", "build_support", "clinattn", "csrc", "kernels", "tests"):
         sources += [x for x in (ROOT / folder).rglob("*") if x.suffix in (".py", ".cpp", ".h")]
     known = set()
     for path in sources:
@@ -164,7 +164,7 @@ def test_the_map_and_the_tiers_name_what_is_there():
     text = (ROOT / "docs" / "map.md").read_text(encoding="utf-8")
     there = {path.name for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")}
     assert set(re.findall(r"\w+\.py\b", text)) <= there
-    folders = {path.name for path in TESTS.iterdir() if path.is_dir()} - {"__pycache__"}
+    folders = {path.name for path in TESTS.iterdir() if path.is_dir() and path.name[0] not in "._"}
     page = (ROOT / "docs" / "tests.md").read_text(encoding="utf-8")
     for folder in folders:
         assert f"{folder}/" in text, folder

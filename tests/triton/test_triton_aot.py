@@ -1,9 +1,7 @@
 """What the shipped Triton configurations compile to, for cards that need not be here."""
 
 import itertools
-import multiprocessing
 import os
-from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 import torch
@@ -28,30 +26,13 @@ EVERY = itertools.product(CARDS, (16, 64, 128, 256), ("bfloat16", "float16", "fl
 JOBS = list(EVERY if os.environ.get("CLINATTN_TESTS") == "every" else QUICK)
 
 
-@pytest.fixture(scope="module")
-def compiled():
-    """Two processes compile; a test takes its own result, and the others go on meanwhile."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(2, mp_context=context) as pool:
-        futures = {}
-
-        def result(job):
-            if not futures:
-                futures.update({x: pool.submit(problems, x) for x in JOBS})
-            return futures[job].result()
-
-        yield result
-        for future in futures.values():
-            future.cancel()
-
-
 def job_id(job):
     return "sm{}-dim{}-{}-{}".format(*job)
 
 
 @pytest.mark.parametrize("job", JOBS, ids=job_id)
-def test_kernel(job, compiled):
-    assert not compiled(job)
+def test_kernel(job):
+    assert not problems(job)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=dtype_id)
