@@ -1,6 +1,5 @@
 """Every instruction set that this machine runs, forced in turn, on sizes that cross their tiles."""
 
-import functools
 import importlib
 import os
 import subprocess
@@ -52,13 +51,6 @@ SHORT = [
 ]
 
 
-@functools.cache
-def problem_of(case, dtype):
-    """Truth and plain results are worked out once for all instruction sets."""
-    torch.manual_seed(0)
-    return Problem(case, dtype)
-
-
 pytestmark = pytest.mark.skipif(_C is None, reason="the compiled backend is not built here")
 
 
@@ -89,14 +81,14 @@ sets_and_their_dtypes = pytest.mark.parametrize(
 @pytest.mark.parametrize("dtype", LESS, ids=dtype_id)
 @pytest.mark.parametrize("case", [c for c in (*DENSE, *PACKED) if c.work < 3e5], ids=str)
 def test_matches_truth(case, dtype, instruction_set):
-    problem = problem_of(case, dtype)
+    problem = Problem(case, dtype)
     problem.check(problem.run("cpu"))
 
 
 @sets_and_their_dtypes
 @pytest.mark.parametrize("case", [*SHORT, *LONG], ids=str)
 def test_across_tiles(case, dtype, instruction_set):
-    problem = problem_of(case, dtype)
+    problem = Problem(case, dtype)
     problem.check(problem.run("cpu"))
 
 

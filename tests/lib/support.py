@@ -10,9 +10,10 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
+from blocks import Blocks
 from cases import Case
 from features import SEED, Features, make_layout
 from plain import gradients, long_double, plain_attention, plain_backward
@@ -301,8 +302,30 @@ class Problem:
         return self.all_given(self.by_autograd(self.operands, dtype, attention))
 
     @cached_property
-    def operands(self) -> list[Tensor | None]:
-        return [*self.clean, self.visible, self.bias, self.terms]
+    def operands(self) -> list:
+        """q, k, v, do, dlse, visible, bias and terms for plain maths.
+
+        Packed sequences are the rows of a batch where that is less work than one long sequence.
+        """
+        full = (self.batch, self.heads, self.nq, self.nk)
+        visible = self.visible.expand(full)
+        bias = None if self.bias is None else self.bias.expand(full)
+        if self.blocks is None:
+            return [*self.clean, visible, bias, self.terms]
+        q, k, v, do, dlse = self.clean
+        of_queries, of_keys = self.blocks.rows, partial(self.blocks.rows, of_keys=True)
+        tensors = [of_queries(q), of_keys(k), of_keys(v), of_queries(do)]
+        tensors += [of_queries(dlse[..., None])[..., 0], self.blocks.pairs(visible)]
+        bias = None if bias is None else self.blocks.pairs(bias)
+        return [*tensors, bias, self.blocks.terms(self.terms)]
+
+    @cached_property
+    def blocks(self) -> Blocks | None:
+        if not self.case.packed or not (self.nq and self.nk):
+            return None
+        layout = self.features.layout
+        blocks = Blocks(layout.owner_q[0], layout.owner_k[0])
+        return blocks if blocks.is_smaller else None
 
     def by_autograd(self, operands, dtype, attention=plain_attention) -> dict[str, Tensor]:
         *clean, visible, bias, terms = operands
@@ -371,19 +394,19 @@ class Problem:
 
     def orders_of_summation(self) -> Iterator[list[Tensor]]:
         """Places of queries, keys and features: as they are first, then at random."""
+        q, k, *_ = self.operands
         for order in range(self.orders):
-            places = [torch.arange(n) for n in (self.nq, self.nk, self.case.dim)]
+            places = [torch.arange(n) for n in (q.shape[2], k.shape[2], self.case.dim)]
             if order > 0:
                 places = [torch.randperm(len(x), generator=self.random) for x in places]
             yield places
 
     def reordered(self, i: Tensor, j: Tensor, d: Tensor) -> list[Tensor | None]:
         """The same problem with its queries, keys and features in another order."""
-        full = (self.batch, self.heads, self.nq, self.nk)
-        (q, k, v, do, dlse), visible, bias = self.clean, self.visible.expand(full), self.bias
-        bias = None if bias is None else bias.expand(full)[..., i, :][..., j]
+        q, k, v, do, dlse, visible, bias, terms = self.operands
+        bias = None if bias is None else bias[..., i, :][..., j]
         tensors = [x[..., rows, :][..., d] for x, rows in ((q, i), (k, j), (v, j), (do, i))]
-        terms = self.terms.reordered(i, j)
+        terms = terms.reordered(i, j)
         return [*tensors, dlse[..., i], visible[..., i, :][..., j], bias, terms]
 
     def restored(self, results: dict[str, Tensor], i: Tensor, j: Tensor, d: Tensor) -> dict:
@@ -402,6 +425,8 @@ class Problem:
     def all_given(self, results: dict[str, Tensor]) -> dict[str, Tensor]:
         if not self.case.packed:
             return results
+        if self.blocks is not None:
+            results = self.blocks.joined(results)
         seen = {name: x for name, x in results.items() if name[1:] in PARAMETERS}
         return seen | {
             name: x[0] if name == "lse" else self.given(x)

@@ -46,10 +46,22 @@ def beside_each_other(items: list[pytest.Item]) -> list[pytest.Item]:
     groups: dict[tuple, list[pytest.Item]] = {}
     for item in items:
         callspec = getattr(item, "callspec", None)
-        given = callspec.indices.items() if callspec else ()
-        problem = tuple(x for x in given if x[0] not in COMPUTING)
-        groups.setdefault((item.path, item.nodeid.split("[")[0], problem), []).append(item)
+        given = callspec.params if callspec else {}
+        problem = [
+            (name, x if _is_hashable(x) else callspec.indices[name])
+            for name, x in given.items()
+            if name not in COMPUTING
+        ]
+        groups.setdefault((item.path, item.nodeid.split("[")[0], *problem), []).append(item)
     return [item for group in groups.values() for item in group]
+
+
+def _is_hashable(x: Any) -> bool:
+    try:
+        hash(x)
+    except TypeError:
+        return False
+    return True
 
 
 def _feed(digest: Any, x: Any) -> None:

@@ -1,6 +1,5 @@
 """Scores, masks, biases and softcaps as large as their type holds; see extremes.py."""
 
-import functools
 import importlib
 
 import pytest
@@ -15,16 +14,10 @@ SETS = _C.instruction_sets() if _C else []
 SIXTEEN_BITS = [torch.bfloat16, torch.float16]
 
 
-@functools.cache
-def problem_of(case, dtype):
-    """Truth and plain results are worked out once for all instruction sets."""
-    return ExtremeProblem(case, dtype)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, *SIXTEEN_BITS], ids=dtype_id)
 @pytest.mark.parametrize("case", EXTREMES, ids=str)
 def test_reference(case, dtype):
-    problem_of(case, dtype).check("reference")
+    ExtremeProblem(case, dtype).check("reference")
 
 
 @pytest.mark.skipif(_C is None, reason="the compiled backend is not built here")
@@ -34,7 +27,7 @@ def test_reference(case, dtype):
 def test_instruction_sets(case, dtype, instruction_set):
     _C.set_instruction_set(instruction_set)
     try:
-        problem_of(case, dtype).check("cpu")
+        ExtremeProblem(case, dtype).check("cpu")
     finally:
         _C.set_instruction_set("")
 
@@ -42,4 +35,4 @@ def test_instruction_sets(case, dtype, instruction_set):
 @pytest.mark.skipif(_C is None, reason="the compiled backend is not built here")
 @pytest.mark.parametrize("case", EXTREMES, ids=str)
 def test_fp64(case):
-    problem_of(case, torch.float64).check("cpu")
+    ExtremeProblem(case, torch.float64).check("cpu")
