@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from pairwise import pairwise
 from torch import nn
 from torch.nn.utils import parametrizations
 from torch_nn_modules import BATCH, EMBED, HEADS, NK, NQ, adapted, spied
@@ -59,29 +60,26 @@ PADDING = {
 }
 
 
-@pytest.mark.parametrize("gradients", [True, False], ids=["gradients", "no gradients"])
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize(
-    "mask, padding",
-    [
-        ("none", "none"), ("none", "right"), ("none", "left"), ("causal", "none"),
-        ("causal", "right"), ("other", "none"), ("other", "right"), ("other", "left"),
-    ],
-)  # fmt: skip
-@pytest.mark.parametrize("options", LAYER)
-def test_encoder_is_that_of_torch(options, mask, padding, training, gradients, calls):
+HIDDEN = [
+    ("none", "none"), ("none", "right"), ("none", "left"), ("causal", "none"),
+    ("causal", "right"), ("other", "none"), ("other", "right"), ("other", "left"),
+]  # fmt: skip
+MODES = [("train", True), ("train", False), ("eval", True), ("eval", False)]
+
+
+@pytest.mark.parametrize("options, hidden, mode", pairwise([*LAYER], HIDDEN, MODES), ids=str)
+def test_encoder_is_that_of_torch(options, hidden, mode, calls):
     """In every mode, zeros in padding included; the attention is ours where torch fuses it."""
-    model = encoder(**LAYER[options]).double().train(training)
+    (mask, padding), (training, gradients) = hidden, mode
+    model = encoder(**LAYER[options]).double().train(training == "train")
     x = torch.randn(BATCH, NQ, EMBED, dtype=torch.float64)
     x = x if LAYER[options].get("batch_first", True) else x.transpose(0, 1)
     other = torch.rand(NQ, NQ) < 0.4
     other[:, [0, -1]] = False
     masks = {"none": None, "causal": torch.ones(NQ, NQ).triu(1).bool(), "other": other}
-    hidden = PADDING[padding]
+    keywords = {"mask": masks[mask], "src_key_padding_mask": PADDING[padding]}
     with torch.set_grad_enabled(gradients):
-        expected, actual = (
-            m(x, mask=masks[mask], src_key_padding_mask=hidden) for m in (model, adapted(model))
-        )
+        expected, actual = (m(x, **keywords) for m in (model, adapted(model)))
     torch.testing.assert_close(actual, expected, rtol=1e-11, atol=1e-12)
     assert len(calls) == 2
     assert all(c["is_causal"] == (mask == "causal") for c in calls)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from pairwise import pairwise
 
 from clinattn import fused_attention, fused_attention_varlen, timeline
 
@@ -25,9 +26,12 @@ def brute_force(t, window):
     return lo.int(), hi.int()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64], ids=str)
-@pytest.mark.parametrize("window", [0.0, 0.1, 0.3, 2.0, 1e9, float("inf")])
-@pytest.mark.parametrize("n", [1, 2, 7, 8, 9, 200])
+SIZES = [1, 2, 7, 8, 9, 200]
+LENGTHS = [0.0, 0.1, 0.3, 2.0, 1e9, float("inf")]
+TYPES = [torch.float32, torch.float64, torch.int64]
+
+
+@pytest.mark.parametrize("n, window, dtype", pairwise(SIZES, LENGTHS, TYPES))
 def test_time_windows_are_exact(n, window, dtype):
     t = torch.stack([irregular(n, dtype) for _ in range(3)])
     rows = timeline.dense_rows(t, None)
