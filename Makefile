@@ -44,10 +44,10 @@ bench: setup  ## time the encoder on clinical sequences: table, plot, report
 	$(AT)MEDS_DIR="$(MEDS_DIR)" QUICK="$(QUICK)" $(BIN)/clinattn bench
 
 bench-cpu: setup  ## time the CPU kernels, pass by pass (BENCH_ARGS="-k name --json FILE")
-	$(AT)$(BIN)/python bench/cpu_kernels.py $(BENCH_ARGS)
+	$(AT)$(BIN)/python bench/cpu/run.py $(BENCH_ARGS)
 
 bench-compare: setup  ## time the CPU kernels of BASE=REVISION against these (BENCH_ARGS="-k name")
-	$(AT)$(BIN)/python bench/compare.py $(BENCH_ARGS) -- "$(BASE)"
+	$(AT)$(BIN)/python bench/cpu/compare.py $(BENCH_ARGS) -- "$(BASE)"
 
 test: setup  ## every fast test and one in twelve of the others (PYTEST_ARGS="-k name")
 	$(AT)$(BIN)/python tests/lib/suite.py $(PYTEST_ARGS)
@@ -99,18 +99,18 @@ gpu:  ## build, test and measure on the GPU of this machine (TUNE=1: try other t
 
 # The script builds for the card and times that; the dry run takes what is built for the rest.
 gpu-here: $(if $(filter 1,$(CLINATTN_GPU_DRYRUN)),setup,$(VENV)/.installed)
-	$(AT)$(BIN)/python bench/gpu.py $(if $(TUNE),--tune) $(GPU_ARGS)
+	$(AT)$(BIN)/python bench/gpu/run.py $(if $(TUNE),--tune) $(GPU_ARGS)
 
 gpu-plan:  ## print two commands for a GPU that is at hand for minutes
-	@$(PYTHON) bench/gpu_plan.py
+	@$(PYTHON) bench/gpu/plan.py
 
 # Under the Python, torch and Triton of that machine: PYTHON=python3.12 TORCH=torch==2.11.0
 # VENV=.venv-gpu GPU_ARGS="--extension clinattn/_C.cpython-312-x86_64-linux-gnu.so"
 gpu-pack: $(VENV)/.installed  ## compile, without a GPU, the kernels that `make gpu` launches on one
-	$(AT)$(BIN)/python bench/gpu_pack.py $(GPU_ARGS)
+	$(AT)$(BIN)/python bench/gpu/pack.py $(GPU_ARGS)
 
 gpu-adopt:  ## put the tiles that a GPU run found better into kernels/configs.py (ROWS=FILE WRITE=1)
-	@$(PYTHON) bench/gpu_adopt.py $(ROWS) $(if $(WRITE),--write)
+	@$(PYTHON) bench/gpu/adopt.py $(ROWS) $(if $(WRITE),--write)
 
 ext: $(VENV)/.installed  ## rebuild the extension alone, loudly
 	$(AT)CLINATTN_FORCE_BUILD=1 $(EXT)

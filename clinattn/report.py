@@ -43,7 +43,7 @@ def load_result(path: str | Path) -> Result:
     if kind is None:
         raise ReportError(
             f"{where} is no benchmark result: expected a JSON object with schema 1, or rows of "
-            "bench/cpu_kernels.py, compare.py or against_transformers.py, or of pytest-benchmark"
+            "a benchmark in bench/cpu or bench/models, or of pytest-benchmark"
         )
     try:
         check_result(result, kind)

@@ -1,7 +1,7 @@
 """What a report shows of results that `clinattn bench` did not write: tables, and lines by length.
 
-Known are the rows of bench/cpu_kernels.py, bench/compare.py and bench/against_transformers.py, and
-pytest-benchmark's JSON of the suites in bench/.
+Known are the rows of bench/cpu/run.py, bench/cpu/compare.py and
+bench/models/against_transformers.py, and pytest-benchmark's JSON of the suites in bench/suites.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def section(result: Record) -> Section | None:
 
 
 def kernels(result: Record) -> Section:
-    """bench/cpu_kernels.py: ours and torch, speed-up and share of the roofline."""
+    """bench/cpu/run.py: ours and torch, speed-up and share of the roofline."""
     rows = result["rows"]
     table = Table(
         "By case and pass",
@@ -97,7 +97,7 @@ def kernels(result: Record) -> Section:
 
 
 def compared(result: Record) -> Section:
-    """bench/compare.py: a base revision and the tree beside it."""
+    """bench/cpu/compare.py: a base revision and the tree beside it."""
     rows = [
         (r["case"], r["dtype"], r["passes"], f"{1e3 * median(r['base_s']):.3f}",
          f"{1e3 * median(r['here_s']):.3f}", marked(f"{r['ratio']:.2f}", r))
@@ -115,7 +115,7 @@ def compared(result: Record) -> Section:
 
 
 def encoders(result: Record) -> Section:
-    """bench/against_transformers.py: real tokens/s of both encoders on one batch."""
+    """bench/models/against_transformers.py: real tokens/s of both encoders on one batch."""
     rows = [
         (r["preset"], r["dtype"], f"{r['inputs']}, up to {r['longest']:,}", str(r["layers"]),
          percent(r["padding"]), f"{r['tokens_per_s']['transformers']:,.0f}",

@@ -3,8 +3,8 @@
 Never keyed by batch or length: the bits of a result must not depend on its neighbours. A comment
 above a row says what was measured for a kind of call. The other kinds were chosen by what they
 compile to (tests/triton/test_triton_aot.py): no spills, shared memory that fits, and products that
-overlap. They start from flex_attention's published tiles for these cards; bench/gpu.py times the
-alternatives.
+overlap. They start from flex_attention's published tiles for these cards; bench/gpu/run.py times
+the alternatives.
 """
 
 from dataclasses import dataclass

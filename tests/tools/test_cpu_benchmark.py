@@ -1,4 +1,4 @@
-"""What bench/cpu_kernels.py counts, decides and keeps, a small case end to end, and the peak."""
+"""What bench/cpu counts, decides and keeps, a small case end to end, and the peak."""
 
 import importlib
 import json
@@ -16,22 +16,22 @@ FACTS = {"cpu": "some processor", "threads": 2, "instruction_set": "amx"}
 
 @pytest.fixture(scope="module")
 def problem(bench_on_the_path):
-    return importlib.import_module("problem")
+    return importlib.import_module("suites.problem")
 
 
 @pytest.fixture(scope="module")
 def cases(bench_on_the_path):
-    return importlib.import_module("cpu_cases")
+    return importlib.import_module("cpu.cases")
 
 
 @pytest.fixture(scope="module")
 def rows(bench_on_the_path):
-    return importlib.import_module("cpu_rows")
+    return importlib.import_module("cpu.rows")
 
 
 @pytest.fixture(scope="module")
 def program(bench_on_the_path):
-    return importlib.import_module("cpu_kernels")
+    return importlib.import_module("cpu.measure")
 
 
 @pytest.fixture

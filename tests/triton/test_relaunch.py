@@ -48,7 +48,7 @@ class Compiled:
 @pytest.fixture
 def launches(monkeypatch, bench_on_the_path):
     """The launches of a test, as (compiled kernel, arguments), with caches of its own."""
-    import gpu_compile
+    from gpu import ahead
 
     found = []
     monkeypatch.setattr(
@@ -56,7 +56,7 @@ def launches(monkeypatch, bench_on_the_path):
     )
     for kernel in KERNELS:
         monkeypatch.setattr(kernel, "device_caches", defaultdict(kernel.create_binder))
-    with gpu_compile.stand_in():
+    with ahead.stand_in():
         yield found
 
 
@@ -223,11 +223,11 @@ def test_what_replaces_the_jit_sees_every_launch(launches):
 
 
 def test_another_driver_has_plans_of_its_own(launches, through_the_jit, bench_on_the_path):
-    import gpu_compile
+    from gpu import ahead
 
     call = plain()
     forward.attention_forward(call)
-    with gpu_compile.stand_in():
+    with ahead.stand_in():
         for _ in range(2):
             forward.attention_forward(call)
     assert len(through_the_jit) == 2

@@ -1,4 +1,4 @@
-"""bench/compare.py: the other revision comes and goes, and both sides are timed in turns."""
+"""bench/cpu/compare.py: the other revision comes and goes, and both sides are timed in turns."""
 
 from __future__ import annotations
 
@@ -27,11 +27,6 @@ IDENTITY = {"GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@b", "GIT_CONFIG_GLOBA
 IDENTITY |= {"GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a@b"}
 
 
-def as_users():
-    """The environment, but for the tests' own wish that a script finds no module beside it."""
-    return {name: x for name, x in os.environ.items() if name != "PYTHONSAFEPATH"}
-
-
 @pytest.fixture(scope="module")
 def base_tree(bench_on_the_path):
     return importlib.import_module("base_tree")
@@ -39,7 +34,7 @@ def base_tree(bench_on_the_path):
 
 @pytest.fixture(scope="module")
 def compare(bench_on_the_path):
-    return importlib.import_module("compare")
+    return importlib.import_module("cpu.compare")
 
 
 @pytest.fixture
@@ -52,10 +47,10 @@ def git(tmp_path):
         return subprocess.check_output(command, env={**os.environ, **IDENTITY}, text=True).strip()
 
     (folder / "clinattn").mkdir(parents=True)
-    (folder / "bench").mkdir()
+    (folder / "bench" / "cpu").mkdir(parents=True)
     (folder / "csrc").mkdir()
-    for name in ("compare.py", "base_tree.py", "rows_file.py"):
-        shutil.copy(BENCH / name, folder / "bench")
+    for name in ("cpu/compare.py", "base_tree.py", "rows_file.py"):
+        shutil.copy(BENCH / name, folder / "bench" / name)
     (folder / ".gitignore").write_text("*.so\n__pycache__/\n")
     for name in ("csrc/module.cpp", "clinattn/__init__.py"):
         (folder / name).touch()
@@ -153,8 +148,8 @@ def test_a_signal_during_the_build_leaves_nothing(git, tmp_path, number):
     (git.folder / "setup.py").write_text(slow)
     git("commit", "-qam", "slow")
     (git.folder / "clinattn" / "_C.so").touch()
-    command = [sys.executable, str(git.folder / "bench" / "compare.py"), "HEAD"]
-    variables = {**as_users(), "TMPDIR": str(tmp_path)}
+    command = [sys.executable, str(git.folder / "bench" / "cpu" / "compare.py"), "HEAD"]
+    variables = {**os.environ, "TMPDIR": str(tmp_path)}
     # Signals are not ignored in the child, whatever this process was started with.
     with subprocess.Popen(
         command,
@@ -176,8 +171,8 @@ def test_a_signal_during_the_build_leaves_nothing(git, tmp_path, number):
 
 
 def test_an_unknown_revision_ends_with_a_line(git):
-    command = [sys.executable, str(git.folder / "bench" / "compare.py"), "v9"]
-    done = subprocess.run(command, env=as_users(), capture_output=True, text=True, check=False)
+    command = [sys.executable, str(git.folder / "bench" / "cpu" / "compare.py"), "v9"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("error: BASE='v9' is no revision of project: expected")
 
@@ -264,5 +259,5 @@ class TestWholeRun:
 
 
 def test_quick_words_fit_cases(compare):
-    side = importlib.import_module("compare_side").Side()
+    side = importlib.import_module("cpu.side").Side()
     assert all(side.list(words) for words in compare.QUICK)

@@ -1,4 +1,4 @@
-"""The suites of bench/ under pytest-benchmark: each case checks and runs, and what a row holds."""
+"""bench/suites under pytest-benchmark: each case checks and runs, and what a row holds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from places import ROOT
+from places import BENCH, ROOT
 
 import clinattn
 
@@ -25,10 +25,10 @@ QUICK = (
 
 @pytest.fixture
 def suite(tmp_path):
-    """pytest bench with one thread, in a process of its own."""
+    """pytest bench/suites with one thread, in a process of its own."""
 
     def run(words: str, *options: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "pytest", str(ROOT / "bench"), "-q", "-k", words]
+        command = [sys.executable, "-m", "pytest", str(BENCH / "suites"), "-q", "-k", words]
         command += ["-p", "no:cacheprovider", "--rootdir", str(ROOT), *options]
         variables = os.environ | {"OMP_NUM_THREADS": "1"}
         variables.pop("CLINATTN_POISON_OUTPUTS", None)
@@ -74,10 +74,11 @@ def test_a_row_says_what_it_depends_on_and_a_later_run_compares(suite, measured)
 
 
 def test_a_wrong_way_is_not_timed(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    monkeypatch.syspath_prepend(BENCH)
     import torch
-    from peers import WAYS
-    from problem import Case, check
+
+    from suites.peers import WAYS
+    from suites.problem import Case, check
 
     class Wrong(WAYS["eager"]):  # type: ignore[misc]
         def forward(self):

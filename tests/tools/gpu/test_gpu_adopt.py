@@ -1,4 +1,4 @@
-"""bench/gpu_adopt.py, on the tables as they are and rows as a device would give them."""
+"""bench/gpu/adopt.py, on the tables as they are and rows as a device would give them."""
 
 import importlib
 import json
@@ -15,7 +15,7 @@ HOPPER = (9, 0)
 @pytest.fixture
 def adopt(monkeypatch):
     monkeypatch.syspath_prepend(BENCH)
-    return importlib.import_module("gpu_adopt")
+    return importlib.import_module("gpu.adopt")
 
 
 def tables(text):

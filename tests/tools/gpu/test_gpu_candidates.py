@@ -1,4 +1,4 @@
-"""What the tiles of bench/gpu_candidates.py compile to; its walk is in triton/interpreted."""
+"""What the tiles of bench/gpu/candidates.py compile to; its walk is in triton/interpreted."""
 
 import importlib
 import os
@@ -19,7 +19,7 @@ from clinattn.kernel_report import CARDS, kernel_reports  # noqa: E402
 def test_tiles_fit(at, monkeypatch):
     """A tile that spills on Hopper would not be shipped if it won."""
     monkeypatch.syspath_prepend(BENCH)
-    candidates = importlib.import_module("gpu_candidates")
+    candidates = importlib.import_module("gpu.candidates")
     assert len(candidates.CONTESTS) == 7
     contest = candidates.CONTESTS[at]
     for mask in contest.masks:

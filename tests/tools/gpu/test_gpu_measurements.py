@@ -1,4 +1,4 @@
-"""The stages of bench/gpu.py that measure ceilings, the encoder and counters, without a GPU."""
+"""The stages of bench/gpu/run.py that measure ceilings, the encoder and counters, without a GPU."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def install(folder, name, text):
 
 
 def test_ceilings(stage):
-    copy, product = stage("gpu_ceilings:ceilings")
+    copy, product = stage("gpu.ceilings:ceilings")
     assert copy["gb_per_s"] > 0 and product["tflops"] > 0
     assert copy["ms_low"] <= copy["ms"] <= copy["ms_high"]
 
@@ -84,13 +84,13 @@ def test_the_card_is_read_without_fields_that_its_driver_lacks(stage, tmp_path, 
     install(tmp_path, "nvidia-smi", "#!/bin/sh\n" + answer)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.syspath_prepend(BENCH)
-    state = importlib.import_module("gpu_ceilings").card_state()
+    state = importlib.import_module("gpu.ceilings").card_state()
     assert state["sm_mhz"] == 1980 and state["clock_limited_by"] == "0x4"
     assert state["watts"] == "[N/A]"
 
 
 def test_the_encoder_in_five_ways(stage):
-    rows = stage("gpu_encoder:encoder")
+    rows = stage("gpu.encoder:encoder")
     assert all(row.get("ok", True) for row in rows)
     medians = {(x["mode"], x["provider"]): x for x in rows if x.get("case") == "tokens/s"}
     ways = {f"clinattn_{x}" for x in ("packed", "padded", "bucketed")}
@@ -106,7 +106,7 @@ def test_the_encoder_in_five_ways(stage):
         shares = {x["provider"] for x in rows if "attention_share" in x and x["mode"] == mode}
         assert shares == {"clinattn_packed", "sdpa_padded"}
     assert all(0 < x["attention_share"] < 1 for x in rows if "attention_share" in x)
-    assert "settings" not in {field for row in rows for field in row}  # gpu.py reads that one
+    assert "settings" not in {field for row in rows for field in row}  # run.py reads that one
 
 
 def test_what_does_not_fit_costs_one_way(stage, monkeypatch):
@@ -121,7 +121,7 @@ def test_what_does_not_fit_costs_one_way(stage, monkeypatch):
         honest(self, mode, variant, examples)
 
     monkeypatch.setattr(variants.Runner, "run", run)
-    rows = stage("gpu_encoder:encoder")
+    rows = stage("gpu.encoder:encoder")
     failed = {(x["mode"], x["provider"], x["failed"]): x.get("ok") for x in rows if "failed" in x}
     assert failed == {
         ("infer", "sdpa_padded", "out of memory"): None,
@@ -134,7 +134,7 @@ def test_what_does_not_fit_costs_one_way(stage, monkeypatch):
 
 def test_kernels_of_attention_are_told_by_their_names(stage, monkeypatch):
     monkeypatch.syspath_prepend(BENCH)
-    attention = importlib.import_module("gpu_encoder").ATTENTION
+    attention = importlib.import_module("gpu.encoder").ATTENTION
     for name in (
         *KERNELS,
         "fmha_cutlassF_bf16_aligned_64x64_rf_sm80(PyTorchMemEffAttention::AttentionKernel<...>)",
@@ -156,7 +156,7 @@ def test_kernels_of_attention_are_told_by_their_names(stage, monkeypatch):
 
 def test_seconds_of_kernels_are_read_from_a_trace(monkeypatch):
     monkeypatch.syspath_prepend(BENCH)
-    trace = importlib.import_module("gpu_trace")
+    trace = importlib.import_module("gpu.kernel_seconds")
     events = [
         {"ph": "X", "cat": "kernel", "name": "dq_kernel", "ts": 1.0, "dur": 1500.0},
         {"ph": "X", "cat": "kernel", "name": "dq_kernel", "ts": 9.0, "dur": 500},
@@ -175,7 +175,7 @@ def test_counters_of_each_kernel(stage, tmp_path, monkeypatch):
     copy = 'while [ "$1" != --log-file ]; do shift; done; cp {page} "$2"\n'
     install(tmp_path, "ncu", "#!/bin/sh\n" + copy.format(page=tmp_path / "page.csv"))
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    rows = [row for row in stage("gpu_profile:profile") if row.get("tool") == "ncu"]
+    rows = [row for row in stage("gpu.profilers:profile") if row.get("tool") == "ncu"]
     assert [row["kernel"] for row in rows] == ["forward", "dq", "dkdv"]
     for row in rows:
         assert row["microseconds"] == pytest.approx(1234.567)
@@ -196,7 +196,7 @@ def test_an_older_ncu_is_asked_again_without_the_metrics_it_does_not_know(
     )
     install(tmp_path, "ncu", text)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    rows = stage("gpu_profile:profile")
+    rows = stage("gpu.profilers:profile")
     assert len([row for row in rows if row.get("tool") == "ncu"]) == 3
 
 
@@ -204,7 +204,7 @@ def test_a_refused_ncu_is_a_row_with_its_reason(stage, tmp_path, monkeypatch):
     words = "==ERROR== Failed to initialize the profiler: LibraryNotLoaded"
     install(tmp_path, "ncu", f"#!/bin/sh\necho '{words}'\nexit 1\n")
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    rows = stage("gpu_profile:profile")
+    rows = stage("gpu.profilers:profile")
     (skipped,) = [row for row in rows if row.get("skipped", "").startswith("ncu")]
     assert "LibraryNotLoaded" in skipped["reason"] and skipped["exit"] == 1
     assert any(row.get("tool") == "torch.profiler" for row in rows)
@@ -212,7 +212,7 @@ def test_a_refused_ncu_is_a_row_with_its_reason(stage, tmp_path, monkeypatch):
 
 def test_both_pages_of_ncu_are_read(monkeypatch):
     monkeypatch.syspath_prepend(BENCH)
-    profile = importlib.import_module("gpu_profile")
+    profile = importlib.import_module("gpu.profilers")
     names = [*NAMES, "Section Name", "Metric Name", "Metric Unit", "Metric Value"]
     facts = (0, 7, "python3.12", "127.0.0.1", "dq_kernel", "(256, 1, 1)", "(2048, 1, 1)")
     details = [
@@ -243,7 +243,7 @@ def test_a_capture_of_nsys_is_looked_into(stage, tmp_path, monkeypatch):
     )
     install(tmp_path, "nsys", "#!/bin/sh\n" + text)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    (row,) = [row for row in stage("gpu_profile:profile") if "captured" in row]
+    (row,) = [row for row in stage("gpu.profilers:profile") if "captured" in row]
     assert row["captured"] and row["exit"] == 1 and list(row["bytes"]) == [".qdstrm"]
     assert row["ranges"] == ["clinattn layer 3 backward", "clinattn step"]
     assert "Importer not found" in row["said"]
@@ -251,4 +251,4 @@ def test_a_capture_of_nsys_is_looked_into(stage, tmp_path, monkeypatch):
 
 def test_the_program_that_ncu_runs(stage, monkeypatch):
     monkeypatch.syspath_prepend(BENCH)
-    importlib.import_module("gpu_profile").main(16, 32, 2)
+    importlib.import_module("gpu.profilers").main(16, 32, 2)

@@ -1,4 +1,4 @@
-"""bench/gpu_pack.py: kernels compiled ahead of time are those that Triton's JIT then looks for."""
+"""bench/gpu/pack.py: kernels compiled ahead of time are those that Triton's JIT then looks for."""
 
 import json
 import os
@@ -15,20 +15,21 @@ pytest.importorskip("triton")
 LAUNCHING = """
 import json, sys
 from pathlib import Path
-import gpu_pack
-versions = gpu_pack.versions
-gpu_pack.versions = lambda: versions(sm=90)
-gpu_pack.ROOT = Path({root!r})
+from gpu import unpacking
+versions = unpacking.versions
+unpacking.versions = lambda: versions(sm=90)
+unpacking.ROOT = Path({root!r})
 {change}
-facts = gpu_pack.take(Path({folder!r}))
-import gpu_compile, gpu_kernels, torch
+facts = unpacking.take(Path({folder!r}))
+import torch
+from gpu import ahead, launches
 from clinattn import fused_attention
 counts = []
 for calls in (
-    gpu_kernels.calls("first call"),
+    launches.calls("first call"),
     [lambda: fused_attention(*[torch.empty(1, 1, 16, 16)] * 3, backend="triton", window=5)],
 ):
-    with gpu_compile.stand_in(), gpu_compile.counted() as missed:
+    with ahead.stand_in(), ahead.counted() as missed:
         for call in calls:
             call()
     counts.append(len(missed))
@@ -57,11 +58,11 @@ def run(*command, **settings):
 @pytest.fixture(scope="module")
 def pack(tmp_path_factory):
     """The three kernels of the first call, and a file in place of the extension."""
-    folder = tmp_path_factory.mktemp("gpu_pack")
+    folder = tmp_path_factory.mktemp("pack")
     extension = folder / "_C.cpython-312-x86_64-linux-gnu.so"
     extension.write_bytes(b"cuda_forward")
     given = ["--folder", folder / "pack", "--cache", folder / "cache", "--extension", extension]
-    out = run(BENCH / "gpu_pack.py", *given, "--stages", "first call")
+    out = run(BENCH / "gpu" / "pack.py", *given, "--stages", "first call")
     assert "3 kernels" in out and "0 failed" in out
     return folder / "pack"
 
@@ -93,17 +94,17 @@ def test_the_jit_compiles_nothing_that_was_packed(change, pack, tmp_path):
 @pytest.fixture
 def taken(pack, tmp_path, monkeypatch, bench_on_the_path):
     """Takes the pack in this process, on a machine of the packed versions less these."""
-    import gpu_pack
+    from gpu import unpacking
 
-    for name in ("TRITON_CACHE_DIR", gpu_pack.EXTENSION_TAKEN):
+    for name in ("TRITON_CACHE_DIR", unpacking.EXTENSION_TAKEN):
         monkeypatch.setenv(name, "")
-    packed = json.loads((pack / gpu_pack.VERSIONS).read_text())
-    monkeypatch.setattr(gpu_pack, "ROOT", tmp_path)
+    packed = json.loads((pack / unpacking.VERSIONS).read_text())
+    monkeypatch.setattr(unpacking, "ROOT", tmp_path)
     (tmp_path / "clinattn").mkdir()
 
     def take(**different):
-        monkeypatch.setattr(gpu_pack, "versions", lambda: packed | different)
-        return gpu_pack.take(shutil.copytree(pack, tmp_path / "carried"))
+        monkeypatch.setattr(unpacking, "versions", lambda: packed | different)
+        return unpacking.take(shutil.copytree(pack, tmp_path / "carried"))
 
     return take
 
@@ -124,8 +125,8 @@ def test_an_extension_of_another_python_is_refused(taken, tmp_path):
 
 
 def test_a_broken_or_absent_pack_stops_nothing(tmp_path, bench_on_the_path):
-    import gpu_pack
+    from gpu import unpacking
 
-    assert gpu_pack.take(tmp_path) == {"pack": "none"}
-    (tmp_path / gpu_pack.VERSIONS).write_text("{}")
-    assert gpu_pack.take(tmp_path)["pack"].startswith("refused: ")
+    assert unpacking.take(tmp_path) == {"pack": "none"}
+    (tmp_path / unpacking.VERSIONS).write_text("{}")
+    assert unpacking.take(tmp_path)["pack"].startswith("refused: ")

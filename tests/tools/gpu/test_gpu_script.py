@@ -1,4 +1,4 @@
-"""bench/gpu.py, which needs a GPU, walked through on interpreted and emulated kernels."""
+"""bench/gpu/run.py, which needs a GPU, walked through on interpreted and emulated kernels."""
 
 import importlib
 import itertools
@@ -16,7 +16,7 @@ pytest.importorskip("triton")
 if reason := missing():
     pytest.skip(f"the CUDA kernels cannot be emulated: {reason}", allow_module_level=True)
 
-SCRIPT = BENCH / "gpu.py"
+SCRIPT = BENCH / "gpu" / "run.py"
 STAGES = (
     "environment build ceilings speed clinical numerics encoder candidates bits race capture "
     "sync overhead memory profile shapes numerics_rest sanitizer flex targets verification tiles"
@@ -66,11 +66,10 @@ def perform(job, device):
 
 def dry_run(folder, *arguments, **settings):
     """(exit code, rows, output)"""
-    keep = {k: v for k, v in os.environ.items() if k != "PYTHONSAFEPATH"}
-    keep |= {"CLINATTN_GPU_DRYRUN": "1", "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    dry = {"CLINATTN_GPU_DRYRUN": "1", "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, SCRIPT, *arguments],
-        env=keep | {"OUT": str(folder)} | settings,
+        env=os.environ | dry | {"OUT": str(folder)} | settings,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -89,7 +88,8 @@ def sanitizer(folder, hazards):
 
 def dry_run_with(patch, folder, *arguments, **settings):
     (folder / "sitecustomize.py").write_text(patch)
-    return dry_run(folder, *arguments, PYTHONPATH=str(folder), **settings)
+    path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
+    return dry_run(folder, *arguments, PYTHONPATH=path, **settings)
 
 
 def test_every_stage_writes_rows(tmp_path):
@@ -148,20 +148,16 @@ def test_a_failed_build_costs_its_backend(tmp_path):
 
 def test_an_unknown_stage_is_refused(tmp_path):
     done = subprocess.run(
-        [sys.executable, SCRIPT, "nonesuch"],
-        env={k: v for k, v in os.environ.items() if k != "PYTHONSAFEPATH"},
-        capture_output=True,
-        text=True,
+        [sys.executable, SCRIPT, "nonesuch"], capture_output=True, text=True
     )
     assert done.returncode == 2 and "none of build" in done.stderr
 
 
 def test_a_crash_costs_one_job(tmp_path, monkeypatch):
     (tmp_path / "crashing.py").write_text(CRASHING)
-    monkeypatch.syspath_prepend(SCRIPT.parent)
-    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    jobs = importlib.import_module("gpu_jobs")
+    monkeypatch.syspath_prepend(BENCH)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    jobs = importlib.import_module("gpu.jobs")
     run = SimpleNamespace(dryrun=True, device="cpu")
     *ended, (last, left) = jobs.in_processes("crashing:perform", [1, 2, 3, 4, 5], run, 60)
     rows = [row for row, _ in ended]

@@ -1,4 +1,4 @@
-"""bench/gpu_candidates.py, walked through in Triton's interpreter."""
+"""bench/gpu/candidates.py, walked through in Triton's interpreter."""
 
 import sys
 import warnings
@@ -9,9 +9,8 @@ from places import BENCH
 
 sys.path.append(str(BENCH))
 
-import gpu_candidates as candidates  # noqa: E402
-
 from clinattn.kernels import backward  # noqa: E402
+from gpu import candidates  # noqa: E402
 
 CPU = torch.device("cpu")
 TILE = (32, 16, 4, 1)

@@ -1,0 +1,9 @@
+"""What a GPU tells about our kernels: run.py and the stages that it performs.
+
+    run.py            the command behind `make gpu`: the order of the stages and their budgets
+    pack.py           `make gpu-pack`: what the stages launch, compiled on a machine without a GPU
+    plan.py adopt.py plot.py    what is typed before a run, and what becomes of its rows
+
+A stage is a function of the class Run in rows.py, and imports no other stage. Only run.py and
+launches.py, the list of kernels that stages launch, import stages; nothing imports run.py.
+"""

@@ -1,0 +1,86 @@
+"""First stage of run.py: compiles the CUDA kernels for this card, then calls each backend once.
+
+A backend with a row here that is not ok is left out of the stages that follow.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import time
+from typing import Any
+
+import torch
+
+from clinattn import fused_attention
+from clinattn.environment import cpu_count
+from gpu.jobs import in_processes, output_of
+from gpu.rows import Run
+from gpu.training import gradients, inputs
+from gpu.unpacking import EXTENSION_TAKEN, ROOT
+
+SECONDS = 270  # of the ten minutes
+TARGET = 300  # seconds on two cores, for one architecture
+CALLING = 60
+
+
+def build(run: Run) -> None:
+    """The extension for the card that is present; the dry run takes the emulated library."""
+    if "cuda" in run.asked and os.environ.get(EXTENSION_TAKEN) != "1":
+        compiled(run)
+    jobs = [name for name in run.asked if name not in run.broken()]
+    for row, left in in_processes("gpu.build:first_call", jobs, run, CALLING):
+        if row is not None:
+            run.row(case="first call", backend=row.pop("job"), **row)
+        for name in left:
+            run.row(case="first call", backend=name, ok=False, error=f"not in {CALLING} s")
+
+
+def compiled(run: Run) -> None:
+    """A row with the seconds that it took, and those of two cores: never less than measured."""
+    fields: dict[str, Any] = {"case": "compile", "backend": "cuda"}
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    settings = {"CLINATTN_CUDA": "1"}
+    if run.dryrun:
+        command = [sys.executable, "tests/lib/emulated.py"]
+        settings["PYTHONSAFEPATH"] = ""  # it imports what lies beside it
+    elif not os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        capability = torch.cuda.get_device_capability(run.device)
+        settings["TORCH_CUDA_ARCH_LIST"] = ".".join(map(str, capability))
+    fields["archs"] = settings.get("TORCH_CUDA_ARCH_LIST", os.environ.get("TORCH_CUDA_ARCH_LIST"))
+    # "build" keeps what did not change.
+    fresh = run.dryrun or not list(ROOT.glob("build/*/cuda/*.o"))
+    began, cpu_before = time.monotonic(), cpu_seconds()
+    limit = min(SECONDS, run.left() - CALLING) if not run.dryrun else 2 * SECONDS
+    code, output = output_of(command, limit, settings, ROOT)
+    seconds, cpu = time.monotonic() - began, cpu_seconds() - cpu_before
+    if code != 0:
+        fields |= {"error": output[-600:], "trace": output[-6000:]}
+    run.row(**fields, ok=code == 0, seconds=seconds, cpu_seconds=cpu, cpus=cpu_count(), fresh=fresh)
+    if code == 0:
+        measured = max(seconds, cpu / 2) if fresh else None
+        met = measured <= TARGET if fresh else None
+        name = "seconds of compiling on two cores"
+        run.row(case=name, backend="cuda", target=TARGET, measured=measured, met=met)
+        if run.dryrun:  # for the processes of the stages that follow
+            library = {"CLINATTN_EMULATE_CUDA": output.split()[-1]}
+            os.environ.update(library)
+            run.row(case="emulated library", backend="cuda", settings=library)
+
+
+def cpu_seconds() -> float:
+    """Of the processes that this one started and that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def first_call(backend: str, device: str) -> dict[str, Any]:
+    """Whether a call comes back at all; what it brings is the matter of other stages."""
+    q, k, v, do = inputs(device, 1, 1, 16, 16)
+    try:
+        for x in gradients(fused_attention, q, k, v, do, backend=backend):
+            x.sum().item()
+        return {"ok": True}
+    except Exception as error:
+        return {"ok": False, "error": str(error)[:600]}

@@ -1,0 +1,56 @@
+"""Prints two command lines for a GPU that is at hand for minutes, with the seconds of each stage.
+
+    python bench/gpu/plan.py
+
+They run on a plain copy of this tree that holds build/gpu-pack, where python3 has torch and Triton:
+nothing is installed and nothing compiled. The second goes on with the rows of the first.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Seconds expected of each stage on 16 cores with kernels compiled ahead of time.
+CALLS = {
+    "A": {
+        "build": 12, "ceilings": 6, "speed": 65, "clinical": 40, "encoder": 70, "candidates": 70,
+        "overhead": 8, "memory": 8, "capture": 15, "sync": 10, "numerics": 70, "targets": 1,
+        "verification": 1,
+    },
+    "B": {
+        "race": 30, "shapes": 15, "profile": 60, "numerics_rest": 90, "sanitizer": 60,
+        "targets": 1, "verification": 1,
+    },
+}  # fmt: skip
+START = 15  # of Python, twice: the process that starts the others, and theirs
+MARGIN = 1.3
+
+
+def seconds(call: str) -> int:
+    return START + sum(CALLS[call].values())
+
+
+def command(call: str, commit: str) -> str:
+    """What to type in the root of the tree; $OUT, if set, is where rows and logs go."""
+    budget = round(MARGIN * seconds(call))
+    return (
+        f"ln -sfn ../kernels clinattn/kernels; PYTHONPATH=$PWD PYTHONUNBUFFERED=1 "
+        f"CLINATTN_GPU_BUDGET={budget} python3 bench/gpu/run.py --commit {commit} "
+        + " ".join(CALLS[call])
+    )
+
+
+def main() -> None:
+    git = ["git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    for call, stages in CALLS.items():
+        print(f"{call}: {seconds(call)} s expected, {round(MARGIN * seconds(call))} s at most")
+        print("  " + "  ".join(f"{stage} {s}" for stage, s in stages.items()))
+        print(f"  {command(call, commit)}\n")
+
+
+if __name__ == "__main__":
+    main()
