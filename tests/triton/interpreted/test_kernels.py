@@ -22,6 +22,7 @@ from neighbours import KEYWORDS, check_bits
 from support import Problem, assert_close, dtype_id
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
+import clinattn
 from clinattn.arguments import Arguments
 from clinattn.kernels import backward, configs, forward, launch
 from clinattn.kernels.score import first_masked_key
@@ -120,6 +121,29 @@ def test_rows_that_another_forward_has_left(monkeypatch):
     actual = forward.attention_forward(call)
     assert all(map(torch.equal, actual, expected))
     assert (expected[2] != 0).any() and not expected[2][..., ~left].any()
+
+
+def test_a_long_sequence_among_short_ones_takes_few_copies_of_the_table():
+    """As many as those of one of them: tiles of queries sum what they have by turns."""
+    far, lengths = 200, [3] * 40 + [200] + [16] * 8
+    q, k, v, do = torch.randn(4, sum(lengths), 1, 8)
+    cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).int()
+    table = torch.randn(1, 2 * far + 1)
+
+    def gradient(backend, dtype):
+        leaf = table.to(dtype).requires_grad_()
+        inputs = [x.to(dtype) for x in (q, k, v)]
+        o = clinattn.fused_attention_varlen(
+            *inputs, cu_seqlens, relative_bias=leaf, max_seqlen_q=max(lengths), backend=backend
+        )
+        return torch.autograd.grad(o, leaf, do.to(dtype))[0]
+
+    truth, plain = (gradient("reference", x) for x in (torch.float64, torch.float32))
+    with torch.profiler.profile(profile_memory=True) as profile:
+        actual = gradient("triton", torch.float32)
+    assert_close("drelative", actual, truth, plain)
+    largest = max(x.cpu_memory_usage for x in profile.events())  # of the whole backward pass
+    assert largest <= 16 * table.nbytes + 4 * q.nbytes
 
 
 LONG_SUMS = Case("long-sums", batch=1, heads=8, kv_heads=1, nq=500, dim=8, causal=True)
