@@ -34,10 +34,7 @@ def attention_backward(
     o, lse = o.contiguous(), lse.contiguous()
     problem = Problem(call, others=(do,))
     layout = problem.layout
-    if layout.natural:
-        lse_low = torch.zeros_like(lse) if lse_low is None else lse_low.contiguous()
-    else:
-        lse_low = None
+    lse_low = torch.zeros_like(lse) if lse_low is None else lse_low.contiguous()
     dq, dk, dv = empty_like(call.q), empty_like(call.k), empty_like(call.v)
     shift, delta = empty_like(lse), empty_like(lse)
     of_decay = problem.empty_lse() if needs & DECAY else None
@@ -61,6 +58,7 @@ def attention_backward(
             o_ptr=o,
             lse_ptr=lse,
             dq_ptr=dq,
+            natural_scale=layout.natural_scale,
             dlse_ptr=None if dlse is None else dlse.contiguous(),
             dslope_ptr=of_slopes,
             ddecay_ptr=of_decay,
@@ -79,8 +77,10 @@ def attention_backward(
             config,
             num_tiles,
             layout.num_kv_heads,
+            lse_ptr=lse,
             dk_ptr=dk,
             dv_ptr=dv,
+            natural_scale=layout.natural_scale,
             ANCHORED=layout.anchored,
             scale=scale,
             **gradient,

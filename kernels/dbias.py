@@ -25,6 +25,7 @@ SHARES = ("BATCHES_SHARE", "HEADS_SHARE", "QUERIES_SHARE", "KEYS_SHARE")
 # One size for all: the scores are computed anew for one number of each pair, so these kernels are
 # bound by loads. Small enough that nothing spills at D 256.
 TILE = TileConfig(32, 32, 4, 1)
+COPIES = 16  # of a table of relative biases in which tiles of queries sum what they have by turns
 
 
 @triton.jit
@@ -200,7 +201,7 @@ def mask_gradient(problem: Problem, gradient: dict[str, Any]) -> torch.Tensor:
     return total.to(mask.dtype)
 
 
-@triton.jit(do_not_specialize=[*NOT_SPECIALIZED, "num_buckets", "sums_far"])
+@triton.jit(do_not_specialize=[*NOT_SPECIALIZED, "num_buckets", "sums_far", "batches"])
 def relative_gradient_kernel(
     q_ptr, k_ptr, v_ptr, mask_ptr, do_ptr, shift_ptr, lse_low_ptr, delta_ptr, sums_ptr,
     cu_seqlens_q_ptr, cu_seqlens_k_ptr, q_lengths_ptr, kv_start_ptr, kv_end_ptr, lo_ptr, hi_ptr,
@@ -210,86 +211,104 @@ def relative_gradient_kernel(
     stride_dob, stride_doh, stride_don, stride_slopes,
     num_tiles, num_heads, num_seqs, seqlen_q, seqlen_k, window_left, window_right, qk_scale,
     cap_scale, relative_far, global_prefix, dropout_bits, kept_scale, num_buckets, sums_far,
+    batches,
     GROUP: tl.constexpr, IS_PACKED: tl.constexpr, BOTTOM_RIGHT: tl.constexpr,
     MASK: tl.constexpr, IS_BIAS: tl.constexpr, EXACT: tl.constexpr,
     NATURAL: tl.constexpr,
     ALIGN: tl.constexpr, PRECISION: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """By tile of queries, the sums of ds for each bucket of distances, in a row of sums that the
-    program owns and that starts as 0; sums_far is the L that they reach to.
+    """Sums of ds for each bucket of distances, in a row of sums (copies, heads, buckets) that the
+    program owns and that starts as 0, over every copies-th tile of queries of a head, in their
+    order; sums_far is the L that they reach to.
     """
-    (
-        batch, sequence, head, first_query, q_start, k_start, rows, num_q, kv_begin, kv_end
-    ) = query_tile(
-        tl.program_id(0), num_tiles, num_heads,
-        cu_seqlens_q_ptr, cu_seqlens_k_ptr, q_lengths_ptr, kv_start_ptr, kv_end_ptr,
-        num_seqs, seqlen_q, seqlen_k, IS_PACKED, False, BOTTOM_RIGHT, False, BLOCK_M,
-    )  # fmt: skip
-    if first_query >= num_q:
-        return
-
-    kv_head = head // GROUP
-    q_ptr = sequence_ptr(q_ptr, batch, head, q_start, stride_qb, stride_qh, stride_qn, ALIGN)
-    k_ptr = sequence_ptr(k_ptr, batch, kv_head, k_start, stride_kb, stride_kh, stride_kn, ALIGN)
-    v_ptr = sequence_ptr(v_ptr, batch, kv_head, k_start, stride_vb, stride_vh, stride_vn, ALIGN)
-    do_ptr = sequence_ptr(do_ptr, batch, head, q_start, stride_dob, stride_doh, stride_don, ALIGN)
-    row = (tl.cast(batch, tl.int64) * num_heads + head) * seqlen_q + q_start
-    if MASK is not None:
-        mask_ptr = sequence_ptr(mask_ptr, batch, head, 0, stride_mb, stride_mh, 0, 1)
-    first_row = tl.cast(batch, tl.int64) * seqlen_q + q_start
-    interval = (
-        (kv_end - num_q) if BOTTOM_RIGHT else 0, kv_begin, kv_end, window_left, window_right,
-        lo_ptr, hi_ptr, first_row, num_q, global_prefix,
-        16 if seed_ptr is not None and kv_start_ptr is not None else None,
-    )  # fmt: skip
-    terms = (
-        sequence, head, relative_ptr, relative_far, slopes_ptr, stride_slopes, decay_ptr, times_ptr
-    )  # fmt: skip
-    dropout = (seed_ptr, sequence, head, dropout_bits, kept_scale)
-    begin, _, _, end, key_lo, key_hi = visited_keys(
-        first_query, num_q, interval, BLOCK_M, BLOCK_N
-    )
-    if global_prefix is not None:
-        begin = kv_begin
-        end = kv_end
-    offs_m = first_query + tl.arange(0, BLOCK_M)
-    in_range = offs_m < num_q
-    shift = tl.load(shift_ptr + row + offs_m, mask=in_range, other=float("inf"))
-    delta = tl.load(delta_ptr + row + offs_m, mask=in_range, other=0.0)
-    low = load_low(lse_low_ptr + row, offs_m, in_range)
-    sees = shift != float("inf")
-    q = load_rows(q_ptr, first_query, stride_qn, sees, ALIGN, HEAD_DIM, BLOCK_M, BLOCK_D)
-    do = load_rows(do_ptr, first_query, stride_don, sees, ALIGN, HEAD_DIM, BLOCK_M, BLOCK_D)
-    sums_ptr += tl.cast(tl.program_id(0), tl.int64) * num_buckets
     SIDE: tl.constexpr = BLOCK_N
     tl.static_assert(BLOCK_M == BLOCK_N, "diagonals wrap around a square")
     ring = tl.arange(0, SIDE)
     turned = (tl.arange(0, BLOCK_M)[:, None] + ring[None, :]) % SIDE
     wraps = tl.arange(0, BLOCK_M)[:, None] + ring[None, :] >= SIDE
+    sums_ptr += tl.cast(tl.program_id(0), tl.int64) * num_buckets
+    of_head = tl.program_id(0) % num_heads
+    copies = tl.num_programs(0) // num_heads
     before = 0.0
     after = 0.0
-    for n in range(begin // 16 * 16, end, BLOCK_N):  # kept_pairs wants multiples of 16
-        ds = _score_gradients(
-            q, do, shift, low, delta, k_ptr, v_ptr, mask_ptr,
-            stride_kn, stride_vn, stride_mm, stride_mn,
-            first_query, n, key_lo, key_hi, num_q, interval, terms, dropout, qk_scale, cap_scale,
-            MASK, IS_BIAS, EXACT, NATURAL, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D,
+    for slot in range(tl.program_id(0) // num_heads, batches * num_tiles, copies):
+        (
+            batch, sequence, head, first_query, q_start, k_start, rows, num_q, kv_begin, kv_end
+        ) = query_tile(
+            (slot // num_tiles * num_heads + of_head) * num_tiles + slot % num_tiles,
+            num_tiles, num_heads,
+            cu_seqlens_q_ptr, cu_seqlens_k_ptr, q_lengths_ptr, kv_start_ptr, kv_end_ptr,
+            num_seqs, seqlen_q, seqlen_k, IS_PACKED, False, BOTTOM_RIGHT, False, BLOCK_M,
         )  # fmt: skip
-        # Row i turned left by i has the diagonals of the tile as columns: c where it did not wrap
-        # around, else c - SIDE.
-        skewed = tl.gather(ds, turned, 1)
-        distance = n - first_query - interval[0]
-        for wrapped in tl.static_range(2):
-            of_diagonal = tl.sum(tl.where(wraps == (wrapped == 1), skewed, 0.0), 0)
-            d = distance + ring - wrapped * SIDE
-            before += tl.sum(tl.where(d <= -sums_far, of_diagonal, 0.0), 0)
-            beyond = (d >= sums_far) & (d > -sums_far)
-            after += tl.sum(tl.where(beyond, of_diagonal, 0.0), 0)
-            near = (d > -sums_far) & (d < sums_far)
-            at = sums_ptr + d + sums_far
-            tl.debug_barrier()  # another thread can have written here in the turn before
-            tl.store(at, tl.load(at, mask=near, other=0.0) + of_diagonal, mask=near)
+        if first_query < num_q:
+            kv_head = head // GROUP
+            q_rows = sequence_ptr(
+                q_ptr, batch, head, q_start, stride_qb, stride_qh, stride_qn, ALIGN
+            )
+            k_rows = sequence_ptr(
+                k_ptr, batch, kv_head, k_start, stride_kb, stride_kh, stride_kn, ALIGN
+            )
+            v_rows = sequence_ptr(
+                v_ptr, batch, kv_head, k_start, stride_vb, stride_vh, stride_vn, ALIGN
+            )
+            do_rows = sequence_ptr(
+                do_ptr, batch, head, q_start, stride_dob, stride_doh, stride_don, ALIGN
+            )
+            row = (tl.cast(batch, tl.int64) * num_heads + head) * seqlen_q + q_start
+            mask_rows = mask_ptr
+            if MASK is not None:
+                mask_rows = sequence_ptr(mask_ptr, batch, head, 0, stride_mb, stride_mh, 0, 1)
+            first_row = tl.cast(batch, tl.int64) * seqlen_q + q_start
+            interval = (
+                (kv_end - num_q) if BOTTOM_RIGHT else 0, kv_begin, kv_end,
+                window_left, window_right,
+                lo_ptr, hi_ptr, first_row, num_q, global_prefix,
+                16 if seed_ptr is not None and kv_start_ptr is not None else None,
+            )  # fmt: skip
+            terms = (
+                sequence, head, relative_ptr, relative_far, slopes_ptr, stride_slopes,
+                decay_ptr, times_ptr,
+            )  # fmt: skip
+            dropout = (seed_ptr, sequence, head, dropout_bits, kept_scale)
+            begin, _, _, end, key_lo, key_hi = visited_keys(
+                first_query, num_q, interval, BLOCK_M, BLOCK_N
+            )
+            if global_prefix is not None:
+                begin = kv_begin
+                end = kv_end
+            offs_m = first_query + tl.arange(0, BLOCK_M)
+            in_range = offs_m < num_q
+            shift = tl.load(shift_ptr + row + offs_m, mask=in_range, other=float("inf"))
+            delta = tl.load(delta_ptr + row + offs_m, mask=in_range, other=0.0)
+            low = load_low(lse_low_ptr + row, offs_m, in_range)
+            sees = shift != float("inf")
+            q = load_rows(q_rows, first_query, stride_qn, sees, ALIGN, HEAD_DIM, BLOCK_M, BLOCK_D)
+            do = load_rows(
+                do_rows, first_query, stride_don, sees, ALIGN, HEAD_DIM, BLOCK_M, BLOCK_D
+            )
+            for n in range(begin // 16 * 16, end, BLOCK_N):  # kept_pairs wants multiples of 16
+                ds = _score_gradients(
+                    q, do, shift, low, delta, k_rows, v_rows, mask_rows,
+                    stride_kn, stride_vn, stride_mm, stride_mn, first_query, n, key_lo, key_hi,
+                    num_q, interval, terms, dropout, qk_scale, cap_scale,
+                    MASK, IS_BIAS, EXACT, NATURAL, ALIGN, PRECISION,
+                    HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D,
+                )  # fmt: skip
+                # Row i turned left by i has the diagonals of the tile as columns: c where it did
+                # not wrap around, else c - SIDE.
+                skewed = tl.gather(ds, turned, 1)
+                distance = n - first_query - interval[0]
+                for wrapped in tl.static_range(2):
+                    of_diagonal = tl.sum(tl.where(wraps == (wrapped == 1), skewed, 0.0), 0)
+                    d = distance + ring - wrapped * SIDE
+                    before += tl.sum(tl.where(d <= -sums_far, of_diagonal, 0.0), 0)
+                    beyond = (d >= sums_far) & (d > -sums_far)
+                    after += tl.sum(tl.where(beyond, of_diagonal, 0.0), 0)
+                    near = (d > -sums_far) & (d < sums_far)
+                    at = sums_ptr + d + sums_far
+                    tl.debug_barrier()  # another thread can have written here in the turn before
+                    tl.store(at, tl.load(at, mask=near, other=0.0) + of_diagonal, mask=near)
     tl.debug_barrier()
     if sums_far == 0:
         tl.store(sums_ptr, before + after)
@@ -299,24 +318,30 @@ def relative_gradient_kernel(
 
 
 def relative_gradient(problem: Problem, gradient: dict[str, Any]) -> torch.Tensor:
-    """Gradient of the relative biases (H, 2 L + 1); memory of O(N L / tile) for partial sums, with
-    no L beyond the longest sequence.
+    """Gradient of the relative biases (H, 2 L + 1), with no L beyond the longest sequence.
+
+    Memory for partial sums: COPIES of it, or as many as q takes in fp32 if those are more.
     """
     call, layout = problem.call, problem.layout
     num_tiles = layout.num_tiles(layout.seqlen_q, TILE.block_m)
     far = call.relative.shape[1] // 2
     longest = max(call.max_seqlen_q, call.max_seqlen_k) or max(layout.seqlen_q, layout.seqlen_k)
     reached = min(far, longest)
-    shape = (layout.batch, layout.num_heads, num_tiles, 2 * reached + 1)
+    buckets = 2 * reached + 1
+    like_q = layout.batch * layout.seqlen_q * layout.head_dim // buckets
+    copies = min(max(COPIES, like_q), layout.batch * num_tiles)
+    shape = (copies, layout.num_heads, buckets)
     sums = torch.zeros(shape, dtype=torch.float32, device=call.relative.device)
     problem.launch(
         relative_gradient_kernel,
         TILE,
         num_tiles,
         layout.num_heads,
+        programs=copies * layout.num_heads,
         sums_ptr=sums,
-        num_buckets=shape[-1],
+        num_buckets=buckets,
         sums_far=reached,
+        batches=layout.batch,
         **gradient,
     )
-    return torch.nn.functional.pad(sums.sum((0, 2)), (far - reached, far - reached))
+    return torch.nn.functional.pad(sums.sum(0), (far - reached, far - reached))

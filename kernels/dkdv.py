@@ -5,8 +5,11 @@ import triton.language as tl
 
 from .launch import NOT_SPECIALIZED
 from .score import (
+    NARROW,
     accumulate,
+    any_large_scores,
     exponential,
+    has_large_scores,
     key_bias,
     load_low,
     load_rows,
@@ -30,7 +33,7 @@ def _accumulate_dkdv(
     dk, dv, k, v, column_bias, q_ptr, do_ptr, shift_ptr, lse_low_ptr, delta_ptr, mask_ptr,
     stride_qh, stride_qn, stride_doh, stride_don, stride_mh, stride_mm, stride_mn,
     begin, end, first_key, keep, num_q, seqlen_q, interval, rich, qk_scale, cap_scale,
-    UNGUARDED: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr,
+    LARGE_ROWS: tl.constexpr, UNGUARDED: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr,
     MASKED: tl.constexpr, IS_BOUNDED: tl.constexpr, GROUP: tl.constexpr,
     MASK: tl.constexpr, IS_BIAS: tl.constexpr, EXACT: tl.constexpr,
     NATURAL: tl.constexpr,
@@ -39,6 +42,7 @@ def _accumulate_dkdv(
 ):  # fmt: skip
     """dv += p^T do and dk += ds^T q over the query tiles of [begin, end) in each head of the group;
     DK and DV say which of the two. rich: the numbers of `terms` and `dropout`, for the first head.
+    LARGE_ROWS: over the rows of large scores alone, and shift_ptr is that of their lse.
 
     Scores are computed transposed, s^T = k q^T: a product transposed in registers and fed to
     another product is miscompiled for Hopper by Triton 3.4 to 3.7.
@@ -56,7 +60,7 @@ def _accumulate_dkdv(
         # Under this condition the loop runs, and its products stay in flight until it ends. A path
         # around the loop that also defined dk and dv would make ptxas wait for each one on Hopper.
         # UNGUARDED: in the first loop it is the condition that makes the ptxas of Triton 3.6 wait.
-        for t in tl.range(0, tiles * GROUP):
+        for t in tl.range(0, tiles * GROUP, num_stages=1 if LARGE_ROWS else None):
             head = 0
             m = begin + t * BLOCK_M
             if GROUP > 1:
@@ -70,10 +74,12 @@ def _accumulate_dkdv(
             if MASKED:
                 sees = (offs_m >= 0) & (offs_m < num_q)
                 shift = tl.load(shift_ptr + row + offs_m, mask=sees, other=float("inf"))
+                if LARGE_ROWS:
+                    shift = tl.where(sees & has_large_scores(shift), shift, float("inf"))
                 delta = tl.load(delta_ptr + row + offs_m, mask=sees, other=0.0)
                 if NATURAL:
                     low = load_low(lse_low_ptr + row, offs_m, sees)[None, :]
-                if MASK is not None or IS_BOUNDED:
+                if MASK is not None or IS_BOUNDED or LARGE_ROWS:
                     sees = shift != float("inf")
             else:
                 shift = tl.load(shift_ptr + row + offs_m)
@@ -127,10 +133,10 @@ def _accumulate_dkdv(
 
 @triton.jit
 def _accumulate_over_ranges(
-    k, v, column_bias, q_ptr, do_ptr, shift_ptr, lse_low_ptr, delta_ptr, mask_ptr,
+    k, v, column_bias, q_ptr, do_ptr, lse_ptr, shift_ptr, lse_low_ptr, delta_ptr, mask_ptr,
     stride_qh, stride_qn, stride_doh, stride_don, stride_mh, stride_mm, stride_mn,
     origin, begin, full_begin, full_end, end, first_key, keep, num_q, seqlen_q, interval, rich,
-    qk_scale, cap_scale,
+    qk_scale, natural_scale, cap_scale,
     DK: tl.constexpr, DV: tl.constexpr, HAS_PREFIX: tl.constexpr,
     STARTS_MASKED: tl.constexpr, IS_BOUNDED: tl.constexpr, GROUP: tl.constexpr,
     MASK: tl.constexpr, IS_BIAS: tl.constexpr, EXACT: tl.constexpr,
@@ -144,15 +150,30 @@ def _accumulate_over_ranges(
     dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dv = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     EDGE_M: tl.constexpr = edge_block(BLOCK_M, None)
-    FULL_FIRST: tl.constexpr = not (HAS_PREFIX or STARTS_MASKED or EXACT)
+    FULL_FIRST: tl.constexpr = NATURAL and not (HAS_PREFIX or STARTS_MASKED or EXACT)
+    if not NATURAL:
+        first = begin
+        last = end
+        if HAS_PREFIX:
+            first = origin
+            last = tl.maximum(end, prefix_queries_end(begin, end, interval))
+        last = tl.where(any_large_scores(lse_ptr, first, last, seqlen_q, GROUP), last, first)
+        dk, dv = _accumulate_dkdv(
+            dk, dv, k, v, column_bias, q_ptr, do_ptr, lse_ptr, lse_low_ptr, delta_ptr, mask_ptr,
+            stride_qh, stride_qn, stride_doh, stride_don, stride_mh, stride_mm, stride_mn,
+            first, last, first_key, keep, num_q, seqlen_q, interval, rich,
+            natural_scale, cap_scale,
+            True, True, DK, DV, True, IS_BOUNDED, GROUP, MASK, IS_BIAS, EXACT, True,
+            ALIGN, PRECISION, HEAD_DIM, NARROW, BLOCK_N, BLOCK_D,
+        )  # fmt: skip
     if HAS_PREFIX:
         dk, dv = _accumulate_dkdv(
             dk, dv, k, v, column_bias, q_ptr, do_ptr, shift_ptr, lse_low_ptr, delta_ptr, mask_ptr,
             stride_qh, stride_qn, stride_doh, stride_don, stride_mh, stride_mm, stride_mn,
             origin, prefix_queries_end(begin, end, interval), first_key, keep, num_q, seqlen_q,
             interval, rich, qk_scale, cap_scale,
-            False, DK, DV, True, IS_BOUNDED, GROUP, MASK, IS_BIAS, EXACT, NATURAL, ALIGN, PRECISION,
-            HEAD_DIM, EDGE_M, BLOCK_N, BLOCK_D,
+            False, False, DK, DV, True, IS_BOUNDED, GROUP, MASK, IS_BIAS, EXACT, NATURAL,
+            ALIGN, PRECISION, HEAD_DIM, EDGE_M, BLOCK_N, BLOCK_D,
         )  # fmt: skip
     if MASK != "pairs":
         if STARTS_MASKED:
@@ -162,7 +183,7 @@ def _accumulate_over_ranges(
                 stride_qh, stride_qn, stride_doh, stride_don, stride_mh, stride_mm, stride_mn,
                 begin, full_begin, first_key, keep, num_q, seqlen_q, interval, rich,
                 qk_scale, cap_scale,
-                False, DK, DV, True, IS_BOUNDED, GROUP, MASK, IS_BIAS, EXACT, NATURAL,
+                False, False, DK, DV, True, IS_BOUNDED, GROUP, MASK, IS_BIAS, EXACT, NATURAL,
                 ALIGN, PRECISION,
                 HEAD_DIM, EDGE_M, BLOCK_N, BLOCK_D,
             )  # fmt: skip
@@ -171,30 +192,32 @@ def _accumulate_over_ranges(
             stride_qh, stride_qn, stride_doh, stride_don, stride_mh, stride_mm, stride_mn,
             full_begin, full_end, first_key, keep, num_q, seqlen_q, interval, rich,
             qk_scale, cap_scale,
-            FULL_FIRST, DK, DV, False, IS_BOUNDED, GROUP, MASK, IS_BIAS, EXACT, NATURAL,
+            False, FULL_FIRST, DK, DV, False, IS_BOUNDED, GROUP, MASK, IS_BIAS, EXACT, NATURAL,
             ALIGN, PRECISION,
             HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D,
         )  # fmt: skip
         begin = full_end
-    return _accumulate_dkdv(
+    dk, dv = _accumulate_dkdv(
         dk, dv, k, v, column_bias, q_ptr, do_ptr, shift_ptr, lse_low_ptr, delta_ptr, mask_ptr,
         stride_qh, stride_qn, stride_doh, stride_don, stride_mh, stride_mm, stride_mn,
         begin, end, first_key, keep, num_q, seqlen_q, interval, rich, qk_scale, cap_scale,
-        False, DK, DV, True, IS_BOUNDED, GROUP, MASK, IS_BIAS, EXACT, NATURAL, ALIGN, PRECISION,
-        HEAD_DIM, EDGE_M, BLOCK_N, BLOCK_D,
+        False, False, DK, DV, True, IS_BOUNDED, GROUP, MASK, IS_BIAS, EXACT, NATURAL,
+        ALIGN, PRECISION, HEAD_DIM, EDGE_M, BLOCK_N, BLOCK_D,
     )  # fmt: skip
+    return dk, dv
 
 
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def dkdv_kernel(
-    q_ptr, k_ptr, v_ptr, mask_ptr, do_ptr, shift_ptr, lse_low_ptr, delta_ptr, dk_ptr, dv_ptr,
+    q_ptr, k_ptr, v_ptr, mask_ptr, do_ptr, lse_ptr, shift_ptr, lse_low_ptr, delta_ptr,
+    dk_ptr, dv_ptr,
     cu_seqlens_q_ptr, cu_seqlens_k_ptr, q_lengths_ptr, kv_start_ptr, kv_end_ptr, lo_ptr, hi_ptr,
     times_ptr, decay_ptr, slopes_ptr, relative_ptr, seed_ptr,
     stride_qb, stride_qh, stride_qn, stride_kb, stride_kh, stride_kn,
     stride_vb, stride_vh, stride_vn, stride_mb, stride_mh, stride_mm, stride_mn,
     stride_dob, stride_doh, stride_don, stride_dkb, stride_dkh, stride_dkn, stride_slopes,
-    num_tiles, num_heads, num_seqs, seqlen_q, seqlen_k, window_left, window_right, qk_scale, scale,
-    cap_scale, relative_far, global_prefix, dropout_bits, kept_scale,
+    num_tiles, num_heads, num_seqs, seqlen_q, seqlen_k, window_left, window_right, qk_scale,
+    natural_scale, scale, cap_scale, relative_far, global_prefix, dropout_bits, kept_scale,
     GROUP: tl.constexpr, IS_PACKED: tl.constexpr, BOTTOM_RIGHT: tl.constexpr,
     ANCHORED: tl.constexpr,
     MASK: tl.constexpr, IS_BIAS: tl.constexpr, EXACT: tl.constexpr,
@@ -227,10 +250,10 @@ def dkdv_kernel(
         dv_ptr, batch, kv_head, k_start, stride_dkb, stride_dkh, stride_dkn, ALIGN
     )
     row = (tl.cast(batch, tl.int64) * num_heads * GROUP + head) * seqlen_q + q_start
+    lse_ptr += row
     shift_ptr += row
+    lse_low_ptr += row
     delta_ptr += row
-    if NATURAL:
-        lse_low_ptr += row
     if MASK is not None:
         mask_ptr = sequence_ptr(mask_ptr, batch, head, 0, stride_mb, stride_mh, 0, 1)
 
@@ -272,10 +295,10 @@ def dkdv_kernel(
     # then the scores once more for dk. Five products instead of four, on tensor cores at full rate.
     AT_ONCE: tl.constexpr = BLOCK_D <= 128 or EXACT
     dk, dv = _accumulate_over_ranges(
-        k, v, bias, q_ptr, do_ptr, shift_ptr, lse_low_ptr, delta_ptr, mask_ptr,
+        k, v, bias, q_ptr, do_ptr, lse_ptr, shift_ptr, lse_low_ptr, delta_ptr, mask_ptr,
         stride_qh, stride_qn, stride_doh, stride_don, stride_mh, stride_mm, stride_mn,
         origin, begin, full_begin, full_end, end, first_key, keep, num_q, seqlen_q, interval, rich,
-        qk_scale, cap_scale,
+        qk_scale, natural_scale, cap_scale,
         AT_ONCE, True, HAS_PREFIX, STARTS_MASKED, IS_BOUNDED, GROUP,
         MASK, IS_BIAS, EXACT, NATURAL, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D,
     )  # fmt: skip
@@ -285,10 +308,10 @@ def dkdv_kernel(
     store_rows(dv_ptr, first_key, stride_dkn, dv, inside, ALIGN, HEAD_DIM, BLOCK_N, BLOCK_D)
     if not AT_ONCE:
         dk, _ = _accumulate_over_ranges(
-            k, v, bias, q_ptr, do_ptr, shift_ptr, lse_low_ptr, delta_ptr, mask_ptr,
+            k, v, bias, q_ptr, do_ptr, lse_ptr, shift_ptr, lse_low_ptr, delta_ptr, mask_ptr,
             stride_qh, stride_qn, stride_doh, stride_don, stride_mh, stride_mm, stride_mn,
             origin, begin, full_begin, full_end, end, first_key, keep, num_q, seqlen_q, interval,
-            rich, qk_scale, cap_scale,
+            rich, qk_scale, natural_scale, cap_scale,
             True, False, HAS_PREFIX, STARTS_MASKED, IS_BOUNDED, GROUP,
             MASK, IS_BIAS, EXACT, NATURAL, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D,
         )  # fmt: skip

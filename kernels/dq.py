@@ -5,10 +5,12 @@ import triton.language as tl
 
 from .launch import NOT_SPECIALIZED
 from .score import (
+    NARROW,
     accumulate,
     drop_unseen,
     exponential,
     first_masked_key,
+    has_large_scores,
     key_bias,
     load_low,
     load_rows,
@@ -41,13 +43,14 @@ def _accumulate_dq(
     dq, dslope, ddecay, q, do, lse, low, delta, k_ptr, v_ptr, mask_ptr,
     stride_kn, stride_vn, stride_mm, stride_mn,
     begin, end, key_lo, key_hi, first_query, num_q, interval, terms, dropout, qk_scale, cap_scale,
-    UNGUARDED: tl.constexpr, DSLOPE: tl.constexpr, DDECAY: tl.constexpr,
+    LARGE_ROWS: tl.constexpr, UNGUARDED: tl.constexpr, DSLOPE: tl.constexpr, DDECAY: tl.constexpr,
     MASKED: tl.constexpr, MASK: tl.constexpr, IS_BIAS: tl.constexpr, EXACT: tl.constexpr,
     NATURAL: tl.constexpr,
     ALIGN: tl.constexpr, PRECISION: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """dq += ds k over the key tiles of [begin, end); a query that sees nothing has lse = inf.
+    LARGE_ROWS: where this is for rows of large scores alone, and rarely has anything to do.
 
     dslope and ddecay: by query, the sums of ds times the distance in positions and in time.
     """
@@ -59,7 +62,7 @@ def _accumulate_dq(
     if UNGUARDED:
         runs = True
     if runs:  # see _accumulate_dkdv
-        for n in tl.range(begin, end, BLOCK_N):
+        for n in tl.range(begin, end, BLOCK_N, num_stages=1 if LARGE_ROWS else None):
             keep = None
             bias = None
             offs_n = n + tl.arange(0, BLOCK_N)
@@ -115,8 +118,8 @@ def dq_kernel(
     stride_qb, stride_qh, stride_qn, stride_kb, stride_kh, stride_kn,
     stride_vb, stride_vh, stride_vn, stride_mb, stride_mh, stride_mm, stride_mn,
     stride_ob, stride_oh, stride_on, stride_dob, stride_doh, stride_don, stride_slopes,
-    num_tiles, num_heads, num_seqs, seqlen_q, seqlen_k, window_left, window_right, qk_scale, scale,
-    cap_scale, relative_far, global_prefix, dropout_bits, kept_scale,
+    num_tiles, num_heads, num_seqs, seqlen_q, seqlen_k, window_left, window_right, qk_scale,
+    natural_scale, scale, cap_scale, relative_far, global_prefix, dropout_bits, kept_scale,
     GROUP: tl.constexpr, IS_PACKED: tl.constexpr, BOTTOM_RIGHT: tl.constexpr,
     ANCHORED: tl.constexpr,
     MASK: tl.constexpr, IS_BIAS: tl.constexpr, EXACT: tl.constexpr,
@@ -125,7 +128,8 @@ def dq_kernel(
     HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """dq = scale ds k; and for the kernel over keys, delta = rowsum(do * o) - dlse and shift, the
-    lse in the units of the scores, inf where a query sees nothing. dq is laid out as o.
+    lse in the units of the scores, inf where a query sees nothing or where scores are large, for
+    which each kernel has a loop of its own. dq is laid out as o.
 
     dslope_ptr, ddecay_ptr: None, or where the sums of _accumulate_dq go, laid out as lse.
     """
@@ -157,7 +161,11 @@ def dq_kernel(
     sees = lse != float("-inf")
     do = load_rows(do_ptr, first_query, stride_don, sees, ALIGN, HEAD_DIM, BLOCK_M, BLOCK_D)
     o = load_rows(o_ptr, first_query, stride_on, sees, ALIGN, HEAD_DIM, BLOCK_M, BLOCK_D)
+    natural = lse
     lse = tl.where(sees, score_units(lse, NATURAL), float("inf"))  # e^(s - inf) = 0
+    if not NATURAL:
+        large = has_large_scores(natural)
+        lse = tl.where(large, float("inf"), lse)
     low = None
     if NATURAL:
         low = load_low(lse_low_ptr + row, offs_m, is_query)
@@ -189,16 +197,34 @@ def dq_kernel(
     STARTS_MASKED: tl.constexpr = (
         window_left is not None or lo_ptr is not None or interval[10] is not None
     )
-    FULL_FIRST: tl.constexpr = not (global_prefix is not None or STARTS_MASKED or EXACT)
+    FULL_FIRST: tl.constexpr = (
+        NATURAL and not EXACT and not STARTS_MASKED and global_prefix is None
+    )
     DSLOPE: tl.constexpr = dslope_ptr is not None
     DDECAY: tl.constexpr = ddecay_ptr is not None
+    if not NATURAL:
+        first = begin
+        last = end
+        if global_prefix is not None:
+            first = first_tile(interval)
+            last = tl.maximum(end, prefix_keys_end(first_query, begin, end, interval))
+        last = tl.where(tl.max(large.to(tl.int32), 0) != 0, last, first)
+        dq, dslope, ddecay = _accumulate_dq(
+            dq, dslope, ddecay, q, do, tl.where(large, natural, float("inf")),
+            load_low(lse_low_ptr + row, offs_m, large), delta, k_ptr, v_ptr, mask_ptr,
+            stride_kn, stride_vn, stride_mm, stride_mn, first, last, key_lo, key_hi,
+            first_query, num_q, interval, terms, dropout, natural_scale, cap_scale,
+            True, True, False, False,
+            True, MASK, IS_BIAS, EXACT, True,
+            ALIGN, PRECISION, HEAD_DIM, BLOCK_M, NARROW, BLOCK_D,
+        )  # fmt: skip
     if global_prefix is not None:
         dq, dslope, ddecay = _accumulate_dq(
             dq, dslope, ddecay, q, do, lse, low, delta, k_ptr, v_ptr, mask_ptr,
             stride_kn, stride_vn, stride_mm, stride_mn,
             first_tile(interval), prefix_keys_end(first_query, begin, end, interval),
             key_lo, key_hi, first_query, num_q, interval, terms, dropout, qk_scale, cap_scale,
-            False, DSLOPE, DDECAY,
+            False, False, DSLOPE, DDECAY,
             True, MASK, IS_BIAS, EXACT, NATURAL,
             ALIGN, PRECISION, HEAD_DIM, BLOCK_M, EDGE_N, BLOCK_D,
         )  # fmt: skip
@@ -208,7 +234,7 @@ def dq_kernel(
                 dq, dslope, ddecay, q, do, lse, low, delta, k_ptr, v_ptr, mask_ptr,
                 stride_kn, stride_vn, stride_mm, stride_mn, begin, full_begin, key_lo, key_hi,
                 first_query, num_q, interval, terms, dropout, qk_scale, cap_scale,
-                False, DSLOPE, DDECAY,
+                False, False, DSLOPE, DDECAY,
                 True, MASK, IS_BIAS, EXACT, NATURAL,
                 ALIGN, PRECISION, HEAD_DIM, BLOCK_M, EDGE_N, BLOCK_D,
             )  # fmt: skip
@@ -219,7 +245,7 @@ def dq_kernel(
             dq, dslope, ddecay, q, do, lse, low, delta, k_ptr, v_ptr, mask_ptr,
             stride_kn, stride_vn, stride_mm, stride_mn, full_begin, full_end, key_lo, key_hi,
             first_query, num_q, interval, terms, dropout, qk_scale, cap_scale,
-            FULL_FIRST, DSLOPE, DDECAY,
+            False, FULL_FIRST, DSLOPE, DDECAY,
             False, MASK, IS_BIAS, EXACT, NATURAL,
             ALIGN, PRECISION, HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D,
         )  # fmt: skip
@@ -228,7 +254,7 @@ def dq_kernel(
         dq, dslope, ddecay, q, do, lse, low, delta, k_ptr, v_ptr, mask_ptr,
         stride_kn, stride_vn, stride_mm, stride_mn, begin, end, key_lo, key_hi,
         first_query, num_q, interval, terms, dropout, qk_scale, cap_scale,
-        False, DSLOPE, DDECAY,
+        False, False, DSLOPE, DDECAY,
         True, MASK, IS_BIAS, EXACT, NATURAL, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, EDGE_N, BLOCK_D,
     )  # fmt: skip
     store_rows(

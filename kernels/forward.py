@@ -8,12 +8,15 @@ import triton
 import triton.language as tl
 from triton.runtime.jit import JITFunction
 
-from .configs import tile_config
+from .configs import TileConfig, tile_config
 from .launch import NOT_SPECIALIZED, Problem, empty_like
 from .score import (
+    LARGE,
+    NARROW,
     accumulate,
     drop_unseen,
     first_masked_key,
+    first_maximum,
     key_bias,
     load_rows,
     log_sum_exp,
@@ -36,7 +39,7 @@ from .tiles import (
 
 @triton.jit
 def _attend(
-    acc, m_i, l_i, q, k_ptr, v_ptr, mask_ptr, stride_kn, stride_vn, stride_mm, stride_mn,
+    acc, m_i, l_i, rows, q, k_ptr, v_ptr, mask_ptr, stride_kn, stride_vn, stride_mm, stride_mn,
     begin, end, key_lo, key_hi, first_query, num_q, interval, terms, dropout, qk_scale, cap_scale,
     MASKED: tl.constexpr, MASK: tl.constexpr, IS_BIAS: tl.constexpr, EXACT: tl.constexpr,
     NATURAL: tl.constexpr,
@@ -44,10 +47,13 @@ def _attend(
     HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Fold the key tiles of [begin, end) into (acc, m, l), reading no key outside [key_lo, key_hi).
+
+    rows: bool [BLOCK_M], those that are to see anything, or None for all.
     """
     offs_m = first_query + tl.arange(0, BLOCK_M)
+    STAGES: tl.constexpr = None if rows is None else 1
     if begin < end:  # see _accumulate_dkdv
-        for n in tl.range(begin, end, BLOCK_N):
+        for n in tl.range(begin, end, BLOCK_N, num_stages=STAGES):
             offs_n = n + tl.arange(0, BLOCK_N)
             keep = None
             bias = None
@@ -71,6 +77,8 @@ def _attend(
                 )  # fmt: skip
                 if MASK == "pairs" and IS_BIAS:
                     bias = pair_bias(values, NATURAL)
+            if rows is not None:
+                s = tl.where(rows[:, None], s, float("-inf"))
             if terms[2] is not None or terms[4] is not None or terms[6] is not None:
                 bias = with_terms(bias, offs_m[:, None], offs_n[None, :], terms, interval, NATURAL)
             p, alpha, m_i = online_softmax(m_i, s, qk_scale, bias, MASKED, NATURAL)
@@ -94,14 +102,15 @@ def _forward_kernel(
     stride_vb, stride_vh, stride_vn, stride_mb, stride_mh, stride_mm, stride_mn,
     stride_ob, stride_oh, stride_on, stride_slopes,
     num_tiles, num_heads, num_seqs, seqlen_q, seqlen_k, window_left, window_right, qk_scale,
-    cap_scale, relative_far, global_prefix, dropout_bits, kept_scale,
+    natural_scale, cap_scale, relative_far, global_prefix, dropout_bits, kept_scale,
     GROUP: tl.constexpr, IS_PACKED: tl.constexpr, BOTTOM_RIGHT: tl.constexpr,
     ANCHORED: tl.constexpr,
     MASK: tl.constexpr, IS_BIAS: tl.constexpr, EXACT: tl.constexpr,
-    NATURAL: tl.constexpr,
+    NATURAL: tl.constexpr, ONLY_LARGE: tl.constexpr,
     ALIGN: tl.constexpr, PRECISION: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
+    """ONLY_LARGE: o and lse are those of forward_gluon.py, which has left some rows, lse NaN."""
     (
         batch, sequence, head, first_query, q_start, k_start, rows, num_q, kv_begin, kv_end
     ) = query_tile(
@@ -137,93 +146,133 @@ def _forward_kernel(
     is_query = rows_before(offs_m, num_q, ANCHORED)
     q = load_rows(q_ptr, first_query, stride_qn, is_query, ALIGN, HEAD_DIM, BLOCK_M, BLOCK_D)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    m_i = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    m_i = first_maximum(BLOCK_M, NATURAL)
     l_i = tl.zeros([BLOCK_M], tl.float32)
     EDGE_N: tl.constexpr = edge_block(BLOCK_N, MASK)
     STARTS_MASKED: tl.constexpr = (
         window_left is not None or lo_ptr is not None or interval[10] is not None
     )
-    if global_prefix is not None:
-        acc, m_i, l_i = _attend(
-            acc, m_i, l_i, q, k_ptr, v_ptr, mask_ptr, stride_kn, stride_vn, stride_mm, stride_mn,
-            first_tile(interval), prefix_keys_end(first_query, begin, end, interval),
-            key_lo, key_hi, first_query, num_q, interval, terms, dropout, qk_scale, cap_scale,
-            True, MASK, IS_BIAS, EXACT, NATURAL,
-            ALIGN, PRECISION, HEAD_DIM, BLOCK_M, EDGE_N, BLOCK_D,
-        )  # fmt: skip
-    if MASK != "pairs":
-        if STARTS_MASKED:
+    start = begin
+    if not ONLY_LARGE:
+        if global_prefix is not None:
             acc, m_i, l_i = _attend(
-                acc, m_i, l_i, q, k_ptr, v_ptr, mask_ptr,
-                stride_kn, stride_vn, stride_mm, stride_mn, begin, full_begin, key_lo, key_hi,
-                first_query, num_q, interval, terms, dropout, qk_scale, cap_scale,
+                acc, m_i, l_i, None, q, k_ptr, v_ptr, mask_ptr,
+                stride_kn, stride_vn, stride_mm, stride_mn,
+                first_tile(interval), prefix_keys_end(first_query, begin, end, interval),
+                key_lo, key_hi, first_query, num_q, interval, terms, dropout, qk_scale, cap_scale,
                 True, MASK, IS_BIAS, EXACT, NATURAL,
                 ALIGN, PRECISION, HEAD_DIM, BLOCK_M, EDGE_N, BLOCK_D,
             )  # fmt: skip
-        if MASK == "keys":
-            masked = first_masked_key(mask_ptr, stride_mn, full_begin, full_end, IS_BIAS)
-            full_end = full_begin + (masked - full_begin) // BLOCK_N * BLOCK_N
+        if MASK != "pairs":
+            if STARTS_MASKED:
+                acc, m_i, l_i = _attend(
+                    acc, m_i, l_i, None, q, k_ptr, v_ptr, mask_ptr,
+                    stride_kn, stride_vn, stride_mm, stride_mn, begin, full_begin, key_lo, key_hi,
+                    first_query, num_q, interval, terms, dropout, qk_scale, cap_scale,
+                    True, MASK, IS_BIAS, EXACT, NATURAL,
+                    ALIGN, PRECISION, HEAD_DIM, BLOCK_M, EDGE_N, BLOCK_D,
+                )  # fmt: skip
+            if MASK == "keys":
+                masked = first_masked_key(mask_ptr, stride_mn, full_begin, full_end, IS_BIAS)
+                full_end = full_begin + (masked - full_begin) // BLOCK_N * BLOCK_N
+            acc, m_i, l_i = _attend(
+                acc, m_i, l_i, None, q, k_ptr, v_ptr, mask_ptr,
+                stride_kn, stride_vn, stride_mm, stride_mn,
+                full_begin, full_end, key_lo, key_hi,
+                first_query, num_q, interval, terms, dropout, qk_scale, cap_scale,
+                False, MASK, IS_BIAS, EXACT, NATURAL,
+                ALIGN, PRECISION, HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D,
+            )  # fmt: skip
+            begin = full_end
         acc, m_i, l_i = _attend(
-            acc, m_i, l_i, q, k_ptr, v_ptr, mask_ptr, stride_kn, stride_vn, stride_mm, stride_mn,
-            full_begin, full_end, key_lo, key_hi,
-            first_query, num_q, interval, terms, dropout, qk_scale, cap_scale,
-            False, MASK, IS_BIAS, EXACT, NATURAL,
-            ALIGN, PRECISION, HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D,
+            acc, m_i, l_i, None, q, k_ptr, v_ptr, mask_ptr,
+            stride_kn, stride_vn, stride_mm, stride_mn,
+            begin, end, key_lo, key_hi, first_query, num_q, interval, terms, dropout,
+            qk_scale, cap_scale,
+            True, MASK, IS_BIAS, EXACT, NATURAL,
+            ALIGN, PRECISION, HEAD_DIM, BLOCK_M, EDGE_N, BLOCK_D,
         )  # fmt: skip
-        begin = full_end
-    acc, m_i, l_i = _attend(
-        acc, m_i, l_i, q, k_ptr, v_ptr, mask_ptr, stride_kn, stride_vn, stride_mm, stride_mn,
-        begin, end, key_lo, key_hi, first_query, num_q, interval, terms, dropout,
-        qk_scale, cap_scale,
-        True, MASK, IS_BIAS, EXACT, NATURAL, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, EDGE_N, BLOCK_D,
-    )  # fmt: skip
+
+    lse_ptr += (tl.cast(batch, tl.int64) * num_heads + head) * seqlen_q + q_start
+    lse_low_ptr += (tl.cast(batch, tl.int64) * num_heads + head) * seqlen_q + q_start
+    is_row = rows_before(offs_m, rows, ANCHORED)
+    lse, low = log_sum_exp(m_i, l_i, NATURAL)
+    if not NATURAL:
+        large = is_query & ~((m_i > -LARGE) & (m_i < LARGE))
+        if ONLY_LARGE:
+            lse = tl.load(lse_ptr + offs_m, mask=is_query, other=0.0)
+            large = lse != lse
+        if tl.max(large.to(tl.int32), 0) != 0:
+            if global_prefix is not None:
+                end = tl.maximum(end, prefix_keys_end(first_query, start, end, interval))
+                start = first_tile(interval)
+            acc, m_i, l_i = _attend(
+                tl.where(large[:, None], 0.0, acc), tl.where(large, float("-inf"), 0.0),
+                tl.where(large, 0.0, l_i), large, q, k_ptr, v_ptr, mask_ptr,
+                stride_kn, stride_vn, stride_mm, stride_mn, start, end, key_lo, key_hi,
+                first_query, num_q, interval, terms, dropout, natural_scale, cap_scale,
+                True, MASK, IS_BIAS, EXACT, True,
+                ALIGN, PRECISION, HEAD_DIM, BLOCK_M, NARROW, BLOCK_D,
+            )  # fmt: skip
+            natural, natural_low = log_sum_exp(m_i, l_i, True)
+            lse = tl.where(large, natural, lse)
+            low = tl.where(large, natural_low, low)
 
     empty = (l_i == 0.0) | ~rows_before(offs_m, num_q, ANCHORED)
     factor = tl.where(empty, 0.0, 1.0 / tl.where(empty, 1.0, l_i))
     if dropout[0] is not None:
         factor *= kept_scale
     o = factor[:, None] * acc
-    lse, low = log_sum_exp(m_i, l_i, NATURAL)
-    lse = tl.where(empty, float("-inf"), lse)
     o_ptr = sequence_ptr(o_ptr, batch, head, q_start, stride_ob, stride_oh, stride_on, ALIGN)
-    lse_ptr += (tl.cast(batch, tl.int64) * num_heads + head) * seqlen_q + q_start
-    is_row = rows_before(offs_m, rows, ANCHORED)
+    tl.store(lse_low_ptr + offs_m, tl.where(empty, 0.0, low), mask=is_row)
+    if ONLY_LARGE:
+        is_row = large
     store_rows(o_ptr, first_query, stride_on, o, is_row, ALIGN, HEAD_DIM, BLOCK_M, BLOCK_D)
-    tl.store(lse_ptr + offs_m, lse, mask=is_row)
-    if lse_low_ptr is not None:
-        lse_low_ptr += (tl.cast(batch, tl.int64) * num_heads + head) * seqlen_q + q_start
-        tl.store(lse_low_ptr + offs_m, tl.where(empty, 0.0, low), mask=is_row)
+    tl.store(lse_ptr + offs_m, tl.where(empty, float("-inf"), lse), mask=is_row)
 
 
-def attention_forward(call: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+def attention_forward(call: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(o, lse, lse_low) of dense (B, H, N, D) or packed (T, H, D) attention.
 
     call has the fields of clinattn.arguments.Arguments. o has q's type and shape, lse is fp32
     (B, H, Nq) or (H, T), natural log; a query that sees no key gives 0 and -inf. lse_low is what
-    rounding took from lse, None where the backward pass does without.
+    rounding took from lse, 0 in 16 bits where no score is large.
     """
     problem, q = Problem(call), call.q
-    layout = problem.layout
     if gains_by_gluon(problem):
-        return *gluon_module().launch_forward(problem), None
+        o, lse = gluon_module().launch_forward(problem)
+        return o, lse, _launch(problem, LARGE_ROWS, o, lse, only_large=True)
     o, lse = empty_like(q), problem.empty_lse()
-    lse_low = problem.empty_lse() if layout.natural else None
+    config = tile_config("forward", *problem.layout.config_key)
+    return o, lse, _launch(problem, config, o, lse, only_large=False)
+
+
+def _launch(
+    problem: Problem, config: TileConfig, o: torch.Tensor, lse: torch.Tensor, only_large: bool
+) -> torch.Tensor:
+    """Write o and lse, or the rows of them that forward_gluon.py has left; returns lse_low."""
+    layout = problem.layout
+    lse_low = empty_like(lse)
     if o.numel() > 0:
-        config = tile_config("forward", *layout.config_key)
-        num_tiles = layout.num_query_tiles(config.block_m)
         problem.launch(
             _forward_kernel,
             config,
-            num_tiles,
+            layout.num_query_tiles(config.block_m),
             layout.num_heads,
             o_ptr=o,
             lse_ptr=lse,
             lse_low_ptr=lse_low,
+            natural_scale=layout.natural_scale,
             ANCHORED=layout.anchors_queries,
+            ONLY_LARGE=only_large,
             **layout.o_strides,
         )
-    return o, lse, lse_low
+    return lse_low
 
+
+# Of the launch after forward_gluon.py, most of whose programs end at once: four of them and more on
+# a multiprocessor. Rows are spread over warps as in the other kernel, whose bits these are.
+LARGE_ROWS = TileConfig(128, 32, 8, 1)
 
 # FLOP of a call from which forward_gluon.py takes it. To build its descriptors and launch it takes
 # the host some 0.25 ms: on an H200 it was 1.14 times as fast at 2^37 (N 1024, full), and at 2^36

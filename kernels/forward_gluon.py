@@ -10,7 +10,8 @@ Results have the bits of forward.py, which serves the calls that this kernel doe
 visit the same 128 keys at a time, the first ones first, edges included, by products m64n128k16 with
 the same layout of their results, so that a row is reduced in the same order. Both round where the
 other does: an fma is one that is written, and no product is fused with the sum after it. A tile
-that is hidden from a row leaves its sums as they are.
+that is hidden from a row leaves its sums as they are. Rows of large scores (LARGE in score.py)
+are left to forward.py: their lse is NaN.
 """
 
 from functools import lru_cache
@@ -29,6 +30,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from .launch import Problem
+from .score import LARGE
 
 # Triton 3.9 has another name for it.
 load_tile = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
@@ -173,14 +175,11 @@ def _mask(s, queries, first_key, seqlen_k, CAUSAL: gl.constexpr):
 
 
 @gluon.jit
-def _online_softmax(s, m_i, l_i, scale, MASKED: gl.constexpr):
+def _online_softmax(s, m_i, l_i, scale):
     """(p, alpha, m, l): fold a tile of s [M, N] = q.k into the running maximum and sum, base 2."""
     m_new = gl.maximum(m_i, gl.max(s, 1) * scale)
-    m_safe = m_new
-    if MASKED:
-        m_safe = gl.where(m_new == float("-inf"), 0.0, m_new)  # else -inf + inf
-    p = gl.exp2(gl.fma(s, scale, -m_safe[:, None]))
-    alpha = gl.exp2(m_i - m_safe)
+    p = gl.exp2(gl.fma(s, scale, -m_new[:, None]))
+    alpha = gl.exp2(m_i - m_new)
     return p, alpha, m_new, l_i * alpha + gl.sum(p, 1)
 
 
@@ -212,7 +211,7 @@ def _step(
     mbarrier.arrive(k_empty.index(slot))
     if step >= full:  # a branch that full tiles jump over
         s = _mask(s, queries, step * BLOCK_N, seqlen_k, CAUSAL)
-    p_new, alpha, m_i, l_i = _online_softmax(s, m_i, l_i, scale, CAUSAL)
+    p_new, alpha, m_i, l_i = _online_softmax(s, m_i, l_i, scale)
     p_new = gl.convert_layout(p_new.to(p.dtype), p.type.layout)
     # The tile of p_new. To wait for it here keeps ptxas from moving the next wait before the
     # softmax, which has to run beside the product.
@@ -248,7 +247,7 @@ def _attend(
     if CAUSAL:
         seen_by_all = gl.maximum(gl.minimum(first_query + offset + 1, seqlen_k), 0)
     full = seen_by_all // BLOCK_N
-    m_i = gl.full([ROWS], float("-inf"), gl.float32, layout=s_rows)
+    m_i = gl.full([ROWS], -LARGE, gl.float32, layout=s_rows)
     l_i = gl.zeros([ROWS], gl.float32, layout=s_rows)
     acc = gl.zeros([ROWS, HEAD_DIM], gl.float32, layout=o_layout)
 
@@ -261,7 +260,7 @@ def _attend(
     s = warpgroup_mma_wait(0, deps=[s])
     mbarrier.arrive(k_empty.index(slot))
     s = _mask(s, queries, 0, seqlen_k, CAUSAL)
-    p, alpha, m_i, l_i = _online_softmax(s, m_i, l_i, scale, True)
+    p, alpha, m_i, l_i = _online_softmax(s, m_i, l_i, scale)
     p = gl.convert_layout(p.to(q.dtype), p_layout)
     mbarrier.wait(v_full.index(slot), turn)
     for step in range(1, steps):
@@ -285,7 +284,7 @@ def _consume(
 ):  # fmt: skip
     """Attention of 64 queries of each query tile: those of consumer WHO."""
     o_ptr, lse_ptr, stride_ob, stride_oh, stride_on = outputs
-    _, num_heads, seqlen_q, _, _ = sizes
+    _, num_heads, seqlen_q, _, offset = sizes
     ROWS: gl.constexpr = q_smem.shape[1]
     HEAD_DIM: gl.constexpr = q_smem.shape[2]
     BLOCK_M: gl.constexpr = ROWS * CONSUMERS
@@ -312,8 +311,11 @@ def _consume(
 
             empty = l_i == 0.0
             factor = gl.where(empty, 0.0, 1.0 / gl.where(empty, 1.0, l_i))
-            lse = gl.where(empty, float("-inf"), (m_i + gl.log2(l_i)) * 0.6931471805599453)
+            lse = (m_i + gl.log2(l_i)) * 0.6931471805599453
+            lse = gl.where((m_i > -LARGE) & (m_i < LARGE), lse, float("nan"))
             rows = first_query + gl.arange(0, ROWS, layout=l_i.type.layout)
+            if CAUSAL:
+                lse = gl.where(rows + offset >= 0, lse, float("-inf"))
             at = (gl.cast(batch, gl.int64) * num_heads + head) * seqlen_q
             gl.store(lse_ptr + at + rows, lse, mask=rows < seqlen_q)
 
@@ -441,9 +443,9 @@ def attention_forward_gluon(
 
     call has the fields of clinattn.arguments.Arguments: q (B, H, Nq, D), k and v (B, Hkv, Nk, D),
     bf16 or fp16, D 64 or 128, scale and the causal bound. o has q's type and shape, lse is fp32
-    (B, H, Nq), natural log; a query that sees no key gives 0 and -inf. schedule: that of SCHEDULES
-    by default. Raises NotImplementedError for what else a call can hold, and for strides or
-    addresses that are no multiple of 16 bytes.
+    (B, H, Nq), natural log; a query that sees no key gives 0 and -inf, and lse is NaN for the rows
+    that are left to forward.py. schedule: that of SCHEDULES by default. Raises NotImplementedError
+    for what else a call can hold, and for strides or addresses that are no multiple of 16 bytes.
     """
     reason = unsupported(call)
     if reason is not None:

@@ -79,6 +79,7 @@ class Layout:
         biased = call.mask is not None and call.mask.dtype != torch.bool
         # Whether scores are natural until the maximum is taken off, see score.exponential
         self.natural = exact or biased or distant or call.decay is not None
+        self.natural_scale = max(factor, SMALLEST_SCALE)
         per_sequence = call.slopes is not None and call.slopes.shape[0] > 1
         self.arguments: dict[str, Any] = dict(
             num_seqs=self.num_seqs,
@@ -87,7 +88,7 @@ class Layout:
             stride_slopes=self.num_heads if per_sequence else 0,
             window_left=min(window_left, widest) if window_left >= 0 else None,
             window_right=min(window_right, widest) if window_right >= 0 else None,
-            qk_scale=max(factor if self.natural else factor * LOG2E, SMALLEST_SCALE),
+            qk_scale=self.natural_scale if self.natural else max(factor * LOG2E, SMALLEST_SCALE),
             cap_scale=min(scale / call.softcap, LARGEST) if call.softcap else None,
             relative_far=None if call.relative is None else call.relative.shape[1] // 2,
             global_prefix=min(call.global_prefix, self.seqlen_k) or None,

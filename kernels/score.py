@@ -5,6 +5,15 @@ import triton.language as tl
 
 from .tiles import visible
 
+# From this size on, in base 2, scores c s of 16-bit types are large. With m, the rounded c max(s),
+# an fma gives the weights of a row times 2^r, r = c max(s) - m, |r| <= ulp(m) / 2: alike in all of
+# the row and in m + log2 of its sum, but out of range from m = 2^31 on. That normaliser, rounded to
+# fp32 on its way to the backward pass, is off by 2.5 ulp(m): below 2^12 by 2^-11 of a weight, less
+# than 16 bits show. Rows of larger scores get a loop of their own, which takes the maximum off
+# natural scores (NATURAL), exact next to it (Sterbenz), and a normaliser in two parts.
+LARGE = tl.constexpr(4096.0)
+NARROW = tl.constexpr(16)  # side of a tile in those loops, for few registers
+
 
 @triton.jit
 def tile_ptrs(
@@ -148,11 +157,45 @@ def online_softmax(m_i, s, scale, bias, MASKED: tl.constexpr, NATURAL: tl.conste
     else:
         m_new = tl.maximum(m_i, tl.max(s * scale + bias, 1))
     m_safe = m_new
-    if MASKED:
+    if MASKED and NATURAL:
         m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)  # an empty row would give inf - inf
     p = exponential(s, scale, bias, m_safe[:, None], None, NATURAL)
     alpha = exponential(m_i, 1.0, None, m_safe, None, NATURAL)
     return p, alpha, m_new
+
+
+@triton.jit
+def first_maximum(BLOCK: tl.constexpr, NATURAL: tl.constexpr):
+    """The running maximum [BLOCK] of rows that have met no key.
+
+    In base 2 it is never below -LARGE: before a maximum that low gives way, weights would be inf.
+    """
+    if NATURAL:
+        m = tl.full([BLOCK], float("-inf"), tl.float32)
+    else:
+        m = tl.full([BLOCK], -LARGE, tl.float32)
+    return m
+
+
+@triton.jit
+def has_large_scores(lse):
+    """Whether rows with that normaliser are rows of large scores; one that sees nothing is not."""
+    size = tl.abs(score_units(lse, False))
+    return (size >= LARGE) & (lse != float("-inf"))
+
+
+@triton.jit
+def any_large_scores(lse_ptr, begin, end, stride_h, HEADS: tl.constexpr):
+    """Whether [begin, end) of the rows of some head are rows of large scores."""
+    WIDTH: tl.constexpr = 1024
+    found = tl.zeros([WIDTH], tl.int32)
+    for head in tl.range(0, HEADS):
+        of_head = lse_ptr + tl.cast(head, tl.int64) * stride_h
+        for m in tl.range(begin, end, WIDTH):
+            offs = m + tl.arange(0, WIDTH)
+            lse = tl.load(of_head + offs, mask=(offs >= 0) & (offs < end), other=0.0)
+            found |= has_large_scores(lse).to(tl.int32)
+    return tl.max(found, 0) != 0
 
 
 @triton.jit
@@ -162,7 +205,7 @@ def exponential(s, scale, bias, shift, low, NATURAL: tl.constexpr):
     NATURAL rounds the score before the shift is taken off, as plain maths does, so that the largest
     score of a row cancels against its lse even if both are huge, and what is added to scores stays
     finite if it is. One fma has less error on average and is the fast way for 16-bit types, whose
-    own rounding is larger than what is lost.
+    own rounding is larger than what is lost of scores below LARGE.
     """
     LOG2E: tl.constexpr = 1.4426950408889634
     if NATURAL:
@@ -191,7 +234,7 @@ def log_sum_exp(m, l, NATURAL: tl.constexpr):
         low = (m - (lse - added)) + (part - added)
     else:
         lse = (m + tl.log2(l)) * LN2
-        low = lse * 0.0
+        low = tl.zeros_like(lse)
     return lse, low
 
 

@@ -311,6 +311,7 @@ def emulated():
     stand_ins = dict(
         functions,
         gl=gl,
+        LARGE=forward_gluon.LARGE.value,
         mbarrier=mbarrier,
         load_tile=copy,
         fence_async_shared=lambda: None,

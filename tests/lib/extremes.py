@@ -29,6 +29,7 @@ class Extreme:
 
     bias: added to all keys; to one of five where some is set. shape: of the mask that adds it, or
     "relative" for a table. equal: scores are small integers times the scale, many of them equal.
+    first: of the first 24 keys alone, in a feature that is -1 to 1 by query; others become small.
     """
 
     id: str
@@ -38,6 +39,7 @@ class Extreme:
     shape: str = "111k"
     some: bool = False
     equal: bool = False
+    first: float | None = None
     softcap: float | None = None
     causal: bool = False
 
@@ -46,7 +48,7 @@ class Extreme:
 
 
 EXTREMES = [
-    *(Extreme(f"scores-{x:.0e}", scale=x) for x in (1e6, 1e7, 1e8, 1e9, 1e11, 1e20, 1e36)),
+    *(Extreme(f"scores-{x:.0e}", scale=x) for x in (1e3, 1e6, 1e7, 1e8, 1e9, 1e11, 1e20, 1e36)),
     Extreme("scores-negative-1e11", scale=-1e11),
     Extreme("scores-causal-1e11", scale=1e11, n=150, causal=True),
     *(Extreme(f"scores-equal-{x:.0e}", scale=x, equal=True) for x in (1e7, 1e9, 1e30)),
@@ -60,6 +62,8 @@ EXTREMES = [
     *(Extreme(f"softcap-{x:.0e}", softcap=x, equal=x < 1) for x in (1e-45, 1e-39, 2.4e38, 3.4e38)),
     Extreme("softcap-scores", softcap=1e30, scale=1e31),
 ]
+# Rows whose first tiles of keys have scores of another size than the rest
+UNEVEN = [Extreme("scores-of-first-keys-1e10", scale=2.0**20, first=1e4)]
 
 
 class ExtremeProblem:
@@ -71,6 +75,10 @@ class ExtremeProblem:
         self.q, self.k, self.v, self.do = draw(2), draw(1), draw(1), draw(2)
         if case.equal:
             self.q, self.k = self.q.round(), self.k.round()
+        if case.first is not None:
+            self.q, self.k = self.q / 1024, self.k / 1024
+            self.q[..., 0] = torch.linspace(-1, 1, case.n)
+            self.k[..., 0] = case.first * (torch.arange(case.n) < 24)
         self.dlse = torch.randn(2, 2, case.n, generator=random).to(self.wide)
         n, square = case.n, (2, 2, case.n, case.n)
         self.visible = torch.ones(n, n, dtype=torch.bool)

@@ -70,7 +70,7 @@ def path(start, goals):
     return None
 
 
-QK = r"wgmma\.mma_async\S+ *\{[^}]*\}, %rd"
+QK = r"wgmma\.mma_async\S+n128k16\S+ *\{[^}]*\}, %rd"  # not of the narrow tiles of large scores
 PV = r"wgmma\.mma_async\S+ *\{[^}]*\}, *\{"
 RESULT = r"cvt\.rn\.(bf16x2|f16x2)"
 

@@ -62,6 +62,30 @@ def test_forward(case, variant, monkeypatch):
     assert (lse[sees] - lse_true[sees]).abs().max() <= units
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+def test_rows_of_large_scores_are_left(dtype, causal, monkeypatch):
+    """They are marked, whenever the large scores come, and the rows beside them are as without."""
+    monkeypatch.setattr(forward_gluon, "multiprocessors", lambda device: 2)
+    q, k, v = (torch.randn(1, 1, n, 128) for n in (200, 300, 300))
+    # By turns rows have large scores, scores that are large and negative before the last 20 keys,
+    # and neither.
+    kinds = torch.arange(200) % 3
+    q[..., 0], k[..., 0] = kinds - 1, 0
+    k[..., :180, 0] = 6e4
+    q, k, v = (x.to(dtype) for x in (q, k, v))
+    call = Arguments(q, k, v, scale=0.1, window_right=0 if causal else -1, bottom_right=causal)
+    o_true, lse_true = plain(call, causal, torch.float64)
+    with emulated():
+        o, lse = forward_gluon.attention_forward_gluon(call)
+    left = lse_true.abs() > 4000
+    assert left.any() and not left.all()
+    assert torch.equal(lse.isnan(), left)
+    naive, _ = plain(call, causal, torch.float32)
+    assert_close("o", o[~left], o_true[~left], naive[~left].to(dtype))
+    assert ((lse - lse_true)[~left].abs() < 1e-2).all()
+
+
 def test_a_schedule_that_hangs_is_seen(monkeypatch):
     monkeypatch.setattr("emulated_gluon.PATIENCE", 0.2)
     barrier = Barrier()

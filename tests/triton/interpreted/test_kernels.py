@@ -3,6 +3,8 @@
 Tiles are small here: short sequences have full tiles, edge tiles and tiles that nothing sees.
 """
 
+import dataclasses
+import types
 import warnings
 
 import hypothesis
@@ -13,13 +15,14 @@ import torch
 import triton
 import triton.language as tl
 from cases import CASES, FEATURES, Case
-from extremes import EXTREMES, ExtremeProblem
+from extremes import EXTREMES, UNEVEN, ExtremeProblem
 from hypothesis import strategies as st
 from mixtures import SETTINGS, cases, check
 from neighbours import KEYWORDS, check_bits
-from support import Problem, dtype_id
+from support import Problem, assert_close, dtype_id
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
+import clinattn
 from clinattn.arguments import Arguments
 from clinattn.kernels import backward, configs, forward, launch
 from clinattn.kernels.score import first_masked_key
@@ -73,10 +76,74 @@ def test_fp32_extremes(case):
     ExtremeProblem(case, torch.float32).check("triton")
 
 
-@pytest.mark.parametrize("case", [x for x in EXTREMES if x.n < 50 and x.bias is not None], ids=str)
-def test_rounded_extremes(case):
-    """Of 16 bits without a bias, scores of 1e9 are beyond what one fma can do."""
-    ExtremeProblem(case, torch.bfloat16).check("triton")
+@pytest.mark.parametrize("case", [x for x in (*EXTREMES, *UNEVEN) if x.n < 300], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=dtype_id)
+def test_16_bit_extremes(case, dtype):
+    ExtremeProblem(case, dtype).check("triton")
+
+
+# Rows of large scores, and of others, behind everything that hides a pair from 16-bit types
+LARGE = [
+    Case("causal-gqa", heads=4, kv_heads=2, nq=70, causal=True),
+    Case("window", batch=1, nq=70, window=(20, 5)),
+    Case("prefix", batch=1, nq=70, window=(5, 0), global_prefix=20),
+    Case("keys", batch=3, nq=40, mask="left:b11k", window=9),
+    Case("pairs", batch=1, nq=40, mask="bool:11qk"),
+    Case("lengths", nq=40, q_lengths=(40, 9), kv_lengths=(3, 40), causal=True),
+    Case("packed", nq=(40, 0, 17), causal=True, tail=3),
+    Case("dropout", batch=1, nq=40, dropout=0.2),
+    Case("softcap", batch=1, nq=40, softcap=1e8),
+]
+
+
+@pytest.mark.parametrize("case", LARGE, ids=str)
+def test_large_scores_behind_masks(case):
+    """Held to plain fp32: scores in 16 bits would choose other keys."""
+    problem = Problem(dataclasses.replace(case, logits=1e9), torch.bfloat16)
+    problem.q[..., ::3, :] /= 2**30
+    actual, naive = problem.run("triton"), problem.plain(torch.float32)
+    for name, truth in problem.truth.items():
+        assert_close(name, actual[name], truth, naive[name].to(actual[name].dtype))
+
+
+def test_rows_that_another_forward_has_left(monkeypatch):
+    """The launch after the Gluon forward, which marks them, writes these and no others."""
+    n, right, left = 150, 0, torch.arange(150) % 7 == 3
+    q, k, v = (torch.randn(1, 2, n, 128).half() for _ in range(3))
+    q[:, :, left] *= 1000
+    call = Arguments(q, k, v, window_right=right)
+    expected = forward.attention_forward(call)
+    others = torch.where(left[:, None], torch.nan, expected[0]), expected[1].clone()
+    others[1][..., left] = torch.nan
+    stand_in = types.SimpleNamespace(launch_forward=lambda problem: others)
+    monkeypatch.setattr(forward, "gluon_module", lambda: stand_in)
+    monkeypatch.setattr(forward, "gains_by_gluon", lambda problem: True)
+    actual = forward.attention_forward(call)
+    assert all(map(torch.equal, actual, expected))
+    assert (expected[2] != 0).any() and not expected[2][..., ~left].any()
+
+
+def test_a_long_sequence_among_short_ones_takes_few_copies_of_the_table():
+    """As many as those of one of them: tiles of queries sum what they have by turns."""
+    far, lengths = 200, [3] * 40 + [200] + [16] * 8
+    q, k, v, do = torch.randn(4, sum(lengths), 1, 8)
+    cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).int()
+    table = torch.randn(1, 2 * far + 1)
+
+    def gradient(backend, dtype):
+        leaf = table.to(dtype).requires_grad_()
+        inputs = [x.to(dtype) for x in (q, k, v)]
+        o = clinattn.fused_attention_varlen(
+            *inputs, cu_seqlens, relative_bias=leaf, max_seqlen_q=max(lengths), backend=backend
+        )
+        return torch.autograd.grad(o, leaf, do.to(dtype))[0]
+
+    truth, plain = (gradient("reference", x) for x in (torch.float64, torch.float32))
+    with torch.profiler.profile(profile_memory=True) as profile:
+        actual = gradient("triton", torch.float32)
+    assert_close("drelative", actual, truth, plain)
+    largest = max(x.cpu_memory_usage for x in profile.events())  # of the whole backward pass
+    assert largest <= 16 * table.nbytes + 4 * q.nbytes
 
 
 LONG_SUMS = Case("long-sums", batch=1, heads=8, kv_heads=1, nq=500, dim=8, causal=True)
