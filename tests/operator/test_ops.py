@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from op_arguments import VARIANTS, forward_args
 from support import BACKENDS, backends_module
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -10,71 +11,6 @@ from clinattn import fused_attention, fused_attention_varlen, reference
 
 FORWARD = torch.ops.clinattn.attention_forward
 BACKWARD = torch.ops.clinattn.attention_backward
-DOUBLE_BACKWARD = torch.ops.clinattn.attention_double_backward
-
-LENGTHS = torch.tensor([5, 2], dtype=torch.int32)
-VARIANTS = {
-    "dense": {},
-    "gqa": {"kv_heads": 1},
-    "mask": {"mask": torch.rand(2, 1, 1, 7) < 0.7, "kv_end": LENGTHS},
-    "lengths": {"q_lengths": LENGTHS, "kv_end": LENGTHS, "window_left": 2},
-    "bf16": {"dtype": torch.bfloat16},
-    "fp64": {"dtype": torch.float64},
-    "packed": {"cu_seqlens_q": torch.tensor([0, 2, 5]).int()},
-}
-
-
-def forward_args(
-    kv_heads=2,
-    dtype=torch.float32,
-    mask=None,
-    cu_seqlens_q=None,
-    q_lengths=None,
-    kv_end=None,
-    window_left=-1,
-):
-    packed = cu_seqlens_q is not None
-    q_shape, k_shape = ((5, 2, 8), (5, 2, 8)) if packed else ((2, 2, 5, 8), (2, kv_heads, 7, 8))
-    q, k, v = (torch.randn(s).to(dtype) for s in (q_shape, k_shape, k_shape))
-    return (
-        *(q, k, v, mask, cu_seqlens_q, cu_seqlens_q, q_lengths, None, kv_end, *(None,) * 7),
-        *(0.3, window_left, -1, False, 5, 5 if packed else 7, 0.0, 0, 0.0),
-    )
-
-
-def featured_args(n=7, dtype=torch.float32):
-    """Dense arguments with all features, and all gradients wanted."""
-    q, k, v = (torch.randn(2, 2, n, 8, dtype=dtype) for _ in range(3))
-    stat = dtype if dtype == torch.float64 else torch.float32
-    start = torch.arange(n).expand(2, n)
-    intervals = [(start + x).clamp(0, n).int().contiguous() for x in (-2, 3)]
-    times = torch.rand(2, n, dtype=stat).cumsum(1)
-    biases = [torch.rand(s, dtype=stat) for s in ((2,), (2, 2), (2, 5))]
-    mask = torch.randn(1, 2, n, n, dtype=dtype)
-    return (
-        *(q, k, v, mask, *(None,) * 5, *intervals, times, *biases, torch.tensor([5])),
-        *(0.3, -1, -1, False, n, n, 4.0, 2, 0.2),
-    )
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_opcheck_of_features(backend, dtype):
-    args = featured_args(dtype=dtype)
-    torch.library.opcheck(FORWARD.default, (*args, backend))
-    o, lse, low = FORWARD(*args, backend)
-    grads = (torch.randn_like(o), torch.randn_like(lse), o, lse, low)
-    for needs in (0, 5, 15):
-        torch.library.opcheck(BACKWARD.default, (*grads, *args, needs, backend))
-    results = BACKWARD(*grads, *args, 10, backend)
-    assert [x.numel() > 0 for x in results] == [True, True, True, False, True, False, True]
-    if backend == "cpu":
-        torch.library.opcheck(torch.ops.clinattn.cpu_forward.default, args)
-        torch.library.opcheck(torch.ops.clinattn.cpu_backward.default, (*grads, *args, 15))
-    seconds = [torch.randn_like(x) for x in BACKWARD(*grads, *args, 15, backend)]
-    more = (*seconds, *grads[:2], lse, low, *args, 15)
-    torch.library.opcheck(DOUBLE_BACKWARD.default, more)
-
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("nq, nk", [(5, 9), (9, 5)])
@@ -100,23 +36,6 @@ def test_bottom_right_alignment_of_features(nq, nk, backend):
     wanted = (*grads[:3], grads[5], grads[6])
     for x, truth in zip(wanted, truths, strict=True):
         torch.testing.assert_close(x, truth)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_opcheck(variant, backend):
-    args = forward_args(**VARIANTS[variant])
-    torch.library.opcheck(FORWARD.default, (*args, backend))
-    o, lse, low = FORWARD(*args, backend)
-    grads = (torch.randn_like(o), torch.randn_like(lse), o, lse, low)
-    torch.library.opcheck(BACKWARD.default, (*grads, *args, 0, backend))
-    torch.library.opcheck(BACKWARD.default, (grads[0], None, o, lse, None, *args, 0, backend))
-    if backend == "cpu":
-        torch.library.opcheck(torch.ops.clinattn.cpu_forward.default, args)
-        torch.library.opcheck(torch.ops.clinattn.cpu_backward.default, (*grads, *args, 0))
-    seconds = [torch.randn_like(x) for x in args[:3]]
-    more = (*seconds, *(None,) * 4, *grads[:2], lse, low, *args, 0)
-    torch.library.opcheck(DOUBLE_BACKWARD.default, more)
 
 
 def test_meta_tensors():
