@@ -63,7 +63,7 @@ class _Bert(BertShaped):
         output_attentions: bool | None = False,
         **kwargs: Any,
     ) -> tuple[Tensor | None, ...]:
-        refuse_decoding(encoder_hidden_states, past_key_values)
+        refuse_decoding(encoder_hidden_states, past_key_values, kwargs)
         if output_attentions:
             warn_of_attentions(self)
             return super().forward(
@@ -92,7 +92,7 @@ class _RoFormer(BertShaped):
         output_attentions: bool | None = False,
         **kwargs: Any,
     ) -> tuple[Tensor | None, ...]:
-        refuse_decoding(encoder_hidden_states, past_key_values)
+        refuse_decoding(encoder_hidden_states, past_key_values, kwargs)
         if output_attentions:
             warn_of_attentions(self)
             return super().forward(
@@ -158,8 +158,11 @@ class _MPNet(BertShaped):
         return (self.o(self.attend(q, k, v, mask)),)
 
 
-def refuse_decoding(encoder_hidden_states: Tensor | None, past_key_values: Any) -> None:
+def refuse_decoding(
+    encoder_hidden_states: Tensor | None, past_key_values: Any, kwargs: dict[str, Any]
+) -> None:
     """Only decoders are given these, and adapt leaves decoders as they are."""
+    past_key_values = kwargs.get("cache", past_key_values)  # its name from transformers 5.24 on
     if encoder_hidden_states is not None or past_key_values is not None:
         raise NotImplementedError(
             "encoder_hidden_states, past_key_values: expected None in an encoder"

@@ -47,7 +47,7 @@ class BigBirdSelfAttention(BertShaped, modeling_big_bird.BigBirdSelfAttention):
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """(o, probabilities), the latter None unless asked for."""
-        refuse_decoding(encoder_hidden_states, past_key_values)
+        refuse_decoding(encoder_hidden_states, past_key_values, kwargs)
         if output_attentions:
             warn_of_attentions(self)
             return modeling_big_bird.BigBirdSelfAttention.forward(

@@ -13,6 +13,8 @@ from torch import nn
 from clinattn.integrations.outcome import Outcome
 
 MAX_HEAD_DIM = 256
+# Parameters of transformers' forwards under the names that later releases gave them.
+RENAMED = {"cache": "past_key_values"}  # 5.24
 
 
 def swap(module: nn.Module, replacements: Mapping[type, Any], detail: str) -> Outcome | None:
@@ -34,7 +36,8 @@ def swap(module: nn.Module, replacements: Mapping[type, Any], detail: str) -> Ou
         return Outcome(False, "its forward was overridden on the instance; replace attention first")
     expected = replacements[original].forward_parameters
     found = tuple(inspect.signature(original.forward).parameters)[1:]
-    known = tuple(x for x in found if x != "cache_position")  # of a decoder, in earlier releases
+    named = [x if x in expected else RENAMED.get(x, x) for x in found]
+    known = tuple(x for x in named if x != "cache_position")  # of a decoder, in earlier releases
     if known != tuple(x for x in expected if x in known):
         release = version("transformers")
         return Outcome(False, f"transformers {release} has forward{found}, expected {expected}")
