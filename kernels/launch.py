@@ -77,8 +77,11 @@ class Layout:
         widest = self.seqlen_q + self.seqlen_k
         factor = call.softcap or scale  # of what the kernels then take for q.k
         biased = call.mask is not None and call.mask.dtype != torch.bool
+        masked = mask_arguments(call.mask, one_head=self.num_heads == self.num_kv_heads)
+        # A loop for large scores beside the one of pairs would spill: 24 bytes on 8.0, 64 on 10.0.
+        wide_pairs = masked["MASK"] == "pairs" and self.head_dim > 128
         # Whether scores are natural until the maximum is taken off, see score.exponential
-        self.natural = exact or biased or distant or call.decay is not None
+        self.natural = exact or biased or distant or call.decay is not None or wide_pairs
         self.natural_scale = max(factor, SMALLEST_SCALE)
         per_sequence = call.slopes is not None and call.slopes.shape[0] > 1
         self.arguments: dict[str, Any] = dict(
@@ -107,15 +110,14 @@ class Layout:
         )
         for name, x in (("q", q), ("k", k), ("v", v)):
             self.arguments |= self.stride_arguments(name, x)
-        self.arguments |= mask_arguments(call.mask, one_head=self.num_heads == self.num_kv_heads)
+        self.arguments |= masked
         # Outputs are contiguous: those like q and those like k.
         self.o_strides = self.stride_arguments("o", contiguous(q))
         self.dk_strides = self.stride_arguments("dk", contiguous(k))
         self.do_strides = self.stride_arguments("do", others[0]) if others else {}
         kind = "plain" if window_left < 0 and call.lo is None else "window"
-        masked = self.arguments["MASK"]
-        if masked == "pairs" or (masked == "keys" and kind == "plain"):
-            kind = masked
+        if masked["MASK"] == "pairs" or (masked["MASK"] == "keys" and kind == "plain"):
+            kind = masked["MASK"]
         terms = (call.decay, call.slopes, call.relative, call.seed)
         if call.softcap or any(x is not None for x in terms):
             kind = "terms"
