@@ -190,7 +190,7 @@ def summary(result: dict[str, Any]) -> Sequence[str]:
         lines.append(
             f"padded {padding}: outputs at {parity['outputs']:.2f} and gradients at "
             f"{parity['gradients']:.2f} of the error that is allowed; worst {name}: {error:.2g}, "
-            f"eager attention {eager:.2g}, allowed {allowed:.2g}"
+            f"plain attention {eager:.2g}, allowed {allowed:.2g}"
         )
     cost = result["cost"]
     for name, x in cost.items():

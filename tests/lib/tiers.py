@@ -3,7 +3,8 @@
 The tier of a test follows from its folder. CLINATTN_TESTS=sample takes every fast test, and of each
 file of the tiers "device" and "slow" one test in twelve, in the order of a hash of the names. Where
 it begins moves on by one with each commit, so that twelve commits in a row run every test.
-CLINATTN_TESTS=every adds variants, compilers and cards to some tests, for an hour or more.
+CLINATTN_TESTS_ONE_IN takes another number for twelve. CLINATTN_TESTS=every adds variants,
+compilers and cards to some tests, for an hour or more.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ TIERS = {
 }
 # Folders whose tests judge by time: they run one after the other, and only where all tests do.
 TIMED = "timed"
-ONE_IN = 12
+ONE_IN = int(os.environ.get("CLINATTN_TESTS_ONE_IN", "12"))
 
 
 def tier(path: Path) -> str:

@@ -97,7 +97,7 @@ def test_attention_dropout_is_drawn_in_training_alone(architecture):
 
 def scaled(attention):
     def sabotaged(module, query, key, value, mask, *, scaling=None, **words):
-        return attention(module, query, key, value, mask, scaling=scaling * 1.1, **words)
+        return attention(module, query, key, value, mask, scaling=scaling * 1.5, **words)
 
     return sabotaged
 

@@ -34,7 +34,8 @@ def three(name, run_eager, run_replaced):
         with CountedAttention() as counted:
             actual = run_replaced(built(name, "clinattn"))
     as_quantity = lambda x: {"last_hidden_state": x.double()}
-    parity = judge(*map(as_quantity, (actual, truth, naive)), torch.float32, counted.calls)
+    actual, truth, naive = map(as_quantity, (actual, truth, naive))
+    parity = judge(actual, truth, [naive], torch.float32, counted.calls)
     assert counted.calls == find(name).expected_calls("none")
     assert parity.passed, parity
 
