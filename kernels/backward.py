@@ -39,6 +39,7 @@ def attention_backward(
     shift, delta = empty_like(lse), empty_like(lse)
     of_decay = problem.empty_lse() if needs & DECAY else None
     of_slopes = problem.empty_lse() if needs & SLOPES else None
+    guarded = layout.config_key[0][0] != 9  # see _accumulate_dkdv
     gradient = dict(
         do_ptr=do,
         shift_ptr=shift,
@@ -63,6 +64,7 @@ def attention_backward(
             dslope_ptr=of_slopes,
             ddecay_ptr=of_decay,
             ANCHORED=layout.anchors_queries,
+            GUARDED=guarded,
             scale=scale,
             **gradient,
             **layout.o_strides,
@@ -82,6 +84,7 @@ def attention_backward(
             dv_ptr=dv,
             natural_scale=layout.natural_scale,
             ANCHORED=layout.anchored,
+            GUARDED=guarded,
             scale=scale,
             **gradient,
             **layout.dk_strides,

@@ -59,7 +59,9 @@ def _accumulate_dkdv(
     if runs:
         # Under this condition the loop runs, and its products stay in flight until it ends. A path
         # around the loop that also defined dk and dv would make ptxas wait for each one on Hopper.
-        # UNGUARDED: in the first loop it is the condition that makes the ptxas of Triton 3.6 wait.
+        # UNGUARDED: in the first loop it is the condition that makes ptxas wait. The first is the one
+        # over rows of large scores unless scores are NATURAL. Other cards do not wait, and have more
+        # registers for the loops after it where it is GUARDED.
         for t in tl.range(0, tiles * GROUP, num_stages=1 if LARGE_ROWS else None):
             head = 0
             m = begin + t * BLOCK_M
@@ -137,7 +139,7 @@ def _accumulate_over_ranges(
     stride_qh, stride_qn, stride_doh, stride_don, stride_mh, stride_mm, stride_mn,
     origin, begin, full_begin, full_end, end, first_key, keep, num_q, seqlen_q, interval, rich,
     qk_scale, natural_scale, cap_scale,
-    DK: tl.constexpr, DV: tl.constexpr, HAS_PREFIX: tl.constexpr,
+    GUARDED: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, HAS_PREFIX: tl.constexpr,
     STARTS_MASKED: tl.constexpr, IS_BOUNDED: tl.constexpr, GROUP: tl.constexpr,
     MASK: tl.constexpr, IS_BIAS: tl.constexpr, EXACT: tl.constexpr,
     NATURAL: tl.constexpr,
@@ -150,7 +152,9 @@ def _accumulate_over_ranges(
     dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dv = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     EDGE_M: tl.constexpr = edge_block(BLOCK_M, None)
-    FULL_FIRST: tl.constexpr = NATURAL and not (HAS_PREFIX or STARTS_MASKED or EXACT)
+    FULL_FIRST: tl.constexpr = (
+        (NATURAL or GUARDED) and not EXACT and not STARTS_MASKED and not HAS_PREFIX
+    )
     if not NATURAL:
         first = begin
         last = end
@@ -163,7 +167,7 @@ def _accumulate_over_ranges(
             stride_qh, stride_qn, stride_doh, stride_don, stride_mh, stride_mm, stride_mn,
             first, last, first_key, keep, num_q, seqlen_q, interval, rich,
             natural_scale, cap_scale,
-            True, True, DK, DV, True, IS_BOUNDED, GROUP, MASK, IS_BIAS, EXACT, True,
+            True, not GUARDED, DK, DV, True, IS_BOUNDED, GROUP, MASK, IS_BIAS, EXACT, True,
             ALIGN, PRECISION, HEAD_DIM, NARROW, BLOCK_N, BLOCK_D,
         )  # fmt: skip
     if HAS_PREFIX:
@@ -219,7 +223,7 @@ def dkdv_kernel(
     num_tiles, num_heads, num_seqs, seqlen_q, seqlen_k, window_left, window_right, qk_scale,
     natural_scale, scale, cap_scale, relative_far, global_prefix, dropout_bits, kept_scale,
     GROUP: tl.constexpr, IS_PACKED: tl.constexpr, BOTTOM_RIGHT: tl.constexpr,
-    ANCHORED: tl.constexpr,
+    ANCHORED: tl.constexpr, GUARDED: tl.constexpr,
     MASK: tl.constexpr, IS_BIAS: tl.constexpr, EXACT: tl.constexpr,
     NATURAL: tl.constexpr,
     ALIGN: tl.constexpr, PRECISION: tl.constexpr,
@@ -299,7 +303,7 @@ def dkdv_kernel(
         stride_qh, stride_qn, stride_doh, stride_don, stride_mh, stride_mm, stride_mn,
         origin, begin, full_begin, full_end, end, first_key, keep, num_q, seqlen_q, interval, rich,
         qk_scale, natural_scale, cap_scale,
-        AT_ONCE, True, HAS_PREFIX, STARTS_MASKED, IS_BOUNDED, GROUP,
+        GUARDED, AT_ONCE, True, HAS_PREFIX, STARTS_MASKED, IS_BOUNDED, GROUP,
         MASK, IS_BIAS, EXACT, NATURAL, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D,
     )  # fmt: skip
     inside = (offs_n >= 0) & (offs_n < rows)
@@ -312,7 +316,7 @@ def dkdv_kernel(
             stride_qh, stride_qn, stride_doh, stride_don, stride_mh, stride_mm, stride_mn,
             origin, begin, full_begin, full_end, end, first_key, keep, num_q, seqlen_q, interval,
             rich, qk_scale, natural_scale, cap_scale,
-            True, False, HAS_PREFIX, STARTS_MASKED, IS_BOUNDED, GROUP,
+            GUARDED, True, False, HAS_PREFIX, STARTS_MASKED, IS_BOUNDED, GROUP,
             MASK, IS_BIAS, EXACT, NATURAL, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D,
         )  # fmt: skip
     dk = tl.where(keep[:, None], dk * scale, 0.0)

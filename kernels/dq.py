@@ -121,7 +121,7 @@ def dq_kernel(
     num_tiles, num_heads, num_seqs, seqlen_q, seqlen_k, window_left, window_right, qk_scale,
     natural_scale, scale, cap_scale, relative_far, global_prefix, dropout_bits, kept_scale,
     GROUP: tl.constexpr, IS_PACKED: tl.constexpr, BOTTOM_RIGHT: tl.constexpr,
-    ANCHORED: tl.constexpr,
+    ANCHORED: tl.constexpr, GUARDED: tl.constexpr,
     MASK: tl.constexpr, IS_BIAS: tl.constexpr, EXACT: tl.constexpr,
     NATURAL: tl.constexpr,
     ALIGN: tl.constexpr, PRECISION: tl.constexpr,
@@ -198,7 +198,7 @@ def dq_kernel(
         window_left is not None or lo_ptr is not None or interval[10] is not None
     )
     FULL_FIRST: tl.constexpr = (
-        NATURAL and not EXACT and not STARTS_MASKED and global_prefix is None
+        (NATURAL or GUARDED) and not EXACT and not STARTS_MASKED and global_prefix is None
     )
     DSLOPE: tl.constexpr = dslope_ptr is not None
     DDECAY: tl.constexpr = ddecay_ptr is not None
@@ -214,7 +214,7 @@ def dq_kernel(
             load_low(lse_low_ptr + row, offs_m, large), delta, k_ptr, v_ptr, mask_ptr,
             stride_kn, stride_vn, stride_mm, stride_mn, first, last, key_lo, key_hi,
             first_query, num_q, interval, terms, dropout, natural_scale, cap_scale,
-            True, True, False, False,
+            True, not GUARDED, False, False,
             True, MASK, IS_BIAS, EXACT, True,
             ALIGN, PRECISION, HEAD_DIM, BLOCK_M, NARROW, BLOCK_D,
         )  # fmt: skip
