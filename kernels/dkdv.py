@@ -59,9 +59,9 @@ def _accumulate_dkdv(
     if runs:
         # Under this condition the loop runs, and its products stay in flight until it ends. A path
         # around the loop that also defined dk and dv would make ptxas wait for each one on Hopper.
-        # UNGUARDED: in the first loop it is the condition that makes ptxas wait. The first is the one
-        # over rows of large scores unless scores are NATURAL. Other cards do not wait, and have more
-        # registers for the loops after it where it is GUARDED.
+        # UNGUARDED: in the first loop it is the condition that makes ptxas wait. The first is that
+        # over rows of large scores unless scores are NATURAL. Other cards do not wait, and have
+        # more registers for the loops after it where it is GUARDED.
         for t in tl.range(0, tiles * GROUP, num_stages=1 if LARGE_ROWS else None):
             head = 0
             m = begin + t * BLOCK_M
