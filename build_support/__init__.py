@@ -1,4 +1,4 @@
-"""How clinattn._C is built; setup.py calls it, and so do tests, and nothing of it is installed.
+"""Builds clinattn._C, for setup.py and for tests; nothing of this folder is installed.
 
 sources: the files; flags: what each is compiled with; toolchain: the C++ compiler and ccache;
 cuda: nvcc and the cards; ninja: compiles and links; extension: what setuptools gets.

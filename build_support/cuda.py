@@ -18,7 +18,7 @@ from build_support.sources import cuda_sources
 if TYPE_CHECKING:
     from setuptools import Extension
 
-# Where neither TORCH_CUDA_ARCH_LIST nor a card says which.
+# The cards to compile for where neither TORCH_CUDA_ARCH_LIST nor a card names any.
 CUDA_ARCHS = ("7.5", "8.0", "8.6", "9.0", "10.0")
 OLDEST_CUDA_ARCH = (7, 5)
 
@@ -37,7 +37,7 @@ def nvcc_says(*options: str) -> str:
 
 
 def cuda_missing() -> str | None:
-    """What stands between this machine and the CUDA kernels, in words."""
+    """Returns the reason why the CUDA kernels cannot be built here, or None."""
     import torch
 
     if os.environ.get("CLINATTN_CUDA") == "0":
@@ -59,9 +59,9 @@ def cuda_missing() -> str | None:
 
 
 def cuda_archs() -> list[str]:
-    """What to compile for, as "8.0", or "9.0+PTX" for later cards, too.
+    """Returns the cards to compile for: "8.0", or "9.0+PTX" to serve later cards, too.
 
-    TORCH_CUDA_ARCH_LIST says it, in torch's notation, or the cards that are visible.
+    They are those of TORCH_CUDA_ARCH_LIST, in torch's notation, or else the cards of this machine.
     """
     import torch
     from torch.utils.cpp_extension import _get_cuda_arch_flags
@@ -89,7 +89,7 @@ def gencode(arch: str) -> list[str]:
 
 
 def wants_cuda() -> bool:
-    """Whether to build the CUDA kernels; ends the build where they are forced and cannot be had."""
+    """Returns whether to build the CUDA kernels; exits if they are forced but impossible."""
     import torch
 
     asked = os.environ.get("CLINATTN_CUDA", "")
@@ -104,7 +104,7 @@ def wants_cuda() -> bool:
 
 
 def add_cuda(ext: Extension, folder: Path) -> None:
-    """The CUDA kernels, compiled by nvcc alone, and their torch side, compiled as the rest."""
+    """Adds the CUDA kernels, compiled by nvcc, and their torch side to an extension."""
     archs = cuda_archs()
     flags = [*NVCC_FLAGS, *(flag for arch in archs for flag in gencode(arch))]
     kernels, torch_side = cuda_sources()
@@ -114,7 +114,7 @@ def add_cuda(ext: Extension, folder: Path) -> None:
     # only what another card sees was changed.
     ext.extra_objects += ninja.build(title, [nvcc() or "nvcc"], units, folder)
     ext.sources += [str(path.relative_to(ROOT)) for path in torch_side]
-    # What nvcc itself uses; the folder above it can be another.
+    # The folders that nvcc itself uses; the folder above nvcc can be another.
     used = nvcc_says("--dryrun", "-x", "cu", os.devnull)
     ext.include_dirs += dict.fromkeys(re.findall(r'"-I([^"]+)"', used))
     ext.library_dirs += dict.fromkeys(re.findall(r'"-L([^"]+)"', used))

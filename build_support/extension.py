@@ -21,7 +21,7 @@ from build_support.toolchain import cached_compiler, compiler, complaint, is_cla
 
 
 def extensions() -> dict[str, Any]:
-    """What setup() gets beside the packages: nothing, with a message, where nothing is built."""
+    """Returns setup()'s arguments for the extension; none, with a message, if it is left out."""
     if os.environ.get("CLINATTN_SKIP_EXT") == "1":
         return {}
     reason = missing()
@@ -32,7 +32,7 @@ def extensions() -> dict[str, Any]:
 
 
 def missing() -> str | None:
-    """What stands between this machine and the compiled backend, in words."""
+    """Returns the reason why the compiled backend cannot be built here, or None."""
     if not (CSRC / "module.cpp").exists():
         return "the C++ sources are not part of this tree"
     try:
@@ -102,7 +102,7 @@ def extension() -> dict[str, Any]:
                 give_up(f"the build stopped: {error}")
 
         def drop_older_builds(self, in_place: bool) -> None:
-            """What an earlier build left does not match the sources any more."""
+            """Deletes modules of earlier builds, which no longer match the sources."""
             for folder in [Path(self.build_lib), *([ROOT] if in_place else [])]:
                 for path in folder.glob("clinattn/_C.*"):
                     path.unlink()
@@ -116,7 +116,7 @@ def extension() -> dict[str, Any]:
                 super().build_extensions()
 
         def built_with_cuda(self, ext: Extension) -> bool:
-            """What fails there costs the CUDA kernels alone, unless they are forced."""
+            """Builds with the CUDA kernels; a failure leaves out these alone, unless forced."""
             ext.optional = False
             self.extensions = [ext]
             try:
@@ -144,7 +144,7 @@ def extension() -> dict[str, Any]:
             extra_postargs: Any = None,
             depends: Any = None,
         ) -> list[str]:
-            """In the place of torch's own, which shows every command; the flags are the same."""
+            """Compiles with torch's flags, but without torch's log of every command."""
             _, _, last, preprocessor, _ = self.compiler._setup_compile(
                 output_dir, macros, include_dirs, sources, depends, extra_postargs
             )

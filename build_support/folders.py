@@ -1,4 +1,4 @@
-"""Where the repository and its C++ sources lie."""
+"""The folders of the repository and of its C++ sources."""
 
 from pathlib import Path
 

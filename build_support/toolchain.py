@@ -24,7 +24,7 @@ def is_clang() -> bool:
 
 
 def accepts(flags: list[str]) -> bool:
-    """Whether the compiler knows these flags: an older one may lack AMX and serve the rest."""
+    """Returns whether the compiler knows these flags: an older one may lack AMX."""
     return complaint("", [*flags, "-fsyntax-only"]) is None
 
 

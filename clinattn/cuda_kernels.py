@@ -16,7 +16,7 @@ VERIFIED: frozenset[tuple[int, int]] = frozenset()
 
 
 def emulated() -> bool:
-    """Whether they run on CPU tensors: CLINATTN_EMULATE_CUDA, of tests/lib/emulated.py."""
+    """Returns whether CLINATTN_EMULATE_CUDA names a library that runs the kernels on a CPU."""
     path = os.environ.get("CLINATTN_EMULATE_CUDA")
     if path:
         _load(path)

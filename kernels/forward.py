@@ -270,8 +270,9 @@ def _launch(
     return lse_low
 
 
-# Of the launch after forward_gluon.py, most of whose programs end at once: four of them and more on
-# a multiprocessor. Rows are spread over warps as in the other kernel, whose bits these are.
+# The tile of the launch after forward_gluon.py. Most of its programs end at once, so a small tile
+# that lets four or more share a multiprocessor. Rows are spread over warps as in forward_gluon.py,
+# so that the bits are the same.
 LARGE_ROWS = TileConfig(128, 32, 8, 1)
 
 # FLOP of a call from which forward_gluon.py takes it. To build its descriptors and launch it takes

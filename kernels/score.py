@@ -179,14 +179,14 @@ def first_maximum(BLOCK: tl.constexpr, NATURAL: tl.constexpr):
 
 @triton.jit
 def has_large_scores(lse):
-    """Whether rows with that normaliser are rows of large scores; one that sees nothing is not."""
+    """Returns whether rows with this normaliser have large scores; rows that see nothing do not."""
     size = tl.abs(score_units(lse, False))
     return (size >= LARGE) & (lse != float("-inf"))
 
 
 @triton.jit
 def any_large_scores(lse_ptr, begin, end, stride_h, HEADS: tl.constexpr):
-    """Whether [begin, end) of the rows of some head are rows of large scores."""
+    """Returns whether some row of [begin, end) of some head has large scores."""
     WIDTH: tl.constexpr = 1024
     found = tl.zeros([WIDTH], tl.int32)
     for head in tl.range(0, HEADS):

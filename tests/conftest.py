@@ -97,7 +97,7 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(config, items):
     for item in items:
         item.add_marker(tiers.tier(item.path))
-        if "packages" in item.path.parts:
+        if item.path.is_relative_to(TESTS / "integrations" / "packages"):
             item.add_marker("integrations")
     items[:] = yardstick.beside_each_other(items)
     if os.environ.get("CLINATTN_TESTS") == "sample":

@@ -1,4 +1,4 @@
-"""What run.py times: shapes, dtypes, and how many times as fast as torch to be."""
+"""The cases that run.py times: shapes, dtypes, and the ratio to torch's time that each aims at."""
 
 from __future__ import annotations
 

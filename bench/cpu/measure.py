@@ -1,4 +1,4 @@
-"""What run.py and a side of compare.py do to a case: check it, make its works, time them in turns.
+"""Measures a case for run.py and compare.py: checks its results, then times its passes in turns.
 
 Another tree's clinattn may stand behind a side of compare.py: what that may lack is imported late.
 """

@@ -1,4 +1,4 @@
-"""What a GPU tells about our kernels: run.py and the stages that it performs.
+"""Measurements on a GPU: run.py and the stages that it performs.
 
     run.py            the command behind `make gpu`: the order of the stages and their budgets
     pack.py           `make gpu-pack`: what the stages launch, compiled on a machine without a GPU

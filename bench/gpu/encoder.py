@@ -39,7 +39,7 @@ LEAST, MOST = 3, 9  # rounds
 TARGETS = {"infer": 2.5, "train": 2.0}
 PROFILED = ("clinattn_packed", "sdpa_padded")
 ATTENTION = re.compile(  # names of kernels: ours, and those behind the backends of SDPA
-    r"^(_forward_kernel|dq_kernel|dkdv_kernel)|clinattn"
+    r"^(_?forward_kernel|dq_kernel|dkdv_kernel)|clinattn"
     r"|fmha|flash|sdpa|attention|dot_do_o|convert_dq",
     re.IGNORECASE,
 )

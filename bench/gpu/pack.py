@@ -105,7 +105,7 @@ def pack(options: argparse.Namespace) -> int:
 
 
 def wanted(folder: Path) -> list[Path]:
-    """Those files of a folder of Triton's cache that running it takes."""
+    """Returns the files in a folder of Triton's cache that are needed to run the kernel."""
     return sorted(
         path
         for path in folder.iterdir()
@@ -114,7 +114,7 @@ def wanted(folder: Path) -> list[Path]:
 
 
 def write_archive(path: Path, folders: list[Path], hashes: dict[str, tuple[str, str]]) -> None:
-    """All in one stream: kernels that resemble each other, side by side, take little."""
+    """Writes all folders into one compressed stream, similar kernels beside each other."""
     files = [file for folder in folders for file in wanted(folder)]
     files.sort(key=lambda file: (file.suffix, file.name, file.stat().st_size))
     with tarfile.open(path, "w:xz", preset=6) as archive:

@@ -1,4 +1,4 @@
-"""Where the rows of a run of run.py go, how much time is left, and what the run is about."""
+"""The class Run: it keeps the rows of a run of run.py and the time that is left for it."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ class Run:
         print("  ".join(f"{k}={shown(v)}" for k, v in fields.items() if k != "trace"), flush=True)
 
     def rows(self) -> list[dict[str, Any]]:
-        """All rows so far."""
+        """Returns the rows that were written so far."""
         return [json.loads(line) for line in self.path.read_text().splitlines()]
 
     def rows_from(self, offset: int) -> list[dict[str, Any]]:
-        """The rows behind so many bytes."""
+        """Returns the rows that begin at a byte of the file."""
         with self.path.open("rb") as file:
             file.seek(offset)
             return [json.loads(line) for line in file.read().splitlines()]
@@ -62,15 +62,15 @@ class Run:
         return {x["backend"] for x in self.rows() if x["stage"] == "build" and x.get("ok") is False}
 
     def begin(self, stage: str, seconds: float) -> None:
-        """Rows are of this stage from here on, which has so many seconds at most."""
+        """Begins a stage: later rows carry its name, and it has at most `seconds`."""
         self.stage, self.until = stage, min(end_of_run(), time.time() + seconds)
 
     def left(self) -> float:
-        """Seconds for the stage that runs."""
+        """Returns the seconds that the present stage still has."""
         return self.until - time.time()
 
     def enough_time(self, seconds: float, what: str) -> bool:
-        """Whether that many seconds are left; if not, the row says what was left out."""
+        """Returns whether `seconds` are left; else a row says that `what` was left out."""
         if self.left() >= seconds or self.dryrun:
             return True
         self.row(skipped=what, needs_s=seconds, left_s=round(self.left()))
@@ -87,7 +87,7 @@ def shown(value: Any) -> str:
 
 
 def outcome(check: Callable[[], Any]) -> dict[str, Any]:
-    """Fields of a row: ok, or what the check raised."""
+    """Returns the fields of a row: ok, or the error that the check raised."""
     try:
         check()
         return {"ok": True}

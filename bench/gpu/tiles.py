@@ -1,4 +1,4 @@
-"""A tile in place of that of kernels/configs.py, for the stages that try other ones."""
+"""Replaces a tile of kernels/configs.py, for the stages that try others."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MASKS = {"full": -1, "causal": 0}  # window_right
 
 @contextmanager
 def tile_of(table: str, tile: Tile) -> Iterator[None]:
-    """This tile for the kernel of a table, and the shipped ones for the others."""
+    """Within the block, the kernel of `table` takes `tile`; other kernels keep theirs."""
     module: Any = MODULES[table]
     shipped, asked = module.tile_config, set()
 

@@ -1,4 +1,4 @@
-"""How a stage times functions: all of them in one process, in turns, and how far results differ."""
+"""Times functions in one process, in turns, and measures how far their results differ."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Function = Callable[[], Any]
 
 
 def seconds(function: Function, repeats: int, device: torch.device) -> float:
-    """Time of one of `repeats` calls in a row, by CUDA events where there are any."""
+    """Returns the time of one of `repeats` calls in a row, by CUDA events on a GPU."""
     if device.type != "cuda":
         began = time.perf_counter()
         for _ in range(repeats):

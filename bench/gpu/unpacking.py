@@ -1,4 +1,4 @@
-"""What pack.py packed, taken by the process that runs the stages: kernels, and the extension.
+"""Unpacks the kernels and the extension of pack.py for the process that runs the stages.
 
 Imports neither Triton nor clinattn before take() is called.
 """
@@ -100,7 +100,7 @@ def versions(sm: int | None = None) -> dict[str, Any]:
 
 
 def differences(packed: dict[str, Any], here: dict[str, Any], names: tuple[str, ...]) -> str:
-    """Words about those of the names whose values differ; empty where none does."""
+    """Describes the names whose values differ between pack and machine; "" where none does."""
     return ", ".join(
         f"{name} {here[name]} here, {packed[name]} packed"
         for name in names
@@ -109,7 +109,7 @@ def differences(packed: dict[str, Any], here: dict[str, Any], names: tuple[str, 
 
 
 def compiler_key() -> str:
-    """What this build of Triton puts first in the key of each kernel."""
+    """Returns the string with which this build of Triton begins the key of each kernel."""
     try:
         from triton.runtime.cache import triton_key
     except ImportError:

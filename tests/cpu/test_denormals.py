@@ -1,26 +1,13 @@
 """Denormals are operands as other numbers are, on every instruction set that runs here."""
 
-import importlib
-
 import pytest
 import torch
+from instruction_sets import BUILT
 from support import dtype_id
 
-import clinattn
 from clinattn import fused_attention
 
-_C = importlib.import_module("clinattn._C") if clinattn.backends()["cpu"] else None
-SETS = _C.instruction_sets() if _C else []
-
-pytestmark = pytest.mark.skipif(_C is None, reason="the compiled backend is not built here")
-
-
-@pytest.fixture(params=SETS or [None])
-def instruction_set(request, threads):
-    threads(1)
-    _C.set_instruction_set(request.param)
-    yield request.param
-    _C.set_instruction_set("")
+pytestmark = BUILT
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=dtype_id)

@@ -1,6 +1,5 @@
 """Every instruction set that this machine runs, forced in turn, on sizes that cross their tiles."""
 
-import importlib
 import os
 import subprocess
 import sys
@@ -8,13 +7,11 @@ import sys
 import pytest
 import torch
 from cases import DENSE, PACKED, Case
+from instruction_sets import BUILT, MODULE, SETS
 from support import Problem, dtype_id
 
-import clinattn
 from clinattn import fused_attention, fused_attention_varlen
 
-_C = importlib.import_module("clinattn._C") if clinattn.backends()["cpu"] else None
-SETS = _C.instruction_sets() if _C else []
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 LESS = [torch.float32, torch.bfloat16]
 LONG = [
@@ -51,14 +48,7 @@ SHORT = [
 ]
 
 
-pytestmark = pytest.mark.skipif(_C is None, reason="the compiled backend is not built here")
-
-
-@pytest.fixture(params=SETS or [None])
-def instruction_set(request):
-    _C.set_instruction_set(request.param)
-    yield request.param
-    _C.set_instruction_set("")
+pytestmark = BUILT
 
 
 # The best set is what test_attention and test_varlen run.
@@ -232,7 +222,7 @@ def test_torch_keeps_its_bits(instruction_set):
 
 def test_unknown_instruction_set():
     with pytest.raises(ValueError, match="'mmx' is not usable here; usable: scalar"):
-        _C.set_instruction_set("mmx")
+        MODULE.set_instruction_set("mmx")
 
 
 @pytest.mark.parametrize("name", SETS)

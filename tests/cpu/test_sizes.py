@@ -1,31 +1,21 @@
 """Numbers of all sizes, and those that are none, on every instruction set that runs here."""
 
 import functools
-import importlib
 
 import pytest
 import torch
+from instruction_sets import BUILT
 from support import assert_close, dtype_id
 
-import clinattn
 from clinattn import fused_attention, fused_attention_varlen
 
-_C = importlib.import_module("clinattn._C") if clinattn.backends()["cpu"] else None
-SETS = _C.instruction_sets() if _C else []
 N, D = 96, 40
 NAMES = ("q", "k", "v", "do")
 
-pytestmark = pytest.mark.skipif(_C is None, reason="the compiled backend is not built here")
+pytestmark = [BUILT, pytest.mark.usefixtures("instruction_set")]
 dtypes = pytest.mark.parametrize(
     "dtype", [torch.float32, torch.bfloat16, torch.float16], ids=dtype_id
 )
-
-
-@pytest.fixture(params=SETS or [None], autouse=True)
-def instruction_set(request):
-    _C.set_instruction_set(request.param)
-    yield request.param
-    _C.set_instruction_set("")
 
 
 def draw(dtype=torch.float32, n=N):

@@ -36,7 +36,7 @@ def problems(job):
 
 @cache
 def key():
-    """What decides on the kernels and on what is said of them."""
+    """Returns a digest of everything that a kept result depends on."""
     files = [*sorted((ROOT / "kernels").glob("*.py")), *map(Path, MODULES)]
     return digest(*files, words=[triton.__version__, torch.__version__])
 

@@ -11,7 +11,7 @@ from places import ROOT
 
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
-# What a snippet may import besides the standard library's and these two: the packages of
+# A snippet may import the standard library, these two, and the packages of
 # clinattn[integrations]. Their snippets run in tests/integrations/packages.
 ALWAYS_THERE = {"clinattn", "torch"}
 OF_INTEGRATIONS = {"accelerate", "opacus", "safetensors", "transformers"}
@@ -71,7 +71,7 @@ def blocks(page: Path, language: str) -> list[Block]:
 
 
 def python_blocks(*, integrations: bool) -> list[Block]:
-    """Those of all pages that need packages of clinattn[integrations], or those that do not."""
+    """Returns the Python blocks of all pages that need clinattn[integrations], or the others."""
     found = [block for page in PAGES for block in blocks(page, "python")]
     return [x for x in found if bool(x.packages() & OF_INTEGRATIONS) == integrations]
 

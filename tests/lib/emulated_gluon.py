@@ -1,4 +1,4 @@
-"""Runs the kernel of kernels/forward_gluon.py on the CPU: a thread for each of its warp groups.
+"""Runs kernels/forward_gluon_kernel.py on the CPU: a thread for each of its warp groups.
 
 Gluon has no interpreter. Here the kernel's own functions run with stand-ins for the names they use:
 barriers with the phases and counts of the hardware, copies that arrive late and out of step, and
@@ -18,7 +18,7 @@ import torch
 import triton
 from triton.experimental.gluon import language
 
-from clinattn.kernels import forward_gluon
+from clinattn.kernels import forward_gluon_kernel
 
 PATIENCE = 5.0  # seconds of waiting that count as a hang
 
@@ -304,19 +304,18 @@ class Launcher:
 @contextmanager
 def emulated():
     """attention_forward_gluon takes tensors on the CPU, and works as it would on the device."""
-    functions = {
-        name: x.fn for name, x in vars(forward_gluon).items() if hasattr(x, "is_gluon")
-    }  # fmt: skip
-    functions["_forward_kernel"] = Launcher(functions["_forward_kernel"])
+    module = forward_gluon_kernel
+    functions = {name: x.fn for name, x in vars(module).items() if hasattr(x, "is_gluon")}
+    functions["forward_kernel"] = Launcher(functions["forward_kernel"])
     stand_ins = dict(
         functions,
         gl=gl,
-        LARGE=forward_gluon.LARGE.value,
+        LARGE=module.LARGE.value,
         mbarrier=mbarrier,
         load_tile=copy,
         fence_async_shared=lambda: None,
         warpgroup_mma=multiply,
         warpgroup_mma_wait=wait,
     )
-    with mock.patch.multiple(forward_gluon, **stand_ins):
+    with mock.patch.multiple(module, **stand_ins):
         yield

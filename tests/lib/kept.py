@@ -15,7 +15,7 @@ def digest(*paths, words=()):
 
 
 def kept(folder, name, key, make):
-    """What make() returned, as JSON has it, in an earlier run with this key, or returns now."""
+    """Returns make(), as JSON has it; from an earlier run if one kept it under the same key."""
     path = folder / f"{name}.{key}.json"
     if not path.exists():
         result = json.dumps(make())

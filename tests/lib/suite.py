@@ -5,7 +5,8 @@
 Triton decides how a kernel runs when it is decorated, so interpreted kernels need a process whose
 environment says so; emulated instruction sets take the place of the compiled module; tests that
 judge by time run alone. Without --all: the fast tests, and a sample of the others (tiers.py).
-Paths among the arguments choose the sessions that hold them. Exit code 1 where a test fails.
+Paths of tests among the arguments choose the sessions that hold them, and every test there runs.
+Exit code 1 where a test fails, 130 after Ctrl-C, which still prints the table of seconds.
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from building import extension
-from places import LIB, ROOT
+from places import LIB, ROOT, TESTS
 from seconds import keep, table
 
 RUN = "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
-NOTHING_RUN = 5  # pytest's status where no test is selected
+NOTHING_RUN, INTERRUPTED = 5, 2  # pytest's status where no test is selected, and after Ctrl-C
 MOST_PROCESSES = 8
 
 
@@ -41,6 +42,7 @@ class Session:
 
 
 MAIN = Session("kernels of this machine", ("tests",), ("-m", "not timed"))
+WITHOUT_PACKAGES = replace(MAIN, options=("-m", "not timed and not integrations"))
 INTERPRETER = Session(
     "Triton's interpreter", ("tests/triton/interpreted",), settings={"TRITON_INTERPRET": "1"}
 )
@@ -54,7 +56,6 @@ EMULATED_SETS = Session(
         )
     ),
     ("-m", "not timed", "-p", "emulated_sets", "-k", "not scalar and not avx2"),
-    {"CLINATTN_TESTS_EMULATED": "1"},
 )  # fmt: skip
 TIMED = Session("judged by time", ("tests",), ("-m", "timed"), parallel=False)
 
@@ -65,7 +66,7 @@ def instruction_sets() -> tuple[str, ...]:
 
 
 def sessions(everything: bool) -> list[Session]:
-    found = [MAIN, INTERPRETER]
+    found = [MAIN if everything else WITHOUT_PACKAGES, INTERPRETER]
     if everything:
         found.append(TIMED)
         if "amx" in instruction_sets():
@@ -77,16 +78,24 @@ def sessions(everything: bool) -> list[Session]:
     return found
 
 
+def is_path(argument: str) -> bool:
+    """Returns whether an argument is a file or folder of tests, not e.g. the word after -k."""
+    path = file_of(argument)
+    return path.is_relative_to(TESTS) and path.exists()
+
+
+def file_of(argument: str) -> Path:
+    return (ROOT / argument.split("::")[0]).resolve()
+
+
 def chosen(session: Session, arguments: list[str]) -> list[str] | None:
     """Arguments of pytest for a session; None where the paths given all lie elsewhere."""
-    is_path = lambda x: not x.startswith("-") and (ROOT / x.split("::")[0]).exists()
     given = [x for x in arguments if is_path(x)]
     rest = [x for x in arguments if not is_path(x)]
     if not given:
         return [*session.paths, *rest]
     folders = [ROOT / path for path in session.paths]
-    inside = lambda x: any((ROOT / x.split("::")[0]).resolve().is_relative_to(f) for f in folders)
-    mine = [x for x in given if inside(x)]
+    mine = [x for x in given if any(file_of(x).is_relative_to(f) for f in folders)]
     return [*mine, *rest] if mine else None
 
 
@@ -105,29 +114,35 @@ def run(session: Session, arguments: list[str], settings: dict[str, str]) -> tup
 
 
 def main(arguments: list[str]) -> int:
-    everything = "--all" in arguments
     given = [x for x in arguments if x not in ("--all", "--keep-seconds")]
+    everything = "--all" in arguments or any(map(is_path, given))
     mode = os.environ.get("CLINATTN_TESTS", "all") if everything else "sample"
     settings = {"CLINATTN_TESTS": mode}
     failed, ran, seconds, began = [], 0, Counter(), time.monotonic()
+    interrupted = False
     for session in sessions(everything):
         options = chosen(session, given)
-        if options is None:
+        if options is None or interrupted:
             continue
         print(f"\n{session.name}", flush=True)
-        if session is EMULATED_SETS:
-            subprocess.run([sys.executable, str(LIB / "emulated_sets.py")], check=True)
-        status, took = run(session, options, settings)
+        try:
+            if session is EMULATED_SETS:
+                subprocess.run([sys.executable, str(LIB / "emulated_sets.py")], check=True)
+            status, took = run(session, options, settings)
+        except KeyboardInterrupt:  # pytest has had it, too, and told what had failed by then
+            status, took, interrupted = INTERRUPTED, Counter(), True
+        interrupted |= status == INTERRUPTED
         seconds.update(took)
         ran += status != NOTHING_RUN
-        if status not in (0, NOTHING_RUN):
+        if status not in (0, NOTHING_RUN, INTERRUPTED):
             failed.append(session.name)
     print(f"\n{table(seconds)}\n")
     if "--keep-seconds" in arguments and not failed:
         keep(seconds)
     minutes = (time.monotonic() - began) / 60
-    print(f"{minutes:.1f} minutes; " + (f"failed: {', '.join(failed)}" if failed else "all passed"))
-    return int(bool(failed) or not ran)
+    verdict = f"failed: {', '.join(failed)}" if failed else "all passed"
+    print(f"{minutes:.1f} minutes; {'interrupted; ' * interrupted}{verdict}")
+    return 130 if interrupted else int(bool(failed) or not ran)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Which tests a run takes: all, or in `make test` the fast ones and one in twelve of the others.
+"""Chooses the tests of a run: all, or in `make test` the fast ones and one in twelve of the others.
 
 The tier of a test follows from its folder. CLINATTN_TESTS=sample takes every fast test, and of each
 file of the tiers "device" and "slow" one test in twelve, in the order of a hash of the names. Where

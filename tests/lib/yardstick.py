@@ -20,6 +20,7 @@ MOST_BYTES = 256 * 2**20
 COMPUTING = ("backend", "instruction_set", "sets")
 
 _kept: OrderedDict[bytes, tuple[Any, int]] = OrderedDict()
+_bytes_kept = 0
 
 
 def shared(compute: Callable[[], Any], *operands: Any) -> Any:
@@ -28,6 +29,7 @@ def shared(compute: Callable[[], Any], *operands: Any) -> Any:
     operands: all that the result depends on, code apart: tensors, generators of random numbers,
     and what has a repr that tells all of it, also in lists, dicts and dataclasses' __dict__.
     """
+    global _bytes_kept
     digest = hashlib.blake2b(digest_size=16)
     _feed(digest, (compute.__qualname__, torch.get_num_threads(), operands))
     key = digest.digest()
@@ -36,8 +38,10 @@ def shared(compute: Callable[[], Any], *operands: Any) -> Any:
     else:
         result = compute()
         _kept[key] = result, sum(x.numel() * x.element_size() for x in _tensors(result))
-        while len(_kept) > 1 and sum(size for _, size in _kept.values()) > MOST_BYTES:
-            _kept.popitem(last=False)
+        _bytes_kept += _kept[key][1]
+        while len(_kept) > 1 and _bytes_kept > MOST_BYTES:
+            _, (_, freed) = _kept.popitem(last=False)
+            _bytes_kept -= freed
     return _kept[key][0]
 
 
@@ -69,8 +73,9 @@ def _feed(digest: Any, x: Any) -> None:
         x = x.detach().cpu()
         # an expanded dimension holds one number: its bytes once
         narrow = x[tuple(slice(None, 1) if step == 0 else slice(None) for step in x.stride())]
+        numbers = narrow.clone(memory_format=torch.contiguous_format).reshape(-1)
         digest.update(repr((x.dtype, x.shape, x.stride())).encode())
-        digest.update(narrow.clone(memory_format=torch.contiguous_format).reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(numbers.view(torch.uint8).numpy().tobytes())
     elif isinstance(x, torch.Generator):
         _feed(digest, x.get_state())
     elif isinstance(x, (tuple, list)):

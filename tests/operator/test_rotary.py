@@ -4,10 +4,10 @@ import importlib.util
 
 import pytest
 import torch
+from instruction_sets import BUILT, SETS, forced
 from rotations import ROTATIONS, U32, Inputs, Rotation, angle_units
 from support import BACKENDS, DTYPES, KERNELS, dtype_id
 
-import clinattn
 from clinattn import rotary
 
 over_backends = pytest.mark.parametrize("backend", BACKENDS)
@@ -184,22 +184,16 @@ def test_bits_over_threads(dtype, backend, threads):
         assert all(map(torch.equal, inputs.run(backend), expected))
 
 
-_C = importlib.import_module("clinattn._C") if clinattn.backends()["cpu"] else None
-
-
-@pytest.mark.skipif(_C is None, reason="the compiled backend is not built here")
+@BUILT
 @pytest.mark.parametrize("dtype", DTYPES[:3], ids=dtype_id)
 def test_every_instruction_set_has_the_same_bits(dtype):
     cases = [case for case in ROTATIONS if sum(case.lengths)]
     drawn = [Inputs(case, dtype) for case in cases]
     expected = [inputs.run("cpu") for inputs in drawn]
-    for name in _C.instruction_sets():
-        _C.set_instruction_set(name)
-        try:
+    for name in SETS:
+        with forced(name):
             for inputs, x in zip(drawn, expected, strict=True):
                 assert all(map(torch.equal, inputs.run("cpu"), x)), f"{name}, {inputs.case}"
-        finally:
-            _C.set_instruction_set("")
 
 
 @over_backends

@@ -1,4 +1,4 @@
-"""How the files of bench/ import each other: one way, and under names that hide no other module."""
+"""The files of bench/ import each other one way, under names that hide no other module."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What bench/cpu counts, decides and keeps, a small case end to end, and the peak."""
+"""bench/cpu: counts of FLOP, verdicts, kept rows, a small case end to end, and the peak."""
 
 import importlib
 import json

@@ -1,4 +1,4 @@
-"""What a training loop puts around attention: transforming, checkpointing, autocast."""
+"""Attention under torch.func, checkpointing and autocast, as training loops use them."""
 
 from dataclasses import replace
 

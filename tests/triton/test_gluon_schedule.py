@@ -9,7 +9,7 @@ from emulated_gluon import Barrier, emulated  # noqa: E402
 from support import assert_close  # noqa: E402
 
 from clinattn.arguments import Arguments  # noqa: E402
-from clinattn.kernels import forward_gluon  # noqa: E402
+from clinattn.kernels import forward_gluon, forward_gluon_kernel  # noqa: E402
 
 # (head dim, heads, key heads, queries, keys, causal, bottom_right)
 CASES = {
@@ -65,7 +65,7 @@ def test_forward(case, variant, monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
 def test_rows_of_large_scores_are_left(dtype, causal, monkeypatch):
-    """They are marked, whenever the large scores come, and the rows beside them are as without."""
+    """Rows of large scores are marked NaN in lse; the rows beside them keep their results."""
     monkeypatch.setattr(forward_gluon, "multiprocessors", lambda device: 2)
     q, k, v = (torch.randn(1, 1, n, 128) for n in (200, 300, 300))
     # By turns rows have large scores, scores that are large and negative before the last 20 keys,
@@ -102,10 +102,10 @@ def test_a_faulty_schedule_is_seen(fault, monkeypatch):
     monkeypatch.setattr("emulated_gluon.PATIENCE", 1.0)
     q, k, v = (torch.randn(1, 1, 1000, 128).bfloat16() for _ in range(3))
     with emulated():
-        wait = forward_gluon.mbarrier.wait
+        wait = forward_gluon_kernel.mbarrier.wait
         ignored = lambda barrier: (barrier.count > 1) == (fault == "early")
         monkeypatch.setattr(
-            forward_gluon.mbarrier,
+            forward_gluon_kernel.mbarrier,
             "wait",
             lambda barrier, parity: None if ignored(barrier) else wait(barrier, parity),
         )

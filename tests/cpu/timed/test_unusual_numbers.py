@@ -1,30 +1,24 @@
 """Numbers of unusual sizes take no longer than ordinary ones, on every instruction set here."""
 
-import importlib
 import statistics
 import time
 
 import pytest
 import torch
+from instruction_sets import BUILT
 from linear_products import TILES, product
 from support import dtype_id
 
-import clinattn
 from clinattn import fused_attention
 
-_C = importlib.import_module("clinattn._C") if clinattn.backends()["cpu"] else None
-SETS = _C.instruction_sets() if _C else []
 TRIES = 4  # another where the machine was busy
 
-pytestmark = pytest.mark.skipif(_C is None, reason="the compiled backend is not built here")
+pytestmark = BUILT
 
 
-@pytest.fixture(params=SETS or [None])
-def instruction_set(request, threads):
+@pytest.fixture(autouse=True)
+def one_thread(threads):
     threads(1)
-    _C.set_instruction_set(request.param)
-    yield request.param
-    _C.set_instruction_set("")
 
 
 def seconds(call):
@@ -106,8 +100,7 @@ SLOW_ONCE = {
 
 @TILES
 @pytest.mark.parametrize("change", SLOW_ONCE.values(), ids=SLOW_ONCE)
-def test_linear_layers(change, threads):
-    threads(1)
+def test_linear_layers(change):
     x, weight = torch.randn(256, 1024), torch.randn(128, 1024)
     weight[::2, 1::2] = 0
     changed = x.clone()

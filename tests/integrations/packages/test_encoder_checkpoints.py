@@ -23,8 +23,6 @@ from clinattn.encoder import (
 )
 from clinattn.encoder.families import family_for, family_of
 
-pytestmark = pytest.mark.integrations
-
 LENGTHS = (9, 1, 23, 14)
 SIZES = {
     "vocab_size": 61,

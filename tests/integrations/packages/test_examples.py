@@ -9,8 +9,6 @@ import sys
 import pytest
 from places import ROOT
 
-pytestmark = pytest.mark.integrations
-
 EXAMPLES = ROOT / "examples"
 PACKAGES = {"finetune_bert": ("transformers", "accelerate"), "private_training": ("opacus",)}
 

@@ -10,8 +10,6 @@ from clinattn.integrations.parity import CountedAttention  # noqa: E402
 from clinattn.integrations.parity_table import LENGTHS  # noqa: E402
 from clinattn.integrations.replace import replace_attention  # noqa: E402
 
-pytestmark = pytest.mark.integrations
-
 NEW_TOKENS = 9
 
 CACHES = {

@@ -18,7 +18,6 @@ from adapted import (
 )
 from support import assert_close, dtype_id
 
-pytestmark = pytest.mark.integrations
 pytest.importorskip("transformers")
 
 from transformers import (  # noqa: E402

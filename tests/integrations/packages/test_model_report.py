@@ -16,8 +16,6 @@ from clinattn.cli import app  # noqa: E402
 from clinattn.integrations.architectures import find  # noqa: E402
 from clinattn.integrations.model_report import Settings, lengths_for  # noqa: E402
 
-pytestmark = pytest.mark.integrations
-
 FAST = ["--rounds", "1", "--tokens", "17", "--batch-size", "3", "--device", "cpu"]
 
 

@@ -18,7 +18,6 @@ from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
 from opacus.validators import ModuleValidator  # noqa: E402
 
 pytestmark = [
-    pytest.mark.integrations,
     pytest.mark.unpoisoned,
     pytest.mark.filterwarnings("ignore:Full backward hook is firing"),
 ]

@@ -20,8 +20,6 @@ from clinattn.integrations.parity_table import (  # noqa: E402
 )
 from clinattn.integrations.replace import replace_attention  # noqa: E402
 
-pytestmark = pytest.mark.integrations
-
 CASES = [
     pytest.param(architecture, padding, id=f"{architecture.name}-{padding}")
     for architecture in REPLACED

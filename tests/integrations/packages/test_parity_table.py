@@ -15,8 +15,6 @@ from clinattn.integrations.parity_table import (  # noqa: E402
     write_rows,
 )
 
-pytestmark = pytest.mark.integrations
-
 KEPT_ROWS = sorted(ROOT.glob("bench/results/parity-*.json"))
 ROWS = [
     Row("bert", "BertModel", dtype, mode, padding, 2, 2, 2, outputs, gradients, "x", True)

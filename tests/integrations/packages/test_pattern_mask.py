@@ -14,8 +14,6 @@ from clinattn.integrations.pattern_mask import PatternMask
 from clinattn.integrations.transformers import attention
 from clinattn.integrations.transformers_masks import attention_mask, parts_of
 
-pytestmark = pytest.mark.integrations
-
 KINDS = [kind for kind, (_, _, linear) in MASKS.items() if linear]
 
 

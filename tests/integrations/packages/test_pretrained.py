@@ -14,8 +14,6 @@ from clinattn.integrations.pretrained import (  # noqa: E402
 )
 from clinattn.integrations.replace import replace_attention  # noqa: E402
 
-pytestmark = pytest.mark.integrations
-
 PHRASES, BATCH = 300, 50
 BOUND = 1e-5  # of entries of vectors of length 1, whose size is about 384 ** -0.5 = 0.05
 

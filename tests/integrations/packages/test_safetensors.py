@@ -9,8 +9,6 @@ from clinattn.encoder import Encoder, MaskedLanguageModel
 
 safetensors = pytest.importorskip("safetensors.torch")
 
-pytestmark = pytest.mark.integrations
-
 
 def zeroed(model):
     with torch.no_grad():

@@ -27,8 +27,6 @@ from clinattn.integrations import transformers as integration
 from clinattn.integrations.transformers import attention
 from clinattn.integrations.transformers_masks import attention_mask
 
-pytestmark = pytest.mark.integrations
-
 
 class Module(nn.Module):
     is_causal = False

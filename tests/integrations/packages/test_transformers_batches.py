@@ -13,8 +13,6 @@ from clinattn.integrations.parity import CountedAttention, InDouble, judge  # no
 from clinattn.integrations.parity_table import LENGTHS  # noqa: E402
 from clinattn.integrations.replace import replace_attention  # noqa: E402
 
-pytestmark = pytest.mark.integrations
-
 N_TOKENS = sum(LENGTHS)
 
 

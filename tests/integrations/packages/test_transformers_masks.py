@@ -7,8 +7,6 @@ from transformers_inputs import CAUSAL, LENGTHS, MASKS, PADDING, WINDOW, config
 
 from clinattn.integrations.transformers_masks import attention_mask, parts_of
 
-pytestmark = pytest.mark.integrations
-
 
 @pytest.mark.parametrize("padding", [None, PADDING], ids=["full", "padded"])
 @pytest.mark.parametrize(

@@ -9,8 +9,6 @@ import clinattn
 from clinattn.integrations.transformers import attention, register
 from clinattn.integrations.transformers_masks import attention_mask
 
-pytestmark = pytest.mark.integrations
-
 
 def bert(**words):
     settings = transformers.BertConfig(

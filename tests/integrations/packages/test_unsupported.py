@@ -10,7 +10,6 @@ import torch
 from adapted import adapt_all
 from torch import nn
 
-pytestmark = pytest.mark.integrations
 transformers = pytest.importorskip("transformers")
 
 from clinattn.integrations import (  # noqa: E402

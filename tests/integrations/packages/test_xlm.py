@@ -7,7 +7,6 @@ import torch
 from adapted import adapt_all, assert_parity, assert_same_module, randomized
 from support import dtype_id
 
-pytestmark = pytest.mark.integrations
 pytest.importorskip("transformers")
 
 from transformers import FlaubertConfig, FlaubertModel, XLMConfig, XLMModel  # noqa: E402

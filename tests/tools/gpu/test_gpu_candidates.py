@@ -1,4 +1,4 @@
-"""What the tiles of bench/gpu/candidates.py compile to; its walk is in triton/interpreted."""
+"""The tiles of bench/gpu/candidates.py compile without spills (its run: triton/interpreted)."""
 
 import importlib
 import os

@@ -26,7 +26,7 @@ METRICS = {
     "smsp__average_warps_issue_stalled_long_scoreboard_per_issue_active.ratio": ("inst", "0.01"),
     "smsp__average_warps_issue_stalled_selected_per_issue_active.ratio": ("inst", "1"),
 }
-KERNELS = ("_forward_kernel", "dq_kernel", "dkdv_kernel")
+KERNELS = ("_forward_kernel", "forward_kernel", "dq_kernel", "dkdv_kernel")
 
 
 def csv_line(words):

@@ -20,7 +20,7 @@ CONFIGS = {"modernbert": MODERN, "bert": BERT}
 
 
 class SelfAttention(nn.Module):
-    """As written by hand, with key lengths, timestamps and dropout."""
+    """Self-attention as users write it by hand, with key lengths, timestamps and dropout."""
 
     def __init__(self):
         super().__init__()
@@ -68,7 +68,7 @@ def inductor(tmp_path_factory, monkeypatch):
 
 
 def trained(call, model, weight, *args, **kwargs):
-    """What a call returns and the gradients of all parameters, weighted by `weight`."""
+    """Returns the output of a call and the gradients of all parameters, weighted by `weight`."""
     torch.manual_seed(1)
     out = call(*args, **kwargs)
     out = torch.where(weight == 0, 0, out)  # padding means nothing, and may hold anything
@@ -126,7 +126,7 @@ def test_modules_compile_to_one_graph_for_every_length(autocast, mode, inductor)
     ],
 )
 def test_encoders_compile_to_one_graph_for_every_batch(layout, backend, windows, inductor):
-    """All of an encoder in training, with its dropout; (B, N) is unpadded inside the graph."""
+    """A whole encoder in training, with dropout; (B, N) is unpadded inside the graph."""
     config = replace(MODERN, num_layers=len(windows), windows=windows, attention_dropout=0.1)
     model = seeded(Encoder, config)
     compiled = inductor(model, dynamic=True, backend=backend)

@@ -124,7 +124,7 @@ def test_rows_that_another_forward_has_left(monkeypatch):
 
 
 def test_a_long_sequence_among_short_ones_takes_few_copies_of_the_table():
-    """As many as those of one of them: tiles of queries sum what they have by turns."""
+    """Many sequences take no more copies of the table than one: tiles share copies by turns."""
     far, lengths = 200, [3] * 40 + [200] + [16] * 8
     q, k, v, do = torch.randn(4, sum(lengths), 1, 8)
     cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).int()
