@@ -224,7 +224,7 @@ def kernel_reports(call: Callable[[], Any], capability: int) -> list[KernelRepor
                 local=usage["LOCAL"] + usage["STACK"],
                 shared=compiled.metadata.shared,
                 loops=loops(sass),
-                ttgir=compiled.asm["ttgir"],
+                ttgir=compiled.asm.get("ttgir", ""),  # not kept with TRITON_STORE_BINARY_ONLY
             )
         )
     return reports

@@ -16,13 +16,12 @@ ROOT = Path(__file__).resolve().parents[2]
 # Seconds expected of each stage on 16 cores with kernels compiled ahead of time.
 CALLS = {
     "A": {
-        "build": 12, "ceilings": 6, "speed": 65, "clinical": 40, "encoder": 70, "candidates": 70,
-        "overhead": 8, "memory": 8, "capture": 15, "sync": 10, "numerics": 70, "targets": 1,
-        "verification": 1,
+        "build": 10, "ceilings": 3, "numerics": 100, "bits": 40, "speed": 65, "encoder": 45,
+        "clinical": 70, "candidates": 25, "overhead": 8, "memory": 2, "targets": 1,
     },
     "B": {
-        "race": 30, "shapes": 15, "profile": 60, "numerics_rest": 90, "sanitizer": 60,
-        "targets": 1, "verification": 1,
+        "shapes": 20, "race": 65, "capture": 12, "sync": 1, "numerics_rest": 120, "sanitizer": 90,
+        "profile": 100, "targets": 1, "verification": 1,
     },
 }  # fmt: skip
 START = 15  # of Python, twice: the process that starts the others, and theirs
@@ -36,9 +35,10 @@ def seconds(call: str) -> int:
 def command(call: str, commit: str) -> str:
     """What to type in the root of the tree; $OUT, if set, is where rows and logs go."""
     budget = round(MARGIN * seconds(call))
+    rows = "" if call == "A" else '--append "$(ls -t ${OUT:-bench/results}/gpu-*.jsonl | head -1)" '
     return (
         f"ln -sfn ../kernels clinattn/kernels; PYTHONPATH=$PWD PYTHONUNBUFFERED=1 "
-        f"CLINATTN_GPU_BUDGET={budget} python3 bench/gpu/run.py --commit {commit} "
+        f"CLINATTN_GPU_BUDGET={budget} python3 bench/gpu/run.py --commit {commit} {rows}"
         + " ".join(CALLS[call])
     )
 

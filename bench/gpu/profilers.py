@@ -1,14 +1,17 @@
 """Stage of run.py that looks into the kernels: ncu, torch.profiler, and whether nsys captures.
 
-    python bench/gpu/profilers.py 128 8192 3
+    python bench/gpu/profilers.py triton 128 8192
 
-runs forward and backward three times at D 128 and N 8192, for ncu to pick the last of each kernel.
+runs forward and backward at D 128 and N 8192, the last round of a few between cudaProfilerStart and
+-Stop, for ncu to measure that one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
+import itertools
 import os
 import re
 import shlex
@@ -34,9 +37,8 @@ from gpu.training import gradients
 
 DIMS, N, WIDTH = (128, 64), 8192, 2048  # WIDTH is heads times head_dim, as in the stage speed
 BATCH, ROUNDS = 2, 3
-KERNELS = ("forward", "dq", "dkdv")
 KERNEL = re.compile("(forward|dq|dkdv)_kernel")
-NCU_SECONDS, NSYS_SECONDS = 45, 25
+NCU_SECONDS, NSYS_SECONDS = 45, 60
 NAMES = 12  # of ranges that a row holds
 
 SECTIONS = (
@@ -108,15 +110,14 @@ def profile(run: Run) -> None:
     tool = find_tool("ncu", "/opt/nvidia/nsight-compute/*/ncu", "/usr/local/cuda*/bin/ncu")
     if tool is None:
         run.row(skipped="ncu: not found")
-    for dim in dims:
-        if tool is None or not run.enough_time(15, f"ncu D {dim}"):
+    for backend, dim in itertools.product(run.backends, dims):
+        if tool is None or not run.enough_time(15, f"ncu {backend} D {dim}"):
             break
-        if not counters(tool, dim, run):
+        if not counters(tool, backend, dim, run):
             break
     if run.enough_time(10, "kernels apart"):
-        for dim in dims:
-            for causal in (False, True):
-                apart(dim, causal, run)
+        for backend, dim, causal in itertools.product(run.backends, dims, (False, True)):
+            apart(backend, dim, causal, run)
     if run.enough_time(NSYS_SECONDS, "nsys"):
         nsys(run)
 
@@ -141,28 +142,30 @@ def inputs_of(dim: int, n: int, device: torch.device | str) -> list[torch.Tensor
     return [torch.randn(shape, device=device).bfloat16() for _ in range(4)]
 
 
-def main(dim: int, n: int, rounds: int) -> None:
-    """Three kernels a round, in the order of KERNELS."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    q, k, v, do = inputs_of(dim, n, device)
-    for _ in range(rounds):
-        gradients(fused_attention, q, k, v, do)
-    if device == "cuda":
-        torch.cuda.synchronize()
+def main(backend: str, dim: int, n: int) -> None:
+    """Rounds that warm up, then one that a profiler sees."""
+    on_card = torch.cuda.is_available()
+    q, k, v, do = inputs_of(dim, n, "cuda" if on_card else "cpu")
+    for _ in range(ROUNDS - 1):
+        gradients(fused_attention, q, k, v, do, backend=backend)
+    with torch.cuda.profiler.profile() if on_card else contextlib.nullcontext():
+        gradients(fused_attention, q, k, v, do, backend=backend)
+        if on_card:
+            torch.cuda.synchronize()
 
 
 # ncu
 
 
-def counters(tool: str, dim: int, run: Run) -> bool:
+def counters(tool: str, backend: str, dim: int, run: Run) -> bool:
     """Rows of forward, dq and dkdv in one process under ncu; False where ncu refuses."""
     n = N if not run.dryrun else 32
-    log = run.path.parent / f"ncu-bf16-d{dim}-n{n}.csv"
+    log = run.path.parent / f"ncu-{backend}-bf16-d{dim}-n{n}.csv"
     began = time.monotonic()
     for metrics in (METRICS, ()):  # in case this ncu does not know one of the names
         log.unlink(missing_ok=True)
         seconds = min(NCU_SECONDS, max(5.0, run.left()))
-        command = ncu_command(tool, log, metrics, [str(dim), str(n), str(ROUNDS)])
+        command = ncu_command(tool, log, metrics, [backend, str(dim), str(n)])
         code, output = output_of(command, seconds, {"OMP_NUM_THREADS": "1"})
         text = log.read_text(errors="replace") if log.exists() else ""
         kernels = parse(text)
@@ -175,6 +178,7 @@ def counters(tool: str, dim: int, run: Run) -> bool:
         why = REFUSALS.findall(said)
         run.row(
             skipped=f"ncu {case}",
+            backend=backend,
             reason=" ".join(why)[:300] or said.strip()[-300:],
             exit=code,
             seconds=seconds,
@@ -184,6 +188,7 @@ def counters(tool: str, dim: int, run: Run) -> bool:
         known = KERNEL.search(name)
         run.row(
             tool="ncu",
+            backend=backend,
             case=case,
             kernel=known[1] if known else name,
             **readings(metrics_of_kernel),
@@ -194,12 +199,11 @@ def counters(tool: str, dim: int, run: Run) -> bool:
 
 
 def ncu_command(tool: str, log: Path, metrics: tuple[str, ...], arguments: list[str]) -> list[str]:
-    """Profiles the last round of the program, each kernel once; the card's clocks stay as found."""
+    """Profiles what the program brackets, each kernel once; the card's clocks stay as found."""
     command = [tool, "--clock-control", "none", "--cache-control", "none"]
     command += ["--target-processes", "application-only"]
     command += ["--kernel-name", f"regex:{KERNEL.pattern}"]
-    command += ["--launch-skip", str(len(KERNELS) * (ROUNDS - 1))]
-    command += ["--launch-count", str(len(KERNELS))]
+    command += ["--profile-from-start", "off"]
     for section in SECTIONS:
         command += ["--section", section]
     command += ["--metrics", ",".join(metrics)] if metrics else []
@@ -293,14 +297,14 @@ def first_of(metrics: Metrics, patterns: list[str]) -> Iterator[float]:
 # torch.profiler
 
 
-def apart(dim: int, causal: bool, run: Run) -> None:
+def apart(backend: str, dim: int, causal: bool, run: Run) -> None:
     """Seconds of forward, dq and dkdv in one call each, from one trace of a few calls."""
     n, calls = (N, 5) if not run.dryrun else (32, 1)
     q, k, v, do = inputs_of(dim, n, run.device)
 
     def work() -> None:
         for _ in range(calls):
-            gradients(fused_attention, q, k, v, do, is_causal=causal)
+            gradients(fused_attention, q, k, v, do, is_causal=causal, backend=backend)
 
     work()
     by_kernel = kernel_seconds(work, run.device)
@@ -319,7 +323,8 @@ def apart(dim: int, causal: bool, run: Run) -> None:
         fields[f"{kernel}_ms"] = 1e3 * seconds
         fields[f"{kernel}_tflops"] = shape.flops() / 2 * products[kernel] / seconds / 1e12
     case = f"bf16 D {dim} {shape.mask} N {n}"
-    run.row(tool="torch.profiler", case=case, **fields, other_ms=1e3 * other)
+    fields |= {"other_ms": 1e3 * other}
+    run.row(tool="torch.profiler", backend=backend, case=case, **fields)
 
 
 # nsys
@@ -387,4 +392,4 @@ def ranges_in(target: Path, tool: str, seconds: float) -> list[str] | None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:4]))
+    main(sys.argv[1], *map(int, sys.argv[2:4]))

@@ -63,7 +63,7 @@ struct Forward {
     sync_block();
     int tile = fixed->tiles.begin();
     if (tile < fixed->tiles.end) fixed->template fetch<kPairs>(p, keys, 0, tile);
-    const float scale2 = fixed->scores.base2(p), natural = fixed->scores.natural();
+    const float scale2 = fixed->scores.base2(p);
 
     Sums<kM, kDims> o;
     o.clear();
@@ -119,7 +119,11 @@ struct Forward {
         m[r] = m_new;
         l[r] *= rescale[r];
       }
-      if (any_in_warp(any_large)) take_off(fixed->scores, natural, m, shift, s);
+      bool grows = false;  // rarely, after the first tiles
+#pragma unroll
+      for (int r = 0; r < 2 * kM; ++r) grows |= rescale[r] != 1;
+      if (any_in_warp(grows)) o.each([&](float& x, int r, int, int) { x *= rescale[r]; });
+      if (any_in_warp(any_large)) take_off(fixed->scores, m, shift, s);
       s.each([&](float& x, int r, int, int) {
         x = exp2_fast(fmaf(x, scale2, -shift[r]));
         l[r] += x;
@@ -131,10 +135,6 @@ struct Forward {
             if (!draws.at(row, column)) x = 0;
           });
         }
-      bool grows = false;  // rarely, after the first tiles
-#pragma unroll
-      for (int r = 0; r < 2 * kM; ++r) grows |= rescale[r] != 1;
-      if (any_in_warp(grows)) o.each([&](float& x, int r, int, int) { x *= rescale[r]; });
       Product::weights_by_rows(o, s, keys.second(i));
       if constexpr (!Keys::kEarly) fetch_next();
     }
@@ -142,9 +142,9 @@ struct Forward {
   }
 
   // Takes the maximum off the scores of rows that are whole, but keeps their unit.
-  static CLINATTN_DEVICE void take_off(const Scores& scores, float natural,
-                                       const float (&m)[2 * kM], float (&shift)[2 * kM],
-                                       Sums<kM, kN>& s) {
+  static CLINATTN_DEVICE void take_off(const Scores& scores, const float (&m)[2 * kM],
+                                       float (&shift)[2 * kM], Sums<kM, kN>& s) {
+    const float natural = scores.natural();
     bool whole[2 * kM];
 #pragma unroll
     for (int r = 0; r < 2 * kM; ++r) whole[r] = m[r] != -kInfinity && are_whole(scores, shift[r]);

@@ -31,9 +31,9 @@ CLINATTN_SHARED constexpr Shape shape(Pass pass, int size, int dim, bool pairs, 
       if (dim == 128) return wide ? Shape{4, 1, 16} : Shape{4, 1, 32};  // 48, 32
       return wide ? Shape{2, 1, 8} : Shape{4, 1, 16};                   // 48, 48
     }
-    if (dim == 64) return Shape{4, wide && pairs ? 1 : 2, wide || pairs ? 32 : 64};  // 64, 48
-    if (dim == 128) return Shape{4, pairs ? 1 : 2, wide ? 16 : 32};                  // 96, 64
-    return wide ? Shape{4, 1, 8} : Shape{4, 1, 32};                                  // 96, 96
+    if (dim == 64) return Shape{4, wide && pairs ? 1 : 2, wide ? 32 : 64};  // 64, 48
+    if (dim == 128) return Shape{4, pairs ? 1 : 2, wide ? 16 : 32};         // 96, 64
+    return wide ? Shape{4, 1, 8} : Shape{4, 1, 32};                         // 96, 96
   }
   if (turing) {
     if (dim == 64) return Shape{4, 1, 32};                           // 48, 24

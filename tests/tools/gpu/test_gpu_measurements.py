@@ -251,4 +251,4 @@ def test_a_capture_of_nsys_is_looked_into(stage, tmp_path, monkeypatch):
 
 def test_the_program_that_ncu_runs(stage, monkeypatch):
     monkeypatch.syspath_prepend(BENCH)
-    importlib.import_module("gpu.profilers").main(16, 32, 2)
+    importlib.import_module("gpu.profilers").main("reference", 16, 32)
