@@ -93,7 +93,7 @@ STAGES = {
     "numerics": Stage(numerics.numerics, 120),
     "encoder": Stage(encoder.encoder, 100),
     "candidates": Stage(candidates.candidates, 110),
-    "bits": Stage(bits.bits, 40),
+    "bits": Stage(bits.bits, 60),
     "race": Stage(checks.race, 80),
     "capture": Stage(graphs.graph_capture, 40),
     "sync": Stage(graphs.no_host_sync, 30),

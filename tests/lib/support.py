@@ -117,7 +117,7 @@ class Problem(Drawn):
         if not self.case.packed or not (self.nq and self.nk):
             return None
         layout = self.features.layout
-        blocks = Blocks(layout.owner_q[0], layout.owner_k[0])
+        blocks = Blocks(*(x[0].to(self.q.device) for x in (layout.owner_q, layout.owner_k)))
         return blocks if blocks.is_smaller else None
 
     def by_autograd(self, operands, dtype, attention=plain_attention) -> dict[str, Tensor]:
