@@ -7,7 +7,7 @@ import torch
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from . import forward_gluon_kernel
+from . import forward_gluon_kernel, relaunch
 from .launch import Problem
 
 ROWS = 64  # queries of a consumer: what one warp group multiplies at a time
@@ -36,6 +36,7 @@ class Schedule(NamedTuple):
 # Three consumers leave a thread 160 registers: with Triton 3.6 up to 40 bytes are spilled, with 3.9
 # it is 80 to 224.
 SCHEDULES = {64: Schedule(3), 128: Schedule(2)}
+SWIZZLED = gl.NVMMASharedLayout(128, 16, 4)
 # The others that were timed, each by what it changes.
 VARIANTS: dict[str, dict[str, Any]] = {
     "turns": {"turns": True},
@@ -80,13 +81,18 @@ def launch_forward(
     programs = num_items
     if schedule.persistent:
         programs = min(num_items, multiprocessors(problem.device))
+    descriptors = {
+        "q_desc": descriptor(call.q, ROWS),
+        "k_desc": descriptor(call.k, schedule.block_n),
+        "v_desc": descriptor(call.v, schedule.block_n),
+    }
+    outputs = {"o_ptr": o, "lse_ptr": lse}
     with problem.on_device():
-        forward_gluon_kernel.forward_kernel[(programs,)](
-            q_desc=descriptor(call.q, ROWS),
-            k_desc=descriptor(call.k, schedule.block_n),
-            v_desc=descriptor(call.v, schedule.block_n),
-            o_ptr=o,
-            lse_ptr=lse,
+        key = (schedule, programs)
+        for plan in layout.plans.get(key, ()):
+            if plan.again((), outputs, descriptors):
+                return o, lse
+        fixed = dict(
             **layout.o_strides,
             num_items=num_items,
             num_tiles=num_tiles,
@@ -107,6 +113,9 @@ def launch_forward(
             num_warps=4,
             enable_fp_fusion=False,  # as in forward.py, whose bits these are
         )
+        kernel = forward_gluon_kernel.forward_kernel
+        made = relaunch.launch(kernel, programs, {}, outputs, fixed, descriptors=descriptors)
+        relaunch.keep(layout.plans, key, made)
     return o, lse
 
 
@@ -123,8 +132,7 @@ def descriptor(x: torch.Tensor, rows: int) -> TensorDescriptor:
     block = [1, 1, rows, x.shape[-1]]
     # The stride of a dimension of size 1 means nothing and can be anything.
     strides = [s if n > 1 else x.shape[-1] for n, s in zip(x.shape, x.stride(), strict=True)]
-    layout = gl.NVMMASharedLayout(128, 16, 4)
-    return TensorDescriptor(x, list(x.shape), [*strides[:3], 1], block, layout)
+    return TensorDescriptor(x, list(x.shape), [*strides[:3], 1], block, SWIZZLED)
 
 
 def unsupported(call: Any) -> str | None:

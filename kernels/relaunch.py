@@ -23,6 +23,8 @@ CONSTANTS = (int, float, str, type(None), triton.language.constexpr)  # a bool i
 ALIGNMENT = 16
 MOST = 8  # plans of one key, which differ in alignment and in the tensors that are None
 
+NONE: Mapping[str, Any] = {}
+
 Plans = dict[Any, list["Plan"]]
 
 
@@ -38,10 +40,12 @@ class Plan:
         given: dict[str, Any],
         fixed: dict[str, Any],
         config: Any,
+        descriptors: Mapping[str, Any],
     ) -> None:
         parameters = kernel.signature.parameters
         defaults = {name: x.default for name, x in parameters.items()}
         values: dict[str, Any] = {**defaults, **fixed, **known, **given}
+        values |= dict.fromkeys(descriptors)
         tensors = {name for name, x in values.items() if isinstance(x, torch.Tensor)}
         place = {name: at for at, name in enumerate(parameters)}
         self.programs, self.driver = programs, driver.active
@@ -60,13 +64,19 @@ class Plan:
             for at, (name, x) in enumerate(given.items())
             if name in tensors
         ]
+        self.descriptors = [place[name] for name in descriptors]
         self.places = [place[name] for name in tensors]
         self.aligned = [values[name].data_ptr() % ALIGNMENT == 0 for name in tensors]
         self.all_aligned = all(self.aligned)
         self.run, self.function = compiled.run, compiled.function
         self.metadata = compiled.packed_metadata
 
-    def again(self, known: Sequence[torch.Tensor | None], given: Mapping[str, Any]) -> bool:
+    def again(
+        self,
+        known: Sequence[torch.Tensor | None],
+        given: Mapping[str, Any],
+        descriptors: Mapping[str, Any] = NONE,
+    ) -> bool:
         """Launch with these tensors; false, and nothing done, if that calls for another kernel."""
         if self.driver is not driver.active or list(given) != self.names or watched(self.kernel):
             return False
@@ -89,6 +99,8 @@ class Plan:
                 return False
         elif [arguments[place] % ALIGNMENT == 0 for place in self.places] != self.aligned:
             return False
+        for place, x in zip(self.descriptors, descriptors.values(), strict=True):
+            arguments[place] = x
         stream = self.driver.get_current_stream(self.device)
         # No tensor, but its address, which the launcher need not ask the driver about.
         self.run(
@@ -118,19 +130,21 @@ def launch(
     given: dict[str, Any],
     fixed: dict[str, Any],
     config: Any = None,
+    descriptors: Mapping[str, Any] = NONE,
 ) -> Plan | None:
     """Launch through the JIT on the current device; returns a plan to do so again, if there is one.
 
     known, given: as in Plan. fixed: keywords that are the same whenever the plan is used. config:
-    an object whose id says so.
+    an object whose id says so. descriptors: keywords of the copy engine's descriptors, which differ
+    in their addresses alone whenever the plan is used.
     """
     direct = KNOWN and isinstance(kernel, JITFunction) and not watched(kernel)
-    compiled = kernel[(programs,)](**fixed, **known, **given)
+    compiled = kernel[(programs,)](**fixed, **known, **given, **descriptors)
     if not direct or compiled is None or driver.active.get_current_target().backend != "cuda":
         return None
     if not all(isinstance(x, (torch.Tensor, *CONSTANTS)) for x in given.values()):
         return None
-    return Plan(kernel, compiled, programs, known, given, fixed, config)
+    return Plan(kernel, compiled, programs, known, given, fixed, config, descriptors)
 
 
 def keep(plans: Plans, key: Any, plan: Plan | None) -> None:

@@ -12,7 +12,16 @@ import torch
 triton = pytest.importorskip("triton")
 
 from clinattn.arguments import Arguments  # noqa: E402
-from clinattn.kernels import backward, dbias, forward, launch, relaunch, rotary  # noqa: E402
+from clinattn.kernels import (  # noqa: E402
+    backward,
+    dbias,
+    forward,
+    forward_gluon,
+    forward_gluon_kernel,
+    launch,
+    relaunch,
+    rotary,
+)
 
 pytestmark = [
     pytest.mark.skipif(
@@ -23,6 +32,7 @@ pytestmark = [
 
 KERNELS = (
     forward._forward_kernel,
+    forward_gluon_kernel.forward_kernel,
     backward.dq_kernel,
     backward.dkdv_kernel,
     dbias.mask_gradient_kernel,
@@ -99,12 +109,21 @@ def turned(call):
     rotary.rotary(call.q, call.k, torch.zeros(20), torch.ones(8), False, False)
 
 
+def by_gluon(causal):
+    q, k, v = torch.zeros(3, 1, 2, 300, 128, dtype=torch.bfloat16)
+    forward_gluon.attention_forward_gluon(
+        Arguments(q, k, v, scale=0.25, window_right=0 if causal else -1)
+    )
+
+
 CALLS = {
     "plain": lambda: both_passes(plain()),
     "negative scale": lambda: both_passes(plain(scale=-0.25)),
     "dlse": lambda: both_passes(plain(), dlse=torch.zeros(2, 2, 20)),
     "packed": lambda: both_passes(packed()),
     "terms": lambda: both_passes(with_terms(), needs=backward.MASK | backward.RELATIVE),
+    "Gluon": lambda: by_gluon(False),
+    "Gluon, causal": lambda: by_gluon(True),
     "rotary": lambda: turned(plain()),
     "rotary, packed": lambda: turned(packed()),
 }
