@@ -71,7 +71,7 @@ struct Dq {
       lse[r] = i < i1 ? scratch.lse2[at] : kInfinity;
       lse_low[r] = i < i1 ? scratch.lse2_low[at] : 0;
       delta[r] = i < i1 ? scratch.delta[at] : 0;
-      if (i < i1 && !fixed->scores.by_pair && apart_at(p, at) != Apart::kNo) {
+      if (i < i1 && !Scores::are_by_pair(p) && apart_at(p, at) != Apart::kNo) {
         lse[r] = lse_low[r] = 0;
         any_apart = true;
       }

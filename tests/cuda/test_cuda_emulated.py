@@ -25,7 +25,9 @@ ROUNDED = (
     "packed-cross-causal packed-window packed-tail packed-lse-only segments decay alibi-packed "
     "relative softcap prefix-gqa-long dropout-packed everything everything-packed"
 ).split()
-TURING = "causal gqa lengths-window mask-float-bhqk packed dropout mask-grad-qk everything".split()
+TURING = (
+    "causal gqa lengths-window mask-float-bhqk logits-1e4 packed dropout mask-grad-qk everything"
+).split()
 SIXTEEN_BITS = [torch.bfloat16, torch.float16]
 
 

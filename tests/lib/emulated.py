@@ -50,14 +50,19 @@ def torch_libraries() -> list[str]:
 
 
 @functools.cache
-def build(folder: Path = ROOT / "build" / "emulated", kernels: Path = CUDA) -> Path:
-    """The library of the .cu files in `kernels` and their torch side; what is unchanged is kept."""
+def build(
+    folder: Path = ROOT / "build" / "emulated", kernels: Path = CUDA, more: tuple[str, ...] = ()
+) -> Path:
+    """The library of the .cu files in `kernels` and their torch side; what is unchanged is kept.
+
+    more: flags of the compiler and the linker.
+    """
     units = {x.stem: (x, ["-x", "c++"]) for x in sorted(kernels.glob("*.cu"))}
     torch_flags = [f"-isystem{path}" for path in include_paths()]
     for path in (ROOT / "csrc" / "arguments.cpp", *sorted(CUDA.glob("*.cpp"))):
         units[f"torch_{path.stem}"] = path, torch_flags
-    named = {name: ninja.Unit(path, [*FLAGS, *flags]) for name, (path, flags) in units.items()}
-    library = ninja.Library(LIBRARY, [], torch_libraries())
+    named = {name: ninja.Unit(x, [*FLAGS, *flags, *more]) for name, (x, flags) in units.items()}
+    library = ninja.Library(LIBRARY, [], [*torch_libraries(), *more])
     with one_at_a_time(folder):
         ninja.build(f"in build/{folder.name}", toolchain.cached_compiler(), named, folder, library)
     return folder / LIBRARY

@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "fibers.h"
+#include "witness.h"
 
 namespace clinattn::emulated {
 
@@ -87,10 +88,10 @@ class Processor {
   // What runs on this thread of the system
   static inline constinit thread_local Processor* here = nullptr;
 
-  int64_t block() const { return block_; }
-  char* shared() const { return shared_; }
-  Lane& lane() const { return *lane_; }
-  bool is_shared(const void* p, int bytes) const {
+  CLINATTN_UNSEEN int64_t block() const { return block_; }
+  CLINATTN_UNSEEN char* shared() const { return shared_; }
+  CLINATTN_UNSEEN Lane& lane() const { return *lane_; }
+  CLINATTN_UNSEEN bool is_shared(const void* p, int bytes) const {
     const char* first = static_cast<const char*>(p);
     return first >= shared_ && first + bytes <= shared_ + shared_bytes_;
   }
@@ -103,15 +104,21 @@ class Processor {
     Order order(seed, block);
     clear_shared(shared_bytes);
     begin_lanes(threads, order);
-    for (int returned = 0; returned == 0;) {
-      for (int i : order.of(threads / 32)) returned += resume(warps_[i]);
+    witness_.begin(threads / 32);
+    for (int returned = 0; returned == 0; witness_.all_met()) {
+      for (int i : order.of(threads / 32)) {
+        witness_.enter(i);
+        returned += resume(warps_[i]);
+        witness_.leave();
+      }
       if (returned > 0 && returned < threads / 32) report_deadlock(threads / 32);
     }
+    witness_.end();
     check_guards();
   }
 
   // Returns when all lanes of the warp are there and the last has performed the collective.
-  void arrive(Collective& collective) {
+  CLINATTN_UNSEEN void arrive(Collective& collective) {
     Lane& lane = *lane_;
     Warp& warp = *lane.warp;
     warp.reached[lane.thread % 32] = &collective;
@@ -165,7 +172,7 @@ class Processor {
     }
   }
 
-  static void run_thread() {
+  CLINATTN_UNSEEN static void run_thread() {
     (*here->kernel_)();
     Collective end{kReturn, {}, nullptr, true};
     here->arrive(end);
@@ -173,7 +180,7 @@ class Processor {
   }
 
   // Whether it has returned; else it waits for the block.
-  bool resume(Warp& warp) {
+  CLINATTN_UNSEEN bool resume(Warp& warp) {
     lane_ = warp.first;
     lane_->fiber.resume(scheduler_);
     return warp.reached[0]->name == kReturn;
@@ -229,6 +236,7 @@ class Processor {
   std::vector<Lane> lanes_;
   std::vector<Warp> warps_;
   Stacks stacks_;
+  Witness witness_;
   std::vector<char> memory_;  // guards and, between them, what the block sees
   char* shared_ = nullptr;
   int shared_bytes_ = 0;

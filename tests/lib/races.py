@@ -1,0 +1,91 @@
+"""Races between the warps of the CUDA kernels, found by ThreadSanitizer in the emulator.
+
+    found = races("causal packed".split(), torch.float16, capability=80)
+
+csrc/witness.h tells ThreadSanitizer what a barrier orders. It sees a pair of accesses that no
+barrier orders also where they happen in the right order.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import emulated
+import torch
+from building import toolchain
+from places import LIB, ROOT
+
+# Calls and returns are not told: lanes jump from one stack to another.
+FLAGS = ("-O1", "-g1", "-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0")
+# Python and torch are not compiled so, and their locks are unknown.
+OPTIONS = "ignore_noninstrumented_modules=1 exitcode=66"
+RACE = "SUMMARY: ThreadSanitizer: "
+
+
+@functools.cache
+def runtime() -> Path | None:
+    """GCC's library of ThreadSanitizer; None where the compiler is another, or has none."""
+    compiler = shlex.split(os.environ.get("CXX", "c++"))
+    if shutil.which(compiler[0]) is None:
+        return None
+    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True).stdout
+    if "Free Software Foundation" not in version:
+        return None
+    asked = [*compiler, "-print-file-name=libtsan.so"]
+    path = Path(subprocess.run(asked, capture_output=True, text=True).stdout.strip())
+    return path if path.is_absolute() and path.exists() else None
+
+
+def missing() -> str | None:
+    """What this machine lacks."""
+    if reason := emulated.missing():
+        return reason
+    return None if runtime() else f"{toolchain.compiler()[0]} has no ThreadSanitizer with fibers"
+
+
+def at_fixed_addresses(command: list[str]) -> list[str]:
+    """ThreadSanitizer expects programs where Linux put them before it spread them further."""
+    program = shutil.which("setarch")
+    return [program, "-R", *command] if program else command
+
+
+def races(cases: list[str], dtype: torch.dtype, capability: int) -> list[str]:
+    """Where ThreadSanitizer sees a race in forward and backward of these cases, one by one."""
+    library = emulated.build(ROOT / "build" / "emulated-races", more=FLAGS)
+    settings = {
+        "LD_PRELOAD": str(runtime()),
+        "TSAN_OPTIONS": OPTIONS,
+        "OMP_NUM_THREADS": "1",
+        "CLINATTN_EMULATE_CUDA": str(library),
+        "CLINATTN_EMULATED_CAPABILITY": str(capability),
+    }
+    command = [sys.executable, __file__, str(dtype).removeprefix("torch."), *cases]
+    done = subprocess.run(
+        at_fixed_addresses(command), env=os.environ | settings, capture_output=True, text=True
+    )
+    found = [x.removeprefix(RACE) for x in done.stderr.splitlines() if x.startswith(RACE)]
+    if done.returncode not in (0, 66) or (done.returncode == 66) != bool(found):
+        raise RuntimeError(f"exit code {done.returncode}: {done.stderr[-3000:]}")
+    assert done.stdout.split() == cases, done.stdout
+    return found
+
+
+def run(dtype: str, names: list[str]) -> None:
+    from cases import CASES, FEATURES
+    from support import Problem
+
+    by_name = {case.id: case for case in (*CASES, *FEATURES)}
+    for name in names:
+        Problem(by_name[name], getattr(torch, dtype)).run("cuda")
+        print(name, flush=True)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(LIB))
+    run(sys.argv[1], sys.argv[2:])
