@@ -70,6 +70,7 @@ def _is_hashable(x: Any) -> bool:
 
 def _feed(digest: Any, x: Any) -> None:
     if isinstance(x, Tensor):
+        digest.update(str(x.device).encode())
         x = x.detach().cpu()
         # an expanded dimension holds one number: its bytes once
         narrow = x[tuple(slice(None, 1) if step == 0 else slice(None) for step in x.stride())]

@@ -8,6 +8,7 @@ import pytest
 from places import ROOT
 
 README, SPEED = "README.md", "docs/speed.md"
+H100 = "h100-2026-11-28-first"
 WORDS = {"notes": "notes", "chunks": "chunks of notes", "timelines": "patient timelines"}
 
 
@@ -119,7 +120,7 @@ def of_gpu(run: str) -> list[dict]:
 
 def gpu_lines() -> list[str]:
     """TFLOP/s at N 8192, forward and backward: ours, torch's best, and its FlashAttention-2."""
-    rows = [row for row in of_gpu("third") if row.get("n") == 8192 and "tflops" in row]
+    rows = [row for row in of_gpu(H100) if row.get("n") == 8192 and "tflops" in row]
     rows = [row for row in rows if row["stage"] == "speed"]
     lines = []
     for dim, mask in ((64, "full"), (64, "causal"), (128, "full"), (128, "causal")):
@@ -141,7 +142,7 @@ def gpu_lines() -> list[str]:
 
 
 def gpu_encoder_lines() -> list[str]:
-    rows = [row for row in of_gpu("second") if row.get("case") == "tokens/s"]
+    rows = [row for row in of_gpu(H100) if row.get("case") == "tokens/s"]
     labels = {
         "sdpa_padded": "torch SDPA, padded",
         "sdpa_bucketed": "torch SDPA, length-bucketed",
@@ -200,7 +201,7 @@ def test_start_up_is_of_the_kept_rows():
 
 
 def test_what_is_said_of_the_gpu_is_of_the_kept_rows():
-    rows = of_gpu("third")
+    rows = of_gpu(H100)
     (product,) = (row for row in rows if row.get("case") == "bf16 product 8192^3")
     assert (
         f"reaches {product['tflops']:.0f} TFLOP/s on this card at first, and "
@@ -211,7 +212,7 @@ def test_what_is_said_of_the_gpu_is_of_the_kept_rows():
         found = [row for row in of_gpu(run) if row["stage"] == "targets"]
         return [x["measured"] for x in found if x.get("case", "").startswith(f"ratio {kind}")]
 
-    packed, window = ratios("first", "packed note_discharge"), ratios("third", "window 128")
+    packed, window = ratios(H100, "packed note_discharge"), ratios(H100, "window 128")
     assert len(packed) == len(window) == 4
     assert f"{min(packed):.1f} to {max(packed):.1f} times as fast" in words(SPEED)
     assert f"{min(window):.0f} to {max(window):.0f} times" in words(SPEED)
@@ -222,8 +223,8 @@ def test_hardware_and_dates_are_those_of_the_rows():
     day = facts["date"][:10]
     for word in ("Intel Xeon", "AMX", f"{facts['cpus']} cores", facts["torch"].split("+")[0], day):
         assert word in words(README)
-    for run, page in (("second", README), ("third", SPEED)):
-        facts = of_gpu(run)[0]
+    for page in (README, SPEED):
+        facts = of_gpu(H100)[0]
         driver = facts["driver"].rsplit(".", 1)[0]
         cudnn = f"cuDNN {facts['cudnn'] // 10_000}.{facts['cudnn'] // 100 % 100}"
         named = (facts["gpu"], f"driver {driver}", f"torch {facts['torch']}")
