@@ -10,8 +10,8 @@ from support import Problem
 
 NAMES = (
     "causal gqa lengths-window mask-float-bhqk mask-left-padding-window mask-grad-qk packed "
-    "packed-tail packed-many-short packed-lse-only alibi-packed relative decay-packed dropout-packed "
-    "segments prefix-packed everything-packed"
+    "packed-tail packed-many-short packed-lse-only alibi-packed relative decay-packed "
+    "dropout-packed segments prefix-packed everything-packed"
 ).split()
 PROBLEMS = [case for case in (*CASES, *FEATURES) if case.id in NAMES]
 
