@@ -191,6 +191,7 @@ def counters(tool: str, backend: str, dim: int, run: Run) -> bool:
             backend=backend,
             case=case,
             kernel=known[1] if known else name,
+            name=name,
             **readings(metrics_of_kernel),
             log=log.name,
             seconds=seconds,

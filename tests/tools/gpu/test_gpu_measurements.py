@@ -54,6 +54,7 @@ def stage(tmp_path, monkeypatch):
         row=lambda **fields: rows.append(json.loads(json.dumps(fields))),
         dryrun=True,
         device=torch.device("cpu"),
+        backends=["reference"],
         enough_time=lambda seconds, what: True,
         left=lambda: 100.0,
         path=tmp_path / "rows.jsonl",
@@ -176,7 +177,8 @@ def test_counters_of_each_kernel(stage, tmp_path, monkeypatch):
     install(tmp_path, "ncu", "#!/bin/sh\n" + copy.format(page=tmp_path / "page.csv"))
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     rows = [row for row in stage("gpu.profilers:profile") if row.get("tool") == "ncu"]
-    assert [row["kernel"] for row in rows] == ["forward", "dq", "dkdv"]
+    assert [row["kernel"] for row in rows] == ["forward", "forward", "dq", "dkdv"]
+    assert [row["name"] for row in rows] == list(KERNELS)
     for row in rows:
         assert row["microseconds"] == pytest.approx(1234.567)
         assert (row["tensor_pct"], row["shared_pct"], row["registers"]) == (48.25, 21.5, 251)
@@ -197,7 +199,7 @@ def test_an_older_ncu_is_asked_again_without_the_metrics_it_does_not_know(
     install(tmp_path, "ncu", text)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     rows = stage("gpu.profilers:profile")
-    assert len([row for row in rows if row.get("tool") == "ncu"]) == 3
+    assert len([row for row in rows if row.get("tool") == "ncu"]) == len(KERNELS)
 
 
 def test_a_refused_ncu_is_a_row_with_its_reason(stage, tmp_path, monkeypatch):
