@@ -4,6 +4,7 @@ import subprocess
 
 import pytest
 import torch
+from building import toolchain
 from places import ROOT
 from races import FLAGS, at_fixed_addresses, missing, races
 from support import dtype_id
@@ -33,8 +34,8 @@ def test_a_missing_barrier_is_seen_in_any_order(tmp_path):
     program = tmp_path / "words"
     folders = [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests/lib/csrc'}"]
     source = ROOT / "tests/lib/csrc/emulated_words.cpp"
-    command = ["c++", "-std=c++20", *FLAGS, *folders, str(source), "-o", str(program)]
-    built = subprocess.run(command, capture_output=True, text=True)
+    command = [*toolchain.compiler(), "-std=c++20", *FLAGS, *folders, str(source)]
+    built = subprocess.run([*command, "-o", str(program)], capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
 
     def seen(name):

@@ -22,7 +22,7 @@ INDEXING = ("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_ind
 
 
 class OnCard(Tensor):
-    """What lies on the device: the sizes and the dtype of a CPU tensor that holds the numbers."""
+    """A tensor on the device: sizes and dtype of a CPU tensor, which holds the numbers."""
 
     numbers: Tensor
 

@@ -99,7 +99,7 @@ class Drawn:
 
     @property
     def allowed(self) -> Tensor:
-        """What the mask lets through, 4-D."""
+        """The pairs that the mask allows: bool, 4-D."""
         allowed = self.mask if self.mask.dtype == torch.bool else self.mask != -float("inf")
         return allowed[(None,) * (4 - allowed.dim())].cpu()
 

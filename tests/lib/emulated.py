@@ -37,7 +37,7 @@ FLAGS += ["-DCLINATTN_EMULATED", f"-I{ROOT / 'csrc'}", f"-I{LIB / 'csrc'}"]
 
 
 def missing() -> str | None:
-    """What the build needs and this machine lacks."""
+    """Names a tool that the build needs and this machine lacks; None if it has all."""
     compiler = toolchain.compiler()[0]
     if shutil.which(compiler) is None:
         return f"{compiler} is not installed"

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import os
-import shlex
 import shutil
 import subprocess
 import sys
@@ -31,11 +30,8 @@ RACE = "SUMMARY: ThreadSanitizer: "
 @functools.cache
 def runtime() -> Path | None:
     """GCC's library of ThreadSanitizer; None where the compiler is another, or has none."""
-    compiler = shlex.split(os.environ.get("CXX", "c++"))
-    if shutil.which(compiler[0]) is None:
-        return None
-    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True).stdout
-    if "Free Software Foundation" not in version:
+    compiler = toolchain.compiler()
+    if shutil.which(compiler[0]) is None or toolchain.is_clang():
         return None
     asked = [*compiler, "-print-file-name=libtsan.so"]
     path = Path(subprocess.run(asked, capture_output=True, text=True).stdout.strip())
@@ -43,7 +39,7 @@ def runtime() -> Path | None:
 
 
 def missing() -> str | None:
-    """What this machine lacks."""
+    """Names what these tests need and this machine lacks; None if it has all."""
     if reason := emulated.missing():
         return reason
     return None if runtime() else f"{toolchain.compiler()[0]} has no ThreadSanitizer with fibers"

@@ -208,6 +208,15 @@ def test_what_is_said_of_the_gpu_is_of_the_kept_rows():
         f"{product['sustained_tflops']:.0f} when the card is hot"
     ) in words(SPEED)
 
+    full = {
+        (row["dim"], row["direction"]): row["tflops"]
+        for row in rows
+        if row["stage"] == "speed" and row.get("provider") == "clinattn-cuda"
+        if (row["n"], row["mask"]) == (8192, "full")
+    }
+    at = lambda dim: f"{full[dim, 'forward']:.0f} / {full[dim, 'backward']:.0f} at"
+    assert f"reach {at(64)} head dimension 64, and {at(128)} 128" in words(SPEED)
+
     def ratios(run: str, kind: str) -> list[float]:
         found = [row for row in of_gpu(run) if row["stage"] == "targets"]
         return [x["measured"] for x in found if x.get("case", "").startswith(f"ratio {kind}")]

@@ -1,6 +1,6 @@
-// What ThreadSanitizer has to know to see races between the warps of a block: with
-// -fsanitize=thread a warp is a thread for it, and barriers of the block are all that orders them.
-// Lanes of a warp are one thread: that they wait for each other is not checked.
+// Tells ThreadSanitizer how the warps of a block are ordered, so that it sees races between them: a
+// warp is a thread for it, and barriers of the block are all the order there is. Lanes of a warp
+// are one thread: whether they wait for each other is not checked.
 #pragma once
 
 #include <vector>
@@ -28,16 +28,17 @@ class Witness {
     phase_ = 0;
     __tsan_release(&met_[0]);
   }
-  // A warp goes on after the barrier that all have met.
+  // A warp goes on after a barrier that all warps have reached.
   CLINATTN_UNSEEN void enter(int warp) {
     __tsan_switch_to_fiber(warps_[warp], __tsan_switch_to_fiber_no_sync);
     __tsan_acquire(&met_[phase_ % 2]);
   }
-  // It waits at the next one.
+  // The warp has reached the next barrier, and waits.
   CLINATTN_UNSEEN void leave() {
     __tsan_release(&met_[(phase_ + 1) % 2]);
     __tsan_switch_to_fiber(outside_, __tsan_switch_to_fiber_no_sync);
   }
+  // All warps have reached the barrier.
   CLINATTN_UNSEEN void all_met() { ++phase_; }
   CLINATTN_UNSEEN void end() {
     __tsan_acquire(&met_[phase_ % 2]);
