@@ -25,6 +25,7 @@ struct Dkdv {
     int lo[kQueries], hi[kQueries], prefix[kQueries];  // where some query does not see some key
     uint16_t least[kQueries];
     Apart apart[kQueries];
+    Scores scores;  // of the head
     bool edge;
   };
 
@@ -33,11 +34,17 @@ struct Dkdv {
   // those of the interval.
   struct KeyTile {
     Sequence seq;
-    int64_t origin;
+    int64_t kv_head, k0, origin;
     int prefix, first, count, total;  // tiles: of the prefix, the next one, of a head, of its group
+    float scale2, kept;               // of scores in base 2, and of weights that dropout keeps
 
-    CLINATTN_DEVICE KeyTile(const AttentionParams& p, const Sequence& seq, int64_t k0, int64_t k1)
-        : seq(seq) {
+    CLINATTN_DEVICE KeyTile(const AttentionParams& p, const Sequence& seq, int64_t kv_head,
+                            int64_t k0, int64_t k1)
+        : seq(seq),
+          kv_head(kv_head),
+          k0(k0),
+          scale2(static_cast<float>(p.scale * kLog2e)),
+          kept(kPairs ? kept_scale(p) : 1) {
       const bool all = k0 < seq.k_prefix;
       const int64_t lo = all ? 0 : seq.first_query(k0), hi = all ? seq.q_end : seq.last_query(k1);
       const int64_t before = min64(seq.q_prefix, lo), phase = seq.k_begin % kQueries;
@@ -52,6 +59,9 @@ struct Dkdv {
     CLINATTN_DEVICE int64_t query(int nth) const {
       const int tile = nth % count;
       return origin + static_cast<int64_t>(tile < prefix ? tile : first + tile - prefix) * kQueries;
+    }
+    CLINATTN_DEVICE int64_t head(const AttentionParams& p, int nth) const {
+      return kv_head * (p.heads / p.kv_heads) + nth / count;
     }
   };
 
@@ -89,16 +99,10 @@ struct Dkdv {
     if (kDv) zero_rows<T, kThreads>(p.dv, p.dv_strides, batch, work.head, begin, end, p.head_dim);
   }
 
-  static CLINATTN_DEVICE int64_t head_of(const AttentionParams& p, const KeyTile& tile,
-                                         int64_t kv_head, int nth) {
-    return kv_head * (p.heads / p.kv_heads) + nth / tile.count;
-  }
-
   static CLINATTN_DEVICE void fetch(const AttentionParams& p, const CudaScratch& scratch,
-                                    Queries& queries, Stats& to, const KeyTile& tile,
-                                    int64_t kv_head, int64_t k0, int nth) {
+                                    Queries& queries, Stats& to, const KeyTile& tile, int nth) {
     const Sequence& seq = tile.seq;
-    const int64_t batch = p.cu_seqlens_q ? 0 : seq.index, head = head_of(p, tile, kv_head, nth),
+    const int64_t batch = p.cu_seqlens_q ? 0 : seq.index, head = tile.head(p, nth), k0 = tile.k0,
                   i0 = tile.query(nth), at = stat_at(p, batch, head, seq.q_row0, i0);
     const int begin = static_cast<int>(max64(-i0, 0)),
               end = static_cast<int>(min64(seq.q_end - i0, kQueries));
@@ -125,7 +129,10 @@ struct Dkdv {
         to.least[row] = static_cast<uint16_t>(
             Dropout(p, seq.index, head).least(static_cast<uint32_t>(i0 + row)));
     }
-    if (thread_index() == 0) to.edge = edge;
+    if (thread_index() == 0) {
+      to.edge = edge;
+      if (kPairs) new (&to.scores) Scores(p, seq, head);
+    }
   }
 
   static CLINATTN_DEVICE void differentiate(const AttentionParams& p, const CudaScratch& scratch,
@@ -140,7 +147,7 @@ struct Dkdv {
     auto* tile = reinterpret_cast<KeyTile*>(memory + kTileAt);
     Draws draws{reinterpret_cast<uint16_t*>(memory + kKeptAt + warp_index() * Draws::kBytes), 0};
 
-    if (thread_index() == 0) new (tile) KeyTile(p, seq, k0, k1);
+    if (thread_index() == 0) new (tile) KeyTile(p, seq, kv_head, k0, k1);
     const int64_t batch = p.cu_seqlens_q ? 0 : seq.index;
     const auto alive = [&](int row) { return k0 + row >= seq.k_begin && k0 + row < k1; };
     load_tile<T, kRows, kDim, kThreads>(
@@ -148,8 +155,7 @@ struct Dkdv {
     load_tile<T, kRows, kDim, kThreads>(
         values, Rows<T>(p.v, p.v_strides, batch, kv_head, seq.k_row0, p.head_dim), k0, alive);
     sync_block();
-    if (tile->total > 0) fetch(p, scratch, queries, stats[0], *tile, kv_head, k0, 0);
-    const float scale2 = static_cast<float>(p.scale * kLog2e), kept = kPairs ? kept_scale(p) : 1;
+    if (tile->total > 0) fetch(p, scratch, queries, stats[0], *tile, 0);
 
     Sums<kM, kDk ? kDims : 1> dk;
     Sums<kM, kDv ? kDims : 1> dv;
@@ -159,38 +165,35 @@ struct Dkdv {
       const int i = nth % 2;
       queries.arrive(nth);
       const auto fetch_next = [&] {
-        if (nth + 1 < tile->total)
-          fetch(p, scratch, queries, stats[1 - i], *tile, kv_head, k0, nth + 1);
+        if (nth + 1 < tile->total) fetch(p, scratch, queries, stats[1 - i], *tile, nth + 1);
       };
       if constexpr (Queries::kEarly) fetch_next();
-      const Stats& of = stats[i];
 
       Sums<kM, kN> s, dp;
       s.clear();
       dp.clear();
       Product::rows_by_rows(s, keys, warp_row, queries.first(i));
       if constexpr (kDk) Product::rows_by_rows(dp, values, warp_row, queries.second(i));
+      // Not before the products, where the address would take a register
+      const Stats& of = stats[opaque(nth) % 2];
       bool by_pair = false;
       if constexpr (kPairs) {
-        const int64_t head = head_of(p, *tile, kv_head, nth);
-        const Scores scores(p, tile->seq, head);
         if (p.dropout_threshold) {
-          draws.draw(Dropout(p, tile->seq.index, head), tile->query(nth), of.least, k0 + warp_row);
+          draws.draw(Dropout(p, tile->seq.index, tile->head(p, nth)), tile->query(nth), of.least,
+                     tile->k0 + warp_row);
           dp.each([&](float& y, int, int row, int column) {
-            y = draws.at(column, row) ? y * kept : 0;
+            y = draws.at(column, row) ? y * tile->kept : 0;
           });
         }
-        by_pair = scores.by_pair;
+        by_pair = of.scores.by_pair;
         if (by_pair)
-          differentiate_pairs(p, scores, tile->seq, of, s, dp, tile->query(nth), k0, warp_row);
-        else if (scores.mask)
-          hide_masked(p, scores, tile->seq, s, dp, k0 + warp_row);
+          differentiate_pairs(p, tile->seq, of, s, dp, tile->query(nth), tile->k0, warp_row);
+        else if (of.scores.mask)
+          hide_masked(p, of.scores, tile->seq, s, dp, tile->k0 + warp_row);
       }
       if (!by_pair) {
-        take_off(
-            p, scratch, of,
-            stat_at(p, batch, head_of(p, *tile, kv_head, nth), tile->seq.q_row0, tile->query(nth)),
-            s);
+        take_off(p, scratch, of,
+                 stat_at(p, batch, tile->head(p, nth), tile->seq.q_row0, tile->query(nth)), s);
         if (of.edge) hide(s, dp, of, warp_row);
 #pragma unroll
         for (int m = 0; m < kM; ++m)
@@ -199,7 +202,7 @@ struct Dkdv {
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
               const int column = 8 * n + fragment_column(lane, e);
-              float x = fmaf(s.x[m][n][e], scale2, -of.lse[column]);
+              float x = fmaf(s.x[m][n][e], tile->scale2, -of.lse[column]);
               if constexpr (sizeof(T) == 4) x -= of.lse_low[column];
               s.x[m][n][e] = exp2_fast(x);
               dp.x[m][n][e] = s.x[m][n][e] * (dp.x[m][n][e] - of.delta[column]);
@@ -208,15 +211,17 @@ struct Dkdv {
       if constexpr (kPairs && kDv)
         if (p.dropout_threshold)
           s.each([&](float& x, int, int row, int column) {
-            x = draws.at(column, row) ? x * kept : 0;
+            x = draws.at(column, row) ? x * tile->kept : 0;
           });
       if constexpr (kDv) Product::weights_by_rows(dv, s, queries.second(i));
       if constexpr (kDk) Product::weights_by_rows(dk, dp, queries.first(i));
       if constexpr (!Queries::kEarly) fetch_next();
     }
     if constexpr (kDk)
-      write(p, tile->seq, kv_head, k0, p.dk, p.dk_strides, static_cast<float>(p.scale), dk, keys);
-    if constexpr (kDv) write(p, tile->seq, kv_head, k0, p.dv, p.dv_strides, 1, dv, values);
+      write(p, tile->seq, tile->kv_head, tile->k0, p.dk, p.dk_strides, static_cast<float>(p.scale),
+            dk, keys);
+    if constexpr (kDv)
+      write(p, tile->seq, tile->kv_head, tile->k0, p.dv, p.dv_strides, 1, dv, values);
   }
 
   // Takes the normaliser off the queries that are apart, of those whose numbers begin at `at`.
@@ -229,16 +234,16 @@ struct Dkdv {
     s.each([&](float& x, int, int, int column) {
       const Apart apart = of.apart[column];
       if (apart != Apart::kNo)
-        x = less_apart(x, apart, scale, scale2, scratch.lse2[at + column],
-                       scratch.lse2_low[at + column]);
+        x = less_apart<T>(x, apart, scale, scale2, scratch.lse2[at + column],
+                          scratch.lse2_low[at + column]);
     });
   }
 
   // s <- p and dp <- ds where scores are more than q.k
-  static CLINATTN_DEVICE void differentiate_pairs(const AttentionParams& p, const Scores& scores,
-                                                  const Sequence& seq, const Stats& of,
-                                                  Sums<kM, kN>& s, Sums<kM, kN>& dp, int64_t i0,
-                                                  int64_t k0, int warp_row) {
+  static CLINATTN_DEVICE void differentiate_pairs(const AttentionParams& p, const Sequence& seq,
+                                                  const Stats& of, Sums<kM, kN>& s,
+                                                  Sums<kM, kN>& dp, int64_t i0, int64_t k0,
+                                                  int warp_row) {
     const int lane = lane_index();
 #pragma unroll
     for (int m = 0; m < kM; ++m)
@@ -249,7 +254,7 @@ struct Dkdv {
           const int key = warp_row + 16 * m + fragment_row(lane, e),
                     column = 8 * n + fragment_column(lane, e);
           float gain, &x = s.x[m][n][e], &y = dp.x[m][n][e];
-          x = scores(p, seq, x, i0 + column, k0 + key, gain);
+          x = of.scores(p, seq, x, i0 + column, k0 + key, gain);
           if (!Visible{of.lo[column], of.hi[column], of.prefix[column]}.sees(key)) x = -kInfinity;
           const bool hidden = x == -kInfinity;
           x = exp2_fast(less_normaliser(x, of.lse[column], of.lse_low[column]));

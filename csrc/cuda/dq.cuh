@@ -166,7 +166,8 @@ struct Dq {
       if (row >= rows) return;
       const Apart apart = apart_at(p, at + row);
       if (apart != Apart::kNo)
-        x = less_apart(x, apart, scale, scale2, scratch.lse2[at + row], scratch.lse2_low[at + row]);
+        x = less_apart<T>(x, apart, scale, scale2, scratch.lse2[at + row],
+                          scratch.lse2_low[at + row]);
     });
   }
 

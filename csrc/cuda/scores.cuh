@@ -183,10 +183,12 @@ CLINATTN_DEVICE Apart is_apart(float lse) {
   return sizeof(T) == 2 && fabsf(lse) >= 1024 && lse - lse == 0 ? Apart::kBase2 : Apart::kNo;
 }
 // In the unit of x = q.k
+template <class T>
 CLINATTN_DEVICE float less_apart(float x, Apart apart, float scale, float scale2, float lse,
                                  float lse_low) {
-  return apart == Apart::kNatural ? less_normaliser(product(x, scale), lse, lse_low) / scale2
-                                  : (fmaf(x, scale2, -lse) - lse_low) / scale2;
+  if (sizeof(T) == 4 || apart == Apart::kNatural)
+    return less_normaliser(product(x, scale), lse, lse_low) / scale2;
+  return (fmaf(x, scale2, -lse) - lse_low) / scale2;
 }
 
 // Which pairs dropout keeps: clinattn/philox.py is the definition. The counter of 16 keys of a

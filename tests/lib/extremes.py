@@ -61,9 +61,9 @@ EXTREMES = [
     Extreme("relative-some-3e+38", bias=3e38, shape="relative", some=True),
     *(Extreme(f"softcap-{x:.0e}", softcap=x, equal=x < 1) for x in (1e-45, 1e-39, 2.4e38, 3.4e38)),
     Extreme("softcap-scores", softcap=1e30, scale=1e31),
+    # rows whose first tiles of keys have scores of another size than the rest
+    Extreme("scores-of-first-keys-1e10", scale=2.0**20, first=1e4),
 ]
-# Rows whose first tiles of keys have scores of another size than the rest
-UNEVEN = [Extreme("scores-of-first-keys-1e10", scale=2.0**20, first=1e4)]
 
 
 class ExtremeProblem:

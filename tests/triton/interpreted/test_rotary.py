@@ -1,6 +1,7 @@
 """The Triton kernel of rotary in Triton's interpreter."""
 
 import interpreter_bf16  # noqa: F401
+import interpreter_patches  # noqa: F401
 import pytest
 import torch
 from rotations import ROTATIONS, Inputs
