@@ -95,8 +95,9 @@ def run(title: str, folder: Path, links: bool) -> None:
     """Run ninja in a folder, with a log on the error stream. Raises CalledProcessError."""
     jobs = os.environ.get("MAX_JOBS")
     command = [program() or "ninja", *(["-j", jobs] if jobs else [])]
-    # Paths below the root are relative to ccache: another clone finds what this one compiled.
-    env = {"CCACHE_BASEDIR": str(ROOT)} | os.environ | {"PATH": search_path()}
+    # Paths below the root are relative to ccache, and in which folder it works is nothing to it:
+    # another clone finds what this one compiled.
+    env = {"CCACHE_BASEDIR": str(ROOT), "CCACHE_NOHASHDIR": "1"} | os.environ | {"PATH": search_path()}
     if os.environ.get("V") == "1":
         # 2: the stream itself, whatever setuptools or pytest put in the place of sys.stderr
         subprocess.run([*command, "-v"], cwd=folder, env=env, stdout=2, check=True)

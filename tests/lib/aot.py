@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 import triton
-from kept import digest, kept
+from kept import cache_folder, digest, kept
 from places import ROOT
 
 from clinattn import arguments, kernel_report, sass
@@ -30,8 +30,8 @@ VARIANTS = KINDS | {
 
 
 def problems(job):
-    """Everything wrong with the kernels of a job, in words, kept in build/."""
-    return kept(ROOT / "build" / "triton_aot", "-".join(map(str, job)), key(), lambda: judged(job))
+    """Everything wrong with the kernels of a job, in words; kept in the cache."""
+    return kept(cache_folder("triton_aot"), "-".join(map(str, job)), key(), lambda: judged(job))
 
 
 @cache

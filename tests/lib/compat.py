@@ -22,6 +22,7 @@ from elsewhere import ROOT, Result, copy_sources, failure, run_tests, show
 
 # One copy of the sources for all: the units free of torch are compiled once.
 FOLDER = ROOT / "build" / "compat"
+FAST = ["-m", "fast and not integrations"]
 
 
 def python_of(version: str) -> str:
@@ -63,7 +64,7 @@ def try_case(case: str, options: list[str]) -> Result:
     try:
         inside = make_environment(folder, torch, python, transformers)
         suite = ["integrations/packages"] if transformers else []
-        return run_tests(inside, [*(suite or ["-m", "not integrations"]), *options], FOLDER)
+        return run_tests(inside, [*(suite or FAST), *options], FOLDER)
     except (subprocess.CalledProcessError, FileNotFoundError) as error:
         return failure("environment", error)
     finally:

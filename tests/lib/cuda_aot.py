@@ -1,4 +1,4 @@
-"""Compiles a file of CUDA kernels for every kind of card and says what is wrong with them."""
+"""Compiles a file of CUDA kernels for a kind of card and says what is wrong with them."""
 
 import re
 import subprocess
@@ -8,17 +8,15 @@ from functools import cache
 from pathlib import Path
 
 from building import cuda, flags
-from kept import digest, kept, one_at_a_time
+from kept import cache_folder, digest, kept
 from places import ROOT
 
 from clinattn import sass
 from clinattn.kernel_report import triton_tool
 
-CSRC, BUILD = ROOT / "csrc", ROOT / "build" / "cuda_aot"
+CSRC = ROOT / "csrc"
 
 CARDS = (75, 80, 86, 90, 100)
-# The front end takes as long as ptxas does for one card; from 8.0 on it sees the same program.
-FRONT_ENDS = {75: (75,), 80: (80, 86, 90, 100)}
 DTYPES = {"6__half": "float16", "13__nv_bfloat16": "bfloat16", "f": "float32"}
 DIMS = (64, 128, 256)
 VARIANTS = [(d, p, t) for d in DIMS for p in (False, True) for t in (False, True)]
@@ -89,21 +87,38 @@ class Kernel:
         return found
 
 
-def problems(source):
-    """{card: everything wrong with the kernels of a .cu file there, in words}, kept in build/."""
-    path = compiled(source)
-    key = digest(Path(__file__), Path(sass.__file__), words=[path.stem])
-    judge = lambda: {card: judged(source, path, card) for card in known_cards()}
-    found = kept(BUILD, source.stem, key, judge)
-    return {int(card): words for card, words in found.items()}
+def problems(source, card):
+    """Everything wrong with the kernels of a .cu file for a card, in words; kept in the cache."""
+    judges = (Path(__file__), Path(sass.__file__))
+    words = [source.stem, *options(card), cuda.nvcc_says("--version")]
+    key = digest(*sources(source), *judges, words=words)
+    name = f"{source.stem}-{card}"
+    return kept(cache_folder("cuda_aot"), name, key, lambda: compiled_and_judged(source, card))
 
 
-def judged(source, path, card):
-    found = [x for x in path.with_suffix(".log").read_text().splitlines() if "warning" in x.lower()]
+def options(card):
+    """Of nvcc. From 8.0 on the kernels are one program for its front end."""
+    front_end = 75 if card < 80 else 80
+    return [*flags.NVCC_FLAGS, "-Xptxas", "-v", f"-gencode=arch=compute_{front_end},code=sm_{card}"]
+
+
+def compiled_and_judged(source, card):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{source.stem}.o"
+        command = [cuda.nvcc(), *options(card), "-c", str(source), "-o", str(path)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        said = done.stdout + done.stderr
+        assert done.returncode == 0, said
+        return judged(source, path, said, card)
+
+
+def judged(source, path, said, card):
+    """What is wrong with an object, of which nvcc said that."""
+    found = [x for x in said.splitlines() if "warning" in x.lower()]
     if " exit" in subprocess.run(["nm", "-u", path], capture_output=True, text=True).stdout:
         # what nvcc puts in the place of a function that is for the device alone
         found.append("the host calls a function of the device, which ends the process there")
-    there = kernels(path, card)
+    there = kernels(path, said, card)
     if expected(source.stem) != {(x.name, x.dtype, x.variant) for x in there}:
         found.append(f"kernels are {', '.join(map(str, there))}")
     return found + [f"{kernel}: {words}" for kernel in there for words in kernel.problems()]
@@ -127,32 +142,6 @@ def known_cards():
     return [card for card in CARDS if f"sm_{card}" in known]
 
 
-def compiled(source):
-    """The object of a .cu file, with what nvcc said beside it; new where a source or flag is."""
-    options = [*flags.NVCC_FLAGS, "-Xptxas", "-v"]
-    for front_end, cards in FRONT_ENDS.items():
-        codes = ",".join(f"sm_{card}" for card in cards if card in known_cards())
-        options.append(f"-gencode=arch=compute_{front_end},code=[{codes}]")
-    version = cuda.nvcc_says("--version")
-    path = BUILD / f"{source.stem}-{digest(*sources(source), words=[*options, version])}.o"
-    with one_at_a_time(BUILD / source.stem):
-        if not path.exists():
-            compile_to(path, source, options)
-    return path
-
-
-def compile_to(path, source, options):
-    with tempfile.TemporaryDirectory(dir=BUILD) as folder:
-        unfinished = Path(folder) / "unit.o"
-        command = [cuda.nvcc(), *options, "-c", str(source), "-o", str(unfinished)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-        for older in BUILD.glob(f"{source.stem}-*"):
-            older.unlink()
-        path.with_suffix(".log").write_text(done.stdout + done.stderr)
-        unfinished.rename(path)
-
-
 def sources(path):
     """A file and those of this repository that it includes."""
     found, left = set(), [path.resolve()]
@@ -166,12 +155,11 @@ def sources(path):
     return sorted(found)
 
 
-def kernels(path, card):
-    """What an object holds for a card."""
-    log = path.with_suffix(".log").read_text()
+def kernels(path, said, card):
+    """What an object holds for a card, of which nvcc said that."""
     instructions = disassembled(path, card)
     found = []
-    for part in log.split("Compiling entry function ")[1:]:
+    for part in said.split("Compiling entry function ")[1:]:
         symbol, target = re.match(r"'(\w+)' for 'sm_(\d+)\w*'", part).groups()
         if int(target) != card:
             continue

@@ -1,4 +1,7 @@
-"""Results that are kept in build/ and hold for as long as what they are made of is the same."""
+"""Results that are kept for as long as what they are made of is the same, whatever the clone.
+
+They lie in CLINATTN_TESTS_CACHE, or in clinattn-tests/ of the user's cache.
+"""
 
 import hashlib
 import json
@@ -6,6 +9,14 @@ import os
 from pathlib import Path
 
 from filelock import FileLock
+
+MOST = 4  # results of one name: of the branches between which one works
+
+
+def cache_folder(name: str) -> Path:
+    """A folder of the cache."""
+    users = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("CLINATTN_TESTS_CACHE") or Path(users) / "clinattn-tests") / name
 
 
 def digest(*paths, words=()):
@@ -20,12 +31,16 @@ def kept(folder, name, key, make):
     if not path.exists():
         result = json.dumps(make())
         folder.mkdir(parents=True, exist_ok=True)
-        for older in folder.glob(f"{name}.*.json"):
-            older.unlink(missing_ok=True)
         unfinished = path.with_suffix(f".{os.getpid()}")
         unfinished.write_text(result)
         unfinished.rename(path)
+        for older in newest_first(folder.glob(f"{name}.*.json"))[MOST:]:
+            older.unlink(missing_ok=True)
     return json.loads(path.read_text())
+
+
+def newest_first(paths):
+    return sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True)
 
 
 def one_at_a_time(folder):

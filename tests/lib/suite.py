@@ -106,6 +106,7 @@ def run(session: Session, arguments: list[str], settings: dict[str, str]) -> tup
         parallel = ["-n", str(processes), "--dist", "worksteal"] if session.parallel else []
         env = os.environ | settings | session.settings
         env |= {"CLINATTN_SECONDS": str(written), "OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"}
+        env.pop("PYTHONDONTWRITEBYTECODE", None)  # every process would compile every module
         env["PYTHONPATH"] = os.pathsep.join([str(LIB), *filter(None, [env.get("PYTHONPATH")])])
         command = [sys.executable, "-c", RUN, "-q", *parallel, *session.options, *arguments]
         status = subprocess.run(command, cwd=ROOT, env=env).returncode

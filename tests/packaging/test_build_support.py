@@ -113,7 +113,13 @@ def test_a_result_is_kept_for_as_long_as_its_source_is_the_same(tmp_path):
     source.write_text("second")
     result("sm90-pairs")
     assert len(calls) == 3
-    assert len(list((tmp_path / "kept").iterdir())) == 2
+    assert len(list((tmp_path / "kept").iterdir())) == 3
+    source.write_text("first")  # another branch, or another clone
+    assert result("sm90-pairs") == ["sm90-pairs"] and len(calls) == 3
+    for word in "abcdef":
+        source.write_text(word)
+        result("sm90-pairs")
+    assert len(list((tmp_path / "kept").iterdir())) == 5  # four of that name
 
 
 BUILDS = """
