@@ -97,7 +97,8 @@ def run(title: str, folder: Path, links: bool) -> None:
     command = [program() or "ninja", *(["-j", jobs] if jobs else [])]
     # Paths below the root are relative to ccache, and in which folder it works is nothing to it:
     # another clone finds what this one compiled.
-    env = {"CCACHE_BASEDIR": str(ROOT), "CCACHE_NOHASHDIR": "1"} | os.environ | {"PATH": search_path()}
+    of_ccache = {"CCACHE_BASEDIR": str(ROOT), "CCACHE_NOHASHDIR": "1"}
+    env = of_ccache | os.environ | {"PATH": search_path()}
     if os.environ.get("V") == "1":
         # 2: the stream itself, whatever setuptools or pytest put in the place of sys.stderr
         subprocess.run([*command, "-v"], cwd=folder, env=env, stdout=2, check=True)
