@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from setuptools import Extension
 
 # The cards to compile for where neither TORCH_CUDA_ARCH_LIST nor a card names any.
-CUDA_ARCHS = ("7.5", "8.0", "8.6", "9.0", "10.0")
+CUDA_ARCHS = ("7.5", "8.0", "8.6", "9.0", "10.0", "12.0")
 OLDEST_CUDA_ARCH = (7, 5)
 
 

@@ -59,7 +59,7 @@ class AmxFold {
     Queries* queries;
   };
   // Blocks whose weights are multiplied with v together, [first, last] of those that lie between
-  // two multiples of kGroup. Where edge, some query does not see some key.
+  // two multiples of kGroup. Where edge, some query does not see some key that is multiplied.
   struct Group {
     Queries* queries;
     int64_t index, at, first, last;
@@ -205,6 +205,7 @@ class AmxFold {
     }
     Queries& q = *block.queries;
     for (int64_t j = group.last + 1; j < in_group; ++j) clear_weights(j, 0);
+    group.edge |= in_group > group.last + 1 || block.step.end < kKeys;
     row_units = block.step.end / E::kEnd;
     units = q.halves * row_units;
     if (block.step.end < kKeys) clear_weights(in_group, row_units * E::kEnd);

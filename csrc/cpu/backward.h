@@ -297,7 +297,8 @@ struct Backward {
       const typename E::Cover cover{p, seq, engine, mask_row, head, i0 + i, rows, k0, j, last};
       return cover.hide(keys, units.natural, masked);
     };
-    const bool edge = is_edge(0, n, begin, end);
+    // All of a block of keys is multiplied, also behind the last that some row sees.
+    const bool edge = is_edge(0, n, begin, round_up(end, E::kBlock));
     // Part `at` of `parts` of what is read next: dq of this block, q and do of the one behind it
     const int64_t i1 = i0 + n, next = min64(block_start(seq, index + 2), seq.q_end) - i1;
     const auto prefetch = [&](int64_t at, int64_t parts) {

@@ -34,7 +34,7 @@ struct Dkdv {
   // those of the interval.
   struct KeyTile {
     Sequence seq;
-    int64_t kv_head, k0, origin;
+    int64_t kv_head, head, k0, origin;  // head: the first of the group
     int prefix, first, count, total;  // tiles: of the prefix, the next one, of a head, of its group
     float scale2, kept;               // of scores in base 2, and of weights that dropout keeps
 
@@ -42,6 +42,7 @@ struct Dkdv {
                             int64_t k0, int64_t k1)
         : seq(seq),
           kv_head(kv_head),
+          head(kv_head * (p.heads / p.kv_heads)),
           k0(k0),
           scale2(static_cast<float>(p.scale * kLog2e)),
           kept(kPairs ? kept_scale(p) : 1) {
@@ -60,8 +61,11 @@ struct Dkdv {
       const int tile = nth % count;
       return origin + static_cast<int64_t>(tile < prefix ? tile : first + tile - prefix) * kQueries;
     }
-    CLINATTN_DEVICE int64_t head(const AttentionParams& p, int nth) const {
-      return kv_head * (p.heads / p.kv_heads) + nth / count;
+    CLINATTN_DEVICE int64_t head_of(int nth) const { return head + nth / count; }
+    // Where its numbers begin in lse and its like
+    CLINATTN_DEVICE int64_t stat(const AttentionParams& p, int nth) const {
+      const int64_t batch = p.cu_seqlens_q ? 0 : seq.index;
+      return stat_at(p, batch, head_of(nth), seq.q_row0, query(nth));
     }
   };
 
@@ -102,8 +106,8 @@ struct Dkdv {
   static CLINATTN_DEVICE void fetch(const AttentionParams& p, const CudaScratch& scratch,
                                     Queries& queries, Stats& to, const KeyTile& tile, int nth) {
     const Sequence& seq = tile.seq;
-    const int64_t batch = p.cu_seqlens_q ? 0 : seq.index, head = tile.head(p, nth), k0 = tile.k0,
-                  i0 = tile.query(nth), at = stat_at(p, batch, head, seq.q_row0, i0);
+    const int64_t batch = p.cu_seqlens_q ? 0 : seq.index, head = tile.head_of(nth), k0 = tile.k0,
+                  i0 = tile.query(nth), at = tile.stat(p, nth);
     const int begin = static_cast<int>(max64(-i0, 0)),
               end = static_cast<int>(min64(seq.q_end - i0, kQueries));
     queries.fetch(
@@ -116,7 +120,7 @@ struct Dkdv {
       const bool live = row >= begin && row < end;
       to.lse[row] = live ? scratch.lse2[at + row] : kInfinity;
       to.lse_low[row] = live ? scratch.lse2_low[at + row] : 0;
-      to.apart[row] = live && !Scores::are_by_pair(p)
+      to.apart[row] = live && !(kPairs && Scores::are_by_pair(p))
                           ? is_apart<T>(static_cast<const float*>(p.lse)[at + row])
                           : Apart::kNo;
       if (to.apart[row] != Apart::kNo) to.lse[row] = to.lse_low[row] = 0;
@@ -135,11 +139,16 @@ struct Dkdv {
     }
   }
 
+  // The first row of the warp. Beyond head dim 128 it is computed where it is needed: there is no
+  // register to keep it.
+  static CLINATTN_DEVICE int first_row() {
+    return (kDim > 128 ? opaque(thread_index()) : thread_index()) / kWarp * kWarpRows;
+  }
+
   static CLINATTN_DEVICE void differentiate(const AttentionParams& p, const CudaScratch& scratch,
                                             const Sequence& seq, int64_t kv_head, int64_t k0,
                                             int64_t k1) {
     char* memory = shared_memory();
-    const int warp_row = warp_index() * kWarpRows, lane = lane_index();
     const Tile<T, kDim> keys{reinterpret_cast<T*>(memory)},
         values{reinterpret_cast<T*>(memory + kVAt)};
     Queries queries(memory + kStreamAt);
@@ -172,14 +181,15 @@ struct Dkdv {
       Sums<kM, kN> s, dp;
       s.clear();
       dp.clear();
-      Product::rows_by_rows(s, keys, warp_row, queries.first(i));
-      if constexpr (kDk) Product::rows_by_rows(dp, values, warp_row, queries.second(i));
-      // Not before the products, where the address would take a register
+      Product::rows_by_rows(s, keys, first_row(), queries.first(i));
+      if constexpr (kDk) Product::rows_by_rows(dp, values, first_row(), queries.second(i));
+      // Not before the products, where they would take registers
       const Stats& of = stats[opaque(nth) % 2];
+      const int warp_row = first_row();
       bool by_pair = false;
       if constexpr (kPairs) {
         if (p.dropout_threshold) {
-          draws.draw(Dropout(p, tile->seq.index, tile->head(p, nth)), tile->query(nth), of.least,
+          draws.draw(Dropout(p, tile->seq.index, tile->head_of(nth)), tile->query(nth), of.least,
                      tile->k0 + warp_row);
           dp.each([&](float& y, int, int row, int column) {
             y = draws.at(column, row) ? y * tile->kept : 0;
@@ -192,9 +202,9 @@ struct Dkdv {
           hide_masked(p, of.scores, tile->seq, s, dp, tile->k0 + warp_row);
       }
       if (!by_pair) {
-        take_off(p, scratch, of,
-                 stat_at(p, batch, tile->head(p, nth), tile->seq.q_row0, tile->query(nth)), s);
+        take_off(p, scratch, *tile, nth, of, s);
         if (of.edge) hide(s, dp, of, warp_row);
+        const int lane = opaque(lane_index());
 #pragma unroll
         for (int m = 0; m < kM; ++m)
 #pragma unroll
@@ -224,19 +234,32 @@ struct Dkdv {
       write(p, tile->seq, tile->kv_head, tile->k0, p.dv, p.dv_strides, 1, dv, values);
   }
 
-  // Takes the normaliser off the queries that are apart, of those whose numbers begin at `at`.
+  // Takes the normaliser off the queries of the nth tile that are apart.
   static CLINATTN_DEVICE void take_off(const AttentionParams& p, const CudaScratch& scratch,
-                                       const Stats& of, int64_t at, Sums<kM, kN>& s) {
+                                       const KeyTile& tile, int nth, const Stats& of,
+                                       Sums<kM, kN>& s) {
     bool any = false;
     for (int row = lane_index(); row < kQueries; row += kWarp) any |= of.apart[row] != Apart::kNo;
     if (!any_in_warp(any)) return;
+    const int64_t at = tile.stat(p, nth);
     const float scale = static_cast<float>(p.scale), scale2 = static_cast<float>(p.scale * kLog2e);
-    s.each([&](float& x, int, int, int column) {
-      const Apart apart = of.apart[column];
-      if (apart != Apart::kNo)
-        x = less_apart<T>(x, apart, scale, scale2, scratch.lse2[at + column],
-                          scratch.lse2_low[at + column]);
-    });
+    const int lane = opaque(lane_index());  // takes no register where no query is apart
+#pragma unroll
+    for (int n = 0; n < kN; ++n)
+#pragma unroll
+      for (int side = 0; side < 2; ++side) {
+        const int column = 8 * n + fragment_column(lane, side);
+        const Apart apart = of.apart[column];
+        if (apart == Apart::kNo) continue;
+        const float lse = scratch.lse2[at + column], low = scratch.lse2_low[at + column];
+#pragma unroll
+        for (int m = 0; m < kM; ++m)
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            float& x = s.x[m][n][2 * half + side];
+            x = less_apart<T>(x, apart, scale, scale2, lse, low);
+          }
+      }
   }
 
   // s <- p and dp <- ds where scores are more than q.k
@@ -279,7 +302,7 @@ struct Dkdv {
   // Hidden pairs have weight 0, whatever their keys and queries hold.
   static CLINATTN_DEVICE void hide(Sums<kM, kN>& s, Sums<kM, kN>& dp, const Stats& of,
                                    int warp_row) {
-    const int lane = lane_index();
+    const int lane = opaque(lane_index());  // no register of other tiles
 #pragma unroll
     for (int n = 0; n < kN; ++n)
 #pragma unroll
@@ -301,13 +324,13 @@ struct Dkdv {
   static CLINATTN_DEVICE void write(const AttentionParams& p, const Sequence& seq, int64_t kv_head,
                                     int64_t k0, void* tensor, const Strides& strides, float scale,
                                     Sums<kM, kDims>& sums, const Tile<T, kDim>& tile) {
-    const int warp_row = warp_index() * kWarpRows;
+    const int warp_row = first_row(), lane = opaque(lane_index());
     const int64_t batch = p.cu_seqlens_k ? 0 : seq.index, warp_k0 = k0 + warp_row;
     float factor[2 * kM];
 #pragma unroll
     for (int r = 0; r < 2 * kM; ++r) {
       factor[r] = scale;
-      const int64_t j = warp_k0 + r / 2 * 16 + fragment_row(lane_index(), r % 2 * 2);
+      const int64_t j = warp_k0 + r / 2 * 16 + fragment_row(lane, r % 2 * 2);
       if (j < seq.k_begin || j >= seq.k_end)
         for (int n = 0; n < kDims; ++n)
           sums.x[r / 2][n][r % 2 * 2] = sums.x[r / 2][n][r % 2 * 2 + 1] = 0;

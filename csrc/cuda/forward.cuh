@@ -86,12 +86,12 @@ struct Forward {
         if (fixed->scores.by_pair)
           s.each([&](float& x, int, int row, int column) {
             float gain;
-            x = fixed->scores(p, fixed->seq, x, warp_i0 + row, k0 + column, gain);
+            x = fixed->scores(p, fixed->seq, x, fixed->i0 + warp_row + row, k0 + column, gain);
           });
         else if (fixed->scores.mask)
           hide_keys(p, fixed->scores, k0, fixed->seq.k_end - k0, s);
       }
-      if (edge) hide(s, fixed->seq, warp_i0, k0);
+      if (edge) hide(s, fixed->seq, fixed->i0 + warp_row, k0);
       if constexpr (kPairs)
         if (fixed->scores.hides_pairs(p)) {
           seen.note(s);
@@ -130,7 +130,7 @@ struct Forward {
       });
       if constexpr (kPairs)
         if (p.dropout_threshold) {
-          draws.draw(Dropout(p, fixed->seq.index, head), warp_i0, least, k0);
+          draws.draw(Dropout(p, fixed->seq.index, fixed->head), fixed->i0 + warp_row, least, k0);
           s.each([&](float& x, int, int row, int column) {
             if (!draws.at(row, column)) x = 0;
           });
@@ -138,7 +138,7 @@ struct Forward {
       Product::weights_by_rows(o, s, keys.second(i));
       if constexpr (!Keys::kEarly) fetch_next();
     }
-    finish(p, fixed->seq, fixed->scores, head, queries, warp_row, i0, i1, o, m, l);
+    finish(p, *fixed, queries, opaque(warp_row), o, m, l);
   }
 
   // Takes the maximum off the scores of rows that are whole, but keeps their unit.
@@ -171,10 +171,12 @@ struct Forward {
     });
   }
 
-  static CLINATTN_DEVICE void finish(const AttentionParams& p, const Sequence& seq,
-                                     const Scores& scores, int64_t head, const Tile<T, kDim>& tile,
-                                     int warp_row, int64_t i0, int64_t i1, Sums<kM, kDims>& o,
+  static CLINATTN_DEVICE void finish(const AttentionParams& p, const QueryTile<T>& fixed,
+                                     const Tile<T, kDim>& tile, int warp_row, Sums<kM, kDims>& o,
                                      const float (&m)[2 * kM], float (&l)[2 * kM]) {
+    const Sequence& seq = fixed.seq;
+    const Scores& scores = fixed.scores;
+    const int64_t head = fixed.head, i0 = fixed.i0;
     const int64_t batch = p.cu_seqlens_q ? 0 : seq.index, end = min64(i0 + kRows, seq.rows_q);
     float factor[2 * kM];
 #pragma unroll
@@ -182,7 +184,7 @@ struct Forward {
       l[r] += shuffle_xor(l[r], 1);
       l[r] += shuffle_xor(l[r], 2);
       const int64_t i = i0 + warp_row + r / 2 * 16 + fragment_row(lane_index(), r % 2 * 2);
-      const bool empty = l[r] == 0 || i >= i1;
+      const bool empty = l[r] == 0 || i >= seq.q_end;
       factor[r] = empty ? 0 : (kPairs ? kept_scale(p) : 1.0f) / l[r];
       if (lane_index() % 4 == 0 && i < end) {
         const TwoPart lse =

@@ -41,6 +41,7 @@ struct KeyTiles {
 template <class T>
 struct QueryTile {
   Sequence seq;
+  int64_t head, i0;
   View view;
   Rows<T> k, v;
   Scores scores;
@@ -49,6 +50,8 @@ struct QueryTile {
   CLINATTN_DEVICE QueryTile(const AttentionParams& p, const Sequence& seq, int64_t head, int64_t i0,
                             int64_t i1, int keys)
       : seq(seq),
+        head(head),
+        i0(i0),
         view(seq.view(i0, i1)),
         k(p.k, p.k_strides, batch(p), head / (p.heads / p.kv_heads), seq.k_row0, p.head_dim),
         v(p.v, p.v_strides, batch(p), head / (p.heads / p.kv_heads), seq.k_row0, p.head_dim),

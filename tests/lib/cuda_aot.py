@@ -16,7 +16,7 @@ from clinattn.kernel_report import triton_tool
 
 CSRC = ROOT / "csrc"
 
-CARDS = (75, 80, 86, 90, 100)
+CARDS = (75, 80, 86, 90, 100, 120)
 DTYPES = {"6__half": "float16", "13__nv_bfloat16": "bfloat16", "f": "float32"}
 DIMS = (64, 128, 256)
 VARIANTS = [(d, p, t) for d in DIMS for p in (False, True) for t in (False, True)]

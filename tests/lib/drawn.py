@@ -108,8 +108,10 @@ class Drawn:
         none = torch.zeros(self.batch, dtype=torch.long)
         if self.mask is None or any(x in self.case.mask.split(":")[1][:-1] for x in "hq"):
             return none
+        if not self.nq or not self.nk:  # an expanded mask has no rows then
+            return none
         allowed = self.allowed[:, 0, 0].expand(self.batch, self.nk)
-        return torch.where(allowed.any(-1), allowed.int().argmax(-1), 0) if self.nk else none
+        return torch.where(allowed.any(-1), allowed.int().argmax(-1), 0)
 
     def make_visible(self) -> Tensor:
         case, at = self.case, self.features.layout

@@ -180,7 +180,7 @@ def cuda_here(monkeypatch):
 
 EVERY_ARCH = "".join(f"compute_{x}\n" for x in (75, 80, 86, 87, 89, 90, 100, 103, 120))
 ARCH_LISTS = [
-    (None, "7.5 8.0 8.6 9.0 10.0+PTX"),
+    (None, "7.5 8.0 8.6 9.0 10.0 12.0+PTX"),
     ("8.0;9.0+PTX", "8.0 9.0+PTX"),
     ("9.0a 7.5", "7.5 9.0"),
     ("Turing;10.0", "7.5+PTX 10.0"),

@@ -97,7 +97,15 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(settings, tmp_path):
     ]
 
 
-def test_a_second_signal_ends_at_once(settings):
+@pytest.fixture
+def interruptible():
+    """SIGINT raises, also where this process was started with the signal ignored (nohup, &)."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_signal_ends_at_once(settings, interruptible):
     def twice(message, done, total):
         if message.startswith("training"):
             signal.raise_signal(signal.SIGINT)  # in this thread: two to the process can be one
