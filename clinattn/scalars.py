@@ -26,7 +26,8 @@ def as_int(name: str, x: Any, expected: str = "an int") -> int:
     """An int of whatever operator.index takes: ints, numpy's, a tensor of one integer. No bool."""
     if type(x) is int or isinstance(x, torch.SymInt):
         return x  # type: ignore[return-value]
-    if not isinstance(x, bool) and getattr(x, "dtype", None) != torch.bool:
+    # older releases of numpy take their bool for an index
+    if not isinstance(x, bool) and str(getattr(x, "dtype", None)) not in ("torch.bool", "bool"):
         try:
             return operator.index(x)
         except (TypeError, ValueError):

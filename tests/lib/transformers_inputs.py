@@ -25,7 +25,7 @@ def packed(function):
 
 
 SLIDING = masking_utils.sliding_window_causal_mask_function(WINDOW)
-AROUND = masking_utils.sliding_window_bidirectional_mask_function(WINDOW)
+AROUND = getattr(masking_utils, "sliding_window_bidirectional_mask_function", None)  # none in 5.0
 CHUNKED = masking_utils.chunked_causal_mask_function(WINDOW, torch.zeros(2, dtype=torch.long))
 BLOCKS = masking_utils.or_masks(CAUSAL, masking_utils.blockwise_overlay(DOCUMENTS))
 EVERY_OTHER = masking_utils.and_masks(CAUSAL, lambda b, h, q, k: (q - k) % 2 == 0)
@@ -38,7 +38,7 @@ MASKS = {
     "causal": (CAUSAL, {}, True),
     "bidirectional": (BIDIRECTIONAL, BOTH_WAYS, True),
     "sliding": (SLIDING, LOCAL, True),
-    "sliding-both-ways": (AROUND, LOCAL | BOTH_WAYS, True),
+    **({"sliding-both-ways": (AROUND(WINDOW), LOCAL | BOTH_WAYS, True)} if AROUND else {}),
     "packed": (packed(CAUSAL), NO_SKIP, True),
     "packed-sliding": (packed(SLIDING), LOCAL | NO_SKIP, True),
     "causal-to-be-changed": (CAUSAL, NO_SKIP, False),
