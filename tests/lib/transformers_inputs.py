@@ -27,7 +27,7 @@ def packed(function):
 SLIDING = masking_utils.sliding_window_causal_mask_function(WINDOW)
 AROUND = getattr(masking_utils, "sliding_window_bidirectional_mask_function", None)  # none in 5.0
 CHUNKED = masking_utils.chunked_causal_mask_function(WINDOW, torch.zeros(2, dtype=torch.long))
-BLOCKS = masking_utils.or_masks(CAUSAL, masking_utils.blockwise_overlay(DOCUMENTS))
+BLOCKS = masking_utils.or_masks(CAUSAL, lambda b, h, q, k: DOCUMENTS[b, q] == DOCUMENTS[b, k])
 EVERY_OTHER = masking_utils.and_masks(CAUSAL, lambda b, h, q, k: (q - k) % 2 == 0)
 LOCAL = {"local_size": WINDOW}
 NO_SKIP = {"allow_is_causal_skip": False}
