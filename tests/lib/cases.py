@@ -101,6 +101,7 @@ WINDOWS = [
     Case("window-wide", nq=65, window=1000),
     Case("window-left", nq=130, window=(20, 0)),
     Case("window-right", nq=130, window=(0, 20)),
+    Case("window-one-query", nq=1, nk=64, window=41),  # keys from 42 on hold NaN
     Case("window-left-open", nq=65, window=(None, 3)),
     Case("window-right-open", nq=65, window=(3, None)),
     Case("window-causal", nq=130, window=33, causal=True),
