@@ -54,7 +54,9 @@ def _documents(function: Callable) -> tuple[Tensor, Callable] | None:
     if parts is None or len(parts[0]) != 2:
         return None
     for same, within in (parts[0], reversed(parts[0])):  # as earlier and later releases join them
-        ids, inner = _enclosed(same, _SAME_DOCUMENT), _enclosed(within, _WITHIN_DOCUMENT)
+        ids = _enclosed(same, _SAME_DOCUMENT)
+        # transformers 5.0 leaves the places as they are, which within a document is the same
+        inner = (within,) if _WITHIN_DOCUMENT is None else _enclosed(within, _WITHIN_DOCUMENT)
         if ids is not None and inner is not None:
             return ids[0], inner[0]
     return None

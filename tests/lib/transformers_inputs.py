@@ -19,7 +19,8 @@ RIGHT = torch.arange(13) < torch.tensor([[9], [13]])
 def packed(function):
     """As create_causal_mask joins the parts, in the order of the release."""
     same = masking_utils.packed_sequence_mask_function(DOCUMENTS)
-    within = masking_utils.remap_positions_for_packed_sequence(function, POSITIONS)
+    remapped = getattr(masking_utils, "remap_positions_for_packed_sequence", None)  # none in 5.0
+    within = remapped(function, POSITIONS) if remapped else function
     earlier = hasattr(masking_utils, "packed_sequence_compatibility_function")
     return masking_utils.and_masks(*((same, within) if earlier else (within, same)))
 
