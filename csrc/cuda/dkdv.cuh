@@ -62,7 +62,7 @@ struct Dkdv {
       return origin + static_cast<int64_t>(tile < prefix ? tile : first + tile - prefix) * kQueries;
     }
     CLINATTN_DEVICE int64_t head_of(int nth) const { return head + nth / count; }
-    // Where its numbers begin in lse and its like
+    // Where the numbers of the queries of the nth tile begin in lse and delta
     CLINATTN_DEVICE int64_t stat(const AttentionParams& p, int nth) const {
       const int64_t batch = p.cu_seqlens_q ? 0 : seq.index;
       return stat_at(p, batch, head_of(nth), seq.q_row0, query(nth));

@@ -97,7 +97,7 @@ def problems(source, card):
 
 
 def options(card):
-    """Of nvcc. From 8.0 on the kernels are one program for its front end."""
+    """nvcc's options for a card. From 8.0 on its front end sees one program for all cards."""
     front_end = 75 if card < 80 else 80
     return [*flags.NVCC_FLAGS, "-Xptxas", "-v", f"-gencode=arch=compute_{front_end},code=sm_{card}"]
 
@@ -113,7 +113,7 @@ def compiled_and_judged(source, card):
 
 
 def judged(source, path, said, card):
-    """What is wrong with an object, of which nvcc said that."""
+    """Lists in words the faults of an object; said: what nvcc printed when it compiled the object."""
     found = [x for x in said.splitlines() if "warning" in x.lower()]
     if " exit" in subprocess.run(["nm", "-u", path], capture_output=True, text=True).stdout:
         # what nvcc puts in the place of a function that is for the device alone
@@ -156,7 +156,7 @@ def sources(path):
 
 
 def kernels(path, said, card):
-    """What an object holds for a card, of which nvcc said that."""
+    """The kernels of an object for a card; said: what nvcc printed when it compiled the object."""
     instructions = disassembled(path, card)
     found = []
     for part in said.split("Compiling entry function ")[1:]:

@@ -1,6 +1,6 @@
 """Results that are kept for as long as what they are made of is the same, whatever the clone.
 
-They lie in CLINATTN_TESTS_CACHE, or in clinattn-tests/ of the user's cache.
+The folder is CLINATTN_TESTS_CACHE, or in clinattn-tests/ of the user's cache.
 """
 
 import hashlib
