@@ -113,7 +113,7 @@ def compiled_and_judged(source, card):
 
 
 def judged(source, path, said, card):
-    """Lists in words the faults of an object; said: what nvcc printed when it compiled the object."""
+    """Lists in words the faults of an object; said: what nvcc printed when it compiled it."""
     found = [x for x in said.splitlines() if "warning" in x.lower()]
     if " exit" in subprocess.run(["nm", "-u", path], capture_output=True, text=True).stdout:
         # what nvcc puts in the place of a function that is for the device alone
@@ -156,7 +156,7 @@ def sources(path):
 
 
 def kernels(path, said, card):
-    """The kernels of an object for a card; said: what nvcc printed when it compiled the object."""
+    """Lists the kernels of an object for a card; said: what nvcc printed when it compiled it."""
     instructions = disassembled(path, card)
     found = []
     for part in said.split("Compiling entry function ")[1:]:
