@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 SOURCES = ("csrc/*.cpp", "csrc/*.h", "csrc/cpu/*.cpp", "csrc/cpu/*.h")
@@ -52,7 +53,9 @@ def description(repository: Path) -> str:
 
 def require_fresh_build(repository: Path) -> None:
     """Raises Refused where the compiled module is absent, or its sources were changed since."""
-    built = list(repository.glob("clinattn/_C.*"))
+    # this Python's: the module of another one may lie beside it
+    names = [repository / "clinattn" / f"_C{suffix}" for suffix in EXTENSION_SUFFIXES]
+    built = [path for path in names if path.exists()]
     if not built:
         raise Refused("this tree has no compiled module clinattn/_C: expected one (make ext)")
     sources = [path for pattern in SOURCES for path in repository.glob(pattern)]

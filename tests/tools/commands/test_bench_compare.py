@@ -101,6 +101,9 @@ def test_what_is_not_committed_is_counted(base_tree, git):
 
 
 def test_a_build_older_than_its_sources_is_refused(base_tree, git):
+    of_another_python = git.folder / "clinattn" / "_C.cpython-30-x86_64-linux-gnu.so"
+    of_another_python.touch()
+    os.utime(of_another_python, (0, 0))
     base_tree.require_fresh_build(git.folder)
     later = time.time() + 10
     os.utime(git.folder / "csrc" / "module.cpp", (later, later))
