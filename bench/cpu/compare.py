@@ -40,6 +40,9 @@ ROOT = SIDE.parents[2]
 MIN_ROUNDS, BUDGET_S = 5, 3.0
 # Threads that a side left spinning are asleep after it.
 PAUSE_S = 0.005
+# Whether glibc maps fresh pages for a large result or has a hole for it hangs on the cases before,
+# and may differ between the sides: 256 sequences of 128 in 160 or 110 ms. So it maps none.
+SAME_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
 QUICK = (
     "full N1024 D64",
     "causal N1024 D64",
@@ -56,7 +59,7 @@ class Side:
         self.name, self.tree = name, tree
         command = [sys.executable, str(SIDE)]
         command += [] if threads is None else [str(threads)]
-        variables = {**os.environ, "PYTHONPATH": str(tree)}
+        variables = {**os.environ, **SAME_MEMORY, "PYTHONPATH": str(tree)}
         self.process = subprocess.Popen(
             command,
             env=variables,

@@ -8,7 +8,6 @@ alone gives 0, not an average.
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from clinattn.attention import fused_attention
 from clinattn.integrations.outcome import Outcome
-from clinattn.integrations.swap import swap, swap_back, warn_of_attentions
+from clinattn.integrations.swap import subclasses, swap, swap_back, warn_of_attentions
 
 DETAIL = "fused_attention"
 
@@ -179,20 +178,7 @@ FAMILIES: dict[tuple[str, str], type[BertShaped]] = {
 }
 
 
-def _replacements() -> dict[type, type]:
-    """Original class -> its subclass, for the models that the installed transformers has."""
-    made = {}
-    for (model, name), family in FAMILIES.items():
-        try:
-            module = importlib.import_module(f"transformers.models.{model}.modeling_{model}")
-            original = getattr(module, name)
-        except (ImportError, AttributeError):  # a release without this model
-            continue
-        made[original] = type(name, (family, original), {"__module__": __name__})
-    return made
-
-
-REPLACEMENTS = _replacements()
+REPLACEMENTS = subclasses(FAMILIES, __name__)
 globals().update({x.__name__: x for x in REPLACEMENTS.values()})  # where pickle looks for them
 
 

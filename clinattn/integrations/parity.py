@@ -44,7 +44,8 @@ class InDouble(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         args = tuple(map(_double, args))
         kwargs = {name: _double(x) for name, x in (kwargs or {}).items()}
-        return func(*args, **kwargs).double() if func is Tensor.float else func(*args, **kwargs)
+        # not by way of fp32, where the lowest number of fp64 is -inf
+        return Tensor.double(*args) if func is Tensor.float else func(*args, **kwargs)
 
 
 def _double(argument: Any) -> Any:

@@ -21,7 +21,8 @@ from clinattn.integrations.outcome import Outcome
 ADAPTERS = {
     "torch": ("torch_nn",),
     "transformers": (
-        "transformers_models", "longformer", "big_bird", "bert_shaped", "xlm", "unsupported",
+        "transformers_models", "early_transformers", "longformer", "big_bird", "bert_shaped", "xlm",
+        "unsupported",
     ),
 }  # fmt: skip
 

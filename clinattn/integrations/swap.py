@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import warnings
 from collections.abc import Mapping
@@ -15,6 +16,23 @@ from clinattn.integrations.outcome import Outcome
 MAX_HEAD_DIM = 256
 # Parameters of transformers' forwards under the names that later releases gave them.
 RENAMED = {"cache": "past_key_values"}  # 5.24
+
+
+def subclasses(families: Mapping[tuple[str, str], type], home: str) -> dict[type, type]:
+    """Original class -> a subclass of the same name with the forward of its family.
+
+    families: (model of transformers, class in it) -> what the subclass is made with. Those that the
+    installed transformers does not have are left out. home: the module that pickle is to look in.
+    """
+    made = {}
+    for (model, name), family in families.items():
+        try:
+            module = importlib.import_module(f"transformers.models.{model}.modeling_{model}")
+            original = getattr(module, name)
+        except (ImportError, AttributeError):
+            continue
+        made[original] = type(name, (family, original), {"__module__": home})
+    return made
 
 
 def swap(module: nn.Module, replacements: Mapping[type, Any], detail: str) -> Outcome | None:

@@ -9,6 +9,7 @@ pattern as an attribute: a copy of that one has lost it, which attention() refus
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -34,6 +35,8 @@ def _code(name: str, *args: Any) -> Any:
     return None if factory is None else factory(*args).__code__
 
 
+# Of 5.0: later releases hand a length and an offset in place of the positions of queries.
+_BY_POSITION = "cache_position" in inspect.signature(masking_utils.sdpa_mask).parameters
 _CAUSAL = masking_utils.causal_mask_function
 _BIDIRECTIONAL = getattr(masking_utils, "bidirectional_mask_function", None)
 _AND = _code("and_masks", _CAUSAL)
@@ -85,6 +88,17 @@ def _pattern(
     return Pattern(window - 1, 0) if causal_skip else Pattern(window, window)
 
 
+def _span(positions: Tensor) -> tuple[Any, Any]:
+    """(length, first) of positions that follow one another; tensors where they may not be read.
+
+    On a GPU the host waits for them: once for each mask of a forward pass.
+    """
+    captured = positions.is_cuda and torch.cuda.is_current_stream_capturing()
+    if _is_watched(positions) or captured or (positions.diff() != 1).any():
+        return len(positions), positions
+    return len(positions), int(positions[0])
+
+
 def attention_mask(
     batch_size: int,
     q_length: Any = None,
@@ -100,14 +114,21 @@ def attention_mask(
     use_vmap: bool = False,
     config: Any = None,
     device: torch.device | str = "cpu",
+    cache_position: Tensor | None = None,
     **kwargs: Any,
 ) -> Tensor:
     """The mask function that is registered; see transformers' AttentionMaskInterface.
+
+    Queries are counted by q_length and q_offset, or by their places among the keys in
+    cache_position, (q_length,).
 
     Returns a bool mask, True = visible, (batch_size, 1, q_length, kv_length): a PatternMask where
     it is one, and (batch_size, 1, 1, kv_length) with its Pattern where torch is tracing.
     """
     segment_ids = pattern = None
+    if cache_position is not None:
+        device = cache_position.device
+        q_length, q_offset = _span(cache_position)
     lengths = (q_length, kv_length, q_offset, kv_offset)
     # Static caches count in tensors, which nobody may read in the middle of a graph.
     if not use_vmap and all(isinstance(x, int | torch.SymInt) for x in lengths):
@@ -120,7 +141,6 @@ def attention_mask(
             skips = (allow_is_causal_skip, allow_is_bidirectional_skip)
             pattern = _pattern(mask_function, config, local_size, *skips)
     if pattern is None or (segment_ids is not None and q_length != kv_length):
-        dense = {} if q_length is None else {"q_length": q_length, "q_offset": q_offset}
         mask = masking_utils.sdpa_mask(
             batch_size=batch_size,
             kv_length=kv_length,
@@ -133,7 +153,7 @@ def attention_mask(
             use_vmap=use_vmap,
             config=config,
             device=device,
-            **dense,
+            **_queries(q_length, q_offset, cache_position, device),
             **kwargs,
         )
         assert mask is not None
@@ -146,6 +166,17 @@ def attention_mask(
         return made(keys, q_length, *pattern[:5])
     setattr(keys, ATTRIBUTE, pattern)
     return keys
+
+
+def _queries(
+    length: Any, offset: Any, positions: Tensor | None, device: torch.device | str
+) -> dict[str, Any]:
+    """How the installed transformers is told which queries a mask is for."""
+    if not _BY_POSITION:
+        return {"q_length": length, "q_offset": offset}
+    if positions is None:
+        positions = torch.arange(length, device=device) + offset
+    return {"cache_position": positions}
 
 
 def _is_watched(x: Tensor) -> bool:

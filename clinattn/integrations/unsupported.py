@@ -241,11 +241,12 @@ def restore(module: nn.Module) -> bool:
 
 def uses_registry(module: nn.Module) -> bool:
     """Whether its forward asks transformers' registry, where set_attn_implementation reaches it."""
-    return _asks_registry(type(module))  # type: ignore[arg-type]
+    return asks_registry(type(module))  # type: ignore[arg-type]
 
 
 @cache
-def _asks_registry(cls: Any) -> bool:
+def asks_registry(cls: Any) -> bool:
+    """The same of a module's class."""
     for base in cls.__mro__:
         source = _source(vars(base).get("forward"))
         if "ALL_ATTENTION_FUNCTIONS" in source:

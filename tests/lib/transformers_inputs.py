@@ -1,5 +1,6 @@
 """Masks as transformers describes them, and the settings they come with."""
 
+import inspect
 from types import SimpleNamespace
 
 import torch
@@ -52,3 +53,21 @@ LENGTHS = {"square": (13, 13, 0, 0), "cached": (4, 13, 9, 0), "sliding-cache": (
 
 def config(**words):
     return SimpleNamespace(sliding_window=WINDOW, **words)
+
+
+BY_POSITION = "cache_position" in inspect.signature(masking_utils.sdpa_mask).parameters  # 5.0
+
+
+def queries(length, offset=0):
+    """The words by which this release of transformers says for which queries a mask is."""
+    if BY_POSITION:
+        return {"cache_position": torch.arange(length) + offset}
+    return {"q_length": length, "q_offset": offset}
+
+
+def their_mask(batch, nq, nk, offset=0, **words):
+    """The dense mask of transformers itself."""
+    words = {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False} | words
+    return masking_utils.sdpa_mask(
+        batch_size=batch, kv_length=nk, **queries(nq, offset), **words
+    )

@@ -5,7 +5,7 @@ import torch
 
 transformers = pytest.importorskip("transformers")
 
-from clinattn.integrations.architectures import find  # noqa: E402
+from clinattn.integrations.architectures import find, spread_weights  # noqa: E402
 from clinattn.integrations.parity import CountedAttention  # noqa: E402
 from clinattn.integrations.parity_table import LENGTHS  # noqa: E402
 from clinattn.integrations.replace import replace_attention  # noqa: E402
@@ -43,6 +43,8 @@ def prompts(architecture, config):
 def test_greedy_tokens_are_those_of_eager_attention(name, head, cache):
     architecture = find(name)
     model = architecture.build(head=head).eval()
+    if not architecture.spread:  # tokens have to differ
+        spread_weights(model)
     inputs = prompts(architecture, model.config)
     settings = {"do_sample": False, "max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS}
     settings |= CACHES[cache]

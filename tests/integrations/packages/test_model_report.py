@@ -29,9 +29,9 @@ def report(tmp_path, monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path):
-    """BERT, with weights."""
-    find("bert").build().save_pretrained(tmp_path / "bert-small")
-    return tmp_path / "bert-small"
+    """BERT, with weights; no release can tell so by the name."""
+    find("bert").build().save_pretrained(tmp_path / "saved")
+    return tmp_path / "saved"
 
 
 @pytest.mark.parametrize(

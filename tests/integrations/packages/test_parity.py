@@ -148,8 +148,11 @@ SABOTAGES = [
     "name, padding, sabotage", SABOTAGES, ids=[f"{n}-{p}-{s.__name__}" for n, p, s in SABOTAGES]
 )
 def test_the_comparison_notices(name, padding, sabotage, dtype, monkeypatch):
+    from clinattn.integrations import early_transformers
     from clinattn.integrations import transformers as integration
 
+    if name == "modernbert" and early_transformers.REPLACEMENTS:
+        pytest.skip("ModernBERT of this release does not ask the registry")
     # undone in reverse, so that what was registered meanwhile goes, too
     monkeypatch.setitem(transformers.AttentionInterface._global_mapping, integration.NAME, None)
     monkeypatch.setattr(integration, "attention", sabotage(integration.attention))

@@ -5,7 +5,6 @@ import warnings
 import pytest
 import torch
 from torch import nn
-from transformers import masking_utils
 from transformers_inputs import (
     BIDIRECTIONAL,
     CAUSAL,
@@ -20,6 +19,7 @@ from transformers_inputs import (
     WINDOW,
     config,
     packed,
+    their_mask,
 )
 
 import clinattn
@@ -121,9 +121,7 @@ def test_the_mask_says_it_all(kind, padded):
     mask = attention_mask(
         2, 13, 13, mask_function=function, attention_mask=padding, config=config(), **words
     )
-    visible = masking_utils.sdpa_mask(
-        2, 13, 13, mask_function=function, attention_mask=padding, allow_is_causal_skip=False
-    )
+    visible = their_mask(2, 13, 13, mask_function=function, attention_mask=padding)
     misleading = Module(is_causal=kind == "bidirectional")
     call = attention(misleading, q, k, v, mask, sliding_window=2)
     assert_same(call, plain(q, k, v, visible), (q, k, v))
@@ -134,9 +132,7 @@ def test_packed_positions():
     mask = attention_mask(
         2, 13, 13, mask_function=packed(SLIDING), config=config(), **LOCAL | NO_SKIP
     )
-    visible = masking_utils.sdpa_mask(
-        2, 13, 13, mask_function=packed(SLIDING), allow_is_causal_skip=False
-    )
+    visible = their_mask(2, 13, 13, mask_function=packed(SLIDING))
     assert_same(attention(Module(), q, k, v, mask), plain(q, k, v, visible), (q, k, v))
 
 
@@ -187,9 +183,7 @@ def test_position_bias(function, padding):
         2, 13, 13, mask_function=function, attention_mask=padding, config=config(),
         allow_is_bidirectional_skip=True,
     )  # fmt: skip
-    visible = masking_utils.sdpa_mask(
-        2, 13, 13, mask_function=function, attention_mask=padding, allow_is_causal_skip=False
-    )
+    visible = their_mask(2, 13, 13, mask_function=function, attention_mask=padding)
     call = attention(Module(), q, k, v, mask, position_bias=bias, scaling=1.0)
     assert_same(call, plain(q, k, v, visible, bias, scale=1.0), (q, k, v, bias))
 

@@ -2,8 +2,17 @@
 
 import pytest
 import torch
-from transformers import masking_utils
-from transformers_inputs import CAUSAL, LENGTHS, MASKS, PADDING, WINDOW, config
+from transformers_inputs import (
+    BY_POSITION,
+    CAUSAL,
+    LENGTHS,
+    MASKS,
+    PADDING,
+    WINDOW,
+    config,
+    queries,
+    their_mask,
+)
 
 from clinattn.integrations.transformers_masks import attention_mask, parts_of
 
@@ -21,16 +30,31 @@ def test_masks_are_those_of_transformers(kind, lengths, padding):
         settings = config(attention_chunk_size=WINDOW)
     else:
         settings = config()
-    keywords = {
-        "batch_size": 2, "q_length": q_length, "kv_length": kv_length, "q_offset": q_offset,
-        "kv_offset": kv_offset, "mask_function": function, "attention_mask": padding,
-    }  # fmt: skip
-    theirs = masking_utils.sdpa_mask(**keywords, **words | {
-        "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False
-    })  # fmt: skip
-    ours = attention_mask(**keywords, **words, config=settings, dtype=torch.float32)
+    shared = {"kv_offset": kv_offset, "mask_function": function, "attention_mask": padding}
+    no_skip = {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+    theirs = their_mask(2, q_length, kv_length, q_offset, **shared, **words | no_skip)
+    ours = attention_mask(
+        batch_size=2, kv_length=kv_length, **queries(q_length, q_offset), **shared, **words,
+        config=settings, dtype=torch.float32,
+    )  # fmt: skip
     assert (parts_of(ours)[1] is not None) == linear
     assert ours.shape == theirs.shape and torch.equal(ours, theirs)
+
+
+def test_positions_of_queries_count_as_a_length_and_an_offset():
+    """As transformers 5.0 hands them."""
+    words = {"kv_length": 13, "attention_mask": PADDING, "config": config()}
+    by_length = attention_mask(2, 3, q_offset=4, **words)
+    by_position = attention_mask(2, cache_position=torch.arange(4, 7), **words)
+    assert parts_of(by_position)[1] is not None and torch.equal(by_position, by_length)
+
+
+@pytest.mark.skipif(not BY_POSITION, reason="this transformers knows lengths alone")
+def test_positions_that_leave_some_out_get_dense_masks():
+    places = torch.tensor([0, 2, 3, 9])
+    mask = attention_mask(2, kv_length=13, cache_position=places, config=config())
+    assert parts_of(mask)[1] is None
+    assert torch.equal(mask[0, 0], torch.arange(13) <= places[:, None])
 
 
 def test_static_caches_get_dense_masks():
@@ -38,7 +62,5 @@ def test_static_caches_get_dense_masks():
         2, 3, 13, q_offset=torch.tensor(4), mask_function=CAUSAL, attention_mask=PADDING,
         config=config(),
     )  # fmt: skip
-    theirs = masking_utils.sdpa_mask(
-        2, 3, 13, q_offset=torch.tensor(4), attention_mask=PADDING, allow_is_causal_skip=False
-    )
+    theirs = their_mask(2, 3, 13, torch.tensor(4), attention_mask=PADDING)
     assert parts_of(mask)[1] is None and torch.equal(mask, theirs)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import transformers
-from transformers_inputs import PADDING, WINDOW
+from transformers_inputs import BY_POSITION, PADDING, WINDOW
 
 import clinattn
 from clinattn.integrations.transformers import attention, register
@@ -89,7 +89,10 @@ def test_gradient_checkpointing(reentrant):
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("kind", ["bert", "modernbert", "mistral"])
 def test_one_graph(kind, padded):
-    """torch.compile(fullgraph=True) of whole models, with the bits of eager mode."""
+    """torch.compile(fullgraph=True) of whole models, with the bits of eager mode.
+
+    transformers 5.0 tells a graph no lengths: its masks are dense there, and sums begin elsewhere.
+    """
     sizes = {
         "vocab_size": 100, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
         "intermediate_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
@@ -109,4 +112,5 @@ def test_one_graph(kind, padded):
     ids = torch.randint(5, 90, (2, 13))
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    assert torch.equal(compiled(ids, **words)[0], model(ids, **words)[0])
+    tolerance = {"rtol": 2e-6, "atol": 2e-6} if BY_POSITION else {"rtol": 0, "atol": 0}
+    torch.testing.assert_close(compiled(ids, **words)[0], model(ids, **words)[0], **tolerance)
