@@ -19,13 +19,17 @@ import pytest
 from places import ROOT, TESTS
 
 # Folders that are not fast. "device": kernels of GPUs, emulated, interpreted and compiled ahead of
-# time; "slow": what installs, builds or compiles models for seconds or minutes each.
+# time; "slow": what takes seconds or minutes each: it installs, builds, compiles or trains models,
+# tries every number there is, or starts processes.
 TIERS = {
     "cuda": "device",
     "triton": "device",
     "tools/gpu": "device",
+    "cpu/exhaustive": "slow",
     "operator/compiled": "slow",
     "training/compiled": "slow",
+    "training/learning": "slow",
+    "training/processes": "slow",
     "tools/commands": "slow",
     "packaging": "slow",
 }

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from mixtures import SETTINGS, cases, check
 from support import BACKENDS, DTYPES
 
-PARTS, EXAMPLES = 10, 30
+PARTS, EXAMPLES = 10, 20
 
 
 @pytest.mark.parametrize("part", range(PARTS))

@@ -3,50 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 
-pytest.importorskip("typer")
-pytest.importorskip("rich")
-pa = pytest.importorskip("pyarrow")
-pq = pytest.importorskip("pyarrow.parquet")
-pytest.importorskip("matplotlib")
-
-from typer.testing import CliRunner  # noqa: E402
-
-from clinattn.cli import app  # noqa: E402
+for package in ("typer", "rich", "pyarrow", "matplotlib"):
+    pytest.importorskip(package)
 
 FAST = ["--max-tokens", "48", "--sequences", "4", "--batch-size", "2", "--rounds", "1"]
-
-
-@pytest.fixture
-def cli(tmp_path, monkeypatch):
-    """Run a command in an empty folder, with no MEDS folder in the environment."""
-    for name in ("MEDS_DIR", "CLINATTN_MEDS_DIR", "QUICK"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.chdir(tmp_path)
-    return lambda *args, **env: CliRunner().invoke(app, [str(arg) for arg in args], env=env)
-
-
-@pytest.fixture
-def meds(tmp_path):
-    """A MEDS folder of five patients with 10 to 50 events."""
-    rows = [(p, f"CODE//{(7 * p + e) % 11}") for p in range(1, 6) for e in range(10 * p)]
-    subject, code = zip(*rows, strict=True)
-    table = pa.table(
-        {
-            "subject_id": pa.array(subject, pa.int64()),
-            "time": pa.array(range(len(rows)), pa.timestamp("us")),
-            "code": code,
-        }
-    )
-    folder = tmp_path / "my_meds"
-    (folder / "data").mkdir(parents=True)
-    pq.write_table(table, folder / "data" / "0.parquet")
-    return folder
 
 
 def flat(text: str) -> str:
@@ -85,37 +48,6 @@ def test_bench_writes_everything_and_prints_the_speedup(cli, meds, tmp_path):
     assert result["workload"]["source"] == "MEDS folder my_meds, 5 patients"
     assert result["workload"]["sequences"] == 4
     assert str(tmp_path) not in json.dumps(result)  # a result may be published
-
-
-@pytest.mark.parametrize("variable", ["MEDS_DIR", "CLINATTN_MEDS_DIR"])
-def test_bench_takes_the_folder_from_the_environment(cli, meds, variable):
-    done = cli("bench", "--modes", "infer", *FAST, **{variable: str(meds)})
-    assert done.exit_code == 0 and "5 patients" in done.stdout
-
-
-def test_bench_falls_back_to_a_profile_and_a_profile_wins_over_the_environment(cli, meds):
-    done = cli("bench", "--modes", "infer", *FAST, MEDS_DIR="", QUICK="")
-    assert done.exit_code == 0 and "note_discharge" in done.stdout
-    done = cli("bench", "--modes", "infer", "--profile", "fixed", *FAST, MEDS_DIR=str(meds))
-    assert done.exit_code == 0 and "length profile fixed" in done.stdout
-
-
-def test_bench_finds_the_demo_beside_the_project(cli, meds, tmp_path, monkeypatch):
-    project = tmp_path / "project"
-    project.mkdir()
-    demo = tmp_path / "shared" / "data" / "mimic-iv-demo-meds"
-    demo.parent.mkdir(parents=True)
-    meds.rename(demo)
-    monkeypatch.chdir(project)
-    done = cli("bench", "--modes", "infer", *FAST)
-    assert done.exit_code == 0 and "MEDS folder mimic-iv-demo-meds" in done.stdout
-
-
-def test_quick_spends_less_time(cli, tmp_path):
-    options = ["--profile", "note_chunks", "--modes", "infer", "--sequences", "4", "--rounds", "1"]
-    assert cli("bench", "--preset", "tiny", *options, QUICK="1").exit_code == 0
-    settings = json.loads((tmp_path / "bench" / "out" / "results.json").read_text())["settings"]
-    assert (settings["budget_s"], settings["max_tokens"]) == (45, 2048)
 
 
 @pytest.mark.parametrize(
@@ -173,31 +105,3 @@ def test_profile_writes_a_trace(cli, tmp_path, mode):
 def test_profile_names_a_wrong_variant(cli):
     done = cli("profile", "--variant", "eager")
     assert done.exit_code == 2 and "variant='eager': expected one of" in flat(done.stderr)
-
-
-def test_python_m_clinattn(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "clinattn", "--help"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={**os.environ, "COLUMNS": "100"},
-        check=False,
-    )
-    assert done.returncode == 0
-    for command in ("doctor", "bench", "report", "profile"):
-        assert command in done.stdout
-
-
-@pytest.mark.parametrize("package", ["pyarrow", "matplotlib", "jinja2"])
-def test_a_missing_package_is_named_before_the_work(package):
-    blocked = f"import sys; sys.modules[{package!r}] = None; from clinattn.cli import app; "
-    done = subprocess.run(
-        [sys.executable, "-c", blocked + "app(['doctor'], standalone_mode=False); app(['bench'])"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONSAFEPATH": "1"},
-        check=False,
-    )
-    assert done.returncode == 2 and "usable" in done.stdout
-    assert f"error: {package} is not installed: pip install 'clinattn[bench]'" in flat(done.stderr)
