@@ -259,5 +259,5 @@ STAGES: dict[str, Callable[[], Iterator[Call]]] = {
     "tiles": tiles,
     "numerics_rest": functools.partial(numerics, False),
 }
-# What a pack has without being asked for more.
-USUAL = [name for name in STAGES if name not in ("tiles", "numerics_rest")]
+# What a pack has without being asked for more: all that the two calls of plan.py launch.
+USUAL = [name for name in STAGES if name not in ("tiles", "candidates")]

@@ -91,6 +91,13 @@ def test_the_jit_compiles_nothing_that_was_packed(change, pack, tmp_path):
     assert other == 1
 
 
+def test_a_pack_has_all_that_the_two_calls_launch(bench_on_the_path):
+    from gpu import launches, plan
+
+    planned = {stage for call in plan.CALLS.values() for stage in call}
+    assert planned & set(launches.STAGES) <= set(launches.USUAL)
+
+
 @pytest.fixture
 def taken(pack, tmp_path, monkeypatch, bench_on_the_path):
     """Takes the pack in this process, on a machine of the packed versions less these."""
