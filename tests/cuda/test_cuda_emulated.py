@@ -68,14 +68,18 @@ def test_turing_matches_truth(case, dtype, monkeypatch):
     problem.check(problem.run("cuda"))
 
 
-@hypothesis.settings(SETTINGS, max_examples=20, derandomize=True)
-@hypothesis.given(
-    mixture=cases(),
-    dtype=st.sampled_from([torch.float32, *SIXTEEN_BITS]),
-    seed=st.integers(0, 1000),
-)
-def test_any_mixture_matches_truth(mixture, dtype, seed):
-    check(["cuda"], mixture, dtype, seed)
+@pytest.mark.parametrize("part", range(4))
+def test_any_mixture_matches_truth(part):
+    """The same ones at every run; each part has others."""
+    dtypes = st.sampled_from([torch.float32, *SIXTEEN_BITS])
+
+    @hypothesis.seed(part)
+    @hypothesis.settings(SETTINGS, max_examples=5)
+    @hypothesis.given(mixture=cases(), dtype=dtypes, seed=st.integers(0, 1000))
+    def run(mixture, dtype, seed):
+        check(["cuda"], mixture, dtype, seed)
+
+    run()
 
 
 @pytest.mark.parametrize("capability", [75, 80])
