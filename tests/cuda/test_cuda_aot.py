@@ -7,7 +7,8 @@ import pytest
 pytest.importorskip("triton", reason="cuobjdump and nvdisasm come with triton, which is missing")
 
 from building import cuda  # noqa: E402
-from cuda_aot import CARDS, CSRC, Kernel, known_cards, problems  # noqa: E402
+from cuda_aot import CARDS, CSRC, Kernel, known_cards, problems, words_of  # noqa: E402
+from places import ROOT  # noqa: E402
 
 from clinattn.sass import count  # noqa: E402
 
@@ -23,6 +24,10 @@ def test_kernels(source, card):
     if card not in known_cards():
         pytest.skip(f"this nvcc does not compile for sm_{card}")
     assert problems(source, card) == []
+
+
+def test_verdicts_are_those_of_every_clone():
+    assert str(ROOT) not in " ".join(words_of(SOURCES[0], CARDS[0]))
 
 
 TENSOR, FMA, EXP = "HMMA.16816.F32", "FFMA", "MUFU.EX2"

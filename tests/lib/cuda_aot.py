@@ -90,10 +90,15 @@ class Kernel:
 def problems(source, card):
     """Everything wrong with the kernels of a .cu file for a card, in words; kept in the cache."""
     judges = (Path(__file__), Path(sass.__file__))
-    words = [source.stem, *options(card), cuda.nvcc_says("--version")]
-    key = digest(*sources(source), *judges, words=words)
+    key = digest(*sources(source), *judges, words=words_of(source, card))
     name = f"{source.stem}-{card}"
     return kept(cache_folder("cuda_aot"), name, key, lambda: compiled_and_judged(source, card))
+
+
+def words_of(source, card):
+    """What a verdict depends on beside texts, the same in every clone."""
+    given = [x.replace(str(ROOT), "") for x in options(card)]
+    return [source.stem, *given, cuda.nvcc_says("--version")]
 
 
 def options(card):
