@@ -38,12 +38,17 @@ class _ModernBert(nn.Module):
     def forward(
         self,
         hidden_states: Tensor,
-        position_embeddings: tuple[Tensor, Tensor] | None = None,  # None for flash-attn's alone
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
         output_attentions: bool | None = False,
         attention_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, ...]:
-        """(o,). attention_mask: (B, 1, N, N), added to the scores, of padding alone."""
+        """Returns (o,), o (B, N, E).
+
+        position_embeddings: cosines and sines, (B, N, D) each; only layers built for flash-attn,
+        which adapt keeps, get None. attention_mask: (B, 1, N, N), added to the scores; it hides
+        padding alone.
+        """
         if output_attentions:
             warn_of_attentions(self)
             return super().forward(
@@ -98,7 +103,10 @@ class _T5(nn.Module):
         output_attentions: bool = False,
         cache_position: Tensor | None = None,
     ) -> tuple[Tensor | None, ...]:
-        """(o, what is added to the scores), the latter for the layers that follow."""
+        """Returns (o, position_bias): (B, N, E), and what was added to the scores.
+
+        The stack hands position_bias to the layers that follow, which then add it as it is.
+        """
         if output_attentions:
             warn_of_attentions(self)
             return super().forward(
@@ -121,7 +129,11 @@ class _T5(nn.Module):
     def _keys_and_values(
         self, hidden: Tensor, of_encoder: Tensor | None, cache: Any, places: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """(B, H, K, D) each: those of a cache too, which an encoder's enter once."""
+        """Keys and values, (B, H, K, D) each, with those that the cache holds already.
+
+        of_encoder: the states of cross-attention, whose keys and values enter the cache in the
+        first step of decoding and are taken from it later. places: positions of the queries.
+        """
         both, layer = isinstance(cache, EncoderDecoderCache), self.layer_idx
         crossing = of_encoder is not None
         if both:

@@ -171,8 +171,13 @@ def attention_mask(
 def _queries(
     length: Any, offset: Any, positions: Tensor | None, device: torch.device | str
 ) -> dict[str, Any]:
-    """How the installed transformers is told which queries a mask is for."""
+    """The words that tell the installed transformers which queries a mask is for."""
     if not _BY_POSITION:
+        if positions is not None and offset is positions:
+            raise ValueError(
+                "cache_position: expected consecutive positions outside of a graph; this release "
+                "of transformers takes q_length and q_offset for others"
+            )
         return {"q_length": length, "q_offset": offset}
     if positions is None:
         positions = torch.arange(length, device=device) + offset

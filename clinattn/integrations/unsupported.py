@@ -246,7 +246,7 @@ def uses_registry(module: nn.Module) -> bool:
 
 @cache
 def asks_registry(cls: Any) -> bool:
-    """The same of a module's class."""
+    """Whether the forward of a module's class asks transformers' registry; see uses_registry."""
     for base in cls.__mro__:
         source = _source(vars(base).get("forward"))
         if "ALL_ATTENTION_FUNCTIONS" in source:

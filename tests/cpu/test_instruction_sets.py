@@ -57,8 +57,6 @@ below_the_best = pytest.mark.parametrize(
     SETS[:-1] or [pytest.param(None, marks=pytest.mark.skip("one instruction set runs here"))],
     indirect=True,
 )
-
-
 # Sets below the best take fp16 as they take bf16.
 sets_and_their_dtypes = pytest.mark.parametrize(
     ("instruction_set", "dtype"),
@@ -77,9 +75,9 @@ def across_tiles():
     for name in SETS or [None]:
         for case in SHORT:
             yield from ((case, name, x) for x in (DTYPES if name in SETS[-1:] else LESS))
-        few = DTYPES if name == "amx" else LESS if name in SETS[-1:] else DTYPES[:1]
+        best = LESS if name in SETS[-1:] else [torch.float32]
         for case in LONG:
-            yield from ((case, name, x) for x in few)
+            yield from ((case, name, x) for x in (DTYPES if name == "amx" else best))
 
 
 @below_the_best

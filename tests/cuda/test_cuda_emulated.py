@@ -3,14 +3,12 @@
 import subprocess
 import sys
 
-import hypothesis
 import pytest
 import torch
 from cases import CASES, FEATURES
 from emulated import emulated_cuda, missing
 from extremes import EXTREMES, ExtremeProblem
-from hypothesis import strategies as st
-from mixtures import SETTINGS, cases, check
+from mixtures import check_part
 from neighbours import KEYWORDS, check_bits
 from support import Problem, dtype_id
 
@@ -70,16 +68,7 @@ def test_turing_matches_truth(case, dtype, monkeypatch):
 
 @pytest.mark.parametrize("part", range(4))
 def test_any_mixture_matches_truth(part):
-    """The same ones at every run; each part has others."""
-    dtypes = st.sampled_from([torch.float32, *SIXTEEN_BITS])
-
-    @hypothesis.seed(part)
-    @hypothesis.settings(SETTINGS, max_examples=5)
-    @hypothesis.given(mixture=cases(), dtype=dtypes, seed=st.integers(0, 1000))
-    def run(mixture, dtype, seed):
-        check(["cuda"], mixture, dtype, seed)
-
-    run()
+    check_part(["cuda"], part, 5, [torch.float32, *SIXTEEN_BITS])
 
 
 @pytest.mark.parametrize("capability", [75, 80])

@@ -96,7 +96,7 @@ def problems(source, card):
 
 
 def words_of(source, card):
-    """What a verdict depends on beside texts, the same in every clone."""
+    """Returns the file's name, nvcc's options and its version, without the path of this clone."""
     given = [x.replace(str(ROOT), "") for x in options(card)]
     return [source.stem, *given, cuda.nvcc_says("--version")]
 

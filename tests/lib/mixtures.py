@@ -6,6 +6,7 @@ results: of a handful it says little. The table of cases has the smallest sizes.
 
 from dataclasses import replace
 
+import hypothesis
 from cases import Case
 from hypothesis import HealthCheck, Phase, assume, settings
 from hypothesis import strategies as st
@@ -94,6 +95,18 @@ def check(backends: list[str], mixture: tuple[Case, dict], dtype, seed: int) -> 
     assume(bool(seen >= 2))
     for backend in backends:
         problem.check(problem.run(backend))
+
+
+def check_part(backends: list[str], part: int, examples: int, dtypes: list) -> None:
+    """Hold backends to the truth of mixtures, the same at every run; each part has its own."""
+
+    @hypothesis.seed(part)
+    @settings(SETTINGS, max_examples=examples)
+    @hypothesis.given(cases(), st.sampled_from(dtypes), st.integers(0, 1000))
+    def run(mixture, dtype, seed):
+        check(backends, mixture, dtype, seed)
+
+    run()
 
 
 SETTINGS = settings(

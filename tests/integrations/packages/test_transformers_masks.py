@@ -42,17 +42,21 @@ def test_masks_are_those_of_transformers(kind, lengths, padding):
 
 
 def test_positions_of_queries_count_as_a_length_and_an_offset():
-    """As transformers 5.0 hands them."""
+    """transformers 5.0 hands a mask function the positions of its queries."""
     words = {"kv_length": 13, "attention_mask": PADDING, "config": config()}
     by_length = attention_mask(2, 3, q_offset=4, **words)
     by_position = attention_mask(2, cache_position=torch.arange(4, 7), **words)
     assert parts_of(by_position)[1] is not None and torch.equal(by_position, by_length)
 
 
-@pytest.mark.skipif(not BY_POSITION, reason="this transformers knows lengths alone")
-def test_positions_that_leave_some_out_get_dense_masks():
+def test_positions_that_leave_some_out_get_dense_masks_or_are_refused():
     places = torch.tensor([0, 2, 3, 9])
-    mask = attention_mask(2, kv_length=13, cache_position=places, config=config())
+    words = {"kv_length": 13, "cache_position": places, "config": config()}
+    if not BY_POSITION:  # later releases have no words for them
+        with pytest.raises(ValueError, match="cache_position: expected consecutive positions"):
+            attention_mask(2, **words)
+        return
+    mask = attention_mask(2, **words)
     assert parts_of(mask)[1] is None
     assert torch.equal(mask[0, 0], torch.arange(13) <= places[:, None])
 

@@ -7,7 +7,6 @@ import dataclasses
 import types
 import warnings
 
-import hypothesis
 import interpreter_bf16  # noqa: F401
 import interpreter_patches  # noqa: F401
 import numpy
@@ -17,8 +16,7 @@ import triton
 import triton.language as tl
 from cases import CASES, FEATURES, Case
 from extremes import EXTREMES, ExtremeProblem
-from hypothesis import strategies as st
-from mixtures import SETTINGS, cases, check
+from mixtures import check_part
 from neighbours import KEYWORDS, check_bits
 from support import Problem, assert_close, dtype_id
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
@@ -193,16 +191,7 @@ def test_shipped_tiles(case, capability, shipped_tiles, monkeypatch):
 
 @pytest.mark.parametrize("part", range(24))
 def test_any_mixture_matches_truth(part):
-    """Mixtures of all arguments, the same ones at every run; each part has others."""
-    dtypes = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
-
-    @hypothesis.seed(part)
-    @hypothesis.settings(SETTINGS, max_examples=3)
-    @hypothesis.given(mixture=cases(), dtype=dtypes, seed=st.integers(0, 1000))
-    def run(mixture, dtype, seed):
-        check(["triton"], mixture, dtype, seed)
-
-    run()
+    check_part(["triton"], part, 3, [torch.float32, torch.bfloat16, torch.float16])
 
 
 @pytest.mark.parametrize("keywords", KEYWORDS)
