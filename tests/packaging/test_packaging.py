@@ -82,7 +82,8 @@ def wheel(tree, sdist):
 
 
 def files(folder):
-    paths = (path for path in folder.rglob("*") if path.is_file())
+    """Paths within a folder, without the bytecode that Python leaves where it has run."""
+    paths = (x for x in folder.rglob("*") if x.is_file() and x.parent.name != "__pycache__")
     return {path.relative_to(folder).as_posix() for path in paths}
 
 
@@ -92,6 +93,7 @@ def test_the_sdist_holds_what_a_build_needs(tree, sdist):
     folders = ("clinattn", "kernels", "csrc", "build_support")
     assert {f"{folder}/{name}" for folder in folders for name in files(tree / folder)} <= names
     assert {"setup.py", "pyproject.toml"} <= names
+    assert not [name for name in names if name.endswith(".pyc")]
 
 
 def test_the_wheel_holds_clinattn_and_nothing_beside_it(tree, wheel):
