@@ -18,6 +18,7 @@ import seconds  # noqa: E402
 import tiers  # noqa: E402
 import torch  # noqa: E402
 import yardstick  # noqa: E402
+from failures import Failures  # noqa: E402
 from places import BENCH, TESTS  # noqa: E402
 
 # Kernels are either interpreted or compiled in a process.
@@ -88,6 +89,7 @@ def small_presets(monkeypatch):
 
 
 def pytest_configure(config):
+    config.pluginmanager.register(Failures(config))
     for name in ("fast", "device", "slow", "timed"):
         config.addinivalue_line("markers", f"{name}: the tier, by folder (tests/lib/tiers.py)")
     config.addinivalue_line("markers", "unpoisoned: torch.empty is left as it is (compilers)")

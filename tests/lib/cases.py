@@ -62,6 +62,11 @@ class Case:
         return isinstance(self.nq, tuple)
 
     @property
+    def longest(self) -> int:
+        """Queries of the longest sequence."""
+        return max(self.nq) if isinstance(self.nq, tuple) else self.nq
+
+    @property
     def work(self) -> int:
         """Multiply-adds of the scores, masked ones included."""
         nk = self.nq if self.nk is None else self.nk

@@ -15,6 +15,8 @@ from places import ROOT, TESTS
 
 RUN = "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
 
+OF_THIS_ENVIRONMENT = ("PYTHONPATH", "PYTEST_ADDOPTS", "TRITON_INTERPRET")
+
 
 class Result(NamedTuple):
     """Tests by outcome, and the failed ones: (test, first line of the reason)."""
@@ -46,11 +48,12 @@ def run_tests(
 ) -> Result:
     """Run pytest under another Python; `folder` takes the report for a moment.
 
-    settings: environment variables. The tests see one thread, and no PYTHONPATH but theirs.
+    settings: environment variables. The tests see one thread, and no variable
+    of OF_THIS_ENVIRONMENT.
     """
     report = folder / "report.xml"
     options = ["-q", "--tb=short", "-p", "no:cacheprovider", f"--junitxml={report}"]
-    keep = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "TRITON_INTERPRET")}
+    keep = {k: v for k, v in os.environ.items() if k not in OF_THIS_ENVIRONMENT}
     began = time.monotonic()
     # In tests/, and not at the root: its folder kernels/ would shadow another package.
     done = subprocess.run(

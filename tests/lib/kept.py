@@ -6,8 +6,11 @@ The folder is CLINATTN_TESTS_CACHE, or in clinattn-tests/ of the user's cache.
 import hashlib
 import json
 import os
+import shutil
+from importlib.metadata import version
 from pathlib import Path
 
+from building import toolchain
 from filelock import FileLock
 
 MOST = 4  # results of one name: of the branches between which one works
@@ -17,6 +20,16 @@ def cache_folder(name: str) -> Path:
     """A folder of the cache."""
     users = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("CLINATTN_TESTS_CACHE") or Path(users) / "clinattn-tests") / name
+
+
+def inductor_cache() -> Path:
+    """The folder in which torch.compile keeps what it compiles, of this torch and compiler."""
+    key = digest(words=[version("torch"), toolchain.compiler_version()])
+    folder = cache_folder("inductor") / key
+    folder.mkdir(parents=True, exist_ok=True)
+    for older in newest_first(folder.parent.iterdir())[MOST:]:
+        shutil.rmtree(older, ignore_errors=True)
+    return folder
 
 
 def digest(*paths, words=()):

@@ -3,7 +3,8 @@
     found = races("causal packed".split(), torch.float16, capability=80)
 
 csrc/witness.h tells ThreadSanitizer what a barrier orders. It sees a pair of accesses that no
-barrier orders also where they happen in the right order.
+barrier orders also where they happen in the right order. The emulator runs warps in one order, so a
+result is kept for as long as the C++ and what draws the inputs are the same.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 import emulated
 import torch
 from building import toolchain
+from kept import cache_folder, digest, kept
 from places import LIB, ROOT
 
 # Calls and returns are not told: lanes jump from one stack to another.
@@ -52,7 +54,28 @@ def at_fixed_addresses(command: list[str]) -> list[str]:
 
 
 def races(cases: list[str], dtype: torch.dtype, capability: int) -> list[str]:
-    """Where ThreadSanitizer sees a race in forward and backward of these cases, one by one."""
+    """Where ThreadSanitizer sees a race in forward and backward of these cases; kept in the cache.
+
+    Raises RuntimeError for a process that ends in another way.
+    """
+    name = f"{digest(words=cases)}-{str(dtype).removeprefix('torch.')}-{capability}"
+    make = lambda: found_races(cases, dtype, capability)
+    return kept(cache_folder("races"), name, key(), make)
+
+
+@functools.cache
+def key() -> str:
+    """Returns a digest of everything that a kept result depends on."""
+    folders = (ROOT / "csrc", ROOT / "csrc" / "cuda", LIB / "csrc")
+    suffixes = (".h", ".cuh", ".cu", ".cpp")
+    sources = [x for folder in folders for x in folder.glob("*") if x.suffix in suffixes]
+    drawn = [LIB / f"{name}.py" for name in ("cases", "drawn", "support", "emulated", "races")]
+    words = [*FLAGS, OPTIONS, toolchain.compiler_version(), torch.__version__]
+    return digest(*sorted(sources), *drawn, words=words)
+
+
+def found_races(cases: list[str], dtype: torch.dtype, capability: int) -> list[str]:
+    """Runs the cases one by one in a process."""
     library = emulated.build(ROOT / "build" / "emulated-races", more=FLAGS)
     settings = {
         "LD_PRELOAD": str(runtime()),

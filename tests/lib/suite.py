@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from building import extension
+from kept import inductor_cache
 from places import LIB, ROOT, TESTS
 from seconds import keep, table
 
@@ -32,20 +33,23 @@ MOST_PROCESSES = 8
 
 @dataclass(frozen=True)
 class Session:
-    """Tests that share a process: where they lie, and what pytest and its environment get."""
+    """Tests that share a process: where they lie, and what pytest and its environment get.
+
+    without: a folder in `paths` that has a session of its own.
+    """
 
     name: str
     paths: tuple[str, ...]
     options: tuple[str, ...] = ()
     settings: dict[str, str] = field(default_factory=dict)
     parallel: bool = True
+    without: str = ""
 
 
-MAIN = Session("kernels of this machine", ("tests",), ("-m", "not timed"))
+INTERPRETED = "tests/triton/interpreted"
+MAIN = Session("kernels of this machine", ("tests",), ("-m", "not timed"), without=INTERPRETED)
 WITHOUT_PACKAGES = replace(MAIN, options=("-m", "not timed and not integrations"))
-INTERPRETER = Session(
-    "Triton's interpreter", ("tests/triton/interpreted",), settings={"TRITON_INTERPRET": "1"}
-)
+INTERPRETER = Session("Triton's interpreter", (INTERPRETED,), settings={"TRITON_INTERPRET": "1"})
 EMULATED_SETS = Session(
     "emulated AVX-512 and AMX",
     tuple(
@@ -58,7 +62,7 @@ EMULATED_SETS = Session(
     ),
     ("-m", "not timed", "-p", "emulated_sets", "-k", "not scalar and not avx2"),
 )  # fmt: skip
-TIMED = Session("judged by time", ("tests",), ("-m", "timed"), parallel=False)
+TIMED = Session("judged by time", ("tests",), ("-m", "timed"), parallel=False, without=INTERPRETED)
 
 
 def instruction_sets() -> tuple[str, ...]:
@@ -97,6 +101,8 @@ def chosen(session: Session, arguments: list[str]) -> list[str] | None:
         return [*session.paths, *rest]
     folders = [ROOT / path for path in session.paths]
     mine = [x for x in given if any(file_of(x).is_relative_to(f) for f in folders)]
+    if session.without:
+        mine = [x for x in mine if not file_of(x).is_relative_to(ROOT / session.without)]
     return [*mine, *rest] if mine else None
 
 
@@ -107,6 +113,7 @@ def run(session: Session, arguments: list[str], settings: dict[str, str]) -> tup
         parallel = ["-n", str(processes), "--dist", "worksteal"] if session.parallel else []
         env = os.environ | settings | session.settings
         env |= {"CLINATTN_SECONDS": str(written), "OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"}
+        env.setdefault("TORCHINDUCTOR_CACHE_DIR", str(inductor_cache()))
         env.pop("PYTHONDONTWRITEBYTECODE", None)  # every process would compile every module
         env["PYTHONPATH"] = os.pathsep.join([str(LIB), *filter(None, [env.get("PYTHONPATH")])])
         command = [sys.executable, "-c", RUN, "-q", *parallel, *session.options, *arguments]

@@ -95,12 +95,10 @@ def saved(request, tmp_path_factory):
         torch.export.save(program, path)
     else:
         load = "torch._inductor.aoti_load_package(sys.argv[1])"
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder / "cache"))
-            try:
-                torch._inductor.aoti_compile_and_package(program, package_path=str(path))
-            except torch._inductor.exc.InvalidCxxCompiler as error:
-                pytest.skip(f"torch.compile finds no C++ compiler: {error}")
+        try:
+            torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+        except torch._inductor.exc.InvalidCxxCompiler as error:
+            pytest.skip(f"torch.compile finds no C++ compiler: {error}")
     torch.save((batch, model(*batch).detach()), folder / "batch.pt")
     return load, path, folder / "batch.pt"
 

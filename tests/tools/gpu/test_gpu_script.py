@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 from emulated import missing
-from places import BENCH
+from places import BENCH, LIB
 
 pytest.importorskip("triton")
 if reason := missing():
@@ -24,7 +24,8 @@ STAGES = (
 OF_ONE = {"ceilings", "encoder", "candidates", "profile", "tiles"}  # not of each backend
 BACKENDS = {"triton", "cuda"}
 WAYS = ("forward", "both passes")
-# Python imports this module by itself in every process, those that the script starts included.
+# Python imports these lines by itself in every process, those that the script starts included.
+FASTER = "import interpreter_patches"
 WRONG_RESULTS = """
 import importlib
 backends = importlib.import_module("clinattn.backends")
@@ -64,9 +65,12 @@ def perform(job, device):
 """
 
 
-def dry_run(folder, *arguments, **settings):
-    """(exit code, rows, output)"""
+def dry_run(folder, *arguments, patch="", **settings):
+    """(exit code, rows, output), with a patch of Python code in all processes"""
+    (folder / "sitecustomize.py").write_text(f"{FASTER}\n{patch}")
+    path = os.pathsep.join(filter(None, [str(folder), str(LIB), os.environ.get("PYTHONPATH")]))
     dry = {"CLINATTN_GPU_DRYRUN": "1", "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    dry |= {"PYTHONPATH": path}
     done = subprocess.run(
         [sys.executable, SCRIPT, *arguments],
         env=os.environ | dry | {"OUT": str(folder)} | settings,
@@ -84,12 +88,6 @@ def sanitizer(folder, hazards):
     tool.write_text(SANITIZER.format(python=sys.executable, hazards=hazards))
     tool.chmod(0o755)
     return {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
-
-
-def dry_run_with(patch, folder, *arguments, **settings):
-    (folder / "sitecustomize.py").write_text(patch)
-    path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
-    return dry_run(folder, *arguments, PYTHONPATH=path, **settings)
 
 
 def test_every_stage_writes_rows(tmp_path):
@@ -116,11 +114,10 @@ def test_every_stage_writes_rows(tmp_path):
 
 
 def test_wrong_results_end_in_failure(tmp_path):
-    stages = ("numerics", "numerics_rest", "shapes", "speed", "sanitizer", "verification")
-    hazards = sanitizer(tmp_path, hazards=2)
-    code, rows, output = dry_run_with(WRONG_RESULTS, tmp_path, "build", *stages, **hazards)
+    stages = ("build", "numerics", "shapes", "speed", "verification")
+    code, rows, output = dry_run(tmp_path, *stages, patch=WRONG_RESULTS)
     assert code == 1, output
-    for stage in ("numerics", "shapes", "sanitizer"):
+    for stage in ("numerics", "shapes"):
         failed = [row for row in rows if row["stage"] == stage and row.get("ok") is False]
         assert {row["backend"] for row in failed} == BACKENDS, stage
     assert any(row.get("ok") is False for row in rows if row["stage"] == "speed")
@@ -128,8 +125,21 @@ def test_wrong_results_end_in_failure(tmp_path):
     assert {row["backend"] for row in verified if not row["met"]} == BACKENDS
 
 
+def test_a_hazard_is_a_failure(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(BENCH)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    stage = importlib.import_module("gpu.sanitizer")
+    sanitizer(tmp_path, hazards=2)
+    tool = str(tmp_path / "compute-sanitizer")
+    row = stage.checked(tool, "racecheck", "triton", 0, 1, 60.0, "cpu")
+    assert (row["ok"], row["result"]) == (False, "RACECHECK SUMMARY: 2 hazards displayed")
+    verification = importlib.import_module("gpu.verification")
+    found = list(verification.reasons_against("triton", [{"stage": "sanitizer", **row}]))
+    assert "sanitizer: 1 failed" in found
+
+
 def test_replays_that_drop_the_same_pairs_end_in_failure(tmp_path):
-    code, rows, output = dry_run_with(SAME_SEED, tmp_path, "build", "capture")
+    code, rows, output = dry_run(tmp_path, "build", "capture", patch=SAME_SEED)
     assert code == 1, output
     failed = {(row["backend"], row["case"]) for row in rows if row.get("ok") is False}
     cases = [f"{call}dropout, {way}" for call in ("", "packed ") for way in WAYS]
@@ -137,7 +147,7 @@ def test_replays_that_drop_the_same_pairs_end_in_failure(tmp_path):
 
 
 def test_a_failed_build_costs_its_backend(tmp_path):
-    code, rows, output = dry_run_with(NO_COMPILER, tmp_path, "build", "memory")
+    code, rows, output = dry_run(tmp_path, "build", "memory", patch=NO_COMPILER)
     assert code == 1
     (failed,) = [row for row in rows if row.get("ok") is False]
     assert failed["backend"] == "cuda" and "no compiler here" in failed["error"], output

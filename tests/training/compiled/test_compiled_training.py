@@ -51,7 +51,7 @@ class TwoLayers(nn.Module):
 
 
 @pytest.fixture
-def inductor(tmp_path_factory, monkeypatch):
+def inductor():
     """torch.compile by default: one graph or an error, with eager's random numbers."""
     try:
         from torch._inductor.cpp_builder import get_cpp_compiler
@@ -59,7 +59,6 @@ def inductor(tmp_path_factory, monkeypatch):
         get_cpp_compiler()
     except Exception as error:
         pytest.skip(f"torch.compile finds no C++ compiler: {error}")
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "inductor"))
     torch._dynamo.reset()
     counters.clear()
     with torch._inductor.config.patch(fallback_random=True):
