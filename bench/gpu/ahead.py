@@ -85,7 +85,7 @@ class StandIn:
 @contextmanager
 def stand_in(capability: int = CAPABILITY) -> Iterator[None]:
     """Within the block Triton's kernels take CPU tensors, and are those of this card."""
-    backends = importlib.import_module("clinattn.backends")
+    backends = importlib.import_module("clinattn.backends.select")
     before = driver._active
     driver.set_active(StandIn(capability))
     try:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from clinattn import fused_attention
-from clinattn.environment import cpu_count
+from clinattn.tools.environment import cpu_count
 from gpu.jobs import in_processes, output_of
 from gpu.rows import Run
 from gpu.training import gradients, inputs

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from clinattn import fused_attention
-from clinattn.arguments import Arguments
-from clinattn.backends import implementation
+from clinattn.backends.call import Arguments
+from clinattn.backends.select import implementation
 from gpu.rows import Run
 from gpu.training import Call, gradients, inputs
 

@@ -18,10 +18,10 @@ import transformers
 from rich.console import Console
 from rich.progress import track
 
-from clinattn.environment import environment
-from clinattn.integrations.architectures import REPLACED, Architecture
-from clinattn.integrations.parity_table import Row, parity_rows, parity_table, write_rows
 from clinattn.integrations.replace import replace_attention
+from clinattn.tools.environment import environment
+from clinattn.tools.model_report.architectures import REPLACED, Architecture
+from clinattn.tools.model_report.parity_table import Row, parity_rows, parity_table, write_rows
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/
 from rows_file import output_file

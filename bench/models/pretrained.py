@@ -25,11 +25,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from clinattn.benchmark.measure import quartiles
-from clinattn.environment import environment
-from clinattn.integrations.pretrained import clinical_phrases, embed, unpacked_encoder
 from clinattn.integrations.replace import replace_attention
-from clinattn.other_work import Watch, disturbance, here
+from clinattn.tools.benchmark.measure import quartiles
+from clinattn.tools.environment import environment
+from clinattn.tools.model_report.pretrained import clinical_phrases, embed, unpacked_encoder
+from clinattn.tools.other_work import Watch, disturbance, here
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/
 from rows_file import output_file, write_json

@@ -76,7 +76,7 @@ def emulated_cuda(capability: int = 80) -> Iterator[None]:
         "CLINATTN_EMULATED_CAPABILITY": str(capability),
     }
     before = {name: os.environ.get(name) for name in settings}
-    chosen = importlib.import_module("clinattn.backends")._select
+    chosen = importlib.import_module("clinattn.backends.select")._select
     os.environ.update(settings)
     chosen.cache_clear()
     try:

@@ -60,7 +60,7 @@ UNDER_ANOTHER_TORCH = """
 import torch
 torch.__version__ = "2.99.1+cpu"
 import clinattn
-from clinattn.environment import compiled_module
+from clinattn.backends.cpu import compiled_module
 q = torch.randn(1, 2, 5, 8)
 try:
     clinattn.fused_attention(q, q, q, backend="cpu")
@@ -244,7 +244,7 @@ def test_what_to_install_for_the_cuda_kernels(card, nvcc, words):
 
 def test_rotary_of_cuda_tensors_without_triton(card):
     card((8, 0)).setitem(sys.modules, "triton", None)
-    rotary_op = importlib.import_module("clinattn.rotary_op")
+    rotary_op = importlib.import_module("clinattn.operator.rotary_op")
     assert rotary_op._load(chosen("cuda:0")) is rotary_op.reference_rotary
 
 
@@ -304,7 +304,7 @@ def test_the_environment_is_read_at_start(backend):
     """From a shell: CLINATTN_BACKEND=... python script.py."""
     script = (
         "import torch, importlib, clinattn\n"
-        "module = importlib.import_module('clinattn.backends')\n"
+        "module = importlib.import_module('clinattn.backends.select')\n"
         "print(module.implementation('', torch.ones(1)).name)\n"
     )
     done = subprocess.run(

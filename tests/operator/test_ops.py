@@ -7,7 +7,8 @@ from support import BACKENDS, backends_module
 from torch.utils.flop_counter import FlopCounterMode
 
 import clinattn
-from clinattn import fused_attention, fused_attention_varlen, reference
+from clinattn import fused_attention, fused_attention_varlen
+from clinattn.backends.reference import attention as reference
 
 FORWARD = torch.ops.clinattn.attention_forward
 BACKWARD = torch.ops.clinattn.attention_backward
@@ -61,7 +62,7 @@ def test_the_router_copies_only_what_it_must(monkeypatch):
     recorded = real._replace(
         forward=record("forward", real.forward), backward=record("backward", real.backward)
     )
-    monkeypatch.setattr("clinattn.ops.implementation", lambda *_, **__: recorded)
+    monkeypatch.setattr("clinattn.operator.ops.implementation", lambda *_, **__: recorded)
     q, k, v = (torch.randn(2, 5, 3, 8).transpose(1, 2).requires_grad_() for _ in range(3))
     reversed_v = torch.randn(2, 3, 8, 5).mT.requires_grad_()
     o = fused_attention(q, k, reversed_v)
@@ -82,7 +83,7 @@ def test_masks_arrive_unexpanded(monkeypatch):
         return real.forward(*args)
 
     implementation = real._replace(forward=forward)
-    monkeypatch.setattr("clinattn.ops.implementation", lambda *_, **__: implementation)
+    monkeypatch.setattr("clinattn.operator.ops.implementation", lambda *_, **__: implementation)
     q = torch.randn(2, 3, 5, 8)
     keys = torch.tensor([[False, True, True, False, True], [False] * 5])[:, None, None]
     for mask, shape in (

@@ -6,7 +6,9 @@ import torch.nn.functional as F
 from support import DTYPES, dtype_id
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from clinattn import blocks, fused_attention, fused_attention_varlen, reference
+from clinattn import fused_attention, fused_attention_varlen
+from clinattn.backends.reference import attention as reference
+from clinattn.backends.reference import blocks
 
 
 def attend(q, k, v, *rest, window=(-1, -1), kv_end=None, q_lengths=None, mask=None):

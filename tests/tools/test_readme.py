@@ -114,7 +114,7 @@ def test_clinattn_has_the_commands_and_options():
     typer = pytest.importorskip("typer")
     for package in ("rich", "pyarrow", "matplotlib"):
         pytest.importorskip(package)
-    from clinattn.cli import app
+    from clinattn.tools.cli import app
 
     options = {
         name: {"--help", *(x for parameter in command.params for x in parameter.opts)}

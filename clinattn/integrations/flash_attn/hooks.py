@@ -13,10 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clinattn import checks, feature_checks
-from clinattn.arguments import Arguments
-from clinattn.features import SEEDS
-from clinattn.functions import BACKWARD, FORWARD
+from clinattn.backends.call import Arguments
 from clinattn.integrations.flash_attn.paged import packed_pages
 from clinattn.integrations.flash_attn.words import (
     DENSE,
@@ -25,7 +22,10 @@ from clinattn.integrations.flash_attn.words import (
     check_qkv,
     check_softcap,
 )
-from clinattn.visibility import fold_window
+from clinattn.operator.functions import BACKWARD, FORWARD
+from clinattn.operator.visibility import fold_window
+from clinattn.operator.words import checks, feature_checks
+from clinattn.operator.words.features import SEEDS
 
 NO_GRADIENTS_BUT_QKV = 0
 

@@ -5,8 +5,8 @@ from places import ROOT
 
 pytest.importorskip("transformers")
 
-from clinattn.integrations.architectures import REPLACED  # noqa: E402
-from clinattn.integrations.parity_table import (  # noqa: E402
+from clinattn.tools.model_report.architectures import REPLACED  # noqa: E402
+from clinattn.tools.model_report.parity_table import (  # noqa: E402
     DTYPES,
     MODES,
     Row,

@@ -27,7 +27,7 @@ WAYS = ("forward", "both passes")
 # Python imports this module by itself in every process, those that the script starts included.
 WRONG_RESULTS = """
 import importlib
-backends = importlib.import_module("clinattn.backends")
+backends = importlib.import_module("clinattn.backends.select")
 load = backends._load
 def wrong(name):
     right = load(name)
