@@ -59,7 +59,7 @@ def measure(
     entry: Entry, dtype: str, passes: list[str], rounds: int, facts: dict[str, Any]
 ) -> Iterator[Row]:
     """A row for each pass and each way of ours; AssertionError where ours errs."""
-    from clinattn.backends.cpu import compiled_module
+    from clinattn.backends.compiled import compiled_module
     from clinattn.tools.other_work import Watch, here
 
     check(entry.case, DTYPES[dtype], CPU, list(entry.ways.values()), CHECKED_HEADS)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from clinattn import fused_attention, fused_attention_varlen
 from clinattn.backends.call import Arguments
-from clinattn.backends.select import triton_interpreter
+from clinattn.backends.triton import triton_interpreter
 from clinattn.kernels import forward
 from clinattn.operator import visibility
 from gpu.rows import Run, outcome

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from clinattn.backends.call import Arguments
-from clinattn.backends.select import triton_interpreter
+from clinattn.backends.triton import triton_interpreter
 from clinattn.kernels import backward, configs, forward, launch
 from gpu.dense_shapes import WIDTH
 from gpu.jobs import in_processes

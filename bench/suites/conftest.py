@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch.utils.benchmark.utils.timer import timer  # waits for the GPU where there is one
 
-from clinattn.backends.cpu import compiled_module
+from clinattn.backends.compiled import compiled_module
 from clinattn.tools.benchmark.measure import quartiles
 from clinattn.tools.environment import environment
 from clinattn.tools.other_work import Watch, here

@@ -1,80 +1,35 @@
-"""The compiled CPU kernels: loads clinattn._C where it was built for the torch that is running.
-
-The module registers clinattn::cpu_forward and cpu_backward with torch, and the CUDA kernels where
-it was built with them.
-"""
+"""The compiled CPU kernels: where they can run, and on which instruction set."""
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import re
-from pathlib import Path
-from typing import Any
-
 import torch
 
-NAME = "clinattn._C"
-HOW_TO_BUILD = (
-    "with a C++ compiler and ninja at hand, `pip install --no-build-isolation .` builds it"
-)
-
-
-def load() -> tuple[Any | None, str | None]:
-    """The module, whose import registers the kernels with torch, or None and the reason why not."""
-    try:
-        if reason := built_for_another_torch():
-            return None, reason
-        return importlib.import_module(NAME), None
-    except Exception as error:  # absent or broken: any error means "not here"
-        return None, f"the compiled module {NAME} does not load ({error})"
-
-
-def built_for_another_torch() -> str | None:
-    """The reason not to load the module's file; None where nothing speaks against it.
-
-    torch keeps no binary interface from one release to the next: a module for another one may fail
-    to load, crash, or compute something else. The file names its torch, so it is read for that.
-    """
-    spec = importlib.util.find_spec(NAME)
-    if spec is None or spec.origin is None:
-        return None
-    found = re.search(rb"clinattn built for torch (\d+\.\d+\.\d+)", Path(spec.origin).read_bytes())
-    running = re.match(r"\d+\.\d+\.\d+", torch.__version__)
-    if found is None or running is None or found[1].decode() == running[0]:
-        return None
-    return (
-        f"the compiled module {NAME} was built for torch {found[1].decode()}, "
-        f"and torch {torch.__version__} is running"
-    )
-
-
-_module, extension_error = load()
-build_info: dict[str, str] = {} if _module is None else _module.build_info()
-
-
-def refuse_extension(reason: str) -> None:
-    """Note that the compiled module cannot serve although it loaded."""
-    global extension_error
-    extension_error = reason
+from clinattn.backends import compiled
+from clinattn.backends.backend import Backend, Implementation
 
 
 def reasons_against(device: torch.device | None = None) -> list[str]:
     """Why the kernels cannot run, here or on the given device; empty when they can."""
     reasons = []
-    if extension_error is not None:
-        reasons.append(f"{extension_error}; {HOW_TO_BUILD}")
+    if compiled.extension_error is not None:
+        reasons.append(
+            f"{compiled.extension_error}; with a C++ compiler and ninja at hand, "
+            "`pip install --no-build-isolation .` builds it"
+        )
     if device is not None and device.type != "cpu":
         reasons.append(f"it serves CPU tensors, and these are on {device}")
     return reasons
 
 
-def compiled_module() -> Any | None:
-    """clinattn._C, or None where it cannot serve."""
-    return None if extension_error is not None else importlib.import_module(NAME)
+def load() -> Implementation:
+    ops = torch.ops.clinattn
+    return Implementation("cpu", ops.cpu_forward.default, ops.cpu_backward.default)
 
 
 def instruction_set() -> str | None:
     """The instruction set the compiled CPU kernel uses here; None without the kernel."""
-    module = compiled_module()
+    module = compiled.compiled_module()
     return None if module is None else module.instruction_set()
+
+
+BACKEND = Backend("cpu", reasons_against, load)

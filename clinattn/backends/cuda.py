@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-import os
 import shutil
 
 import torch
+
+from clinattn.backends import compiled
+from clinattn.backends.backend import Backend, Implementation
 
 # They use the tensor cores of Turing and newer.
 CAPABILITY = (7, 5)
@@ -15,38 +16,18 @@ CAPABILITY = (7, 5)
 VERIFIED: frozenset[tuple[int, int]] = frozenset()
 
 
-def emulated() -> bool:
-    """Returns whether CLINATTN_EMULATE_CUDA names a library that runs the kernels on a CPU."""
-    path = os.environ.get("CLINATTN_EMULATE_CUDA")
-    if path:
-        _load(path)
-    return bool(path)
-
-
-@functools.cache
-def _load(path: str) -> None:
-    torch.ops.load_library(path)
-
-
-def reasons_against(
-    device: torch.device | None, extension_error: str | None, build_info: dict[str, str]
-) -> list[str]:
-    """Why they cannot run, here or on the given device; empty when they can.
-
-    extension_error, build_info: why clinattn._C does not serve, or what it says of itself.
-    """
-    if emulated() and (device is None or device.type == "cpu"):
-        return []
+def reasons_against(device: torch.device | None = None) -> list[str]:
+    """Why the kernels cannot run, here or on the given device; empty when they can."""
     if device is not None and device.type != "cuda":
         return [f"it serves CUDA tensors, and these are on {device}"]
-    if extension_error is not None or "cuda_archs" not in build_info:
-        return [_missing(extension_error)]
+    if compiled.extension_error is not None or "cuda_archs" not in compiled.build_info:
+        return [_missing()]
     if not torch.cuda.is_available():
         return ["torch sees no CUDA device"]
     capability = torch.cuda.get_device_capability(device)
     if capability < CAPABILITY:
         return [f"compute capability {dotted(capability)} < {dotted(CAPABILITY)} that it needs"]
-    archs = build_info["cuda_archs"].split(",")
+    archs = compiled.build_info["cuda_archs"].split(",")
     if not any(_runs_on(arch, capability) for arch in archs):
         return [
             f"it was compiled for {', '.join(archs)} and this card is {dotted(capability)}; "
@@ -55,14 +36,14 @@ def reasons_against(
     return []
 
 
-def _missing(extension_error: str | None) -> str:
+def _missing() -> str:
     """Why the module has no CUDA kernels, and what to install for them."""
     if torch.version.cuda is None:
         return (
             f"torch {torch.__version__} is built without CUDA; install a CUDA build of torch and "
             "the CUDA toolkit, then clinattn again"
         )
-    why = extension_error or "clinattn was built without its CUDA kernels"
+    why = compiled.extension_error or "clinattn was built without its CUDA kernels"
     toolkit = "" if shutil.which("nvcc") else f" the CUDA toolkit {torch.version.cuda} (nvcc) and"
     return (
         f"{why}; with{toolkit} a C++ compiler and ninja at hand, "
@@ -86,9 +67,15 @@ def dotted(capability: tuple[int, int]) -> str:
 
 
 def verification() -> str:
-    """How far they can be trusted on the current card."""
-    if emulated():
-        return "emulated on CPU tensors"
+    """How far the kernels can be trusted on the current card."""
     if torch.cuda.get_device_capability() in VERIFIED:
         return "compiled, verified on such a card"
     return "compiled, not yet verified on this card"
+
+
+def load() -> Implementation:
+    ops = torch.ops.clinattn
+    return Implementation("cuda", ops.cuda_forward.default, ops.cuda_backward.default)
+
+
+BACKEND = Backend("cuda", reasons_against, load, notes=lambda: (verification(),))

@@ -6,14 +6,13 @@ import functools
 import importlib
 import os
 import warnings
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 
-from clinattn.backends import cpu, cuda
-from clinattn.backends.call import NEEDS, Arguments
-from clinattn.backends.cuda import dotted
+from clinattn.backends import cpu, cuda, triton
+from clinattn.backends.backend import Backend, Implementation
+from clinattn.backends.call import NEEDS
 
 NAMES = ("triton", "cuda", "cpu", "reference")
 
@@ -50,9 +49,6 @@ SERVES = {
     "reference": Serves(forward=FEATURES, backward=FEATURES),
 }
 
-# Triton generates code for compute capability 8.0 and newer.
-TRITON_CAPABILITY = (8, 0)
-
 class Status(NamedTuple):
     """Whether a backend can run here; true when it can, else it carries the reasons why not."""
 
@@ -73,17 +69,6 @@ class Statuses(dict[str, Status]):
         return "\n".join(f"{name:<10} {status!r}" for name, status in self.items())
 
 
-class Implementation(NamedTuple):
-    """The two functions behind a backend; their arguments are those of the ops, less `backend`.
-
-    forward gives None for an lse_low that would be zeros.
-    """
-
-    name: str
-    forward: Callable[..., tuple[Any, ...]]
-    backward: Callable[..., tuple[torch.Tensor, ...]]
-
-
 def backends() -> dict[str, Status]:
     """For each backend, by name: usable here (true), or the reasons why not (false)."""
     return Statuses({name: _status(name) for name in NAMES})
@@ -91,56 +76,12 @@ def backends() -> dict[str, Status]:
 
 def _status(name: str) -> Status:
     reasons = reasons_against(name)
-    if reasons or name != "cuda":
-        return Status(tuple(reasons))
-    return Status((), (cuda.verification(),))
-
-
-def triton_interpreter() -> bool:
-    """Whether Triton kernels run in Python on CPU tensors: TRITON_INTERPRET=1."""
-    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
-
-
-@functools.cache
-def triton_error() -> str | None:
-    try:
-        importlib.import_module("triton")
-    except ImportError as error:
-        return f"the package triton does not load ({error}); pip install triton"
-    try:
-        importlib.import_module("clinattn.kernels.forward")
-        importlib.import_module("clinattn.kernels.backward")
-    except Exception as error:  # a Triton too old or broken raises all kinds of errors
-        return f"its kernels cannot be imported ({type(error).__name__}: {error})"
-    return None
+    return Status(tuple(reasons), () if reasons else _registered[name].notes())
 
 
 def reasons_against(name: str, device: torch.device | None = None) -> list[str]:
     """Why this backend cannot run, here or on the given device; empty when it can."""
-    if name == "reference":
-        return []
-    if name == "cpu":
-        return cpu.reasons_against(device)
-    if name == "cuda":
-        return cuda.reasons_against(device, cpu.extension_error, cpu.build_info)
-    return _reasons_against_triton(device)
-
-
-def _reasons_against_triton(device: torch.device | None) -> list[str]:
-    error = triton_error()
-    if error is not None:
-        return [error]
-    if triton_interpreter() and (device is None or device.type == "cpu"):
-        return []
-    if device is not None and device.type != "cuda":
-        return [f"it serves CUDA tensors, and these are on {device}; TRITON_INTERPRET=1 runs it"]
-    if not torch.cuda.is_available():
-        return ["torch sees no CUDA device; TRITON_INTERPRET=1 runs it on CPU tensors, slowly"]
-    capability = torch.cuda.get_device_capability(device)
-    if capability < TRITON_CAPABILITY:
-        need = dotted(TRITON_CAPABILITY)
-        return [f"compute capability {dotted(capability)} < {need} that Triton needs"]
-    return []
+    return _registered[name].reasons_against(device)
 
 
 def asked_for(
@@ -260,35 +201,7 @@ def _by_name(
 
 @functools.cache
 def _load(name: str) -> Implementation:
-    ops = torch.ops.clinattn
-    if name == "cpu":
-        return Implementation(name, ops.cpu_forward.default, ops.cpu_backward.default)
-    if name == "cuda":
-        return Implementation(name, ops.cuda_forward.default, ops.cuda_backward.default)
-    if name == "triton":
-        forward = importlib.import_module("clinattn.kernels.forward")
-        backward = importlib.import_module("clinattn.kernels.backward")
-        return _with_arguments(name, forward.attention_forward, backward.attention_backward)
-    reference = importlib.import_module("clinattn.backends.reference.attention")
-    return Implementation(name, reference.attention_forward, reference.attention_backward)
-
-
-def _with_arguments(
-    name: str,
-    forward: Callable[..., tuple[torch.Tensor | None, ...]],
-    backward: Callable[..., tuple[torch.Tensor, ...]],
-) -> Implementation:
-    """A backend that takes Arguments."""
-
-    def forward_of(*args: Any) -> tuple[torch.Tensor | None, ...]:
-        return forward(Arguments(*args))
-
-    def backward_of(
-        do: Any, dlse: Any, o: Any, lse: Any, lse_low: Any, *args: Any
-    ) -> tuple[torch.Tensor, ...]:
-        return backward(do, dlse, o, lse, lse_low, Arguments(*args[:-1]), args[-1])
-
-    return Implementation(name, forward_of, backward_of)
+    return _registered[name].load()
 
 
 @functools.cache
@@ -303,3 +216,29 @@ def _warn_about_reference(device: torch.device, against: dict[str, str]) -> None
         f"{why or f'No other backend serves {device.type} tensors'}. "
         "See clinattn.backends(); backend='reference' asks for it without this warning."
     )
+
+
+def _load_reference() -> Implementation:
+    reference = importlib.import_module("clinattn.backends.reference.attention")
+    return Implementation("reference", reference.attention_forward, reference.attention_backward)
+
+
+_registered: dict[str, Backend] = {}
+
+
+def register(backend: Backend) -> Backend | None:
+    """Put a backend behind its name, from the next call on; returns the one that was there."""
+    before = _registered.get(backend.name)
+    _registered[backend.name] = backend
+    for chosen in (_select, _load):
+        chosen.cache_clear()
+    return before
+
+
+for _backend in (
+    triton.BACKEND,
+    cuda.BACKEND,
+    cpu.BACKEND,
+    Backend("reference", lambda device: [], _load_reference),
+):
+    register(_backend)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules.module import _has_any_global_hook
 
-from clinattn.backends import cpu
+from clinattn.backends import compiled, cpu
 from clinattn.operator.autograd import Function
 from clinattn.operator.ops import LIB
 
@@ -73,7 +73,7 @@ def _is_plain(x: Tensor) -> bool:
 @functools.cache
 def _built() -> bool:
     """Whether the compiled module is there and has the kernel."""
-    cpu.compiled_module()
+    compiled.compiled_module()
     return torch._C._dispatch_has_kernel_for_dispatch_key("clinattn::cpu_linear", "CPU")
 
 

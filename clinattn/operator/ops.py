@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from clinattn.backends.call import AT, NEEDS, SCHEMA, TENSORS
-from clinattn.backends.cpu import refuse_extension
+from clinattn.backends.compiled import refuse_extension
 from clinattn.backends.reference import attention as reference
 from clinattn.backends.select import asked_for, implementation
 from clinattn.operator import ranges

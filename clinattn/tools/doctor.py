@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from clinattn.backends.cpu import compiled_module
+from clinattn.backends.compiled import compiled_module
 from clinattn.backends.select import backends
 from clinattn.tools.environment import environment
 

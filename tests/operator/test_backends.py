@@ -14,6 +14,7 @@ from support import BACKENDS, backends_module
 
 import clinattn
 from clinattn import fused_attention
+from clinattn.backends import compiled
 
 Q = torch.randn(1, 2, 5, 8)
 
@@ -23,12 +24,12 @@ def fresh(monkeypatch):
     """The backends module with nothing chosen or warned about yet."""
 
     def clear():
-        for cached in ("_select", "_load", "_warn_once", "triton_error"):
+        for cached in ("_select", "_load", "_warn_once"):
             getattr(backends_module, cached).cache_clear()
+        backends_module.triton.triton_error.cache_clear()
 
     monkeypatch.delenv("CLINATTN_BACKEND", raising=False)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.delenv("CLINATTN_EMULATE_CUDA", raising=False)
     clear()
     yield monkeypatch
     monkeypatch.undo()
@@ -37,7 +38,7 @@ def fresh(monkeypatch):
 
 @pytest.fixture
 def no_extension(fresh):
-    fresh.setattr(backends_module, "extension_error", "the compiled module does not load (gone)")
+    fresh.setattr(compiled, "extension_error", "the compiled module does not load (gone)")
     return fresh
 
 
@@ -60,7 +61,7 @@ UNDER_ANOTHER_TORCH = """
 import torch
 torch.__version__ = "2.99.1+cpu"
 import clinattn
-from clinattn.backends.cpu import compiled_module
+from clinattn.backends.compiled import compiled_module
 q = torch.randn(1, 2, 5, 8)
 try:
     clinattn.fused_attention(q, q, q, backend="cpu")
@@ -134,7 +135,7 @@ def test_the_environment_forces_a_backend(fresh):
 
 
 def test_cuda_tensors_get_triton_unless_the_card_is_too_old(fresh):
-    fresh.setattr(backends_module, "triton_error", lambda: None)
+    fresh.setattr(backends_module.triton, "triton_error", lambda: None)
     fresh.setattr(torch.cuda, "is_available", lambda: True)
     fresh.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     assert chosen("cuda:0") == "triton"
@@ -157,8 +158,8 @@ def card(fresh):
         fresh.setattr(torch.version, "cuda", "13.0")
         fresh.setattr(torch.cuda, "is_available", lambda: True)
         fresh.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
-        fresh.setattr(backends_module, "extension_error", None)
-        fresh.setattr(backends_module, "build_info", {"cuda_archs": archs} if archs else {})
+        fresh.setattr(compiled, "extension_error", None)
+        fresh.setattr(compiled, "build_info", {"cuda_archs": archs} if archs else {})
         return fresh
 
     return make
@@ -184,7 +185,7 @@ def test_cuda_kernels_serve_where_triton_does_not(card):
 
 
 def test_cuda_kernels_serve_cards_too_old_for_triton(card):
-    card((7, 5)).setattr(backends_module, "triton_error", lambda: None)
+    card((7, 5)).setattr(backends_module.triton, "triton_error", lambda: None)
     assert chosen("cuda:0") == "cuda"
     card((8, 0))
     backends_module._select.cache_clear()
@@ -227,7 +228,7 @@ def test_cards_that_the_extension_was_compiled_for(card, capability, archs, serv
 def test_cuda_status_says_what_was_verified(card):
     fresh = card((8, 0))
     assert repr(clinattn.backends()["cuda"]) == "usable (compiled, not yet verified on this card)"
-    fresh.setattr(backends_module.cuda_kernels, "VERIFIED", frozenset([(8, 0)]))
+    fresh.setattr(backends_module.cuda, "VERIFIED", frozenset([(8, 0)]))
     assert repr(clinattn.backends()["cuda"]) == "usable (compiled, verified on such a card)"
 
 
@@ -249,7 +250,7 @@ def test_rotary_of_cuda_tensors_without_triton(card):
 
 
 def test_triton_on_cpu_tensors_needs_the_interpreter(fresh):
-    fresh.setattr(backends_module, "triton_error", lambda: None)
+    fresh.setattr(backends_module.triton, "triton_error", lambda: None)
     fresh.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(RuntimeError, match="serves CUDA tensors, and these are on cpu; TRITON_INT"):
         chosen(name="triton")
@@ -261,7 +262,7 @@ def test_triton_on_cpu_tensors_needs_the_interpreter(fresh):
 @pytest.fixture
 def plain_cpu(fresh):
     """A CPU backend that serves no more than masks, windows and lengths."""
-    fresh.setattr(backends_module, "extension_error", None)
+    fresh.setattr(compiled, "extension_error", None)
     fresh.setitem(backends_module.SERVES, "cpu", backends_module.Serves((), ()))
     return fresh
 
