@@ -121,24 +121,6 @@ def asked_for(
     return tuple(name for name, wanted in zip(FEATURES, asked, strict=True) if wanted)
 
 
-def support_table() -> str:
-    """Arguments x backends in Markdown, as docs/operator.md shows it."""
-    rows = [("argument", *NAMES), ("---",) * (len(NAMES) + 1)]
-    rows.append(("masks, causal, windows, lengths, packed sequences", *["fwd, bwd"] * len(NAMES)))
-    for feature in FEATURES:
-        cells = []
-        for name in NAMES:
-            served = SERVES[name]
-            passes = [
-                word
-                for word, known in (("fwd", served.forward), ("bwd", served.backward))
-                if feature in known and not (feature in GRADIENTS and word == "fwd")
-            ]
-            cells.append(", ".join(passes) or "reference")
-        rows.append((feature, *cells))
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
 def implementation(
     name: str, tensor: torch.Tensor, asked: tuple[str, ...] = (), *, backward: bool = False
 ) -> Implementation:

@@ -9,6 +9,7 @@ import warnings
 
 import pytest
 import torch
+from documentation import support_table
 from places import ROOT
 from support import BACKENDS, backends_module
 
@@ -292,7 +293,7 @@ def test_tables_name_features_only():
 
 def test_the_documentation_shows_the_table():
     page = (ROOT / "docs" / "operator.md").read_text(encoding="utf-8")
-    assert f"\n\n{backends_module.support_table()}\n\n" in page
+    assert f"\n\n{support_table()}\n\n" in page
 
 
 def test_without_triton(fresh):

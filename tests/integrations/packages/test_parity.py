@@ -10,6 +10,13 @@ import torch
 
 transformers = pytest.importorskip("transformers")
 
+from parity_table import (  # noqa: E402
+    DTYPES,
+    LENGTHS,
+    MODES,
+    compare_architecture,
+)
+
 from clinattn.integrations.replace import replace_attention  # noqa: E402
 from clinattn.tools.model_report.architectures import (  # noqa: E402
     ARCHITECTURES,
@@ -18,12 +25,6 @@ from clinattn.tools.model_report.architectures import (  # noqa: E402
     find,
 )
 from clinattn.tools.model_report.parity import compare  # noqa: E402
-from clinattn.tools.model_report.parity_table import (  # noqa: E402
-    DTYPES,
-    LENGTHS,
-    MODES,
-    compare_architecture,
-)
 
 CASES = [
     pytest.param(architecture, padding, id=f"{architecture.name}-{padding}")

@@ -8,11 +8,12 @@ import torch
 
 transformers = pytest.importorskip("transformers")
 
+from parity_table import LENGTHS  # noqa: E402
+
 from clinattn.integrations.replace import replace_attention  # noqa: E402
 from clinattn.integrations.transformers import early_transformers  # noqa: E402
 from clinattn.tools.model_report.architectures import find  # noqa: E402
 from clinattn.tools.model_report.parity import CountedAttention, InDouble, judge  # noqa: E402
-from clinattn.tools.model_report.parity_table import LENGTHS  # noqa: E402
 
 N_TOKENS = sum(LENGTHS)
 # ModernBERT of transformers 5.0 makes its masks itself, from one of two dimensions.
