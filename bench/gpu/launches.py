@@ -158,7 +158,7 @@ def race() -> Iterator[Call]:
 def overhead() -> Iterator[Call]:
     q, k, v, do = inputs(CPU, 1, 1, 16, 64)
     arguments = Arguments(q, k, v, scale=0.125, max_seqlen_q=16, max_seqlen_k=16)
-    yield lambda: implementation("triton", q).forward(*arguments)
+    yield lambda: implementation("triton", q).forward(arguments)
     yield from both_passes(ours(), [q, k, v], do)
 
 

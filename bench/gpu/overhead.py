@@ -44,7 +44,7 @@ def launch_overhead(run: Run) -> None:
     targets = {"target": TARGET}
     for backend in run.backends:
         launcher = implementation(backend, q).forward
-        measure("kernel launcher", lambda: launcher(*arguments), backend=backend, **targets)  # noqa: B023
+        measure("kernel launcher", lambda: launcher(arguments), backend=backend, **targets)  # noqa: B023
         ours = functools.partial(fused_attention, backend=backend)
         measure_calls(ours, targets, backend=backend)
     measure_calls(F.scaled_dot_product_attention, {}, provider="sdpa")

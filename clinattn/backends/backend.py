@@ -7,16 +7,28 @@ from typing import Any, NamedTuple
 
 import torch
 
+from clinattn.backends.call import Arguments, Incoming
+
 
 class Implementation(NamedTuple):
-    """The two functions behind a backend; their arguments are those of the ops, less `backend`.
+    """The two passes behind a backend.
 
-    forward gives None for an lse_low that would be zeros.
+    forward(call) returns (o, lse, lse_low), None for an lse_low that would be zeros.
+    backward(call, incoming, needs) returns the Gradients, empty where not needed.
     """
 
     name: str
-    forward: Callable[..., tuple[Any, ...]]
-    backward: Callable[..., tuple[torch.Tensor, ...]]
+    forward: Callable[[Arguments], tuple[Any, ...]]
+    backward: Callable[[Arguments, Incoming, int], tuple[torch.Tensor, ...]]
+
+
+def of_ops(name: str, forward: Callable[..., Any], backward: Callable[..., Any]) -> Implementation:
+    """The implementation by two ops, which take the rows field by field."""
+    return Implementation(
+        name,
+        lambda call: forward(*call),
+        lambda call, incoming, needs: backward(*incoming, *call, needs),
+    )
 
 
 class Backend(NamedTuple):

@@ -1,8 +1,8 @@
-"""The arguments that the ops share, named once: their schema and order follow from this class."""
+"""A call and what its passes exchange, named once: the schemas of the ops follow."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,14 +49,61 @@ class Arguments(NamedTuple):
     global_prefix: int = 0
     dropout_p: float = 0.0
 
+    def is_plain(self) -> bool:
+        """True without softcap, added terms (but for a mask) and dropout."""
+        return self.decay is self.slopes is self.relative is self.seed is None and not self.softcap
 
-# NamedTuple keeps the annotations of this file, which are strings, as ForwardRef.
-TYPES = {name: ref.__forward_arg__ for name, ref in Arguments.__annotations__.items()}
-SCHEMA = ", ".join(
-    f"{annotation.replace(' | None', '?')} {name}" for name, annotation in TYPES.items()
+    def is_packed(self) -> bool:
+        return self.cu_seqlens_q is not None
+
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """The fields that hold tensors, which come first."""
+        return self[: len(TENSORS)]
+
+    def scalars(self) -> tuple[Any, ...]:
+        return self[len(TENSORS) :]
+
+
+class Incoming(NamedTuple):
+    """What a backward pass gets beside the call: cotangents, and results of the forward pass.
+
+    lse_low is what rounding took from lse: 2^(s - lse) for scores of 1e4 would otherwise be off by
+    the rounding of lse, 5e-4 in fp32. None where it is 0.
+    """
+
+    do: Tensor
+    dlse: Tensor | None
+    o: Tensor
+    lse: Tensor
+    lse_low: Tensor | None
+
+
+class Gradients(NamedTuple):
+    """Gradients of a call, or cotangents of them, in the order of the results of the ops."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    mask: Tensor | None
+    decay: Tensor | None
+    slopes: Tensor | None
+    relative: Tensor | None
+
+
+def types_of(row: Any) -> dict[str, str]:
+    """Annotations by name, which NamedTuple keeps as ForwardRef where they are strings."""
+    return {name: ref.__forward_arg__ for name, ref in row.__annotations__.items()}
+
+
+def schema_of(row: Any) -> str:
+    """The fields of a NamedTuple as parameters of an op."""
+    types = types_of(row).items()
+    return ", ".join(f"{annotation.replace(' | None', '?')} {name}" for name, annotation in types)
+
+
+TENSORS = tuple(
+    name for name, annotation in types_of(Arguments).items() if annotation.startswith("Tensor")
 )
-TENSORS = tuple(name for name, annotation in TYPES.items() if annotation.startswith("Tensor"))
-AT = {name: at for at, name in enumerate(TYPES)}
 
 # Inputs besides q, k and v that have a gradient, with their bit in `needs` of the backward ops.
 NEEDS = {"mask": 1, "decay": 2, "slopes": 4, "relative": 8}

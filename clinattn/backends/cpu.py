@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from clinattn.backends import compiled
-from clinattn.backends.backend import Backend, Implementation
+from clinattn.backends.backend import Backend, Implementation, of_ops
 
 
 def reasons_against(device: torch.device | None = None) -> list[str]:
@@ -23,7 +23,7 @@ def reasons_against(device: torch.device | None = None) -> list[str]:
 
 def load() -> Implementation:
     ops = torch.ops.clinattn
-    return Implementation("cpu", ops.cpu_forward.default, ops.cpu_backward.default)
+    return of_ops("cpu", ops.cpu_forward.default, ops.cpu_backward.default)
 
 
 def instruction_set() -> str | None:

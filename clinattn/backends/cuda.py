@@ -7,7 +7,7 @@ import shutil
 import torch
 
 from clinattn.backends import compiled
-from clinattn.backends.backend import Backend, Implementation
+from clinattn.backends.backend import Backend, Implementation, of_ops
 
 # They use the tensor cores of Turing and newer.
 CAPABILITY = (7, 5)
@@ -75,7 +75,7 @@ def verification() -> str:
 
 def load() -> Implementation:
     ops = torch.ops.clinattn
-    return Implementation("cuda", ops.cuda_forward.default, ops.cuda_backward.default)
+    return of_ops("cuda", ops.cuda_forward.default, ops.cuda_backward.default)
 
 
 BACKEND = Backend("cuda", reasons_against, load, notes=lambda: (verification(),))

@@ -6,13 +6,13 @@ import functools
 import importlib
 import os
 import warnings
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from clinattn.backends import cpu, cuda, triton
 from clinattn.backends.backend import Backend, Implementation
-from clinattn.backends.call import NEEDS
+from clinattn.backends.call import NEEDS, Arguments
 
 NAMES = ("triton", "cuda", "cpu", "reference")
 
@@ -84,38 +84,13 @@ def reasons_against(name: str, device: torch.device | None = None) -> list[str]:
     return _registered[name].reasons_against(device)
 
 
-def asked_for(
-    needs: int,
-    mask: Any,
-    cu_seqlens_q: Any,
-    cu_seqlens_k: Any,
-    q_lengths: Any,
-    kv_start: Any,
-    kv_end: Any,
-    lo: Any,
-    hi: Any,
-    times: Any,
-    decay: Any,
-    slopes: Any,
-    relative: Any,
-    seed: Any,
-    scale: float,
-    window_left: int,
-    window_right: int,
-    bottom_right: bool,
-    max_seqlen_q: Any,
-    max_seqlen_k: Any,
-    softcap: float,
-    global_prefix: int,
-    dropout_p: float,
-) -> tuple[str, ...]:
-    """Those of FEATURES that a call asks for; after `needs`, the ops' arguments from mask on."""
-    no_tensors = lo is decay is slopes is relative is seed is None
-    if no_tensors and not (softcap or global_prefix or needs):
+def asked_for(call: Arguments, needs: int) -> tuple[str, ...]:
+    """Those of FEATURES that a call asks for, and the gradients in `needs`."""
+    if call.is_plain() and call.lo is None and not (call.global_prefix or needs):
         return ()
     asked = (
-        *(lo is not None, decay is not None, slopes is not None, relative is not None),
-        *(softcap != 0, global_prefix != 0, seed is not None),
+        *(x is not None for x in (call.lo, call.decay, call.slopes, call.relative)),
+        *(call.softcap != 0, call.global_prefix != 0, call.seed is not None),
         *(needs & bit for bit in NEEDS.values()),
     )
     return tuple(name for name, wanted in zip(FEATURES, asked, strict=True) if wanted)

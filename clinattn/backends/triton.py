@@ -5,12 +5,10 @@ from __future__ import annotations
 import functools
 import importlib
 import os
-from typing import Any
 
 import torch
 
 from clinattn.backends.backend import Backend, Implementation
-from clinattn.backends.call import Arguments
 
 # Triton generates code for compute capability 8.0 and newer.
 CAPABILITY = (8, 0)
@@ -54,18 +52,13 @@ def reasons_against(device: torch.device | None = None) -> list[str]:
 
 
 def load() -> Implementation:
-    forward = importlib.import_module("clinattn.kernels.forward").attention_forward
-    backward = importlib.import_module("clinattn.kernels.backward").attention_backward
-
-    def forward_of(*args: Any) -> tuple[torch.Tensor | None, ...]:
-        return forward(Arguments(*args))
-
-    def backward_of(
-        do: Any, dlse: Any, o: Any, lse: Any, lse_low: Any, *args: Any
-    ) -> tuple[torch.Tensor, ...]:
-        return backward(do, dlse, o, lse, lse_low, Arguments(*args[:-1]), args[-1])
-
-    return Implementation("triton", forward_of, backward_of)
+    forward = importlib.import_module("clinattn.kernels.forward")
+    backward = importlib.import_module("clinattn.kernels.backward")
+    return Implementation(
+        "triton",
+        forward.attention_forward,
+        lambda call, incoming, needs: backward.attention_backward(*incoming, call, needs),
+    )
 
 
 BACKEND = Backend("triton", reasons_against, load)

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 from torch.amp import is_autocast_available
 
+from clinattn.backends.call import Arguments
 from clinattn.operator.functions import attend
 from clinattn.operator.visibility import PreparedMask, Window, fold_window, prepare_mask, shorter
 from clinattn.operator.words import checks
-from clinattn.operator.words.features import Words, dense_features, no_features, packed_features
+from clinattn.operator.words.features import Words, dense_features, packed_features
 from clinattn.operator.words.scalars import as_flag
 
 # Asked here, as torch.compile of torch 2.11 cannot trace the question.
@@ -123,7 +124,25 @@ def fused_attention(
         q_lengths = checks.check_lengths("q_lengths", q_lengths, batch, n_queries, query.device)
     scale = checks.check_scale(scale, head_dim, query.dtype)
     backend, return_lse = checks.check_backend(backend), as_flag("return_lse", return_lse)
-    more = no_features()
+    lengths = None
+    if segment_ids is not None or times is not None:
+        lengths = shorter(q_lengths, kv_lengths)
+        q_lengths, kv_end = lengths, shorter(kv_end, lengths)
+    call = Arguments(
+        query,
+        key,
+        value,
+        attn_mask,
+        q_lengths=q_lengths,
+        kv_start=kv_start,
+        kv_end=kv_end,
+        scale=scale,
+        window_left=left,
+        window_right=right,
+        bottom_right=bottom_right,
+        max_seqlen_q=n_queries,
+        max_seqlen_k=n_keys,
+    )
     if not (
         segment_ids is times is time_window is time_decay is alibi_slopes is relative_bias is None
         and softcap is None and global_prefix == 0 and dropout_p == 0
@@ -132,15 +151,8 @@ def fused_attention(
             segment_ids, times, time_window, time_decay, alibi_slopes, relative_bias, softcap,
             global_prefix, dropout_p,
         )  # fmt: skip
-        lengths = None
-        if segment_ids is not None or times is not None:
-            lengths = shorter(q_lengths, kv_lengths)
-            q_lengths, kv_end = lengths, shorter(kv_end, lengths)
-        more = dense_features(words, query, n_keys, lengths, kv_start)
-    o, lse = attend(
-        query, key, value, attn_mask, None, None, q_lengths, kv_start, kv_end, *more.tensors,
-        scale, left, right, bottom_right, n_queries, n_keys, *more.scalars, backend,
-    )  # fmt: skip
+        call = call._replace(**dense_features(words, query, n_keys, lengths, kv_start))
+    o, lse = attend(call, backend)
     return (o, lse) if return_lse else o
 
 
@@ -203,7 +215,19 @@ def fused_attention_varlen(
         )
     scale = checks.check_scale(scale, query.shape[2], query.dtype)
     backend, return_lse = checks.check_backend(backend), as_flag("return_lse", return_lse)
-    more = no_features()
+    call = Arguments(
+        query,
+        key,
+        value,
+        cu_seqlens_q=cu_seqlens_q,
+        cu_seqlens_k=cu_seqlens_k,
+        scale=scale,
+        window_left=left,
+        window_right=right,
+        bottom_right=bottom_right,
+        max_seqlen_q=max_seqlen_q,
+        max_seqlen_k=max_seqlen_k,
+    )
     if not (
         times is time_window is time_decay is alibi_slopes is relative_bias is softcap is None
         and global_prefix == 0 and dropout_p == 0
@@ -213,8 +237,6 @@ def fused_attention_varlen(
             global_prefix, dropout_p,
         )  # fmt: skip
         more = packed_features(words, query, key.shape[0], cu_seqlens_q, cu_seqlens_k, max_seqlen_q)
-    o, lse = attend(
-        query, key, value, None, cu_seqlens_q, cu_seqlens_k, None, None, None, *more.tensors,
-        scale, left, right, bottom_right, max_seqlen_q, max_seqlen_k, *more.scalars, backend,
-    )  # fmt: skip
+        call = call._replace(**more)
+    o, lse = attend(call, backend)
     return (o, lse) if return_lse else o

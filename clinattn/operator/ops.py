@@ -5,44 +5,56 @@ attention_forward and attention_backward are opaque to autograd; functions.py di
 
 from __future__ import annotations
 
+from collections import namedtuple
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from clinattn.backends.call import AT, NEEDS, SCHEMA, TENSORS
+from clinattn.backends.call import (
+    NEEDS,
+    TENSORS,
+    Arguments,
+    Gradients,
+    Incoming,
+    schema_of,
+)
 from clinattn.backends.compiled import refuse_extension
 from clinattn.backends.reference import attention as reference
 from clinattn.backends.select import asked_for, implementation
 from clinattn.operator import ranges
 from clinattn.operator.after_import import after_import
 
-# lse_low is what rounding took from lse. The backward pass needs it: 2^(s - lse) for scores of 1e4
-# would otherwise be off by the rounding of lse, 5e-4 in fp32.
 RESULTS = "(Tensor o, Tensor lse, Tensor lse_low)"
-GRAD_ARGS = "Tensor do, Tensor? dlse, Tensor o, Tensor lse, Tensor? lse_low"
-# `needs` says which of the last four are wanted (arguments.NEEDS); the others are empty.
-GRADS = (
-    "Tensor dq, Tensor dk, Tensor dv, Tensor dmask, Tensor ddecay, Tensor dslopes, Tensor drelative"
-)
+CALL, INCOMING = schema_of(Arguments), schema_of(Incoming)
+# `needs` says which of the last four are wanted (call.NEEDS); the others are empty.
+GRADS = ", ".join(f"Tensor d{name}" for name in Gradients._fields)
+SECOND = schema_of(Gradients).replace("Tensor ", "Tensor dd").replace("Tensor? ", "Tensor? dd")
 
-SCHEMAS = {
-    "attention_forward": f"({SCHEMA}, str backend) -> {RESULTS}",
-    "attention_backward": f"({GRAD_ARGS}, {SCHEMA}, int needs, str backend) -> ({GRADS})",
-    "attention_double_backward": "(Tensor ddq, Tensor ddk, Tensor ddv, Tensor? ddmask, "
-    "Tensor? dddecay, Tensor? ddslopes, Tensor? ddrelative, Tensor do, Tensor? dlse, Tensor lse, "
-    f"Tensor? lse_low, {SCHEMA}, int needs) -> (Tensor grad_do, Tensor grad_dlse, {GRADS})",
-    "cpu_forward": f"({SCHEMA}) -> {RESULTS}",
-    "cpu_backward": f"({GRAD_ARGS}, {SCHEMA}, int needs) -> ({GRADS})",
-    "cuda_forward": f"({SCHEMA}) -> {RESULTS}",
-    "cuda_backward": f"({GRAD_ARGS}, {SCHEMA}, int needs) -> ({GRADS})",
+# Arguments and results of each op.
+SIGNATURES = {
+    "attention_forward": (f"{CALL}, str backend", RESULTS),
+    "attention_backward": (f"{INCOMING}, {CALL}, int needs, str backend", f"({GRADS})"),
+    "attention_double_backward": (
+        f"{SECOND}, Tensor do, Tensor? dlse, Tensor lse, Tensor? lse_low, {CALL}, int needs",
+        f"(Tensor grad_do, Tensor grad_dlse, {GRADS})",
+    ),
+    "cpu_forward": (CALL, RESULTS),
+    "cpu_backward": (f"{INCOMING}, {CALL}, int needs", f"({GRADS})"),
+    "cuda_forward": (CALL, RESULTS),
+    "cuda_backward": (f"{INCOMING}, {CALL}, int needs", f"({GRADS})"),
+}
+# For each op a NamedTuple of its arguments.
+ROWS: dict[str, Any] = {
+    name: namedtuple(name, [x.split()[-1] for x in arguments.split(", ")])
+    for name, (arguments, _) in SIGNATURES.items()
 }
 
 LIB = torch.library.Library("clinattn", "FRAGMENT")
-for _name, _schema in SCHEMAS.items():
+for _name, (_arguments, _results) in SIGNATURES.items():
     try:
-        LIB.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
+        LIB.define(f"{_name}({_arguments}) -> {_results}", tags=(torch.Tag.pt2_compliant_tag,))
     except RuntimeError:  # its kernel is registered already, with other arguments or results
         if not _name.startswith(("cpu_", "cuda_")):
             raise
@@ -60,87 +72,91 @@ def with_unit_last_stride(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
-def empty_gradients(q: Tensor, needs: int, *args: Any) -> list[Tensor]:
+def empty_gradients(call: Any, needs: int) -> list[Tensor]:
     """Unwritten gradients of NEEDS, with 0 elements where they are not wanted."""
     grads = []
     for name, bit in NEEDS.items():
-        like = args[AT[name]] if needs & bit else None
-        grads.append(q.new_empty(0) if like is None else like.new_empty(like.shape))
+        like = getattr(call, name) if needs & bit else None
+        grads.append(call.q.new_empty(0) if like is None else like.new_empty(like.shape))
     return grads
 
 
-def attention_forward(*args: Any) -> tuple[Tensor, ...]:
-    o, lse, lse_low = forward(*args)
-    return o, lse, torch.zeros_like(lse) if lse_low is None else lse_low
-
-
-def forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Any, ...]:
+def forward(call: Arguments, backend: str) -> tuple[Any, ...]:
     """Route to a backend, which may rely on sizes that are not 0 and a last stride of 1.
 
     Returns the results of the op, with None for an lse_low that would be zeros.
     """
-    args, backend = rest[:-1], rest[-1]
+    q, k = call.q, call.k
     if q.numel() == 0 or k.numel() == 0:
-        lse = lse_like(q, packed=args[1] is not None)
+        lse = lse_like(q, call.is_packed())
         return q.new_zeros(q.shape), lse.fill_(-float("inf")), None
-    q, k, v = with_unit_last_stride(q), with_unit_last_stride(k), with_unit_last_stride(v)
-    chosen = implementation(backend, q, asked_for(0, *args))
+    call = with_unit_last_strides(call)
+    chosen = implementation(backend, q, asked_for(call, 0))
     if ranges.on:
-        return ranges.run(f"attention forward, {chosen.name}", chosen.forward, q, k, v, *args)
-    return chosen.forward(q, k, v, *args)
+        return ranges.run(f"attention forward, {chosen.name}", chosen.forward, call)
+    return chosen.forward(call)
 
 
-def attention_backward(
-    do: Tensor,
-    dlse: Tensor | None,
-    o: Tensor,
-    lse: Tensor,
-    lse_low: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *rest: Any,
-) -> tuple[Tensor, ...]:
-    args, needs, backend = rest[:-2], rest[-2], rest[-1]
+def backward(call: Arguments, incoming: Incoming, needs: int, backend: str) -> tuple[Tensor, ...]:
+    """Route to a backend, which may rely on the same, and on dlse being contiguous."""
+    q, k = call.q, call.k
     if q.numel() == 0 or k.numel() == 0:
-        empty = empty_gradients(q, needs, q, k, v, *args)
-        return *(x.new_zeros(x.shape) for x in (q, k, v)), *(x.zero_() for x in empty)
-    do, q, k, v = (with_unit_last_stride(x) for x in (do, q, k, v))
-    dlse = None if dlse is None else dlse.contiguous()
-    asked = asked_for(needs, *args)
-    chosen = implementation(backend, q, asked, backward=True)
-    complete = (do, dlse, o, lse, lse_low, q, k, v, *args, needs)
+        empty = empty_gradients(call, needs)
+        return *(x.new_zeros(x.shape) for x in (q, k, call.v)), *(x.zero_() for x in empty)
+    call = with_unit_last_strides(call)
+    do, dlse = with_unit_last_stride(incoming.do), incoming.dlse
+    incoming = incoming._replace(do=do, dlse=None if dlse is None else dlse.contiguous())
+    chosen = implementation(backend, q, asked_for(call, needs), backward=True)
     if ranges.on:
-        return ranges.run(f"attention backward, {chosen.name}", chosen.backward, *complete)
-    return chosen.backward(*complete)
+        name = f"attention backward, {chosen.name}"
+        return ranges.run(name, chosen.backward, call, incoming, needs)
+    return chosen.backward(call, incoming, needs)
 
 
-def forward_fake(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    lse = lse_like(q, packed=rest[1] is not None)
-    return q.new_empty(q.shape), lse, torch.empty_like(lse)
+def with_unit_last_strides(call: Arguments) -> Arguments:
+    q, k, v = map(with_unit_last_stride, (call.q, call.k, call.v))
+    if q is call.q and k is call.k and v is call.v:
+        return call
+    return call._replace(q=q, k=k, v=v)
 
 
-def gradients_fake(args: Any, needs: int) -> tuple[Tensor, ...]:
-    q, k, v = args[:3]
-    empty = empty_gradients(q, needs, *args)
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), *empty
+def attention_forward(*args: Any) -> tuple[Tensor, ...]:
+    *row, backend = args
+    o, lse, lse_low = forward(Arguments(*row), backend)
+    return o, lse, torch.zeros_like(lse) if lse_low is None else lse_low
 
 
-def backward_fake(do, dlse, o, lse, lse_low, *rest: Any) -> tuple[Tensor, ...]:
-    return gradients_fake(rest, rest[len(AT)])
+def attention_backward(do, dlse, o, lse, lse_low, *args: Any) -> tuple[Tensor, ...]:
+    *row, needs, backend = args
+    return backward(Arguments(*row), Incoming(do, dlse, o, lse, lse_low), needs, backend)
 
 
-def double_backward_fake(
-    ddq, ddk, ddv, ddmask, dddecay, ddslopes, ddrelative, do, dlse, lse, lse_low, *rest: Any
-) -> tuple[Tensor, ...]:
-    q, packed = rest[0], rest[AT["cu_seqlens_q"]] is not None
-    return q.new_empty(q.shape), lse_like(q, packed), *gradients_fake(rest, rest[-1])
+def attention_double_backward(*args: Any) -> tuple[Tensor, ...]:
+    ddq, ddk, ddv, ddmask, dddecay, ddslopes, ddrelative, do, dlse, lse, lse_low, *row, needs = args
+    cotangents = Gradients(ddq, ddk, ddv, ddmask, dddecay, ddslopes, ddrelative)
+    call = Arguments(*row)
+    return reference.attention_double_backward(call, cotangents, do, dlse, lse, lse_low, needs)
+
+
+def forward_fake(row: Any) -> tuple[Tensor, ...]:
+    lse = lse_like(row.q, packed=row.cu_seqlens_q is not None)
+    return row.q.new_empty(row.q.shape), lse, torch.empty_like(lse)
+
+
+def backward_fake(row: Any) -> tuple[Tensor, ...]:
+    like = (row.q, row.k, row.v)
+    return *(x.new_empty(x.shape) for x in like), *empty_gradients(row, row.needs)
+
+
+def double_backward_fake(row: Any) -> tuple[Tensor, ...]:
+    grad_dlse = lse_like(row.q, packed=row.cu_seqlens_q is not None)
+    return row.q.new_empty(row.q.shape), grad_dlse, *backward_fake(row)
 
 
 IMPLEMENTATIONS = {
     "attention_forward": attention_forward,
     "attention_backward": attention_backward,
-    "attention_double_backward": reference.attention_double_backward,
+    "attention_double_backward": attention_double_backward,
 }
 FAKES: dict[str, Callable[..., Any]] = {
     "attention_forward": forward_fake,
@@ -151,11 +167,18 @@ FAKES: dict[str, Callable[..., Any]] = {
     "cuda_forward": forward_fake,
     "cuda_backward": backward_fake,
 }
+
+
+def _of_row(row: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function of a row, as one of its fields."""
+    return lambda *args: function(row(*args))
+
+
 for _name, _function in IMPLEMENTATIONS.items():
     LIB.impl(_name, _function, "CompositeExplicitAutograd")
 for _name, _fake in FAKES.items():
     if hasattr(torch.ops.clinattn, _name):
-        torch.library.register_fake(f"clinattn::{_name}", _fake, lib=LIB)
+        torch.library.register_fake(f"clinattn::{_name}", _of_row(ROWS[_name], _fake), lib=LIB)
 
 
 def _fold(x: Tensor | None, dim: int | None, size: int) -> Tensor | None:
@@ -176,21 +199,20 @@ def _fold_broadcast(x: Tensor | None, dim: int | None, size: int, batch: int) ->
     return _fold(x, dim, size)
 
 
-def _is_folded(first: int, in_dims: tuple[Any, ...], args: tuple[Any, ...]) -> bool:
+def _is_folded(row: Any, dims: Any) -> bool:
     """Whether a batch with the new dimension folded in is the same problem.
 
     Not where every sample wants its own gradient of what the batch shares, or its own dropout.
     """
-    needs = args[first + len(AT)] if first > 0 else 0
-    apart = any(in_dims[first + AT[name]] is not None for name in ("decay", "relative"))
-    return not (needs or apart or args[first + AT["seed"]] is not None)
+    apart = dims.decay is not None or dims.relative is not None
+    return not (getattr(row, "needs", 0) or apart or row.seed is not None)
 
 
-def _vmap_rule(name: str, first: int) -> Any:
-    """A vmap rule that folds the new dimension into the batch; argument `first` is q."""
-    op = getattr(torch.ops.clinattn, name).default
-    mask_at, slopes_at, scalars_at = first + AT["mask"], first + AT["slopes"], first + len(TENSORS)
-    shared = [first + AT[name] for name in ("decay", "relative", "seed")]
+def _vmap_rule(name: str) -> Any:
+    """A vmap rule that folds the new dimension into the batch."""
+    op, make_row = getattr(torch.ops.clinattn, name).default, ROWS[name]
+    tensors = [x for x in make_row._fields if x in TENSORS or x not in Arguments._fields]
+    shared = ("decay", "relative", "seed", "needs", "backend")
 
     def one_by_one(size: int, in_dims: tuple[Any, ...], args: tuple[Any, ...]) -> tuple[Any, Any]:
         results = [
@@ -201,24 +223,22 @@ def _vmap_rule(name: str, first: int) -> Any:
         return stacked, (0,) * len(stacked)
 
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
-        if args[first + AT["cu_seqlens_q"]] is not None:
+        row, dims = make_row(*args), make_row(*in_dims)
+        if row.cu_seqlens_q is not None:
             raise NotImplementedError(
                 "clinattn: vmap over the packed layout (cu_seqlens) is not defined; "
                 "use the dense layout (B, H, N, D) with lengths"
             )
         size = info.batch_size
-        if not _is_folded(first, in_dims, args):
+        if not _is_folded(row, dims):
             return one_by_one(size, in_dims, args)
-        dims = in_dims[:scalars_at]
-        q, q_dim = args[first], in_dims[first]
-        batch = q.shape[0] if q_dim is None else q.movedim(q_dim, 0).shape[1]
-        folded = [
-            x if at in shared else _fold(x, d, size)
-            for at, (x, d) in enumerate(zip(args, dims, strict=False))
-        ]
-        for at in (mask_at, slopes_at):
-            folded[at] = _fold_broadcast(args[at], in_dims[at], size, batch)
-        results = op(*folded, *args[scalars_at:])
+        batch = row.q.shape[0] if dims.q is None else row.q.movedim(dims.q, 0).shape[1]
+        folded = {
+            x: _fold(getattr(row, x), getattr(dims, x), size) for x in tensors if x not in shared
+        }
+        for x in ("mask", "slopes"):
+            folded[x] = _fold_broadcast(getattr(row, x), getattr(dims, x), size, batch)
+        results = op(*row._replace(**folded))
         # gradients that nobody wants have no batch
         unfolded = [
             r.unflatten(0, (size, batch)) if r.dim() > 1 else r.expand(size, 0) for r in results
@@ -228,12 +248,8 @@ def _vmap_rule(name: str, first: int) -> Any:
     return rule
 
 
-for _name, _first in (
-    ("attention_forward", 0),
-    ("attention_backward", 5),
-    ("attention_double_backward", 11),
-):
-    torch.library.register_vmap(f"clinattn::{_name}", _vmap_rule(_name, _first), lib=LIB)
+for _name in IMPLEMENTATIONS:
+    torch.library.register_vmap(f"clinattn::{_name}", _vmap_rule(_name), lib=LIB)
 
 
 # Its module brings Triton along, which takes longer to import than all of this package.

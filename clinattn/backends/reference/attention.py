@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clinattn.backends.call import Arguments
+from clinattn.backends.call import Arguments, Gradients, Incoming
 from clinattn.backends.reference.blocks import Block, Problem
 from clinattn.backends.reference.scores import (
     Added,
@@ -54,9 +54,9 @@ def in_full_precision(function: Any) -> Any:
     """Autocast would lower the products inside; the ops take their dtype from their inputs."""
 
     @functools.wraps(function)
-    def wrapper(first: Tensor, *args: Any) -> Any:
-        with torch.no_grad(), torch.autocast(first.device.type, enabled=False):
-            return function(first, *args)
+    def wrapper(call: Arguments, *args: Any) -> Any:
+        with torch.no_grad(), torch.autocast(call.q.device.type, enabled=False):
+            return function(call, *args)
 
     return wrapper
 
@@ -74,8 +74,8 @@ def probabilities(
 
 
 @in_full_precision
-def attention_forward(q: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    problem = Problem(Arguments(q, *rest))
+def attention_forward(call: Arguments) -> tuple[Tensor, Tensor, Tensor]:
+    problem, q = Problem(call), call.q
     o = q.new_zeros(q.shape)
     shape = (q.shape[1], q.shape[0]) if problem.packed else q.shape[:-1]
     lse = q.new_full(shape, -float("inf"), dtype=problem.dtype)
@@ -95,19 +95,10 @@ def attention_forward(q: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @in_full_precision
-def attention_backward(
-    do: Tensor,
-    dlse: Tensor | None,
-    o: Tensor,
-    lse: Tensor,
-    lse_low: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *rest: Any,
-) -> tuple[Tensor, ...]:
-    problem = Problem(Arguments(q, k, v, *rest[:-1]))
-    scale, added = problem.args.scale, AddedGradients(problem, needs=rest[-1])
+def attention_backward(call: Arguments, incoming: Incoming, needs: int) -> tuple[Tensor, ...]:
+    problem = Problem(call)
+    added, (q, k, v) = AddedGradients(problem, needs), (call.q, call.k, call.v)
+    do, dlse, o, lse, lse_low = incoming
     dq = q.new_zeros(q.shape)
     (dk, dk_view), (dv, dv_view) = problem.zeros(k), problem.zeros(v)
     for block in problem.blocks():
@@ -120,7 +111,7 @@ def attention_backward(
         keys, at_k = problem.keys(problem.k, block), problem.at_k(block)
         ds = p * (d * dot(g, problem.keys(problem.v, block)) - delta)
         added.add(block, ds)
-        dx = ds * found.slope * scale
+        dx = ds * found.slope * call.scale
         problem.view(dq)[block.at_q] = to_rows(dx, keys).to(dq.dtype)
         dk_view[at_k] += to_keys(dx, problem.queries(problem.q, block))
         dv_view[at_k] += to_keys(p * d, g)
@@ -129,21 +120,13 @@ def attention_backward(
 
 @in_full_precision
 def attention_double_backward(
-    ddq: Tensor,
-    ddk: Tensor,
-    ddv: Tensor,
-    ddmask: Tensor | None,
-    dddecay: Tensor | None,
-    ddslopes: Tensor | None,
-    ddrelative: Tensor | None,
+    call: Arguments,
+    cotangents: Gradients,
     do: Tensor,
     dlse: Tensor | None,
     lse: Tensor,
     lse_low: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *rest: Any,
+    needs: int,
 ) -> tuple[Tensor, ...]:
     """Gradients of the sum of <ddx, dx> over x in q, k, v, mask, ... to do, dlse and each x.
 
@@ -152,9 +135,9 @@ def attention_double_backward(
     rowsum(p u); to s it is t = p (r - rowsum(p r)), with r = (a - delta) u - ubar a + w; and to x
     it is t f'(x) + ds f''(x) y. The rest is the chain rule through five products.
     """
-    problem = Problem(Arguments(q, k, v, *rest[:-1]))
-    scale, added = problem.args.scale, AddedGradients(problem, needs=rest[-1])
-    cotangents = Added(ddmask, dddecay, ddslopes, ddrelative)
+    problem, scale = Problem(call), call.scale
+    added, (q, k, v) = AddedGradients(problem, needs), (call.q, call.k, call.v)
+    ddq, ddk, ddv, *dd_added = cotangents
     grad_do, grad_q = q.new_zeros(q.shape), q.new_zeros(q.shape)
     grad_dlse = torch.zeros_like(lse)
     (grad_k, grad_k_view), (grad_v, grad_v_view) = problem.zeros(k), problem.zeros(v)
@@ -173,7 +156,7 @@ def attention_double_backward(
         ds = p * (a - delta)
         y = (dot(drows, keys) + dot(rows, dkeys)) * scale
         u = found.slope * y
-        more = sum_of_added(problem, block, cotangents)
+        more = sum_of_added(problem, block, Added(*dd_added))
         if more is not None:
             u = u + more
             u = u if block.visible is None else torch.where(block.visible, u, 0)

@@ -34,25 +34,10 @@ class Words(NamedTuple):
     dropout_p: Any
 
 
-class Features(NamedTuple):
-    """What the ops take for them: the tensors after kv_end, and the scalars after max_seqlen_k."""
-
-    tensors: tuple[Tensor | None, ...]
-    scalars: tuple[float, int, float]
-
-
-def no_features() -> Features:
-    """What the ops take for none of them.
-
-    Not a constant of the module: torch.compile(dynamic=True) makes symbols of floats it finds
-    there, and loses the symbol between one Function and the next.
-    """
-    return Features((None,) * 7, (0.0, 0, 0.0))
-
-
 def _features(
     words: Words, query: Tensor, heads: int, batch: int, n_keys: int | None, timeline: Any
-) -> Features:
+) -> dict[str, Any]:
+    """The fields of Arguments that follow from words."""
     dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
     dropout_p = checks.check_dropout(words.dropout_p)
     softcap = checks.check_softcap(words.softcap, query.dtype)
@@ -71,7 +56,18 @@ def _features(
     if dropout_p > 0:
         seed = torch.randint(0, SEEDS, (1,), device=query.device)
     times = None if decay is None else since
-    return Features((lo, hi, times, decay, slopes, relative, seed), (softcap, prefix, dropout_p))
+    return {
+        "lo": lo,
+        "hi": hi,
+        "times": times,
+        "decay": decay,
+        "slopes": slopes,
+        "relative": relative,
+        "seed": seed,
+        "softcap": softcap,
+        "global_prefix": prefix,
+        "dropout_p": dropout_p,
+    }
 
 
 def _intervals(
@@ -98,8 +94,11 @@ def dense_features(
     n_keys: int,
     lengths: Tensor | None,
     kv_start: Tensor | None,
-) -> Features:
-    """lengths: of the rows of segment_ids and times. kv_start: each row's first key that counts."""
+) -> dict[str, Any]:
+    """Fields of Arguments.
+
+    lengths: of the rows of segment_ids and times. kv_start: each row's first key that counts.
+    """
     batch, heads, n_queries, _ = query.shape
     window = checks.check_time_words(words.times, words.time_window, words.time_decay)
     words = words._replace(time_window=window)
@@ -132,7 +131,8 @@ def packed_features(
     cu_seqlens_q: Tensor,
     cu_seqlens_k: Tensor,
     max_seqlen: int,
-) -> Features:
+) -> dict[str, Any]:
+    """Fields of Arguments."""
     window = checks.check_time_words(words.times, words.time_window, words.time_decay)
     words = words._replace(time_window=window)
 
