@@ -114,9 +114,10 @@ def backward(call: Arguments, incoming: Incoming, needs: int, backend: str) -> t
 
 
 def with_unit_last_strides(call: Arguments) -> Arguments:
-    q, k, v = map(with_unit_last_stride, (call.q, call.k, call.v))
-    if q is call.q and k is call.k and v is call.v:
+    q, k, v = call.q, call.k, call.v
+    if q.stride(-1) == k.stride(-1) == v.stride(-1) == 1:
         return call
+    q, k, v = map(with_unit_last_stride, (q, k, v))
     return call._replace(q=q, k=k, v=v)
 
 

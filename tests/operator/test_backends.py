@@ -296,6 +296,21 @@ def test_the_documentation_shows_the_table():
     assert f"\n\n{support_table()}\n\n" in page
 
 
+def test_another_backend_behind_a_name(fresh):
+    double = backends_module.cpu.BACKEND._replace(
+        reasons_against=lambda device: [],
+        load=lambda: backends_module._load("reference")._replace(name="double"),
+        notes=lambda: ("a double",),
+    )
+    before = backends_module.register(double)
+    try:
+        assert chosen() == chosen(name="cpu") == "double"
+        assert repr(clinattn.backends()["cpu"]) == "usable (a double)"
+    finally:
+        assert backends_module.register(before) is double
+    assert chosen() != "double" and not clinattn.backends()["cpu"].notes
+
+
 def test_without_triton(fresh):
     fresh.setitem(sys.modules, "triton", None)
     assert "pip install triton" in clinattn.backends()["triton"].reasons[0]

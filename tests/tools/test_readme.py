@@ -154,6 +154,16 @@ def test_variables_are_read_somewhere():
         assert named <= known, ids(page)
 
 
+def test_what_is_installed_has_no_switch_for_tests():
+    page = (ROOT / "docs" / "variables.md").read_text(encoding="utf-8")
+    of_tests = set(re.findall(r"CLINATTN_[A-Z_]+", page.partition("For tests:")[2]))
+    read = set()
+    for path in (ROOT / "clinattn").rglob("*.py"):
+        read |= set(re.findall(r"CLINATTN_[A-Z_]+", path.read_text(encoding="utf-8")))
+    assert of_tests and read and not read & of_tests
+    assert not [name for name in read if re.search("EMULAT|POISON", name)]
+
+
 def test_the_index_lists_every_page():
     index = ROOT / "docs" / "README.md"
     listed = re.findall(r"^- \[\S+\]\((\S+\.md)\)", index.read_text(encoding="utf-8"), re.MULTILINE)
