@@ -15,7 +15,7 @@ from clinattn.backends.call import NEEDS, Arguments, Gradients, Incoming
 from clinattn.operator import ops  # ops registers torch.ops.clinattn
 from clinattn.operator.autograd import Function, op_is_watched
 from clinattn.operator.visibility import unexpanded
-from clinattn.operator.words import checks, feature_checks  # ops registers torch.ops.clinattn
+from clinattn.operator.words import checks, feature_checks
 from clinattn.operator.words.scalars import as_flag, as_float, as_int, as_size, at_most_far
 
 FORWARD = torch.ops.clinattn.attention_forward.default
