@@ -5,8 +5,7 @@ attention_forward and attention_backward are opaque to autograd; functions.py di
 
 from __future__ import annotations
 
-from collections import namedtuple
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -45,9 +44,9 @@ SIGNATURES = {
     "cuda_forward": (CALL, RESULTS),
     "cuda_backward": (f"{INCOMING}, {CALL}, int needs", f"({GRADS})"),
 }
-# For each op a NamedTuple of its arguments.
-ROWS: dict[str, Any] = {
-    name: namedtuple(name, [x.split()[-1] for x in arguments.split(", ")])
+# The names of the arguments of each op.
+NAMES = {
+    name: [x.split()[-1] for x in arguments.split(", ")]
     for name, (arguments, _) in SIGNATURES.items()
 }
 
@@ -72,12 +71,11 @@ def with_unit_last_stride(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
-def empty_gradients(call: Any, needs: int) -> list[Tensor]:
+def empty_gradients(needs: int, q: Tensor, added: Sequence[Tensor | None]) -> list[Tensor]:
     """Unwritten gradients of NEEDS, with 0 elements where they are not wanted."""
     grads = []
-    for name, bit in NEEDS.items():
-        like = getattr(call, name) if needs & bit else None
-        grads.append(call.q.new_empty(0) if like is None else like.new_empty(like.shape))
+    for bit, x in zip(NEEDS.values(), added, strict=True):
+        grads.append(q.new_empty(0) if x is None or not needs & bit else x.new_empty(x.shape))
     return grads
 
 
@@ -101,7 +99,7 @@ def backward(call: Arguments, incoming: Incoming, needs: int, backend: str) -> t
     """Route to a backend, which may rely on the same, and on dlse being contiguous."""
     q, k = call.q, call.k
     if q.numel() == 0 or k.numel() == 0:
-        empty = empty_gradients(call, needs)
+        empty = empty_gradients(needs, q, [getattr(call, name) for name in NEEDS])
         return *(x.new_zeros(x.shape) for x in (q, k, call.v)), *(x.zero_() for x in empty)
     call = with_unit_last_strides(call)
     do, dlse = with_unit_last_stride(incoming.do), incoming.dlse
@@ -139,19 +137,19 @@ def attention_double_backward(*args: Any) -> tuple[Tensor, ...]:
     return reference.attention_double_backward(call, cotangents, do, dlse, lse, lse_low, needs)
 
 
-def forward_fake(row: Any) -> tuple[Tensor, ...]:
-    lse = lse_like(row.q, packed=row.cu_seqlens_q is not None)
-    return row.q.new_empty(row.q.shape), lse, torch.empty_like(lse)
+def forward_fake(q: Tensor, cu_seqlens_q: Tensor | None, **_: Any) -> tuple[Tensor, ...]:
+    lse = lse_like(q, packed=cu_seqlens_q is not None)
+    return q.new_empty(q.shape), lse, torch.empty_like(lse)
 
 
-def backward_fake(row: Any) -> tuple[Tensor, ...]:
-    like = (row.q, row.k, row.v)
-    return *(x.new_empty(x.shape) for x in like), *empty_gradients(row, row.needs)
+def backward_fake(q: Tensor, k: Tensor, v: Tensor, needs: int, **row: Any) -> tuple[Tensor, ...]:
+    empty = empty_gradients(needs, q, [row[name] for name in NEEDS])
+    return *(x.new_empty(x.shape) for x in (q, k, v)), *empty
 
 
-def double_backward_fake(row: Any) -> tuple[Tensor, ...]:
-    grad_dlse = lse_like(row.q, packed=row.cu_seqlens_q is not None)
-    return row.q.new_empty(row.q.shape), grad_dlse, *backward_fake(row)
+def double_backward_fake(**row: Any) -> tuple[Tensor, ...]:
+    grad_do, grad_dlse, _ = forward_fake(**row)
+    return grad_do, grad_dlse, *backward_fake(**row)
 
 
 IMPLEMENTATIONS = {
@@ -170,16 +168,16 @@ FAKES: dict[str, Callable[..., Any]] = {
 }
 
 
-def _of_row(row: Any, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function of a row, as one of its fields."""
-    return lambda *args: function(row(*args))
+def _by_name(names: list[str], function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of keywords, as torch calls it: by position."""
+    return lambda *args: function(**dict(zip(names, args, strict=True)))
 
 
 for _name, _function in IMPLEMENTATIONS.items():
     LIB.impl(_name, _function, "CompositeExplicitAutograd")
 for _name, _fake in FAKES.items():
     if hasattr(torch.ops.clinattn, _name):
-        torch.library.register_fake(f"clinattn::{_name}", _of_row(ROWS[_name], _fake), lib=LIB)
+        torch.library.register_fake(f"clinattn::{_name}", _by_name(NAMES[_name], _fake), lib=LIB)
 
 
 def _fold(x: Tensor | None, dim: int | None, size: int) -> Tensor | None:
@@ -200,20 +198,20 @@ def _fold_broadcast(x: Tensor | None, dim: int | None, size: int, batch: int) ->
     return _fold(x, dim, size)
 
 
-def _is_folded(row: Any, dims: Any) -> bool:
+def _is_folded(row: dict[str, Any], dims: dict[str, Any]) -> bool:
     """Whether a batch with the new dimension folded in is the same problem.
 
     Not where every sample wants its own gradient of what the batch shares, or its own dropout.
     """
-    apart = dims.decay is not None or dims.relative is not None
-    return not (getattr(row, "needs", 0) or apart or row.seed is not None)
+    apart = dims["decay"] is not None or dims["relative"] is not None
+    return not (row.get("needs") or apart or row["seed"] is not None)
 
 
 def _vmap_rule(name: str) -> Any:
     """A vmap rule that folds the new dimension into the batch."""
-    op, make_row = getattr(torch.ops.clinattn, name).default, ROWS[name]
-    tensors = [x for x in make_row._fields if x in TENSORS or x not in Arguments._fields]
-    shared = ("decay", "relative", "seed", "needs", "backend")
+    op, names = getattr(torch.ops.clinattn, name).default, NAMES[name]
+    shared = {*Arguments._fields, "needs", "backend"} - {*TENSORS} | {"decay", "relative", "seed"}
+    broadcast = {"mask", "slopes"}
 
     def one_by_one(size: int, in_dims: tuple[Any, ...], args: tuple[Any, ...]) -> tuple[Any, Any]:
         results = [
@@ -224,8 +222,9 @@ def _vmap_rule(name: str) -> Any:
         return stacked, (0,) * len(stacked)
 
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
-        row, dims = make_row(*args), make_row(*in_dims)
-        if row.cu_seqlens_q is not None:
+        row = dict(zip(names, args, strict=True))
+        dims = dict(zip(names, in_dims, strict=True))
+        if row["cu_seqlens_q"] is not None:
             raise NotImplementedError(
                 "clinattn: vmap over the packed layout (cu_seqlens) is not defined; "
                 "use the dense layout (B, H, N, D) with lengths"
@@ -233,13 +232,14 @@ def _vmap_rule(name: str) -> Any:
         size = info.batch_size
         if not _is_folded(row, dims):
             return one_by_one(size, in_dims, args)
-        batch = row.q.shape[0] if dims.q is None else row.q.movedim(dims.q, 0).shape[1]
-        folded = {
-            x: _fold(getattr(row, x), getattr(dims, x), size) for x in tensors if x not in shared
-        }
-        for x in ("mask", "slopes"):
-            folded[x] = _fold_broadcast(getattr(row, x), getattr(dims, x), size, batch)
-        results = op(*row._replace(**folded))
+        q, q_dim = row["q"], dims["q"]
+        batch = q.shape[0] if q_dim is None else q.movedim(q_dim, 0).shape[1]
+        for x in names:
+            if x in broadcast:
+                row[x] = _fold_broadcast(row[x], dims[x], size, batch)
+            elif x not in shared:
+                row[x] = _fold(row[x], dims[x], size)
+        results = op(*row.values())
         # gradients that nobody wants have no batch
         unfolded = [
             r.unflatten(0, (size, batch)) if r.dim() > 1 else r.expand(size, 0) for r in results
