@@ -56,7 +56,7 @@ class Arguments(NamedTuple):
     def is_packed(self) -> bool:
         return self.cu_seqlens_q is not None
 
-    def tensors(self) -> tuple[Tensor | None, ...]:
+    def tensors(self) -> tuple[Any, ...]:
         """The fields that hold tensors, which come first."""
         return self[: len(TENSORS)]
 

@@ -23,12 +23,11 @@ BACKWARD = torch.ops.clinattn.attention_backward.default
 DOUBLE_BACKWARD = torch.ops.clinattn.attention_double_backward.default
 
 FROM_SHAPES = ("scale", "max_seqlen_q", "max_seqlen_k")  # where they are None
+NAMES = (*Arguments._fields, "backend", "return_lse")
+DEFAULTS = Arguments._field_defaults | dict.fromkeys(FROM_SHAPES)
 # What FusedAttention takes: a call, the backend, and whether lse is a result, too.
-Given: Any = namedtuple(
-    "Given",
-    (*Arguments._fields, "backend", "return_lse"),
-    defaults=[*(Arguments._field_defaults | dict.fromkeys(FROM_SHAPES)).values(), "", False],
-)
+_of_names: Any = namedtuple  # mypy knows only those with a literal list of names
+Given = _of_names("Given", NAMES, defaults=[*DEFAULTS.values(), "", False])
 
 
 def _forward(call: Arguments, backend: str) -> tuple[Any, ...]:
@@ -91,12 +90,12 @@ class FusedAttention(Function):
     @staticmethod
     def backward(ctx: Any, do: Tensor | None, dlse: Tensor | None = None, _: Any = None) -> Any:
         if do is None and dlse is None:
-            return (None,) * len(Given._fields)
-        needs = _needs(Given._fields, ctx.needs_input_grad)
+            return (None,) * len(NAMES)
+        needs = _needs(NAMES, ctx.needs_input_grad)
         *tensors, o, lse, lse_low = ctx.saved_tensors
         call = Arguments(*tensors, *ctx.scalars)
         grads = _gradients(call, do, dlse, (o, lse, lse_low), needs, ctx.backend)
-        return _placed(Given._fields, grads, needs)
+        return _placed(NAMES, grads, needs)
 
 
 def _without_context(first: Any, *others: Any) -> tuple[Any, ...]:
@@ -121,7 +120,7 @@ def _complete(*args: Any, **kwargs: Any) -> tuple[Arguments, str, bool]:
 def _checked(call: Arguments, backend: Any) -> tuple[Arguments, str]:
     """The call with its other arguments as the op takes them."""
     dtype = call.q.dtype
-    sides = {}
+    sides: dict[str, Any] = {}
     for name, given in (("window_left", call.window_left), ("window_right", call.window_right)):
         side = as_int(name, given)
         if side < -1:
@@ -224,7 +223,8 @@ class DirectAttention(torch.autograd.Function):
         if do is None and dlse is None:
             return (None,) * len(names)
         present = iter(ctx.saved_tensors)
-        *tensors, o, lse, lse_low = [next(present) if there else None for there in ctx.present]
+        found: list[Any] = [next(present) if there else None for there in ctx.present]
+        *tensors, o, lse, lse_low = found
         call = Arguments(*tensors, *ctx.scalars)
         needs = _needs(names, ctx.needs_input_grad)
         grads = _gradients(call, do, dlse, (o, lse, lse_low), needs, ctx.backend)
@@ -357,8 +357,8 @@ def attend(call: Arguments, backend: str) -> tuple[Tensor, ...]:
     elif op_is_watched(call.q, call.k, call.v):
         o, lse, _ = FusedAttention.run(*call, backend, True)
     else:
-        tensors = [x if x is None else unwrap_if_dead(x) for x in call.tensors()]
-        call = Arguments(*tensors, *call.scalars())
+        alive: list[Any] = [x if x is None else unwrap_if_dead(x) for x in call.tensors()]
+        call = Arguments(*alive, *call.scalars())
         inputs = (call.q, call.k, call.v, call.mask, call.decay, call.slopes, call.relative)
         o, lse = DIRECT(*inputs, call, backend)
     return o, lse
