@@ -149,7 +149,8 @@ def test_bad_input_ends_with_one_line(report, arguments, message):
 
 
 def test_without_transformers_a_line_says_what_to_install(report, monkeypatch):
-    for name in [name for name in sys.modules if name.startswith("clinattn.integrations.")]:
+    ours = ("clinattn.integrations.", "clinattn.tools.model_report.")
+    for name in [name for name in sys.modules if name.startswith(ours)]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "transformers", None)
     done = report("bert")
