@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from clinattn.files import require_writable, write_text
+from clinattn.files.disk import require_writable, write_text
 
 
 def output_file(text: str) -> Path:

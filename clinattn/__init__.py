@@ -2,12 +2,12 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from clinattn.attention import fused_attention, fused_attention_varlen
-from clinattn.backends import backends
-from clinattn.functions import FusedAttention
+from clinattn.backends.select import backends
 from clinattn.integrations.replace import replace_attention
-from clinattn.relative import t5_relative_bias
-from clinattn.rotary import rotary
+from clinattn.operator.attention import fused_attention, fused_attention_varlen
+from clinattn.operator.functions import FusedAttention
+from clinattn.operator.relative import t5_relative_bias
+from clinattn.operator.rotary import rotary
 
 try:
     __version__ = version("clinattn")

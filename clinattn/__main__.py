@@ -1,5 +1,5 @@
 """python -m clinattn."""
 
-from clinattn.cli import app
+from clinattn.tools.cli import app
 
 app(prog_name="clinattn")

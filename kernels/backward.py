@@ -10,7 +10,7 @@ from .dkdv import dkdv_kernel
 from .dq import dq_kernel
 from .launch import Problem, empty_like
 
-# Bits of `needs`, as in NEEDS of clinattn.arguments.
+# Bits of `needs`, as in NEEDS of clinattn.backends.call.
 MASK, DECAY, SLOPES, RELATIVE = 1, 2, 4, 8
 
 
@@ -27,7 +27,7 @@ def attention_backward(
 
     do and dlse are the gradients of its outputs o and lse; dlse can be None. lse_low: None for
     zeros. needs says which of the last four are wanted, with the bits of NEEDS in
-    clinattn.arguments; the others are empty.
+    clinattn.backends.call; the others are empty.
     """
     if do.stride(-1) != 1:
         do = do.contiguous()

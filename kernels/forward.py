@@ -241,7 +241,7 @@ def _forward_kernel(
 def attention_forward(call: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(o, lse, lse_low) of dense (B, H, N, D) or packed (T, H, D) attention.
 
-    call has the fields of clinattn.arguments.Arguments. o has q's type and shape, lse is fp32
+    call has the fields of backends.call.Arguments. o has q's type and shape, lse is fp32
     (B, H, Nq) or (H, T), natural log; a query that sees no key gives 0 and -inf. lse_low is what
     rounding took from lse, 0 in 16 bits where no score is large.
     """

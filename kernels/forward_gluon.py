@@ -51,7 +51,7 @@ def attention_forward_gluon(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Output and log-sum-exp of dense attention, full or causal, on a card of capability 9.0.
 
-    call has the fields of clinattn.arguments.Arguments: q (B, H, Nq, D), k and v (B, Hkv, Nk, D),
+    call has the fields of backends.call.Arguments: q (B, H, Nq, D), k and v (B, Hkv, Nk, D),
     bf16 or fp16, D 64 or 128, scale and the causal bound. o has q's type and shape, lse is fp32
     (B, H, Nq), natural log; a query that sees no key gives 0 and -inf, and lse is NaN for the rows
     that are left to forward.py. schedule: that of SCHEDULES by default. Raises NotImplementedError

@@ -44,7 +44,7 @@ class Facts(NamedTuple):
 class Layout:
     """All that calls of the same shapes, strides, types and numbers have in common.
 
-    call has the fields of clinattn.arguments.Arguments with Facts in place of tensors, scale >= 0.
+    call has the fields of backends.call.Arguments with Facts in place of tensors, scale >= 0.
     others: more tensors that share the alignment of q, k and v. arguments: the keywords that all
     kernels take, less the pointers. plans: the launches that were made.
     """
@@ -164,7 +164,7 @@ def layout(
 
 
 class Problem:
-    """One attention call, with the fields of clinattn.arguments.Arguments, as the kernels see it.
+    """One attention call, with the fields of backends.call.Arguments, as the kernels see it.
 
     others: as in Layout. A negative scale is turned into a negative q.
     """

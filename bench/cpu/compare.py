@@ -27,8 +27,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from clinattn.environment import cpu_count
-from clinattn.other_work import Spent, Watch, beside, disturbance
+from clinattn.tools.environment import cpu_count
+from clinattn.tools.other_work import Spent, Watch, beside, disturbance
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/, which holds the packages
 from base_tree import Refused, build, checked_out, commit_of, description, require_fresh_build
@@ -102,7 +102,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Row:
-    """Seconds of each round, in turns. beside: what else ran, as clinattn.other_work has it."""
+    """Seconds of each round, in turns. beside: what else ran, as tools.other_work has it."""
 
     case: str
     dtype: str

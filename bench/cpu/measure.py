@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clinattn.environment import compiled_module, environment
 from cpu.cases import Entry
 from cpu.rows import Row
 from suites.problem import Sdpa, Way, check, cotangent, inputs
@@ -60,7 +59,8 @@ def measure(
     entry: Entry, dtype: str, passes: list[str], rounds: int, facts: dict[str, Any]
 ) -> Iterator[Row]:
     """A row for each pass and each way of ours; AssertionError where ours errs."""
-    from clinattn.other_work import Watch, here  # a side of compare.py may have none
+    from clinattn.backends.compiled import compiled_module
+    from clinattn.tools.other_work import Watch, here
 
     check(entry.case, DTYPES[dtype], CPU, list(entry.ways.values()), CHECKED_HEADS)
     qkv = inputs(entry.case, DTYPES[dtype], CPU)
@@ -98,4 +98,8 @@ def peak_loop(instruction_set: str, dtype: str) -> str:
 
 
 def facts_of_this_process() -> dict[str, Any]:
+    try:
+        from clinattn.tools.environment import environment
+    except ModuleNotFoundError:  # a side of compare.py may be a revision that had no tools/
+        from clinattn.environment import environment
     return environment(CPU) | {"torch_cpu_capability": torch.backends.cpu.get_cpu_capability()}

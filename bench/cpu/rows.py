@@ -17,7 +17,7 @@ class Row:
     """One pass of one case: ours and torch, seconds of each round; a ratio above 1 is ours faster.
 
     peak: FLOP/s of the register loop named in peak_loop, on the same threads in the same run.
-    environment: what the numbers depend on, as clinattn.environment has it.
+    environment: what the numbers depend on, as clinattn.tools.environment has it.
     """
 
     case: str

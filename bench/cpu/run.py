@@ -119,7 +119,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    from clinattn.other_work import disturbance
+    from clinattn.tools.other_work import disturbance
 
     given = arguments()
     if not clinattn.backends()["cpu"]:

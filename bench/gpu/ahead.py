@@ -11,7 +11,6 @@ and the cache has them under the same key.
 from __future__ import annotations
 
 import functools
-import importlib
 import multiprocessing
 import re
 import subprocess
@@ -30,6 +29,8 @@ from triton.backends.nvidia import driver as nvidia
 from triton.compiler import make_backend
 from triton.runtime import build, driver
 
+from clinattn.backends import select
+from clinattn.backends.triton import BACKEND
 from gpu.unpacking import folder_name
 
 CAPABILITY = 90
@@ -85,13 +86,13 @@ class StandIn:
 @contextmanager
 def stand_in(capability: int = CAPABILITY) -> Iterator[None]:
     """Within the block Triton's kernels take CPU tensors, and are those of this card."""
-    backends = importlib.import_module("clinattn.backends")
     before = driver._active
     driver.set_active(StandIn(capability))
+    backend = select.register(BACKEND._replace(reasons_against=lambda device: []))
     try:
-        with mock.patch.object(backends, "_reasons_against_triton", lambda device: []):
-            yield
+        yield
     finally:
+        select.register(backend)
         driver._active = before
 
 

@@ -16,10 +16,11 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from clinattn import fused_attention, fused_attention_varlen, visibility
-from clinattn.arguments import Arguments
-from clinattn.backends import triton_interpreter
+from clinattn import fused_attention, fused_attention_varlen
+from clinattn.backends.call import Arguments
+from clinattn.backends.triton import triton_interpreter
 from clinattn.kernels import forward
+from clinattn.operator import visibility
 from gpu.rows import Run, outcome
 
 Results = list[Tensor]  # o, lse, dq, dk, dv

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from clinattn import fused_attention
-from clinattn.environment import cpu_count
+from clinattn.tools.environment import cpu_count
+from gpu import EMULATED
 from gpu.jobs import in_processes, output_of
 from gpu.rows import Run
 from gpu.training import gradients, inputs
@@ -64,7 +65,7 @@ def compiled(run: Run) -> None:
         name = "seconds of compiling on two cores"
         run.row(case=name, backend="cuda", target=TARGET, measured=measured, met=met)
         if run.dryrun:  # for the processes of the stages that follow
-            library = {"CLINATTN_EMULATE_CUDA": output.split()[-1]}
+            library = {EMULATED: output.split()[-1]}
             os.environ.update(library)
             run.row(case="emulated library", backend="cuda", settings=library)
 

@@ -20,8 +20,8 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from clinattn.arguments import Arguments
-from clinattn.backends import triton_interpreter
+from clinattn.backends.call import Arguments
+from clinattn.backends.triton import triton_interpreter
 from clinattn.kernels import backward, configs, forward, launch
 from gpu.dense_shapes import WIDTH
 from gpu.jobs import in_processes

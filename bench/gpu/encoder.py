@@ -27,8 +27,8 @@ from gpu.kernel_seconds import kernel_seconds
 from gpu.rows import Run
 
 if TYPE_CHECKING:
-    from clinattn.benchmark.variants import Runner, Variant
-    from clinattn.benchmark.workload import Example
+    from clinattn.tools.benchmark.variants import Runner, Variant
+    from clinattn.tools.benchmark.workload import Example
 
 EXPECTED = 70.0  # seconds of the whole stage
 PRESET, PROFILE = "bioclinical-modernbert-base", "note_discharge"
@@ -66,11 +66,11 @@ class Bench:
     """The model, the notes, and the ways to run one on the other."""
 
     def __init__(self, run: Run) -> None:
-        from clinattn.backends import implementation
-        from clinattn.benchmark.run import encoder_config
-        from clinattn.benchmark.variants import VARIANTS, Runner, Variant
-        from clinattn.benchmark.workload import profile_workload
+        from clinattn.backends.select import implementation
         from clinattn.encoder import MaskedLanguageModel
+        from clinattn.tools.benchmark.run import encoder_config
+        from clinattn.tools.benchmark.variants import VARIANTS, Runner, Variant
+        from clinattn.tools.benchmark.workload import profile_workload
 
         preset, profile, longest, notes, self.batch = PRESET, PROFILE, MAX_TOKENS, NOTES, BATCH
         if run.dryrun:
@@ -133,9 +133,9 @@ class Bench:
 
     def compare_results(self) -> None:
         """All ways against fp64 on a few short notes, as `clinattn bench` does before its clock."""
-        from clinattn.benchmark.agreement import Disagreement, check_agreement
-        from clinattn.benchmark.run import CHECK_SEQUENCES, CHECK_TOKENS
-        from clinattn.benchmark.workload import shortened
+        from clinattn.tools.benchmark.agreement import Disagreement, check_agreement
+        from clinattn.tools.benchmark.run import CHECK_SEQUENCES, CHECK_TOKENS
+        from clinattn.tools.benchmark.workload import shortened
 
         began = time.perf_counter()
         try:
@@ -182,13 +182,13 @@ class Bench:
 
     def first_step(self, mode: str) -> None:
         """A small one: the optimizer's state is of no way in particular."""
-        from clinattn.benchmark.workload import shortened
+        from clinattn.tools.benchmark.workload import shortened
 
         self.runner.run(mode, self.variants[0], shortened(self.examples[:2], 64))
 
     def first_pass(self, mode: str, variant: Variant) -> int | None:
         """Peak bytes of all batches run once, which compiles and plans; None where that fails."""
-        from clinattn.benchmark.measure import peak_memory
+        from clinattn.tools.benchmark.measure import peak_memory
 
         work = functools.partial(self.runner.seconds, mode, variant, self.batches(variant))
         began = time.perf_counter()

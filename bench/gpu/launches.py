@@ -29,8 +29,8 @@ import gpu.dense_shapes
 import gpu.numerics
 import gpu.sweep
 from clinattn import fused_attention
-from clinattn.arguments import Arguments
-from clinattn.backends import implementation
+from clinattn.backends.call import Arguments
+from clinattn.backends.select import implementation
 from clinattn.kernels import launch
 from gpu.providers import without_gradients
 from gpu.table_of_cases import Problem
@@ -38,8 +38,8 @@ from gpu.tiles import MASKS, Tile, tile_of
 from gpu.training import LENGTHS, MODEL_WIDTH, calls_of_stage, gradients, inputs, training_calls
 
 if TYPE_CHECKING:
-    from clinattn.benchmark.variants import Runner, Variant
-    from clinattn.benchmark.workload import Example
+    from clinattn.tools.benchmark.variants import Runner, Variant
+    from clinattn.tools.benchmark.workload import Example
 
 Call = Callable[[], Any]
 
@@ -87,9 +87,9 @@ def clinical() -> Iterator[Call]:
 
 def encoder() -> Iterator[Call]:
     """Training and inference of `clinattn bench`, of one global and one local layer."""
-    from clinattn.benchmark.run import encoder_config
-    from clinattn.benchmark.variants import VARIANTS, Runner
     from clinattn.encoder import MaskedLanguageModel
+    from clinattn.tools.benchmark.run import encoder_config
+    from clinattn.tools.benchmark.variants import VARIANTS, Runner
 
     for preset in PRESETS:
         settings = SimpleNamespace(preset=preset, full_attention=False, max_tokens=8192)
@@ -108,7 +108,7 @@ def training_step(runner: Runner, variant: Variant, examples: list[Example]) -> 
 
 
 def example(n: int) -> Example:
-    from clinattn.benchmark.workload import Example
+    from clinattn.tools.benchmark.workload import Example
 
     ids = torch.full((n,), 7)
     return Example(ids, ids, ids)
@@ -158,7 +158,7 @@ def race() -> Iterator[Call]:
 def overhead() -> Iterator[Call]:
     q, k, v, do = inputs(CPU, 1, 1, 16, 64)
     arguments = Arguments(q, k, v, scale=0.125, max_seqlen_q=16, max_seqlen_k=16)
-    yield lambda: implementation("triton", q).forward(*arguments)
+    yield lambda: implementation("triton", q).forward(arguments)
     yield from both_passes(ours(), [q, k, v], do)
 
 

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from clinattn import fused_attention
-from clinattn.arguments import Arguments
-from clinattn.backends import implementation
+from clinattn.backends.call import Arguments
+from clinattn.backends.select import implementation
 from gpu.rows import Run
 from gpu.training import Call, gradients, inputs
 
@@ -44,7 +44,7 @@ def launch_overhead(run: Run) -> None:
     targets = {"target": TARGET}
     for backend in run.backends:
         launcher = implementation(backend, q).forward
-        measure("kernel launcher", lambda: launcher(*arguments), backend=backend, **targets)  # noqa: B023
+        measure("kernel launcher", lambda: launcher(arguments), backend=backend, **targets)  # noqa: B023
         ours = functools.partial(fused_attention, backend=backend)
         measure_calls(ours, targets, backend=backend)
     measure_calls(F.scaled_dot_product_attention, {}, provider="sdpa")

@@ -12,9 +12,9 @@ from typing import Any
 
 import matplotlib
 
-from clinattn import plots
-from clinattn.benchmark.variants import VARIANTS
-from clinattn.files import written_whole
+from clinattn.files.disk import written_whole
+from clinattn.tools.benchmark.variants import VARIANTS
+from clinattn.tools.report import plots
 
 LABELS = {variant.name: variant.label for variant in VARIANTS}
 

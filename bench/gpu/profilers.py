@@ -337,7 +337,7 @@ def nsys(run: Run) -> None:
     The nsys in Nsight Compute's folder records and cannot import: its .qdstrm is then all there is.
     """
     try:
-        from clinattn.profiling import nsys_lines
+        from clinattn.tools.profiling import nsys_lines
     except ImportError as error:  # pyarrow
         run.row(skipped=f"nsys: {error}")
         return

@@ -48,7 +48,7 @@ PACK = {} if DRYRUN or WORKER in os.environ else unpacking.take()  # before Trit
 import torch  # noqa: E402
 
 import clinattn  # noqa: E402
-from clinattn.environment import environment  # noqa: E402
+from clinattn.tools.environment import environment  # noqa: E402
 from gpu import (  # noqa: E402
     bits,
     build,

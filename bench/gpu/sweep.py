@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clinattn.arguments import Arguments
+from clinattn.backends.call import Arguments
 from clinattn.kernels import backward, configs, forward, launch
 from gpu.dense_shapes import WIDTH
 from gpu.jobs import in_processes
@@ -103,7 +103,9 @@ def without_spills(
 
 def compile_job(job: Job, device: str) -> dict[str, Any]:
     """Bytes of stack a thread of the kernel takes, on this device, with either mask."""
-    from clinattn.kernel_report import kernel_reports  # not where kernels are interpreted
+    from clinattn.tools.compiled.kernel_report import (  # not where kernels are interpreted
+        kernel_reports,
+    )
 
     table, bits, dim, tile = job
     major, minor = launch.device_capability(torch.device(device))

@@ -25,7 +25,7 @@ def verification(run: Run) -> None:
             major, minor = torch.cuda.get_device_capability(run.device)
             fields["next"] = (
                 f"commit {run.path.name} and add ({major}, {minor}) to VERIFIED in "
-                "clinattn/cuda_kernels.py"
+                "clinattn/backends/cuda.py"
             )
         run.row(case="verified by this run", backend=backend, met=not against, **fields)
 

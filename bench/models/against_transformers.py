@@ -30,12 +30,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from clinattn.benchmark.measure import quartiles
-from clinattn.benchmark.workload import profile_workload
 from clinattn.encoder import Encoder, EncoderConfig
-from clinattn.environment import environment
-from clinattn.other_work import Watch, disturbance, here
-from clinattn.packing import mask_from_lengths
+from clinattn.operator.packing import mask_from_lengths
+from clinattn.tools.benchmark.measure import quartiles
+from clinattn.tools.benchmark.workload import profile_workload
+from clinattn.tools.environment import environment
+from clinattn.tools.other_work import Watch, disturbance, here
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/
 from rows_file import output_file, write_json

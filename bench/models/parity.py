@@ -18,12 +18,14 @@ import transformers
 from rich.console import Console
 from rich.progress import track
 
-from clinattn.environment import environment
-from clinattn.integrations.architectures import REPLACED, Architecture
-from clinattn.integrations.parity_table import Row, parity_rows, parity_table, write_rows
 from clinattn.integrations.replace import replace_attention
+from clinattn.tools.environment import environment
+from clinattn.tools.model_report.architectures import REPLACED, Architecture
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "lib"))
+from parity_table import Row, parity_rows, parity_table, write_rows
+
 from rows_file import output_file
 
 

@@ -25,13 +25,15 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from clinattn.benchmark.measure import quartiles
-from clinattn.environment import environment
-from clinattn.integrations.pretrained import clinical_phrases, embed, unpacked_encoder
 from clinattn.integrations.replace import replace_attention
-from clinattn.other_work import Watch, disturbance, here
+from clinattn.tools.benchmark.measure import quartiles
+from clinattn.tools.environment import environment
+from clinattn.tools.other_work import Watch, disturbance, here
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "lib"))
+from minilm import clinical_phrases, embed, unpacked_encoder
+
 from rows_file import output_file, write_json
 
 WAYS = ("eager", "sdpa", "clinattn")

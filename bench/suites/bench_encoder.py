@@ -14,12 +14,12 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from clinattn.benchmark import MODES, VARIANTS, Settings
-from clinattn.benchmark.agreement import check_agreement
-from clinattn.benchmark.run import encoder_config
-from clinattn.benchmark.variants import Runner, Variant
-from clinattn.benchmark.workload import Example, profile_workload, shortened
 from clinattn.encoder import MaskedLanguageModel
+from clinattn.tools.benchmark import MODES, VARIANTS, Settings
+from clinattn.tools.benchmark.agreement import check_agreement
+from clinattn.tools.benchmark.run import encoder_config
+from clinattn.tools.benchmark.variants import Runner, Variant
+from clinattn.tools.benchmark.workload import Example, profile_workload, shortened
 
 BATCH_SIZE, CHECK_TOKENS = 4, 64
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-import clinattn.linear  # noqa: F401  defines the op
-from clinattn.environment import instruction_set
+import clinattn.encoder.linear  # noqa: F401  defines the op
+from clinattn.backends.cpu import instruction_set
 
 # tokens, features in, features out
 SIZES = {

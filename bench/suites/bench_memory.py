@@ -13,7 +13,7 @@ import functools
 import pytest
 import torch
 
-from clinattn.benchmark.measure import peak_memory
+from clinattn.tools.benchmark.measure import peak_memory
 from suites.peers import WAYS, Eager
 from suites.problem import Case, Sdpa, check, cotangent, inputs
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from base_tree import build
-from clinattn.benchmark.measure import quartiles
+from clinattn.tools.benchmark.measure import quartiles
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("setup.py", "pyproject.toml", "README.md")

@@ -18,9 +18,10 @@ import pytest
 import torch
 from torch.utils.benchmark.utils.timer import timer  # waits for the GPU where there is one
 
-from clinattn.benchmark.measure import quartiles
-from clinattn.environment import compiled_module, environment
-from clinattn.other_work import Watch, here
+from clinattn.backends.compiled import compiled_module
+from clinattn.tools.benchmark.measure import quartiles
+from clinattn.tools.environment import environment
+from clinattn.tools.other_work import Watch, here
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `from suites.problem ...`
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import clinattn
-from clinattn.backends import triton_interpreter
+from clinattn.backends.triton import triton_interpreter
 from suites.problem import Case, Dense, OursDense, OursPacked, Sdpa, Way
 
 Make = Callable[[Case, list[Tensor]], Way]

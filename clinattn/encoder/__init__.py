@@ -1,4 +1,7 @@
-"""Clinical encoders on packed sequences: shapes by preset, language and classification heads."""
+"""Clinical encoders on packed sequences: shapes by preset, language and classification heads.
+
+Others import the names below, and what heads.py says of labels.
+"""
 
 from .config import EncoderConfig
 from .embeddings import patches

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from clinattn.files import parse_json, write_text, written_whole
-from clinattn.shapes import TEXT, Named, require
+from clinattn.files.disk import parse_json, write_text, written_whole
+from clinattn.files.shapes import TEXT, Named, require
 
 from .config import EncoderConfig
 from .families import Family, family_for, family_of

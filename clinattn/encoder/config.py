@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from clinattn.scalars import FAR, as_flag, as_float, as_int, at_most_far, limits
+from clinattn.operator.words.scalars import FAR, as_flag, as_float, as_int, at_most_far, limits
 
 CHOICES = {
     "norm": ("pre", "post"),
@@ -193,11 +193,13 @@ class EncoderConfig:
 
         Raises ValueError for an unknown preset and TypeError for an unknown field.
         """
-        from .presets import PRESETS
-
         if not isinstance(name, str) or name not in PRESETS:
             raise ValueError(f"preset {name!r} is unknown: expected one of {sorted(PRESETS)}")
         unknown = set(overrides) - {field.name for field in fields(cls)}
         if unknown:
             raise TypeError(f"EncoderConfig has no field {sorted(unknown)}")
         return replace(PRESETS[name], **overrides)  # type: ignore[arg-type]
+
+
+# By name; presets.py enters the published ones.
+PRESETS: dict[str, EncoderConfig] = {}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from clinattn.checks import check_tensor
-from clinattn.packing import mask_from_lengths
-from clinattn.scalars import as_size
+from clinattn.operator.packing import mask_from_lengths
+from clinattn.operator.words.checks import check_tensor
+from clinattn.operator.words.scalars import as_size
 
 from .config import EncoderConfig
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Self, Unpack
 
-from clinattn.scalars import FAR, as_int
+from clinattn.operator.words.scalars import FAR, as_int
 
 from .checkpoints import Pretrained, load
 from .config import EncoderConfig

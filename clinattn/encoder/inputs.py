@@ -1,6 +1,6 @@
 """Checks the inputs of an encoder, for its configuration, before anything is computed.
 
-Values are looked at where that costs no wait, as in clinattn.checks: on the CPU, not traced.
+Values are looked at where that costs no wait, as in operator.words.checks: on the CPU, not traced.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clinattn.checks import check_tensor
-from clinattn.packing import mask_from_lengths
-from clinattn.rotary import POSITION_DTYPES
-from clinattn.visibility import concrete
+from clinattn.operator.packing import mask_from_lengths
+from clinattn.operator.rotary import POSITION_DTYPES
+from clinattn.operator.visibility import concrete
+from clinattn.operator.words.checks import check_tensor
 
 from .config import EncoderConfig
 

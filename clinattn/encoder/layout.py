@@ -12,10 +12,10 @@ from typing import Any, Protocol, TypedDict
 import torch
 from torch import Tensor
 
-from clinattn.checks import check_tensor
-from clinattn.packing import unpad
-from clinattn.scalars import as_int, at_most_far
-from clinattn.visibility import concrete
+from clinattn.operator.packing import unpad
+from clinattn.operator.visibility import concrete
+from clinattn.operator.words.checks import check_tensor
+from clinattn.operator.words.scalars import as_int, at_most_far
 
 from .config import EncoderConfig
 from .inputs import INDEX_DTYPES

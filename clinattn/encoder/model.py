@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from clinattn import ranges
-from clinattn.linear import linear
-from clinattn.rotary import Angles, check_positions, frequencies_of, steps_of, turned
+from clinattn.encoder.linear import linear
+from clinattn.operator import ranges
+from clinattn.operator.rotary import Angles, check_positions, frequencies_of, steps_of, turned
 
 from .checkpoints import Pretrained
 from .config import EncoderConfig

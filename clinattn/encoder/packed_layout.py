@@ -8,8 +8,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from clinattn.attention import fused_attention_varlen
-from clinattn.packing import cu_seqlens_from_lengths, pad, take
+from clinattn.operator.attention import fused_attention_varlen
+from clinattn.operator.packing import cu_seqlens_from_lengths, pad, take
 
 
 def at_least_fp32(x: Tensor) -> Tensor:

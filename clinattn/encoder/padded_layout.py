@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clinattn.attention import fused_attention
-from clinattn.packing import mask_from_lengths
+from clinattn.operator.attention import fused_attention
+from clinattn.operator.packing import mask_from_lengths
 
 from .packed_layout import at_least_fp32
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .config import EncoderConfig
+from .config import PRESETS, EncoderConfig
 
 
 def _global_every_third(num_layers: int, window: int) -> tuple[int | None, ...]:
@@ -136,13 +136,15 @@ CLMBR = EncoderConfig(
     pooling="last",
 )
 
-PRESETS = {
-    "tiny": TINY,
-    "clinicalbert": CLINICALBERT,
-    "gatortron-base": GATORTRON_BASE,
-    "clinical-longformer": CLINICAL_LONGFORMER,
-    "bioclinical-modernbert-base": BIOCLINICAL_MODERNBERT_BASE,
-    "bioclinical-modernbert-large": BIOCLINICAL_MODERNBERT_LARGE,
-    "cehr-bert": CEHR_BERT,
-    "clmbr": CLMBR,
-}
+PRESETS.update(
+    {
+        "tiny": TINY,
+        "clinicalbert": CLINICALBERT,
+        "gatortron-base": GATORTRON_BASE,
+        "clinical-longformer": CLINICAL_LONGFORMER,
+        "bioclinical-modernbert-base": BIOCLINICAL_MODERNBERT_BASE,
+        "bioclinical-modernbert-large": BIOCLINICAL_MODERNBERT_LARGE,
+        "cehr-bert": CEHR_BERT,
+        "clmbr": CLMBR,
+    }
+)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from clinattn.checks import check_tensor
+from clinattn.operator.words.checks import check_tensor
 
 from .config import EncoderConfig
 from .heads import HeadOutput, MaskedLanguageModel, Pooler

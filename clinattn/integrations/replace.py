@@ -19,10 +19,10 @@ from clinattn.integrations.outcome import Outcome
 # Each has adapt(module) -> Outcome | None and restore(module); the first that answers decides.
 # By the package without which a model has no such module.
 ADAPTERS = {
-    "torch": ("torch_nn",),
+    "torch": ("torch.modules",),
     "transformers": (
-        "transformers_models", "early_transformers", "longformer", "big_bird", "bert_shaped", "xlm",
-        "unsupported",
+        "transformers.models", "transformers.early_transformers", "transformers.longformer",
+        "transformers.big_bird", "transformers.bert_shaped", "transformers.xlm", "unsupported",
     ),
 }  # fmt: skip
 

@@ -1,4 +1,5 @@
 """Pretraining and fine-tuning of the encoders on packed batches: what `clinattn train` runs.
 
-settings.py: what to run. loop.py: the Trainer. checkpoint.py: load_model, for afterwards.
+Others import settings (what to run), loop (the Trainer), ranks and output (processes, the folder),
+and checkpoint (load_model, for afterwards).
 """

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clinattn.packing import cu_seqlens_from_lengths
+from clinattn.operator.packing import cu_seqlens_from_lengths
 
 from .data import Tokens, joined
 from .seeds import derived_seed

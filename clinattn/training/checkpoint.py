@@ -19,8 +19,8 @@ from clinattn.encoder import (
     PretrainingModel,
     SequenceClassifier,
 )
-from clinattn.files import written_whole
-from clinattn.shapes import ANYTHING, COUNT, NOTHING, NUMBER, TEXT, Each, Kind, Named, require
+from clinattn.files.disk import written_whole
+from clinattn.files.shapes import ANYTHING, COUNT, NOTHING, NUMBER, TEXT, Each, Kind, Named, require
 
 from .settings import Settings
 

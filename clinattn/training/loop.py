@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from clinattn.files import require_writable_folder
-from clinattn.packing import batch_by_tokens
+from clinattn.files.disk import require_writable_folder
+from clinattn.operator.packing import batch_by_tokens
 
 from .batches import Batches
 from .checkpoint import Damaged, checkpoints, load_checkpoint, save_checkpoint, take_weights

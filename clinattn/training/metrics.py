@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from clinattn.files import naming, parse_json, written_whole
-from clinattn.shapes import COUNT, TEXT, Named, require
+from clinattn.files.disk import naming, parse_json, written_whole
+from clinattn.files.shapes import COUNT, TEXT, Named, require
 
 ROW = Named({"step": COUNT, "split": TEXT})
 

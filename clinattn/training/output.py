@@ -8,7 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from clinattn.files import require_writable_folder
+from clinattn.files.disk import require_writable_folder
 
 LOCK = ".lock"
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clinattn.files import parse_json
+from clinattn.files.disk import parse_json
 from clinattn.workloads.vocabulary import CLS, MASK, SEP, SPECIAL_TOKENS, Vocabulary
 
 from .data import Corpus, Example, Tokens, windows

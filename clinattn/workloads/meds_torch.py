@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from clinattn.packing import mask_from_lengths
+from clinattn.operator.packing import mask_from_lengths
 
 PAD_INDEX = 0  # of its codes, static ones too
 FORM = "a batch in SM mode: code (B, N), padded on the right"

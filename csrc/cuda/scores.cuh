@@ -191,8 +191,8 @@ CLINATTN_DEVICE float less_apart(float x, Apart apart, float scale, float scale2
   return (fmaf(x, scale2, -lse) - lse_low) / scale2;
 }
 
-// Which pairs dropout keeps: clinattn/philox.py is the definition. The counter of 16 keys of a
-// query is (key / 16, query, head, sequence).
+// Which pairs dropout keeps: backends/reference/philox.py is the definition. The counter of 16 keys
+// of a query is (key / 16, query, head, sequence).
 struct Dropout {
   uint32_t key0, key1, head, sequence, threshold;
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from linear_products import TILES, UNIT, assert_near, exact, matrix, product
 from torch import nn
 
-from clinattn import environment
-from clinattn import linear as linear_module
+from clinattn.backends import compiled
 from clinattn.encoder import Encoder
-from clinattn.linear import linear
+from clinattn.encoder import linear as linear_module
+from clinattn.encoder.linear import linear
 
 
 @TILES
@@ -175,7 +175,7 @@ def test_encoders_come_to_the_same(products, monkeypatch, name):
     ],
 )
 def test_bad_input_has_a_clear_error(x, weight, bias, message):
-    if environment.compiled_module() is None:
+    if compiled.compiled_module() is None:
         pytest.skip("needs the compiled module")
     with pytest.raises(RuntimeError, match=message):
         product(x, weight, bias)

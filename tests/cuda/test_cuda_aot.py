@@ -10,7 +10,7 @@ from building import cuda  # noqa: E402
 from cuda_aot import CARDS, CSRC, Kernel, known_cards, problems, words_of  # noqa: E402
 from places import ROOT  # noqa: E402
 
-from clinattn.sass import count  # noqa: E402
+from clinattn.tools.compiled.sass import count  # noqa: E402
 
 if cuda.nvcc() is None:
     pytest.skip("nvcc is neither on PATH nor in CUDA_HOME", allow_module_level=True)

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch_nn_modules import BATCH, EMBED, HEADS, NK, NQ, adapted, spied
 
 from clinattn import fused_attention
-from clinattn.integrations import torch_nn
+from clinattn.integrations.torch import modules as torch_nn
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Support for mismatched", "ignore:enable_nested_tensor", "ignore:The PyTorch API of nes"

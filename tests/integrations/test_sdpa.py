@@ -21,8 +21,8 @@ from torch.nn.attention import (
 from torch.nn.functional import scaled_dot_product_attention as imported_early
 
 from clinattn import fused_attention
-from clinattn.integrations import sdpa
-from clinattn.integrations.torch_nn import adapt
+from clinattn.integrations.torch import sdpa
+from clinattn.integrations.torch.modules import adapt
 
 
 @pytest.fixture(autouse=True)

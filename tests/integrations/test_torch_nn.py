@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn.utils import parametrizations
 from torch_nn_modules import BATCH, EMBED, HEADS, NK, NQ, adapted, spied
 
-from clinattn.integrations import torch_nn
-from clinattn.integrations.torch_nn import adapt, restore
+from clinattn.integrations.torch import modules as torch_nn
+from clinattn.integrations.torch.modules import adapt, restore
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Support for mismatched", "ignore:enable_nested_tensor", "ignore:The PyTorch API of nes"

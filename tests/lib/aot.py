@@ -9,8 +9,9 @@ import triton
 from kept import cache_folder, digest, kept
 from places import ROOT
 
-from clinattn import arguments, kernel_report, sass
-from clinattn.kernel_report import CARDS, KINDS, both_passes, kernel_reports
+from clinattn.backends import call as arguments
+from clinattn.tools.compiled import kernel_report, sass
+from clinattn.tools.compiled.kernel_report import CARDS, KINDS, both_passes, kernel_reports
 
 MODULES = (__file__, arguments.__file__, kernel_report.__file__, sass.__file__)
 TENSOR_CORE = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}

@@ -11,8 +11,8 @@ from building import cuda, flags
 from kept import cache_folder, digest, kept
 from places import ROOT
 
-from clinattn import sass
-from clinattn.kernel_report import triton_tool
+from clinattn.tools.compiled import sass
+from clinattn.tools.compiled.kernel_report import triton_tool
 
 CSRC = ROOT / "csrc"
 

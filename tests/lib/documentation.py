@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 from places import ROOT
 
+from clinattn.backends import select
+
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 # A snippet may import the standard library, these two, and the packages of
@@ -87,3 +89,22 @@ def commands(page: Path) -> list[str]:
     text = split(page)[1]
     spans = (" ".join(span.split()) for span in SPAN.findall(text))
     return [line.split(" #")[0].strip() for line in [*lines, *indented(page)]] + list(spans)
+
+
+def support_table() -> str:
+    """Arguments x backends in Markdown, as docs/operator.md shows it."""
+    rows = [("argument", *select.NAMES), ("---",) * (len(select.NAMES) + 1)]
+    always = ["fwd, bwd"] * len(select.NAMES)
+    rows.append(("masks, causal, windows, lengths, packed sequences", *always))
+    for feature in select.FEATURES:
+        cells = []
+        for name in select.NAMES:
+            served = select.SERVES[name]
+            passes = [
+                word
+                for word, known in (("fwd", served.forward), ("bwd", served.backward))
+                if feature in known and not (feature in select.GRADIENTS and word == "fwd")
+            ]
+            cells.append(", ".join(passes) or "reference")
+        rows.append((feature, *cells))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

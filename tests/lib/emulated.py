@@ -2,27 +2,30 @@
 
     with emulated_cuda():
         clinattn.fused_attention(q, k, v, backend="cuda")
-
-From a shell: CLINATTN_EMULATE_CUDA=$(python tests/lib/emulated.py) python script.py
 """
 
 from __future__ import annotations
 
 import functools
-import importlib
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from building import ninja, toolchain
 from kept import one_at_a_time
 from places import LIB, ROOT
 from torch.utils.cpp_extension import include_paths, library_paths
 
+from clinattn.backends import cuda
+from clinattn.backends.backend import Backend
+from clinattn.backends.select import register
+
 CUDA = ROOT / "csrc" / "cuda"
 LIBRARY = "clinattn_cuda_emulated.so"
+CAPABILITY = "CLINATTN_EMULATED_CAPABILITY"  # which the library reads
 # A contraction that the compiler chooses is not what the kernels say.
 FLAGS = [
     "-std=c++20",
@@ -68,23 +71,29 @@ def build(
     return folder / LIBRARY
 
 
+def stand_in(library: Path) -> Backend:
+    """Makes this library's kernels backend "cuda" on CPU tensors; returns what was that before."""
+    torch.ops.load_library(library)
+
+    def reasons_against(device: torch.device | None) -> list[str]:
+        served = device is None or device.type == "cpu"
+        return [] if served else cuda.reasons_against(device)
+
+    notes = lambda: ("emulated on CPU tensors",)
+    return register(cuda.BACKEND._replace(reasons_against=reasons_against, notes=notes))
+
+
 @contextmanager
 def emulated_cuda(capability: int = 80) -> Iterator[None]:
     """Backend "cuda" serves CPU tensors, by the kernels for cards of a compute capability."""
-    settings = {
-        "CLINATTN_EMULATE_CUDA": str(build()),
-        "CLINATTN_EMULATED_CAPABILITY": str(capability),
-    }
-    before = {name: os.environ.get(name) for name in settings}
-    chosen = importlib.import_module("clinattn.backends")._select
-    os.environ.update(settings)
-    chosen.cache_clear()
+    before = os.environ.get(CAPABILITY)
+    os.environ[CAPABILITY] = str(capability)
+    cuda = stand_in(build())
     try:
         yield
     finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
-        chosen.cache_clear()
+        os.environ.pop(CAPABILITY) if before is None else os.environ.update({CAPABILITY: before})
+        register(cuda)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from clinattn import environment
+from clinattn.backends import compiled
 
-MODULE = environment.compiled_module()
+MODULE = compiled.compiled_module()
 SETS = MODULE.instruction_sets() if MODULE else []  # the best one last
 BUILT = pytest.mark.skipif(MODULE is None, reason="the compiled backend is not built here")
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import clinattn.linear  # noqa: F401  it defines the operator
-from clinattn import environment
+import clinattn.encoder.linear  # noqa: F401  it defines the operator
+from clinattn.backends import cpu
 
 UNIT = 2.0**-24
 BLOCK = 1024  # how much depth is summed at once
-TILES = pytest.mark.skipif(environment.instruction_set() != "amx", reason="needs AMX")
+TILES = pytest.mark.skipif(cpu.instruction_set() != "amx", reason="needs AMX")
 
 
 def product(x, weight, bias=None):

@@ -7,7 +7,8 @@ from unittest import mock
 
 import torch
 
-from clinattn import fused_attention, fused_attention_varlen, visibility
+from clinattn import fused_attention, fused_attention_varlen
+from clinattn.operator import visibility
 
 LENGTHS = (75, 1, 33)
 KEYWORDS = {"plain": {}, "causal": {"is_causal": True}, "window": {"window": (20, 9)}}

@@ -5,11 +5,12 @@ import torch
 from torch import nn
 
 import clinattn
-from clinattn import encoder, packing
+from clinattn import encoder
 from clinattn.integrations import flash_attn as fa
 from clinattn.integrations import xformers as xf
 from clinattn.integrations.flash_attn import bert_padding, flash_attn_interface
-from clinattn.integrations.torch_nn import adapt
+from clinattn.integrations.torch.modules import adapt
+from clinattn.operator import packing
 
 Q, T, D = torch.randn(2, 4, 5, 8), torch.randn(10, 4, 8), torch.randn(2, 5, 4, 8)
 X = torch.randn(2, 5, 32)

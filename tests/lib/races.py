@@ -81,10 +81,9 @@ def found_races(cases: list[str], dtype: torch.dtype, capability: int) -> list[s
         "LD_PRELOAD": str(runtime()),
         "TSAN_OPTIONS": OPTIONS,
         "OMP_NUM_THREADS": "1",
-        "CLINATTN_EMULATE_CUDA": str(library),
-        "CLINATTN_EMULATED_CAPABILITY": str(capability),
+        emulated.CAPABILITY: str(capability),
     }
-    command = [sys.executable, __file__, str(dtype).removeprefix("torch."), *cases]
+    command = [sys.executable, __file__, str(library), str(dtype).removeprefix("torch."), *cases]
     done = subprocess.run(
         at_fixed_addresses(command), env=os.environ | settings, capture_output=True, text=True
     )
@@ -95,7 +94,8 @@ def found_races(cases: list[str], dtype: torch.dtype, capability: int) -> list[s
     return found
 
 
-def run(dtype: str, names: list[str]) -> None:
+def run(library: str, dtype: str, names: list[str]) -> None:
+    emulated.stand_in(Path(library))
     from cases import CASES, FEATURES
     from support import Problem
 
@@ -107,4 +107,4 @@ def run(dtype: str, names: list[str]) -> None:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(LIB))
-    run(sys.argv[1], sys.argv[2:])
+    run(sys.argv[1], sys.argv[2], sys.argv[3:])

@@ -40,7 +40,7 @@ from mixtures import mixed  # noqa: E402
 from support import DTYPES, Problem, dtype_id  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-import clinattn.linear  # noqa: E402  it defines the operator
+import clinattn.encoder.linear  # noqa: E402  it defines the operator
 
 DIMS = [8, 16, 24, 32, 40, 64, 80, 96, 128, 256]
 STRIDES = ["contiguous", "contiguous", "transposed", "sliced", "reversed", "expanded"]

@@ -65,7 +65,7 @@ def assert_same_bits(one: Path, two: Path) -> None:
 
 
 if __name__ == "__main__":
-    from clinattn.cli import app
+    from clinattn.tools.cli import app
 
     PRESETS.update(SMALL_PRESETS)
     app()

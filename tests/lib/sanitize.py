@@ -19,7 +19,7 @@ from building import extension
 from module_builds import EMULATED, build, compiler_file
 from places import LIB, ROOT
 
-from clinattn import environment
+from clinattn.tools import environment
 
 CALLS = 20_000
 SANITIZERS = ("-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all")

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 import pytest
 from torch.nn.attention import activate_flash_attention_impl, restore_flash_attention_impl
 
-from clinattn.integrations import sdpa
+from clinattn.integrations.torch import sdpa
 
 
 @contextmanager

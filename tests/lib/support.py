@@ -29,7 +29,7 @@ BACKENDS = [name for name in ("reference", "cpu") if clinattn.backends()[name]]
 KERNELS = [name for name in BACKENDS if name != "reference"]
 
 # `clinattn.backends` is the function; this is the module.
-backends_module = importlib.import_module("clinattn.backends")
+backends_module = importlib.import_module("clinattn.backends.select")
 
 
 def dtype_id(dtype: torch.dtype) -> str:

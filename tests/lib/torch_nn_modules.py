@@ -3,8 +3,8 @@
 import copy
 
 from clinattn import fused_attention
-from clinattn.integrations import multihead
-from clinattn.integrations.torch_nn import adapt
+from clinattn.integrations.torch import multihead
+from clinattn.integrations.torch.modules import adapt
 
 BATCH, NQ, NK, EMBED, HEADS = 3, 13, 17, 24, 2
 

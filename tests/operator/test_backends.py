@@ -9,11 +9,13 @@ import warnings
 
 import pytest
 import torch
+from documentation import support_table
 from places import ROOT
 from support import BACKENDS, backends_module
 
 import clinattn
 from clinattn import fused_attention
+from clinattn.backends import compiled
 
 Q = torch.randn(1, 2, 5, 8)
 
@@ -23,12 +25,12 @@ def fresh(monkeypatch):
     """The backends module with nothing chosen or warned about yet."""
 
     def clear():
-        for cached in ("_select", "_load", "_warn_once", "triton_error"):
+        for cached in ("_select", "_load", "_warn_once"):
             getattr(backends_module, cached).cache_clear()
+        backends_module.triton.triton_error.cache_clear()
 
     monkeypatch.delenv("CLINATTN_BACKEND", raising=False)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.delenv("CLINATTN_EMULATE_CUDA", raising=False)
     clear()
     yield monkeypatch
     monkeypatch.undo()
@@ -37,7 +39,7 @@ def fresh(monkeypatch):
 
 @pytest.fixture
 def no_extension(fresh):
-    fresh.setattr(backends_module, "extension_error", "the compiled module does not load (gone)")
+    fresh.setattr(compiled, "extension_error", "the compiled module does not load (gone)")
     return fresh
 
 
@@ -60,7 +62,7 @@ UNDER_ANOTHER_TORCH = """
 import torch
 torch.__version__ = "2.99.1+cpu"
 import clinattn
-from clinattn.environment import compiled_module
+from clinattn.backends.compiled import compiled_module
 q = torch.randn(1, 2, 5, 8)
 try:
     clinattn.fused_attention(q, q, q, backend="cpu")
@@ -134,7 +136,7 @@ def test_the_environment_forces_a_backend(fresh):
 
 
 def test_cuda_tensors_get_triton_unless_the_card_is_too_old(fresh):
-    fresh.setattr(backends_module, "triton_error", lambda: None)
+    fresh.setattr(backends_module.triton, "triton_error", lambda: None)
     fresh.setattr(torch.cuda, "is_available", lambda: True)
     fresh.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     assert chosen("cuda:0") == "triton"
@@ -157,8 +159,8 @@ def card(fresh):
         fresh.setattr(torch.version, "cuda", "13.0")
         fresh.setattr(torch.cuda, "is_available", lambda: True)
         fresh.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
-        fresh.setattr(backends_module, "extension_error", None)
-        fresh.setattr(backends_module, "build_info", {"cuda_archs": archs} if archs else {})
+        fresh.setattr(compiled, "extension_error", None)
+        fresh.setattr(compiled, "build_info", {"cuda_archs": archs} if archs else {})
         return fresh
 
     return make
@@ -184,7 +186,7 @@ def test_cuda_kernels_serve_where_triton_does_not(card):
 
 
 def test_cuda_kernels_serve_cards_too_old_for_triton(card):
-    card((7, 5)).setattr(backends_module, "triton_error", lambda: None)
+    card((7, 5)).setattr(backends_module.triton, "triton_error", lambda: None)
     assert chosen("cuda:0") == "cuda"
     card((8, 0))
     backends_module._select.cache_clear()
@@ -227,7 +229,7 @@ def test_cards_that_the_extension_was_compiled_for(card, capability, archs, serv
 def test_cuda_status_says_what_was_verified(card):
     fresh = card((8, 0))
     assert repr(clinattn.backends()["cuda"]) == "usable (compiled, not yet verified on this card)"
-    fresh.setattr(backends_module.cuda_kernels, "VERIFIED", frozenset([(8, 0)]))
+    fresh.setattr(backends_module.cuda, "VERIFIED", frozenset([(8, 0)]))
     assert repr(clinattn.backends()["cuda"]) == "usable (compiled, verified on such a card)"
 
 
@@ -244,12 +246,12 @@ def test_what_to_install_for_the_cuda_kernels(card, nvcc, words):
 
 def test_rotary_of_cuda_tensors_without_triton(card):
     card((8, 0)).setitem(sys.modules, "triton", None)
-    rotary_op = importlib.import_module("clinattn.rotary_op")
+    rotary_op = importlib.import_module("clinattn.operator.rotary_op")
     assert rotary_op._load(chosen("cuda:0")) is rotary_op.reference_rotary
 
 
 def test_triton_on_cpu_tensors_needs_the_interpreter(fresh):
-    fresh.setattr(backends_module, "triton_error", lambda: None)
+    fresh.setattr(backends_module.triton, "triton_error", lambda: None)
     fresh.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(RuntimeError, match="serves CUDA tensors, and these are on cpu; TRITON_INT"):
         chosen(name="triton")
@@ -261,7 +263,7 @@ def test_triton_on_cpu_tensors_needs_the_interpreter(fresh):
 @pytest.fixture
 def plain_cpu(fresh):
     """A CPU backend that serves no more than masks, windows and lengths."""
-    fresh.setattr(backends_module, "extension_error", None)
+    fresh.setattr(compiled, "extension_error", None)
     fresh.setitem(backends_module.SERVES, "cpu", backends_module.Serves((), ()))
     return fresh
 
@@ -291,7 +293,22 @@ def test_tables_name_features_only():
 
 def test_the_documentation_shows_the_table():
     page = (ROOT / "docs" / "operator.md").read_text(encoding="utf-8")
-    assert f"\n\n{backends_module.support_table()}\n\n" in page
+    assert f"\n\n{support_table()}\n\n" in page
+
+
+def test_another_backend_behind_a_name(fresh):
+    double = backends_module.cpu.BACKEND._replace(
+        reasons_against=lambda device: [],
+        load=lambda: backends_module._load("reference")._replace(name="double"),
+        notes=lambda: ("a double",),
+    )
+    before = backends_module.register(double)
+    try:
+        assert chosen() == chosen(name="cpu") == "double"
+        assert repr(clinattn.backends()["cpu"]) == "usable (a double)"
+    finally:
+        assert backends_module.register(before) is double
+    assert chosen() != "double" and not clinattn.backends()["cpu"].notes
 
 
 def test_without_triton(fresh):
@@ -304,7 +321,7 @@ def test_the_environment_is_read_at_start(backend):
     """From a shell: CLINATTN_BACKEND=... python script.py."""
     script = (
         "import torch, importlib, clinattn\n"
-        "module = importlib.import_module('clinattn.backends')\n"
+        "module = importlib.import_module('clinattn.backends.select')\n"
         "print(module.implementation('', torch.ones(1)).name)\n"
     )
     done = subprocess.run(

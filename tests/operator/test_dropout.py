@@ -8,7 +8,8 @@ import torch
 from support import BACKENDS, dtype_id
 from torch.utils.checkpoint import checkpoint
 
-from clinattn import fused_attention, fused_attention_varlen, philox
+from clinattn import fused_attention, fused_attention_varlen
+from clinattn.backends.reference import philox
 
 ALL = 0xFFFFFFFF
 PI = (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344)

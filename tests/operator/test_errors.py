@@ -244,7 +244,7 @@ def test_packed(changed, error, match):
 
 
 def test_nothing_is_computed_before_the_checks(monkeypatch):
-    import clinattn.functions as module
+    import clinattn.operator.functions as module
 
     def refuse(*args):
         raise AssertionError("computed")

@@ -7,7 +7,9 @@ from support import BACKENDS, backends_module
 from torch.utils.flop_counter import FlopCounterMode
 
 import clinattn
-from clinattn import fused_attention, fused_attention_varlen, reference
+from clinattn import fused_attention, fused_attention_varlen
+from clinattn.backends.call import Arguments
+from clinattn.backends.reference import attention as reference
 
 FORWARD = torch.ops.clinattn.attention_forward
 BACKWARD = torch.ops.clinattn.attention_backward
@@ -61,28 +63,29 @@ def test_the_router_copies_only_what_it_must(monkeypatch):
     recorded = real._replace(
         forward=record("forward", real.forward), backward=record("backward", real.backward)
     )
-    monkeypatch.setattr("clinattn.ops.implementation", lambda *_, **__: recorded)
+    monkeypatch.setattr("clinattn.operator.ops.implementation", lambda *_, **__: recorded)
     q, k, v = (torch.randn(2, 5, 3, 8).transpose(1, 2).requires_grad_() for _ in range(3))
     reversed_v = torch.randn(2, 3, 8, 5).mT.requires_grad_()
     o = fused_attention(q, k, reversed_v)
     o.sum().backward()
-    assert [x.data_ptr() for x in seen["forward"][:2]] == [q.data_ptr(), k.data_ptr()]
-    assert seen["forward"][0].stride() == q.stride()
-    assert seen["forward"][2].stride(-1) == 1
-    do, _, _, _, _, q_seen, *_ = seen["backward"]
-    assert do.stride(-1) == 1 and q_seen.data_ptr() == q.data_ptr()
+    (call,) = seen["forward"]
+    assert [x.data_ptr() for x in (call.q, call.k)] == [q.data_ptr(), k.data_ptr()]
+    assert call.q.stride() == q.stride()
+    assert call.v.stride(-1) == 1
+    call, incoming, _ = seen["backward"]
+    assert incoming.do.stride(-1) == 1 and call.q.data_ptr() == q.data_ptr()
 
 
 def test_masks_arrive_unexpanded(monkeypatch):
     seen = []
     real = backends_module._load("reference")
 
-    def forward(*args):
-        seen.append(args)
-        return real.forward(*args)
+    def forward(call):
+        seen.append(call)
+        return real.forward(call)
 
     implementation = real._replace(forward=forward)
-    monkeypatch.setattr("clinattn.ops.implementation", lambda *_, **__: implementation)
+    monkeypatch.setattr("clinattn.operator.ops.implementation", lambda *_, **__: implementation)
     q = torch.randn(2, 3, 5, 8)
     keys = torch.tensor([[False, True, True, False, True], [False] * 5])[:, None, None]
     for mask, shape in (
@@ -93,15 +96,16 @@ def test_masks_arrive_unexpanded(monkeypatch):
         (torch.zeros(2, 3, 1, 5), (2, 3, 1, 5)),
     ):
         fused_attention(q, q, q, mask)
-        assert seen[-1][3].shape == shape
+        assert seen[-1].mask.shape == shape
     fused_attention(q, q, q, keys)
-    assert seen[-1][7].tolist() == [1, 0] and seen[-1][8].tolist() == [5, 0]
-    assert seen[-1][7].dtype == seen[-1][8].dtype == torch.int32
+    assert seen[-1].kv_start.tolist() == [1, 0] and seen[-1].kv_end.tolist() == [5, 0]
+    assert seen[-1].kv_start.dtype == seen[-1].kv_end.dtype == torch.int32
     fused_attention(q, q, q, keys, kv_lengths=torch.tensor([4, 4]))
-    assert seen[-1][8].tolist() == [4, 0]
+    assert seen[-1].kv_end.tolist() == [4, 0]
     padding = torch.tensor([[False, True, True, True, False], [True] * 5])[:, None, None]
     fused_attention(q, q, q, padding)
-    assert seen[-1][3] is None and seen[-1][7].tolist() == [1, 0] and seen[-1][8].tolist() == [4, 5]
+    assert seen[-1].mask is None
+    assert seen[-1].kv_start.tolist() == [1, 0] and seen[-1].kv_end.tolist() == [4, 5]
 
 
 def flops(call):
@@ -214,6 +218,6 @@ def test_backward_with_the_lse_of_more_keys(backend):
 
 
 def test_reference_takes_the_arguments_of_the_ops():
-    args = forward_args()
-    assert torch.equal(reference.attention_forward(*args)[0], FORWARD(*args, "reference")[0])
+    call = Arguments(*forward_args())
+    assert torch.equal(reference.attention_forward(call)[0], FORWARD(*call, "reference")[0])
     assert clinattn.backends()["reference"]

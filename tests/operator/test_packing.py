@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clinattn.packing import (
+from clinattn.operator.packing import (
     batch_by_tokens,
     cu_seqlens_from_lengths,
     cu_seqlens_from_mask,

@@ -7,8 +7,10 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from clinattn import fused_attention, profiling, ranges
+from clinattn import fused_attention
 from clinattn.encoder import Encoder, EncoderConfig
+from clinattn.operator import ranges
+from clinattn.tools import profiling
 
 LAYERS = 3
 LENGTHS = torch.tensor([7, 13])

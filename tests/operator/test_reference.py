@@ -6,12 +6,15 @@ import torch.nn.functional as F
 from support import DTYPES, dtype_id
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from clinattn import blocks, fused_attention, fused_attention_varlen, reference
+from clinattn import fused_attention, fused_attention_varlen
+from clinattn.backends.call import Arguments, Gradients, Incoming
+from clinattn.backends.reference import attention as reference
+from clinattn.backends.reference import blocks
 
 
 def attend(q, k, v, *rest, window=(-1, -1), kv_end=None, q_lengths=None, mask=None):
     args = (mask, None, None, q_lengths, None, kv_end, *(None,) * 7, q.shape[-1] ** -0.5, *window)
-    return (q, k, v, *args, False, q.shape[2], k.shape[2], 0.0, 0, 0.0)
+    return Arguments(q, k, v, *args, False, q.shape[2], k.shape[2], 0.0, 0, 0.0)
 
 
 @pytest.mark.parametrize("heads, kv_heads", [(2, 2), (4, 2), (3, 1)])
@@ -43,13 +46,13 @@ def test_is_torch_attention(keywords, heads, kv_heads):
 def test_blocks_change_nothing_but_rounding(dtype, monkeypatch):
     q, k, v, do = (torch.randn(2, 2, 50, 8).to(dtype) for _ in range(4))
     lengths = torch.tensor([50, 21]).int()
-    args = attend(q, k, v, window=(11, 4), q_lengths=lengths, kv_end=lengths)
+    call = attend(q, k, v, window=(11, 4), q_lengths=lengths, kv_end=lengths)
 
     def everything():
-        o, lse, low = reference.attention_forward(*args)
-        grads = reference.attention_backward(do, None, o, lse, low, *args, 0)
-        more = (k, v, q, *(None,) * 4, do, None, lse, low, *args, 0)
-        seconds = reference.attention_double_backward(*more)
+        o, lse, low = reference.attention_forward(call)
+        grads = reference.attention_backward(call, Incoming(do, None, o, lse, low), 0)
+        more = (Gradients(k, v, q, *(None,) * 4), do, None, lse, low, 0)
+        seconds = reference.attention_double_backward(call, *more)
         return o, lse, *grads, *seconds
 
     whole = everything()
@@ -115,12 +118,12 @@ def test_memory_is_linear(masked, monkeypatch):
     n = 2048
     q, k, v, do = torch.randn(4, 1, 2, n, 4)
     mask = (torch.rand(1, 1, 1, n) < 0.5) if masked else None
-    args = attend(q, k, v, mask=mask)
+    call = attend(q, k, v, mask=mask)
     with Largest() as seen:
-        o, lse, low = reference.attention_forward(*args)
-        grads = reference.attention_backward(do, None, o, lse, low, *args, 0)[:3]
-        more = (*grads, *(None,) * 4, do, None, lse, low, *args, 0)
-        reference.attention_double_backward(*more)
+        o, lse, low = reference.attention_forward(call)
+        grads = reference.attention_backward(call, Incoming(do, None, o, lse, low), 0)[:3]
+        more = (Gradients(*grads, *(None,) * 4), do, None, lse, low, 0)
+        reference.attention_double_backward(call, *more)
     assert seen.elements <= blocks.BLOCK_ELEMENTS < n * n
 
 
@@ -144,7 +147,7 @@ def test_a_window_costs_its_width():
     n, window = 4096, 16
     q, k, v = torch.randn(3, 1, 1, n, 4)
     with Largest() as seen:
-        reference.attention_forward(*attend(q, k, v, window=(window, window)))
+        reference.attention_forward(attend(q, k, v, window=(window, window)))
     assert seen.products < n * n / 3
 
 
@@ -152,5 +155,5 @@ def test_lengths_cost_their_squares():
     q, k, v = torch.randn(3, 2, 1, 512, 4)
     lengths = torch.tensor([512, 16]).int()
     with Largest() as seen:
-        reference.attention_forward(*attend(q, k, v, q_lengths=lengths, kv_end=lengths))
+        reference.attention_forward(attend(q, k, v, q_lengths=lengths, kv_end=lengths))
     assert seen.products == 512 * 512 + 16 * 16 + (512 + 16) * 4

@@ -7,7 +7,7 @@ import torch
 from support import KERNELS, dtype_id
 
 from clinattn import fused_attention, fused_attention_varlen, t5_relative_bias
-from clinattn.relative import t5_buckets
+from clinattn.operator.relative import t5_buckets
 
 SETTINGS = [(32, True, 128), (32, False, 128), (16, True, 40), (8, False, 20), (64, True, 300)]
 

@@ -292,7 +292,7 @@ for _name, _cu, _error, _match in (
     "changed, error, match", [pytest.param(*row[1:], id=row[0]) for row in ERRORS]
 )
 def test_errors(changed, error, match, monkeypatch):
-    module = importlib.import_module("clinattn.rotary")
+    module = importlib.import_module("clinattn.operator.rotary")
     monkeypatch.setattr(module, "ROTARY", None)  # nothing is computed before the checks
     with pytest.raises(error, match=match):
         rotary(**{"q": Q, "k": K, "positions": AT, **changed})

@@ -4,7 +4,8 @@ import pytest
 import torch
 from pairwise import pairwise
 
-from clinattn import fused_attention, fused_attention_varlen, timeline
+from clinattn import fused_attention, fused_attention_varlen
+from clinattn.operator import timeline
 
 RANDOM = torch.Generator().manual_seed(3)
 

@@ -1,6 +1,8 @@
 """What importing clinattn needs and does, in fresh interpreters."""
 
 import ast
+import graphlib
+import re
 import subprocess
 import sys
 
@@ -94,56 +96,162 @@ print(importlib.util.find_spec("clinattn.kernels") is not None)
     assert run(script, tmp_path, ()).splitlines() == ["None", "True"]
 
 
-# What a module may import of the package; imports run one way.
-LAYERS = {
-    "arguments": set(),
-    "visibility": {"arguments"},
-    "philox": set(),
-    "blocks": {"arguments"},
-    "scores": {"arguments", "blocks", "philox"},
-    "reference": {"arguments", "blocks", "scores"},
-    "compiled": set(),
-    "cuda_kernels": set(),
-    "backends": {"arguments", "compiled", "cuda_kernels", "kernels", "reference"},
-    "scalars": set(),
-    "checks": {"backends", "scalars", "visibility"},
-    "packing": {"checks", "scalars", "visibility"},
-    "ranges": set(),
-    "after_import": set(),
-    "flops": {"arguments", "visibility"},
-    "ops": {"after_import", "arguments", "backends", "ranges", "reference"},
-    "timeline": set(),
-    "relative": {"checks", "scalars"},
-    "feature_checks": {"checks", "scalars", "timeline", "visibility"},
-    "features": {"feature_checks", "timeline"},
-    "autograd": set(),
-    "functions": {
-        "arguments", "autograd", "checks", "feature_checks", "ops", "scalars", "visibility",
+PACKAGE = ROOT / "clinattn"
+# The rooms that a room may import from; "kernels" is a room, too, and imports none.
+ROOMS = {
+    "backends": {"kernels"},
+    "operator": {"backends"},
+    "files": set(),
+    "encoder": {"backends", "files", "operator"},
+    "workloads": {"operator"},
+    "integrations": {"backends", "operator"},
+    "training": {"encoder", "files", "operator", "workloads"},
+    "tools": {
+        "backends", "encoder", "files", "integrations", "kernels", "operator", "training",
+        "workloads",
     },
-    "attention": {"checks", "features", "functions", "scalars", "visibility"},
-    "rotary_op": {"backends", "ops"},
-    "rotary": {"autograd", "checks", "rotary_op", "scalars", "timeline", "visibility"},
+}  # fmt: skip
+# The entrance hall: what stands in no room.
+HALL = {"": {"backends", "integrations", "operator"}, "__main__": {"tools"}}
+
+# Within the two lowest rooms, the modules of its room that a module may import.
+LAYERS = {
+    "backends.call": set(),
+    "backends.backend": {"call"},
+    "backends.compiled": set(),
+    "backends.cpu": {"backend", "compiled"},
+    "backends.cuda": {"backend", "compiled"},
+    "backends.triton": {"backend"},
+    "backends.reference.philox": set(),
+    "backends.reference.blocks": {"call"},
+    "backends.reference.scores": {"call", "reference.blocks", "reference.philox"},
+    "backends.reference.attention": {"call", "reference.blocks", "reference.scores"},
+    "backends.select": {"backend", "call", "cpu", "cuda", "triton"},
+    "operator.after_import": set(),
+    "operator.autograd": set(),
+    "operator.ranges": set(),
+    "operator.timeline": set(),
+    "operator.visibility": set(),
+    "operator.flops": {"visibility"},
+    "operator.ops": {"after_import", "ranges"},
+    "operator.words.scalars": set(),
+    "operator.words.checks": {"visibility", "words.scalars"},
+    "operator.words.feature_checks": {"timeline", "visibility", "words.checks", "words.scalars"},
+    "operator.words.features": {"timeline", "words.feature_checks"},
+    "operator.packing": {"visibility", "words.checks", "words.scalars"},
+    "operator.relative": {"words.checks", "words.scalars"},
+    "operator.functions": {
+        "autograd", "ops", "visibility", "words.checks", "words.feature_checks", "words.scalars",
+    },
+    "operator.attention": {
+        "functions", "visibility", "words.checks", "words.features", "words.scalars",
+    },
+    "operator.rotary_op": {"ops"},
+    "operator.rotary": {
+        "autograd", "rotary_op", "timeline", "visibility", "words.checks", "words.scalars",
+    },
 }  # fmt: skip
 
 
-def imported(path):
-    """Names of the package's modules that a file imports, anywhere in it."""
+def files():
+    """{module: its file}, without the package's name: "" is clinattn itself."""
+    found = {}
+    for path in sorted(PACKAGE.glob("**/*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        if parts[0] != "kernels":  # which is a link, or absent
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+FILES = files()
+
+
+def module_of(name):
+    """The module that has an imported name, or is it; kernels are one."""
+    if name.startswith("kernels"):
+        return "kernels"
+    while name and name not in FILES:
+        name = name.rpartition(".")[0]
+    return name
+
+
+def imported(path, module=""):
+    """Modules of the package that a file imports, anywhere in it."""
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        modules = []
         if isinstance(node, ast.Import):
-            modules = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            modules = [f"{node.module}.{alias.name}" for alias in node.names]
-        names |= {m.split(".")[1] for m in modules if m.startswith("clinattn.")}
-    return names
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1]
+            start = ["clinattn", *above] if node.level else []
+            parent = ".".join([*start, *([node.module] if node.module else [])])
+            names |= {f"{parent}.{alias.name}" for alias in node.names}
+    inside = {x.partition(".")[2] for x in names if x.split(".")[0] == "clinattn"}
+    return {module_of(x) for x in inside if not x.startswith("_C")}
+
+
+IMPORTS = {module: imported(path, module) for module, path in FILES.items()}
+
+
+def room(module):
+    return module.split(".")[0]
+
+
+def test_the_imports_are_read():
+    """The other tests would pass on no module, and on imports that are not recognised."""
+    assert len(FILES) > 140 and sum(map(len, IMPORTS.values())) > 300
+    assert "encoder.config" in IMPORTS["encoder.presets"]
+    assert "operator.words.scalars" in IMPORTS["encoder.config"]
+    assert "training.loop" in IMPORTS["tools.train"]
+    assert {room(x) for x in FILES} == {*ROOMS, *HALL}
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_imports_run_down(module):
+    """From one room to those below it. tools.environment has the version from the hall."""
+    allowed = HALL.get(module, ROOMS.get(room(module), set()) | {room(module)})
+    others = {room(x) for x in IMPORTS[module]} - allowed
+    assert others <= ({""} if module == "tools.environment" else set())
 
 
 @pytest.mark.parametrize("module", LAYERS)
-def test_imports_run_one_way(module):
-    assert imported(ROOT / "clinattn" / f"{module}.py") <= LAYERS[module]
+def test_the_lowest_rooms_have_floors(module):
+    own = room(module)
+    within = {x.partition(".")[2] for x in IMPORTS[module] if room(x) == own}
+    assert within <= LAYERS[module]
+
+
+def test_every_module_of_the_lowest_rooms_has_a_floor():
+    doors = {x for x, path in FILES.items() if path.name == "__init__.py"}
+    assert {x for x in FILES if room(x) in ("backends", "operator")} - doors == set(LAYERS)
+
+
+def test_there_is_no_circle():
+    """None among modules, late imports included. A door that imports its own room is no step."""
+    doors = {x for x, path in FILES.items() if path.name == "__init__.py"}
+    graph = {
+        module: {x for x in found if not (x in doors and module.startswith(f"{x}."))}
+        for module, found in IMPORTS.items()
+    }
+    assert set(graphlib.TopologicalSorter(graph).static_order()) >= set(FILES)  # or CycleError
+
+
+def test_what_others_import_is_named_at_the_door():
+    unnamed = []
+    for module, found in IMPORTS.items():
+        for x in found:
+            parts = x.split(".")
+            for n in range(1, len(parts)):
+                door = ".".join(parts[:n])
+                outside = module != door and not module.startswith(f"{door}.")
+                if outside and door in FILES:
+                    said = ast.get_docstring(ast.parse(FILES[door].read_text()))
+                    if parts[n] not in re.findall(r"\w+", said):
+                        unnamed.append(f"{door}: {parts[n]} for {module}")
+    assert not unnamed
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "kernels").glob("*.py")), ids=lambda p: p.name)
 def test_kernels_import_nothing_of_the_package(path):
-    assert imported(path) == set()
+    assert imported(path, f"kernels.{path.stem}") <= {"kernels"}

@@ -8,7 +8,7 @@ def cli(tmp_path, monkeypatch):
     """Run a command in an empty folder, with no MEDS folder in the environment."""
     from typer.testing import CliRunner
 
-    from clinattn.cli import app
+    from clinattn.tools.cli import app
 
     for name in ("MEDS_DIR", "CLINATTN_MEDS_DIR", "QUICK"):
         monkeypatch.delenv(name, raising=False)

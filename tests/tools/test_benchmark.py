@@ -14,20 +14,20 @@ from pages import assert_self_contained
 pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
 
-from clinattn.benchmark import VARIANTS, Benchmark, Disagreement, Settings  # noqa: E402
-from clinattn.benchmark.agreement import errors  # noqa: E402
-from clinattn.benchmark.measure import peak_memory, quartiles  # noqa: E402
-from clinattn.benchmark.run import descending, encoder_config  # noqa: E402
-from clinattn.benchmark.variants import Runner  # noqa: E402
-from clinattn.benchmark.workload import (  # noqa: E402
+from clinattn.encoder import EncoderConfig, MaskedLanguageModel  # noqa: E402
+from clinattn.encoder.heads import IGNORE  # noqa: E402
+from clinattn.tools.benchmark import VARIANTS, Benchmark, Disagreement, Settings  # noqa: E402
+from clinattn.tools.benchmark.agreement import errors  # noqa: E402
+from clinattn.tools.benchmark.measure import peak_memory, quartiles  # noqa: E402
+from clinattn.tools.benchmark.run import descending, encoder_config  # noqa: E402
+from clinattn.tools.benchmark.variants import Runner  # noqa: E402
+from clinattn.tools.benchmark.workload import (  # noqa: E402
     MASKED_SHARE,
     profile_workload,
     shortened,
 )
-from clinattn.encoder import EncoderConfig, MaskedLanguageModel  # noqa: E402
-from clinattn.encoder.heads import IGNORE  # noqa: E402
-from clinattn.plots import write_plots  # noqa: E402
-from clinattn.report import ReportError, load_result, render  # noqa: E402
+from clinattn.tools.report.page import ReportError, load_result, render  # noqa: E402
+from clinattn.tools.report.plots import write_plots  # noqa: E402
 from clinattn.workloads.vocabulary import CLS, MASK  # noqa: E402
 
 SMALL = Settings(profile="ehr_population", max_tokens=96, sequences=6, batch_size=3, rounds=2)

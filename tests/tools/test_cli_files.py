@@ -20,8 +20,8 @@ for package in ("typer", "rich", "pyarrow", "matplotlib", "jinja2"):
 from patients import write_patients  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
-from clinattn import diagnosis  # noqa: E402
-from clinattn.cli import app  # noqa: E402
+from clinattn.tools import doctor as diagnosis  # noqa: E402
+from clinattn.tools.cli import app  # noqa: E402
 
 SMALL = ["--max-tokens", "48", "--batch-size", "2"]
 BENCH = ["bench", *SMALL, "--profile", "fixed", "--sequences", "2", "--rounds", "1"]
@@ -159,7 +159,7 @@ def test_what_was_measured_is_written_where_it_cannot_be_printed(cli, tmp_path, 
     def full(result):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("clinattn.cli.show", full)
+    monkeypatch.setattr("clinattn.tools.cli.show", full)
     assert_one_line(cli(*BENCH, "--output", "out"), "standard output: No space left on device")
     assert json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
 

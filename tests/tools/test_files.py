@@ -8,7 +8,7 @@ import stat
 
 import pytest
 
-from clinattn.files import parse_json, require_writable, write_text, written_whole
+from clinattn.files.disk import parse_json, require_writable, write_text, written_whole
 
 
 def names(folder) -> list[str]:

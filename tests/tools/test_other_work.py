@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from clinattn import other_work
-from clinattn.other_work import Spent, Watch, beside, disturbance, noted_from
+from clinattn.tools import other_work
+from clinattn.tools.other_work import Spent, Watch, beside, disturbance, noted_from
 
 TICK = 1 / os.sysconf("SC_CLK_TCK")
 

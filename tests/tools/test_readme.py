@@ -114,7 +114,7 @@ def test_clinattn_has_the_commands_and_options():
     typer = pytest.importorskip("typer")
     for package in ("rich", "pyarrow", "matplotlib"):
         pytest.importorskip(package)
-    from clinattn.cli import app
+    from clinattn.tools.cli import app
 
     options = {
         name: {"--help", *(x for parameter in command.params for x in parameter.opts)}
@@ -152,6 +152,16 @@ def test_variables_are_read_somewhere():
     for page in PAGES:
         named = set(re.findall(r"CLINATTN_[A-Z_]+", page.read_text(encoding="utf-8")))
         assert named <= known, ids(page)
+
+
+def test_what_is_installed_has_no_switch_for_tests():
+    page = (ROOT / "docs" / "variables.md").read_text(encoding="utf-8")
+    of_tests = set(re.findall(r"CLINATTN_[A-Z_]+", page.partition("For tests:")[2]))
+    read = set()
+    for path in (ROOT / "clinattn").rglob("*.py"):
+        read |= set(re.findall(r"CLINATTN_[A-Z_]+", path.read_text(encoding="utf-8")))
+    assert of_tests and read and not read & of_tests
+    assert not [name for name in read if re.search("EMULAT|POISON", name)]
 
 
 def test_the_index_lists_every_page():

@@ -15,9 +15,16 @@ pytest.importorskip("typer")
 
 from typer.testing import CliRunner  # noqa: E402
 
-from clinattn.cli import app  # noqa: E402
-from clinattn.report import ReportError, load_result, render  # noqa: E402
-from clinattn.report_tables import LEFT, RIGHT, WIDTH, line_chart, section, spread  # noqa: E402
+from clinattn.tools.cli import app  # noqa: E402
+from clinattn.tools.report.page import ReportError, load_result, render  # noqa: E402
+from clinattn.tools.report.tables import (  # noqa: E402
+    LEFT,
+    RIGHT,
+    WIDTH,
+    line_chart,
+    section,
+    spread,
+)
 
 SHOWN = {
     "encoders": ["notes, up to 4,321", "3,140", "3.14", "25.0%"],

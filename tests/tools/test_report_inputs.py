@@ -15,8 +15,14 @@ from results import ENCODER, RESULTS
 pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")
 
-from clinattn.plots import write_plots  # noqa: E402
-from clinattn.report import ReportError, load_result, render, template, write_report  # noqa: E402
+from clinattn.tools.report.page import (  # noqa: E402
+    ReportError,
+    load_result,
+    render,
+    template,
+    write_report,
+)
+from clinattn.tools.report.plots import write_plots  # noqa: E402
 
 KINDS = RESULTS | {"encoder": ENCODER}
 HOSTILE = (
@@ -135,7 +141,7 @@ def test_every_text_may_be_hostile(kind, tmp_path):
 def test_no_value_of_a_file_is_trusted():
     """Autoescaping is on, and nothing but a bullet of the template is marked as safe."""
     assert template().environment.autoescape is True
-    text = render.__globals__["files"]("clinattn").joinpath("templates/report.html.j2").read_text()
+    text = render.__globals__["files"]("clinattn.tools.report").joinpath("page.html.j2").read_text()
     assert re.findall(r"\S+\|\s*safe", text) == ['"&#9679;"|safe']
 
 

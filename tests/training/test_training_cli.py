@@ -13,7 +13,7 @@ pytest.importorskip("pyarrow")
 from patients import write_patients  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
-from clinattn.cli import app  # noqa: E402
+from clinattn.tools.cli import app  # noqa: E402
 
 FAST = ["--max-tokens", "48", "--batch-tokens", "96", "--steps", "3", "--threads", "1"]
 

@@ -15,14 +15,14 @@ pytest.importorskip("triton.experimental.gluon.nvidia.hopper", reason="Triton wi
 from ptx_arithmetic import Arithmetic  # noqa: E402
 from triton.experimental.gluon._runtime import GluonASTSource  # noqa: E402
 
-from clinattn.arguments import Arguments  # noqa: E402
-from clinattn.kernel_report import (  # noqa: E402
+from clinattn.backends.call import Arguments  # noqa: E402
+from clinattn.kernels import forward, forward_gluon  # noqa: E402
+from clinattn.tools.compiled.kernel_report import (  # noqa: E402
     captured_launches,
     compile_for,
     inspect,
     resource_usage,
 )
-from clinattn.kernels import forward, forward_gluon  # noqa: E402
 
 
 def compiled(dim, dtype, causal, variant):

@@ -8,7 +8,7 @@ pytest.importorskip("triton.experimental.gluon.nvidia.hopper", reason="Triton wi
 from emulated_gluon import Barrier, emulated  # noqa: E402
 from support import assert_close  # noqa: E402
 
-from clinattn.arguments import Arguments  # noqa: E402
+from clinattn.backends.call import Arguments  # noqa: E402
 from clinattn.kernels import forward_gluon, forward_gluon_kernel  # noqa: E402
 
 # (head dim, heads, key heads, queries, keys, causal, bottom_right)

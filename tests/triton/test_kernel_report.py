@@ -9,10 +9,10 @@ pytest.importorskip("typer")
 
 from typer.testing import CliRunner  # noqa: E402
 
-from clinattn import kernel_table  # noqa: E402
-from clinattn.cli import app  # noqa: E402
-from clinattn.kernel_report import CARDS, KernelReport  # noqa: E402
-from clinattn.sass import Loop, loops  # noqa: E402
+from clinattn.tools.cli import app  # noqa: E402
+from clinattn.tools.compiled import kernel_table  # noqa: E402
+from clinattn.tools.compiled.kernel_report import CARDS, KernelReport  # noqa: E402
+from clinattn.tools.compiled.sass import Loop, loops  # noqa: E402
 
 SASS = """
         /*0000*/                   MUFU.EX2 R1, R1 ;

@@ -11,7 +11,7 @@ import torch
 
 triton = pytest.importorskip("triton")
 
-from clinattn.arguments import Arguments  # noqa: E402
+from clinattn.backends.call import Arguments  # noqa: E402
 from clinattn.kernels import (  # noqa: E402
     backward,
     dbias,
@@ -231,7 +231,7 @@ def test_hooks_of_profilers_are_called(launches, through_the_jit):
 
 
 def test_what_replaces_the_jit_sees_every_launch(launches):
-    from clinattn.kernel_report import captured_launches
+    from clinattn.tools.compiled.kernel_report import captured_launches
 
     call = plain()
     for _ in range(2):

@@ -14,8 +14,8 @@ VARIANTS = {
 
 
 def compiled(card, dtype=torch.float32, dim=64, width=None, interleaved=False, packed=False):
-    from clinattn.kernel_report import captured_launches, compile_for
     from clinattn.kernels.rotary import rotary
+    from clinattn.tools.compiled.kernel_report import captured_launches, compile_for
 
     q, k = torch.zeros(2, *((128, 8, dim) if packed else (2, 8, 128, dim)), dtype=dtype)
     frequencies = torch.ones((width or dim) // 2)
@@ -29,7 +29,7 @@ def compiled(card, dtype=torch.float32, dim=64, width=None, interleaved=False, p
 @pytest.mark.parametrize("card", [80, 90, 100])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_compiles(variant, card):
-    from clinattn.kernel_report import resource_usage
+    from clinattn.tools.compiled.kernel_report import resource_usage
 
     result = compiled(card, **VARIANTS[variant])
     # What the hardware's own sine and cosine give for large angles is wrong.

@@ -11,9 +11,9 @@ pytest.importorskip("triton")
 
 from aot import VARIANTS, problems  # noqa: E402
 
-from clinattn.arguments import Arguments  # noqa: E402
-from clinattn.kernel_report import CARDS, KINDS, captured_launches  # noqa: E402
+from clinattn.backends.call import Arguments  # noqa: E402
 from clinattn.kernels import forward  # noqa: E402
+from clinattn.tools.compiled.kernel_report import CARDS, KINDS, captured_launches  # noqa: E402
 
 # Every row of the configuration tables, and the other ways into the kernels on one card.
 QUICK = [

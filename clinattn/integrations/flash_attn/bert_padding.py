@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clinattn.checks import check_on, check_tensor
-from clinattn.packing import (
+from clinattn.operator.packing import (
     INTEGERS,
     check_indices,
     cu_seqlens_from_lengths,
@@ -15,7 +14,8 @@ from clinattn.packing import (
     take,
     unpad,
 )
-from clinattn.scalars import as_size
+from clinattn.operator.words.checks import check_on, check_tensor
+from clinattn.operator.words.scalars import as_size
 
 
 def unpad_input(

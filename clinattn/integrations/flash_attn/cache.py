@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from clinattn.checks import check_lengths, check_on
 from clinattn.integrations.flash_attn.paged import check_pages, dense_pages, page_of
 from clinattn.integrations.flash_attn.words import DENSE, check_heads, check_layout
+from clinattn.operator.words.checks import check_lengths, check_on
 
 
 class Cache(NamedTuple):

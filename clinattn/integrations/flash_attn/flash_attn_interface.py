@@ -22,7 +22,6 @@ from typing import Any
 
 from torch import Tensor
 
-from clinattn.attention import fused_attention, fused_attention_varlen
 from clinattn.integrations.flash_attn.hooks import (
     _flash_attn_backward,
     _flash_attn_forward,
@@ -39,7 +38,8 @@ from clinattn.integrations.flash_attn.words import (
     keywords,
     unpacked,
 )
-from clinattn.scalars import as_flag
+from clinattn.operator.attention import fused_attention, fused_attention_varlen
+from clinattn.operator.words.scalars import as_flag
 
 __all__ = [
     "_flash_attn_backward",

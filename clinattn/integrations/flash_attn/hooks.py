@@ -13,10 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clinattn import checks, feature_checks
-from clinattn.arguments import Arguments
-from clinattn.features import SEEDS
-from clinattn.functions import BACKWARD, FORWARD
+from clinattn.backends.call import Arguments, Incoming
 from clinattn.integrations.flash_attn.paged import packed_pages
 from clinattn.integrations.flash_attn.words import (
     DENSE,
@@ -25,7 +22,10 @@ from clinattn.integrations.flash_attn.words import (
     check_qkv,
     check_softcap,
 )
-from clinattn.visibility import fold_window
+from clinattn.operator.functions import BACKWARD, FORWARD
+from clinattn.operator.visibility import fold_window
+from clinattn.operator.words import checks, feature_checks
+from clinattn.operator.words.features import SEEDS
 
 NO_GRADIENTS_BUT_QKV = 0
 
@@ -173,7 +173,8 @@ def _forward(call: Arguments) -> tuple[Tensor, Tensor]:
 def _backward(call: Arguments, do: Tensor, o: Tensor, lse: Tensor) -> tuple[Tensor, ...]:
     """(dq, dk, dv, rowsum(do o)) in the layout of call."""
     o, lse = o.contiguous(), lse.contiguous()
-    dq, dk, dv, *_ = BACKWARD(do, None, o, lse, None, *call, NO_GRADIENTS_BUT_QKV, "")
+    incoming = Incoming(do, None, o, lse, None)
+    dq, dk, dv, *_ = BACKWARD(*incoming, *call, NO_GRADIENTS_BUT_QKV, "")
     return dq, dk, dv, (do.to(lse.dtype) * o.to(lse.dtype)).sum(-1)
 
 

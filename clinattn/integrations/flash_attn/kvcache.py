@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clinattn.attention import fused_attention
-from clinattn.checks import check_dense, check_lengths, check_scale, check_tensor
-from clinattn.feature_checks import check_per_head, check_softcap
 from clinattn.integrations.flash_attn.cache import Cache, checked_cache
 from clinattn.integrations.flash_attn.paged import check_used
 from clinattn.integrations.flash_attn.words import DENSE, as_given, band, check_qkv, keywords
-from clinattn.scalars import as_flag, as_int
-from clinattn.visibility import concrete
+from clinattn.operator.attention import fused_attention
+from clinattn.operator.visibility import concrete
+from clinattn.operator.words.checks import check_dense, check_lengths, check_scale, check_tensor
+from clinattn.operator.words.feature_checks import check_per_head, check_softcap
+from clinattn.operator.words.scalars import as_flag, as_int
 
 
 def flash_attn_with_kvcache(

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clinattn.checks import check_on
 from clinattn.integrations.flash_attn.words import PAGED, check_layout
-from clinattn.visibility import concrete
+from clinattn.operator.visibility import concrete
+from clinattn.operator.words.checks import check_on
 
 
 def check_pages(k: Any, v: Any, block_table: Any, batch: int) -> None:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.amp import is_autocast_available
 
-from clinattn.checks import check_on, check_tensor
-from clinattn.scalars import as_flag, as_float, as_int, pair_of
+from clinattn.operator.words.checks import check_on, check_tensor
+from clinattn.operator.words.scalars import as_flag, as_float, as_int, pair_of
 
 DENSE = "(batch, seqlen, heads, head_dim)"
 PACKED = "(total_tokens, heads, head_dim)"

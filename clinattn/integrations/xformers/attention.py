@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clinattn.attention import fused_attention, fused_attention_varlen
 from clinattn.integrations.xformers.bands import (
     BLOCKS,
     DENSE,
@@ -17,8 +16,9 @@ from clinattn.integrations.xformers.bands import (
     is_plain_tensor,
 )
 from clinattn.integrations.xformers.layouts import Layout, layout_of
-from clinattn.packing import cu_seqlens_from_lengths
-from clinattn.scalars import as_float
+from clinattn.operator.attention import fused_attention, fused_attention_varlen
+from clinattn.operator.packing import cu_seqlens_from_lengths
+from clinattn.operator.words.scalars import as_float
 
 
 def memory_efficient_attention(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from clinattn.integrations.xformers.bands import band_of
 from clinattn.integrations.xformers.seqlens import _PaddedSeqLenInfo, _SeqLenInfo, checked_lengths
-from clinattn.scalars import as_int
+from clinattn.operator.words.scalars import as_int
 
 B = TypeVar("B", bound="BlockDiagonalMask")
 

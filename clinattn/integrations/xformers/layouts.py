@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from clinattn.checks import check_tensor
+from clinattn.operator.words.checks import check_tensor
 
 NAMES = {
     3: "(batch, tokens, head_dim)",

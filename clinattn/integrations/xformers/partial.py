@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clinattn.checks import check_on, check_tensor
 from clinattn.integrations.xformers.attention import _attend
-from clinattn.scalars import as_float
+from clinattn.operator.words.checks import check_on, check_tensor
+from clinattn.operator.words.scalars import as_float
 
 
 def memory_efficient_attention_partial(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clinattn.scalars import as_size, ints_of
+from clinattn.operator.words.scalars import as_size, ints_of
 
 
 @dataclass

@@ -9,9 +9,10 @@ from support import dtype_id
 
 transformers = pytest.importorskip("transformers")
 
-from clinattn.integrations import bert_shaped, swap  # noqa: E402
+from clinattn.integrations import swap  # noqa: E402
+from clinattn.integrations.transformers import bert_shaped  # noqa: E402
 
-PEER = "clinattn.integrations.bert_shaped.fused_attention"
+PEER = "clinattn.integrations.transformers.bert_shaped.fused_attention"
 SMALL = {
     "vocab_size": 50, "hidden_size": 24, "num_attention_heads": 3, "num_hidden_layers": 2,
     "intermediate_size": 20, "max_position_embeddings": 64, "attention_probs_dropout_prob": 0.0,

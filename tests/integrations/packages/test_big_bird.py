@@ -12,7 +12,8 @@ pytest.importorskip("transformers")
 from transformers import BigBirdConfig, BigBirdForMaskedLM, BigBirdModel  # noqa: E402
 from transformers.models.big_bird import modeling_big_bird  # noqa: E402
 
-from clinattn.integrations import big_bird, swap  # noqa: E402
+from clinattn.integrations import swap  # noqa: E402
+from clinattn.integrations.transformers import big_bird  # noqa: E402
 
 ORIGINAL = modeling_big_bird.BigBirdSelfAttention
 SHORT, LONG = 29, 64  # a sequence is sparse from 57 tokens on

@@ -5,8 +5,8 @@ import torch
 import transformers
 
 import clinattn
-from clinattn.integrations.architectures import find
-from clinattn.integrations.early_transformers import REPLACEMENTS, adapt, restore
+from clinattn.integrations.transformers.early_transformers import REPLACEMENTS, adapt, restore
+from clinattn.tools.model_report.architectures import find
 
 pytestmark = pytest.mark.skipif(not REPLACEMENTS, reason="both ask the registry in this release")
 

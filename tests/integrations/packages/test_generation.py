@@ -5,10 +5,11 @@ import torch
 
 transformers = pytest.importorskip("transformers")
 
-from clinattn.integrations.architectures import find, spread_weights  # noqa: E402
-from clinattn.integrations.parity import CountedAttention  # noqa: E402
-from clinattn.integrations.parity_table import LENGTHS  # noqa: E402
+from parity_table import LENGTHS  # noqa: E402
+
 from clinattn.integrations.replace import replace_attention  # noqa: E402
+from clinattn.tools.model_report.architectures import find, spread_weights  # noqa: E402
+from clinattn.tools.model_report.parity import CountedAttention  # noqa: E402
 
 NEW_TOKENS = 9
 

@@ -30,7 +30,8 @@ from transformers import (  # noqa: E402
 from transformers.models.longformer import modeling_longformer  # noqa: E402
 
 from clinattn import fused_attention  # noqa: E402
-from clinattn.integrations import longformer, swap  # noqa: E402
+from clinattn.integrations import swap  # noqa: E402
+from clinattn.integrations.transformers import longformer  # noqa: E402
 
 BATCH = 3
 

@@ -12,9 +12,9 @@ pytest.importorskip("rich")
 import torch  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
-from clinattn.cli import app  # noqa: E402
-from clinattn.integrations.architectures import find  # noqa: E402
-from clinattn.integrations.model_report import Settings, lengths_for  # noqa: E402
+from clinattn.tools.cli import app  # noqa: E402
+from clinattn.tools.model_report.architectures import find  # noqa: E402
+from clinattn.tools.model_report.report import Settings, lengths_for  # noqa: E402
 
 FAST = ["--rounds", "1", "--tokens", "17", "--batch-size", "3", "--device", "cpu"]
 
@@ -71,7 +71,7 @@ def test_a_folder_with_weights(report, folder, options):
 
 
 def test_the_weights_are_those_of_the_folder(folder):
-    from clinattn.integrations.model_source import load_model
+    from clinattn.tools.model_report.source import load_model
 
     model, _ = load_model(str(folder))
     expected = find("bert").build().state_dict()
@@ -149,7 +149,8 @@ def test_bad_input_ends_with_one_line(report, arguments, message):
 
 
 def test_without_transformers_a_line_says_what_to_install(report, monkeypatch):
-    for name in [name for name in sys.modules if name.startswith("clinattn.integrations.")]:
+    ours = ("clinattn.integrations.", "clinattn.tools.model_report.")
+    for name in [name for name in sys.modules if name.startswith(ours)]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "transformers", None)
     done = report("bert")
@@ -159,7 +160,7 @@ def test_without_transformers_a_line_says_what_to_install(report, monkeypatch):
 
 
 def test_attention_that_computes_something_else_fails(report, monkeypatch):
-    from clinattn.integrations import transformers as integration
+    from clinattn.integrations.transformers import registry as integration
 
     own = integration.attention
     wrong = lambda module, query, *args, **words: own(module, 1.1 * query, *args, **words)

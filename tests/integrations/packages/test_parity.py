@@ -10,15 +10,21 @@ import torch
 
 transformers = pytest.importorskip("transformers")
 
-from clinattn.integrations.architectures import ARCHITECTURES, KEPT, REPLACED, find  # noqa: E402
-from clinattn.integrations.parity import compare  # noqa: E402
-from clinattn.integrations.parity_table import (  # noqa: E402
+from parity_table import (  # noqa: E402
     DTYPES,
     LENGTHS,
     MODES,
     compare_architecture,
 )
+
 from clinattn.integrations.replace import replace_attention  # noqa: E402
+from clinattn.tools.model_report.architectures import (  # noqa: E402
+    ARCHITECTURES,
+    KEPT,
+    REPLACED,
+    find,
+)
+from clinattn.tools.model_report.parity import compare  # noqa: E402
 
 CASES = [
     pytest.param(architecture, padding, id=f"{architecture.name}-{padding}")
@@ -148,8 +154,8 @@ SABOTAGES = [
     "name, padding, sabotage", SABOTAGES, ids=[f"{n}-{p}-{s.__name__}" for n, p, s in SABOTAGES]
 )
 def test_the_comparison_notices(name, padding, sabotage, dtype, monkeypatch):
-    from clinattn.integrations import early_transformers
-    from clinattn.integrations import transformers as integration
+    from clinattn.integrations.transformers import early_transformers
+    from clinattn.integrations.transformers import registry as integration
 
     if name == "modernbert" and early_transformers.REPLACEMENTS:
         pytest.skip("ModernBERT of this release does not ask the registry")

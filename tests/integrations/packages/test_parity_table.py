@@ -5,8 +5,7 @@ from places import ROOT
 
 pytest.importorskip("transformers")
 
-from clinattn.integrations.architectures import REPLACED  # noqa: E402
-from clinattn.integrations.parity_table import (  # noqa: E402
+from parity_table import (  # noqa: E402
     DTYPES,
     MODES,
     Row,
@@ -14,6 +13,8 @@ from clinattn.integrations.parity_table import (  # noqa: E402
     read_rows,
     write_rows,
 )
+
+from clinattn.tools.model_report.architectures import REPLACED  # noqa: E402
 
 KEPT_ROWS = sorted(ROOT.glob("bench/results/parity-*.json"))
 ROWS = [

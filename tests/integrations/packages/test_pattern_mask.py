@@ -10,9 +10,9 @@ from transformers import BertConfig, BertModel
 from transformers_inputs import MASKS, PADDING, config
 
 from clinattn import replace_attention
-from clinattn.integrations.pattern_mask import PatternMask
-from clinattn.integrations.transformers import attention
-from clinattn.integrations.transformers_masks import attention_mask, parts_of
+from clinattn.integrations.transformers.masks import attention_mask, parts_of
+from clinattn.integrations.transformers.pattern_mask import PatternMask
+from clinattn.integrations.transformers.registry import attention
 
 KINDS = [kind for kind, (_, _, linear) in MASKS.items() if linear]
 

@@ -6,13 +6,14 @@ import torch
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("simple_icd_10_cm")
 
-from clinattn.integrations.parity import CountedAttention  # noqa: E402
-from clinattn.integrations.pretrained import (  # noqa: E402
+from minilm import (  # noqa: E402
     clinical_phrases,
     embed,
     unpacked_encoder,
 )
+
 from clinattn.integrations.replace import replace_attention  # noqa: E402
+from clinattn.tools.model_report.parity import CountedAttention  # noqa: E402
 
 PHRASES, BATCH = 300, 50
 BOUND = 1e-5  # of entries of vectors of length 1, whose size is about 384 ** -0.5 = 0.05

@@ -23,9 +23,9 @@ from transformers_inputs import (
 )
 
 import clinattn
-from clinattn.integrations import transformers as integration
-from clinattn.integrations.transformers import attention
-from clinattn.integrations.transformers_masks import attention_mask
+from clinattn.integrations.transformers import registry as integration
+from clinattn.integrations.transformers.masks import attention_mask
+from clinattn.integrations.transformers.registry import attention
 
 
 class Module(nn.Module):

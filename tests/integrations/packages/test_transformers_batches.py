@@ -8,11 +8,12 @@ import torch
 
 transformers = pytest.importorskip("transformers")
 
-from clinattn.integrations import early_transformers  # noqa: E402
-from clinattn.integrations.architectures import find  # noqa: E402
-from clinattn.integrations.parity import CountedAttention, InDouble, judge  # noqa: E402
-from clinattn.integrations.parity_table import LENGTHS  # noqa: E402
+from parity_table import LENGTHS  # noqa: E402
+
 from clinattn.integrations.replace import replace_attention  # noqa: E402
+from clinattn.integrations.transformers import early_transformers  # noqa: E402
+from clinattn.tools.model_report.architectures import find  # noqa: E402
+from clinattn.tools.model_report.parity import CountedAttention, InDouble, judge  # noqa: E402
 
 N_TOKENS = sum(LENGTHS)
 # ModernBERT of transformers 5.0 makes its masks itself, from one of two dimensions.
@@ -194,7 +195,7 @@ def test_taken_back_the_model_is_what_it_was(before, tmp_path):
 
 
 def test_a_folder_is_loaded_with_clinattn(tmp_path):
-    from clinattn.integrations.transformers import register
+    from clinattn.integrations.transformers.registry import register
 
     built("bert", "eager").save_pretrained(tmp_path)
     register()

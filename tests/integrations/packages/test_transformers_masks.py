@@ -14,7 +14,7 @@ from transformers_inputs import (
     their_mask,
 )
 
-from clinattn.integrations.transformers_masks import attention_mask, parts_of
+from clinattn.integrations.transformers.masks import attention_mask, parts_of
 
 
 @pytest.mark.parametrize("padding", [None, PADDING], ids=["full", "padded"])

@@ -6,8 +6,8 @@ import transformers
 from transformers_inputs import BY_POSITION, PADDING, WINDOW
 
 import clinattn
-from clinattn.integrations.transformers import attention, register
-from clinattn.integrations.transformers_masks import attention_mask
+from clinattn.integrations.transformers.masks import attention_mask
+from clinattn.integrations.transformers.registry import attention, register
 
 
 def bert(**words):

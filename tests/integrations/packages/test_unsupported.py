@@ -12,13 +12,8 @@ from torch import nn
 
 transformers = pytest.importorskip("transformers")
 
-from clinattn.integrations import (  # noqa: E402
-    bert_shaped,
-    big_bird,
-    longformer,
-    unsupported,
-    xlm,
-)
+from clinattn.integrations import unsupported  # noqa: E402
+from clinattn.integrations.transformers import bert_shaped, big_bird, longformer, xlm  # noqa: E402
 
 REPLACED = {
     (x.__module__.split(".")[2], x.__name__)

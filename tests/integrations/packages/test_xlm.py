@@ -11,10 +11,11 @@ pytest.importorskip("transformers")
 
 from transformers import FlaubertConfig, FlaubertModel, XLMConfig, XLMModel  # noqa: E402
 
-from clinattn.integrations import swap, xlm  # noqa: E402
+from clinattn.integrations import swap  # noqa: E402
+from clinattn.integrations.transformers import xlm  # noqa: E402
 
 MODELS = {"xlm": (XLMConfig, XLMModel), "flaubert": (FlaubertConfig, FlaubertModel)}
-PEER = "clinattn.integrations.xlm.fused_attention"
+PEER = "clinattn.integrations.transformers.xlm.fused_attention"
 
 
 def make_model(name: str, **changed) -> torch.nn.Module:

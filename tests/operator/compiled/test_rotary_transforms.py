@@ -158,7 +158,7 @@ def test_forward_mode_is_refused():
 
 
 def test_tensors_are_not_copied_and_keep_their_layout(monkeypatch):
-    module = importlib.import_module("clinattn.rotary_op")
+    module = importlib.import_module("clinattn.operator.rotary_op")
     seen = []
 
     def record(*args):

@@ -62,7 +62,7 @@ def test_python_m_clinattn(tmp_path):
 
 @pytest.mark.parametrize("package", ["pyarrow", "matplotlib", "jinja2"])
 def test_a_missing_package_is_named_before_the_work(package):
-    blocked = f"import sys; sys.modules[{package!r}] = None; from clinattn.cli import app; "
+    blocked = f"import sys; sys.modules[{package!r}] = None; from clinattn.tools.cli import app; "
     done = subprocess.run(
         [sys.executable, "-c", blocked + "app(['doctor'], standalone_mode=False); app(['bench'])"],
         capture_output=True,

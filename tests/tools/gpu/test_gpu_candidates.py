@@ -9,7 +9,7 @@ from places import BENCH
 
 pytest.importorskip("triton")
 
-from clinattn.kernel_report import CARDS, kernel_reports  # noqa: E402
+from clinattn.tools.compiled.kernel_report import CARDS, kernel_reports  # noqa: E402
 
 
 @pytest.mark.skipif(

@@ -111,7 +111,7 @@ def test_the_encoder_in_five_ways(stage):
 
 
 def test_what_does_not_fit_costs_one_way(stage, monkeypatch):
-    variants = importlib.import_module("clinattn.benchmark.variants")
+    variants = importlib.import_module("clinattn.tools.benchmark.variants")
     honest = variants.Runner.run
 
     def run(self, mode, variant, examples):

@@ -28,7 +28,7 @@ WAYS = ("forward", "both passes")
 FASTER = "import interpreter_patches"
 WRONG_RESULTS = """
 import importlib
-backends = importlib.import_module("clinattn.backends")
+backends = importlib.import_module("clinattn.backends.select")
 load = backends._load
 def wrong(name):
     right = load(name)

@@ -22,7 +22,7 @@ import runs  # noqa: E402
 from patients import write_measured_patients, write_patients  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
-from clinattn.cli import app  # noqa: E402
+from clinattn.tools.cli import app  # noqa: E402
 from clinattn.training.checkpoint import checkpoints, load_checkpoint  # noqa: E402
 
 SMALL = ["--max-tokens", "48", "--batch-tokens", "96"]

@@ -22,7 +22,7 @@ from support import Problem, assert_close, dtype_id
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 import clinattn
-from clinattn.arguments import Arguments
+from clinattn.backends.call import Arguments
 from clinattn.kernels import backward, configs, forward, launch
 from clinattn.kernels.score import first_masked_key
 from clinattn.kernels.tiles import packed_tile

@@ -1,0 +1,109 @@
+"""A call and what its passes exchange, named once: the schemas of the ops follow."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+SymInt = int | torch.SymInt
+
+
+class Arguments(NamedTuple):
+    """One attention call, as every backend gets it.
+
+    Dense: q (B, H, Nq, D), k and v (B, Hkv, Nk, D). Packed: q (Tq, H, D), k and v (Tk, Hkv, D),
+    cu_seqlens int32 (S + 1,). mask: 4-D, bool or floating, size 1 where it broadcasts.
+    q_lengths, kv_start, kv_end: int32 (B,), dense only.
+    lo, hi: int32, (B, Nq) or (Tq,), both or neither: query i only sees the keys lo_i <= j < hi_i,
+    counted within its sequence; neither decreases along the valid queries of a sequence.
+    times: (B, N) or (T,), origin subtracted, only with decay (H,). slopes: (1 or B, H). relative:
+    (H, 2 L + 1), added at clamp(j - i, -L, L). All four in the dtype of lse.
+    seed: int64 (1,), only with dropout_p > 0. softcap and global_prefix: 0 for none.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    mask: Tensor | None = None
+    cu_seqlens_q: Tensor | None = None
+    cu_seqlens_k: Tensor | None = None
+    q_lengths: Tensor | None = None
+    kv_start: Tensor | None = None
+    kv_end: Tensor | None = None
+    lo: Tensor | None = None
+    hi: Tensor | None = None
+    times: Tensor | None = None
+    decay: Tensor | None = None
+    slopes: Tensor | None = None
+    relative: Tensor | None = None
+    seed: Tensor | None = None
+    scale: float = 1.0
+    window_left: int = -1
+    window_right: int = -1
+    bottom_right: bool = False
+    max_seqlen_q: SymInt = 0
+    max_seqlen_k: SymInt = 0
+    softcap: float = 0.0
+    global_prefix: int = 0
+    dropout_p: float = 0.0
+
+    def is_plain(self) -> bool:
+        """True without softcap, added terms (but for a mask) and dropout."""
+        return self.decay is self.slopes is self.relative is self.seed is None and not self.softcap
+
+    def is_packed(self) -> bool:
+        return self.cu_seqlens_q is not None
+
+    def tensors(self) -> tuple[Any, ...]:
+        """The fields that hold tensors, which come first."""
+        return self[: len(TENSORS)]
+
+    def scalars(self) -> tuple[Any, ...]:
+        return self[len(TENSORS) :]
+
+
+class Incoming(NamedTuple):
+    """What a backward pass gets beside the call: cotangents, and results of the forward pass.
+
+    lse_low is what rounding took from lse: 2^(s - lse) for scores of 1e4 would otherwise be off by
+    the rounding of lse, 5e-4 in fp32. None where it is 0.
+    """
+
+    do: Tensor
+    dlse: Tensor | None
+    o: Tensor
+    lse: Tensor
+    lse_low: Tensor | None
+
+
+class Gradients(NamedTuple):
+    """Gradients of a call, or cotangents of them, in the order of the results of the ops."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    mask: Tensor | None
+    decay: Tensor | None
+    slopes: Tensor | None
+    relative: Tensor | None
+
+
+def types_of(row: Any) -> dict[str, str]:
+    """Annotations by name, which NamedTuple keeps as ForwardRef where they are strings."""
+    return {name: ref.__forward_arg__ for name, ref in row.__annotations__.items()}
+
+
+def schema_of(row: Any) -> str:
+    """The fields of a NamedTuple as parameters of an op."""
+    types = types_of(row).items()
+    return ", ".join(f"{annotation.replace(' | None', '?')} {name}" for name, annotation in types)
+
+
+TENSORS = tuple(
+    name for name, annotation in types_of(Arguments).items() if annotation.startswith("Tensor")
+)
+
+# Inputs besides q, k and v that have a gradient, with their bit in `needs` of the backward ops.
+NEEDS = {"mask": 1, "decay": 2, "slopes": 4, "relative": 8}

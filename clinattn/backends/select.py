@@ -1,0 +1,201 @@
+"""What can run here, and why not."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import warnings
+from typing import NamedTuple
+
+import torch
+
+from clinattn.backends import cpu, cuda, triton
+from clinattn.backends.backend import Backend, Implementation
+from clinattn.backends.call import NEEDS, Arguments
+
+NAMES = ("triton", "cuda", "cpu", "reference")
+
+LOW_PRECISION = (torch.bfloat16, torch.float16)
+DTYPES = {
+    "triton": (torch.float32, *LOW_PRECISION),
+    "cuda": (torch.float32, *LOW_PRECISION),
+    "cpu": (torch.float64, torch.float32, *LOW_PRECISION),
+    "reference": (torch.float64, torch.float32, *LOW_PRECISION),
+}
+
+# What a call may ask for beyond masks, windows and lengths, in the user's words.
+GRADIENTS = tuple(  # in the order of NEEDS
+    f"the gradient of {word}"
+    for word in ("attn_mask", "time_decay", "alibi_slopes", "relative_bias")
+)
+FEATURES = (
+    *("segment_ids or time_window", "time_decay", "alibi_slopes", "relative_bias", "softcap"),
+    *("global_prefix", "dropout_p", *GRADIENTS),
+)
+
+
+class Serves(NamedTuple):
+    """Those of FEATURES that a backend's two passes know."""
+
+    forward: tuple[str, ...]
+    backward: tuple[str, ...]
+
+
+SERVES = {
+    "triton": Serves(forward=FEATURES, backward=FEATURES),
+    "cuda": Serves(forward=FEATURES, backward=FEATURES),
+    "cpu": Serves(forward=FEATURES, backward=FEATURES),
+    "reference": Serves(forward=FEATURES, backward=FEATURES),
+}
+
+class Status(NamedTuple):
+    """Whether a backend can run here; true when it can, else it carries the reasons why not."""
+
+    reasons: tuple[str, ...]
+    notes: tuple[str, ...] = ()  # what to know of one that can
+
+    def __bool__(self) -> bool:
+        return not self.reasons
+
+    def __repr__(self) -> str:
+        if not self:
+            return "not usable: " + "; ".join(self.reasons)
+        return f"usable ({'; '.join(self.notes)})" if self.notes else "usable"
+
+
+class Statuses(dict[str, Status]):
+    def __repr__(self) -> str:
+        return "\n".join(f"{name:<10} {status!r}" for name, status in self.items())
+
+
+def backends() -> dict[str, Status]:
+    """For each backend, by name: usable here (true), or the reasons why not (false)."""
+    return Statuses({name: _status(name) for name in NAMES})
+
+
+def _status(name: str) -> Status:
+    reasons = reasons_against(name)
+    return Status(tuple(reasons), () if reasons else _registered[name].notes())
+
+
+def reasons_against(name: str, device: torch.device | None = None) -> list[str]:
+    """Why this backend cannot run, here or on the given device; empty when it can."""
+    return _registered[name].reasons_against(device)
+
+
+def asked_for(call: Arguments, needs: int) -> tuple[str, ...]:
+    """Those of FEATURES that a call asks for, and the gradients in `needs`."""
+    if call.is_plain() and call.lo is None and not (call.global_prefix or needs):
+        return ()
+    asked = (
+        *(x is not None for x in (call.lo, call.decay, call.slopes, call.relative)),
+        *(call.softcap != 0, call.global_prefix != 0, call.seed is not None),
+        *(needs & bit for bit in NEEDS.values()),
+    )
+    return tuple(name for name, wanted in zip(FEATURES, asked, strict=True) if wanted)
+
+
+def implementation(
+    name: str, tensor: torch.Tensor, asked: tuple[str, ...] = (), *, backward: bool = False
+) -> Implementation:
+    """The implementation for a tensor's device and dtype; `name` "" lets this module choose."""
+    name = name or os.environ.get("CLINATTN_BACKEND", "")
+    return _select(name, tensor.device, tensor.dtype, asked, backward)
+
+
+def _unserved(name: str, dtype: torch.dtype, asked: tuple[str, ...], backward: bool) -> list[str]:
+    """What a call asks for that a backend does not compute, in the user's words."""
+    served = SERVES[name].backward if backward else SERVES[name].forward
+    return [str(dtype)] * (dtype not in DTYPES[name]) + [x for x in asked if x not in served]
+
+
+@functools.cache
+def _select(
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    asked: tuple[str, ...] = (),
+    backward: bool = False,
+) -> Implementation:
+    if name:
+        return _by_name(name, device, dtype, asked, backward)
+    preferred = {"cuda": ("triton", "cuda"), "cpu": ("cpu",)}.get(device.type, ())
+    against = {}
+    for candidate in preferred:
+        reasons = reasons_against(candidate, device)
+        if not reasons:
+            reasons = [
+                f"it does not serve {x}" for x in _unserved(candidate, dtype, asked, backward)
+            ]
+        if not reasons:
+            return _load(candidate)
+        against[candidate] = "; ".join(reasons)
+    if unserved := _unserved("reference", dtype, asked, backward):
+        raise NotImplementedError(f"no backend serves {', '.join(unserved)} yet")
+    _warn_about_reference(device, against)
+    return _load("reference")
+
+
+def _by_name(
+    name: str, device: torch.device, dtype: torch.dtype, asked: tuple[str, ...], backward: bool
+) -> Implementation:
+    if name not in NAMES:
+        raise ValueError(f"backend: got {name!r}, expected one of {', '.join(NAMES)}")
+    reasons = reasons_against(name, device)
+    if reasons:
+        raise RuntimeError(f"backend {name!r} cannot be used: {'; '.join(reasons)}")
+    unserved = _unserved(name, dtype, asked, backward)
+    if unserved:
+        able = [other for other in NAMES if not _unserved(other, dtype, asked, backward)]
+        raise NotImplementedError(
+            f"backend {name!r} does not serve {', '.join(unserved)}"
+            f"{' in the backward pass' if backward else ''}; "
+            f"these do: {', '.join(able) or 'none'}"
+        )
+    return _load(name)
+
+
+@functools.cache
+def _load(name: str) -> Implementation:
+    return _registered[name].load()
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+
+def _warn_about_reference(device: torch.device, against: dict[str, str]) -> None:
+    why = ". ".join(f"{name}: {reason}" for name, reason in against.items())
+    _warn_once(
+        f"clinattn falls back to its slow reference backend on {device.type}. "
+        f"{why or f'No other backend serves {device.type} tensors'}. "
+        "See clinattn.backends(); backend='reference' asks for it without this warning."
+    )
+
+
+def _load_reference() -> Implementation:
+    reference = importlib.import_module("clinattn.backends.reference.attention")
+    return Implementation("reference", reference.attention_forward, reference.attention_backward)
+
+
+_registered: dict[str, Backend] = {}
+
+
+def register(backend: Backend) -> Backend | None:
+    """Put a backend behind its name, from the next call on; returns the one that was there."""
+    before = _registered.get(backend.name)
+    _registered[backend.name] = backend
+    for chosen in (_select, _load):
+        chosen.cache_clear()
+    return before
+
+
+for _backend in (
+    triton.BACKEND,
+    cuda.BACKEND,
+    cpu.BACKEND,
+    Backend("reference", lambda device: [], _load_reference),
+):
+    register(_backend)

@@ -1,9 +1,0 @@
-"""Encoder throughput on clinical sequences: torch SDPA padded and bucketed, ours padded, packed."""
-
-from clinattn.environment import environment
-
-from .agreement import Disagreement
-from .run import DTYPES, Benchmark, Settings
-from .variants import MODES, VARIANTS
-
-__all__ = ["DTYPES", "MODES", "VARIANTS", "Benchmark", "Disagreement", "Settings", "environment"]

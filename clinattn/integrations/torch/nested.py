@@ -1,0 +1,79 @@
+"""Nested inputs of nn.MultiheadAttention, which it refuses outside its fused path.
+
+That path is off where clinattn is under torch's attention: for as long, the class has a forward
+that gives nested inputs to clinattn, and all others to its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from clinattn.integrations.torch.multihead import module_attention
+from clinattn.operator.words.checks import MAX_HEAD_DIM, SERVED_DTYPES
+
+_THEIRS: Any = nn.MultiheadAttention.forward
+
+
+class Reach(NamedTuple):
+    """here: whether a call now, in this thread, is clinattn's. fastpath: torch's own setting."""
+
+    here: Callable[[], bool]
+    fastpath: Callable[[], bool]
+
+
+_reaches: dict[Any, Reach] = {}
+
+
+def serve(holder: Any, reach: Reach) -> None:
+    """Nested inputs are served within reach, until stop(holder)."""
+    _reaches[holder] = reach
+    nn.MultiheadAttention.forward = _forward  # type: ignore[method-assign]
+
+
+def stop(holder: Any) -> None:
+    _reaches.pop(holder, None)
+    if not _reaches:
+        nn.MultiheadAttention.forward = _THEIRS  # type: ignore[method-assign]
+
+
+@wraps(_THEIRS)
+def _forward(
+    self: nn.MultiheadAttention,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_padding_mask: Tensor | None = None,
+    need_weights: bool = True,
+    attn_mask: Tensor | None = None,
+    average_attn_weights: bool = True,
+    is_causal: bool = False,
+) -> Any:
+    args = (query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights)
+    if not (query.is_nested or key.is_nested or value.is_nested):
+        return _THEIRS(self, *args, is_causal)
+    reach = next((x for x in tuple(_reaches.values()) if x.here()), None)
+    if reach is None or (need_weights and query.layout == torch.jagged):  # for torch to refuse
+        return _THEIRS(self, *args, is_causal)
+    served = self.head_dim <= MAX_HEAD_DIM and query.dtype in SERVED_DTYPES
+    if need_weights or not (served and torch.backends.cuda.flash_sdp_enabled()):
+        with _torchs_own(reach):
+            return _THEIRS(self, *args, is_causal)
+    return module_attention(self, query, key, value, key_padding_mask, attn_mask, is_causal), None
+
+
+@contextmanager
+def _torchs_own(reach: Reach) -> Iterator[None]:
+    """torch's fused path, as it is without clinattn."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(reach.fastpath())
+    try:
+        with torch._C.DisableTorchFunction():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)

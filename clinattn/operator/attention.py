@@ -1,0 +1,242 @@
+"""The public functions: their arguments, checked and turned into what the ops take."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.amp import is_autocast_available
+
+from clinattn.backends.call import Arguments
+from clinattn.operator.functions import attend
+from clinattn.operator.visibility import PreparedMask, Window, fold_window, prepare_mask, shorter
+from clinattn.operator.words import checks
+from clinattn.operator.words.features import Words, dense_features, packed_features
+from clinattn.operator.words.scalars import as_flag
+
+# Asked here, as torch.compile of torch 2.11 cannot trace the question.
+AUTOCAST = tuple(x for x in ("cpu", "cuda", "xpu", "mps", "hpu") if is_autocast_available(x))
+
+
+def _autocast(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What autocast does to torch's own attention: all but fp64 in the lower precision."""
+    device_type = query.device.type
+    if device_type in AUTOCAST and torch.is_autocast_enabled(device_type):
+        dtype = torch.get_autocast_dtype(device_type)
+        query, key, value = (
+            x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x
+            for x in (query, key, value)
+        )
+    return query, key, value
+
+
+def fused_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | PreparedMask | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    window: Window = None,
+    bottom_right: bool = False,
+    kv_lengths: Tensor | None = None,
+    q_lengths: Tensor | None = None,
+    segment_ids: Tensor | None = None,
+    times: Tensor | None = None,
+    time_window: float | None = None,
+    time_decay: Tensor | None = None,
+    alibi_slopes: Tensor | None = None,
+    relative_bias: Tensor | None = None,
+    softcap: float | None = None,
+    global_prefix: int = 0,
+    return_lse: bool = False,
+    backend: str | None = None,
+) -> Any:
+    """Exact softmax attention in O(N) memory.
+
+    query: (B, H, Nq, D); key, value: (B, Hkv, Nk, D), with 1 <= D <= 256, of one device and one
+    dtype: fp32, bf16, fp16, or on the CPU fp64. Any strides; a last stride of 1 avoids a copy.
+    attn_mask: bool (True = visible) or floating (added to the scores), broadcasts to
+    (B, H, Nq, Nk); it is never expanded, and one of the keys alone is read as Nk values. May be
+    given together with is_causal: what both allow is visible. A floating one may need a gradient,
+    which has its shape (that of a view which expand() made costs torch the expanded size).
+    dropout_p: probability to drop a pair after the softmax, to 2^-24; the others are scaled up.
+    Drawn by Philox4x32-7 (Salmon et al., 2011) from (seed, index in the batch, head, query, key),
+    the seed from torch's generator of the device: nothing is stored, and the same batch dense,
+    padded or packed drops the same pairs. lse is that of the full softmax.
+    is_causal: query i sees the keys j <= i, aligned at the top left as in torch.
+    scale: factor of the scores; default D ** -0.5.
+    enable_gqa: allows H to be a multiple of Hkv; query head h uses kv head h // (H // Hkv).
+    window: w or (left, right), each >= 0 or None for no bound: query i sees i - left <= j <=
+    i + right, counted in positions of the tensors.
+    bottom_right: is_causal, window and alibi_slopes see query i at the position i + nk - nq of the
+    keys, as in flash-attn, where nq and nk are the lengths of the sequence.
+    kv_lengths, q_lengths: (B,) int32 or int64: what lies beyond is not read, and queries beyond
+    q_lengths return 0. On a GPU values out of range are clamped, on the CPU they are refused.
+    segment_ids: (B, N) int32 or int64, Nq = Nk = N, never decreasing along a row: visits, notes or
+    documents, each of which sees only itself.
+    times: (B, N) fp32, fp64 or int64, Nq = Nk = N, never decreasing, in any unit. Differences are
+    formed in fp32 after the time of the row's first valid key was subtracted in the type of times.
+    time_window: query i sees the keys with |t_i - t_j| <= time_window, in the unit of times.
+    time_decay: (H,); time_decay[h] |t_i - t_j| is subtracted from the scores. Has a gradient.
+    With segment_ids or times, tokens from min(q_lengths, kv_lengths) on are padding in queries and
+    keys alike, and may hold any value. Order is checked on the CPU, and not when traced; on a GPU,
+    which would have to be waited for, values out of order give results without meaning.
+    alibi_slopes: (H,) or (B, H); alibi_slopes[h] |i - j| is subtracted from the scores (Press et
+    al., 2022). Has a gradient.
+    relative_bias: (H, 2 L + 1); relative_bias[h, L + min(max(j - i, -L), L)] is added to the
+    scores. Has a gradient. t5_relative_bias makes one from T5's table.
+    softcap: scores are softcap tanh(s / softcap) before anything is added; None for none.
+    global_prefix: all queries see the first so many valid keys, and so many first queries all valid
+    keys, whatever causal, window, segments and times say; at most Nk.
+    backend: "triton", "cuda", "cpu" or "reference"; None chooses (see clinattn.backends()).
+
+    Returns o (B, H, Nq, D), and with return_lse also the natural log of the softmax normaliser,
+    (B, H, Nq), in fp32 (fp64 for fp64 inputs); both have gradients. A query that sees no key
+    returns o = 0 and lse = -inf, and zero gradients. Follows Dao, FlashAttention-2 (2023).
+    Raises TypeError or ValueError for wrong or meaningless arguments, NotImplementedError for those
+    that the backend asked for does not serve (docs/operator.md has the table; one that clinattn
+    chooses gives way to the reference), RuntimeError where it cannot run.
+    """
+    checks.check_tensors(query, key, value)
+    query, key, value = _autocast(query, key, value)
+    checks.check_dense(query, key, value, as_flag("enable_gqa", enable_gqa))
+    batch, heads, n_queries, head_dim = query.shape
+    n_keys = key.shape[2]
+    is_causal, bottom_right = as_flag("is_causal", is_causal), as_flag("bottom_right", bottom_right)
+    left, right = fold_window(checks.check_window(window), is_causal)
+    kv_start = kv_end = None
+    if isinstance(attn_mask, PreparedMask):
+        attn_mask, kv_start, kv_end = attn_mask
+    elif attn_mask is not None:
+        checks.check_mask(attn_mask, (batch, heads, n_queries, n_keys), query.device)
+        attn_mask, kv_start, kv_end = prepare_mask(
+            attn_mask, batch, n_keys, query.dtype, keep_end=bottom_right
+        )
+    if kv_lengths is not None:
+        kv_lengths = checks.check_lengths("kv_lengths", kv_lengths, batch, n_keys, query.device)
+        kv_end = shorter(kv_end, kv_lengths)
+    if q_lengths is not None:
+        q_lengths = checks.check_lengths("q_lengths", q_lengths, batch, n_queries, query.device)
+    scale = checks.check_scale(scale, head_dim, query.dtype)
+    backend, return_lse = checks.check_backend(backend), as_flag("return_lse", return_lse)
+    lengths = None
+    if segment_ids is not None or times is not None:
+        lengths = shorter(q_lengths, kv_lengths)
+        q_lengths, kv_end = lengths, shorter(kv_end, lengths)
+    call = Arguments(
+        query,
+        key,
+        value,
+        attn_mask,
+        q_lengths=q_lengths,
+        kv_start=kv_start,
+        kv_end=kv_end,
+        scale=scale,
+        window_left=left,
+        window_right=right,
+        bottom_right=bottom_right,
+        max_seqlen_q=n_queries,
+        max_seqlen_k=n_keys,
+    )
+    if not (
+        segment_ids is times is time_window is time_decay is alibi_slopes is relative_bias is None
+        and softcap is None and global_prefix == 0 and dropout_p == 0
+    ):  # fmt: skip
+        words = Words(
+            segment_ids, times, time_window, time_decay, alibi_slopes, relative_bias, softcap,
+            global_prefix, dropout_p,
+        )  # fmt: skip
+        call = call._replace(**dense_features(words, query, n_keys, lengths, kv_start))
+    o, lse = attend(call, backend)
+    return (o, lse) if return_lse else o
+
+
+def fused_attention_varlen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor | None = None,
+    max_seqlen_q: int | None = None,
+    max_seqlen_k: int | None = None,
+    *,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    window: Window = None,
+    bottom_right: bool = False,
+    times: Tensor | None = None,
+    time_window: float | None = None,
+    time_decay: Tensor | None = None,
+    alibi_slopes: Tensor | None = None,
+    relative_bias: Tensor | None = None,
+    softcap: float | None = None,
+    global_prefix: int = 0,
+    return_lse: bool = False,
+    backend: str | None = None,
+) -> Any:
+    """Exact softmax attention over sequences packed one after the other, without padding.
+
+    query: (Tq, H, D); key, value: (Tk, Hkv, D). cu_seqlens_q: int32 (S + 1,), sequence s has the
+    rows [cu_seqlens_q[s], cu_seqlens_q[s + 1]); starts at 0, never decreases, ends at most at Tq.
+    cu_seqlens_k: the same for the keys; default cu_seqlens_q. Rows past the last end see nothing.
+    max_seqlen_q, max_seqlen_k: upper bounds of the lengths. Left out, they are read from
+    cu_seqlens, for which a GPU is waited for; under torch.compile the totals Tq and Tk stand in.
+    is_causal, window and global_prefix count positions within a sequence, from its start;
+    bottom_right moves the queries of a sequence to the end of its keys, as in flash-attn. times:
+    (T,), with the same cu_seqlens for queries and keys; the first of a sequence is its origin.
+    alibi_slopes: (H,) or (S, H). The other arguments are those of fused_attention.
+
+    Returns o (Tq, H, D), and with return_lse also lse (H, Tq). Raises as fused_attention does.
+    """
+    checks.check_tensors(query, key, value)
+    query, key, value = _autocast(query, key, value)
+    checks.check_packed(query, key, value, as_flag("enable_gqa", enable_gqa))
+    is_causal, bottom_right = as_flag("is_causal", is_causal), as_flag("bottom_right", bottom_right)
+    left, right = fold_window(checks.check_window(window), is_causal)
+    max_seqlen_q = checks.check_cu_seqlens(
+        "q", cu_seqlens_q, max_seqlen_q, query.shape[0], query.device
+    )
+    if cu_seqlens_k is None:
+        cu_seqlens_k = cu_seqlens_q
+    max_seqlen_k = checks.check_cu_seqlens(
+        "k", cu_seqlens_k, max_seqlen_k, key.shape[0], key.device
+    )
+    if cu_seqlens_k.shape[0] != cu_seqlens_q.shape[0]:
+        raise ValueError(
+            f"cu_seqlens_k: got {cu_seqlens_k.shape[0] - 1} sequences, "
+            f"expected the {cu_seqlens_q.shape[0] - 1} of cu_seqlens_q"
+        )
+    scale = checks.check_scale(scale, query.shape[2], query.dtype)
+    backend, return_lse = checks.check_backend(backend), as_flag("return_lse", return_lse)
+    call = Arguments(
+        query,
+        key,
+        value,
+        cu_seqlens_q=cu_seqlens_q,
+        cu_seqlens_k=cu_seqlens_k,
+        scale=scale,
+        window_left=left,
+        window_right=right,
+        bottom_right=bottom_right,
+        max_seqlen_q=max_seqlen_q,
+        max_seqlen_k=max_seqlen_k,
+    )
+    if not (
+        times is time_window is time_decay is alibi_slopes is relative_bias is softcap is None
+        and global_prefix == 0 and dropout_p == 0
+    ):  # fmt: skip
+        words = Words(
+            None, times, time_window, time_decay, alibi_slopes, relative_bias, softcap,
+            global_prefix, dropout_p,
+        )  # fmt: skip
+        more = packed_features(words, query, key.shape[0], cu_seqlens_q, cu_seqlens_k, max_seqlen_q)
+        call = call._replace(**more)
+    o, lse = attend(call, backend)
+    return (o, lse) if return_lse else o

@@ -1,0 +1,364 @@
+"""FusedAttention, and the Functions of its derivatives."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C._functorch import unwrap_if_dead
+from torch.autograd import forward_ad
+
+from clinattn.backends.call import NEEDS, Arguments, Gradients, Incoming
+from clinattn.operator import ops  # ops registers torch.ops.clinattn
+from clinattn.operator.autograd import Function, op_is_watched
+from clinattn.operator.visibility import unexpanded
+from clinattn.operator.words import checks, feature_checks
+from clinattn.operator.words.scalars import as_flag, as_float, as_int, as_size, at_most_far
+
+FORWARD = torch.ops.clinattn.attention_forward.default
+BACKWARD = torch.ops.clinattn.attention_backward.default
+DOUBLE_BACKWARD = torch.ops.clinattn.attention_double_backward.default
+
+FROM_SHAPES = ("scale", "max_seqlen_q", "max_seqlen_k")  # where they are None
+NAMES = (*Arguments._fields, "backend", "return_lse")
+DEFAULTS = Arguments._field_defaults | dict.fromkeys(FROM_SHAPES)
+# What FusedAttention takes: a call, the backend, and whether lse is a result, too.
+_of_names: Any = namedtuple  # mypy knows only those with a literal list of names
+Given = _of_names("Given", NAMES, defaults=[*DEFAULTS.values(), "", False])
+
+
+def _forward(call: Arguments, backend: str) -> tuple[Any, ...]:
+    """The forward op, less 10 us of dispatch, and zeros for lse_low, where nobody watches."""
+    if op_is_watched(call.q, call.k, call.v):
+        return FORWARD(*call, backend)
+    return ops.forward(call, backend)
+
+
+def _backward(call: Arguments, incoming: Incoming, needs: int, backend: str) -> tuple[Tensor, ...]:
+    """The backward op, less 15 us of dispatch where nobody watches."""
+    if op_is_watched(call.q, call.k, call.v):
+        return BACKWARD(*incoming, *call, needs, backend)
+    return ops.backward(call, incoming, needs, backend)
+
+
+class FusedAttention(Function):
+    """Attention with its gradients; `apply(q, k, v)` is the plain call and returns o.
+
+    Further arguments are those of the op clinattn::attention_forward, in its order and with
+    defaults; return_lse=True returns (o, lse, lse_low) with lse_low, which has no gradient, what
+    rounding took from lse. fused_attention takes the user's words instead.
+    """
+
+    @classmethod
+    def apply(cls, *args: Any, **kwargs: Any) -> Any:
+        # torch.compile does not come through here: it traces forward and backward themselves.
+        call, backend, return_lse = _complete(*args, **kwargs)
+        return_lse = as_flag("return_lse", return_lse)
+        q, k, v = call.q, call.k, call.v
+        checks.check_tensors(q, k, v)
+        check = checks.check_packed if call.is_packed() else checks.check_dense
+        check(q, k, v, True)
+        if call.mask is not None:
+            checks.check_mask(call.mask, (*q.shape[:3], k.shape[2]), q.device)
+            call = call._replace(mask=unexpanded(call.mask))
+        if not torch.compiler.is_compiling():  # torch.export does, with what attend was given
+            call, backend = _checked(call, backend)
+        o, lse, lse_low = cls.run(*call, backend, True)
+        if not return_lse:
+            return o
+        return o, lse, torch.zeros_like(lse) if lse_low is None else lse_low
+
+    @staticmethod
+    def forward(*given: Any) -> Any:
+        call, backend, return_lse = _complete(*_without_context(*given))
+        outputs = _forward(call, backend)
+        return outputs if return_lse else outputs[0]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        call, backend, return_lse = _complete(*inputs)
+        o, lse, lse_low = output if return_lse else (output, None, None)
+        ctx.set_materialize_grads(False)
+        if lse_low is not None:
+            ctx.mark_non_differentiable(lse_low)
+        ctx.save_for_backward(*call.tensors(), o, lse, lse_low)
+        ctx.scalars, ctx.backend = call.scalars(), backend
+
+    @staticmethod
+    def backward(ctx: Any, do: Tensor | None, dlse: Tensor | None = None, _: Any = None) -> Any:
+        if do is None and dlse is None:
+            return (None,) * len(NAMES)
+        needs = _needs(NAMES, ctx.needs_input_grad)
+        *tensors, o, lse, lse_low = ctx.saved_tensors
+        call = Arguments(*tensors, *ctx.scalars)
+        grads = _gradients(call, do, dlse, (o, lse, lse_low), needs, ctx.backend)
+        return _placed(NAMES, grads, needs)
+
+
+def _without_context(first: Any, *others: Any) -> tuple[Any, ...]:
+    """torch.compile puts a context before the arguments where there are no gradients."""
+    return (first, *others) if isinstance(first, Tensor) else others
+
+
+def _complete(*args: Any, **kwargs: Any) -> tuple[Arguments, str, bool]:
+    """(call, backend, return_lse), with defaults where they are left out or None."""
+    *row, backend, return_lse = Given(*args, **kwargs)
+    call = Arguments(*row)
+    tokens = 0 if call.is_packed() else 2
+    if call.scale is None:
+        call = call._replace(scale=call.q.shape[-1] ** -0.5)
+    if call.max_seqlen_q is None:
+        call = call._replace(max_seqlen_q=call.q.shape[tokens])
+    if call.max_seqlen_k is None:
+        call = call._replace(max_seqlen_k=call.k.shape[tokens])
+    return call, backend, return_lse
+
+
+def _checked(call: Arguments, backend: Any) -> tuple[Arguments, str]:
+    """The call with its other arguments as the op takes them."""
+    dtype = call.q.dtype
+    sides: dict[str, Any] = {}
+    for name, given in (("window_left", call.window_left), ("window_right", call.window_right)):
+        side = as_int(name, given)
+        if side < -1:
+            raise ValueError(f"{name}: got {side}, expected >= 0, or -1 for no bound")
+        sides[name] = at_most_far(side)
+    call = call._replace(
+        scale=checks.check_scale(call.scale, call.q.shape[-1], dtype),
+        **sides,
+        bottom_right=as_flag("bottom_right", call.bottom_right),
+        softcap=feature_checks.check_softcap(as_float("softcap", call.softcap) or None, dtype),
+        global_prefix=feature_checks.check_global_prefix(call.global_prefix, None),
+        dropout_p=feature_checks.check_dropout(call.dropout_p),
+    )
+    call = _with_checked_parts(call)
+    unnamed = isinstance(backend, str) and not backend
+    return call, checks.check_backend(None if unnamed else backend)
+
+
+def _with_checked_parts(call: Arguments) -> Arguments:
+    """The call with lengths, intervals and terms as Arguments describes them."""
+    q, k, packed = call.q, call.k, call.is_packed()
+    heads, device = q.shape[1], q.device
+    checked: dict[str, Any] = {}
+    for side, x, cu_seqlens, longest in (
+        ("q", q, call.cu_seqlens_q, call.max_seqlen_q),
+        ("k", k, call.cu_seqlens_k, call.max_seqlen_k),
+    ):
+        name = f"max_seqlen_{side}"
+        if packed:
+            checked[name] = checks.check_cu_seqlens(side, cu_seqlens, longest, x.shape[0], device)
+        elif cu_seqlens is not None:
+            raise ValueError(f"cu_seqlens_{side}: got one for q (B, H, N, D), expected None")
+        else:
+            checked[name] = as_size(name, longest)
+    batch = q.shape[0] if call.cu_seqlens_q is None else call.cu_seqlens_q.shape[0] - 1
+    if call.cu_seqlens_k is not None and call.cu_seqlens_k.shape[0] - 1 != batch:
+        raise ValueError(f"cu_seqlens_k: expected the {batch} sequences of cu_seqlens_q")
+    for name, given, most in (
+        ("q_lengths", call.q_lengths, q.shape[-2]),
+        ("kv_start", call.kv_start, k.shape[-2]),
+        ("kv_end", call.kv_end, k.shape[-2]),
+    ):
+        if given is None:
+            continue
+        if packed:
+            raise ValueError(f"{name}: got one with cu_seqlens, expected None")
+        checked[name] = checks.check_lengths(name, given, batch, most, device)
+    rows: tuple[int, ...] = (q.shape[0],) if packed else (batch, q.shape[2])
+    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    shapes: dict[str, tuple[torch.dtype, tuple[tuple[int, ...], ...]]] = {
+        "lo": (torch.int32, (rows,)),
+        "hi": (torch.int32, (rows,)),
+        "times": (dtype, (rows,)),
+        "decay": (dtype, ((heads,),)),
+        "slopes": (dtype, ((1, heads), (batch, heads))),
+        "relative": (dtype, ()),
+        "seed": (torch.int64, ((1,),)),
+    }
+    for name, (expected, fits) in shapes.items():
+        x = getattr(call, name)
+        if x is None:
+            continue
+        checks.check_on(name, x, device)
+        shape = tuple(x.shape)
+        if name == "relative":
+            fits = ((heads, 2 * (shape[-1] // 2) + 1 if shape else 1),)
+        if x.dtype != expected or shape not in fits:
+            raise ValueError(
+                f"{name}: got {x.dtype} {shape}, expected {expected} {' or '.join(map(str, fits))}"
+            )
+    for one, other in (("lo", "hi"), ("times", "decay")):
+        if (getattr(call, one) is None) != (getattr(call, other) is None):
+            raise ValueError(f"{one} and {other}: got one of them, expected both or neither")
+    if call.seed is None and call.dropout_p != 0:
+        raise ValueError(f"seed: got None with dropout_p={call.dropout_p}, expected one")
+    return call._replace(**checked)
+
+
+class DirectAttention(torch.autograd.Function):
+    """FusedAttention where nobody watches, in less of the host's time: for few inputs.
+
+    They are what can have a gradient, in the order of Gradients, then the call and the backend.
+    Returns (o, lse).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor]:
+        *_, call, backend = args
+        o, lse, lse_low = ops.forward(call, backend)
+        tensors = (*call.tensors(), o, lse, lse_low)
+        ctx.set_materialize_grads(False)
+        ctx.present = [x is not None for x in tensors]
+        ctx.save_for_backward(*[x for x in tensors if x is not None])
+        ctx.scalars, ctx.backend = call.scalars(), backend
+        return o, lse
+
+    @staticmethod
+    def backward(ctx: Any, do: Tensor | None, dlse: Tensor | None) -> Any:
+        names = (*Gradients._fields, "call", "backend")
+        if do is None and dlse is None:
+            return (None,) * len(names)
+        present = iter(ctx.saved_tensors)
+        found: list[Any] = [next(present) if there else None for there in ctx.present]
+        *tensors, o, lse, lse_low = found
+        call = Arguments(*tensors, *ctx.scalars)
+        needs = _needs(names, ctx.needs_input_grad)
+        grads = _gradients(call, do, dlse, (o, lse, lse_low), needs, ctx.backend)
+        return _placed(names, grads, needs)
+
+
+# Function.apply, less what concerns transforms
+DIRECT = super(torch.autograd.Function, DirectAttention).apply
+
+
+def _gradients(
+    call: Arguments,
+    do: Tensor | None,
+    dlse: Tensor | None,
+    results: tuple[Any, ...],
+    needs: int,
+    backend: str,
+) -> tuple[Tensor, ...]:
+    """What the backward op gives, once more differentiable where that can be asked for."""
+    o, lse, lse_low = results
+    if lse is None:  # a compiled apply(q, k, v), whose forward has no second output
+        o, lse, lse_low = _forward(call, backend)
+    incoming = Incoming(torch.zeros_like(o) if do is None else do, dlse, o, lse, lse_low)
+    # What is not differentiated again, as a compiled graph, needs no Function around the op.
+    if torch.compiler.is_compiling() or not (
+        torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
+    ):
+        return _backward(call, incoming, needs, backend)
+    return FusedAttentionGrad.run(*incoming, *call, needs, backend)
+
+
+def _needs(names: Sequence[str], wanted: Sequence[bool]) -> int:
+    """The bits of NEEDS, from what is wanted of the arguments with these names."""
+    found = 0
+    for name, x in zip(names, wanted, strict=False):  # those left out have no gradient
+        if x and name in NEEDS:
+            found |= NEEDS[name]
+    return found
+
+
+def _placed(names: Sequence[str], grads: Sequence[Any], needs: int) -> tuple[Tensor | None, ...]:
+    """Each of the Gradients where the argument of its name stands."""
+    found = {
+        name: x
+        for name, x in zip(Gradients._fields, grads, strict=True)
+        if name not in NEEDS or needs & NEEDS[name]
+    }
+    return tuple([found.get(name) for name in names])
+
+
+class FusedAttentionGrad(Function):
+    """The backward op, itself differentiable once more."""
+
+    @staticmethod
+    def forward(do: Any, dlse: Any, o: Any, lse: Any, lse_low: Any, *args: Any) -> Any:
+        *row, needs, backend = args
+        return _backward(Arguments(*row), Incoming(do, dlse, o, lse, lse_low), needs, backend)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        do, dlse, _, lse, lse_low, *row, needs, _ = inputs
+        call = Arguments(*row)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(do, dlse, lse, lse_low, *call.tensors())
+        ctx.scalars, ctx.first_needs = call.scalars(), needs
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
+        names = (*Incoming._fields, *Arguments._fields, "needs", "backend")
+        if all(x is None for x in cotangents):
+            return (None,) * len(names)
+        do, dlse, lse, lse_low, *tensors = ctx.saved_tensors
+        call = Arguments(*tensors, *ctx.scalars)
+        needs = _needs(names, ctx.needs_input_grad)
+        given = [
+            _cotangent(call, ctx.first_needs, name, x)
+            for name, x in zip(Gradients._fields, cotangents, strict=True)
+        ]
+        grad_do, grad_dlse, *grads = FusedAttentionDoubleGrad.run(
+            *given, do, dlse, lse, lse_low, *call, needs
+        )
+        # o and lse are functions of q, k and v: their share is part of grads.
+        _, _, *placed = _placed(names, grads, needs)
+        return grad_do, None if dlse is None else grad_dlse, *placed
+
+
+def _cotangent(call: Arguments, needs: int, name: str, given: Tensor | None) -> Tensor | None:
+    """The cotangent of a gradient: zeros for q, k and v, None for what was not needed."""
+    if name in NEEDS:
+        return given if needs & NEEDS[name] else None
+    return torch.zeros_like(getattr(call, name)) if given is None else given
+
+
+class FusedAttentionDoubleGrad(Function):
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, ...]:
+        return DOUBLE_BACKWARD(*args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        raise NotImplementedError("clinattn: attention has no third derivative")
+
+
+def _wants_gradient(call: Arguments) -> bool:
+    if call.q.requires_grad or call.k.requires_grad or call.v.requires_grad:
+        return True
+    if call.mask is None and call.is_plain():
+        return False
+    added = (call.mask, call.decay, call.slopes, call.relative)
+    return any(x is not None and x.requires_grad for x in added)
+
+
+def attend(call: Arguments, backend: str) -> tuple[Tensor, ...]:
+    """(o, lse) of a complete and checked call."""
+    if torch.compiler.is_compiling():
+        # torch.compile refuses a Function that gets the same tensor twice, as in self-attention.
+        tensors = [x if x is None else x.view_as(x) for x in call.tensors()]
+        o, lse, _ = FusedAttention.apply(*tensors, *call.scalars(), backend, True)
+    elif (
+        torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0  # the op alone would drop tangents without a word
+    ):
+        o, lse, _ = FusedAttention.run(*call, backend, True)
+    elif not (torch.is_grad_enabled() and _wants_gradient(call)):
+        o, lse, _ = _forward(call, backend)
+    elif op_is_watched(call.q, call.k, call.v):
+        o, lse, _ = FusedAttention.run(*call, backend, True)
+    else:
+        alive: list[Any] = [x if x is None else unwrap_if_dead(x) for x in call.tensors()]
+        call = Arguments(*alive, *call.scalars())
+        inputs = (call.q, call.k, call.v, call.mask, call.decay, call.slopes, call.relative)
+        o, lse = DIRECT(*inputs, call, backend)
+    return o, lse

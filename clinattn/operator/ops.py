@@ -1,0 +1,257 @@
+"""Op contracts: schemas, fakes, vmap rules, and routing to a backend; flops.py counts their work.
+
+attention_forward and attention_backward are opaque to autograd; functions.py differentiates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clinattn.backends.call import (
+    NEEDS,
+    TENSORS,
+    Arguments,
+    Gradients,
+    Incoming,
+    schema_of,
+)
+from clinattn.backends.compiled import refuse_extension
+from clinattn.backends.reference import attention as reference
+from clinattn.backends.select import asked_for, implementation
+from clinattn.operator import ranges
+from clinattn.operator.after_import import after_import
+
+RESULTS = "(Tensor o, Tensor lse, Tensor lse_low)"
+CALL, INCOMING = schema_of(Arguments), schema_of(Incoming)
+# `needs` says which of the last four are wanted (call.NEEDS); the others are empty.
+GRADS = ", ".join(f"Tensor d{name}" for name in Gradients._fields)
+SECOND = schema_of(Gradients).replace("Tensor ", "Tensor dd").replace("Tensor? ", "Tensor? dd")
+
+# Arguments and results of each op.
+SIGNATURES = {
+    "attention_forward": (f"{CALL}, str backend", RESULTS),
+    "attention_backward": (f"{INCOMING}, {CALL}, int needs, str backend", f"({GRADS})"),
+    "attention_double_backward": (
+        f"{SECOND}, Tensor do, Tensor? dlse, Tensor lse, Tensor? lse_low, {CALL}, int needs",
+        f"(Tensor grad_do, Tensor grad_dlse, {GRADS})",
+    ),
+    "cpu_forward": (CALL, RESULTS),
+    "cpu_backward": (f"{INCOMING}, {CALL}, int needs", f"({GRADS})"),
+    "cuda_forward": (CALL, RESULTS),
+    "cuda_backward": (f"{INCOMING}, {CALL}, int needs", f"({GRADS})"),
+}
+# The names of the arguments of each op.
+NAMES = {
+    name: [x.split()[-1] for x in arguments.split(", ")]
+    for name, (arguments, _) in SIGNATURES.items()
+}
+
+LIB = torch.library.Library("clinattn", "FRAGMENT")
+for _name, (_arguments, _results) in SIGNATURES.items():
+    try:
+        LIB.define(f"{_name}({_arguments}) -> {_results}", tags=(torch.Tag.pt2_compliant_tag,))
+    except RuntimeError:  # its kernel is registered already, with other arguments or results
+        if not _name.startswith(("cpu_", "cuda_")):
+            raise
+        refuse_extension("the compiled module clinattn._C was built from another version")
+
+
+def lse_like(q: Tensor, packed: bool) -> Tensor:
+    """Unwritten lse for q: (B, H, Nq), or (H, Tq) when packed."""
+    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    shape = (q.shape[1], q.shape[0]) if packed else q.shape[:-1]
+    return q.new_empty(shape, dtype=dtype)
+
+
+def with_unit_last_stride(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def empty_gradients(needs: int, q: Tensor, added: Sequence[Tensor | None]) -> list[Tensor]:
+    """Unwritten gradients of NEEDS, with 0 elements where they are not wanted."""
+    grads = []
+    for bit, x in zip(NEEDS.values(), added, strict=True):
+        grads.append(q.new_empty(0) if x is None or not needs & bit else x.new_empty(x.shape))
+    return grads
+
+
+def forward(call: Arguments, backend: str) -> tuple[Any, ...]:
+    """Route to a backend, which may rely on sizes that are not 0 and a last stride of 1.
+
+    Returns the results of the op, with None for an lse_low that would be zeros.
+    """
+    q, k = call.q, call.k
+    if q.numel() == 0 or k.numel() == 0:
+        lse = lse_like(q, call.is_packed())
+        return q.new_zeros(q.shape), lse.fill_(-float("inf")), None
+    call = with_unit_last_strides(call)
+    chosen = implementation(backend, q, asked_for(call, 0))
+    if ranges.on:
+        return ranges.run(f"attention forward, {chosen.name}", chosen.forward, call)
+    return chosen.forward(call)
+
+
+def backward(call: Arguments, incoming: Incoming, needs: int, backend: str) -> tuple[Tensor, ...]:
+    """Route to a backend, which may rely on the same, and on dlse being contiguous."""
+    q, k = call.q, call.k
+    if q.numel() == 0 or k.numel() == 0:
+        empty = empty_gradients(needs, q, [getattr(call, name) for name in NEEDS])
+        return *(x.new_zeros(x.shape) for x in (q, k, call.v)), *(x.zero_() for x in empty)
+    call = with_unit_last_strides(call)
+    do, dlse = with_unit_last_stride(incoming.do), incoming.dlse
+    incoming = incoming._replace(do=do, dlse=None if dlse is None else dlse.contiguous())
+    chosen = implementation(backend, q, asked_for(call, needs), backward=True)
+    if ranges.on:
+        name = f"attention backward, {chosen.name}"
+        return ranges.run(name, chosen.backward, call, incoming, needs)
+    return chosen.backward(call, incoming, needs)
+
+
+def with_unit_last_strides(call: Arguments) -> Arguments:
+    q, k, v = call.q, call.k, call.v
+    if q.stride(-1) == k.stride(-1) == v.stride(-1) == 1:
+        return call
+    q, k, v = map(with_unit_last_stride, (q, k, v))
+    return call._replace(q=q, k=k, v=v)
+
+
+def attention_forward(*args: Any) -> tuple[Tensor, ...]:
+    *row, backend = args
+    o, lse, lse_low = forward(Arguments(*row), backend)
+    return o, lse, torch.zeros_like(lse) if lse_low is None else lse_low
+
+
+def attention_backward(do, dlse, o, lse, lse_low, *args: Any) -> tuple[Tensor, ...]:
+    *row, needs, backend = args
+    return backward(Arguments(*row), Incoming(do, dlse, o, lse, lse_low), needs, backend)
+
+
+def attention_double_backward(*args: Any) -> tuple[Tensor, ...]:
+    ddq, ddk, ddv, ddmask, dddecay, ddslopes, ddrelative, do, dlse, lse, lse_low, *row, needs = args
+    cotangents = Gradients(ddq, ddk, ddv, ddmask, dddecay, ddslopes, ddrelative)
+    call = Arguments(*row)
+    return reference.attention_double_backward(call, cotangents, do, dlse, lse, lse_low, needs)
+
+
+def forward_fake(q: Tensor, cu_seqlens_q: Tensor | None, **_: Any) -> tuple[Tensor, ...]:
+    lse = lse_like(q, packed=cu_seqlens_q is not None)
+    return q.new_empty(q.shape), lse, torch.empty_like(lse)
+
+
+def backward_fake(q: Tensor, k: Tensor, v: Tensor, needs: int, **row: Any) -> tuple[Tensor, ...]:
+    empty = empty_gradients(needs, q, [row[name] for name in NEEDS])
+    return *(x.new_empty(x.shape) for x in (q, k, v)), *empty
+
+
+def double_backward_fake(**row: Any) -> tuple[Tensor, ...]:
+    grad_do, grad_dlse, _ = forward_fake(**row)
+    return grad_do, grad_dlse, *backward_fake(**row)
+
+
+IMPLEMENTATIONS = {
+    "attention_forward": attention_forward,
+    "attention_backward": attention_backward,
+    "attention_double_backward": attention_double_backward,
+}
+FAKES: dict[str, Callable[..., Any]] = {
+    "attention_forward": forward_fake,
+    "attention_backward": backward_fake,
+    "attention_double_backward": double_backward_fake,
+    "cpu_forward": forward_fake,
+    "cpu_backward": backward_fake,
+    "cuda_forward": forward_fake,
+    "cuda_backward": backward_fake,
+}
+
+
+def _by_name(names: list[str], function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of keywords, as torch calls it: by position."""
+    return lambda *args: function(**dict(zip(names, args, strict=True)))
+
+
+for _name, _function in IMPLEMENTATIONS.items():
+    LIB.impl(_name, _function, "CompositeExplicitAutograd")
+for _name, _fake in FAKES.items():
+    if hasattr(torch.ops.clinattn, _name):
+        torch.library.register_fake(f"clinattn::{_name}", _by_name(NAMES[_name], _fake), lib=LIB)
+
+
+def _fold(x: Tensor | None, dim: int | None, size: int) -> Tensor | None:
+    """(V, B, ...) -> (V * B, ...), where an unbatched x is shared by all V."""
+    if x is None:
+        return None
+    x = x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
+    return x.flatten(0, 1)
+
+
+def _fold_broadcast(x: Tensor | None, dim: int | None, size: int, batch: int) -> Tensor | None:
+    """_fold of a tensor whose batch may be 1."""
+    if x is None or (dim is None and x.shape[0] == 1):
+        return x
+    if dim is not None:
+        x = x.movedim(dim, 0)
+        x, dim = x.expand(-1, batch, *x.shape[2:]), 0
+    return _fold(x, dim, size)
+
+
+def _is_folded(row: dict[str, Any], dims: dict[str, Any]) -> bool:
+    """Whether a batch with the new dimension folded in is the same problem.
+
+    Not where every sample wants its own gradient of what the batch shares, or its own dropout.
+    """
+    apart = dims["decay"] is not None or dims["relative"] is not None
+    return not (row.get("needs") or apart or row["seed"] is not None)
+
+
+def _vmap_rule(name: str) -> Any:
+    """A vmap rule that folds the new dimension into the batch."""
+    op, names = getattr(torch.ops.clinattn, name).default, NAMES[name]
+    shared = {*Arguments._fields, "needs", "backend"} - {*TENSORS} | {"decay", "relative", "seed"}
+    broadcast = {"mask", "slopes"}
+
+    def one_by_one(size: int, in_dims: tuple[Any, ...], args: tuple[Any, ...]) -> tuple[Any, Any]:
+        results = [
+            op(*(x if d is None else x.select(d, i) for x, d in zip(args, in_dims, strict=True)))
+            for i in range(size)
+        ]
+        stacked = tuple(torch.stack(x) for x in zip(*results, strict=True))
+        return stacked, (0,) * len(stacked)
+
+    def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        row = dict(zip(names, args, strict=True))
+        dims = dict(zip(names, in_dims, strict=True))
+        if row["cu_seqlens_q"] is not None:
+            raise NotImplementedError(
+                "clinattn: vmap over the packed layout (cu_seqlens) is not defined; "
+                "use the dense layout (B, H, N, D) with lengths"
+            )
+        size = info.batch_size
+        if not _is_folded(row, dims):
+            return one_by_one(size, in_dims, args)
+        q, q_dim = row["q"], dims["q"]
+        batch = q.shape[0] if q_dim is None else q.movedim(q_dim, 0).shape[1]
+        for x in names:
+            if x in broadcast:
+                row[x] = _fold_broadcast(row[x], dims[x], size, batch)
+            elif x not in shared:
+                row[x] = _fold(row[x], dims[x], size)
+        results = op(*row.values())
+        # gradients that nobody wants have no batch
+        unfolded = [
+            r.unflatten(0, (size, batch)) if r.dim() > 1 else r.expand(size, 0) for r in results
+        ]
+        return tuple(unfolded), (0,) * len(results)
+
+    return rule
+
+
+for _name in IMPLEMENTATIONS:
+    torch.library.register_vmap(f"clinattn::{_name}", _vmap_rule(_name), lib=LIB)
+
+
+# Its module brings Triton along, which takes longer to import than all of this package.
+after_import("torch.utils.flop_counter", "clinattn.operator.flops")

@@ -1,0 +1,401 @@
+"""The command line: doctor, bench, report, profile, report-model, train."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+from typer.core import TyperGroup
+
+from clinattn.files.disk import require_writable, require_writable_folder, write_text
+from clinattn.tools.console import (
+    DEMO,
+    INTERRUPTED,
+    default_device,
+    err,
+    one_line_errors,
+    out,
+    progress_bar,
+)
+from clinattn.tools.train import train
+
+OUTPUT = Path("bench/out")
+BUDGET_S, QUICK_BUDGET_S = 270.0, 45.0  # with start and plots, about five minutes and one
+# Four sequences of 4096 take longer than a minute, however small the budget.
+MAX_TOKENS, QUICK_MAX_TOKENS = 4096, 2048
+
+# The packages of a command are in this extra of clinattn, or else in "bench".
+EXTRAS = {"report-model": "integrations"}
+
+
+class Commands(TyperGroup):
+    """All commands, behind one boundary."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        with one_line_errors():
+            return super().main(*args, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        with one_line_errors(lambda: EXTRAS.get(ctx.invoked_subcommand or "", "bench")):
+            return super().invoke(ctx)
+
+
+app = typer.Typer(
+    cls=Commands,
+    help="Exact attention for clinical models: diagnose, measure, report.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    kernels: Annotated[
+        bool,
+        typer.Option("--kernels", help="What the Triton kernels compile to; needs no GPU."),
+    ] = False,
+    card: Annotated[
+        list[int] | None,
+        typer.Option(help="With --kernels: 80, 90 or 100; repeatable. (default: all)"),
+    ] = None,
+) -> None:
+    """What can run on this machine, and why the rest cannot."""
+    if card and not kernels:
+        raise typer.BadParameter("it goes with --kernels", param_hint="--card")
+    if kernels:
+        show_kernels(card, as_json)
+        return
+    from clinattn.tools.doctor import diagnose
+
+    found = diagnose()
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    facts = Table("machine", "", show_edge=False)
+    for name, value in (found["environment"] | {"compiler": found["compiler"]}).items():
+        facts.add_row(name, "not available" if value is None else str(value))
+    states = Table("backend", "", show_edge=False)
+    for name, reasons in found["backends"].items():
+        usable = "; ".join(["usable", *found["notes"].get(name, [])])
+        states.add_row(name, Text("; ".join(reasons), "red") if reasons else Text(usable, "green"))
+    for name, value in found["compiled module"].items():
+        states.add_row(f"  {name}", ", ".join(value) if isinstance(value, list) else str(value))
+    out.print(facts, "", states)
+    for hint in found["hints"]:
+        out.print(f"hint: {hint}")
+
+
+def show_kernels(cards: list[int] | None, as_json: bool) -> None:
+    """A table of the shipped kernels, or one JSON object a line, as they are compiled."""
+    from clinattn.tools.compiled.kernel_table import kernel_rows, kernel_tables
+
+    with progress_bar() as progress:
+        rows = []
+        for row in kernel_rows(cards, progress):
+            rows.append(row)
+            if as_json:
+                print(json.dumps(row), flush=True)
+    if not as_json:
+        out.print(*kernel_tables(rows))
+
+
+@app.command()
+def bench(
+    context: typer.Context,
+    meds_dir: Annotated[
+        Path | None,
+        typer.Option(
+            envvar=["MEDS_DIR", "CLINATTN_MEDS_DIR"],
+            help=f"MEDS folder. (default: {DEMO} if there)",
+        ),
+    ] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="Length profile instead. (default: note_discharge)")
+    ] = None,
+    preset: Annotated[str, typer.Option(help="Encoder size.")] = "tiny",
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Longer sequences are cut. (default: 4096, quick 2048)")
+    ] = None,
+    full_attention: Annotated[
+        bool, typer.Option("--full-attention", help="Drop the preset's windows.")
+    ] = False,
+    modes: Annotated[str, typer.Option(help="Comma-separated.")] = "train,infer",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    device: Annotated[str | None, typer.Option(help="(default: cuda if there, else cpu)")] = None,
+    threads: Annotated[int | None, typer.Option(help="(default: torch's)")] = None,
+    sequences: Annotated[int | None, typer.Option(help="(default: what fits the time)")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="(default: about 16,384 tokens)")] = None,
+    rounds: Annotated[int | None, typer.Option(help="(default: what fits the time)")] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option(help="Seconds until what is measured is shown. (default: 270, quick 45)"),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", envvar="QUICK", help="A minute.")] = False,
+    output: Annotated[Path, typer.Option(help="Folder for JSON, plots and report.")] = OUTPUT,
+    seed: Annotated[int, typer.Option()] = 0,
+) -> None:
+    """Encoder tokens/s: torch SDPA padded and bucketed against clinattn padded and packed."""
+    given = context.get_parameter_source("meds_dir")
+    on_command_line = given is not None and given.name == "COMMANDLINE"
+    from clinattn.tools.benchmark import Benchmark, Disagreement, Settings
+    from clinattn.tools.report import (  # noqa: F401  (missing packages show before the work)
+        page as report,
+    )
+
+    if profile is not None and on_command_line:
+        raise ValueError("--meds-dir and --profile were both given: expected one of them")
+    if profile is None and meds_dir is None and DEMO.is_dir():
+        meds_dir = DEMO
+    if budget is None:
+        budget = QUICK_BUDGET_S if quick else BUDGET_S
+    if max_tokens is None:
+        max_tokens = QUICK_MAX_TOKENS if quick else MAX_TOKENS
+    settings = Settings(
+        meds_dir=None if profile is not None else meds_dir,
+        profile=profile or "note_discharge",
+        preset=preset,
+        max_tokens=max_tokens,
+        full_attention=full_attention,
+        modes=tuple(modes.split(",")),
+        dtype=dtype,
+        device=device or default_device(),
+        threads=threads,
+        sequences=sequences,
+        batch_size=batch_size,
+        rounds=rounds,
+        budget_s=budget,
+        seed=seed,
+    )
+    require_writable_folder(output)
+    for name in ("results.json", "report.html") if output.is_dir() else ():
+        require_writable(output / name)
+    with progress_bar() as progress:
+        try:
+            result = Benchmark(settings, progress, err.print).run()
+        except Disagreement as error:
+            err.print(f"error: {error}", style="red", soft_wrap=True)
+            raise typer.Exit(1) from None
+    try:
+        show(result)
+    finally:  # neither a full disk nor a reader that has gone loses the run
+        write_results(result, output)
+    if result["interrupted"]:
+        err.print(f"interrupted: the results so far are in {output}", style="yellow")
+        raise typer.Exit(INTERRUPTED)
+    out.print(f"wrote {output}/results.json, plots and {output}/report.html", soft_wrap=True)
+    if result["time_over"] and not result["rows"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    results: Annotated[
+        list[Path],
+        typer.Argument(help="JSON of clinattn bench, or of a benchmark in bench/; several."),
+    ],
+    output: Annotated[
+        Path | None, typer.Option(help="(default: report.html beside the first)")
+    ] = None,
+) -> None:
+    """One self-contained HTML page from the JSON of benchmarks."""
+    from clinattn.tools.report.page import load_result, write_report
+
+    loaded = [load_result(result) for result in results]
+    path = output or results[0].with_name("report.html")
+    require_writable(path)
+    write_report(loaded, path)
+    out.print(f"wrote {path}", soft_wrap=True)
+
+
+@app.command("profile")
+def profile_command(
+    mode: Annotated[str, typer.Option(help="train or infer.")] = "train",
+    variant: Annotated[str, typer.Option(help="Which way to run.")] = "clinattn_packed",
+    length_profile: Annotated[str, typer.Option("--profile", help="Lengths.")] = "note_discharge",
+    preset: Annotated[str, typer.Option(help="Encoder size.")] = "tiny",
+    max_tokens: Annotated[int, typer.Option()] = 2048,
+    batch_size: Annotated[int, typer.Option()] = 4,
+    dtype: Annotated[str, typer.Option()] = "float32",
+    device: Annotated[str | None, typer.Option()] = None,
+    steps: Annotated[int, typer.Option(min=1)] = 3,
+    trace: Annotated[
+        bool, typer.Option("--trace", help="On CUDA: torch.profiler's trace, without nsys.")
+    ] = False,
+    output: Annotated[Path, typer.Option(help="Folder for the trace.")] = OUTPUT,
+) -> None:
+    """A few warmed steps of the encoder, in ranges named by layer and pass.
+
+    On CUDA they are NVTX ranges in a window for nsys, whose command lines are printed; elsewhere,
+    or with --trace, torch.profiler writes a Chrome trace, and its tables are printed.
+    """
+    from clinattn.tools.benchmark import Settings
+    from clinattn.tools.profiling import nsys_lines, run_for_nsys, trace_steps, warmed_step
+
+    settings = Settings(
+        profile=length_profile,
+        preset=preset,
+        max_tokens=max_tokens,
+        batch_size=batch_size,
+        modes=(mode,),
+        dtype=dtype,
+        device=device or default_device(),
+    )
+    path = output / f"{variant}-{mode}"
+    require_writable_folder(output)
+    step = warmed_step(settings, mode, variant)
+    if settings.device == "cuda" and not trace:
+        output.mkdir(parents=True, exist_ok=True)
+        run_for_nsys(step, steps)
+        out.print("The window is open to nsys. To record it, and to sum it up:")
+        for line in nsys_lines(sys.argv[1:], path):
+            print(f"\n    {line}")
+        return
+    path = path.with_suffix(".trace.json")
+    ranges, operators, write = trace_steps(step, steps, settings.device)
+    by_range = Table("range", show_edge=False)
+    for name in ("calls", "ms", "of the steps"):
+        by_range.add_column(name, justify="right")
+    whole = ranges[0].milliseconds
+    for found in ranges:
+        share = f"{found.milliseconds / whole:.1%}" if whole else "-"
+        by_range.add_row(found.name, str(found.calls), f"{found.milliseconds:,.2f}", share)
+    out.print(by_range, "")
+    print(operators)
+    write(path)
+    out.print(f"wrote {path}: open it in a Chrome trace viewer", soft_wrap=True)
+
+
+@app.command("report-model")
+def report_model_command(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A folder with config.json, a config.json, or a model type such as bert.",
+        ),
+    ],
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    batch_size: Annotated[int, typer.Option()] = 4,
+    tokens: Annotated[
+        int | None, typer.Option(help="Of the longest sequence. (default: 256, or what fits)")
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Of the clock.")] = 5,
+    train: Annotated[bool, typer.Option("--train", help="Time forward and backward.")] = False,
+    full_size: Annotated[
+        bool, typer.Option("--full-size", help="Of a model type: its default configuration.")
+    ] = False,
+    device: Annotated[str | None, typer.Option(help="(default: cuda if there, else cpu)")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="(default: torch's)")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False,
+) -> None:
+    """A transformers model before and after its attention is replaced: parity, speed, memory.
+
+    Nothing is downloaded. Ends with status 1 if results are not those of the model's own attention.
+    """
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    import torch
+
+    from clinattn.tools.model_report.report import Settings, report_model, summary
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    settings = Settings(
+        source=model,
+        dtype=dtype,
+        batch_size=batch_size,
+        tokens=tokens,
+        rounds=rounds,
+        train=train,
+        full_size=full_size,
+        device=device or default_device(),
+    )
+    with progress_bar() as progress:
+        result = report_model(settings, progress)
+    if as_json:
+        print(json.dumps(result, indent=2))
+    else:
+        for line in summary(result):
+            out.print(line, soft_wrap=True)
+    if not result["passed"]:
+        raise typer.Exit(1)
+
+
+app.command()(train)
+
+
+def write_results(result: dict[str, Any], folder: Path) -> None:
+    """results.json first, so that a plot that fails loses nothing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(result, indent=1, default=str)
+    write_text(folder / "results.json", text + "\n")
+    from clinattn.tools.report.page import write_report
+    from clinattn.tools.report.plots import write_plots
+
+    result = json.loads(text)
+    write_plots(result, folder)
+    write_report(result, folder / "report.html")
+
+
+def show(result: dict[str, Any]) -> None:
+    """The table, what to know about it, and the speed-ups."""
+    from clinattn.tools.other_work import disturbance
+
+    if result["rows"]:
+        work = result["workload"]
+        out.print(
+            f"{work['source']}: {work['sequences']} of {work['available']} sequences, "
+            f"{work['real_tokens']:,} tokens; {result['settings']['preset']}, "
+            f"{result['settings']['dtype']}, {result['backend']} backend, "
+            f"{result['environment']['threads']} threads",
+        )
+    table = Table("mode", "way", show_edge=False)
+    for name in ("tokens/s", "quartiles", "rounds", "padding", "peak MiB", "CPU share"):
+        table.add_column(name, justify="right")
+    for row in result["rows"]:
+        rate, memory = row["tokens_per_s"], row["peak_memory_bytes"]
+        table.add_row(
+            row["mode"],
+            row["label"],
+            f"{rate['median']:,.0f}",
+            f"{rate['q1']:,.0f} to {rate['q3']:,.0f}",
+            str(row["rounds"]),
+            f"{row['padding_share']:.1%}",
+            "-" if memory is None else f"{memory / 2**20:,.0f}",
+            f"{row['cpu_share']:.0%}" + "*" * row["disturbed"],
+        )
+    if result["rows"]:
+        out.print(table)
+    if note := disturbance(result["rows"]):
+        err.print(f"* {note}", style="yellow", soft_wrap=True)
+    if result["time_over"]:
+        err.print(
+            f"the {result['settings']['budget_s']:g} s were over before all was measured: "
+            "--budget gives it more",
+            style="yellow",
+        )
+    for failed in result.get("out_of_memory", []):
+        err.print(
+            f"{failed['mode']}: {failed['label']} ran out of memory; --batch-size makes it less",
+            style="yellow",
+        )
+    for speedup in result["speedups"]:
+        out.print(
+            f"{speedup['mode']}: clinattn packed runs {speedup['ratio']:.2f}x the tokens/s of "
+            f"{speedup['label']}",
+        )
+    if result.get("backend") == "reference":
+        err.print(
+            "clinattn ran on its slow reference backend: clinattn doctor says why", style="yellow"
+        )
+
+
+def main() -> None:
+    app()

@@ -1,0 +1,132 @@
+"""clinattn profile: a few warmed steps of the encoder, for nsys or as a trace of torch.profiler."""
+
+from __future__ import annotations
+
+import errno
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+from clinattn.encoder import MaskedLanguageModel
+from clinattn.files.disk import written_whole
+from clinattn.operator import ranges
+from clinattn.tools.benchmark import VARIANTS, Settings
+from clinattn.tools.benchmark.run import DTYPES, encoder_config
+from clinattn.tools.benchmark.variants import Runner
+from clinattn.tools.benchmark.workload import profile_workload
+
+WARM_UP_STEPS, TABLE_ROWS = 2, 15
+NSYS_REPORTS = ("nvtx_gpu_proj_sum", "nvtx_kern_sum", "cuda_gpu_kern_sum", "cuda_gpu_mem_time_sum")
+
+# Of what the processor began within a range, by where it ran.
+TIME_OF = {"cpu": "cpu_time_total", "cuda": "device_time_total"}
+
+Step = Callable[[], None]
+
+
+class Range(NamedTuple):
+    """What one named range took in all steps; milliseconds of the profiled device."""
+
+    name: str
+    calls: int
+    milliseconds: float
+
+
+def warmed_step(settings: Settings, mode: str, variant_name: str) -> Step:
+    """One batch of the encoder, which has run before: no first call is left in it."""
+    variant = next((v for v in VARIANTS if v.name == variant_name), None)
+    if variant is None:
+        raise ValueError(
+            f"variant={variant_name!r}: expected one of {tuple(v.name for v in VARIANTS)}"
+        )
+    torch.manual_seed(settings.seed)
+    device = torch.device(settings.device)
+    config = encoder_config(settings)
+    workload = profile_workload(
+        settings.profile, settings.max_tokens, config.vocab_size, settings.seed
+    )
+    indices = workload.sample(settings.batch_size or 4, settings.seed)
+    batch = [workload.example(i, settings.seed) for i in indices]
+    runner = Runner(MaskedLanguageModel(config).to(device, DTYPES[settings.dtype]), device)
+
+    def step() -> None:
+        runner.run(mode, variant, batch)
+
+    for _ in range(WARM_UP_STEPS):
+        step()
+    return step
+
+
+def run_for_nsys(step: Step, steps: int) -> None:
+    """The steps between cudaProfilerStart and Stop, in NVTX ranges. nsys records these alone.
+
+    torch.profiler stays out of it: CUPTI serves one of the two.
+    """
+    with cuda_window(), ranges.recording(nvtx=True):
+        for _ in range(steps):
+            ranges.run("step", step)
+
+
+@contextmanager
+def cuda_window() -> Iterator[None]:
+    torch.cuda.synchronize()
+    torch.cuda.profiler.start()
+    try:
+        yield
+        torch.cuda.synchronize()
+    finally:
+        torch.cuda.profiler.stop()
+
+
+def nsys_lines(arguments: list[str], output: Path) -> tuple[str, str]:
+    """The two lines for a shell: record the window of this very command, then sum it up."""
+    command = ["nsys", "profile", "-t", "cuda,nvtx,osrt", "-c", "cudaProfilerApi"]
+    command += ["--capture-range-end=stop", "-o", str(output), "-f", "true"]
+    command += ["python", "-m", "clinattn", *arguments]
+    summary = ["nsys", "stats", "-r", ",".join(NSYS_REPORTS), f"{output}.nsys-rep"]
+    return shlex.join(command), shlex.join(summary)
+
+
+def trace_steps(
+    step: Step, steps: int, device: str
+) -> tuple[list[Range], str, Callable[[Path], None]]:
+    """Trace the steps; returns their ranges, a table of the slowest ops, and what writes them."""
+    activities = [ProfilerActivity.CPU]
+    if device == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+    with profile(activities=activities) as trace, ranges.recording(nvtx=False):
+        for _ in range(steps):
+            ranges.run("step", step)
+        if device == "cuda":
+            torch.cuda.synchronize()
+    events = trace.key_averages()
+    found = [
+        Range(
+            name=event.key.removeprefix(ranges.PREFIX),
+            calls=event.count,
+            milliseconds=getattr(event, TIME_OF[device]) / 1e3,
+        )
+        for event in events
+        if event.key.startswith(ranges.PREFIX) and event.device_type == DeviceType.CPU
+    ]
+    table = events.table(
+        sort_by=f"self_{device}_time_total", row_limit=TABLE_ROWS, max_name_column_width=40
+    )
+    return found, table, partial(write_trace, trace)
+
+
+def write_trace(trace: profile, path: Path) -> None:
+    """As a Chrome trace. Raises OSError, which torch does not where it could not write."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as beside:
+        trace.export_chrome_trace(str(beside))
+        if not beside.exists():
+            beside.with_name(beside.name + ".tmp").unlink(missing_ok=True)  # as torch leaves it
+            raise OSError(errno.EIO, "the trace could not be written", str(path))

@@ -1,0 +1,4 @@
+"""A page of tables and charts from results in JSON.
+
+Others import page (load_result, write_report) and plots (write_plots).
+"""

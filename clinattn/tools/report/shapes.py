@@ -1,0 +1,221 @@
+"""Shapes of the JSON of each kind of benchmark, as far as the report shows it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from clinattn.files.shapes import (
+    ANYTHING,
+    COUNT,
+    FLAG,
+    NOT_NEGATIVE,
+    NOTHING,
+    NUMBER,
+    POSITIVE,
+    TEXT,
+    Each,
+    Kind,
+    Named,
+    Shape,
+    require,
+)
+
+Record = dict[str, Any]
+
+FACT = Kind("a text, a number, a list of them or null", lambda x: not isinstance(x, dict))
+FACTS = Named({}, {"date": TEXT | NOTHING}, others=FACT)
+QUARTILES = Named({"median": POSITIVE, "q1": POSITIVE, "q3": POSITIVE})
+LENGTH = Kind("a length, in digits", lambda x: x.isdecimal() and 0 < len(x) < 10 and int(x) > 0)
+
+ROW = Named(
+    {
+        "mode": TEXT,
+        "variant": TEXT,
+        "label": TEXT,
+        "tokens_per_s": QUARTILES,
+        "rounds": COUNT,
+        "padding_share": NOT_NEGATIVE,
+        "peak_memory_bytes": NOT_NEGATIVE | NOTHING,
+    },
+    {"cpu_share": NOT_NEGATIVE, "disturbed": FLAG},
+)
+DISTURBED = Named({"other_cpus": NOT_NEGATIVE, "noted_from": NOT_NEGATIVE, "cpus": COUNT})
+WORKLOAD = Named(
+    {
+        "source": TEXT,
+        "sequences": COUNT,
+        "available": COUNT,
+        "real_tokens": COUNT,
+        "vocab_size": COUNT,
+        "mean_length": NOT_NEGATIVE,
+        "quantiles": Named({}, others=NOT_NEGATIVE),
+        "histogram": Named({"edges": Each(NUMBER, 2), "counts": Each(NOT_NEGATIVE, 1)}),
+    }
+)
+AGREEMENT = Named(
+    {
+        "sequences": COUNT,
+        "tokens": COUNT,
+        "errors": Named(
+            {"allowed": Named({}, others=NUMBER)}, others=Named({}, others=NUMBER)
+        ),
+    }
+)
+ENCODER = Named(
+    {
+        "interrupted": FLAG,
+        "environment": Named(
+            {"date": TEXT, "clinattn": TEXT, "torch": TEXT, "cpu": TEXT, "threads": COUNT},
+            {"gpu": TEXT | NOTHING, "commit": TEXT | NOTHING},
+            others=FACT,
+        ),
+        "settings": Named({}, others=FACT),
+        "rows": Each(ROW),
+        "speedups": Each(Named({"mode": TEXT, "label": TEXT, "ratio": NOT_NEGATIVE})),
+    },
+    {"encoder": Named({}, others=FACT), "workload": WORKLOAD, "time_over": FLAG},
+)
+
+KERNELS = Named(
+    {
+        "rows": Each(
+            Named(
+                {
+                    "case": TEXT,
+                    "dtype": TEXT,
+                    "passes": TEXT,
+                    "ours_ms": POSITIVE,
+                    "torch_ms": POSITIVE,
+                    "ratio": NUMBER,
+                    "ours_of_peak": NUMBER,
+                    "torch_of_peak": NUMBER,
+                    "peak": NUMBER,
+                    "peak_loop": TEXT,
+                },
+                {"date": TEXT | NOTHING},
+            ),
+            1,
+        )
+    }
+)
+COMPARE = Named(
+    {
+        "base": FACTS,
+        "here": FACTS,
+        "rows": Each(
+            Named(
+                {
+                    "case": TEXT,
+                    "dtype": TEXT,
+                    "passes": TEXT,
+                    "base_s": Each(POSITIVE, 1),
+                    "here_s": Each(POSITIVE, 1),
+                    "ratio": NUMBER,
+                }
+            )
+        ),
+    }
+)
+AGAINST_TRANSFORMERS = Named(
+    {
+        "environment": FACTS,
+        "rows": Each(
+            Named(
+                {
+                    "preset": TEXT,
+                    "dtype": TEXT,
+                    "inputs": TEXT,
+                    "layers": COUNT,
+                    "longest": COUNT,
+                    "padding": NUMBER,
+                    "ratio": NUMBER,
+                    "tokens_per_s": Named({"transformers": POSITIVE, "clinattn": POSITIVE}),
+                }
+            )
+        ),
+    }
+)
+SUITES = Named(
+    {
+        "machine_info": Named({}, {"clinattn": FACTS}),
+        "datetime": TEXT,
+        "benchmarks": Each(
+            Named({"name": TEXT, "extra_info": Named({}, {"kind": TEXT, "way": TEXT})}), 1
+        ),
+    }
+)
+SPEED = Named(
+    {"tokens_per_s": QUARTILES},
+    {
+        "ratio_to_peer": NUMBER | NOTHING,
+        "of_peak": NUMBER | NOTHING,
+        "padding_share": NUMBER | NOTHING,
+    },
+)
+ATTENTION = Named(
+    SPEED.required | {"dtype": TEXT, "passes": TEXT, "longest": POSITIVE}, SPEED.optional
+)
+# What a benchmark of pytest-benchmark says besides, by its kind.
+EXTRAS: dict[str, Shape] = {
+    "attention": ATTENTION,
+    "encoder": SPEED,
+    "memory": Named({"passes": TEXT, "peak_bytes": Named({}, others=NOT_NEGATIVE)}),
+    "linear": Named(
+        {
+            "case": TEXT,
+            "passes": TEXT,
+            "gflop_per_s": NUMBER,
+            "ratio_to_peer": NUMBER,
+            "of_peak": NUMBER | NOTHING,
+        }
+    ),
+    "startup": Named({"seconds": Named({}, others=Named({"median": NUMBER}))}),
+}
+KINDS: dict[str, Shape] = {
+    "encoder": ENCODER,
+    "suites": SUITES,
+    "compare": COMPARE,
+    "against_transformers": AGAINST_TRANSFORMERS,
+    "kernels": KERNELS,
+}
+
+
+def kind_of(result: Any) -> str | None:
+    """The kind of a result, a name in KINDS, by the fields it has; None for no known one."""
+    if isinstance(result, dict):
+        rows = result.get("rows")
+        if result.get("schema") == 1:
+            return "encoder"
+        if "benchmarks" in result and "machine_info" in result:
+            return "suites"
+        if result.get("kind") in ("compare", "against_transformers"):
+            return result["kind"]
+        if isinstance(rows, list) and rows and isinstance(rows[0], dict):
+            if {"ours_s", "torch_s", "case"} <= rows[0].keys():
+                return "kernels"
+    return None
+
+
+def check_result(result: Record, kind: str) -> None:
+    """Raises ValueError that says where a result is not what its program writes."""
+    require(result, KINDS[kind])
+    if kind == "suites":
+        for i, benchmark in enumerate(result["benchmarks"]):
+            extra, where = benchmark["extra_info"], f"benchmarks[{i}].extra_info"
+            if extra.get("kind") in ("attention", "encoder"):
+                require(benchmark, Named({"group": TEXT}), f"benchmarks[{i}]")
+            require(extra, EXTRAS.get(extra.get("kind"), ANYTHING), where)
+            for length in extra["peak_bytes"] if extra.get("kind") == "memory" else ():
+                require(length, LENGTH, f"{where}.peak_bytes")
+            if extra.get("disturbed"):
+                require(extra, DISTURBED, where)
+    for i, row in enumerate(result["rows"] if kind != "suites" else ()):
+        if row.get("disturbed"):
+            require(row, DISTURBED, f"rows[{i}]")
+    if kind == "encoder":
+        if result.get("agreement"):
+            require(result["agreement"], AGREEMENT, "agreement")
+        if "workload" in result:
+            histogram = result["workload"]["histogram"]
+            if len(histogram["edges"]) != len(histogram["counts"]) + 1:
+                raise ValueError("workload.histogram: expected an edge more than counts")

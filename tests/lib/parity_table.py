@@ -1,0 +1,114 @@
+"""Parity of all architectures: rows of what was compared, and the table in docs/parity.md."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clinattn.files.disk import write_text
+from clinattn.tools.model_report.architectures import Architecture
+from clinattn.tools.model_report.example_inputs import Padding
+from clinattn.tools.model_report.parity import Replace, compare
+
+LENGTHS = (23, 14, 7)
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+MODES = ("train", "eval")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison. outputs, gradients: see Parity; gradients are compared in training alone."""
+
+    architecture: str
+    model: str
+    dtype: str
+    mode: str
+    padding: str
+    replaced: int
+    attentions: int
+    calls: int
+    outputs: float
+    gradients: float | None
+    worst: str
+    passed: bool
+
+
+def compare_architecture(
+    architecture: Architecture, dtype: str, mode: str, padding: Padding, replace: Replace
+) -> Row:
+    """replace: returns a report whose `replaced` and `kept` list attention modules."""
+    model = architecture.build(dtype=DTYPES[dtype])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        batch = architecture.batch(model.config, LENGTHS, padding)
+    reports = []
+    training = mode == "train"
+    parity = compare(
+        model,
+        batch,
+        lambda copied: reports.append(replace(copied)),
+        training=training,
+        gradients=training,
+    )
+    (report,) = reports
+    replaced = len(report.replaced)
+    return Row(
+        architecture.name,
+        architecture.model,
+        dtype,
+        mode,
+        padding,
+        replaced,
+        replaced + len(report.kept),
+        parity.calls,
+        parity.outputs,
+        parity.gradients,
+        parity.worst[0],
+        parity.passed and parity.calls == architecture.expected_calls(padding),
+    )
+
+
+def parity_rows(architecture: Architecture, replace: Replace) -> Iterator[Row]:
+    """Every dtype, mode and padding."""
+    for padding in architecture.paddings:
+        for dtype in DTYPES:
+            for mode in MODES:
+                yield compare_architecture(architecture, dtype, mode, padding, replace)
+
+
+def write_rows(path: Path, rows: Iterable[Row], facts: Mapping[str, Any]) -> None:
+    """facts: what the rows depend on, see clinattn.tools.environment."""
+    result = {"environment": dict(facts), "rows": [asdict(row) for row in rows]}
+    write_text(path, json.dumps(result, indent=1) + "\n")
+
+
+def read_rows(path: Path) -> list[Row]:
+    return [Row(**row) for row in json.loads(path.read_text(encoding="utf-8"))["rows"]]
+
+
+def parity_table(rows: Sequence[Row]) -> str:
+    """Markdown, a line an architecture: its worst errors, as fractions of what is allowed."""
+    kinds = [(kind, dtype) for dtype in DTYPES for kind in ("outputs", "gradients")]
+    lines = [
+        "| model type | class | replaced | "
+        + " | ".join(f"{dtype} {kind}" for kind, dtype in kinds)
+        + " | padding |",
+        "| --- | --- | --- | " + "---: | " * len(kinds) + "--- |",
+    ]
+    for name in dict.fromkeys(row.architecture for row in rows):
+        own = [row for row in rows if row.architecture == name]
+        cells = [f"`{name}`", f"`{own[0].model}`", f"{own[0].replaced} of {own[0].attentions}"]
+        cells += [_worst(own, kind, dtype) for kind, dtype in kinds]
+        cells.append(", ".join(dict.fromkeys(row.padding for row in own)))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _worst(rows: Iterable[Row], kind: str, dtype: str) -> str:
+    shares = [getattr(row, kind) for row in rows if row.dtype == dtype]
+    return f"{max((share for share in shares if share is not None), default=0):.2f}"
