@@ -92,16 +92,8 @@ def launch_forward(
         for plan in layout.plans.get(key, ()):
             if plan.again((), outputs, descriptors):
                 return o, lse
-        fixed = dict(
-            **layout.o_strides,
-            num_items=num_items,
-            num_tiles=num_tiles,
-            num_heads=layout.num_heads,
-            seqlen_q=layout.seqlen_q,
-            seqlen_k=layout.seqlen_k,
-            offset=layout.seqlen_k - layout.seqlen_q if call.bottom_right else 0,
-            scale=layout.arguments["qk_scale"],
-            GROUP=layout.arguments["GROUP"],
+        form = forward_gluon_kernel.GluonForm(
+            GROUP=layout.form.GROUP,
             CAUSAL=causal,
             PAIRS=pairs,
             TURNS=schedule.turns,
@@ -110,11 +102,22 @@ def launch_forward(
             HEAD_DIM=layout.head_dim,
             BLOCK_N=schedule.block_n,
             STAGES=schedule.stages,
+        )
+        fixed = dict(
+            o_strides=layout.o_strides,
+            num_items=num_items,
+            num_tiles=num_tiles,
+            num_heads=layout.num_heads,
+            seqlen_q=layout.seqlen_q,
+            seqlen_k=layout.seqlen_k,
+            offset=layout.seqlen_k - layout.seqlen_q if call.bottom_right else 0,
+            scale=layout.factors.qk_scale,
+            form=form,
             num_warps=4,
             enable_fp_fusion=False,  # as in forward.py, whose bits these are
         )
         kernel = forward_gluon_kernel.forward_kernel
-        made = relaunch.launch(kernel, programs, {}, outputs, fixed, descriptors=descriptors)
+        made = relaunch.launch(kernel, programs, (), outputs, fixed, descriptors=descriptors)
         relaunch.keep(layout.plans, key, made)
     return o, lse
 
@@ -135,17 +138,15 @@ def descriptor(x: torch.Tensor, rows: int) -> TensorDescriptor:
     return TensorDescriptor(x, list(x.shape), [*strides[:3], 1], block, SWIZZLED)
 
 
+# Fields of a call, besides q, k and v, that can hold something.
+SERVED = ("scale", "window_left", "window_right", "bottom_right", "max_seqlen_q", "max_seqlen_k")
+
+
 def unsupported(call: Any) -> str | None:
     """Why attention_forward_gluon does not take a call; None if it does."""
-    names = (
-        "mask", "cu_seqlens_q", "cu_seqlens_k", "q_lengths", "kv_start", "kv_end", "lo", "hi",
-        "times", "decay", "slopes", "relative", "seed",
-    )  # fmt: skip
-    for name in names:
-        if getattr(call, name) is not None:
-            return f"{name} is not supported"
-    for name in ("softcap", "global_prefix"):
-        if getattr(call, name):
+    for name, default in call._field_defaults.items():
+        value = getattr(call, name)
+        if name not in SERVED and value is not default and (default is None or value != default):
             return f"{name} is not supported"
     if call.window_left >= 0 or call.window_right > 0:
         return f"the window ({call.window_left}, {call.window_right}) is not supported"

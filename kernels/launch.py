@@ -10,26 +10,17 @@ import triton.language as tl
 
 from . import relaunch
 from .configs import TileConfig, block_d
-
-LOG2E = 1.4426950408889634
-SMALLEST_SCALE = 2.0**-126  # scores are -inf where hidden, and 0 * -inf is not
-LARGEST = torch.finfo(torch.float32).max
-DROPOUT_BITS = 24
-
-# Integers that vary from call to call: another value is no reason to compile anew.
-NOT_SPECIALIZED = [
-    "num_tiles", "num_heads", "num_seqs", "seqlen_q", "seqlen_k", "window_left", "window_right",
-    "stride_slopes", "relative_far", "global_prefix", "dropout_bits",
-]  # fmt: skip
-
-
-# Keywords of the tensors that an Arguments begins with, in its order.
-POINTERS = (
-    "q_ptr", "k_ptr", "v_ptr", "mask_ptr", "cu_seqlens_q_ptr", "cu_seqlens_k_ptr", "q_lengths_ptr",
-    "kv_start_ptr", "kv_end_ptr", "lo_ptr", "hi_ptr", "times_ptr", "decay_ptr", "slopes_ptr",
-    "relative_ptr", "seed_ptr",
-)  # fmt: skip
-COUNT = len(POINTERS)
+from .parameters import (
+    Form,
+    InputStrides,
+    MaskStrides,
+    Strides,
+    dropout_bits,
+    factors,
+    has_added_terms,
+    inputs_type,
+    is_plain,
+)
 
 
 class Facts(NamedTuple):
@@ -46,14 +37,15 @@ class Layout:
 
     call has the fields of clinattn.arguments.Arguments with Facts in place of tensors, scale >= 0.
     others: more tensors that share the alignment of q, k and v. arguments: the keywords that all
-    kernels take, less the pointers. plans: the launches that were made.
+    kernels take, less the tensors. plans: the launches that were made.
     """
 
     def __init__(
         self, call: Any, others: tuple[Facts, ...], capability: tuple[int, int], precision: str
     ) -> None:
         self.plans: relaunch.Plans = {}
-        q, k, v, scale = call.q, call.k, call.v, call.scale
+        self.inputs = inputs_type(type(call))
+        q, k, v, mask = call.q, call.k, call.v, call.mask
         self.packed = call.cu_seqlens_q is not None
         self.num_seqs = call.cu_seqlens_q.shape[0] - 1 if self.packed else 0
         self.batch = 1 if self.packed else q.shape[0]
@@ -63,81 +55,87 @@ class Layout:
         self.lse_shape: tuple[int, ...] = (self.num_heads, self.seqlen_q)
         if not self.packed:
             self.lse_shape = (self.batch, *self.lse_shape)
-        vector = 16 // q.dtype.itemsize
-        exact = q.dtype == torch.float32
-        aligned = (*map(self.strides, (q, k, v, *others)), (self.head_dim,))
         window_left, window_right = call.window_left, call.window_right
         windowed = window_left >= 0 or window_right >= 0
-        distant = call.slopes is not None or call.relative is not None
         self.anchored = (call.bottom_right and windowed) or (
             call.kv_start is not None and (windowed or self.seqlen_q == self.seqlen_k)
         )
         # Without kv_start the first query of a sequence is that of its rows.
         self.anchors_queries = self.anchored and call.kv_start is not None
         widest = self.seqlen_q + self.seqlen_k
-        factor = call.softcap or scale  # of what the kernels then take for q.k
-        biased = call.mask is not None and call.mask.dtype != torch.bool
-        masked = mask_arguments(call.mask, one_head=self.num_heads == self.num_kv_heads)
-        # A loop for large scores beside the one of pairs would spill: 24 bytes on 8.0, 64 on 10.0.
-        wide_pairs = masked["MASK"] == "pairs" and self.head_dim > 128
-        # Whether scores are natural until the maximum is taken off, see score.exponential
-        self.natural = exact or biased or distant or call.decay is not None or wide_pairs
-        self.natural_scale = max(factor, SMALLEST_SCALE)
         per_sequence = call.slopes is not None and call.slopes.shape[0] > 1
+        self.form = self.form_of(call, others, capability, precision)
+        self.factors = factors(call, self.form.NATURAL)
         self.arguments: dict[str, Any] = dict(
+            strides=InputStrides(*map(self.strides, (q, k, v)), mask_strides(mask)),
             num_seqs=self.num_seqs,
             seqlen_q=self.seqlen_q,
             seqlen_k=self.seqlen_k,
-            stride_slopes=self.num_heads if per_sequence else 0,
             window_left=min(window_left, widest) if window_left >= 0 else None,
             window_right=min(window_right, widest) if window_right >= 0 else None,
-            qk_scale=self.natural_scale if self.natural else max(factor * LOG2E, SMALLEST_SCALE),
-            cap_scale=min(scale / call.softcap, LARGEST) if call.softcap else None,
+            stride_slopes=self.num_heads if per_sequence else 0,
             relative_far=None if call.relative is None else call.relative.shape[1] // 2,
             global_prefix=min(call.global_prefix, self.seqlen_k) or None,
-            **dropout_arguments(None if call.seed is None else call.dropout_p),
-            EXACT=exact,
-            NATURAL=self.natural,
-            GROUP=self.num_heads // max(self.num_kv_heads, 1),
-            IS_PACKED=self.packed,
-            # what is counted from the diagonal depends on where it is
-            BOTTOM_RIGHT=call.bottom_right and (windowed or call.global_prefix > 0 or distant),
-            ALIGN=vector if all(s % vector == 0 for group in aligned for s in group) else 1,
-            PRECISION=precision if exact else "ieee",
-            HEAD_DIM=self.head_dim,
-            BLOCK_D=block_d(self.head_dim),
+            dropout_bits=dropout_bits(call),
+            factors=self.factors,
+            form=self.form,
             enable_fp_fusion=False,  # the kernels say where they want an fma
         )
-        for name, x in (("q", q), ("k", k), ("v", v)):
-            self.arguments |= self.stride_arguments(name, x)
-        self.arguments |= masked
         # Outputs are contiguous: those like q and those like k.
-        self.o_strides = self.stride_arguments("o", contiguous(q))
-        self.dk_strides = self.stride_arguments("dk", contiguous(k))
-        self.do_strides = self.stride_arguments("do", others[0]) if others else {}
+        self.o_strides = self.strides(contiguous(q))
+        self.dk_strides = self.strides(contiguous(k))
+        self.do_strides = self.strides(others[0]) if others else None
         kind = "plain" if window_left < 0 and call.lo is None else "window"
-        if masked["MASK"] == "pairs" or (masked["MASK"] == "keys" and kind == "plain"):
-            kind = masked["MASK"]
-        terms = (call.decay, call.slopes, call.relative, call.seed)
-        if call.softcap or any(x is not None for x in terms):
+        if self.form.MASK == "pairs" or (self.form.MASK == "keys" and kind == "plain"):
+            kind = self.form.MASK
+        if not is_plain(call):
             kind = "terms"
         # What tile_config goes by.
         self.config_key = (capability, self.head_dim, q.dtype, kind)
 
-    def strides(self, x: Facts) -> tuple[int, ...]:
-        """(batch, head, row) strides of a tensor in the layout of q."""
-        return (0, x.strides[1], x.strides[0]) if self.packed else x.strides[:3]
+    def form_of(
+        self, call: Any, others: tuple[Facts, ...], capability: tuple[int, int], precision: str
+    ) -> Form:
+        """The Form of the call of this layout."""
+        q, k, v, mask = call.q, call.k, call.v, call.mask
+        vector = 16 // q.dtype.itemsize
+        aligned = [self.head_dim]
+        for x in (q, k, v, *others):
+            aligned += row_strides(x, self.packed)
+        exact = q.dtype == torch.float32
+        windowed = call.window_left >= 0 or call.window_right >= 0
+        distant = call.slopes is not None or call.relative is not None
+        is_bias = mask is not None and mask.dtype != torch.bool
+        kind = mask_kind(mask, one_head=self.num_heads == self.num_kv_heads)
+        # A loop for large scores beside the one of pairs would spill: 24 bytes on 8.0, 64 on 10.0.
+        wide_pairs = kind == "pairs" and self.head_dim > 128
+        return Form(
+            MASK=kind,
+            IS_BIAS=is_bias,
+            TERMS=has_added_terms(call),
+            EXACT=exact,
+            NATURAL=exact or is_bias or has_added_terms(call) or wide_pairs,
+            GROUP=self.num_heads // max(self.num_kv_heads, 1),
+            IS_PACKED=self.packed,
+            # what is counted from the diagonal depends on where it is
+            BOTTOM_RIGHT=call.bottom_right and (windowed or call.global_prefix > 0 or distant),
+            UNIT=16 if call.seed is not None and call.kv_start is not None else None,
+            GUARDED=capability[0] != 9,
+            ALIGN=vector if all(s % vector == 0 for s in aligned) else 1,
+            PRECISION=precision if exact else "ieee",
+            HEAD_DIM=self.head_dim,
+            BLOCK_D=block_d(self.head_dim),
+        )
 
-    def stride_arguments(self, name: str, x: Facts) -> dict[str, Any]:
-        """stride_<name>b, h and n. A row stride that belongs to the model is compiled in.
+    def strides(self, x: Facts) -> Strides:
+        """Strides of a tensor in the layout of q. That of rows is compiled in if the model sets it.
 
         The addresses of a tile are then one register and constants. One that depends on the batch,
         as in (N, B, H, D), is not: every batch size would compile anew.
         """
-        b, h, n = self.strides(x)
+        b, h, n = row_strides(x, self.packed)
         widest_row = 3 * max(self.num_heads, self.num_kv_heads) * self.head_dim
-        row = constant(n) if n <= widest_row and n % self.head_dim == 0 else n
-        return {f"stride_{name}b": b, f"stride_{name}h": h, f"stride_{name}n": row}
+        return Strides(b, h, constant(n) if n <= widest_row and n % self.head_dim == 0 else n)
 
     def num_query_tiles(self, block: int) -> int:
         """Tiles over the queries of a head, and one more where the first can start before them."""
@@ -173,7 +171,8 @@ class Problem:
         self.negative = call.scale < 0
         if self.negative:
             call = call._replace(q=-call.q, scale=-call.scale)
-        self.call, self.tensors, self.device = call, call[:COUNT], call.q.device
+        count = len(inputs_type(call.__class__)._fields)
+        self.call, self.tensors, self.device = call, call[:count], call.q.device
         # A tuple is hashed and compared in C; Facts are made of it where the layout is new.
         tensors = [
             x if x is None else (x.shape, x.stride(), x.dtype, x.device) for x in self.tensors
@@ -181,7 +180,7 @@ class Problem:
         self.layout = layout(
             call.__class__,
             tuple(tensors),
-            call[COUNT:],
+            call[count:],
             tuple([(x.shape, x.stride(), x.dtype, x.device) for x in others]),
             device_capability(self.device),
             fp32_precision() if call.q.dtype == torch.float32 else "ieee",
@@ -209,7 +208,7 @@ class Problem:
             for plan in layout.plans.get(key, ()):
                 if plan.again(self.tensors, arguments):
                     return
-            known = dict(zip(POINTERS, self.tensors, strict=True))
+            inputs = layout.inputs(*self.tensors)
             fixed = dict(
                 num_tiles=num_tiles,
                 num_heads=num_heads,
@@ -219,12 +218,17 @@ class Problem:
                 num_stages=config.num_stages,
                 **layout.arguments,
             )
-            made = relaunch.launch(kernel, programs, known, arguments, fixed, config)
+            made = relaunch.launch(kernel, programs, inputs, arguments, fixed, config)
             relaunch.keep(layout.plans, key, made)
 
     def on_device(self) -> AbstractContextManager:
         """Triton launches on the current device, which need not be that of q."""
         return on_device(self.device)
+
+
+def row_strides(x: Facts, packed: bool) -> tuple[int, ...]:
+    """(batch, head, row) strides of a dense (B, H, N, D) or packed (T, H, D) tensor."""
+    return (0, x.strides[1], x.strides[0]) if packed else x.strides[:3]
 
 
 def empty_like(x: torch.Tensor) -> torch.Tensor:
@@ -241,27 +245,19 @@ def contiguous(x: Facts) -> Facts:
     return x._replace(strides=tuple(reversed(strides)))
 
 
-def mask_arguments(mask: Facts | None, one_head: bool) -> dict[str, Any]:
-    """How a mask is read: MASK is None, "keys" (every query that meets a key sees the same) or
-    "pairs". one_head: a key head has one query head.
-    """
+def mask_kind(mask: Facts | None, one_head: bool) -> str | None:
+    """MASK in Form. one_head: a key head has one query head."""
     if mask is None:
-        strides, kind, is_bias = [0, 0, 0, 0], None, False
-    else:
-        strides = [0 if n == 1 else s for n, s in zip(mask.shape, mask.strides, strict=True)]
-        kind = "keys" if strides[2] == 0 and (one_head or strides[1] == 0) else "pairs"
-        is_bias = mask.dtype != torch.bool
-    names = ("stride_mb", "stride_mh", "stride_mm", "stride_mn")
-    return dict(zip(names, strides, strict=True)) | {"MASK": kind, "IS_BIAS": is_bias}
+        return None
+    strides = mask_strides(mask)
+    return "keys" if strides.m == 0 and (one_head or strides.h == 0) else "pairs"
 
 
-def dropout_arguments(dropout_p: float | None) -> dict[str, Any]:
-    """The probability in 2^-24, and the factor of what is kept; None without dropout."""
-    if dropout_p is None:
-        return {"dropout_bits": None, "kept_scale": None}
-    bits = round(dropout_p * (1 << DROPOUT_BITS))
-    kept = 1 - bits / (1 << DROPOUT_BITS)
-    return {"dropout_bits": bits, "kept_scale": 1 / kept if kept > 0 else 0.0}
+def mask_strides(mask: Facts | None) -> MaskStrides:
+    if mask is None:
+        return MaskStrides(0, 0, 0, 0)
+    sides = zip(mask.shape, mask.strides, strict=True)
+    return MaskStrides(*(0 if n == 1 else stride for n, stride in sides))
 
 
 @lru_cache

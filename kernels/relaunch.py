@@ -2,7 +2,7 @@
 
 A kernel is compiled for the types of its arguments, for constants, and for which addresses are
 multiples of 16. A plan holds the kernel of one such set, so that launching again takes nothing but
-addresses. The JIT takes 50 us to find the kernel that 80 arguments call for.
+addresses. The JIT takes 50 us to find the kernel that so many arguments call for.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,9 @@ CONSTANTS = (int, float, str, type(None), triton.language.constexpr)  # a bool i
 ALIGNMENT = 16
 MOST = 8  # plans of one key, which differ in alignment and in the tensors that are None
 
+INPUTS = "inputs"  # the parameter that takes a NamedTuple of tensors
 NONE: Mapping[str, Any] = {}
+Tensors = Sequence[torch.Tensor | None]
 
 Plans = dict[Any, list["Plan"]]
 
@@ -36,7 +38,7 @@ class Plan:
         kernel: Any,
         compiled: Any,
         programs: int,
-        known: dict[str, torch.Tensor | None],
+        inputs: Tensors,
         given: dict[str, Any],
         fixed: dict[str, Any],
         config: Any,
@@ -44,9 +46,9 @@ class Plan:
     ) -> None:
         parameters = kernel.signature.parameters
         defaults = {name: x.default for name, x in parameters.items()}
-        values: dict[str, Any] = {**defaults, **fixed, **known, **given}
-        values |= dict.fromkeys(descriptors)
-        tensors = {name for name, x in values.items() if isinstance(x, torch.Tensor)}
+        values: dict[str, Any] = {**defaults, **fixed, **given}
+        values |= dict.fromkeys((*descriptors, INPUTS))
+        tensors = [name for name, x in given.items() if isinstance(x, torch.Tensor)]
         place = {name: at for at, name in enumerate(parameters)}
         self.programs, self.driver = programs, driver.active
         self.kernel, self.config = kernel, config  # the ids of living objects are not used again
@@ -54,8 +56,9 @@ class Plan:
         self.arguments: list[Any] = [
             None if name in tensors else values[name] for name in parameters
         ]
-        # (index in known, place)
-        self.known = [(at, place[n]) for at, n in enumerate(known) if n in tensors]
+        self.inputs = place.get(INPUTS)
+        self.known = [at for at, x in enumerate(inputs) if x is not None]
+        self.addresses: list[int | None] = [None for _ in inputs]
         self.names = list(given)
         self.constants = [None if name in tensors else x for name, x in given.items()]
         # (index in given, place, type, device)
@@ -65,15 +68,15 @@ class Plan:
             if name in tensors
         ]
         self.descriptors = [place[name] for name in descriptors]
-        self.places = [place[name] for name in tensors]
-        self.aligned = [values[name].data_ptr() % ALIGNMENT == 0 for name in tensors]
+        every = [*(x for x in inputs if x is not None), *(given[name] for name in tensors)]
+        self.aligned = [x.data_ptr() % ALIGNMENT == 0 for x in every]
         self.all_aligned = all(self.aligned)
         self.run, self.function = compiled.run, compiled.function
         self.metadata = compiled.packed_metadata
 
     def again(
         self,
-        known: Sequence[torch.Tensor | None],
+        inputs: Tensors,
         given: Mapping[str, Any],
         descriptors: Mapping[str, Any] = NONE,
     ) -> bool:
@@ -81,9 +84,9 @@ class Plan:
         if self.driver is not driver.active or list(given) != self.names or watched(self.kernel):
             return False
         values = list(given.values())
-        arguments, bits = self.arguments.copy(), 0
-        for at, place in self.known:
-            arguments[place] = address = known[at].data_ptr()  # type: ignore[union-attr]
+        arguments, addresses, bits = self.arguments.copy(), self.addresses.copy(), 0
+        for at in self.known:
+            addresses[at] = address = inputs[at].data_ptr()  # type: ignore[union-attr]
             bits |= address
         for at, place, dtype, device in self.given:
             x = values[at]
@@ -97,8 +100,13 @@ class Plan:
         if bits % ALIGNMENT == 0:
             if not self.all_aligned:
                 return False
-        elif [arguments[place] % ALIGNMENT == 0 for place in self.places] != self.aligned:
-            return False
+        else:
+            every = [addresses[at] for at in self.known]
+            every += [arguments[place] for _, place, _, _ in self.given]
+            if [x % ALIGNMENT == 0 for x in every] != self.aligned:  # type: ignore[operator]
+                return False
+        if self.inputs is not None:
+            arguments[self.inputs] = tuple(addresses)
         for place, x in zip(self.descriptors, descriptors.values(), strict=True):
             arguments[place] = x
         stream = self.driver.get_current_stream(self.device)
@@ -126,7 +134,7 @@ def watched(kernel: Any) -> bool:
 def launch(
     kernel: Any,
     programs: int,
-    known: dict[str, torch.Tensor | None],
+    inputs: Tensors,
     given: dict[str, Any],
     fixed: dict[str, Any],
     config: Any = None,
@@ -134,17 +142,24 @@ def launch(
 ) -> Plan | None:
     """Launch through the JIT on the current device; returns a plan to do so again, if there is one.
 
-    known, given: as in Plan. fixed: keywords that are the same whenever the plan is used. config:
-    an object whose id says so. descriptors: keywords of the copy engine's descriptors, which differ
-    in their addresses alone whenever the plan is used.
+    inputs: the NamedTuple for the parameter of that name, empty where the kernel has none. given:
+    keywords of tensors and constants. fixed: keywords that are the same whenever the plan is used.
+    config: an object whose id says so. descriptors: keywords of the copy engine's descriptors,
+    which differ in their addresses alone whenever the plan is used.
     """
     direct = KNOWN and isinstance(kernel, JITFunction) and not watched(kernel)
-    compiled = kernel[(programs,)](**fixed, **known, **given, **descriptors)
+    first = {INPUTS: inputs} if inputs else {}
+    compiled = kernel[(programs,)](**fixed, **first, **given, **descriptors)
     if not direct or compiled is None or driver.active.get_current_target().backend != "cuda":
         return None
-    if not all(isinstance(x, (torch.Tensor, *CONSTANTS)) for x in given.values()):
+    if not all(isinstance(x, torch.Tensor) or is_constant(x) for x in given.values()):
         return None
-    return Plan(kernel, compiled, programs, known, given, fixed, config, descriptors)
+    return Plan(kernel, compiled, programs, inputs, given, fixed, config, descriptors)
+
+
+def is_constant(x: Any) -> bool:
+    """Returns whether x, or all that a tuple x holds, is the same argument wherever it is equal."""
+    return all(map(is_constant, x)) if isinstance(x, tuple) else isinstance(x, CONSTANTS)
 
 
 def keep(plans: Plans, key: Any, plan: Plan | None) -> None:

@@ -1,9 +1,11 @@
 """The pieces of the score tile: loads, masks and the online softmax."""
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
-from .tiles import visible
+from .interval import visible
 
 # From this size on, in base 2, scores c s of 16-bit types are large. With m, the rounded c max(s),
 # an fma gives the weights of a row times 2^r, r = c max(s) - m, |r| <= ulp(m) / 2: alike in all of
@@ -13,6 +15,36 @@ from .tiles import visible
 # natural scores (NATURAL), exact next to it (Sterbenz), and a normaliser in two parts.
 LARGE = tl.constexpr(4096.0)
 NARROW = tl.constexpr(16)  # side of a tile in those loops, for few registers
+
+
+class Keys(NamedTuple):
+    """Where the keys and values of a head of a sequence start, and what masks them.
+
+    strides: InputStrides. lo, hi: no key outside [lo, hi) is read.
+    """
+
+    k_ptr: Any
+    v_ptr: Any
+    mask_ptr: Any
+    strides: Any
+    lo: Any
+    hi: Any
+
+
+class Queries(NamedTuple):
+    """A tile of queries of a head in the backward pass, by row.
+
+    shift: their lse in the units of the scores, inf for rows that see nothing. low: None, or what
+    rounding took from lse. first: the first of them.
+    """
+
+    q: Any
+    do: Any
+    shift: Any
+    low: Any
+    delta: Any
+    first: Any
+    head: Any
 
 
 @triton.jit
@@ -30,62 +62,53 @@ def tile_ptrs(
 
 
 @triton.jit
-def load_rows(
-    ptr, start, stride, keep, ALIGN: tl.constexpr,
-    HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
+def load_rows(ptr, start, stride, keep, BLOCK: tl.constexpr, form: tl.constexpr):
     """Rows start .. start + BLOCK of a matrix as [BLOCK, BLOCK_D]; 0 past HEAD_DIM.
 
     keep: bool [BLOCK] or None for all. Rows not kept are 0 and are not read, so that what lies
     there (NaN, or nothing) stays out.
     """
-    cols = tl.arange(0, BLOCK_D)[None, :]
-    ptrs = tile_ptrs(ptr, start, stride, ALIGN, BLOCK, BLOCK_D)
+    cols = tl.arange(0, form.BLOCK_D)[None, :]
+    ptrs = tile_ptrs(ptr, start, stride, form.ALIGN, BLOCK, form.BLOCK_D)
     if keep is None:
-        if HEAD_DIM == BLOCK_D:
+        if form.HEAD_DIM == form.BLOCK_D:
             tile = tl.load(ptrs)
         else:
-            tile = tl.load(ptrs, mask=cols < HEAD_DIM, other=0.0)
+            tile = tl.load(ptrs, mask=cols < form.HEAD_DIM, other=0.0)
     else:
-        if HEAD_DIM == BLOCK_D:
+        if form.HEAD_DIM == form.BLOCK_D:
             tile = tl.load(ptrs, mask=keep[:, None], other=0.0)
         else:
-            tile = tl.load(ptrs, mask=keep[:, None] & (cols < HEAD_DIM), other=0.0)
+            tile = tl.load(ptrs, mask=keep[:, None] & (cols < form.HEAD_DIM), other=0.0)
     return tile
 
 
 @triton.jit
-def store_rows(
-    ptr, start, stride, tile, keep, ALIGN: tl.constexpr,
-    HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
+def store_rows(ptr, start, stride, tile, keep, BLOCK: tl.constexpr, form: tl.constexpr):
     """Write the kept rows of a [BLOCK, BLOCK_D] tile, rounded to the matrix's type."""
-    ptrs = tile_ptrs(ptr, start, stride, ALIGN, BLOCK, BLOCK_D)
+    ptrs = tile_ptrs(ptr, start, stride, form.ALIGN, BLOCK, form.BLOCK_D)
     keep = keep[:, None]
-    if HEAD_DIM != BLOCK_D:
-        keep = keep & (tl.arange(0, BLOCK_D)[None, :] < HEAD_DIM)
+    if form.HEAD_DIM != form.BLOCK_D:
+        keep = keep & (tl.arange(0, form.BLOCK_D)[None, :] < form.HEAD_DIM)
     tl.store(ptrs, tile.to(ptr.dtype.element_ty), mask=keep)
 
 
 @triton.jit
-def mask_scores(
-    s, i, j, keep, num_q, interval, mask_ptr, stride_mm, stride_mn,
-    MASK: tl.constexpr, IS_BIAS: tl.constexpr,
-):  # fmt: skip
+def mask_scores(s, i, j, keep, interval, mask_ptr, strides, form: tl.constexpr):
     """(s, mask values): s becomes -inf for the pairs that are not seen.
 
     Queries i and keys j are [M, 1] and [1, N] for s [M, N], or [1, M] and [N, 1] for s [N, M]; keep
     is like j, the keys that a key mask leaves.
     """
     seen = visible(i, j, interval)
-    if MASK == "keys":
+    if form.MASK == "keys":
         seen = seen & keep
     values = s
-    if MASK == "pairs":
-        seen = seen & (i >= 0) & (i < num_q)
-        at = i.to(tl.int64) * stride_mm + j.to(tl.int64) * stride_mn
+    if form.MASK == "pairs":
+        seen = seen & (i >= 0) & (i < interval.num_q)
+        at = i.to(tl.int64) * strides.m + j.to(tl.int64) * strides.n
         values = tl.load(mask_ptr + at, mask=seen, other=0)
-        if IS_BIAS:
+        if form.IS_BIAS:
             seen = seen & (values != float("-inf"))
         else:
             seen = seen & (values != 0)
@@ -250,12 +273,12 @@ def load_low(ptr, offs_m, keep):
 
 
 @triton.jit
-def sequence_ptr(ptr, batch, head, row, stride_b, stride_h, stride_n, ALIGN: tl.constexpr):
+def sequence_ptr(ptr, batch, head, row, strides, ALIGN: tl.constexpr):
     """Where a head of a sequence starts; every stride is a multiple of ALIGN elements."""
     offset = (
-        tl.cast(batch, tl.int64) * stride_b
-        + tl.cast(head, tl.int64) * stride_h
-        + tl.cast(row, tl.int64) * stride_n
+        tl.cast(batch, tl.int64) * strides.b
+        + tl.cast(head, tl.int64) * strides.h
+        + tl.cast(row, tl.int64) * strides.n
     )
     if ALIGN > 1:
         offset = tl.multiple_of(offset, ALIGN)
@@ -263,15 +286,15 @@ def sequence_ptr(ptr, batch, head, row, stride_b, stride_h, stride_n, ALIGN: tl.
 
 
 @triton.jit
-def accumulate(acc, a, b, EXACT: tl.constexpr, PRECISION: tl.constexpr):
+def accumulate(acc, a, b, form: tl.constexpr):
     """acc + a b, where acc is the sum over the tiles before.
 
     Products of fp32 are chains of multiply-adds. One chain over all tiles would round to the size
     of the whole sum at each step; so each tile is summed first, where there are registers for it. A
     plain addition would be taken back into the chain by the compiler.
     """
-    if EXACT and PRECISION == "ieee" and acc.shape[1] <= 128:
-        acc = tl.fma(tl.dot(a, b, input_precision=PRECISION), 1.0, acc)
+    if form.EXACT and form.PRECISION == "ieee" and acc.shape[1] <= 128:
+        acc = tl.fma(tl.dot(a, b, input_precision=form.PRECISION), 1.0, acc)
     else:
-        acc = tl.dot(a, b, acc, input_precision=PRECISION)
+        acc = tl.dot(a, b, acc, input_precision=form.PRECISION)
     return acc
