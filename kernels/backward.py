@@ -23,11 +23,11 @@ def attention_backward(
     call: Any,
     needs: int = 0,
 ) -> tuple[torch.Tensor, ...]:
-    """(dq, dk, dv, dmask, ddecay, dslopes, drelative) of attention_forward(call), contiguous.
+    """Returns (dq, dk, dv, dmask, ddecay, dslopes, drelative) of attention_forward(call).
 
-    do, dlse: the gradients of its outputs o and lse; dlse can be None. lse_low: None for zeros.
-    needs: the bits of NEEDS in clinattn.arguments; of the last four results those whose bit is not
-    set are empty.
+    All are contiguous. do, dlse: the gradients of its outputs o and lse; dlse can be None. lse_low:
+    None for zeros. needs: the bits of NEEDS in clinattn.arguments; of the last four results those
+    whose bit is not set are empty.
     """
     if do.stride(-1) != 1:
         do = do.contiguous()
@@ -94,12 +94,12 @@ def attention_backward(
 
 
 def sum_over_rows(x: torch.Tensor) -> torch.Tensor:
-    """(H,) of lse-shaped x."""
+    """Returns the sums (H,) of x, which is shaped like lse."""
     return x.sum(-1) if x.dim() == 2 else x.sum((0, 2))
 
 
 def slope_gradient(x: torch.Tensor, call: Any) -> torch.Tensor:
-    """Sums of lse-shaped x over what shares a slope: (1, H), or (B, H) by sequence."""
+    """Returns the sums of x, shaped like lse, over the rows of a slope: (1, H), or (B, H)."""
     if len(call.slopes) == 1:
         return sum_over_rows(x)[None]
     if call.cu_seqlens_q is None:

@@ -1,4 +1,4 @@
-"""Gradients of what is added to the scores: of a mask, by its tiles, and of relative biases."""
+"""Gradients of a float mask, by its tiles, and of relative biases, by distance."""
 
 from typing import Any
 
@@ -33,12 +33,12 @@ from .terms import (
 )
 from .tiles import dense_lengths, query_tile
 
-# Which sides of a mask broadcast, as the kernel's switches.
+# The constexprs of mask_gradient_kernel that tell which sides of a mask broadcast.
 SHARES = ("BATCHES_SHARE", "HEADS_SHARE", "QUERIES_SHARE", "KEYS_SHARE")
 # One size for all: the scores are computed anew for one number of each pair, so these kernels are
 # bound by loads. Small enough that nothing spills at D 256.
 TILE = TileConfig(32, 32, 4, 1)
-COPIES = 16  # of a table of relative biases in which tiles of queries sum what they have by turns
+COPIES = 16  # of a table of relative biases; tiles of queries add to the copies by turns
 
 
 @triton.jit
@@ -46,7 +46,7 @@ def _score_gradients(
     queries, keys, first_key, score,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, form: tl.constexpr,
 ):  # fmt: skip
-    """ds [BLOCK_M, BLOCK_N] of one tile, 0 for the pairs that are not seen."""
+    """Returns ds [BLOCK_M, BLOCK_N] of one tile, 0 for the pairs that are not seen."""
     head = queries.head
     offs_m = queries.first + tl.arange(0, BLOCK_M)
     offs_n = first_key + tl.arange(0, BLOCK_N)
@@ -91,8 +91,9 @@ def mask_gradient_kernel(
     QUERIES_SHARE: tl.constexpr, KEYS_SHARE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, form: tl.constexpr,
 ):  # fmt: skip
-    """dmask, contiguous (B or 1, H or 1, Nq or 1, Nk or 1), in fp32: a program owns a tile of it
-    and sums ds over all that shares the tile, in a fixed order.
+    """Writes dmask, contiguous (B or 1, H or 1, Nq or 1, Nk or 1), in fp32.
+
+    A program owns a tile of dmask, and sums ds over all pairs that read the tile, in a fixed order.
     """
     sizes = Sizes(num_tiles, num_heads, num_seqs, seqlen_q, seqlen_k)
     tile = tl.program_id(0) % num_tiles
@@ -180,7 +181,7 @@ def mask_gradient_kernel(
 
 
 def mask_gradient(problem: Problem, gradient: dict[str, Any]) -> torch.Tensor:
-    """Gradient of the mask in its shape and type; dense layout. Memory: one more mask, in fp32."""
+    """Returns dmask in the shape and type of the mask. Memory: one more mask, in fp32."""
     mask = problem.call.mask
     share = [n == 1 for n in mask.shape]
     q_tiles = -(-problem.layout.seqlen_q // TILE.block_m)
@@ -213,9 +214,10 @@ def relative_gradient_kernel(
     num_buckets, sums_far, batches,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, form: tl.constexpr,
 ):  # fmt: skip
-    """Sums of ds for each bucket of distances, in a row of sums (copies, heads, buckets) that the
-    program owns and that starts as 0, over every copies-th tile of queries of a head, in their
-    order; sums_far is the L that they reach to.
+    """Sums ds by bucket of distances, into sums (copies, heads, buckets), which starts as 0.
+
+    A program owns a row of sums, and adds every copies-th tile of queries of a head, in order.
+    sums_far: the largest distance that has a bucket of its own.
     """
     sizes = Sizes(num_tiles, num_heads, num_seqs, seqlen_q, seqlen_k)
     SIDE: tl.constexpr = BLOCK_N
@@ -301,9 +303,10 @@ def relative_gradient_kernel(
 
 
 def relative_gradient(problem: Problem, gradient: dict[str, Any]) -> torch.Tensor:
-    """Gradient of the relative biases (H, 2 L + 1), with no L beyond the longest sequence.
+    """Returns the gradient of the relative biases (H, 2 L + 1).
 
-    Memory for partial sums: COPIES of it, or as many as q takes in fp32 if those are more.
+    Memory for partial sums: COPIES of that table, cut at the longest sequence, or as many as fit
+    into what q takes in fp32, if those are more.
     """
     call, layout = problem.call, problem.layout
     num_tiles = layout.num_tiles(layout.seqlen_q, TILE.block_m)

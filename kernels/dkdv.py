@@ -42,8 +42,9 @@ from .tiles import key_tile
 
 
 class KeyTile(NamedTuple):
-    """A tile of keys, by row. bias: [N, 1], that of a mask by key, or None. keep: those that are
-    read. first: the first of them.
+    """A tile of keys, by row.
+
+    bias: [N, 1], of a mask by key, or None. keep: bool, the keys that are read. first: a key.
     """
 
     k: Any
@@ -54,8 +55,10 @@ class KeyTile(NamedTuple):
 
 
 class QueryRows(NamedTuple):
-    """Where the rows of the first query head of a key head start. shift_ptr: as in dq_kernel.
-    strides: InputStrides. stride_h: from a row of lse to that of the next head.
+    """Pointers to the first row of a sequence in the first query head of a key head.
+
+    shift_ptr: of dq_kernel. strides: InputStrides. stride_h: from a head to the next in lse_ptr,
+    shift_ptr, lse_low_ptr and delta_ptr.
     """
 
     q_ptr: Any
@@ -77,8 +80,8 @@ def _accumulate_dkdv(
     LARGE_ROWS: tl.constexpr, UNGUARDED: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr,
     MASKED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, form: tl.constexpr,
 ):  # fmt: skip
-    """dv += p^T do and dk += ds^T q over the query tiles of [begin, end) in each head of the group;
-    DK and DV say which of the two. LARGE_ROWS: over the rows of large scores alone.
+    """Adds p^T do to dv (DV) and ds^T q to dk (DK), over the query tiles of [begin, end) in each
+    head of the group. LARGE_ROWS: over the rows of large scores alone.
 
     Scores are computed transposed, s^T = k q^T: a product transposed in registers and fed to
     another product is miscompiled for Hopper by Triton 3.4 to 3.7.
@@ -178,7 +181,7 @@ def _accumulate_over_ranges(
     keys, queries, visit, score, DK: tl.constexpr, DV: tl.constexpr, ANCHORED: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, form: tl.constexpr,
 ):  # fmt: skip
-    """(dk, dv) over the QueryRange `visit`, and before it over the queries of a global prefix."""
+    """Returns (dk, dv) over the queries of a global prefix, then over the QueryRange `visit`."""
     BLOCK_D: tl.constexpr = form.BLOCK_D
     dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dv = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
@@ -189,10 +192,7 @@ def _accumulate_over_ranges(
         interval.window_right is not None or interval.lo_ptr is not None or ANCHORED
     )
     FULL_FIRST: tl.constexpr = (
-        (form.NATURAL or form.GUARDED)
-        and not form.EXACT
-        and not STARTS_MASKED
-        and not HAS_PREFIX
+        (form.NATURAL or form.GUARDED) and not form.EXACT and not STARTS_MASKED and not HAS_PREFIX
     )
     begin = visit.begin
     if not form.NATURAL:
@@ -239,8 +239,9 @@ def dkdv_kernel(
     window_left, window_right, stride_slopes, relative_far, global_prefix, dropout_bits, factors,
     ANCHORED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, form: tl.constexpr,
 ):  # fmt: skip
-    """dk = scale ds^T q and dv = p^T do, summed over the GROUP query heads of a key head. num_heads
-    counts key heads; dk and dv are laid out alike.
+    """Writes dk = scale ds^T q and dv = p^T do, summed over the GROUP query heads of a key head.
+
+    num_heads: key heads. dk_strides: of dk and of dv.
     """
     sizes = Sizes(num_tiles, num_heads, num_seqs, seqlen_q, seqlen_k)
     tile = key_tile(tl.program_id(0), inputs, sizes, BLOCK_N, form)

@@ -47,7 +47,7 @@ from .tiles import query_tile, rows_before
 
 
 class Sums(NamedTuple):
-    """dq, and by query the sums of ds times the distance in positions and in time."""
+    """Sums over keys: dq, and by query ds times the distance in positions, and in time."""
 
     dq: Any
     dslope: Any
@@ -60,8 +60,9 @@ def _accumulate_dq(
     LARGE_ROWS: tl.constexpr, UNGUARDED: tl.constexpr, DSLOPE: tl.constexpr, DDECAY: tl.constexpr,
     MASKED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, form: tl.constexpr,
 ):  # fmt: skip
-    """The Sums with ds k added over the key tiles of [begin, end), and with DSLOPE and DDECAY the
-    other two. LARGE_ROWS: `queries` has the rows of large scores alone, and rarely any.
+    """Returns the Sums with the key tiles of [begin, end) added; DSLOPE, DDECAY: the last two too.
+
+    LARGE_ROWS: `queries` has the rows of large scores alone, and rarely any.
     """
     NATURAL: tl.constexpr = form.NATURAL or LARGE_ROWS
     dq = sums.dq
@@ -135,11 +136,11 @@ def dq_kernel(
     window_left, window_right, stride_slopes, relative_far, global_prefix, dropout_bits, factors,
     ANCHORED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, form: tl.constexpr,
 ):  # fmt: skip
-    """dq = scale ds k; and for the kernel over keys, delta = rowsum(do * o) - dlse and shift, the
-    lse in the units of the scores, inf where a query sees nothing or where scores are large, for
-    which each kernel has a loop of its own. dq is laid out as o.
+    """Writes dq = scale ds k and, for dkdv_kernel, delta = rowsum(do * o) - dlse and shift.
 
-    dslope_ptr, ddecay_ptr: None, or where these Sums go, laid out as lse.
+    shift: lse in the units of the scores, inf where a query sees nothing or where scores are large,
+    for which each kernel has a loop of its own. o_strides: of o and of dq. dslope_ptr, ddecay_ptr:
+    None, or where these Sums go, laid out as lse.
     """
     sizes = Sizes(num_tiles, num_heads, num_seqs, seqlen_q, seqlen_k)
     tile = query_tile(
@@ -251,9 +252,7 @@ def dq_kernel(
         full_begin = visit.full_begin
         full_end = visit.full_end
         if form.MASK == "keys":
-            masked = first_masked_key(
-                mask_ptr, strides.mask.n, full_begin, full_end, form.IS_BIAS
-            )
+            masked = first_masked_key(mask_ptr, strides.mask.n, full_begin, full_end, form.IS_BIAS)
             full_end = full_begin + (masked - full_begin) // BLOCK_N * BLOCK_N
         sums = _accumulate_dq(
             sums, queries, keys, full_begin, full_end, score,

@@ -44,9 +44,9 @@ def _attend(
     acc, m_i, l_i, rows, q, keys, begin, end, first_query, head, score,
     MASKED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, form: tl.constexpr,
 ):  # fmt: skip
-    """Fold the key tiles of [begin, end) into (acc, m, l), reading no key that `keys` leaves out.
+    """Folds the key tiles of [begin, end) into (acc, m, l), and returns these.
 
-    rows: None for all, or bool [BLOCK_M], the rows of large scores that alone see anything.
+    rows: None for all rows, or bool [BLOCK_M], those of large scores, which alone see anything.
     """
     NATURAL: tl.constexpr = form.NATURAL or rows is not None
     STAGES: tl.constexpr = None if rows is None else 1
@@ -102,7 +102,7 @@ def _forward_kernel(
     ANCHORED: tl.constexpr, ONLY_LARGE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, form: tl.constexpr,
 ):  # fmt: skip
-    """ONLY_LARGE: o and lse are those of forward_gluon.py, which has left some rows, lse NaN."""
+    """Writes o, lse and lse_low. ONLY_LARGE: only the rows that forward_gluon.py left, lse NaN."""
     sizes = Sizes(num_tiles, num_heads, num_seqs, seqlen_q, seqlen_k)
     tile = query_tile(
         tl.program_id(0), inputs, sizes, window_right is not None, ANCHORED, BLOCK_M, form
@@ -226,7 +226,7 @@ def _forward_kernel(
 
 
 def attention_forward(call: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(o, lse, lse_low) of dense (B, H, N, D) or packed (T, H, D) attention.
+    """Returns (o, lse, lse_low) of dense (B, H, N, D) or packed (T, H, D) attention.
 
     call has the fields of clinattn.arguments.Arguments. o has q's type and shape, lse is fp32
     (B, H, Nq) or (H, T), natural log; a query that sees no key gives 0 and -inf. lse_low is what
@@ -244,7 +244,7 @@ def attention_forward(call: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tens
 def _launch(
     problem: Problem, config: TileConfig, o: torch.Tensor, lse: torch.Tensor, only_large: bool
 ) -> torch.Tensor:
-    """Write o and lse, or the rows of them that forward_gluon.py has left; returns lse_low."""
+    """Writes o and lse, or their rows that forward_gluon.py has left; returns lse_low."""
     layout = problem.layout
     lse_low = empty_like(lse)
     if o.numel() > 0:
@@ -275,7 +275,7 @@ LEAST_WORK = 2**37
 
 
 def gains_by_gluon(problem: Problem) -> bool:
-    """Whether forward_gluon.py takes a call, and is the faster way. Both give the same bits."""
+    """Returns whether forward_gluon.py takes a call and is faster; it gives the same bits."""
     layout, call = problem.layout, problem.call
     capability, head_dim, dtype, kind = layout.config_key
     if kind != "plain" or layout.packed or head_dim != 128 or dtype.itemsize != 2:
@@ -290,7 +290,7 @@ def gains_by_gluon(problem: Problem) -> bool:
 
 @lru_cache
 def gluon_module() -> Any:
-    """forward_gluon.py; None where Triton is too old for it, or interprets its kernels."""
+    """Returns forward_gluon.py, or None where Triton is too old for it or interprets kernels."""
     version = tuple(map(int, triton.__version__.split(".")[:2]))
     if version < (3, 6) or not isinstance(_forward_kernel, JITFunction):
         return None

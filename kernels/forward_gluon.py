@@ -8,13 +8,14 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from . import forward_gluon_kernel, relaunch
+from .forward_gluon_records import GluonForm
 from .launch import Problem
 
 ROWS = 64  # queries of a consumer: what one warp group multiplies at a time
 
 
 class Schedule(NamedTuple):
-    """How a call is spread over programs and warp groups; only block_n changes a result's bits.
+    """The spread of a call over programs and warp groups; only block_n changes bits of a result.
 
     consumers: 2 or 3, of 64 queries each. stages: tiles of K, and of V, in shared memory.
     turns: consumers issue their products in turns. persistent: a program for each multiprocessor,
@@ -49,7 +50,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def attention_forward_gluon(
     call: Any, schedule: Schedule | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Output and log-sum-exp of dense attention, full or causal, on a card of capability 9.0.
+    """Returns (o, lse) of dense attention, full or causal, on a card of capability 9.0.
 
     call has the fields of clinattn.arguments.Arguments: q (B, H, Nq, D), k and v (B, Hkv, Nk, D),
     bf16 or fp16, D 64 or 128, scale and the causal bound. o has q's type and shape, lse is fp32
@@ -66,7 +67,7 @@ def attention_forward_gluon(
 def launch_forward(
     problem: Problem, schedule: Schedule | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As attention_forward_gluon, for the Problem of a call that is not `unsupported`."""
+    """Returns (o, lse) as attention_forward_gluon, for a Problem that is not `unsupported`."""
     call, layout = problem.call, problem.layout
     o = torch.empty(call.q.shape, dtype=call.q.dtype, device=call.q.device)
     lse = problem.empty_lse()
@@ -92,7 +93,7 @@ def launch_forward(
         for plan in layout.plans.get(key, ()):
             if plan.again((), outputs, descriptors):
                 return o, lse
-        form = forward_gluon_kernel.GluonForm(
+        form = GluonForm(
             GROUP=layout.form.GROUP,
             CAUSAL=causal,
             PAIRS=pairs,
@@ -124,14 +125,14 @@ def launch_forward(
 
 @lru_cache
 def multiprocessors(device: torch.device) -> int:
-    """How many a card has; those of an H100 for a machine without one."""
+    """Returns the multiprocessors of a card; those of an H100 for a machine without a card."""
     if device.type != "cuda":
         return 132
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def descriptor(x: torch.Tensor, rows: int) -> TensorDescriptor:
-    """How the copy engine reads `rows` rows of a head of x (B, H, N, D); past N it reads zeros."""
+    """Returns a descriptor that copies `rows` rows of a head of x (B, H, N, D), zeros past N."""
     block = [1, 1, rows, x.shape[-1]]
     # The stride of a dimension of size 1 means nothing and can be anything.
     strides = [s if n > 1 else x.shape[-1] for n, s in zip(x.shape, x.stride(), strict=True)]
@@ -143,7 +144,7 @@ SERVED = ("scale", "window_left", "window_right", "bottom_right", "max_seqlen_q"
 
 
 def unsupported(call: Any) -> str | None:
-    """Why attention_forward_gluon does not take a call; None if it does."""
+    """Returns the reason why attention_forward_gluon does not take a call, or None."""
     for name, default in call._field_defaults.items():
         value = getattr(call, name)
         if name not in SERVED and value is not default and (default is None or value != default):

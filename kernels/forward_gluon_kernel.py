@@ -14,8 +14,6 @@ that is hidden from a row leaves its sums as they are. Rows of large scores (LAR
 are left to forward.py: their lse is NaN.
 """
 
-from typing import Any, NamedTuple
-
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
@@ -26,6 +24,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from .forward_gluon_records import Descriptors, Done, GluonSizes, Memory, Outputs
 from .score import LARGE
 
 # Triton 3.9 has another name for it.
@@ -35,78 +34,9 @@ NOT_SPECIALIZED = [
 ]  # fmt: skip
 
 
-class Descriptors(NamedTuple):
-    """How the copy engine reads q, k and v."""
-
-    q: Any
-    k: Any
-    v: Any
-
-
-class Outputs(NamedTuple):
-    """Where o and lse go. strides: Strides of o."""
-
-    o_ptr: Any
-    lse_ptr: Any
-    strides: Any
-
-
-class Sizes(NamedTuple):
-    """Counts of a call. num_tiles: of one head. offset: key at which query 0 stands."""
-
-    num_items: Any
-    num_tiles: Any
-    num_heads: Any
-    seqlen_q: Any
-    seqlen_k: Any
-    offset: Any
-
-
-class Memory(NamedTuple):
-    """Shared memory: tiles of queries and of o, rings of K and V, and the barriers of all.
-
-    A full barrier completes a phase when a tile has arrived, an empty one when all consumers have
-    left it. turns: a barrier for each consumer, for its turn to issue products.
-    """
-
-    q: Any
-    o: Any
-    q_full: Any
-    q_empty: Any
-    k: Any
-    v: Any
-    k_full: Any
-    k_empty: Any
-    v_full: Any
-    v_empty: Any
-    turns: Any
-
-
-class Done(NamedTuple):
-    """What a warp group has behind it: tiles of queries, tiles of keys, and turns."""
-
-    queries: Any
-    keys: Any
-    turns: Any
-
-
-class GluonForm(NamedTuple):
-    """What is compiled in: as in Form and Schedule, ROWS queries for each consumer."""
-
-    GROUP: int
-    CAUSAL: bool
-    PAIRS: bool
-    TURNS: bool
-    CONSUMERS: int
-    ROWS: int
-    HEAD_DIM: int
-    BLOCK_N: int
-    STAGES: int
-
-
 @gluon.jit
 def _count_tiles(item, sizes, form: gl.constexpr):
-    """Query tiles of a work item: one or, with PAIRS, the last and the first of those left."""
+    """Returns the query tiles of a work item: 1, or with PAIRS a last and a first one of a head."""
     count = 1
     if form.PAIRS:
         items = (sizes.num_tiles + 1) // 2
@@ -117,7 +47,7 @@ def _count_tiles(item, sizes, form: gl.constexpr):
 
 @gluon.jit
 def _query_tile(item, part, sizes, form: gl.constexpr):
-    """(batch, head, first query, key tiles) of a part of a work item; it has at least one key tile.
+    """Returns (batch, head, first query, key tiles) of a part of a work item; key tiles >= 1.
 
     Items of a head are neighbours, so that they share K and V in L2. With CAUSAL the tiles with the
     most keys are first; pairs have the same number of keys.
@@ -142,7 +72,7 @@ def _query_tile(item, part, sizes, form: gl.constexpr):
 
 @gluon.jit
 def _copy_tile(desc, batch, head, row, ring, full, empty, step, STAGES: gl.constexpr):
-    """Copy rows of a head into the slot of this step, once all consumers have left it."""
+    """Copies rows of a head into the slot of this step, once all consumers have left the slot."""
     slot = step % STAGES
     turn = step // STAGES & 1
     # A barrier counts as having completed a phase 1 before its first, so this passes at once for
@@ -155,6 +85,7 @@ def _copy_tile(desc, batch, head, row, ring, full, empty, step, STAGES: gl.const
 
 @gluon.jit
 def _copy_keys(descs, memory, batch, head, tile, step, form: gl.constexpr):
+    """Copies a tile of K into its ring."""
     _copy_tile(
         descs.k, batch, head, tile * form.BLOCK_N, memory.k, memory.k_full, memory.k_empty, step,
         form.STAGES,
@@ -163,6 +94,7 @@ def _copy_keys(descs, memory, batch, head, tile, step, form: gl.constexpr):
 
 @gluon.jit
 def _copy_values(descs, memory, batch, head, tile, step, form: gl.constexpr):
+    """Copies a tile of V into its ring."""
     _copy_tile(
         descs.v, batch, head, tile * form.BLOCK_N, memory.v, memory.v_full, memory.v_empty, step,
         form.STAGES,
@@ -171,7 +103,7 @@ def _copy_values(descs, memory, batch, head, tile, step, form: gl.constexpr):
 
 @gluon.jit
 def _produce(descs, memory, sizes, form: gl.constexpr):
-    """For each query tile copy the queries of all consumers, then the tiles of K and V."""
+    """Copies for each query tile the queries of all consumers, then the tiles of K and V."""
     CONSUMERS: gl.constexpr = form.CONSUMERS
     tiles = 0  # that were copied, of queries, and of keys
     done = 0
@@ -196,7 +128,7 @@ def _produce(descs, memory, sizes, form: gl.constexpr):
 
 @gluon.jit
 def _mask(s, queries, first_key, seqlen_k, CAUSAL: gl.constexpr):
-    """-inf for the scores s [M, N] of keys that are not there or, with CAUSAL, come later."""
+    """Returns s [M, N], -inf for keys that are not there or, with CAUSAL, come later."""
     layout: gl.constexpr = s.type.layout
     keys = first_key + gl.arange(0, s.shape[1], layout=gl.SliceLayout(0, layout))
     if CAUSAL:
@@ -209,7 +141,7 @@ def _mask(s, queries, first_key, seqlen_k, CAUSAL: gl.constexpr):
 
 @gluon.jit
 def _online_softmax(s, m_i, l_i, scale):
-    """(p, alpha, m, l): fold a tile of s [M, N] = q.k into the running maximum and sum, base 2."""
+    """Folds a tile of s [M, N] = q.k into the running maximum and sum; returns (p, alpha, m, l)."""
     m_new = gl.maximum(m_i, gl.max(s, 1) * scale)
     p = gl.exp2(gl.fma(s, scale, -m_new[:, None]))
     alpha = gl.exp2(m_i - m_new)
@@ -221,7 +153,7 @@ def _step(
     acc, p, m_i, l_i, q, memory, done, step, full, queries, seqlen_k, scale,
     WHO: gl.constexpr, form: gl.constexpr,
 ):  # fmt: skip
-    """q k^T of this step beside p v of the step before; then p of this step."""
+    """Computes q k^T of this step beside p v of the step before; then p of this step."""
     BLOCK_N: gl.constexpr = form.BLOCK_N
     ROWS: gl.constexpr = form.ROWS
     now = done.keys + step
@@ -256,10 +188,8 @@ def _step(
 
 
 @gluon.jit
-def _attend(
-    memory, done, steps, first_query, sizes, scale, WHO: gl.constexpr, form: gl.constexpr
-):
-    """(acc, m, l) of the 64 queries of consumer WHO."""
+def _attend(memory, done, steps, first_query, sizes, scale, WHO: gl.constexpr, form: gl.constexpr):
+    """Returns (acc, m, l) of the 64 queries of consumer WHO."""
     BLOCK_N: gl.constexpr = form.BLOCK_N
     ROWS: gl.constexpr = form.ROWS
     HEAD_DIM: gl.constexpr = form.HEAD_DIM
@@ -307,7 +237,7 @@ def _attend(
 
 @gluon.jit
 def _consume(memory, outputs, sizes, scale, WHO: gl.constexpr, form: gl.constexpr):
-    """Attention of 64 queries of each query tile: those of consumer WHO."""
+    """Computes the attention of 64 queries of each query tile: those of consumer WHO."""
     ROWS: gl.constexpr = form.ROWS
     HEAD_DIM: gl.constexpr = form.HEAD_DIM
     COLUMNS: gl.constexpr = HEAD_DIM // 8
@@ -388,7 +318,7 @@ def forward_kernel(
         q_smem, o_smem, q_full, q_empty, k_ring, v_ring, k_full, k_empty, v_full, v_empty, turns
     )
     outputs = Outputs(o_ptr, lse_ptr, o_strides)
-    sizes = Sizes(num_items, num_tiles, num_heads, seqlen_q, seqlen_k, offset)
+    sizes = GluonSizes(num_items, num_tiles, num_heads, seqlen_q, seqlen_k, offset)
     descs = Descriptors(q_desc, k_desc, v_desc)
     # A warp group's registers for each thread. Consumer 0 gets what the others leave of 65,536, and
     # that is as many as another consumer has.

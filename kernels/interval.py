@@ -1,4 +1,4 @@
-"""Which keys a query sees, and which tiles a tile has to visit for that."""
+"""The keys that a query sees, and the tiles that a tile of queries or keys visits for that."""
 
 from typing import Any, NamedTuple
 
@@ -30,8 +30,9 @@ class Interval(NamedTuple):
 
 
 class KeyRange(NamedTuple):
-    """Keys that a tile of queries visits: tiles over [begin, end), those in [full_begin, full_end)
-    without a mask; no key outside [lo, hi) is read.
+    """The keys that a tile of queries visits: the tiles over [begin, end).
+
+    Tiles in [full_begin, full_end) need no mask. No key outside [lo, hi) is read.
     """
 
     begin: Any
@@ -43,8 +44,9 @@ class KeyRange(NamedTuple):
 
 
 class QueryRange(NamedTuple):
-    """Queries that a tile of keys visits: tiles over [begin, end), those in [full_begin, full_end)
-    without a mask, counted from origin.
+    """The queries that a tile of keys visits: the tiles over [begin, end), counted from origin.
+
+    Tiles in [full_begin, full_end) need no mask.
     """
 
     origin: Any
@@ -56,7 +58,7 @@ class QueryRange(NamedTuple):
 
 @triton.constexpr_function
 def edge_block(block, mask):
-    """Side of a tile that needs masks: fewer hidden pairs, and registers for the masks.
+    """Returns the side of a tile that needs masks: fewer hidden pairs, and registers for masks.
 
     Which tiles are edges depends on the sequence alone, and so do the order of sums and the bits.
     A tile of 128 keys stays whole, as in forward_gluon.py, which has to give the same bits.
@@ -66,7 +68,7 @@ def edge_block(block, mask):
 
 @triton.jit
 def first_tile(interval):
-    """Where the first key tile starts: at kv_begin, or a multiple of `unit` before it.
+    """Returns where the first key tile starts: at kv_begin, or at a multiple of `unit` before it.
 
     Dropout draws its bytes for 16 keys at a time, and its tiles do not follow kv_start.
     """
@@ -78,7 +80,7 @@ def first_tile(interval):
 
 @triton.jit
 def key_interval(i, interval):
-    """[lo, hi), the keys that query i sees besides a global prefix; i is one index or a tensor."""
+    """Returns [lo, hi), the keys that queries i see besides a global prefix; i: index or tensor."""
     lo = interval.kv_begin
     hi = interval.kv_end
     if interval.window_left is not None:
@@ -96,7 +98,7 @@ def key_interval(i, interval):
 
 @triton.jit
 def visible(i, j, interval):
-    """Which queries i see which keys j: i [M, 1] and j [1, N], or i [1, M] and j [N, 1]."""
+    """Returns whether queries i see keys j: i [M, 1] and j [1, N], or i [1, M] and j [N, 1]."""
     lo, hi = key_interval(i, interval)
     seen = j < hi
     # Tiles start at kv_begin unless one of these is there.
@@ -116,7 +118,7 @@ def visible(i, j, interval):
 
 @triton.jit
 def split_range(lo, hi, full_lo, full_hi, origin, BLOCK: tl.constexpr):
-    """(begin, full_begin, full_end, end) of the tiles over [lo, hi), counted from origin <= lo.
+    """Returns (begin, full_begin, full_end, end) of the tiles over [lo, hi), from origin <= lo.
 
     The tiles in [full_begin, full_end) lie inside [full_lo, full_hi) and need no mask; the others
     are edges. full_hi <= hi.
@@ -131,7 +133,7 @@ def split_range(lo, hi, full_lo, full_hi, origin, BLOCK: tl.constexpr):
 
 @triton.jit
 def visited_keys(first_query, interval, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """The KeyRange of the queries of a tile.
+    """Returns the KeyRange of a tile of queries.
 
     With a prefix the range leaves out the keys that are seen for that alone, unless a query of the
     prefix is in the tile: then it is all keys, and all of them edges.
@@ -157,7 +159,7 @@ def visited_keys(first_query, interval, BLOCK_M: tl.constexpr, BLOCK_N: tl.const
 
 @triton.jit
 def prefix_keys_end(first_query, keys, interval):
-    """Where the key tiles end that a query tile visits for the prefix, before its KeyRange."""
+    """Returns the end of the key tiles that a query tile visits for the prefix, before `keys`."""
     stop = tl.minimum(interval.kv_begin + interval.prefix, interval.kv_end)
     stop = tl.where(keys.begin < keys.end, tl.minimum(stop, keys.begin), stop)
     return tl.where(first_query < interval.num_q, stop, 0)
@@ -165,8 +167,8 @@ def prefix_keys_end(first_query, keys, interval):
 
 @triton.jit
 def prefix_queries_end(begin, end, interval):
-    """Where the tiles end of the queries of the prefix, which see every key, before [begin, end)
-    of the QueryRange of a key tile.
+    """Returns the end of the tiles over the queries of the prefix, which see every key, before the
+    [begin, end) that a key tile visits.
     """
     stop = clamp(interval.kv_begin + interval.prefix - interval.offset, 0, interval.num_q)
     return tl.where(begin < end, tl.minimum(stop, begin), stop)
@@ -174,7 +176,7 @@ def prefix_queries_end(begin, end, interval):
 
 @triton.jit
 def count_at_most(ptr, count, value):
-    """How many of the first `count` numbers at ptr, which never decrease, are at most value."""
+    """Returns how many of the `count` numbers at ptr, which never decrease, are at most value."""
     WIDTH: tl.constexpr = 128
     found = 0
     while count > 0:
@@ -190,7 +192,7 @@ def count_at_most(ptr, count, value):
 
 @triton.jit
 def seen_keys(interval):
-    """[lo, hi), the keys that some query sees."""
+    """Returns [lo, hi), the keys that some query sees."""
     lo, _ = key_interval(0, interval)
     _, hi = key_interval(interval.num_q - 1, interval)
     if interval.prefix is not None:
@@ -203,7 +205,7 @@ def seen_keys(interval):
 def visiting_queries(
     first_key, interval, ANCHORED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
 ):
-    """The QueryRange of the keys of a tile.
+    """Returns the QueryRange of a tile of keys.
 
     ANCHORED: query tiles are counted from the query that stands at kv_begin, as they would be if
     the keys before it were not there; the first tile can then start before query 0.

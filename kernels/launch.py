@@ -1,4 +1,4 @@
-"""What every kernel is launched with: pointers, strides, sizes, and the choices compiled in."""
+"""Launches of a kernel for a call: the arguments that all kernels share, and the grid."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -24,7 +24,7 @@ from .parameters import (
 
 
 class Facts(NamedTuple):
-    """What a launch depends on of a tensor, besides where it lies."""
+    """The properties of a tensor that a launch depends on, besides its address."""
 
     shape: tuple[int, ...]
     strides: tuple[int, ...]
@@ -33,7 +33,7 @@ class Facts(NamedTuple):
 
 
 class Layout:
-    """All that calls of the same shapes, strides, types and numbers have in common.
+    """The part of a launch that calls of the same shapes, strides, types and numbers share.
 
     call has the fields of clinattn.arguments.Arguments with Facts in place of tensors, scale >= 0.
     others: more tensors that share the alignment of q, k and v. arguments: the keywords that all
@@ -96,7 +96,7 @@ class Layout:
     def form_of(
         self, call: Any, others: tuple[Facts, ...], capability: tuple[int, int], precision: str
     ) -> Form:
-        """The Form of the call of this layout."""
+        """Returns the Form of the call of this layout."""
         q, k, v, mask = call.q, call.k, call.v, call.mask
         vector = 16 // q.dtype.itemsize
         aligned = [self.head_dim]
@@ -128,21 +128,21 @@ class Layout:
         )
 
     def strides(self, x: Facts) -> Strides:
-        """Strides of a tensor in the layout of q. That of rows is compiled in if the model sets it.
+        """Returns Strides of a tensor in the layout of q; a row stride of the model is constant.
 
-        The addresses of a tile are then one register and constants. One that depends on the batch,
-        as in (N, B, H, D), is not: every batch size would compile anew.
+        With a constant the addresses of a tile are one register and constants. A row stride that
+        depends on the batch, as in (N, B, H, D), is none: each batch size would compile anew.
         """
         b, h, n = row_strides(x, self.packed)
         widest_row = 3 * max(self.num_heads, self.num_kv_heads) * self.head_dim
         return Strides(b, h, constant(n) if n <= widest_row and n % self.head_dim == 0 else n)
 
     def num_query_tiles(self, block: int) -> int:
-        """Tiles over the queries of a head, and one more where the first can start before them."""
+        """Returns tiles over the queries of a head, one more if the first can start before them."""
         return self.num_tiles(self.seqlen_q, block) + self.anchors_queries
 
     def num_tiles(self, length: int, block: int) -> int:
-        """Tiles of one head: of a dense length, or slots for the sequences of a packed one."""
+        """Returns tiles of one head: of a dense length, or slots for sequences of a packed one."""
         return length // block + self.num_seqs + 1 if self.packed else -(-length // block)
 
 
@@ -156,13 +156,13 @@ def layout(
     capability: tuple[int, int],
     precision: str,
 ) -> Layout:
-    """The layout of a call of this kind of record, of which `tensors` and `others` are Facts."""
+    """Returns the Layout of a call, a record of type `kind`; tensors, others: fields of Facts."""
     known = (x if x is None else Facts(*x) for x in tensors)
     return Layout(kind(*known, *numbers), tuple(Facts(*x) for x in others), capability, precision)
 
 
 class Problem:
-    """One attention call, with the fields of clinattn.arguments.Arguments, as the kernels see it.
+    """One attention call, a record with the fields of clinattn.arguments.Arguments, and its Layout.
 
     others: as in Layout. A negative scale is turned into a negative q.
     """
@@ -187,7 +187,7 @@ class Problem:
         )
 
     def empty_lse(self) -> torch.Tensor:
-        """fp32, (B, H, Nq) or (H, Tq)."""
+        """Returns an unwritten fp32 tensor, (B, H, Nq) or (H, Tq)."""
         return self.call.q.new_empty(self.layout.lse_shape, dtype=torch.float32)
 
     def launch(
@@ -199,7 +199,7 @@ class Problem:
         programs: int | None = None,
         **arguments: Any,
     ) -> None:
-        """All programs on axis 0; by default one for each tile of each head of each batch entry."""
+        """Launches `programs` on axis 0; by default one a tile, for all heads and batch entries."""
         layout = self.layout
         if programs is None:
             programs = num_tiles * num_heads * layout.batch
@@ -222,22 +222,22 @@ class Problem:
             relaunch.keep(layout.plans, key, made)
 
     def on_device(self) -> AbstractContextManager:
-        """Triton launches on the current device, which need not be that of q."""
+        """Returns a context in which Triton launches on the device of q."""
         return on_device(self.device)
 
 
 def row_strides(x: Facts, packed: bool) -> tuple[int, ...]:
-    """(batch, head, row) strides of a dense (B, H, N, D) or packed (T, H, D) tensor."""
+    """Returns the (batch, head, row) strides of a dense (B, H, N, D) or packed (T, H, D) tensor."""
     return (0, x.strides[1], x.strides[0]) if packed else x.strides[:3]
 
 
 def empty_like(x: torch.Tensor) -> torch.Tensor:
-    """Unwritten and contiguous, in a quarter of the time of torch.empty with shape and type."""
+    """Returns an unwritten contiguous tensor, in a quarter of the time that torch.empty takes."""
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 def contiguous(x: Facts) -> Facts:
-    """The facts of a contiguous tensor of that shape."""
+    """Returns the Facts of a contiguous tensor of that shape."""
     strides, size = [], 1
     for n in reversed(x.shape):
         strides.append(size)
@@ -246,7 +246,7 @@ def contiguous(x: Facts) -> Facts:
 
 
 def mask_kind(mask: Facts | None, one_head: bool) -> str | None:
-    """MASK in Form. one_head: a key head has one query head."""
+    """Returns MASK of Form. one_head: a key head has one query head."""
     if mask is None:
         return None
     strides = mask_strides(mask)
@@ -254,6 +254,7 @@ def mask_kind(mask: Facts | None, one_head: bool) -> str | None:
 
 
 def mask_strides(mask: Facts | None) -> MaskStrides:
+    """Returns the strides of a mask, 0 where it broadcasts and where there is none."""
     if mask is None:
         return MaskStrides(0, 0, 0, 0)
     sides = zip(mask.shape, mask.strides, strict=True)
@@ -262,16 +263,17 @@ def mask_strides(mask: Facts | None) -> MaskStrides:
 
 @lru_cache
 def constant(n: int) -> tl.constexpr:
+    """Returns n as a constexpr, always the same object."""
     return tl.constexpr(n)
 
 
 def fp32_precision() -> str:
-    """How the tensor cores take fp32; the 16-bit types have no choice."""
+    """Returns how the tensor cores take fp32; the 16-bit types have no choice."""
     return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
 def on_device(device: torch.device) -> AbstractContextManager:
-    """Within this context the current device, on which Triton launches, is that of the tensors."""
+    """Returns a context in which this device is the current one, on which Triton launches."""
     if device.type != "cuda" or device.index == torch.cuda.current_device():
         return SAME_DEVICE
     return torch.cuda.device(device)
@@ -282,5 +284,5 @@ SAME_DEVICE = nullcontext()
 
 @lru_cache
 def device_capability(device: torch.device) -> tuple[int, int]:
-    """Compute capability; that of Hopper for the CPU tensors of the interpreter."""
+    """Returns the compute capability; that of Hopper for the CPU tensors of the interpreter."""
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)

@@ -23,7 +23,10 @@ NOT_SPECIALIZED = [
 
 @lru_cache
 def inputs_type(kind: type) -> type:
-    """The NamedTuple of the tensors that begin a call: those of `kind` that default to None."""
+    """Returns a NamedTuple type of the tensors of a call of type `kind`.
+
+    Tensors are the fields without a default or with None, and `kind` begins with them.
+    """
     defaults = kind._field_defaults  # type: ignore[attr-defined]
     names = [x for x in kind._fields if defaults.get(x) is None]  # type: ignore[attr-defined]
     return NamedTuple("Inputs", [(name, Any) for name in names])  # type: ignore[misc]
@@ -81,12 +84,12 @@ class Factors(NamedTuple):
 
 
 class Form(NamedTuple):
-    """What is compiled into the kernels of a call.
+    """The constexprs of the kernels of a call.
 
     MASK: None, "keys" (every query that meets a key sees the same) or "pairs". TERMS: something is
     added to scores besides a mask. EXACT: fp32. NATURAL: scores are natural until the maximum is
-    taken off, else base 2. GROUP: query heads of a key head. UNIT: None, or what the first key of a
-    tile is a multiple of, see first_tile. GUARDED: see _accumulate_dkdv. ALIGN: elements that all
+    taken off, else base 2. GROUP: query heads of a key head. UNIT: None, or what first_tile
+    rounds to. GUARDED: see _accumulate_dkdv. ALIGN: elements that all
     addresses and strides are multiples of.
     """
 
@@ -117,12 +120,12 @@ def is_plain(call: Any) -> bool:
 
 
 def dropout_bits(call: Any) -> int | None:
-    """The probability of dropout in 2^-24; None without dropout."""
+    """Returns the probability of dropout in 2^-24; None without dropout."""
     return None if call.seed is None else round(call.dropout_p * (1 << DROPOUT_BITS))
 
 
 def factors(call: Any, natural: bool) -> Factors:
-    """The factors of a call with scale >= 0. natural: as NATURAL in Form."""
+    """Returns the Factors of a call with scale >= 0. natural: NATURAL of Form."""
     factor = call.softcap or call.scale
     natural_scale = max(factor, SMALLEST_SCALE)
     kept = None if call.seed is None else 1 - dropout_bits(call) / (1 << DROPOUT_BITS)

@@ -1,4 +1,4 @@
-"""Launches that Triton's JIT has made once, made again without it.
+"""Repeats a launch of Triton's JIT without the JIT.
 
 A kernel is compiled for the types of its arguments, for constants, and for which addresses are
 multiples of 16. A plan holds the kernel of one such set, so that launching again takes nothing but
@@ -80,7 +80,9 @@ class Plan:
         given: Mapping[str, Any],
         descriptors: Mapping[str, Any] = NONE,
     ) -> bool:
-        """Launch with these tensors; false, and nothing done, if that calls for another kernel."""
+        """Launches with these tensors; returns false, and launches nothing, if that takes another
+        kernel.
+        """
         if self.driver is not driver.active or list(given) != self.names or watched(self.kernel):
             return False
         values = list(given.values())
@@ -118,7 +120,7 @@ class Plan:
 
 
 def watched(kernel: Any) -> bool:
-    """Whether somebody replaced or hooked into the JIT, and a launch has to come through it."""
+    """Returns whether the JIT is replaced or has hooks, so that a launch has to come through it."""
     runtime = knobs.runtime
     enter, leave = runtime.launch_enter_hook, runtime.launch_exit_hook
     return bool(
@@ -140,7 +142,7 @@ def launch(
     config: Any = None,
     descriptors: Mapping[str, Any] = NONE,
 ) -> Plan | None:
-    """Launch through the JIT on the current device; returns a plan to do so again, if there is one.
+    """Launches through the JIT on the current device; returns a Plan to repeat that, or None.
 
     inputs: the NamedTuple for the parameter of that name, empty where the kernel has none. given:
     keywords of tensors and constants. fixed: keywords that are the same whenever the plan is used.
@@ -163,7 +165,7 @@ def is_constant(x: Any) -> bool:
 
 
 def keep(plans: Plans, key: Any, plan: Plan | None) -> None:
-    """Add a plan to those of a key, of which the oldest and those of other drivers are dropped."""
+    """Adds a plan to those of a key; drops the oldest, and those of other drivers."""
     if plan is not None:
         others = [x for x in plans.get(key, ()) if x.driver is plan.driver]
         plans[key] = [*others[1 - MOST :], plan]

@@ -20,7 +20,7 @@ MAX_TOKENS = 64
 
 
 class TurnInputs(NamedTuple):
-    """The tensors of a turn; q_out and k_out are what it writes."""
+    """The tensors of a turn, of which q_out and k_out are written."""
 
     q: Any
     k: Any
@@ -40,7 +40,9 @@ class TurnStrides(NamedTuple):
 
 
 class TurnForm(NamedTuple):
-    """What is compiled in: PAIRS features are turned, REST are copied, HEADS share a program."""
+    """The constexprs of rotary_kernel: 2 PAIRS features are turned, REST are copied; HEADS share a
+    program.
+    """
 
     PAIRS: int
     REST: int
@@ -57,7 +59,7 @@ def _turn_heads(
     x_ptr, y_ptr, x_strides, y_strides, batch, first_head, num_heads, offs_n, inside, cos, sin,
     form: tl.constexpr,
 ):  # fmt: skip
-    """y <- x turned, for tokens offs_n [BLOCK_N] of heads [first_head, first_head + HEADS)."""
+    """Writes y <- x turned, for tokens offs_n of heads [first_head, first_head + HEADS)."""
     offs_p = tl.arange(0, form.BLOCK_P)
     if form.INTERLEAVED:
         first, second = 2 * offs_p, 2 * offs_p + 1
@@ -87,6 +89,7 @@ def _turn_heads(
 def rotary_kernel(
     inputs, strides, stride_pb, tokens, q_heads, k_heads, num_blocks, form: tl.constexpr
 ):
+    """Writes q_out and k_out: HEADS heads of BLOCK_N tokens."""
     pid = tl.program_id(0)
     block = pid % num_blocks
     q_groups = tl.cdiv(q_heads, form.HEADS)
@@ -118,7 +121,7 @@ def rotary_kernel(
 
 
 class Turn:
-    """All that calls of the same shapes, strides and types have in common."""
+    """The part of a launch that calls of the same shapes, strides and types share."""
 
     def __init__(
         self, facts: tuple[Facts, ...], pairs: int, interleaved: bool, inverse: bool
@@ -158,6 +161,7 @@ class Turn:
 
 @lru_cache(maxsize=256)
 def turn(facts: tuple[tuple[Any, ...], ...], *rest: Any) -> Turn:
+    """Returns the Turn of tensors with these facts."""
     return Turn(tuple(Facts(*x) for x in facts), *rest)
 
 
@@ -169,7 +173,10 @@ def rotary(
     interleaved: bool,
     inverse: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The op clinattn::rotary, with last strides of 1, contiguous fp32 positions (..., N)."""
+    """Returns q and k turned, as the op clinattn::rotary does.
+
+    The last stride of q and k is 1; positions: fp32 (..., N), contiguous.
+    """
     q_out, k_out = torch.empty_like(q), torch.empty_like(k)
     inputs = TurnInputs(q, k, positions, frequencies, q_out, k_out)
     facts = tuple([(x.shape, x.stride(), x.dtype, x.device) for x in inputs])

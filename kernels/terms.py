@@ -10,7 +10,7 @@ from .tiles import clamp
 
 
 class Terms(NamedTuple):
-    """What with_terms adds to the scores of a sequence.
+    """The terms that with_terms adds to the scores of a sequence.
 
     inputs: those of the call, of which decay, slopes and relative are None where they add nothing.
     far: a relative bias has 2 far + 1 values for each head. stride_slopes: from the slopes of a
@@ -24,8 +24,9 @@ class Terms(NamedTuple):
 
 
 class Dropout(NamedTuple):
-    """What kept_pairs draws from; seed_ptr None without dropout. bits: the probability in 2^-24.
-    kept_scale: the weight of a pair that is kept.
+    """The dropout of a sequence; seed_ptr: None without dropout.
+
+    bits: the probability in 2^-24. kept_scale: the weight of a pair that is kept.
     """
 
     seed_ptr: Any
@@ -35,7 +36,7 @@ class Dropout(NamedTuple):
 
 
 class Score(NamedTuple):
-    """All that makes a score, and from it the weight of a pair, besides q and k."""
+    """The rules by which q and k give the score of a pair, and the score a weight."""
 
     interval: Any
     terms: Any
@@ -45,7 +46,7 @@ class Score(NamedTuple):
 
 @triton.jit
 def score_factor(score, NATURAL: tl.constexpr):
-    """What takes modified q.k to a score: natural where NATURAL, else base 2."""
+    """Returns the factor from modified q.k to a score: natural where NATURAL, else base 2."""
     if NATURAL:
         factor = score.factors.natural_scale
     else:
@@ -55,7 +56,7 @@ def score_factor(score, NATURAL: tl.constexpr):
 
 @triton.jit
 def modified(s, score):
-    """(what becomes of s = q.k before its factor, the derivative of that by s)."""
+    """Returns (s', ds'/ds), where s' is what becomes of s = q.k before its factor."""
     gain = 1.0
     if score.factors.cap_scale is not None:
         s = softcapped(s, score.factors.cap_scale)
@@ -65,7 +66,7 @@ def modified(s, score):
 
 @triton.jit
 def softcapped(s, cap_scale):
-    """tanh(s cap_scale), to some ulp also near 0; its polynomial there is that of Cephes' tanhf."""
+    """Returns tanh(s cap_scale), to some ulp also near 0, by the polynomial of Cephes' tanhf."""
     x = s * cap_scale
     size = tl.abs(x)
     far = 1.0 - 2.0 / (tl.exp2(size * 2.8853900817779268) + 1.0)
@@ -79,9 +80,9 @@ def softcapped(s, cap_scale):
 
 @triton.jit
 def with_terms(bias, i, j, head, score, NATURAL: tl.constexpr):
-    """bias, None for 0, and what relative biases, slopes and decay add to the scores of i and j.
+    """Returns bias, None for 0, with the relative biases, slopes and decay of i and j added.
 
-    One of them must be there: Triton 3.6 lets no function return None.
+    A call without these three must not come here: Triton 3.6 lets no function return None.
     """
     interval = score.interval
     terms = score.terms
@@ -102,7 +103,7 @@ def with_terms(bias, i, j, head, score, NATURAL: tl.constexpr):
 
 @triton.jit
 def plus(x, y):
-    """x + y, where x can be None for 0."""
+    """Returns x + y, where x can be None for 0."""
     if x is None:
         total = y
     else:
@@ -112,13 +113,13 @@ def plus(x, y):
 
 @triton.jit
 def position_distance(i, j, interval):
-    """|i - j|, aligned as the interval is."""
+    """Returns |i - j|, aligned as the interval is."""
     return tl.abs(i + interval.offset - j).to(tl.float32)
 
 
 @triton.jit
 def time_distance(i, j, times_ptr, interval):
-    """|t_i - t_j|, with 0 for the times of padding, which can be anything."""
+    """Returns |t_i - t_j|, with 0 for the times of padding, which can be anything."""
     times_ptr += interval.first_row
     is_query = (i >= 0) & (i < interval.num_q)
     is_key = (j >= interval.kv_begin) & (j < interval.kv_end)
@@ -128,10 +129,8 @@ def time_distance(i, j, times_ptr, interval):
 
 
 @triton.jit
-def kept_pairs(
-    first_query, first_key, head, dropout, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
-):
-    """bool [BLOCK_M, BLOCK_N]: what dropout keeps; first_key is a multiple of 16.
+def kept_pairs(first_query, first_key, head, dropout, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Returns bool [BLOCK_M, BLOCK_N], the pairs that dropout keeps. first_key: a multiple of 16.
 
     One Philox4x32-7 (Salmon et al., 2011) gives the bytes of 16 keys of a query. A byte below the
     threshold of its row is dropped; thresholds are dithered by row, right to 2^-24 on average.
@@ -157,5 +156,5 @@ def kept_pairs(
 
 @triton.jit
 def dropped(x, keep, dropout):
-    """x where it is kept, scaled by what makes up for the rest, else 0."""
+    """Returns x kept_scale for the pairs that are kept, else 0."""
     return tl.where(keep, x * dropout.kept_scale, 0.0)

@@ -1,4 +1,4 @@
-"""Which tile a program owns."""
+"""The tile that a program owns."""
 
 from typing import Any, NamedTuple
 
@@ -28,17 +28,18 @@ class Tile(NamedTuple):
 
 @triton.jit
 def clamp(x, low, high):
-    """x limited to [low, high]; low wins where they cross."""
+    """Returns x limited to [low, high]; low where low > high."""
     return tl.maximum(tl.minimum(x, high), low)
 
 
 @triton.jit
 def packed_tile(slot, cu_seqlens_ptr, num_seqs, total, BLOCK: tl.constexpr):
-    """(sequence, its first row, its rows, tile) of a tile slot in a packed batch.
+    """Returns (sequence, its first row, its rows, tile) of a tile slot in a packed batch.
 
     Sequence s owns the slots from cu_seqlens[s] // BLOCK + s on: at least as many as it has tiles,
     known without a scan or a copy to the host. A slot beyond its tiles has tile * BLOCK >= rows.
-    The rows after cu_seqlens[-1] form one more sequence, number num_seqs, so that they get written.
+    The rows after cu_seqlens[-1] form one more sequence, number num_seqs, so that its rows get
+    written.
     """
     WIDTH: tl.constexpr = 128
     first = 0
@@ -58,7 +59,7 @@ def packed_tile(slot, cu_seqlens_ptr, num_seqs, total, BLOCK: tl.constexpr):
 
 @triton.jit
 def packed_rows(sequence, cu_seqlens_ptr, num_seqs, total):
-    """(first row, number of rows) of a sequence, inside [0, total) whatever cu_seqlens holds."""
+    """Returns (first row, rows) of a sequence, inside [0, total) whatever cu_seqlens holds."""
     start = clamp(tl.load(cu_seqlens_ptr + sequence), 0, total)
     end = tl.load(cu_seqlens_ptr + tl.minimum(sequence + 1, num_seqs))
     end = tl.where(sequence < num_seqs, end, total)
@@ -67,7 +68,7 @@ def packed_rows(sequence, cu_seqlens_ptr, num_seqs, total):
 
 @triton.jit
 def dense_lengths(batch, inputs, sizes):
-    """(queries, first key, end of keys) of a batch entry, inside the tensors whatever is stored."""
+    """Returns (queries, first key, end of keys) of a batch entry, always inside the tensors."""
     num_q = sizes.seqlen_q
     if inputs.q_lengths is not None:
         num_q = clamp(tl.load(inputs.q_lengths + batch), 0, sizes.seqlen_q)
@@ -85,10 +86,10 @@ def query_tile(
     pid, inputs, sizes, LONGEST_LAST: tl.constexpr, ANCHORED: tl.constexpr,
     BLOCK_M: tl.constexpr, form: tl.constexpr,
 ):  # fmt: skip
-    """The Tile of a program over queries.
+    """Returns the Tile of a program over queries.
 
     Tiles of a head are neighbours, so that they share K and V in L2. LONGEST_LAST: later tiles have
-    more keys, so they go first. ANCHORED: as in visiting_queries, the first tile can start before
+    more keys, and go first. ANCHORED: as in visiting_queries, the first tile can start before
     query 0; which tiles of keys are edges then depends on the sequence, not on what stands before.
     """
     tile = pid % sizes.num_tiles
@@ -98,9 +99,7 @@ def query_tile(
         sequence, q_start, rows, tile = packed_tile(
             tile, inputs.cu_seqlens_q, sizes.num_seqs, sizes.seqlen_q, BLOCK_M
         )
-        k_start, kv_end = packed_rows(
-            sequence, inputs.cu_seqlens_k, sizes.num_seqs, sizes.seqlen_k
-        )
+        k_start, kv_end = packed_rows(sequence, inputs.cu_seqlens_k, sizes.num_seqs, sizes.seqlen_k)
         kv_end = tl.where(sequence < sizes.num_seqs, kv_end, 0)
         kv_begin = 0
         num_q = rows
@@ -131,9 +130,10 @@ def query_tile(
 
 @triton.jit
 def key_tile(pid, inputs, sizes, BLOCK_N: tl.constexpr, form: tl.constexpr):
-    """The Tile of a program over keys. With kv_start its first key can be negative: tiles are
-    counted from kv_begin, or with dropout from a multiple of 16 before it, and also cover the rows
-    before it, to write their zeros.
+    """Returns the Tile of a program over keys.
+
+    With kv_start the first key can be negative: tiles are counted from kv_begin, or with dropout
+    from a multiple of 16 before kv_begin, and also cover the rows before kv_begin, to write zeros.
     """
     tile = pid % sizes.num_tiles
     head = pid // sizes.num_tiles
@@ -142,9 +142,7 @@ def key_tile(pid, inputs, sizes, BLOCK_N: tl.constexpr, form: tl.constexpr):
         sequence, k_start, rows, tile = packed_tile(
             tile, inputs.cu_seqlens_k, sizes.num_seqs, sizes.seqlen_k, BLOCK_N
         )
-        q_start, num_q = packed_rows(
-            sequence, inputs.cu_seqlens_q, sizes.num_seqs, sizes.seqlen_q
-        )
+        q_start, num_q = packed_rows(sequence, inputs.cu_seqlens_q, sizes.num_seqs, sizes.seqlen_q)
         kv_begin = 0
         kv_end = tl.where(sequence < sizes.num_seqs, rows, 0)
         first = tl.where(tile < 0, rows, tile * BLOCK_N)
@@ -168,7 +166,7 @@ def key_tile(pid, inputs, sizes, BLOCK_N: tl.constexpr, form: tl.constexpr):
 
 @triton.jit
 def rows_before(offs, end, ANCHORED: tl.constexpr):
-    """Which of the rows are before `end`, and not before row 0, where ANCHORED tiles can start."""
+    """Returns whether rows are before `end`, and not before row 0, as those of ANCHORED can be."""
     inside = offs < end
     if ANCHORED:
         inside = inside & (offs >= 0)
@@ -177,7 +175,7 @@ def rows_before(offs, end, ANCHORED: tl.constexpr):
 
 @triton.jit
 def aligned_origin(anchor, BLOCK: tl.constexpr):
-    """The tile start in (-BLOCK, 0] of the tiling in which a tile starts at anchor."""
+    """Returns the tile start in (-BLOCK, 0] of the tiling in which a tile starts at anchor."""
     remainder = anchor % BLOCK
     remainder = tl.where(remainder < 0, remainder + BLOCK, remainder)
     return tl.where(remainder > 0, remainder - BLOCK, 0)
