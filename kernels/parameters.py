@@ -1,8 +1,9 @@
 """The records that a kernel gets from the host and hands on whole.
 
-Every supported Triton takes NamedTuples as arguments of a kernel. It compiles a kernel anew where
-an integer in one becomes 1 or a multiple of 16; so the integers that vary from call to call are
-parameters of their own, NOT_SPECIALIZED.
+Every supported Triton takes NamedTuples as arguments of a kernel. Triton compiles a kernel anew
+where an integer in a tuple becomes 1 or a multiple of 16; so the integers that vary from call to
+call are parameters of their own, NOT_SPECIALIZED. No function of Triton 3.6 returns None, in a
+record either; so the kernels themselves build each record that can hold None.
 """
 
 from functools import lru_cache
