@@ -11,7 +11,7 @@ import torch
 
 triton = pytest.importorskip("triton")
 
-from clinattn.arguments import Arguments  # noqa: E402
+from clinattn.arguments import TENSORS, Arguments  # noqa: E402
 from clinattn.kernels import (  # noqa: E402
     backward,
     dbias,
@@ -19,6 +19,7 @@ from clinattn.kernels import (  # noqa: E402
     forward_gluon,
     forward_gluon_kernel,
     launch,
+    parameters,
     relaunch,
     rotary,
 )
@@ -134,6 +135,10 @@ CALLS = {
 }
 
 
+def test_kernels_get_the_tensors_of_a_call_by_their_names():
+    assert parameters.inputs_type(Arguments)._fields == TENSORS
+
+
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_a_plan_launches_what_the_jit_does(call, launches, monkeypatch):
     """Each launch of the second call is made by a plan and then, as if there were none, again."""
@@ -204,6 +209,24 @@ def test_what_a_plan_was_not_made_for_comes_through_the_jit(pass_, launches, thr
         assert len(through_the_jit) - before == (
             0 if changed is changes[-1] else len({"forward": "f", "backward": "fqk"}[pass_])
         )
+
+
+@pytest.mark.parametrize("n", [1, 16, 17, 32])
+def test_a_number_that_varies_is_no_reason_to_compile(n, launches):
+    """An integer in a tuple would be: Triton compiles anew where one is 1 or a multiple of 16."""
+
+    def call(n):
+        q, k, v = torch.zeros(3, 2, 2, 40 + n, 16, dtype=torch.bfloat16)
+        return Arguments(
+            q, k, v, scale=n / 8, softcap=n / 2, window_left=n, window_right=n, global_prefix=n,
+            relative=torch.zeros(2, 2 * n + 1), seed=torch.zeros(1, dtype=torch.long),
+            dropout_p=n / 2**24,
+        )  # fmt: skip
+
+    both_passes(call(5), needs=backward.RELATIVE)
+    first = [compiled for compiled, _ in launches]
+    both_passes(call(n), needs=backward.RELATIVE)
+    assert [compiled for compiled, _ in launches] == first * 2
 
 
 def test_a_gradient_that_comes_and_goes_keeps_both_plans(launches, through_the_jit):
