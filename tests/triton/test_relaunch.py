@@ -4,10 +4,13 @@ Both run here on CPU tensors: the driver and the compiled kernels stand in, and 
 """
 
 import os
+import subprocess
+import sys
 from collections import defaultdict
 
 import pytest
 import torch
+from places import ROOT
 
 triton = pytest.importorskip("triton")
 
@@ -156,6 +159,15 @@ def test_a_plan_launches_what_the_jit_does(call, launches, monkeypatch):
     call()
     assert len(by_plan) == first
     assert [numbers(x) for x in by_plan] == [numbers(x) for x in launches[first:]]
+
+
+def test_what_is_launched_arrives_at_libcuda(tmp_path):
+    """Tuples are flattened by Triton's launcher; see real_launcher.py, which compares."""
+    command = [sys.executable, ROOT / "tests/lib/real_launcher.py", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    by_the_jit, by_a_plan = done.stdout.splitlines()
+    assert by_the_jit == by_a_plan and int(by_a_plan.split()[0]) > 20
 
 
 @pytest.fixture
