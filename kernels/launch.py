@@ -24,12 +24,11 @@ from .parameters import (
 
 
 class Facts(NamedTuple):
-    """The properties of a tensor that a launch depends on, besides its address."""
+    """The properties of a tensor that a launch depends on, besides its address and device."""
 
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     dtype: torch.dtype
-    device: torch.device
 
 
 class Layout:
@@ -44,7 +43,7 @@ class Layout:
         self, call: Any, others: tuple[Facts, ...], capability: tuple[int, int], precision: str
     ) -> None:
         self.plans: relaunch.Plans = {}
-        self.inputs = inputs_type(type(call))
+        self.inputs = inputs_type(call.__class__)
         q, k, v, mask = call.q, call.k, call.v, call.mask
         self.packed = call.cu_seqlens_q is not None
         self.num_seqs = call.cu_seqlens_q.shape[0] - 1 if self.packed else 0
@@ -67,7 +66,9 @@ class Layout:
         self.form = self.form_of(call, others, capability, precision)
         self.factors = factors(call, self.form.NATURAL)
         self.arguments: dict[str, Any] = dict(
-            strides=InputStrides(*map(self.strides, (q, k, v)), mask_strides(mask)),
+            strides=InputStrides(
+                self.strides(q), self.strides(k), self.strides(v), mask_strides(mask)
+            ),
             num_seqs=self.num_seqs,
             seqlen_q=self.seqlen_q,
             seqlen_k=self.seqlen_k,
@@ -153,10 +154,14 @@ def layout(
     tensors: tuple[tuple[Any, ...] | None, ...],
     numbers: tuple[Any, ...],
     others: tuple[tuple[Any, ...], ...],
+    device: torch.device,
     capability: tuple[int, int],
     precision: str,
 ) -> Layout:
-    """Returns the Layout of a call, a record of type `kind`; tensors, others: fields of Facts."""
+    """Returns the Layout of a call, a record of type `kind`; tensors, others: fields of Facts.
+
+    device: of all tensors; a Layout keeps the launches of one device.
+    """
     known = (x if x is None else Facts(*x) for x in tensors)
     return Layout(kind(*known, *numbers), tuple(Facts(*x) for x in others), capability, precision)
 
@@ -174,14 +179,13 @@ class Problem:
         count = len(inputs_type(call.__class__)._fields)
         self.call, self.tensors, self.device = call, call[:count], call.q.device
         # A tuple is hashed and compared in C; Facts are made of it where the layout is new.
-        tensors = [
-            x if x is None else (x.shape, x.stride(), x.dtype, x.device) for x in self.tensors
-        ]
+        tensors = [x if x is None else (x.shape, x.stride(), x.dtype) for x in self.tensors]
         self.layout = layout(
             call.__class__,
             tuple(tensors),
             call[count:],
-            tuple([(x.shape, x.stride(), x.dtype, x.device) for x in others]),
+            tuple([(x.shape, x.stride(), x.dtype) for x in others]),
+            self.device,
             device_capability(self.device),
             fp32_precision() if call.q.dtype == torch.float32 else "ieee",
         )

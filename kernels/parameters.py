@@ -23,14 +23,13 @@ NOT_SPECIALIZED = [
 
 
 @lru_cache
-def inputs_type(kind: type) -> type:
+def inputs_type(kind: Any) -> Any:
     """Returns a NamedTuple type of the tensors of a call of type `kind`.
 
     Tensors are the fields without a default or with None, and `kind` begins with them.
     """
-    defaults = kind._field_defaults  # type: ignore[attr-defined]
-    names = [x for x in kind._fields if defaults.get(x) is None]  # type: ignore[attr-defined]
-    return NamedTuple("Inputs", [(name, Any) for name in names])  # type: ignore[misc]
+    names = [name for name in kind._fields if kind._field_defaults.get(name) is None]
+    return NamedTuple("Inputs", [(name, Any) for name in names])
 
 
 class Strides(NamedTuple):
@@ -129,7 +128,8 @@ def factors(call: Any, natural: bool) -> Factors:
     """Returns the Factors of a call with scale >= 0. natural: NATURAL of Form."""
     factor = call.softcap or call.scale
     natural_scale = max(factor, SMALLEST_SCALE)
-    kept = None if call.seed is None else 1 - dropout_bits(call) / (1 << DROPOUT_BITS)
+    bits = dropout_bits(call)
+    kept = None if bits is None else 1 - bits / (1 << DROPOUT_BITS)
     return Factors(
         scale=call.scale,
         qk_scale=natural_scale if natural else max(factor * LOG2E, SMALLEST_SCALE),

@@ -54,7 +54,7 @@ class Plan:
         self.kernel, self.config = kernel, config  # the ids of living objects are not used again
         self.device = self.driver.get_current_device()
         self.arguments: list[Any] = [
-            None if name in tensors else values[name] for name in parameters
+            None if name in tensors else bare(values[name]) for name in parameters
         ]
         self.inputs = place.get(INPUTS)
         self.known = [at for at, x in enumerate(inputs) if x is not None]
@@ -117,6 +117,11 @@ class Plan:
             self.programs, 1, 1, stream, self.function, self.metadata, None, None, None, *arguments
         )
         return True
+
+
+def bare(x: Any) -> Any:
+    """Returns x with a tuple for each NamedTuple, of which Triton's launcher would make a list."""
+    return tuple(map(bare, x)) if isinstance(x, tuple) else x
 
 
 def watched(kernel: Any) -> bool:

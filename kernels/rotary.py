@@ -160,8 +160,8 @@ class Turn:
 
 
 @lru_cache(maxsize=256)
-def turn(facts: tuple[tuple[Any, ...], ...], *rest: Any) -> Turn:
-    """Returns the Turn of tensors with these facts."""
+def turn(device: torch.device, facts: tuple[tuple[Any, ...], ...], *rest: Any) -> Turn:
+    """Returns the Turn of tensors on `device` with these fields of Facts."""
     return Turn(tuple(Facts(*x) for x in facts), *rest)
 
 
@@ -179,8 +179,8 @@ def rotary(
     """
     q_out, k_out = torch.empty_like(q), torch.empty_like(k)
     inputs = TurnInputs(q, k, positions, frequencies, q_out, k_out)
-    facts = tuple([(x.shape, x.stride(), x.dtype, x.device) for x in inputs])
-    same = turn(facts, frequencies.shape[0], interleaved, inverse)
+    facts = tuple([(x.shape, x.stride(), x.dtype) for x in inputs])
+    same = turn(q.device, facts, frequencies.shape[0], interleaved, inverse)
     if same.programs > 0:
         with on_device(q.device):
             if not any(plan.again(inputs, {}) for plan in same.plans.get((), ())):
