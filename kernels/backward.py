@@ -68,7 +68,7 @@ def attention_backward(
         config = tile_config("dkdv", *layout.config_key)
         num_tiles = layout.num_tiles(layout.seqlen_k, config.block_n)
         if call.kv_start is not None:
-            num_tiles += 1  # tiles start at kv_start, and one more covers what lies before it
+            num_tiles += 1  # tiles start at kv_start; one more covers the rows before kv_start
         problem.launch(
             dkdv_kernel,
             config,

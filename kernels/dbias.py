@@ -35,8 +35,8 @@ from .tiles import dense_lengths, query_tile
 
 # The constexprs of mask_gradient_kernel that tell which sides of a mask broadcast.
 SHARES = ("BATCHES_SHARE", "HEADS_SHARE", "QUERIES_SHARE", "KEYS_SHARE")
-# One size for all: the scores are computed anew for one number of each pair, so these kernels are
-# bound by loads. Small enough that nothing spills at D 256.
+# One tile for all cards: these kernels recompute the scores for one number of each pair, and are
+# bound by loads. At D 256 a tile of this size does not spill.
 TILE = TileConfig(32, 32, 4, 1)
 COPIES = 16  # of a table of relative biases; tiles of queries add to the copies by turns
 
@@ -280,8 +280,8 @@ def relative_gradient_kernel(
             queries = Queries(q, do, shift, low, delta, first_query, head)
             for n in range(begin // 16 * 16, end, BLOCK_N):  # kept_pairs takes multiples of 16
                 ds = _score_gradients(queries, keys, n, score, BLOCK_M, BLOCK_N, form)
-                # Row i turned left by i has the diagonals of the tile as columns: c where it did
-                # not wrap around, else c - SIDE.
+                # With row i turned left by i, column c holds diagonal c of the tile, or diagonal
+                # c - SIDE where the turn wrapped around.
                 skewed = tl.gather(ds, turned, 1)
                 distance = n - first_query - interval.offset
                 for wrapped in tl.static_range(2):
@@ -292,7 +292,7 @@ def relative_gradient_kernel(
                     after += tl.sum(tl.where(beyond, of_diagonal, 0.0), 0)
                     near = (d > -sums_far) & (d < sums_far)
                     at = sums_ptr + d + sums_far
-                    tl.debug_barrier()  # another thread can have written here in the turn before
+                    tl.debug_barrier()  # for what other threads wrote in the turn before
                     tl.store(at, tl.load(at, mask=near, other=0.0) + of_diagonal, mask=near)
     tl.debug_barrier()
     if sums_far == 0:

@@ -104,11 +104,12 @@ def _accumulate_dkdv(
     if UNGUARDED:
         runs = True
     if runs:
-        # Under this condition the loop runs, and its products stay in flight until it ends. A path
-        # around the loop that also defined dk and dv would make ptxas wait for each one on Hopper.
-        # UNGUARDED: in the first loop it is the condition that makes ptxas wait. The first is that
-        # over rows of large scores unless scores are NATURAL. Other cards do not wait, and have
-        # more registers for the loops after it where it is GUARDED.
+        # The condition is there for ptxas on Hopper. Without it a path around the loop also defines
+        # dk and dv, and ptxas waits for each product; with it products stay in flight until the
+        # loop ends. In the first loop of a kernel the condition itself makes ptxas wait, so that
+        # loop is UNGUARDED. (The first loop is that over rows of large scores, unless scores are
+        # NATURAL.) On other cards ptxas never waits, and a condition around the first loop leaves
+        # more registers to later loops: GUARDED.
         for t in tl.range(0, tiles * form.GROUP, num_stages=1 if LARGE_ROWS else None):
             in_group = 0
             m = begin + t * BLOCK_M
@@ -297,7 +298,7 @@ def dkdv_kernel(
         keep = column != float("-inf")
         if form.IS_BIAS:
             bias = tl.where(keep, column, 0.0)[:, None]
-        # In a full tile every query sees a key, unless the mask hides all of them.
+        # In a full tile every query sees a key, unless the mask hides all keys.
         end = tl.where(tl.max(column, 0) != float("-inf"), visit.end, visit.begin)
         visit = QueryRange(
             visit.origin, visit.begin,
@@ -306,8 +307,8 @@ def dkdv_kernel(
     k = load_rows(k_ptr, first_key, strides.k.n, keep, BLOCK_N, form)
     v = load_rows(v_ptr, first_key, strides.v.n, keep, BLOCK_N, form)
     keys = KeyTile(k, v, bias, keep, first_key)
-    # With wide heads the registers of a warp group hold one sum of 64 rows and not two: dv first,
-    # then the scores once more for dk. Five products instead of four, on tensor cores at full rate.
+    # With wide heads the registers of a warp group hold one sum of 64 rows, not two. So dv comes
+    # first, then dk with the scores computed again: five products instead of four, at full rate.
     AT_ONCE: tl.constexpr = form.BLOCK_D <= 128 or form.EXACT
     dk, dv = _accumulate_over_ranges(
         keys, queries, visit, score, AT_ONCE, True, ANCHORED, BLOCK_M, BLOCK_N, form

@@ -62,7 +62,7 @@ def _attend(
             s = tl.dot(q, tl.trans(k), input_precision=form.PRECISION)
             s, _ = modified(s, score)
             if MASKED and form.MASK == "keys":
-                # After the product, so that it takes no registers before.
+                # Read after the product, so that the mask takes no registers during it.
                 column = key_bias(
                     keys.mask_ptr, offs_n, keys.strides.mask.n, keep, form.IS_BIAS, NATURAL
                 )
@@ -112,7 +112,7 @@ def _forward_kernel(
     first_query = tile.first
     if first_query >= tile.rows:
         return
-    if ONLY_LARGE:  # most tiles have no such row, and are not read
+    if ONLY_LARGE:  # a tile without such a row ends here
         mine = first_query + tl.arange(0, BLOCK_M)
         at = (tl.cast(batch, tl.int64) * num_heads + head) * seqlen_q + mine
         found = tl.load(lse_ptr + at, mask=mine < tile.rows, other=0.0)
@@ -263,14 +263,14 @@ def _launch(
     return lse_low
 
 
-# The tile of the launch after forward_gluon.py. Most of its programs end at once, so a small tile
-# that lets four or more share a multiprocessor. Rows are spread over warps as in forward_gluon.py,
-# so that the bits are the same.
+# The tile of the launch after forward_gluon.py. Most programs of that launch end at once, which a
+# small tile suits: four or more share a multiprocessor. Rows are spread over warps as in
+# forward_gluon.py, for the same bits.
 LARGE_ROWS = TileConfig(128, 32, 8, 1)
 
-# FLOP of a call from which forward_gluon.py takes it. To build its descriptors and launch it takes
-# the host some 0.25 ms: on an H200 it was 1.14 times as fast at 2^37 (N 1024, full), and at 2^36
-# (N 512, full, or N 1024, causal) 0.8 times.
+# FLOP from which forward_gluon.py serves a call. Its descriptors and its launch cost the host some
+# 0.25 ms: on an H200 a call of 2^37 FLOP (N 1024, full) was 1.14 times as fast as by forward.py,
+# one of 2^36 (N 512, full, or N 1024, causal) 0.8 times.
 LEAST_WORK = 2**37
 
 

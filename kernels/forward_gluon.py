@@ -11,7 +11,7 @@ from . import forward_gluon_kernel, relaunch
 from .forward_gluon_records import GluonForm
 from .launch import Problem
 
-ROWS = 64  # queries of a consumer: what one warp group multiplies at a time
+ROWS = 64  # queries of a consumer, the rows of a product of one warp group
 
 
 class Schedule(NamedTuple):
@@ -34,11 +34,11 @@ class Schedule(NamedTuple):
 # TFLOP/s on an H200, 2026-11-27, bf16, batch 2, N 8192, full and causal. D 128: 645 and 612, with
 # turns 632 and 608, with one tile for a program 610 and 558; cuDNN 609 and 515. D 64: 443 and 392,
 # 465 and 402, 453 and 430; cuDNN 457 and 427, and forward.py, which serves D 64, 454 and 428.
-# Three consumers leave a thread 160 registers: with Triton 3.6 up to 40 bytes are spilled, with 3.9
-# it is 80 to 224.
+# Three consumers leave a thread 160 registers: Triton 3.6 spills up to 40 bytes, Triton 3.9 80 to
+# 224.
 SCHEDULES = {64: Schedule(3), 128: Schedule(2)}
 SWIZZLED = gl.NVMMASharedLayout(128, 16, 4)
-# The others that were timed, each by what it changes.
+# Other schedules that were timed, each as a change of the shipped one.
 VARIANTS: dict[str, dict[str, Any]] = {
     "turns": {"turns": True},
     "one-tile": {"persistent": False, "pairs": False},
@@ -115,7 +115,7 @@ def launch_forward(
             scale=layout.factors.qk_scale,
             form=form,
             num_warps=4,
-            enable_fp_fusion=False,  # as in forward.py, whose bits these are
+            enable_fp_fusion=False,  # as in forward.py, which gives the same bits
         )
         kernel = forward_gluon_kernel.forward_kernel
         made = relaunch.launch(kernel, programs, (), outputs, fixed, descriptors=descriptors)
@@ -134,12 +134,12 @@ def multiprocessors(device: torch.device) -> int:
 def descriptor(x: torch.Tensor, rows: int) -> TensorDescriptor:
     """Returns a descriptor that copies `rows` rows of a head of x (B, H, N, D), zeros past N."""
     block = [1, 1, rows, x.shape[-1]]
-    # The stride of a dimension of size 1 means nothing and can be anything.
+    # The stride of a dimension of size 1 can be any number.
     strides = [s if n > 1 else x.shape[-1] for n, s in zip(x.shape, x.stride(), strict=True)]
     return TensorDescriptor(x, list(x.shape), [*strides[:3], 1], block, SWIZZLED)
 
 
-# Fields of a call, besides q, k and v, that can hold something.
+# Fields of a call, besides q, k and v, that need not hold their defaults.
 SERVED = ("scale", "window_left", "window_right", "bottom_right", "max_seqlen_q", "max_seqlen_k")
 
 

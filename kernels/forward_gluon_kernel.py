@@ -27,7 +27,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from .forward_gluon_records import Descriptors, Done, GluonSizes, Memory, Outputs
 from .score import LARGE
 
-# Triton 3.9 has another name for it.
+# Triton 3.9 calls this async_load.
 load_tile = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
 NOT_SPECIALIZED = [
     "num_items", "num_tiles", "num_heads", "seqlen_q", "seqlen_k", "offset",
@@ -75,8 +75,7 @@ def _copy_tile(desc, batch, head, row, ring, full, empty, step, STAGES: gl.const
     """Copies rows of a head into the slot of this step, once all consumers have left the slot."""
     slot = step % STAGES
     turn = step // STAGES & 1
-    # A barrier counts as having completed a phase 1 before its first, so this passes at once for
-    # the first STAGES steps.
+    # A new barrier counts as past a phase 1, so the first STAGES steps do not wait here.
     mbarrier.wait(empty.index(slot), turn ^ 1)
     mbarrier.expect(full.index(slot), desc.block_type.nbytes)
     tile = ring.index(slot).reshape(desc.block_type.shape)
@@ -178,8 +177,8 @@ def _step(
         s = _mask(s, queries, step * BLOCK_N, seqlen_k, form.CAUSAL)
     p_new, alpha, m_i, l_i = _online_softmax(s, m_i, l_i, scale)
     p_new = gl.convert_layout(p_new.to(p.dtype), p.type.layout)
-    # The tile of p_new. To wait for it here keeps ptxas from moving the next wait before the
-    # softmax, which has to run beside the product.
+    # Waits for the V that p_new multiplies. A wait in this place keeps ptxas from moving the next
+    # one before the softmax, which has to run beside the product.
     mbarrier.wait(memory.v_full.index(slot), turn)
     acc = warpgroup_mma_wait(0, deps=[acc])
     mbarrier.arrive(memory.v_empty.index(v_slot))
@@ -199,9 +198,9 @@ def _attend(memory, done, steps, first_query, sizes, scale, WHO: gl.constexpr, f
     s_rows: gl.constexpr = gl.SliceLayout(1, s_layout)
     q = memory.q.index(WHO)
     seqlen_k = sizes.seqlen_k
-    # Queries as the keys they stand at: a causal query sees the keys up to its own.
+    # The key at which each query stands: a causal query sees the keys up to that one.
     queries = first_query + sizes.offset + gl.arange(0, ROWS, layout=s_rows)
-    # Steps before the first one that needs a mask.
+    # The number of steps before the first one that needs a mask.
     seen_by_all = seqlen_k
     if form.CAUSAL:
         seen_by_all = gl.maximum(gl.minimum(first_query + sizes.offset + 1, seqlen_k), 0)
@@ -267,7 +266,7 @@ def _consume(memory, outputs, sizes, scale, WHO: gl.constexpr, form: gl.constexp
             at = (gl.cast(batch, gl.int64) * sizes.num_heads + head) * seqlen_q
             gl.store(outputs.lse_ptr + at + rows, lse, mask=rows < seqlen_q)
 
-            # Through shared memory, for stores of 16 bytes.
+            # o goes through shared memory, for stores of 16 bytes.
             o_rows: gl.constexpr = gl.SliceLayout(1, acc.type.layout)
             o = acc * gl.convert_layout(factor, o_rows)[:, None]
             memory.o.index(WHO).store(o.to(memory.q.dtype))
@@ -320,8 +319,8 @@ def forward_kernel(
     outputs = Outputs(o_ptr, lse_ptr, o_strides)
     sizes = GluonSizes(num_items, num_tiles, num_heads, seqlen_q, seqlen_k, offset)
     descs = Descriptors(q_desc, k_desc, v_desc)
-    # A warp group's registers for each thread. Consumer 0 gets what the others leave of 65,536, and
-    # that is as many as another consumer has.
+    # The last list holds the registers of a thread, by warp group. Consumer 0 gets what the others
+    # leave of 65,536, which is as many as another consumer has.
     if CONSUMERS == 2:
         gl.warp_specialize(
             [

@@ -59,7 +59,7 @@ class Layout:
         self.anchored = (call.bottom_right and windowed) or (
             call.kv_start is not None and (windowed or self.seqlen_q == self.seqlen_k)
         )
-        # Without kv_start the first query of a sequence is that of its rows.
+        # Without kv_start the first query of a sequence is its first row.
         self.anchors_queries = self.anchored and call.kv_start is not None
         widest = self.seqlen_q + self.seqlen_k
         per_sequence = call.slopes is not None and call.slopes.shape[0] > 1
@@ -80,7 +80,7 @@ class Layout:
             dropout_bits=dropout_bits(call),
             factors=self.factors,
             form=self.form,
-            enable_fp_fusion=False,  # the kernels say where they want an fma
+            enable_fp_fusion=False,  # kernels write each fma out
         )
         # Outputs are contiguous: those like q and those like k.
         self.o_strides = self.strides(contiguous(q))
@@ -91,7 +91,7 @@ class Layout:
             kind = self.form.MASK
         if not is_plain(call):
             kind = "terms"
-        # What tile_config goes by.
+        # The arguments of tile_config after the table.
         self.config_key = (capability, self.head_dim, q.dtype, kind)
 
     def form_of(
@@ -108,7 +108,7 @@ class Layout:
         distant = call.slopes is not None or call.relative is not None
         is_bias = mask is not None and mask.dtype != torch.bool
         kind = mask_kind(mask, one_head=self.num_heads == self.num_kv_heads)
-        # A loop for large scores beside the one of pairs would spill: 24 bytes on 8.0, 64 on 10.0.
+        # A loop for large scores beside that over pairs would spill: 24 bytes on 8.0, 64 on 10.0.
         wide_pairs = kind == "pairs" and self.head_dim > 128
         return Form(
             MASK=kind,
@@ -118,7 +118,7 @@ class Layout:
             NATURAL=exact or is_bias or has_added_terms(call) or wide_pairs,
             GROUP=self.num_heads // max(self.num_kv_heads, 1),
             IS_PACKED=self.packed,
-            # what is counted from the diagonal depends on where it is
+            # only what is counted from the diagonal depends on its place
             BOTTOM_RIGHT=call.bottom_right and (windowed or call.global_prefix > 0 or distant),
             UNIT=16 if call.seed is not None and call.kv_start is not None else None,
             GUARDED=capability[0] != 9,
@@ -147,7 +147,7 @@ class Layout:
         return length // block + self.num_seqs + 1 if self.packed else -(-length // block)
 
 
-# Shapes of packed batches rarely come back; their layouts are soon forgotten.
+# Shapes of packed batches rarely come back, so layouts are soon forgotten.
 @lru_cache(maxsize=256)
 def layout(
     kind: Callable[..., Any],
@@ -178,7 +178,7 @@ class Problem:
             call = call._replace(q=-call.q, scale=-call.scale)
         count = len(inputs_type(call.__class__)._fields)
         self.call, self.tensors, self.device = call, call[:count], call.q.device
-        # A tuple is hashed and compared in C; Facts are made of it where the layout is new.
+        # Tuples are hashed and compared in C; only a new layout makes Facts of them.
         tensors = [x if x is None else (x.shape, x.stride(), x.dtype) for x in self.tensors]
         self.layout = layout(
             call.__class__,

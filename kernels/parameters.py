@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 LOG2E = 1.4426950408889634
-SMALLEST_SCALE = 2.0**-126  # scores are -inf where hidden, and 0 * -inf is not
+SMALLEST_SCALE = 2.0**-126  # not 0: a hidden score is -inf, and 0 * -inf is NaN
 LARGEST = torch.finfo(torch.float32).max
 DROPOUT_BITS = 24
 

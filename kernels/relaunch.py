@@ -13,7 +13,7 @@ import triton
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-# The versions of Triton that launch a compiled kernel in the form that Plan.again has.
+# The versions of Triton whose compiled kernels are launched as Plan.again does.
 KNOWN = (3, 6) <= tuple(map(int, triton.__version__.split(".")[:2])) <= (3, 9)
 if KNOWN:
     from triton import knobs
@@ -51,7 +51,7 @@ class Plan:
         tensors = [name for name, x in given.items() if isinstance(x, torch.Tensor)]
         place = {name: at for at, name in enumerate(parameters)}
         self.programs, self.driver = programs, driver.active
-        self.kernel, self.config = kernel, config  # the ids of living objects are not used again
+        self.kernel, self.config = kernel, config  # kept alive, so that their ids stay theirs
         self.device = self.driver.get_current_device()
         self.arguments: list[Any] = [
             None if name in tensors else bare(values[name]) for name in parameters
@@ -112,7 +112,7 @@ class Plan:
         for place, x in zip(self.descriptors, descriptors.values(), strict=True):
             arguments[place] = x
         stream = self.driver.get_current_stream(self.device)
-        # No tensor, but its address, which the launcher need not ask the driver about.
+        # Addresses instead of tensors: the launcher asks the driver about each tensor.
         self.run(
             self.programs, 1, 1, stream, self.function, self.metadata, None, None, None, *arguments
         )

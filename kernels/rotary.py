@@ -14,7 +14,7 @@ from . import relaunch
 from .launch import Facts, on_device, row_strides
 from .parameters import Strides
 
-HEADS = 4  # that share the angles of a program; nothing was timed on a device yet
+HEADS = 4  # heads that share the angles of a program; not timed on a device yet
 TILE = 1024  # angles of a program
 MAX_TOKENS = 64
 
@@ -84,7 +84,7 @@ def _turn_heads(
         y += y_strides.h
 
 
-# Sizes of a batch: another one is no reason to compile anew.
+# These follow from the sizes of a batch, for which a kernel is not compiled anew.
 @triton.jit(do_not_specialize=["stride_pb", "tokens", "num_blocks"])
 def rotary_kernel(
     inputs, strides, stride_pb, tokens, q_heads, k_heads, num_blocks, form: tl.constexpr
@@ -103,7 +103,7 @@ def rotary_kernel(
     at = inputs.positions + batch.to(tl.int64) * stride_pb + offs_n
     position = tl.load(at, mask=inside, other=0.0)
     frequency = tl.load(inputs.frequencies + offs_p, mask=offs_p < form.PAIRS, other=0.0)
-    # libdevice's, which reduce large angles; the approximations of the hardware do not
+    # sine and cosine of libdevice, which reduce large angles; those of the hardware do not
     angle = position[:, None] * frequency[None, :]
     cos, sin = tl.cos(angle), tl.sin(angle)
     if form.INVERSE:

@@ -12,9 +12,10 @@ from .interval import visible
 # the row and in m + log2 of its sum, but out of range from m = 2^31 on. That normaliser, rounded to
 # fp32 on its way to the backward pass, is off by 2.5 ulp(m): below 2^12 by 2^-11 of a weight, less
 # than 16 bits show. Rows of larger scores get a loop of their own, which takes the maximum off
-# natural scores (NATURAL), exact next to it (Sterbenz), and a normaliser in two parts.
+# natural scores (NATURAL), which is exact for scores near the maximum (Sterbenz), and a normaliser
+# in two parts.
 LARGE = tl.constexpr(4096.0)
-NARROW = tl.constexpr(16)  # side of a tile in those loops, for few registers
+NARROW = tl.constexpr(16)  # side of a tile in the loops over rows of large scores
 
 
 class Keys(NamedTuple):
