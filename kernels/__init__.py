@@ -1,4 +1,4 @@
 """Triton attention kernels, installed as `clinattn.kernels`. Importing this imports nothing."""
 
-# A folder called kernels can be mistaken for the Hub client of that name, whose users read this.
+# The Hub client has the same name, `kernels`; its users read __version__ of what they import.
 __version__ = "0"

@@ -23,11 +23,11 @@ def attention_backward(
     call: Any,
     needs: int = 0,
 ) -> tuple[torch.Tensor, ...]:
-    """(dq, dk, dv, dmask, ddecay, dslopes, drelative) of attention_forward(call), contiguous.
+    """Returns (dq, dk, dv, dmask, ddecay, dslopes, drelative) of attention_forward(call).
 
-    do and dlse are the gradients of its outputs o and lse; dlse can be None. lse_low: None for
-    zeros. needs says which of the last four are wanted, with the bits of NEEDS in
-    clinattn.backends.call; the others are empty.
+    All are contiguous. do, dlse: the gradients of its outputs o and lse; dlse can be None. lse_low:
+    None for zeros. needs: the bits of NEEDS in backends.call; of the last four results those
+    whose bit is not set are empty.
     """
     if do.stride(-1) != 1:
         do = do.contiguous()
@@ -39,15 +39,13 @@ def attention_backward(
     shift, delta = empty_like(lse), empty_like(lse)
     of_decay = problem.empty_lse() if needs & DECAY else None
     of_slopes = problem.empty_lse() if needs & SLOPES else None
-    guarded = layout.config_key[0][0] != 9  # see _accumulate_dkdv
-    gradient = dict(
+    gradient: dict[str, Any] = dict(
         do_ptr=do,
         shift_ptr=shift,
         lse_low_ptr=lse_low,
         delta_ptr=delta,
-        **layout.do_strides,
+        do_strides=layout.do_strides,
     )
-    scale = abs(call.scale)
     if dq.numel() > 0:
         config = tile_config("dq", *layout.config_key)
         num_tiles = layout.num_query_tiles(config.block_m)
@@ -59,21 +57,18 @@ def attention_backward(
             o_ptr=o,
             lse_ptr=lse,
             dq_ptr=dq,
-            natural_scale=layout.natural_scale,
             dlse_ptr=None if dlse is None else dlse.contiguous(),
             dslope_ptr=of_slopes,
             ddecay_ptr=of_decay,
+            o_strides=layout.o_strides,
             ANCHORED=layout.anchors_queries,
-            GUARDED=guarded,
-            scale=scale,
             **gradient,
-            **layout.o_strides,
         )
     if dk.numel() > 0:
         config = tile_config("dkdv", *layout.config_key)
         num_tiles = layout.num_tiles(layout.seqlen_k, config.block_n)
         if call.kv_start is not None:
-            num_tiles += 1  # tiles start at kv_start, and one more covers what lies before it
+            num_tiles += 1  # tiles start at kv_start; one more covers the rows before kv_start
         problem.launch(
             dkdv_kernel,
             config,
@@ -82,12 +77,9 @@ def attention_backward(
             lse_ptr=lse,
             dk_ptr=dk,
             dv_ptr=dv,
-            natural_scale=layout.natural_scale,
+            dk_strides=layout.dk_strides,
             ANCHORED=layout.anchored,
-            GUARDED=guarded,
-            scale=scale,
             **gradient,
-            **layout.dk_strides,
         )
     empty = dq.new_empty(0)
     return (
@@ -102,12 +94,12 @@ def attention_backward(
 
 
 def sum_over_rows(x: torch.Tensor) -> torch.Tensor:
-    """(H,) of lse-shaped x."""
+    """Returns the sums (H,) of x, which is shaped like lse."""
     return x.sum(-1) if x.dim() == 2 else x.sum((0, 2))
 
 
 def slope_gradient(x: torch.Tensor, call: Any) -> torch.Tensor:
-    """Sums of lse-shaped x over what shares a slope: (1, H), or (B, H) by sequence."""
+    """Returns the sums of x, shaped like lse, over the rows of a slope: (1, H), or (B, H)."""
     if len(call.slopes) == 1:
         return sum_over_rows(x)[None]
     if call.cu_seqlens_q is None:

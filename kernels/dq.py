@@ -1,11 +1,22 @@
 """Backward attention by query tiles: dQ, and the delta that the kernel over keys reads."""
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
-from .launch import NOT_SPECIALIZED
+from .interval import (
+    Interval,
+    edge_block,
+    first_tile,
+    prefix_keys_end,
+    visited_keys,
+)
+from .parameters import NOT_SPECIALIZED, Sizes
 from .score import (
     NARROW,
+    Keys,
+    Queries,
     accumulate,
     drop_unseen,
     exponential,
@@ -21,43 +32,49 @@ from .score import (
     store_rows,
 )
 from .terms import (
+    Dropout,
+    Score,
+    Terms,
     dropped,
     kept_pairs,
+    modified,
     position_distance,
-    softcapped,
+    score_factor,
     time_distance,
     with_terms,
 )
-from .tiles import (
-    edge_block,
-    first_tile,
-    prefix_keys_end,
-    query_tile,
-    rows_before,
-    visited_keys,
-)
+from .tiles import query_tile, rows_before
+
+
+class Sums(NamedTuple):
+    """Sums over keys: dq, and by query ds times the distance in positions, and in time."""
+
+    dq: Any
+    dslope: Any
+    ddecay: Any
 
 
 @triton.jit
 def _accumulate_dq(
-    dq, dslope, ddecay, q, do, lse, low, delta, k_ptr, v_ptr, mask_ptr,
-    stride_kn, stride_vn, stride_mm, stride_mn,
-    begin, end, key_lo, key_hi, first_query, num_q, interval, terms, dropout, qk_scale, cap_scale,
+    sums, queries, keys, begin, end, score,
     LARGE_ROWS: tl.constexpr, UNGUARDED: tl.constexpr, DSLOPE: tl.constexpr, DDECAY: tl.constexpr,
-    MASKED: tl.constexpr, MASK: tl.constexpr, IS_BIAS: tl.constexpr, EXACT: tl.constexpr,
-    NATURAL: tl.constexpr,
-    ALIGN: tl.constexpr, PRECISION: tl.constexpr,
-    HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    MASKED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, form: tl.constexpr,
 ):  # fmt: skip
-    """dq += ds k over the key tiles of [begin, end); a query that sees nothing has lse = inf.
-    LARGE_ROWS: where this is for rows of large scores alone, and rarely has anything to do.
+    """Returns the Sums with the key tiles of [begin, end) added; DSLOPE, DDECAY: the last two too.
 
-    dslope and ddecay: by query, the sums of ds times the distance in positions and in time.
+    LARGE_ROWS: `queries` has the rows of large scores alone, and rarely any.
     """
-    offs_m = first_query + tl.arange(0, BLOCK_M)
+    NATURAL: tl.constexpr = form.NATURAL or LARGE_ROWS
+    dq = sums.dq
+    dslope = sums.dslope
+    ddecay = sums.ddecay
+    interval = score.interval
+    dropout = score.dropout
+    head = queries.head
+    offs_m = queries.first + tl.arange(0, BLOCK_M)
     column_low = None
     if NATURAL:
-        column_low = low[:, None]
+        column_low = queries.low[:, None]
     runs = begin < end
     if UNGUARDED:
         runs = True
@@ -67,201 +84,188 @@ def _accumulate_dq(
             bias = None
             offs_n = n + tl.arange(0, BLOCK_N)
             if MASKED:
-                inside = (offs_n >= key_lo) & (offs_n < key_hi)
-                if MASK == "keys":
-                    column = key_bias(mask_ptr, offs_n, stride_mn, inside, IS_BIAS, NATURAL)
+                inside = (offs_n >= keys.lo) & (offs_n < keys.hi)
+                if form.MASK == "keys":
+                    column = key_bias(
+                        keys.mask_ptr, offs_n, keys.strides.mask.n, inside, form.IS_BIAS, NATURAL
+                    )
                     inside = column != float("-inf")
-                    if IS_BIAS:
+                    if form.IS_BIAS:
                         bias = column[None, :]
                 keep = inside
-            k = load_rows(k_ptr, n, stride_kn, keep, ALIGN, HEAD_DIM, BLOCK_N, BLOCK_D)
-            v = load_rows(v_ptr, n, stride_vn, keep, ALIGN, HEAD_DIM, BLOCK_N, BLOCK_D)
-            s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-            dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)
-            if cap_scale is not None:
-                s = softcapped(s, cap_scale)
-                gain = 1.0 - s * s
+            k = load_rows(keys.k_ptr, n, keys.strides.k.n, keep, BLOCK_N, form)
+            v = load_rows(keys.v_ptr, n, keys.strides.v.n, keep, BLOCK_N, form)
+            s = tl.dot(queries.q, tl.trans(k), input_precision=form.PRECISION)
+            dp = tl.dot(queries.do, tl.trans(v), input_precision=form.PRECISION)
+            s, gain = modified(s, score)
             if MASKED:
                 s, values = mask_scores(
-                    s, offs_m[:, None], offs_n[None, :], inside[None, :], num_q, interval,
-                    mask_ptr, stride_mm, stride_mn, MASK, IS_BIAS,
+                    s, offs_m[:, None], offs_n[None, :], inside[None, :], interval,
+                    keys.mask_ptr, keys.strides.mask, form,
                 )  # fmt: skip
-                if MASK == "pairs" and IS_BIAS:
+                if form.MASK == "pairs" and form.IS_BIAS:
                     bias = pair_bias(values, NATURAL)
-            if terms[2] is not None or terms[4] is not None or terms[6] is not None:
-                bias = with_terms(bias, offs_m[:, None], offs_n[None, :], terms, interval, NATURAL)
-            if dropout[0] is not None:
-                dp = dropped(dp, kept_pairs(first_query, n, dropout, BLOCK_M, BLOCK_N), dropout)
-            p = exponential(s, qk_scale, bias, lse[:, None], column_low, NATURAL)
-            ds = p * (dp - delta[:, None])
-            if MASKED and MASK == "pairs":
+            if form.TERMS:
+                bias = with_terms(bias, offs_m[:, None], offs_n[None, :], head, score, NATURAL)
+            if dropout.seed_ptr is not None:
+                is_kept = kept_pairs(queries.first, n, head, dropout, BLOCK_M, BLOCK_N)
+                dp = dropped(dp, is_kept, dropout)
+            factor = score_factor(score, NATURAL)
+            p = exponential(s, factor, bias, queries.shift[:, None], column_low, NATURAL)
+            ds = p * (dp - queries.delta[:, None])
+            if MASKED and form.MASK == "pairs":
                 ds = tl.where(s == float("-inf"), 0.0, ds)
                 k = drop_unseen(k, s)
             if DSLOPE:
                 distance = position_distance(offs_m[:, None], offs_n[None, :], interval)
                 dslope += tl.sum(ds * distance, 1)
             if DDECAY:
-                distance = time_distance(offs_m[:, None], offs_n[None, :], terms, interval)
+                times_ptr = score.terms.inputs.times
+                distance = time_distance(offs_m[:, None], offs_n[None, :], times_ptr, interval)
                 ddecay += tl.sum(ds * distance, 1)
-            if cap_scale is not None:
-                ds *= gain
-            dq = accumulate(dq, ds.to(k.dtype), k, EXACT, PRECISION)
-    return dq, dslope, ddecay
+            ds *= gain
+            dq = accumulate(dq, ds.to(k.dtype), k, form)
+    return Sums(dq, dslope, ddecay)
 
 
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def dq_kernel(
-    q_ptr, k_ptr, v_ptr, mask_ptr, o_ptr, do_ptr, lse_ptr, lse_low_ptr, dlse_ptr,
-    shift_ptr, delta_ptr, dq_ptr, dslope_ptr, ddecay_ptr,
-    cu_seqlens_q_ptr, cu_seqlens_k_ptr, q_lengths_ptr, kv_start_ptr, kv_end_ptr, lo_ptr, hi_ptr,
-    times_ptr, decay_ptr, slopes_ptr, relative_ptr, seed_ptr,
-    stride_qb, stride_qh, stride_qn, stride_kb, stride_kh, stride_kn,
-    stride_vb, stride_vh, stride_vn, stride_mb, stride_mh, stride_mm, stride_mn,
-    stride_ob, stride_oh, stride_on, stride_dob, stride_doh, stride_don, stride_slopes,
-    num_tiles, num_heads, num_seqs, seqlen_q, seqlen_k, window_left, window_right, qk_scale,
-    natural_scale, scale, cap_scale, relative_far, global_prefix, dropout_bits, kept_scale,
-    GROUP: tl.constexpr, IS_PACKED: tl.constexpr, BOTTOM_RIGHT: tl.constexpr,
-    ANCHORED: tl.constexpr, GUARDED: tl.constexpr,
-    MASK: tl.constexpr, IS_BIAS: tl.constexpr, EXACT: tl.constexpr,
-    NATURAL: tl.constexpr,
-    ALIGN: tl.constexpr, PRECISION: tl.constexpr,
-    HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    inputs, o_ptr, do_ptr, lse_ptr, lse_low_ptr, dlse_ptr,
+    shift_ptr, delta_ptr, dq_ptr, dslope_ptr, ddecay_ptr, strides, o_strides, do_strides,
+    num_tiles, num_heads, num_seqs, seqlen_q, seqlen_k,
+    window_left, window_right, stride_slopes, relative_far, global_prefix, dropout_bits, factors,
+    ANCHORED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, form: tl.constexpr,
 ):  # fmt: skip
-    """dq = scale ds k; and for the kernel over keys, delta = rowsum(do * o) - dlse and shift, the
-    lse in the units of the scores, inf where a query sees nothing or where scores are large, for
-    which each kernel has a loop of its own. dq is laid out as o.
+    """Writes dq = scale ds k and, for dkdv_kernel, delta = rowsum(do * o) - dlse and shift.
 
-    dslope_ptr, ddecay_ptr: None, or where the sums of _accumulate_dq go, laid out as lse.
+    shift: lse in the units of the scores, inf where a query sees nothing or where scores are large,
+    for which each kernel has a loop of its own. o_strides: of o and of dq. dslope_ptr, ddecay_ptr:
+    None, or where these Sums go, laid out as lse.
     """
-    (
-        batch, sequence, head, first_query, q_start, k_start, rows, num_q, kv_begin, kv_end
-    ) = query_tile(
-        tl.program_id(0), num_tiles, num_heads,
-        cu_seqlens_q_ptr, cu_seqlens_k_ptr, q_lengths_ptr, kv_start_ptr, kv_end_ptr,
-        num_seqs, seqlen_q, seqlen_k, IS_PACKED, window_right is not None, BOTTOM_RIGHT, ANCHORED,
-        BLOCK_M,
-    )  # fmt: skip
-    if first_query >= rows:
+    sizes = Sizes(num_tiles, num_heads, num_seqs, seqlen_q, seqlen_k)
+    tile = query_tile(
+        tl.program_id(0), inputs, sizes, window_right is not None, ANCHORED, BLOCK_M, form
+    )
+    batch = tile.batch
+    head = tile.head
+    first_query = tile.first
+    if first_query >= tile.rows:
         return
 
-    kv_head = head // GROUP
-    q_ptr = sequence_ptr(q_ptr, batch, head, q_start, stride_qb, stride_qh, stride_qn, ALIGN)
-    k_ptr = sequence_ptr(k_ptr, batch, kv_head, k_start, stride_kb, stride_kh, stride_kn, ALIGN)
-    v_ptr = sequence_ptr(v_ptr, batch, kv_head, k_start, stride_vb, stride_vh, stride_vn, ALIGN)
-    o_ptr = sequence_ptr(o_ptr, batch, head, q_start, stride_ob, stride_oh, stride_on, ALIGN)
-    dq_ptr = sequence_ptr(dq_ptr, batch, head, q_start, stride_ob, stride_oh, stride_on, ALIGN)
-    do_ptr = sequence_ptr(do_ptr, batch, head, q_start, stride_dob, stride_doh, stride_don, ALIGN)
-    row = (tl.cast(batch, tl.int64) * num_heads + head) * seqlen_q + q_start
-    if MASK is not None:
-        mask_ptr = sequence_ptr(mask_ptr, batch, head, 0, stride_mb, stride_mh, 0, 1)
+    kv_head = head // form.GROUP
+    q_ptr = sequence_ptr(inputs.q, batch, head, tile.q_start, strides.q, form.ALIGN)
+    k_ptr = sequence_ptr(inputs.k, batch, kv_head, tile.k_start, strides.k, form.ALIGN)
+    v_ptr = sequence_ptr(inputs.v, batch, kv_head, tile.k_start, strides.v, form.ALIGN)
+    o_ptr = sequence_ptr(o_ptr, batch, head, tile.q_start, o_strides, form.ALIGN)
+    dq_ptr = sequence_ptr(dq_ptr, batch, head, tile.q_start, o_strides, form.ALIGN)
+    do_ptr = sequence_ptr(do_ptr, batch, head, tile.q_start, do_strides, form.ALIGN)
+    row = (tl.cast(batch, tl.int64) * num_heads + head) * seqlen_q + tile.q_start
+    mask_ptr = None
+    if form.MASK is not None:
+        mask_ptr = sequence_ptr(inputs.mask, batch, head, 0, strides.mask, 1)
 
     offs_m = first_query + tl.arange(0, BLOCK_M)
-    is_query = rows_before(offs_m, num_q, ANCHORED)
+    is_query = rows_before(offs_m, tile.num_q, ANCHORED)
     lse = tl.load(lse_ptr + row + offs_m, mask=is_query, other=float("-inf"))
     sees = lse != float("-inf")
-    do = load_rows(do_ptr, first_query, stride_don, sees, ALIGN, HEAD_DIM, BLOCK_M, BLOCK_D)
-    o = load_rows(o_ptr, first_query, stride_on, sees, ALIGN, HEAD_DIM, BLOCK_M, BLOCK_D)
+    do = load_rows(do_ptr, first_query, do_strides.n, sees, BLOCK_M, form)
+    o = load_rows(o_ptr, first_query, o_strides.n, sees, BLOCK_M, form)
     natural = lse
-    lse = tl.where(sees, score_units(lse, NATURAL), float("inf"))  # e^(s - inf) = 0
-    if not NATURAL:
+    shift = tl.where(sees, score_units(lse, form.NATURAL), float("inf"))  # e^(s - inf) = 0
+    if not form.NATURAL:
         large = has_large_scores(natural)
-        lse = tl.where(large, float("inf"), lse)
+        shift = tl.where(large, float("inf"), shift)
     low = None
-    if NATURAL:
+    if form.NATURAL:
         low = load_low(lse_low_ptr + row, offs_m, is_query)
     delta = tl.sum(do.to(tl.float32) * o.to(tl.float32), 1)
     if dlse_ptr is not None:
         delta -= tl.load(dlse_ptr + row + offs_m, mask=sees, other=0.0)
-    is_row = rows_before(offs_m, rows, ANCHORED)
-    tl.store(shift_ptr + row + offs_m, lse, mask=is_row)
+    is_row = rows_before(offs_m, tile.rows, ANCHORED)
+    tl.store(shift_ptr + row + offs_m, shift, mask=is_row)
     tl.store(delta_ptr + row + offs_m, delta, mask=is_row)
-    q = load_rows(q_ptr, first_query, stride_qn, sees, ALIGN, HEAD_DIM, BLOCK_M, BLOCK_D)
+    q = load_rows(q_ptr, first_query, strides.q.n, sees, BLOCK_M, form)
 
-    first_row = tl.cast(batch, tl.int64) * seqlen_q + q_start
-    interval = (
-        (kv_end - num_q) if BOTTOM_RIGHT else 0, kv_begin, kv_end, window_left, window_right,
-        lo_ptr, hi_ptr, first_row, num_q, global_prefix,
-        16 if seed_ptr is not None and kv_start_ptr is not None else None,
-    )  # fmt: skip
-    terms = (
-        sequence, head, relative_ptr, relative_far, slopes_ptr, stride_slopes, decay_ptr, times_ptr
-    )  # fmt: skip
-    dropout = (seed_ptr, sequence, head, dropout_bits, kept_scale)
-    begin, full_begin, full_end, end, key_lo, key_hi = visited_keys(
-        first_query, num_q, interval, BLOCK_M, BLOCK_N
+    interval = Interval(
+        offset=(tile.kv_end - tile.num_q) if form.BOTTOM_RIGHT else 0,
+        kv_begin=tile.kv_begin,
+        kv_end=tile.kv_end,
+        num_q=tile.num_q,
+        first_row=tl.cast(batch, tl.int64) * seqlen_q + tile.q_start,
+        window_left=window_left,
+        window_right=window_right,
+        lo_ptr=inputs.lo,
+        hi_ptr=inputs.hi,
+        prefix=global_prefix,
+        unit=form.UNIT,
     )
+    terms = Terms(inputs, tile.sequence, relative_far, stride_slopes)
+    dropout = Dropout(inputs.seed, tile.sequence, dropout_bits, factors.kept_scale)
+    score = Score(interval, terms, dropout, factors)
+    visit = visited_keys(first_query, interval, BLOCK_M, BLOCK_N)
+    keys = Keys(k_ptr, v_ptr, mask_ptr, strides, visit.lo, visit.hi)
+    queries = Queries(q, do, shift, low, delta, first_query, head)
+    BLOCK_D: tl.constexpr = form.BLOCK_D
     dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     dslope = tl.zeros([BLOCK_M], tl.float32)
     ddecay = tl.zeros([BLOCK_M], tl.float32)
-    EDGE_N: tl.constexpr = edge_block(BLOCK_N, MASK)
+    sums = Sums(dq, dslope, ddecay)
+    EDGE_N: tl.constexpr = edge_block(BLOCK_N, form.MASK)
     STARTS_MASKED: tl.constexpr = (
-        window_left is not None or lo_ptr is not None or interval[10] is not None
+        window_left is not None or inputs.lo is not None or form.UNIT is not None
     )
     FULL_FIRST: tl.constexpr = (
-        (NATURAL or GUARDED) and not EXACT and not STARTS_MASKED and global_prefix is None
+        (form.NATURAL or form.GUARDED)
+        and not form.EXACT
+        and not STARTS_MASKED
+        and global_prefix is None
     )
     DSLOPE: tl.constexpr = dslope_ptr is not None
     DDECAY: tl.constexpr = ddecay_ptr is not None
-    if not NATURAL:
-        first = begin
-        last = end
+    if not form.NATURAL:
+        first = visit.begin
+        last = visit.end
         if global_prefix is not None:
             first = first_tile(interval)
-            last = tl.maximum(end, prefix_keys_end(first_query, begin, end, interval))
+            last = tl.maximum(last, prefix_keys_end(first_query, visit, interval))
         last = tl.where(tl.max(large.to(tl.int32), 0) != 0, last, first)
-        dq, dslope, ddecay = _accumulate_dq(
-            dq, dslope, ddecay, q, do, tl.where(large, natural, float("inf")),
-            load_low(lse_low_ptr + row, offs_m, large), delta, k_ptr, v_ptr, mask_ptr,
-            stride_kn, stride_vn, stride_mm, stride_mn, first, last, key_lo, key_hi,
-            first_query, num_q, interval, terms, dropout, natural_scale, cap_scale,
-            True, not GUARDED, False, False,
-            True, MASK, IS_BIAS, EXACT, True,
-            ALIGN, PRECISION, HEAD_DIM, BLOCK_M, NARROW, BLOCK_D,
+        of_large = tl.where(large, natural, float("inf"))
+        low_of_large = load_low(lse_low_ptr + row, offs_m, large)
+        large_rows = Queries(q, do, of_large, low_of_large, delta, first_query, head)
+        sums = _accumulate_dq(
+            sums, large_rows, keys, first, last, score,
+            True, not form.GUARDED, False, False, True, BLOCK_M, NARROW, form,
         )  # fmt: skip
     if global_prefix is not None:
-        dq, dslope, ddecay = _accumulate_dq(
-            dq, dslope, ddecay, q, do, lse, low, delta, k_ptr, v_ptr, mask_ptr,
-            stride_kn, stride_vn, stride_mm, stride_mn,
-            first_tile(interval), prefix_keys_end(first_query, begin, end, interval),
-            key_lo, key_hi, first_query, num_q, interval, terms, dropout, qk_scale, cap_scale,
-            False, False, DSLOPE, DDECAY,
-            True, MASK, IS_BIAS, EXACT, NATURAL,
-            ALIGN, PRECISION, HEAD_DIM, BLOCK_M, EDGE_N, BLOCK_D,
+        sums = _accumulate_dq(
+            sums, queries, keys,
+            first_tile(interval), prefix_keys_end(first_query, visit, interval), score,
+            False, False, DSLOPE, DDECAY, True, BLOCK_M, EDGE_N, form,
         )  # fmt: skip
-    if MASK != "pairs":
+    begin = visit.begin
+    if form.MASK != "pairs":
         if STARTS_MASKED:
-            dq, dslope, ddecay = _accumulate_dq(
-                dq, dslope, ddecay, q, do, lse, low, delta, k_ptr, v_ptr, mask_ptr,
-                stride_kn, stride_vn, stride_mm, stride_mn, begin, full_begin, key_lo, key_hi,
-                first_query, num_q, interval, terms, dropout, qk_scale, cap_scale,
-                False, False, DSLOPE, DDECAY,
-                True, MASK, IS_BIAS, EXACT, NATURAL,
-                ALIGN, PRECISION, HEAD_DIM, BLOCK_M, EDGE_N, BLOCK_D,
+            sums = _accumulate_dq(
+                sums, queries, keys, begin, visit.full_begin, score,
+                False, False, DSLOPE, DDECAY, True, BLOCK_M, EDGE_N, form,
             )  # fmt: skip
-        if MASK == "keys":
-            masked = first_masked_key(mask_ptr, stride_mn, full_begin, full_end, IS_BIAS)
+        full_begin = visit.full_begin
+        full_end = visit.full_end
+        if form.MASK == "keys":
+            masked = first_masked_key(mask_ptr, strides.mask.n, full_begin, full_end, form.IS_BIAS)
             full_end = full_begin + (masked - full_begin) // BLOCK_N * BLOCK_N
-        dq, dslope, ddecay = _accumulate_dq(
-            dq, dslope, ddecay, q, do, lse, low, delta, k_ptr, v_ptr, mask_ptr,
-            stride_kn, stride_vn, stride_mm, stride_mn, full_begin, full_end, key_lo, key_hi,
-            first_query, num_q, interval, terms, dropout, qk_scale, cap_scale,
-            False, FULL_FIRST, DSLOPE, DDECAY,
-            False, MASK, IS_BIAS, EXACT, NATURAL,
-            ALIGN, PRECISION, HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D,
+        sums = _accumulate_dq(
+            sums, queries, keys, full_begin, full_end, score,
+            False, FULL_FIRST, DSLOPE, DDECAY, False, BLOCK_M, BLOCK_N, form,
         )  # fmt: skip
         begin = full_end
-    dq, dslope, ddecay = _accumulate_dq(
-        dq, dslope, ddecay, q, do, lse, low, delta, k_ptr, v_ptr, mask_ptr,
-        stride_kn, stride_vn, stride_mm, stride_mn, begin, end, key_lo, key_hi,
-        first_query, num_q, interval, terms, dropout, qk_scale, cap_scale,
-        False, False, DSLOPE, DDECAY,
-        True, MASK, IS_BIAS, EXACT, NATURAL, ALIGN, PRECISION, HEAD_DIM, BLOCK_M, EDGE_N, BLOCK_D,
+    sums = _accumulate_dq(
+        sums, queries, keys, begin, visit.end, score,
+        False, False, DSLOPE, DDECAY, True, BLOCK_M, EDGE_N, form,
     )  # fmt: skip
-    store_rows(
-        dq_ptr, first_query, stride_on, dq * scale, is_row,
-        ALIGN, HEAD_DIM, BLOCK_M, BLOCK_D,
-    )  # fmt: skip
+    dq = sums.dq * factors.scale
+    store_rows(dq_ptr, first_query, o_strides.n, dq, is_row, BLOCK_M, form)
     if DSLOPE:
-        tl.store(dslope_ptr + row + offs_m, dslope, mask=is_row)
+        tl.store(dslope_ptr + row + offs_m, sums.dslope, mask=is_row)
     if DDECAY:
-        tl.store(ddecay_ptr + row + offs_m, ddecay, mask=is_row)
+        tl.store(ddecay_ptr + row + offs_m, sums.ddecay, mask=is_row)

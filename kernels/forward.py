@@ -9,10 +9,19 @@ import triton.language as tl
 from triton.runtime.jit import JITFunction
 
 from .configs import TileConfig, tile_config
-from .launch import NOT_SPECIALIZED, Problem, empty_like
+from .interval import (
+    Interval,
+    edge_block,
+    first_tile,
+    prefix_keys_end,
+    visited_keys,
+)
+from .launch import Problem, empty_like
+from .parameters import NOT_SPECIALIZED, Sizes
 from .score import (
     LARGE,
     NARROW,
+    Keys,
     accumulate,
     drop_unseen,
     first_masked_key,
@@ -26,220 +35,198 @@ from .score import (
     sequence_ptr,
     store_rows,
 )
-from .terms import kept_pairs, softcapped, with_terms
-from .tiles import (
-    edge_block,
-    first_tile,
-    prefix_keys_end,
-    query_tile,
-    rows_before,
-    visited_keys,
-)
+from .terms import Dropout, Score, Terms, kept_pairs, modified, score_factor, with_terms
+from .tiles import query_tile, rows_before
 
 
 @triton.jit
 def _attend(
-    acc, m_i, l_i, rows, q, k_ptr, v_ptr, mask_ptr, stride_kn, stride_vn, stride_mm, stride_mn,
-    begin, end, key_lo, key_hi, first_query, num_q, interval, terms, dropout, qk_scale, cap_scale,
-    MASKED: tl.constexpr, MASK: tl.constexpr, IS_BIAS: tl.constexpr, EXACT: tl.constexpr,
-    NATURAL: tl.constexpr,
-    ALIGN: tl.constexpr, PRECISION: tl.constexpr,
-    HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    acc, m_i, l_i, rows, q, keys, begin, end, first_query, head, score,
+    MASKED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, form: tl.constexpr,
 ):  # fmt: skip
-    """Fold the key tiles of [begin, end) into (acc, m, l), reading no key outside [key_lo, key_hi).
+    """Folds the key tiles of [begin, end) into (acc, m, l), and returns these.
 
-    rows: bool [BLOCK_M], those that are to see anything, or None for all.
+    rows: None for all rows, or bool [BLOCK_M], those of large scores, which alone see anything.
     """
-    offs_m = first_query + tl.arange(0, BLOCK_M)
+    NATURAL: tl.constexpr = form.NATURAL or rows is not None
     STAGES: tl.constexpr = None if rows is None else 1
+    offs_m = first_query + tl.arange(0, BLOCK_M)
     if begin < end:  # see _accumulate_dkdv
         for n in tl.range(begin, end, BLOCK_N, num_stages=STAGES):
             offs_n = n + tl.arange(0, BLOCK_N)
             keep = None
             bias = None
             if MASKED:
-                keep = (offs_n >= key_lo) & (offs_n < key_hi)
-            k = load_rows(k_ptr, n, stride_kn, keep, ALIGN, HEAD_DIM, BLOCK_N, BLOCK_D)
-            s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-            if cap_scale is not None:
-                s = softcapped(s, cap_scale)
-            if MASKED and MASK == "keys":
-                # After the product, so that it takes no registers before.
-                column = key_bias(mask_ptr, offs_n, stride_mn, keep, IS_BIAS, NATURAL)
+                keep = (offs_n >= keys.lo) & (offs_n < keys.hi)
+            k = load_rows(keys.k_ptr, n, keys.strides.k.n, keep, BLOCK_N, form)
+            s = tl.dot(q, tl.trans(k), input_precision=form.PRECISION)
+            s, _ = modified(s, score)
+            if MASKED and form.MASK == "keys":
+                # Read after the product, so that the mask takes no registers during it.
+                column = key_bias(
+                    keys.mask_ptr, offs_n, keys.strides.mask.n, keep, form.IS_BIAS, NATURAL
+                )
                 keep = column != float("-inf")
-                if IS_BIAS:
+                if form.IS_BIAS:
                     bias = column[None, :]
             if MASKED:
                 s, values = mask_scores(
                     s, offs_m[:, None], offs_n[None, :], keep[None, :],  # type: ignore[index]
-                    num_q, interval,
-                    mask_ptr, stride_mm, stride_mn, MASK, IS_BIAS,
+                    score.interval, keys.mask_ptr, keys.strides.mask, form,
                 )  # fmt: skip
-                if MASK == "pairs" and IS_BIAS:
+                if form.MASK == "pairs" and form.IS_BIAS:
                     bias = pair_bias(values, NATURAL)
             if rows is not None:
                 s = tl.where(rows[:, None], s, float("-inf"))
-            if terms[2] is not None or terms[4] is not None or terms[6] is not None:
-                bias = with_terms(bias, offs_m[:, None], offs_n[None, :], terms, interval, NATURAL)
-            p, alpha, m_i = online_softmax(m_i, s, qk_scale, bias, MASKED, NATURAL)
-            v = load_rows(v_ptr, n, stride_vn, keep, ALIGN, HEAD_DIM, BLOCK_N, BLOCK_D)
-            if MASKED and MASK == "pairs":
+            if form.TERMS:
+                bias = with_terms(bias, offs_m[:, None], offs_n[None, :], head, score, NATURAL)
+            factor = score_factor(score, NATURAL)
+            p, alpha, m_i = online_softmax(m_i, s, factor, bias, MASKED, NATURAL)
+            v = load_rows(keys.v_ptr, n, keys.strides.v.n, keep, BLOCK_N, form)
+            if MASKED and form.MASK == "pairs":
                 v = drop_unseen(v, s)
             kept = p
-            if dropout[0] is not None:
-                kept = tl.where(kept_pairs(first_query, n, dropout, BLOCK_M, BLOCK_N), p, 0.0)
-            acc = accumulate(acc * alpha[:, None], kept.to(v.dtype), v, EXACT, PRECISION)
+            if score.dropout.seed_ptr is not None:
+                is_kept = kept_pairs(first_query, n, head, score.dropout, BLOCK_M, BLOCK_N)
+                kept = tl.where(is_kept, p, 0.0)
+            acc = accumulate(acc * alpha[:, None], kept.to(v.dtype), v, form)
             l_i = l_i * alpha + tl.sum(p, 1)
     return acc, m_i, l_i
 
 
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def _forward_kernel(
-    q_ptr, k_ptr, v_ptr, mask_ptr, o_ptr, lse_ptr, lse_low_ptr,
-    cu_seqlens_q_ptr, cu_seqlens_k_ptr, q_lengths_ptr, kv_start_ptr, kv_end_ptr, lo_ptr, hi_ptr,
-    times_ptr, decay_ptr, slopes_ptr, relative_ptr, seed_ptr,
-    stride_qb, stride_qh, stride_qn, stride_kb, stride_kh, stride_kn,
-    stride_vb, stride_vh, stride_vn, stride_mb, stride_mh, stride_mm, stride_mn,
-    stride_ob, stride_oh, stride_on, stride_slopes,
-    num_tiles, num_heads, num_seqs, seqlen_q, seqlen_k, window_left, window_right, qk_scale,
-    natural_scale, cap_scale, relative_far, global_prefix, dropout_bits, kept_scale,
-    GROUP: tl.constexpr, IS_PACKED: tl.constexpr, BOTTOM_RIGHT: tl.constexpr,
-    ANCHORED: tl.constexpr,
-    MASK: tl.constexpr, IS_BIAS: tl.constexpr, EXACT: tl.constexpr,
-    NATURAL: tl.constexpr, ONLY_LARGE: tl.constexpr,
-    ALIGN: tl.constexpr, PRECISION: tl.constexpr,
-    HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    inputs, o_ptr, lse_ptr, lse_low_ptr, strides, o_strides,
+    num_tiles, num_heads, num_seqs, seqlen_q, seqlen_k,
+    window_left, window_right, stride_slopes, relative_far, global_prefix, dropout_bits, factors,
+    ANCHORED: tl.constexpr, ONLY_LARGE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, form: tl.constexpr,
 ):  # fmt: skip
-    """ONLY_LARGE: o and lse are those of forward_gluon.py, which has left some rows, lse NaN."""
-    (
-        batch, sequence, head, first_query, q_start, k_start, rows, num_q, kv_begin, kv_end
-    ) = query_tile(
-        tl.program_id(0), num_tiles, num_heads,
-        cu_seqlens_q_ptr, cu_seqlens_k_ptr, q_lengths_ptr, kv_start_ptr, kv_end_ptr,
-        num_seqs, seqlen_q, seqlen_k, IS_PACKED, window_right is not None, BOTTOM_RIGHT, ANCHORED,
-        BLOCK_M,
-    )  # fmt: skip
-    if first_query >= rows:
+    """Writes o, lse and lse_low. ONLY_LARGE: only the rows that forward_gluon.py left, lse NaN."""
+    sizes = Sizes(num_tiles, num_heads, num_seqs, seqlen_q, seqlen_k)
+    tile = query_tile(
+        tl.program_id(0), inputs, sizes, window_right is not None, ANCHORED, BLOCK_M, form
+    )
+    batch = tile.batch
+    head = tile.head
+    first_query = tile.first
+    if first_query >= tile.rows:
         return
-    if ONLY_LARGE:  # most tiles have no such row, and are not read
+    if ONLY_LARGE:  # a tile without such a row ends here
         mine = first_query + tl.arange(0, BLOCK_M)
         at = (tl.cast(batch, tl.int64) * num_heads + head) * seqlen_q + mine
-        found = tl.load(lse_ptr + at, mask=mine < rows, other=0.0)
+        found = tl.load(lse_ptr + at, mask=mine < tile.rows, other=0.0)
         if tl.max((found != found).to(tl.int32), 0) == 0:
-            tl.store(lse_low_ptr + at, tl.zeros([BLOCK_M], tl.float32), mask=mine < rows)
+            tl.store(lse_low_ptr + at, tl.zeros([BLOCK_M], tl.float32), mask=mine < tile.rows)
             return
 
-    kv_head = head // GROUP
-    q_ptr = sequence_ptr(q_ptr, batch, head, q_start, stride_qb, stride_qh, stride_qn, ALIGN)
-    k_ptr = sequence_ptr(k_ptr, batch, kv_head, k_start, stride_kb, stride_kh, stride_kn, ALIGN)
-    v_ptr = sequence_ptr(v_ptr, batch, kv_head, k_start, stride_vb, stride_vh, stride_vn, ALIGN)
-    if MASK is not None:
-        mask_ptr = sequence_ptr(mask_ptr, batch, head, 0, stride_mb, stride_mh, 0, 1)
+    kv_head = head // form.GROUP
+    q_ptr = sequence_ptr(inputs.q, batch, head, tile.q_start, strides.q, form.ALIGN)
+    k_ptr = sequence_ptr(inputs.k, batch, kv_head, tile.k_start, strides.k, form.ALIGN)
+    v_ptr = sequence_ptr(inputs.v, batch, kv_head, tile.k_start, strides.v, form.ALIGN)
+    mask_ptr = None
+    if form.MASK is not None:
+        mask_ptr = sequence_ptr(inputs.mask, batch, head, 0, strides.mask, 1)
 
-    first_row = tl.cast(batch, tl.int64) * seqlen_q + q_start
-    interval = (
-        (kv_end - num_q) if BOTTOM_RIGHT else 0, kv_begin, kv_end, window_left, window_right,
-        lo_ptr, hi_ptr, first_row, num_q, global_prefix,
-        16 if seed_ptr is not None and kv_start_ptr is not None else None,
-    )  # fmt: skip
-    terms = (
-        sequence, head, relative_ptr, relative_far, slopes_ptr, stride_slopes, decay_ptr, times_ptr
-    )  # fmt: skip
-    dropout = (seed_ptr, sequence, head, dropout_bits, kept_scale)
-    begin, full_begin, full_end, end, key_lo, key_hi = visited_keys(
-        first_query, num_q, interval, BLOCK_M, BLOCK_N
+    interval = Interval(
+        offset=(tile.kv_end - tile.num_q) if form.BOTTOM_RIGHT else 0,
+        kv_begin=tile.kv_begin,
+        kv_end=tile.kv_end,
+        num_q=tile.num_q,
+        first_row=tl.cast(batch, tl.int64) * seqlen_q + tile.q_start,
+        window_left=window_left,
+        window_right=window_right,
+        lo_ptr=inputs.lo,
+        hi_ptr=inputs.hi,
+        prefix=global_prefix,
+        unit=form.UNIT,
     )
+    terms = Terms(inputs, tile.sequence, relative_far, stride_slopes)
+    dropout = Dropout(inputs.seed, tile.sequence, dropout_bits, factors.kept_scale)
+    score = Score(interval, terms, dropout, factors)
+    visit = visited_keys(first_query, interval, BLOCK_M, BLOCK_N)
+    keys = Keys(k_ptr, v_ptr, mask_ptr, strides, visit.lo, visit.hi)
     offs_m = first_query + tl.arange(0, BLOCK_M)
-    is_query = rows_before(offs_m, num_q, ANCHORED)
-    q = load_rows(q_ptr, first_query, stride_qn, is_query, ALIGN, HEAD_DIM, BLOCK_M, BLOCK_D)
+    is_query = rows_before(offs_m, tile.num_q, ANCHORED)
+    q = load_rows(q_ptr, first_query, strides.q.n, is_query, BLOCK_M, form)
+    BLOCK_D: tl.constexpr = form.BLOCK_D
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    m_i = first_maximum(BLOCK_M, NATURAL)
+    m_i = first_maximum(BLOCK_M, form.NATURAL)
     l_i = tl.zeros([BLOCK_M], tl.float32)
-    EDGE_N: tl.constexpr = edge_block(BLOCK_N, MASK)
+    EDGE_N: tl.constexpr = edge_block(BLOCK_N, form.MASK)
     STARTS_MASKED: tl.constexpr = (
-        window_left is not None or lo_ptr is not None or interval[10] is not None
+        window_left is not None or inputs.lo is not None or form.UNIT is not None
     )
-    start = begin
+    begin = visit.begin
+    full_end = visit.full_end
     if not ONLY_LARGE:
         if global_prefix is not None:
             acc, m_i, l_i = _attend(
-                acc, m_i, l_i, None, q, k_ptr, v_ptr, mask_ptr,
-                stride_kn, stride_vn, stride_mm, stride_mn,
-                first_tile(interval), prefix_keys_end(first_query, begin, end, interval),
-                key_lo, key_hi, first_query, num_q, interval, terms, dropout, qk_scale, cap_scale,
-                True, MASK, IS_BIAS, EXACT, NATURAL,
-                ALIGN, PRECISION, HEAD_DIM, BLOCK_M, EDGE_N, BLOCK_D,
+                acc, m_i, l_i, None, q, keys,
+                first_tile(interval), prefix_keys_end(first_query, visit, interval),
+                first_query, head, score, True, BLOCK_M, EDGE_N, form,
             )  # fmt: skip
-        if MASK != "pairs":
+        if form.MASK != "pairs":
             if STARTS_MASKED:
                 acc, m_i, l_i = _attend(
-                    acc, m_i, l_i, None, q, k_ptr, v_ptr, mask_ptr,
-                    stride_kn, stride_vn, stride_mm, stride_mn, begin, full_begin, key_lo, key_hi,
-                    first_query, num_q, interval, terms, dropout, qk_scale, cap_scale,
-                    True, MASK, IS_BIAS, EXACT, NATURAL,
-                    ALIGN, PRECISION, HEAD_DIM, BLOCK_M, EDGE_N, BLOCK_D,
+                    acc, m_i, l_i, None, q, keys, begin, visit.full_begin,
+                    first_query, head, score, True, BLOCK_M, EDGE_N, form,
                 )  # fmt: skip
-            if MASK == "keys":
-                masked = first_masked_key(mask_ptr, stride_mn, full_begin, full_end, IS_BIAS)
-                full_end = full_begin + (masked - full_begin) // BLOCK_N * BLOCK_N
+            if form.MASK == "keys":
+                masked = first_masked_key(
+                    mask_ptr, strides.mask.n, visit.full_begin, full_end, form.IS_BIAS
+                )
+                full_end = visit.full_begin + (masked - visit.full_begin) // BLOCK_N * BLOCK_N
             acc, m_i, l_i = _attend(
-                acc, m_i, l_i, None, q, k_ptr, v_ptr, mask_ptr,
-                stride_kn, stride_vn, stride_mm, stride_mn,
-                full_begin, full_end, key_lo, key_hi,
-                first_query, num_q, interval, terms, dropout, qk_scale, cap_scale,
-                False, MASK, IS_BIAS, EXACT, NATURAL,
-                ALIGN, PRECISION, HEAD_DIM, BLOCK_M, BLOCK_N, BLOCK_D,
+                acc, m_i, l_i, None, q, keys, visit.full_begin, full_end,
+                first_query, head, score, False, BLOCK_M, BLOCK_N, form,
             )  # fmt: skip
             begin = full_end
         acc, m_i, l_i = _attend(
-            acc, m_i, l_i, None, q, k_ptr, v_ptr, mask_ptr,
-            stride_kn, stride_vn, stride_mm, stride_mn,
-            begin, end, key_lo, key_hi, first_query, num_q, interval, terms, dropout,
-            qk_scale, cap_scale,
-            True, MASK, IS_BIAS, EXACT, NATURAL,
-            ALIGN, PRECISION, HEAD_DIM, BLOCK_M, EDGE_N, BLOCK_D,
+            acc, m_i, l_i, None, q, keys, begin, visit.end,
+            first_query, head, score, True, BLOCK_M, EDGE_N, form,
         )  # fmt: skip
 
-    lse_ptr += (tl.cast(batch, tl.int64) * num_heads + head) * seqlen_q + q_start
-    lse_low_ptr += (tl.cast(batch, tl.int64) * num_heads + head) * seqlen_q + q_start
-    is_row = rows_before(offs_m, rows, ANCHORED)
-    lse, low = log_sum_exp(m_i, l_i, NATURAL)
-    if not NATURAL:
+    row = (tl.cast(batch, tl.int64) * num_heads + head) * seqlen_q + tile.q_start
+    lse_ptr += row
+    lse_low_ptr += row
+    is_row = rows_before(offs_m, tile.rows, ANCHORED)
+    lse, low = log_sum_exp(m_i, l_i, form.NATURAL)
+    if not form.NATURAL:
         large = is_query & ~((m_i > -LARGE) & (m_i < LARGE))
         if ONLY_LARGE:
             lse = tl.load(lse_ptr + offs_m, mask=is_query, other=0.0)
             large = lse != lse
         if tl.max(large.to(tl.int32), 0) != 0:
+            first = visit.begin
+            last = visit.end
             if global_prefix is not None:
-                end = tl.maximum(end, prefix_keys_end(first_query, start, end, interval))
-                start = first_tile(interval)
+                first = first_tile(interval)
+                last = tl.maximum(last, prefix_keys_end(first_query, visit, interval))
             acc, m_i, l_i = _attend(
                 tl.where(large[:, None], 0.0, acc), tl.where(large, float("-inf"), 0.0),
-                tl.where(large, 0.0, l_i), large, q, k_ptr, v_ptr, mask_ptr,
-                stride_kn, stride_vn, stride_mm, stride_mn, start, end, key_lo, key_hi,
-                first_query, num_q, interval, terms, dropout, natural_scale, cap_scale,
-                True, MASK, IS_BIAS, EXACT, True,
-                ALIGN, PRECISION, HEAD_DIM, BLOCK_M, NARROW, BLOCK_D,
+                tl.where(large, 0.0, l_i), large, q, keys, first, last,
+                first_query, head, score, True, BLOCK_M, NARROW, form,
             )  # fmt: skip
             natural, natural_low = log_sum_exp(m_i, l_i, True)
             lse = tl.where(large, natural, lse)
             low = tl.where(large, natural_low, low)
 
-    empty = (l_i == 0.0) | ~rows_before(offs_m, num_q, ANCHORED)
+    empty = (l_i == 0.0) | ~rows_before(offs_m, tile.num_q, ANCHORED)
     factor = tl.where(empty, 0.0, 1.0 / tl.where(empty, 1.0, l_i))
-    if dropout[0] is not None:
-        factor *= kept_scale
+    if dropout.seed_ptr is not None:
+        factor *= dropout.kept_scale
     o = factor[:, None] * acc
-    o_ptr = sequence_ptr(o_ptr, batch, head, q_start, stride_ob, stride_oh, stride_on, ALIGN)
+    o_ptr = sequence_ptr(o_ptr, batch, head, tile.q_start, o_strides, form.ALIGN)
     tl.store(lse_low_ptr + offs_m, tl.where(empty, 0.0, low), mask=is_row)
     if ONLY_LARGE:
         is_row = large
-    store_rows(o_ptr, first_query, stride_on, o, is_row, ALIGN, HEAD_DIM, BLOCK_M, BLOCK_D)
+    store_rows(o_ptr, first_query, o_strides.n, o, is_row, BLOCK_M, form)
     tl.store(lse_ptr + offs_m, tl.where(empty, float("-inf"), lse), mask=is_row)
 
 
 def attention_forward(call: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(o, lse, lse_low) of dense (B, H, N, D) or packed (T, H, D) attention.
+    """Returns (o, lse, lse_low) of dense (B, H, N, D) or packed (T, H, D) attention.
 
     call has the fields of backends.call.Arguments. o has q's type and shape, lse is fp32
     (B, H, Nq) or (H, T), natural log; a query that sees no key gives 0 and -inf. lse_low is what
@@ -257,7 +244,7 @@ def attention_forward(call: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tens
 def _launch(
     problem: Problem, config: TileConfig, o: torch.Tensor, lse: torch.Tensor, only_large: bool
 ) -> torch.Tensor:
-    """Write o and lse, or the rows of them that forward_gluon.py has left; returns lse_low."""
+    """Writes o and lse, or their rows that forward_gluon.py has left; returns lse_low."""
     layout = problem.layout
     lse_low = empty_like(lse)
     if o.numel() > 0:
@@ -269,27 +256,26 @@ def _launch(
             o_ptr=o,
             lse_ptr=lse,
             lse_low_ptr=lse_low,
-            natural_scale=layout.natural_scale,
+            o_strides=layout.o_strides,
             ANCHORED=layout.anchors_queries,
             ONLY_LARGE=only_large,
-            **layout.o_strides,
         )
     return lse_low
 
 
-# The tile of the launch after forward_gluon.py. Most of its programs end at once, so a small tile
-# that lets four or more share a multiprocessor. Rows are spread over warps as in forward_gluon.py,
-# so that the bits are the same.
+# The tile of the launch after forward_gluon.py. Most programs of that launch end at once, which a
+# small tile suits: four or more share a multiprocessor. Rows are spread over warps as in
+# forward_gluon.py, for the same bits.
 LARGE_ROWS = TileConfig(128, 32, 8, 1)
 
-# FLOP of a call from which forward_gluon.py takes it. To build its descriptors and launch it takes
-# the host some 0.25 ms: on an H200 it was 1.14 times as fast at 2^37 (N 1024, full), and at 2^36
-# (N 512, full, or N 1024, causal) 0.8 times.
+# FLOP from which forward_gluon.py serves a call. Its descriptors and its launch cost the host some
+# 0.25 ms: on an H200 a call of 2^37 FLOP (N 1024, full) was 1.14 times as fast as by forward.py,
+# one of 2^36 (N 512, full, or N 1024, causal) 0.8 times.
 LEAST_WORK = 2**37
 
 
 def gains_by_gluon(problem: Problem) -> bool:
-    """Whether forward_gluon.py takes a call, and is the faster way. Both give the same bits."""
+    """Returns whether forward_gluon.py takes a call and is faster; it gives the same bits."""
     layout, call = problem.layout, problem.call
     capability, head_dim, dtype, kind = layout.config_key
     if kind != "plain" or layout.packed or head_dim != 128 or dtype.itemsize != 2:
@@ -304,7 +290,7 @@ def gains_by_gluon(problem: Problem) -> bool:
 
 @lru_cache
 def gluon_module() -> Any:
-    """forward_gluon.py; None where Triton is too old for it, or interprets its kernels."""
+    """Returns forward_gluon.py, or None where Triton is too old for it or interprets kernels."""
     version = tuple(map(int, triton.__version__.split(".")[:2]))
     if version < (3, 6) or not isinstance(_forward_kernel, JITFunction):
         return None

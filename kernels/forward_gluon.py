@@ -8,13 +8,14 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from . import forward_gluon_kernel, relaunch
+from .forward_gluon_records import GluonForm
 from .launch import Problem
 
-ROWS = 64  # queries of a consumer: what one warp group multiplies at a time
+ROWS = 64  # queries of a consumer, the rows of a product of one warp group
 
 
 class Schedule(NamedTuple):
-    """How a call is spread over programs and warp groups; only block_n changes a result's bits.
+    """The spread of a call over programs and warp groups; only block_n changes bits of a result.
 
     consumers: 2 or 3, of 64 queries each. stages: tiles of K, and of V, in shared memory.
     turns: consumers issue their products in turns. persistent: a program for each multiprocessor,
@@ -33,11 +34,11 @@ class Schedule(NamedTuple):
 # TFLOP/s on an H200, 2026-11-27, bf16, batch 2, N 8192, full and causal. D 128: 645 and 612, with
 # turns 632 and 608, with one tile for a program 610 and 558; cuDNN 609 and 515. D 64: 443 and 392,
 # 465 and 402, 453 and 430; cuDNN 457 and 427, and forward.py, which serves D 64, 454 and 428.
-# Three consumers leave a thread 160 registers: with Triton 3.6 up to 40 bytes are spilled, with 3.9
-# it is 80 to 224.
+# Three consumers leave a thread 160 registers: Triton 3.6 spills up to 40 bytes, Triton 3.9 80 to
+# 224.
 SCHEDULES = {64: Schedule(3), 128: Schedule(2)}
 SWIZZLED = gl.NVMMASharedLayout(128, 16, 4)
-# The others that were timed, each by what it changes.
+# Other schedules that were timed, each as a change of the shipped one.
 VARIANTS: dict[str, dict[str, Any]] = {
     "turns": {"turns": True},
     "one-tile": {"persistent": False, "pairs": False},
@@ -49,7 +50,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def attention_forward_gluon(
     call: Any, schedule: Schedule | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Output and log-sum-exp of dense attention, full or causal, on a card of capability 9.0.
+    """Returns (o, lse) of dense attention, full or causal, on a card of capability 9.0.
 
     call has the fields of backends.call.Arguments: q (B, H, Nq, D), k and v (B, Hkv, Nk, D),
     bf16 or fp16, D 64 or 128, scale and the causal bound. o has q's type and shape, lse is fp32
@@ -66,7 +67,7 @@ def attention_forward_gluon(
 def launch_forward(
     problem: Problem, schedule: Schedule | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As attention_forward_gluon, for the Problem of a call that is not `unsupported`."""
+    """Returns (o, lse) as attention_forward_gluon, for a Problem that is not `unsupported`."""
     call, layout = problem.call, problem.layout
     o = torch.empty(call.q.shape, dtype=call.q.dtype, device=call.q.device)
     lse = problem.empty_lse()
@@ -92,16 +93,8 @@ def launch_forward(
         for plan in layout.plans.get(key, ()):
             if plan.again((), outputs, descriptors):
                 return o, lse
-        fixed = dict(
-            **layout.o_strides,
-            num_items=num_items,
-            num_tiles=num_tiles,
-            num_heads=layout.num_heads,
-            seqlen_q=layout.seqlen_q,
-            seqlen_k=layout.seqlen_k,
-            offset=layout.seqlen_k - layout.seqlen_q if call.bottom_right else 0,
-            scale=layout.arguments["qk_scale"],
-            GROUP=layout.arguments["GROUP"],
+        form = GluonForm(
+            GROUP=layout.form.GROUP,
             CAUSAL=causal,
             PAIRS=pairs,
             TURNS=schedule.turns,
@@ -110,42 +103,51 @@ def launch_forward(
             HEAD_DIM=layout.head_dim,
             BLOCK_N=schedule.block_n,
             STAGES=schedule.stages,
+        )
+        fixed = dict(
+            o_strides=layout.o_strides,
+            num_items=num_items,
+            num_tiles=num_tiles,
+            num_heads=layout.num_heads,
+            seqlen_q=layout.seqlen_q,
+            seqlen_k=layout.seqlen_k,
+            offset=layout.seqlen_k - layout.seqlen_q if call.bottom_right else 0,
+            scale=layout.factors.qk_scale,
+            form=form,
             num_warps=4,
-            enable_fp_fusion=False,  # as in forward.py, whose bits these are
+            enable_fp_fusion=False,  # as in forward.py, which gives the same bits
         )
         kernel = forward_gluon_kernel.forward_kernel
-        made = relaunch.launch(kernel, programs, {}, outputs, fixed, descriptors=descriptors)
+        made = relaunch.launch(kernel, programs, (), outputs, fixed, descriptors=descriptors)
         relaunch.keep(layout.plans, key, made)
     return o, lse
 
 
 @lru_cache
 def multiprocessors(device: torch.device) -> int:
-    """How many a card has; those of an H100 for a machine without one."""
+    """Returns the multiprocessors of a card; those of an H100 for a machine without a card."""
     if device.type != "cuda":
         return 132
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def descriptor(x: torch.Tensor, rows: int) -> TensorDescriptor:
-    """How the copy engine reads `rows` rows of a head of x (B, H, N, D); past N it reads zeros."""
+    """Returns a descriptor that copies `rows` rows of a head of x (B, H, N, D), zeros past N."""
     block = [1, 1, rows, x.shape[-1]]
-    # The stride of a dimension of size 1 means nothing and can be anything.
+    # The stride of a dimension of size 1 can be any number.
     strides = [s if n > 1 else x.shape[-1] for n, s in zip(x.shape, x.stride(), strict=True)]
     return TensorDescriptor(x, list(x.shape), [*strides[:3], 1], block, SWIZZLED)
 
 
+# Fields of a call, besides q, k and v, that need not hold their defaults.
+SERVED = ("scale", "window_left", "window_right", "bottom_right", "max_seqlen_q", "max_seqlen_k")
+
+
 def unsupported(call: Any) -> str | None:
-    """Why attention_forward_gluon does not take a call; None if it does."""
-    names = (
-        "mask", "cu_seqlens_q", "cu_seqlens_k", "q_lengths", "kv_start", "kv_end", "lo", "hi",
-        "times", "decay", "slopes", "relative", "seed",
-    )  # fmt: skip
-    for name in names:
-        if getattr(call, name) is not None:
-            return f"{name} is not supported"
-    for name in ("softcap", "global_prefix"):
-        if getattr(call, name):
+    """Returns the reason why attention_forward_gluon does not take a call, or None."""
+    for name, default in call._field_defaults.items():
+        value = getattr(call, name)
+        if name not in SERVED and value is not default and (default is None or value != default):
             return f"{name} is not supported"
     if call.window_left >= 0 or call.window_right > 0:
         return f"the window ({call.window_left}, {call.window_right}) is not supported"

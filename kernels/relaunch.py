@@ -1,8 +1,8 @@
-"""Launches that Triton's JIT has made once, made again without it.
+"""Repeats a launch of Triton's JIT without the JIT.
 
 A kernel is compiled for the types of its arguments, for constants, and for which addresses are
 multiples of 16. A plan holds the kernel of one such set, so that launching again takes nothing but
-addresses. The JIT takes 50 us to find the kernel that 80 arguments call for.
+addresses. The JIT takes 50 us to find the kernel that so many arguments call for.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ import triton
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-# The versions of Triton that launch a compiled kernel in the form that Plan.again has.
+# The versions of Triton whose compiled kernels are launched as Plan.again does.
 KNOWN = (3, 6) <= tuple(map(int, triton.__version__.split(".")[:2])) <= (3, 9)
 if KNOWN:
     from triton import knobs
@@ -23,7 +23,9 @@ CONSTANTS = (int, float, str, type(None), triton.language.constexpr)  # a bool i
 ALIGNMENT = 16
 MOST = 8  # plans of one key, which differ in alignment and in the tensors that are None
 
+INPUTS = "inputs"  # the parameter that takes a NamedTuple of tensors
 NONE: Mapping[str, Any] = {}
+Tensors = Sequence[torch.Tensor | None]
 
 Plans = dict[Any, list["Plan"]]
 
@@ -36,7 +38,7 @@ class Plan:
         kernel: Any,
         compiled: Any,
         programs: int,
-        known: dict[str, torch.Tensor | None],
+        inputs: Tensors,
         given: dict[str, Any],
         fixed: dict[str, Any],
         config: Any,
@@ -44,18 +46,19 @@ class Plan:
     ) -> None:
         parameters = kernel.signature.parameters
         defaults = {name: x.default for name, x in parameters.items()}
-        values: dict[str, Any] = {**defaults, **fixed, **known, **given}
-        values |= dict.fromkeys(descriptors)
-        tensors = {name for name, x in values.items() if isinstance(x, torch.Tensor)}
+        values: dict[str, Any] = {**defaults, **fixed, **given}
+        values |= dict.fromkeys((*descriptors, INPUTS))
+        tensors = [name for name, x in given.items() if isinstance(x, torch.Tensor)]
         place = {name: at for at, name in enumerate(parameters)}
         self.programs, self.driver = programs, driver.active
-        self.kernel, self.config = kernel, config  # the ids of living objects are not used again
+        self.kernel, self.config = kernel, config  # kept alive, so that their ids stay theirs
         self.device = self.driver.get_current_device()
         self.arguments: list[Any] = [
-            None if name in tensors else values[name] for name in parameters
+            None if name in tensors else bare(values[name]) for name in parameters
         ]
-        # (index in known, place)
-        self.known = [(at, place[n]) for at, n in enumerate(known) if n in tensors]
+        self.inputs = place.get(INPUTS)
+        self.known = [at for at, x in enumerate(inputs) if x is not None]
+        self.addresses: list[int | None] = [None for _ in inputs]
         self.names = list(given)
         self.constants = [None if name in tensors else x for name, x in given.items()]
         # (index in given, place, type, device)
@@ -65,25 +68,27 @@ class Plan:
             if name in tensors
         ]
         self.descriptors = [place[name] for name in descriptors]
-        self.places = [place[name] for name in tensors]
-        self.aligned = [values[name].data_ptr() % ALIGNMENT == 0 for name in tensors]
+        every = [*(x for x in inputs if x is not None), *(given[name] for name in tensors)]
+        self.aligned = [x.data_ptr() % ALIGNMENT == 0 for x in every]
         self.all_aligned = all(self.aligned)
         self.run, self.function = compiled.run, compiled.function
         self.metadata = compiled.packed_metadata
 
     def again(
         self,
-        known: Sequence[torch.Tensor | None],
+        inputs: Tensors,
         given: Mapping[str, Any],
         descriptors: Mapping[str, Any] = NONE,
     ) -> bool:
-        """Launch with these tensors; false, and nothing done, if that calls for another kernel."""
+        """Launches with these tensors; returns false, and launches nothing, if that takes another
+        kernel.
+        """
         if self.driver is not driver.active or list(given) != self.names or watched(self.kernel):
             return False
         values = list(given.values())
-        arguments, bits = self.arguments.copy(), 0
-        for at, place in self.known:
-            arguments[place] = address = known[at].data_ptr()  # type: ignore[union-attr]
+        arguments, addresses, bits = self.arguments.copy(), self.addresses.copy(), 0
+        for at in self.known:
+            addresses[at] = address = inputs[at].data_ptr()  # type: ignore[union-attr]
             bits |= address
         for at, place, dtype, device in self.given:
             x = values[at]
@@ -97,20 +102,30 @@ class Plan:
         if bits % ALIGNMENT == 0:
             if not self.all_aligned:
                 return False
-        elif [arguments[place] % ALIGNMENT == 0 for place in self.places] != self.aligned:
-            return False
+        else:
+            every = [addresses[at] for at in self.known]
+            every += [arguments[place] for _, place, _, _ in self.given]
+            if [x % ALIGNMENT == 0 for x in every] != self.aligned:  # type: ignore[operator]
+                return False
+        if self.inputs is not None:
+            arguments[self.inputs] = tuple(addresses)
         for place, x in zip(self.descriptors, descriptors.values(), strict=True):
             arguments[place] = x
         stream = self.driver.get_current_stream(self.device)
-        # No tensor, but its address, which the launcher need not ask the driver about.
+        # Addresses instead of tensors: the launcher asks the driver about each tensor.
         self.run(
             self.programs, 1, 1, stream, self.function, self.metadata, None, None, None, *arguments
         )
         return True
 
 
+def bare(x: Any) -> Any:
+    """Returns x with a tuple for each NamedTuple, of which Triton's launcher would make a list."""
+    return tuple(map(bare, x)) if isinstance(x, tuple) else x
+
+
 def watched(kernel: Any) -> bool:
-    """Whether somebody replaced or hooked into the JIT, and a launch has to come through it."""
+    """Returns whether the JIT is replaced or has hooks, so that a launch has to come through it."""
     runtime = knobs.runtime
     enter, leave = runtime.launch_enter_hook, runtime.launch_exit_hook
     return bool(
@@ -126,29 +141,36 @@ def watched(kernel: Any) -> bool:
 def launch(
     kernel: Any,
     programs: int,
-    known: dict[str, torch.Tensor | None],
+    inputs: Tensors,
     given: dict[str, Any],
     fixed: dict[str, Any],
     config: Any = None,
     descriptors: Mapping[str, Any] = NONE,
 ) -> Plan | None:
-    """Launch through the JIT on the current device; returns a plan to do so again, if there is one.
+    """Launches through the JIT on the current device; returns a Plan to repeat that, or None.
 
-    known, given: as in Plan. fixed: keywords that are the same whenever the plan is used. config:
-    an object whose id says so. descriptors: keywords of the copy engine's descriptors, which differ
-    in their addresses alone whenever the plan is used.
+    inputs: the NamedTuple for the parameter of that name, empty where the kernel has none. given:
+    keywords of tensors and constants. fixed: keywords that are the same whenever the plan is used.
+    config: an object whose id says so. descriptors: keywords of the copy engine's descriptors,
+    which differ in their addresses alone whenever the plan is used.
     """
     direct = KNOWN and isinstance(kernel, JITFunction) and not watched(kernel)
-    compiled = kernel[(programs,)](**fixed, **known, **given, **descriptors)
+    first = {INPUTS: inputs} if inputs else {}
+    compiled = kernel[(programs,)](**fixed, **first, **given, **descriptors)
     if not direct or compiled is None or driver.active.get_current_target().backend != "cuda":
         return None
-    if not all(isinstance(x, (torch.Tensor, *CONSTANTS)) for x in given.values()):
+    if not all(isinstance(x, torch.Tensor) or is_constant(x) for x in given.values()):
         return None
-    return Plan(kernel, compiled, programs, known, given, fixed, config, descriptors)
+    return Plan(kernel, compiled, programs, inputs, given, fixed, config, descriptors)
+
+
+def is_constant(x: Any) -> bool:
+    """Returns whether x, or all that a tuple x holds, is the same argument wherever it is equal."""
+    return all(map(is_constant, x)) if isinstance(x, tuple) else isinstance(x, CONSTANTS)
 
 
 def keep(plans: Plans, key: Any, plan: Plan | None) -> None:
-    """Add a plan to those of a key, of which the oldest and those of other drivers are dropped."""
+    """Adds a plan to those of a key; drops the oldest, and those of other drivers."""
     if plan is not None:
         others = [x for x in plans.get(key, ()) if x.driver is plan.driver]
         plans[key] = [*others[1 - MOST :], plan]

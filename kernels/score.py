@@ -1,18 +1,51 @@
-"""The pieces of the score tile: loads, masks and the online softmax."""
+"""Pieces of a tile of scores: loads, masks and the online softmax."""
+
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
 
-from .tiles import visible
+from .interval import visible
 
 # From this size on, in base 2, scores c s of 16-bit types are large. With m, the rounded c max(s),
 # an fma gives the weights of a row times 2^r, r = c max(s) - m, |r| <= ulp(m) / 2: alike in all of
 # the row and in m + log2 of its sum, but out of range from m = 2^31 on. That normaliser, rounded to
 # fp32 on its way to the backward pass, is off by 2.5 ulp(m): below 2^12 by 2^-11 of a weight, less
 # than 16 bits show. Rows of larger scores get a loop of their own, which takes the maximum off
-# natural scores (NATURAL), exact next to it (Sterbenz), and a normaliser in two parts.
+# natural scores (NATURAL), which is exact for scores near the maximum (Sterbenz), and a normaliser
+# in two parts.
 LARGE = tl.constexpr(4096.0)
-NARROW = tl.constexpr(16)  # side of a tile in those loops, for few registers
+NARROW = tl.constexpr(16)  # side of a tile in the loops over rows of large scores
+
+
+class Keys(NamedTuple):
+    """Pointers to the keys, values and mask of a head of a sequence.
+
+    strides: InputStrides. lo, hi: no key outside [lo, hi) is read.
+    """
+
+    k_ptr: Any
+    v_ptr: Any
+    mask_ptr: Any
+    strides: Any
+    lo: Any
+    hi: Any
+
+
+class Queries(NamedTuple):
+    """A tile of queries of a head in the backward pass, by row.
+
+    shift: their lse in the units of the scores, inf for rows that see nothing. low: None, or what
+    rounding took from lse. first: the first of them.
+    """
+
+    q: Any
+    do: Any
+    shift: Any
+    low: Any
+    delta: Any
+    first: Any
+    head: Any
 
 
 @triton.jit
@@ -20,7 +53,7 @@ def tile_ptrs(
     ptr, start, stride,
     ALIGN: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Pointers to rows start .. start + BLOCK, [BLOCK, BLOCK_D], by a part that stays the same."""
+    """Returns pointers to rows start .. start + BLOCK, [BLOCK, BLOCK_D], with one part constant."""
     first = tl.cast(start, tl.int64) * stride
     rows = tl.arange(0, BLOCK).to(tl.int64)[:, None] * stride
     if ALIGN > 1:
@@ -30,62 +63,53 @@ def tile_ptrs(
 
 
 @triton.jit
-def load_rows(
-    ptr, start, stride, keep, ALIGN: tl.constexpr,
-    HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """Rows start .. start + BLOCK of a matrix as [BLOCK, BLOCK_D]; 0 past HEAD_DIM.
+def load_rows(ptr, start, stride, keep, BLOCK: tl.constexpr, form: tl.constexpr):
+    """Returns rows start .. start + BLOCK of a matrix as [BLOCK, BLOCK_D]; 0 past HEAD_DIM.
 
     keep: bool [BLOCK] or None for all. Rows not kept are 0 and are not read, so that what lies
     there (NaN, or nothing) stays out.
     """
-    cols = tl.arange(0, BLOCK_D)[None, :]
-    ptrs = tile_ptrs(ptr, start, stride, ALIGN, BLOCK, BLOCK_D)
+    cols = tl.arange(0, form.BLOCK_D)[None, :]
+    ptrs = tile_ptrs(ptr, start, stride, form.ALIGN, BLOCK, form.BLOCK_D)
     if keep is None:
-        if HEAD_DIM == BLOCK_D:
+        if form.HEAD_DIM == form.BLOCK_D:
             tile = tl.load(ptrs)
         else:
-            tile = tl.load(ptrs, mask=cols < HEAD_DIM, other=0.0)
+            tile = tl.load(ptrs, mask=cols < form.HEAD_DIM, other=0.0)
     else:
-        if HEAD_DIM == BLOCK_D:
+        if form.HEAD_DIM == form.BLOCK_D:
             tile = tl.load(ptrs, mask=keep[:, None], other=0.0)
         else:
-            tile = tl.load(ptrs, mask=keep[:, None] & (cols < HEAD_DIM), other=0.0)
+            tile = tl.load(ptrs, mask=keep[:, None] & (cols < form.HEAD_DIM), other=0.0)
     return tile
 
 
 @triton.jit
-def store_rows(
-    ptr, start, stride, tile, keep, ALIGN: tl.constexpr,
-    HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """Write the kept rows of a [BLOCK, BLOCK_D] tile, rounded to the matrix's type."""
-    ptrs = tile_ptrs(ptr, start, stride, ALIGN, BLOCK, BLOCK_D)
+def store_rows(ptr, start, stride, tile, keep, BLOCK: tl.constexpr, form: tl.constexpr):
+    """Writes the kept rows of a [BLOCK, BLOCK_D] tile, rounded to the type of the matrix."""
+    ptrs = tile_ptrs(ptr, start, stride, form.ALIGN, BLOCK, form.BLOCK_D)
     keep = keep[:, None]
-    if HEAD_DIM != BLOCK_D:
-        keep = keep & (tl.arange(0, BLOCK_D)[None, :] < HEAD_DIM)
+    if form.HEAD_DIM != form.BLOCK_D:
+        keep = keep & (tl.arange(0, form.BLOCK_D)[None, :] < form.HEAD_DIM)
     tl.store(ptrs, tile.to(ptr.dtype.element_ty), mask=keep)
 
 
 @triton.jit
-def mask_scores(
-    s, i, j, keep, num_q, interval, mask_ptr, stride_mm, stride_mn,
-    MASK: tl.constexpr, IS_BIAS: tl.constexpr,
-):  # fmt: skip
-    """(s, mask values): s becomes -inf for the pairs that are not seen.
+def mask_scores(s, i, j, keep, interval, mask_ptr, strides, form: tl.constexpr):
+    """Returns (s, mask values), s with -inf for the pairs that are not seen.
 
     Queries i and keys j are [M, 1] and [1, N] for s [M, N], or [1, M] and [N, 1] for s [N, M]; keep
     is like j, the keys that a key mask leaves.
     """
     seen = visible(i, j, interval)
-    if MASK == "keys":
+    if form.MASK == "keys":
         seen = seen & keep
     values = s
-    if MASK == "pairs":
-        seen = seen & (i >= 0) & (i < num_q)
-        at = i.to(tl.int64) * stride_mm + j.to(tl.int64) * stride_mn
+    if form.MASK == "pairs":
+        seen = seen & (i >= 0) & (i < interval.num_q)
+        at = i.to(tl.int64) * strides.m + j.to(tl.int64) * strides.n
         values = tl.load(mask_ptr + at, mask=seen, other=0)
-        if IS_BIAS:
+        if form.IS_BIAS:
             seen = seen & (values != float("-inf"))
         else:
             seen = seen & (values != 0)
@@ -94,7 +118,7 @@ def mask_scores(
 
 @triton.jit
 def score_units(x, NATURAL: tl.constexpr):
-    """Float mask values, or lse, as scores: natural where NATURAL, else base 2."""
+    """Returns float mask values, or lse, as scores: natural where NATURAL, else base 2."""
     LOG2E: tl.constexpr = 1.4426950408889634
     x = x.to(tl.float32)
     if not NATURAL:
@@ -104,13 +128,13 @@ def score_units(x, NATURAL: tl.constexpr):
 
 @triton.jit
 def pair_bias(values, NATURAL: tl.constexpr):
-    """The bias of loaded mask values; 0 for -inf, which mask_scores puts into the scores."""
+    """Returns the bias of loaded mask values; 0 for -inf, which mask_scores puts into scores."""
     return tl.where(values == float("-inf"), 0.0, score_units(values, NATURAL))
 
 
 @triton.jit
 def key_bias(mask_ptr, offs_n, stride, inside, IS_BIAS: tl.constexpr, NATURAL: tl.constexpr):
-    """The bias of keys [N] by a mask that all queries share; -inf where hidden or not inside."""
+    """Returns the bias of keys [N] by a mask that all queries share; -inf if hidden or outside."""
     values = tl.load(mask_ptr + offs_n.to(tl.int64) * stride, mask=inside, other=0)
     if IS_BIAS:
         bias = score_units(values, NATURAL)
@@ -121,16 +145,16 @@ def key_bias(mask_ptr, offs_n, stride, inside, IS_BIAS: tl.constexpr, NATURAL: t
 
 @triton.jit
 def drop_unseen(tile, s):
-    """Zero the keys [N, D] that no query of the tile sees in s [M, N].
+    """Returns the keys [N, D], 0 for a key that no query of the tile sees in s [M, N].
 
-    They can be hidden from every query and hold NaN, and 0 * NaN would reach the product.
+    A key that is hidden from every query can hold NaN, and 0 * NaN would reach the product.
     """
     return tl.where((tl.max(s, 0) != float("-inf"))[:, None], tile, 0.0)
 
 
 @triton.jit
 def first_masked_key(mask_ptr, stride, begin, end, IS_BIAS: tl.constexpr):
-    """First key in [begin, end) that a key mask hides or biases; end if there is none."""
+    """Returns the first key in [begin, end) that a key mask hides or biases; end for none."""
     WIDTH: tl.constexpr = 1024
     found = tl.zeros([WIDTH], tl.int32) + end
     for n in tl.range(begin, end, WIDTH):
@@ -147,7 +171,7 @@ def first_masked_key(mask_ptr, stride, begin, end, IS_BIAS: tl.constexpr):
 
 @triton.jit
 def online_softmax(m_i, s, scale, bias, MASKED: tl.constexpr, NATURAL: tl.constexpr):
-    """(p, alpha, m): fold a tile of s [M, N] = q.k, -inf where invisible, into the running maximum.
+    """Folds a tile of s [M, N] = q.k, -inf where invisible, into m; returns (p, alpha, m).
 
     scale > 0 takes s to a score, natural or base 2; bias is None or, only where NATURAL, in the
     same units. The arithmetic is the same with and without masks, so both give the same bits.
@@ -166,9 +190,9 @@ def online_softmax(m_i, s, scale, bias, MASKED: tl.constexpr, NATURAL: tl.conste
 
 @triton.jit
 def first_maximum(BLOCK: tl.constexpr, NATURAL: tl.constexpr):
-    """The running maximum [BLOCK] of rows that have met no key.
+    """Returns the running maximum [BLOCK] of rows that have met no key.
 
-    In base 2 it is never below -LARGE: before a maximum that low gives way, weights would be inf.
+    In base 2 a maximum is never below -LARGE: weights before its next rise would be inf.
     """
     if NATURAL:
         m = tl.full([BLOCK], float("-inf"), tl.float32)
@@ -200,7 +224,9 @@ def any_large_scores(lse_ptr, begin, end, stride_h, HEADS: tl.constexpr):
 
 @triton.jit
 def exponential(s, scale, bias, shift, low, NATURAL: tl.constexpr):
-    """e^(s scale + bias - shift) 2^-low, or 2^(s scale - shift) unless NATURAL; low None for 0.
+    """Returns e^(s scale + bias - shift) 2^-low where NATURAL, else 2^(s scale - shift).
+
+    bias, low: None for 0.
 
     NATURAL rounds the score before the shift is taken off, as plain maths does, so that the largest
     score of a row cancels against its lse even if both are huge, and what is added to scores stays
@@ -223,8 +249,8 @@ def exponential(s, scale, bias, shift, low, NATURAL: tl.constexpr):
 
 @triton.jit
 def log_sum_exp(m, l, NATURAL: tl.constexpr):
-    """(lse, low): the natural logarithm of the sum l taken with the shift m, and where NATURAL what
-    rounding took from it (Knuth, TAOCP 2, 4.2.2), else 0.
+    """Returns (lse, low): the natural logarithm of the sum l, taken with the shift m, and where
+    NATURAL what rounding took from that logarithm (Knuth, TAOCP 2, 4.2.2), else 0.
     """
     LN2: tl.constexpr = 0.6931471805599453
     if NATURAL:
@@ -240,7 +266,7 @@ def log_sum_exp(m, l, NATURAL: tl.constexpr):
 
 @triton.jit
 def load_low(ptr, offs_m, keep):
-    """The part of lse that rounding took, [M] in base 2; keep: bool [M], or None to load all."""
+    """Returns what rounding took from lse, [M] in base 2. keep: bool [M], or None to load all."""
     LOG2E: tl.constexpr = 1.4426950408889634
     if keep is None:
         low = tl.load(ptr + offs_m)
@@ -250,12 +276,12 @@ def load_low(ptr, offs_m, keep):
 
 
 @triton.jit
-def sequence_ptr(ptr, batch, head, row, stride_b, stride_h, stride_n, ALIGN: tl.constexpr):
-    """Where a head of a sequence starts; every stride is a multiple of ALIGN elements."""
+def sequence_ptr(ptr, batch, head, row, strides, ALIGN: tl.constexpr):
+    """Returns where a head of a sequence starts; all strides are multiples of ALIGN elements."""
     offset = (
-        tl.cast(batch, tl.int64) * stride_b
-        + tl.cast(head, tl.int64) * stride_h
-        + tl.cast(row, tl.int64) * stride_n
+        tl.cast(batch, tl.int64) * strides.b
+        + tl.cast(head, tl.int64) * strides.h
+        + tl.cast(row, tl.int64) * strides.n
     )
     if ALIGN > 1:
         offset = tl.multiple_of(offset, ALIGN)
@@ -263,15 +289,15 @@ def sequence_ptr(ptr, batch, head, row, stride_b, stride_h, stride_n, ALIGN: tl.
 
 
 @triton.jit
-def accumulate(acc, a, b, EXACT: tl.constexpr, PRECISION: tl.constexpr):
-    """acc + a b, where acc is the sum over the tiles before.
+def accumulate(acc, a, b, form: tl.constexpr):
+    """Returns acc + a b, where acc is the sum over the tiles before.
 
     Products of fp32 are chains of multiply-adds. One chain over all tiles would round to the size
     of the whole sum at each step; so each tile is summed first, where there are registers for it. A
     plain addition would be taken back into the chain by the compiler.
     """
-    if EXACT and PRECISION == "ieee" and acc.shape[1] <= 128:
-        acc = tl.fma(tl.dot(a, b, input_precision=PRECISION), 1.0, acc)
+    if form.EXACT and form.PRECISION == "ieee" and acc.shape[1] <= 128:
+        acc = tl.fma(tl.dot(a, b, input_precision=form.PRECISION), 1.0, acc)
     else:
-        acc = tl.dot(a, b, acc, input_precision=PRECISION)
+        acc = tl.dot(a, b, acc, input_precision=form.PRECISION)
     return acc

@@ -1,4 +1,6 @@
-"""What the score of a pair can have besides q.k: a soft cap, added terms, and dropout."""
+"""The score of a pair besides q.k: a soft cap, added terms, and dropout of its weight."""
+
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
@@ -7,9 +9,64 @@ from .score import score_units
 from .tiles import clamp
 
 
+class Terms(NamedTuple):
+    """The terms that with_terms adds to the scores of a sequence.
+
+    inputs: those of the call, of which decay, slopes and relative are None where they add nothing.
+    far: a relative bias has 2 far + 1 values for each head. stride_slopes: from the slopes of a
+    sequence to those of the next, 0 where all share them.
+    """
+
+    inputs: Any
+    sequence: Any
+    far: Any
+    stride_slopes: Any
+
+
+class Dropout(NamedTuple):
+    """The dropout of a sequence; seed_ptr: None without dropout.
+
+    bits: the probability in 2^-24. kept_scale: the weight of a pair that is kept.
+    """
+
+    seed_ptr: Any
+    sequence: Any
+    bits: Any
+    kept_scale: Any
+
+
+class Score(NamedTuple):
+    """The rules by which q and k give the score of a pair, and the score a weight."""
+
+    interval: Any
+    terms: Any
+    dropout: Any
+    factors: Any
+
+
+@triton.jit
+def score_factor(score, NATURAL: tl.constexpr):
+    """Returns the factor from modified q.k to a score: natural where NATURAL, else base 2."""
+    if NATURAL:
+        factor = score.factors.natural_scale
+    else:
+        factor = score.factors.qk_scale
+    return factor
+
+
+@triton.jit
+def modified(s, score):
+    """Returns (s', ds'/ds), where s' is what becomes of s = q.k before its factor."""
+    gain = 1.0
+    if score.factors.cap_scale is not None:
+        s = softcapped(s, score.factors.cap_scale)
+        gain = 1.0 - s * s
+    return s, gain
+
+
 @triton.jit
 def softcapped(s, cap_scale):
-    """tanh(s cap_scale), to some ulp also near 0; its polynomial there is that of Cephes' tanhf."""
+    """Returns tanh(s cap_scale), to some ulp also near 0, by the polynomial of Cephes' tanhf."""
     x = s * cap_scale
     size = tl.abs(x)
     far = 1.0 - 2.0 / (tl.exp2(size * 2.8853900817779268) + 1.0)
@@ -22,29 +79,31 @@ def softcapped(s, cap_scale):
 
 
 @triton.jit
-def with_terms(bias, i, j, terms, interval, NATURAL: tl.constexpr):
-    """bias, None for 0, and what relative biases, slopes and decay add to the scores of i and j.
+def with_terms(bias, i, j, head, score, NATURAL: tl.constexpr):
+    """Returns bias, None for 0, with the relative biases, slopes and decay of i and j added.
 
-    terms: (sequence, head, relative_ptr, far, slopes_ptr, stride_slopes, decay_ptr, times_ptr),
-    pointers None for what is not there, but not all of them: Triton 3.6 lets no function return
-    None. A relative bias has 2 far + 1 values for each head.
+    A call without these three must not come here: Triton 3.6 lets no function return None.
     """
-    sequence, head, relative_ptr, far, slopes_ptr, stride_slopes, decay_ptr, _ = terms
-    if relative_ptr is not None:
-        at = head * (2 * far + 1) + clamp(j - i - interval[0], -far, far) + far
-        bias = plus(bias, score_units(tl.load(relative_ptr + at), NATURAL))
-    if slopes_ptr is not None:
-        slope = score_units(tl.load(slopes_ptr + sequence * stride_slopes + head), NATURAL)
+    interval = score.interval
+    terms = score.terms
+    inputs = terms.inputs
+    if inputs.relative is not None:
+        at = head * (2 * terms.far + 1)
+        at = at + clamp(j - i - interval.offset, -terms.far, terms.far) + terms.far
+        bias = plus(bias, score_units(tl.load(inputs.relative + at), NATURAL))
+    if inputs.slopes is not None:
+        slope = tl.load(inputs.slopes + terms.sequence * terms.stride_slopes + head)
+        slope = score_units(slope, NATURAL)
         bias = plus(bias, -slope * position_distance(i, j, interval))
-    if decay_ptr is not None:
-        decay = score_units(tl.load(decay_ptr + head), NATURAL)
-        bias = plus(bias, -decay * time_distance(i, j, terms, interval))
+    if inputs.decay is not None:
+        decay = score_units(tl.load(inputs.decay + head), NATURAL)
+        bias = plus(bias, -decay * time_distance(i, j, inputs.times, interval))
     return bias
 
 
 @triton.jit
 def plus(x, y):
-    """x + y, where x can be None for 0."""
+    """Returns x + y, where x can be None for 0."""
     if x is None:
         total = y
     else:
@@ -54,30 +113,30 @@ def plus(x, y):
 
 @triton.jit
 def position_distance(i, j, interval):
-    """|i - j|, aligned as the interval is."""
-    return tl.abs(i + interval[0] - j).to(tl.float32)
+    """Returns |i - j|, aligned as the interval is."""
+    return tl.abs(i + interval.offset - j).to(tl.float32)
 
 
 @triton.jit
-def time_distance(i, j, terms, interval):
-    """|t_i - t_j|, with 0 for the times of padding, which can be anything."""
-    _, kv_begin, kv_end, _, _, _, _, first_row, num_q, _, _ = interval
-    times_ptr = terms[7] + first_row
-    of_query = tl.load(times_ptr + i, mask=(i >= 0) & (i < num_q), other=0.0)
-    of_key = tl.load(times_ptr + j, mask=(j >= kv_begin) & (j < kv_end), other=0.0)
+def time_distance(i, j, times_ptr, interval):
+    """Returns |t_i - t_j|, with 0 for the times of padding, which can be anything."""
+    times_ptr += interval.first_row
+    is_query = (i >= 0) & (i < interval.num_q)
+    is_key = (j >= interval.kv_begin) & (j < interval.kv_end)
+    of_query = tl.load(times_ptr + i, mask=is_query, other=0.0)
+    of_key = tl.load(times_ptr + j, mask=is_key, other=0.0)
     return tl.abs(of_query - of_key)
 
 
 @triton.jit
-def kept_pairs(first_query, first_key, dropout, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """bool [BLOCK_M, BLOCK_N]: what dropout keeps; first_key is a multiple of 16.
+def kept_pairs(first_query, first_key, head, dropout, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Returns bool [BLOCK_M, BLOCK_N], the pairs that dropout keeps. first_key: a multiple of 16.
 
     One Philox4x32-7 (Salmon et al., 2011) gives the bytes of 16 keys of a query. A byte below the
     threshold of its row is dropped; thresholds are dithered by row, right to 2^-24 on average.
-    dropout: (seed_ptr, sequence, head, probability in 2^-24, factor of what is kept).
     """
-    seed_ptr, sequence, head, bits, _ = dropout
-    seed = tl.load(seed_ptr)
+    sequence = dropout.sequence
+    seed = tl.load(dropout.seed_ptr)
     BLOCKS: tl.constexpr = BLOCK_N // 16
     i = (first_query + tl.arange(0, BLOCK_M))[:, None].to(tl.uint32)
     block = (first_key // 16 + tl.arange(0, BLOCKS))[None, :].to(tl.uint32)
@@ -90,11 +149,12 @@ def kept_pairs(first_query, first_key, dropout, BLOCK_M: tl.constexpr, BLOCK_N: 
     byte = tl.reshape((words[:, :, None] >> shift) & 0xFF, (BLOCK_M, BLOCK_N)).to(tl.int32)
     zero = i * 0
     word, _, _, _ = tl.philox(seed, zero + 0xFFFFFFFF, i, zero + head, zero + sequence, 7)
-    threshold = (bits >> 16) + ((word & 0xFFFF).to(tl.int32) < (bits & 0xFFFF)).to(tl.int32)
+    threshold = dropout.bits >> 16
+    threshold += ((word & 0xFFFF).to(tl.int32) < (dropout.bits & 0xFFFF)).to(tl.int32)
     return byte >= threshold
 
 
 @triton.jit
 def dropped(x, keep, dropout):
-    """x where it is kept, scaled by what makes up for the rest, else 0."""
-    return tl.where(keep, x * dropout[4], 0.0)
+    """Returns x kept_scale for the pairs that are kept, else 0."""
+    return tl.where(keep, x * dropout.kept_scale, 0.0)

@@ -15,10 +15,10 @@ from types import SimpleNamespace
 from unittest import mock
 
 import torch
-import triton
 from triton.experimental.gluon import language
 
 from clinattn.kernels import forward_gluon_kernel
+from clinattn.kernels.parameters import Strides
 
 PATIENCE = 5.0  # seconds of waiting that count as a hang
 
@@ -294,8 +294,8 @@ class Launcher:
                 keywords[name] = Pointer(x)
             elif hasattr(x, "block_shape"):
                 keywords[name] = Descriptor(x)
-            elif isinstance(x, triton.language.constexpr):
-                keywords[name] = x.value
+            elif isinstance(x, Strides):
+                keywords[name] = Strides(*(getattr(n, "value", n) for n in x))
         for program in range(grid[0]):
             machine.program, machine.programs = program, grid[0]
             self.kernel(**keywords)
