@@ -199,6 +199,9 @@ def _with_checked_parts(call: Arguments) -> Arguments:
     return call._replace(**checked)
 
 
+OF_DIRECT = (*Gradients._fields, "call", "backend")
+
+
 class DirectAttention(torch.autograd.Function):
     """FusedAttention where nobody watches, in less of the host's time: for few inputs.
 
@@ -219,16 +222,15 @@ class DirectAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, do: Tensor | None, dlse: Tensor | None) -> Any:
-        names = (*Gradients._fields, "call", "backend")
         if do is None and dlse is None:
-            return (None,) * len(names)
+            return (None,) * len(OF_DIRECT)
         present = iter(ctx.saved_tensors)
         found: list[Any] = [next(present) if there else None for there in ctx.present]
         *tensors, o, lse, lse_low = found
-        call = Arguments(*tensors, *ctx.scalars)
-        needs = _needs(names, ctx.needs_input_grad)
+        call = Arguments._make([*tensors, *ctx.scalars])
+        needs = _needs(OF_DIRECT, ctx.needs_input_grad)
         grads = _gradients(call, do, dlse, (o, lse, lse_low), needs, ctx.backend)
-        return _placed(names, grads, needs)
+        return _placed(OF_DIRECT, grads, needs)
 
 
 # Function.apply, less what concerns transforms
@@ -258,20 +260,16 @@ def _gradients(
 
 def _needs(names: Sequence[str], wanted: Sequence[bool]) -> int:
     """The bits of NEEDS, from what is wanted of the arguments with these names."""
-    found = 0
-    for name, x in zip(names, wanted, strict=False):  # those left out have no gradient
-        if x and name in NEEDS:
-            found |= NEEDS[name]
-    return found
+    given = dict(zip(names, wanted, strict=False))  # those left out have no gradient
+    return sum([bit for name, bit in NEEDS.items() if given.get(name)])
 
 
 def _placed(names: Sequence[str], grads: Sequence[Any], needs: int) -> tuple[Tensor | None, ...]:
     """Each of the Gradients where the argument of its name stands."""
-    found = {
-        name: x
-        for name, x in zip(Gradients._fields, grads, strict=True)
-        if name not in NEEDS or needs & NEEDS[name]
-    }
+    found = dict(zip(Gradients._fields, grads, strict=True))
+    for name, bit in NEEDS.items():
+        if not needs & bit:
+            found[name] = None
     return tuple([found.get(name) for name in names])
 
 
@@ -357,8 +355,8 @@ def attend(call: Arguments, backend: str) -> tuple[Tensor, ...]:
     elif op_is_watched(call.q, call.k, call.v):
         o, lse, _ = FusedAttention.run(*call, backend, True)
     else:
-        alive: list[Any] = [x if x is None else unwrap_if_dead(x) for x in call.tensors()]
-        call = Arguments(*alive, *call.scalars())
+        alive = [x if x is None else unwrap_if_dead(x) for x in call.tensors()]
+        call = Arguments._make([*alive, *call.scalars()])
         inputs = (call.q, call.k, call.v, call.mask, call.decay, call.slopes, call.relative)
         o, lse = DIRECT(*inputs, call, backend)
     return o, lse

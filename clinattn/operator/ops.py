@@ -102,8 +102,7 @@ def backward(call: Arguments, incoming: Incoming, needs: int, backend: str) -> t
         empty = empty_gradients(needs, q, [getattr(call, name) for name in NEEDS])
         return *(x.new_zeros(x.shape) for x in (q, k, call.v)), *(x.zero_() for x in empty)
     call = with_unit_last_strides(call)
-    do, dlse = with_unit_last_stride(incoming.do), incoming.dlse
-    incoming = incoming._replace(do=do, dlse=None if dlse is None else dlse.contiguous())
+    incoming = with_read_cotangents(incoming)
     chosen = implementation(backend, q, asked_for(call, needs), backward=True)
     if ranges.on:
         name = f"attention backward, {chosen.name}"
@@ -117,6 +116,14 @@ def with_unit_last_strides(call: Arguments) -> Arguments:
         return call
     q, k, v = map(with_unit_last_stride, (q, k, v))
     return call._replace(q=q, k=k, v=v)
+
+
+def with_read_cotangents(incoming: Incoming) -> Incoming:
+    """With a do whose last stride is 1, and a contiguous dlse."""
+    do, dlse = with_unit_last_stride(incoming.do), incoming.dlse
+    if do is incoming.do and dlse is None:
+        return incoming
+    return incoming._replace(do=do, dlse=None if dlse is None else dlse.contiguous())
 
 
 def attention_forward(*args: Any) -> tuple[Tensor, ...]:
