@@ -53,16 +53,12 @@ SERVES = {
 # Triton generates code for compute capability 8.0 and newer.
 TRITON_CAPABILITY = (8, 0)
 
+# What torch.get_float32_matmul_precision says, as the kernels for CPUs take it
+PRECISIONS = {"highest": 0, "high": 1, "medium": 2}
+
 # registers clinattn::cpu_forward and cpu_backward, and perhaps cuda_forward and cuda_backward
 _module, extension_error = compiled.load()
 build_info: dict[str, str] = {} if _module is None else _module.build_info()
-
-
-def refuse_extension(reason: str) -> None:
-    """Note that the compiled module cannot serve although it loaded."""
-    global extension_error
-    extension_error = reason
-
 
 class Status(NamedTuple):
     """Whether a backend can run here; true when it can, else it carries the reasons why not."""
@@ -281,7 +277,7 @@ def _by_name(
 def _load(name: str) -> Implementation:
     ops = torch.ops.clinattn
     if name == "cpu":
-        return Implementation(name, ops.cpu_forward.default, ops.cpu_backward.default)
+        return _with_precision(name, ops.cpu_forward.default, ops.cpu_backward.default)
     if name == "cuda":
         return Implementation(name, ops.cuda_forward.default, ops.cuda_backward.default)
     if name == "triton":
@@ -290,6 +286,28 @@ def _load(name: str) -> Implementation:
         return _with_arguments(name, forward.attention_forward, backward.attention_backward)
     reference = importlib.import_module("clinattn.reference")
     return Implementation(name, reference.attention_forward, reference.attention_backward)
+
+
+def _with_precision(
+    name: str,
+    forward: Callable[..., tuple[torch.Tensor | None, ...]],
+    backward: Callable[..., tuple[torch.Tensor, ...]],
+) -> Implementation:
+    """A backend that takes the precision of products in fp32 after the arguments of the ops."""
+    return Implementation(
+        name,
+        lambda q, *args: forward(q, *args, _precision(q)),
+        lambda do, *args: backward(do, *args, _precision(do)),
+    )
+
+
+def _precision(x: torch.Tensor) -> int:
+    if x.dtype != torch.float32:
+        return 0
+    try:
+        return PRECISIONS[torch.get_float32_matmul_precision()]
+    except RuntimeError:  # torch's old and new settings contradict each other
+        return 0
 
 
 def _with_arguments(

@@ -14,7 +14,7 @@ from torch import Tensor
 from clinattn import ranges, reference
 from clinattn.after_import import after_import
 from clinattn.arguments import AT, NEEDS, SCHEMA, TENSORS
-from clinattn.backends import asked_for, implementation, refuse_extension
+from clinattn.backends import asked_for, implementation
 
 # lse_low is what rounding took from lse. The backward pass needs it: 2^(s - lse) for scores of 1e4
 # would otherwise be off by the rounding of lse, 5e-4 in fp32.
@@ -24,6 +24,7 @@ GRAD_ARGS = "Tensor do, Tensor? dlse, Tensor o, Tensor lse, Tensor? lse_low"
 GRADS = (
     "Tensor dq, Tensor dk, Tensor dv, Tensor dmask, Tensor ddecay, Tensor dslopes, Tensor drelative"
 )
+PRECISION = "int precision=0"  # of backends.PRECISIONS
 
 SCHEMAS = {
     "attention_forward": f"({SCHEMA}, str backend) -> {RESULTS}",
@@ -31,20 +32,15 @@ SCHEMAS = {
     "attention_double_backward": "(Tensor ddq, Tensor ddk, Tensor ddv, Tensor? ddmask, "
     "Tensor? dddecay, Tensor? ddslopes, Tensor? ddrelative, Tensor do, Tensor? dlse, Tensor lse, "
     f"Tensor? lse_low, {SCHEMA}, int needs) -> (Tensor grad_do, Tensor grad_dlse, {GRADS})",
-    "cpu_forward": f"({SCHEMA}) -> {RESULTS}",
-    "cpu_backward": f"({GRAD_ARGS}, {SCHEMA}, int needs) -> ({GRADS})",
+    "cpu_forward": f"({SCHEMA}, {PRECISION}) -> {RESULTS}",
+    "cpu_backward": f"({GRAD_ARGS}, {SCHEMA}, int needs, {PRECISION}) -> ({GRADS})",
     "cuda_forward": f"({SCHEMA}) -> {RESULTS}",
     "cuda_backward": f"({GRAD_ARGS}, {SCHEMA}, int needs) -> ({GRADS})",
 }
 
 LIB = torch.library.Library("clinattn", "FRAGMENT")
 for _name, _schema in SCHEMAS.items():
-    try:
-        LIB.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
-    except RuntimeError:  # its kernel is registered already, with other arguments or results
-        if not _name.startswith(("cpu_", "cuda_")):
-            raise
-        refuse_extension("the compiled module clinattn._C was built from another version")
+    LIB.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
 
 
 def lse_like(q: Tensor, packed: bool) -> Tensor:
@@ -152,8 +148,7 @@ FAKES: dict[str, Callable[..., Any]] = {
 for _name, _function in IMPLEMENTATIONS.items():
     LIB.impl(_name, _function, "CompositeExplicitAutograd")
 for _name, _fake in FAKES.items():
-    if hasattr(torch.ops.clinattn, _name):
-        torch.library.register_fake(f"clinattn::{_name}", _fake, lib=LIB)
+    torch.library.register_fake(f"clinattn::{_name}", _fake, lib=LIB)
 
 
 def _fold(x: Tensor | None, dim: int | None, size: int) -> Tensor | None:
