@@ -83,12 +83,14 @@ class Statuses(dict[str, Status]):
 class Implementation(NamedTuple):
     """The two functions behind a backend; their arguments are those of the ops, less `backend`.
 
-    forward gives None for an lse_low that would be zeros.
+    forward gives None for an lse_low that would be zeros. takes_precision: both functions take
+    matmul_precision() as a last argument.
     """
 
     name: str
     forward: Callable[..., tuple[Any, ...]]
     backward: Callable[..., tuple[torch.Tensor, ...]]
+    takes_precision: bool = False
 
 
 def backends() -> dict[str, Status]:
@@ -277,7 +279,7 @@ def _by_name(
 def _load(name: str) -> Implementation:
     ops = torch.ops.clinattn
     if name == "cpu":
-        return _with_precision(name, ops.cpu_forward.default, ops.cpu_backward.default)
+        return Implementation(name, ops.cpu_forward.default, ops.cpu_backward.default, True)
     if name == "cuda":
         return Implementation(name, ops.cuda_forward.default, ops.cuda_backward.default)
     if name == "triton":
@@ -288,26 +290,12 @@ def _load(name: str) -> Implementation:
     return Implementation(name, reference.attention_forward, reference.attention_backward)
 
 
-def _with_precision(
-    name: str,
-    forward: Callable[..., tuple[torch.Tensor | None, ...]],
-    backward: Callable[..., tuple[torch.Tensor, ...]],
-) -> Implementation:
-    """A backend that takes the precision of products in fp32 after the arguments of the ops."""
-    return Implementation(
-        name,
-        lambda q, *args: forward(q, *args, _precision(q)),
-        lambda do, *args: backward(do, *args, _precision(do)),
-    )
-
-
-def _precision(x: torch.Tensor) -> int:
-    if x.dtype != torch.float32:
-        return 0
+def matmul_precision() -> int:
+    """The precision of products in fp32 that torch is set to, of PRECISIONS."""
     try:
         return PRECISIONS[torch.get_float32_matmul_precision()]
     except RuntimeError:  # torch's old and new settings contradict each other
-        return 0
+        return PRECISIONS["highest"]
 
 
 def _with_arguments(

@@ -14,7 +14,7 @@ from torch import Tensor
 from clinattn import ranges, reference
 from clinattn.after_import import after_import
 from clinattn.arguments import AT, NEEDS, SCHEMA, TENSORS
-from clinattn.backends import asked_for, implementation
+from clinattn.backends import asked_for, implementation, matmul_precision
 
 # lse_low is what rounding took from lse. The backward pass needs it: 2^(s - lse) for scores of 1e4
 # would otherwise be off by the rounding of lse, 5e-4 in fp32.
@@ -79,6 +79,8 @@ def forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Any, ...]:
         return q.new_zeros(q.shape), lse.fill_(-float("inf")), None
     q, k, v = with_unit_last_stride(q), with_unit_last_stride(k), with_unit_last_stride(v)
     chosen = implementation(backend, q, asked_for(0, *args))
+    if chosen.takes_precision:
+        args = (*args, matmul_precision())
     if ranges.on:
         return ranges.run(f"attention forward, {chosen.name}", chosen.forward, q, k, v, *args)
     return chosen.forward(q, k, v, *args)
@@ -104,6 +106,8 @@ def attention_backward(
     asked = asked_for(needs, *args)
     chosen = implementation(backend, q, asked, backward=True)
     complete = (do, dlse, o, lse, lse_low, q, k, v, *args, needs)
+    if chosen.takes_precision:
+        complete = (*complete, matmul_precision())
     if ranges.on:
         return ranges.run(f"attention backward, {chosen.name}", chosen.backward, *complete)
     return chosen.backward(*complete)

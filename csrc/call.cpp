@@ -16,8 +16,8 @@ namespace {
 const int32_t* int32_values(const OptionalTensor& t, const char* name, int64_t count,
                             const Tensor& q) {
   if (!t) return nullptr;
-  CLINATTN_CHECK(t->device() == q.device() && t->scalar_type() == ScalarType::Int &&
-                     t->is_contiguous() && t->dim() == 1 && t->size(0) == count,
+  CLINATTN_CHECK(same_device(*t, q) && t->scalar_type() == ScalarType::Int && t->is_contiguous() &&
+                     t->dim() == 1 && t->size(0) == count,
                  name, " is ", t->scalar_type(), " of shape ", t->sizes(), " on ", t->device(),
                  "; expected contiguous int32 of shape [", count, "] on ", q.device());
   return static_cast<const int32_t*>(t->const_data_ptr());
@@ -33,7 +33,7 @@ const int32_t* cumulative(const OptionalTensor& t, const char* name, const Tenso
 const void* stat_values(const OptionalTensor& t, const char* name, Sizes sizes, ScalarType type,
                         const Tensor& q) {
   if (!t) return nullptr;
-  CLINATTN_CHECK(t->device() == q.device() && t->scalar_type() == type && t->is_contiguous() &&
+  CLINATTN_CHECK(same_device(*t, q) && t->scalar_type() == type && t->is_contiguous() &&
                      t->sizes().equals(sizes),
                  name, " is ", t->scalar_type(), " of shape ", t->sizes(), " on ", t->device(),
                  "; expected contiguous ", type, " of shape ", sizes, " on ", q.device());
@@ -81,7 +81,7 @@ void check_dropout(const Arguments& a, AttentionParams& p) {
                  "; expected 0 to 1");
   CLINATTN_CHECK(a.seed.has_value() == (a.dropout_p > 0), "seed goes with dropout_p > 0");
   if (!a.seed) return;
-  CLINATTN_CHECK(a.seed->device() == a.q.device() && a.seed->scalar_type() == ScalarType::Long &&
+  CLINATTN_CHECK(same_device(*a.seed, a.q) && a.seed->scalar_type() == ScalarType::Long &&
                      a.seed->numel() == 1,
                  "seed is ", a.seed->scalar_type(), " of shape ", a.seed->sizes(), " on ",
                  a.seed->device(), "; expected one int64 on ", a.q.device());
@@ -151,8 +151,7 @@ void check_needs(const Arguments& a, int64_t needs) {
 
 void check_layout(const Tensor& t, const char* name, Sizes sizes, const Tensor& like,
                   ScalarType type) {
-  CLINATTN_CHECK(t.device() == like.device(), name, " is on ", t.device(), "; expected ",
-                 like.device());
+  CLINATTN_CHECK(same_device(t, like), name, " is on ", t.device(), "; expected ", like.device());
   CLINATTN_CHECK(t.scalar_type() == type, name, " has dtype ", t.scalar_type(), "; expected ",
                  type);
   CLINATTN_CHECK(t.sizes().equals(sizes), name, " has shape ", t.sizes(), "; expected ", sizes);
@@ -219,7 +218,7 @@ AttentionParams check_shapes(const Arguments& a) {
   p.v_strides = strides_of(a.v);
   if (a.mask) {
     const Tensor& m = *a.mask;
-    CLINATTN_CHECK(m.device() == a.q.device() && m.dim() == 4, "mask has rank ", m.dim(), " on ",
+    CLINATTN_CHECK(same_device(m, a.q) && m.dim() == 4, "mask has rank ", m.dim(), " on ",
                    m.device(), "; expected 4 on ", a.q.device());
     const int64_t full[4] = {p.num_seqs, p.heads, p.max_q, p.max_k};
     int64_t stride[4];

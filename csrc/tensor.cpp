@@ -26,7 +26,22 @@ const char* name_of(torch::headeronly::DeviceType type) {
   }
 }
 
+// A device as torch numbers it
+struct Place {
+  int32_t type, index;
+  bool operator==(const Place&) const = default;
+};
+
+Place place_of(const Tensor& x) {
+  Place place;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(x.get(), &place.type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(x.get(), &place.index));
+  return place;
+}
+
 }  // namespace
+
+bool same_device(const Tensor& a, const Tensor& b) { return place_of(a) == place_of(b); }
 
 std::ostream& operator<<(std::ostream& out, Sizes sizes) {
   const char* between = "[";
@@ -52,13 +67,11 @@ Tensor empty(Sizes sizes, ScalarType type, const Tensor& like) {
     strides[d] = stride;
     stride *= std::max<int64_t>(sizes[d], 1);
   }
-  int32_t device_type, device_index;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  const Place place = place_of(like);
   const auto dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
   AtenTensorHandle made = nullptr;
   CLINATTN_CHECK(!aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
-                                           strides.data(), dtype, device_type, device_index, &made),
+                                           strides.data(), dtype, place.type, place.index, &made),
                  "out of memory: a tensor of ", type, " of shape ", sizes, " on ", like.device());
   return Tensor(made);
 }

@@ -46,6 +46,7 @@ bool poison();
 void zero(const Tensor& x);
 void fill(const Tensor& x, double value);
 bool is_floating_point(ScalarType type);
+bool same_device(const Tensor& a, const Tensor& b);
 
 // Calls an operator of torch; all its arguments are given.
 template <class... Args>

@@ -21,7 +21,7 @@ TIMES = torch.arange(40.0).expand(2, 40)
 CALLS = {
     "plain": {},
     "causal": {"is_causal": True},
-    "window": {"window_size": (7, 2)},
+    "window": {"window": (7, 2)},
     "boolean mask": {"attn_mask": torch.rand(2, 1, 1, 40) < 0.7},
     "bias": {"attn_mask": torch.randn(1, 2, 40, 40, requires_grad=True)},
     "times": {"times": TIMES, "time_decay": torch.rand(2, requires_grad=True)},
