@@ -54,7 +54,7 @@ def build(
     named = {x.stem: ninja.Unit(x, ["-x", "c++"]) for x in sorted(kernels.glob("*.cu"))}
     torch_side = [ROOT / "csrc" / name for name in ("call.cpp", "tensor.cpp")]
     named |= sources.torch_units([*torch_side, *sorted(CUDA.glob("*.cpp"))], [])
-    named = {name: ninja.Unit(x, [*mine, *FLAGS, *more]) for name, (x, mine) in named.items()}
+    named = {name: ninja.Unit(x, [*FLAGS, *mine, *more]) for name, (x, mine) in named.items()}
     library = ninja.Library(LIBRARY, [], [*flags.link_flags(), *more])
     with one_at_a_time(folder):
         ninja.build(f"in build/{folder.name}", toolchain.cached_compiler(), named, folder, library)
