@@ -65,13 +65,13 @@ test-integrations: setup $(VENV)/.integrations  ## run those that need transform
 triton-matrix: setup  ## test the Triton kernels under several Tritons (TRITON_VERSIONS="3.6.0 3.9.0")
 	$(AT)$(BIN)/python tests/lib/triton_matrix.py $(TRITON_VERSIONS)
 
-cuda-headers: setup  ## compile the torch side of the CUDA extension against the oldest and newest torch
+cuda-headers: setup  ## compile what includes torch, CUDA or not, against the oldest and newest torch
 	$(AT)$(BIN)/python tests/lib/cuda_headers.py $(HEADERS)
 
 compilers: setup  ## build with each compiler on PATH, without warnings, and test it (COMPILERS="clang++-16")
 	$(AT)$(BIN)/python tests/lib/compilers.py $(COMPILERS)
 
-compat: $(VENV)/.made  ## test under each promised torch, in environments of 6 GB (COMPAT="2.15.0:3.13")
+compat: setup  ## test one library under each promised torch, in environments of 6 GB (COMPAT="2.15.0:3.13")
 	$(AT)$(BIN)/python tests/lib/compat.py $(COMPAT) $(if $(PYTEST_ARGS),-- $(PYTEST_ARGS))
 
 sanitize: setup  ## make 20,000 random calls under sanitizers of memory (CALLS=500 SEED=0 FIRST=0)
@@ -105,7 +105,7 @@ gpu-plan:  ## print two commands for a GPU that is at hand for minutes
 	@$(PYTHON) bench/gpu/plan.py
 
 # Under the Python, torch and Triton of that machine: PYTHON=python3.12 TORCH=torch==2.11.0
-# VENV=.venv-gpu GPU_ARGS="--extension clinattn/_C.cpython-312-x86_64-linux-gnu.so"
+# VENV=.venv-gpu GPU_ARGS="--extension clinattn/libclinattn.so"
 gpu-pack: $(VENV)/.installed  ## compile, without a GPU, the kernels that `make gpu` launches on one
 	$(AT)$(BIN)/python bench/gpu/pack.py $(GPU_ARGS)
 
@@ -116,7 +116,7 @@ ext: $(VENV)/.installed  ## rebuild the extension alone, loudly
 	$(AT)CLINATTN_FORCE_BUILD=1 $(EXT)
 
 clean:  ## remove what was built, not the environment
-	rm -rf build dist *.egg-info clinattn/_C.* .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist *.egg-info clinattn/*.so .pytest_cache .mypy_cache .ruff_cache
 	rm -f $(VENV)/.built
 
 $(VENV)/.made:
@@ -161,7 +161,7 @@ ifneq ($(CLINATTN_SKIP_EXT),1)
 	@touch $@
 endif
 
-# Whose module lies in clinattn/: that of another environment may be for another torch.
+# Whose library lies in clinattn/: that of another environment may lack CUDA, or need it.
 build/.in-place: FORCE
 	@mkdir -p build; echo '$(abspath $(VENV))' | cmp -s - $@ || echo '$(abspath $(VENV))' > $@
 

@@ -1,4 +1,4 @@
-"""Builds clinattn._C, the compiled CPU backend, when torch, a C++ compiler and ninja are at hand.
+"""Builds libclinattn.so, the compiled backend, when torch, a C++ compiler and ninja are at hand.
 
 Without one of them the install succeeds all the same and the reference backend serves; the Makefile
 stops instead. The module also gets the CUDA kernels where torch is a CUDA build and nvcc is found.

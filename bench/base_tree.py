@@ -9,10 +9,10 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 SOURCES = ("csrc/*.cpp", "csrc/*.h", "csrc/cpu/*.cpp", "csrc/cpu/*.h")
+LIBRARY = "libclinattn.so"
 
 
 class Refused(Exception):
@@ -53,16 +53,14 @@ def description(repository: Path) -> str:
 
 def require_fresh_build(repository: Path) -> None:
     """Raises Refused where the compiled module is absent, or its sources were changed since."""
-    # this Python's: the module of another one may lie beside it
-    names = [repository / "clinattn" / f"_C{suffix}" for suffix in EXTENSION_SUFFIXES]
-    built = [path for path in names if path.exists()]
-    if not built:
-        raise Refused("this tree has no compiled module clinattn/_C: expected one (make ext)")
+    built = repository / "clinattn" / LIBRARY
+    if not built.exists():
+        raise Refused(f"this tree has no compiled clinattn/{LIBRARY}: expected it (make ext)")
     sources = [path for pattern in SOURCES for path in repository.glob(pattern)]
     newest = max(sources, key=lambda path: path.stat().st_mtime, default=None)
-    if newest and newest.stat().st_mtime > min(path.stat().st_mtime for path in built):
+    if newest and newest.stat().st_mtime > built.stat().st_mtime:
         raise Refused(
-            f"{newest.relative_to(repository)} was changed after clinattn/_C was built: "
+            f"{newest.relative_to(repository)} was changed after clinattn/{LIBRARY} was built: "
             "expected a build of this tree as it stands (make ext)"
         )
 
@@ -108,6 +106,7 @@ def build(tree: Path, commit: str) -> None:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         raise
-    if process.returncode or not list(tree.glob("clinattn/_C.*")):
+    # any name: that of older revisions is another
+    if process.returncode or not list(tree.glob("clinattn/*.so")):
         last = "\n".join(words.splitlines()[-15:])
         raise Refused(f"{commit[:12]} does not build here:\n{last}")

@@ -1,4 +1,4 @@
-"""Builds clinattn._C, for setup.py and for tests; nothing of this folder is installed.
+"""Builds libclinattn.so, for setup.py and for tests; nothing of this folder is installed.
 
 sources: the files; flags: what each is compiled with; toolchain: the C++ compiler and ccache;
 cuda: nvcc and the cards; ninja: compiles and links; extension: what setuptools gets.

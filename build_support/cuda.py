@@ -8,15 +8,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from build_support import ninja
-from build_support.flags import NVCC_FLAGS
-from build_support.folders import ROOT
-from build_support.sources import cuda_sources
-
-if TYPE_CHECKING:
-    from setuptools import Extension
+from build_support.flags import NVCC_FLAGS, link_flags
+from build_support.folders import LIBRARY
+from build_support.sources import cuda_sources, torch_units, units
 
 # The cards to compile for where neither TORCH_CUDA_ARCH_LIST nor a card names any.
 CUDA_ARCHS = ("7.5", "8.0", "8.6", "9.0", "10.0", "12.0")
@@ -103,21 +99,27 @@ def wants_cuda() -> bool:
     return reason is None
 
 
-def add_cuda(ext: Extension, folder: Path) -> None:
-    """Adds the CUDA kernels, compiled by nvcc, and their torch side to an extension."""
+def cuda_parts(folder: Path) -> tuple[dict[str, ninja.Unit], ninja.Library]:
+    """Compiles the CUDA kernels in a folder; returns the units of their torch side, and the link.
+
+    The units replace those for CPU tensors of the same name.
+    """
     archs = cuda_archs()
     flags = [*NVCC_FLAGS, *(flag for arch in archs for flag in gencode(arch))]
     kernels, torch_side = cuda_sources()
-    units = {path.stem: ninja.Unit(path, flags) for path in kernels}
+    named = {path.stem: ninja.Unit(path, flags) for path in kernels}
     title = f"for cuda {' '.join(archs)}"
     # Without ccache: 4.7 hashes the source as one card sees it, and gives an older object where
     # only what another card sees was changed.
-    ext.extra_objects += ninja.build(title, [nvcc() or "nvcc"], units, folder)
-    ext.sources += [str(path.relative_to(ROOT)) for path in torch_side]
+    objects = ninja.build(title, [nvcc() or "nvcc"], named, folder)
     # The folders that nvcc itself uses; the folder above nvcc can be another.
     used = nvcc_says("--dryrun", "-x", "cu", os.devnull)
-    ext.include_dirs += dict.fromkeys(re.findall(r'"-I([^"]+)"', used))
-    ext.library_dirs += dict.fromkeys(re.findall(r'"-L([^"]+)"', used))
-    ext.libraries += ["c10_cuda", "torch_cuda", "cudart"]
-    archs_flag = f"-DCLINATTN_CUDA_ARCHS={','.join(archs)}"
-    ext.extra_compile_args += ["-DCLINATTN_HAVE_CUDA", archs_flag]
+    more = [f"-isystem{x}" for x in dict.fromkeys(re.findall(r'"-I([^"]+)"', used))]
+    more += ["-DUSE_CUDA", "-DCLINATTN_HAVE_CUDA", f"-DCLINATTN_CUDA_ARCHS={','.join(archs)}"]
+    found = units()
+    facts = found["facts"]
+    link = [f"-L{x}" for x in dict.fromkeys(re.findall(r'"-L([^"]+)"', used))]
+    return (
+        {"facts": ninja.Unit(facts.source, [*facts.flags, *more]), **torch_units(torch_side, more)},
+        ninja.Library(LIBRARY, objects, [*link_flags("torch_cuda"), *link, "-lcudart"]),
+    )

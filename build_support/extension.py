@@ -1,8 +1,7 @@
-"""The extension clinattn._C as setuptools builds it, or the reason why it is left out."""
+"""The library as setuptools builds it, or the reason why it is left out."""
 
 from __future__ import annotations
 
-import copy
 import os
 import shlex
 import shutil
@@ -11,32 +10,40 @@ from pathlib import Path
 from typing import Any
 
 from setuptools import Extension
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
 
 from build_support import ninja
-from build_support.cuda import add_cuda, wants_cuda
-from build_support.flags import COMMON_FLAGS, ISA_FLAGS, isa_common_flags, openmp_flags
-from build_support.folders import CSRC, ROOT
-from build_support.sources import isa_units, torch_sources
-from build_support.toolchain import cached_compiler, compiler, complaint, is_clang
+from build_support.cuda import cuda_parts, wants_cuda
+from build_support.flags import link_flags
+from build_support.folders import CSRC, LIBRARY, ROOT
+from build_support.sources import torch_sources, units
+from build_support.toolchain import cached_compiler, compiler, complaint
 
 
 def extensions() -> dict[str, Any]:
-    """Returns setup()'s arguments for the extension; none, with a message, if it is left out."""
+    """Returns setup()'s arguments for the library; none, with a message, if it is left out."""
     if os.environ.get("CLINATTN_SKIP_EXT") == "1":
         return {}
     reason = missing()
     if reason is None:
-        return extension()
+        # setuptools wants sources, and asks for files by them; build_library knows them.
+        sources = [str(path.relative_to(ROOT)) for path in torch_sources()]
+        library = Extension(f"clinattn.{LIBRARY.removesuffix('.so')}", sources)
+        return {
+            "ext_modules": [library],
+            "cmdclass": {"build_ext": Build, "bdist_wheel": Wheel},
+        }
     give_up(reason)
     return {}
 
 
 def missing() -> str | None:
     """Returns the reason why the compiled backend cannot be built here, or None."""
-    if not (CSRC / "module.cpp").exists():
+    if not (CSRC / "facts.cpp").exists():
         return "the C++ sources are not part of this tree"
     try:
-        import torch.utils.cpp_extension  # noqa: F401
+        import torch  # noqa: F401
     except Exception as error:  # a broken torch raises all kinds
         return f"torch cannot be imported ({error}); install it first, then --no-build-isolation"
     if shutil.which(compiler()[0]) is None:
@@ -63,105 +70,57 @@ def give_up(reason: str) -> None:
     print(f"clinattn: installing without the compiled CPU backend: {reason}", file=sys.stderr)
 
 
-def isa_objects(units: dict[str, Path], folder: Path) -> list[str]:
-    """Compile each unit with the flags of its own instruction set, and without torch's headers.
+def build_library(folder: Path) -> Path:
+    """Brings the library in a folder up to date, with the CUDA kernels where they can be built."""
+    if wants_cuda():
+        try:
+            return link(folder, *cuda_parts(folder / "cuda"))
+        except Exception as error:
+            if forced_by():
+                raise
+            print(f"clinattn: building without the CUDA kernels: {error}", file=sys.stderr)
+    return link(folder, {}, ninja.Library(LIBRARY, [], link_flags()))
 
-    setuptools has one set of flags for all the sources of an extension, hence a ninja file of ours.
-    """
-    flags = {name: [*isa_common_flags(), *ISA_FLAGS[name], f"-I{CSRC}"] for name in units}
-    named = {f"isa_{name}": ninja.Unit(path, flags[name]) for name, path in units.items()}
-    return ninja.build("for cpu", cached_compiler(), named, folder)
+
+def link(folder: Path, more: dict[str, ninja.Unit], library: ninja.Library) -> Path:
+    """Compiles the files for CPU tensors and `more`, which replace those of the same name."""
+    ninja.build("for the library", cached_compiler(), units() | more, folder, library)
+    return folder / LIBRARY
 
 
-def extension() -> dict[str, Any]:
-    import torch
-    from torch.utils.cpp_extension import BuildExtension, CppExtension
+class Build(build_ext):
+    """Builds the library in build/, which stays, so that a second build is quick."""
 
-    units = isa_units()
-    with_cuda = wants_cuda()
-    # GCC's calls are left to the runtime that torch brings, so that there is one pool of threads in
-    # the process; Clang's have another name and library.
-    openmp = openmp_flags()
-    link_openmp = openmp if is_clang() else []
+    def get_ext_filename(self, fullname: str) -> str:
+        return str(Path(*fullname.split(".")[:-1]) / LIBRARY)
 
-    class Build(BuildExtension):
-        extensions: list[Extension]
+    def run(self) -> None:
+        in_place = bool(self.inplace or self.editable_mode)  # before setuptools clears it
+        folders = [Path(self.get_finalized_command("build_py").build_lib)]
+        folders += [ROOT] if in_place else []
+        drop(folders, "_C.*so")  # extension modules of earlier versions, which hide _C.py
+        try:
+            super().run()
+        except (Exception, SystemExit) as error:
+            drop(folders, LIBRARY)  # that of an earlier build no longer matches the sources
+            give_up(f"the build stopped: {error}")
 
-        def finalize_options(self) -> None:
-            super().finalize_options()
-            # pip builds in a folder that it throws away; one that stays makes a rebuild quick.
-            tag = f"{self.plat_name}-{sys.implementation.cache_tag}-torch{torch.__version__}"
-            self.build_temp = str(ROOT / "build" / tag)
+    def build_extension(self, ext: Extension) -> None:
+        built = build_library(ROOT / "build" / self.plat_name)
+        target = Path(self.get_ext_fullpath(ext.name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self.copy_file(str(built), str(target))
 
-        def run(self) -> None:
-            in_place = bool(self.inplace or self.editable_mode)  # before setuptools clears it
-            try:
-                super().run()
-            except (Exception, SystemExit) as error:
-                self.drop_older_builds(in_place)
-                give_up(f"the build stopped: {error}")
 
-        def drop_older_builds(self, in_place: bool) -> None:
-            """Deletes modules of earlier builds, which no longer match the sources."""
-            for folder in [Path(self.build_lib), *([ROOT] if in_place else [])]:
-                for path in folder.glob("clinattn/_C.*"):
-                    path.unlink()
+def drop(folders: list[Path], pattern: str) -> None:
+    for folder in folders:
+        for path in folder.glob(f"clinattn/{pattern}"):
+            path.unlink()
 
-        def build_extensions(self) -> None:
-            (ext,) = self.extensions
-            # Free of torch and Python, they are the same for all of them.
-            ext.extra_objects = isa_objects(units, ROOT / "build" / self.plat_name / "isa")
-            if not (with_cuda and self.built_with_cuda(copy.deepcopy(ext))):
-                self.extensions = [ext]
-                super().build_extensions()
 
-        def built_with_cuda(self, ext: Extension) -> bool:
-            """Builds with the CUDA kernels; a failure leaves out these alone, unless forced."""
-            ext.optional = False
-            self.extensions = [ext]
-            try:
-                add_cuda(ext, Path(self.build_temp) / "cuda")
-                super().build_extensions()
-            except Exception as error:
-                if forced_by():
-                    raise
-                print(f"clinattn: building without the CUDA kernels: {error}", file=sys.stderr)
-                return False
-            return True
+class Wheel(bdist_wheel):
+    """Names the wheel for the platform alone: the library knows nothing of Python's versions."""
 
-        def build_extension(self, ext: Extension) -> None:
-            self.compiler.compile = self.compile_torch_side
-            super().build_extension(ext)
-
-        def compile_torch_side(
-            self,
-            sources: list[str],
-            output_dir: str,
-            macros: Any = None,
-            include_dirs: Any = None,
-            debug: bool = False,
-            extra_preargs: Any = None,
-            extra_postargs: Any = None,
-            depends: Any = None,
-        ) -> list[str]:
-            """Compiles with torch's flags, but without torch's log of every command."""
-            _, _, last, preprocessor, _ = self.compiler._setup_compile(
-                output_dir, macros, include_dirs, sources, depends, extra_postargs
-            )
-            first = self.compiler._get_cc_args(preprocessor, debug, extra_preargs)
-            flags = [*self.compiler.compiler_so[1:], *first, *last]
-            named = {os.path.splitext(x)[0]: ninja.Unit(ROOT / x, flags) for x in sources}
-            title = f"for torch {torch.__version__}"
-            return ninja.build(title, cached_compiler(), named, Path(output_dir))
-
-    module = CppExtension(
-        "clinattn._C",
-        [str(path.relative_to(ROOT)) for path in torch_sources()],
-        include_dirs=[str(CSRC)],
-        extra_compile_args=[*COMMON_FLAGS, "-std=c++20", *openmp]
-        + [f"-DCLINATTN_HAVE_{name.upper()}" for name in units],
-        extra_link_args=link_openmp,
-        depends=sorted(str(path.relative_to(ROOT)) for path in CSRC.rglob("*.[ch]*")),
-        optional=forced_by() is None,
-    )
-    return {"ext_modules": [module], "cmdclass": {"build_ext": Build}}
+    def get_tag(self) -> tuple[str, str, str]:
+        *_, platform = super().get_tag()
+        return "py3", "none", platform

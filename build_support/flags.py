@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
+from pathlib import Path
 
 from build_support.folders import CSRC
-from build_support.toolchain import compiler, complaint, is_clang
+from build_support.toolchain import is_clang
 
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"]
@@ -19,7 +18,9 @@ ISA_COMMON_FLAGS = [*COMMON_FLAGS, "-std=c++20", "-ffp-contract=off", "-fno-exce
 ISA_COMMON_FLAGS += ["-Wall", "-Wextra"]
 # GCC 12 warns of its own AVX headers (PR 105593); Clang does not, and knows one of the two.
 GCC_FLAGS = ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]
-OPENMP_PROGRAM = "#include <omp.h>\nint main() { return omp_get_max_threads() < 1; }\n"
+# The part of torch's stable ABI that torch 2.11 has: what is built runs there and in what follows.
+OLDEST_TORCH = "-DTORCH_TARGET_VERSION=0x020b000000000000"
+TORCH_COMMON_FLAGS = [*COMMON_FLAGS, "-std=c++20", OLDEST_TORCH, f"-I{CSRC}"]
 
 NVCC_FLAGS = ["-O3", "-std=c++20", "--expt-relaxed-constexpr", f"-I{CSRC}"]
 NVCC_FLAGS += ["-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall"]
@@ -30,14 +31,17 @@ def isa_common_flags() -> list[str]:
     return [*ISA_COMMON_FLAGS, *([] if is_clang() else GCC_FLAGS)]
 
 
-def openmp_flags() -> list[str]:
-    """Flags under which at::parallel_for uses threads; none, with a message, without OpenMP."""
-    if complaint(OPENMP_PROGRAM, ["-fopenmp"]) is None:
-        return ["-fopenmp"]
-    need = "libomp and its headers (on Debian: libomp-dev)" if is_clang() else "omp.h and libgomp"
-    print(
-        f"clinattn: the CPU kernels will use one thread: {shlex.join(compiler())} -fopenmp needs "
-        f"{need}",
-        file=sys.stderr,
-    )
-    return []
+def torch_flags() -> list[str]:
+    """Flags of the files that include torch."""
+    return [*TORCH_COMMON_FLAGS, f"-isystem{torch_folder() / 'include'}"]
+
+
+def link_flags(*names: str) -> list[str]:
+    """Flags that link a library to those of torch, which `import torch` has loaded before it."""
+    return [f"-L{torch_folder() / 'lib'}", *(f"-l{name}" for name in ("torch_cpu", *names))]
+
+
+def torch_folder() -> Path:
+    import torch
+
+    return Path(torch.__file__).parent

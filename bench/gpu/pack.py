@@ -1,6 +1,6 @@
 """Packs the kernels and the extension that a GPU run needs, compiled, into one folder.
 
-    python bench/gpu/pack.py --extension clinattn/_C.cpython-312-x86_64-linux-gnu.so
+    python bench/gpu/pack.py --extension clinattn/libclinattn.so
     python bench/gpu/pack.py --stages speed clinical    less of it
     python bench/gpu/pack.py --check                    whether the JIT finds what the pack has
 
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--extension", type=Path, help="the compiled module _C of that Python")
+    parser.add_argument("--extension", type=Path, help="the compiled library libclinattn.so")
     stages = dict(choices=launches.STAGES, default=launches.USUAL, metavar="STAGE")
     parser.add_argument("--stages", nargs="+", help=", ".join(launches.STAGES), **stages)
     parser.add_argument("--all", action="store_true", help="every stage")

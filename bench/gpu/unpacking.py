@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "build" / "gpu-pack"
 ARCHIVE, VERSIONS = "triton.tar.xz", "versions.json"
+EXTENSION = "libclinattn.so"  # for every Python and torch
 HASHES = "hashes.json"  # in the archive: those of source and options by folder
 EXTENSION_TAKEN = "CLINATTN_GPU_EXTENSION"  # set to 1: the stage build then compiles none
 
@@ -28,8 +29,8 @@ def take(folder: Path = FOLDER) -> dict[str, Any]:
 
     pack: "taken", "none" without a folder, or "refused: " and what differs. kernels: how many are
     in the cache, which lies beside the folder. changed: sources of kernels that are others than
-    those packed, of which some compile anew. extension: "taken" for the compiled module, which is
-    then in clinattn/, or "refused: ...". Called before clinattn is imported, and raises nothing.
+    those packed, of which some compile anew. extension: "taken" for the compiled library, which is
+    then in clinattn/. Called before clinattn is imported, and raises nothing.
     """
     folder = folder.resolve()
     if not (folder / VERSIONS).exists():
@@ -37,7 +38,7 @@ def take(folder: Path = FOLDER) -> dict[str, Any]:
     try:
         packed = json.loads((folder / VERSIONS).read_text())
         here = versions()
-        return take_kernels(folder, packed, here) | take_extension(folder, packed, here)
+        return take_kernels(folder, packed, here) | take_extension(folder)
     except Exception as error:  # a run goes on and compiles
         return {"pack": f"refused: {error!r}"[:300]}
 
@@ -63,13 +64,11 @@ def take_kernels(folder: Path, packed: dict[str, Any], here: dict[str, Any]) -> 
     }
 
 
-def take_extension(folder: Path, packed: dict[str, Any], here: dict[str, Any]) -> dict[str, Any]:
-    found = next(folder.glob("_C.*.so"), None)
-    if found is None:
+def take_extension(folder: Path) -> dict[str, Any]:
+    found = folder / EXTENSION
+    if not found.exists():
         return {}
-    if differing := differences(packed, here, ("python", "torch")):
-        return {"extension": f"refused: {differing}"}
-    copy = ROOT / "clinattn" / found.name
+    copy = ROOT / "clinattn" / EXTENSION
     copy.unlink(missing_ok=True)  # it may be a link, or loaded
     shutil.copy(found, copy)
     os.environ[EXTENSION_TAKEN] = "1"

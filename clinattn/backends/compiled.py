@@ -1,6 +1,6 @@
-"""Loads the compiled module clinattn._C, where it was built for the torch that is running.
+"""Loads the compiled library, where it was built for the arguments that the ops have.
 
-The module registers clinattn::cpu_forward and cpu_backward with torch, and the CUDA kernels where
+The library registers clinattn::cpu_forward and cpu_backward with torch, and the CUDA kernels where
 it was built with them.
 """
 
@@ -8,54 +8,54 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import re
 from pathlib import Path
 from typing import Any
 
-import torch
+from clinattn.backends.call import Arguments, types_of
 
 NAME = "clinattn._C"
+LIBRARY = "libclinattn.so"
+# C++ types of the ops' arguments, as csrc/call.h has them
+C_TYPES = {
+    "Tensor": "Tensor",
+    "Tensor | None": "OptionalTensor",
+    "float": "double",
+    "int": "int64_t",
+    "SymInt": "int64_t",
+    "bool": "bool",
+}
 
 
 def load() -> tuple[Any | None, str | None]:
-    """The module, whose import registers the kernels with torch, or None and the reason why not."""
+    """The module clinattn._C over the library, or None and the reason why it cannot serve."""
     try:
-        if reason := built_for_another_torch():
-            return None, reason
+        if built_from_another_version():
+            return None, f"the compiled module {NAME} was built from another version"
         return importlib.import_module(NAME), None
     except Exception as error:  # absent or broken: any error means "not here"
         return None, f"the compiled module {NAME} does not load ({error})"
 
 
-def built_for_another_torch() -> str | None:
-    """The reason not to load the module's file; None where nothing speaks against it.
+def built_from_another_version() -> bool:
+    """Checks the arguments that the library's kernels pop: others would be read as something else.
 
-    torch keeps no binary interface from one release to the next: a module for another one may fail
-    to load, crash, or compute something else. The file names its torch, so it is read for that.
+    The file names them, so it is read for that before it is loaded.
     """
     spec = importlib.util.find_spec(NAME)
     if spec is None or spec.origin is None:
-        return None
-    found = re.search(rb"clinattn built for torch (\d+\.\d+\.\d+)", Path(spec.origin).read_bytes())
-    running = re.match(r"\d+\.\d+\.\d+", torch.__version__)
-    if found is None or running is None or found[1].decode() == running[0]:
-        return None
-    return (
-        f"the compiled module {NAME} was built for torch {found[1].decode()}, "
-        f"and torch {torch.__version__} is running"
-    )
+        return False
+    if not spec.origin.endswith(".py"):  # an extension module of an earlier version
+        return True
+    types = types_of(Arguments).items()
+    words = "".join(f"{C_TYPES[annotation]} {name}, " for name, annotation in types)
+    library = Path(spec.origin).with_name(LIBRARY).read_bytes()
+    return f"clinattn arguments: {words}\0".encode() not in library
 
 
 _module, extension_error = load()
 build_info: dict[str, str] = {} if _module is None else _module.build_info()
 
 
-def refuse_extension(reason: str) -> None:
-    """Note that the compiled module cannot serve although it loaded."""
-    global extension_error
-    extension_error = reason
-
-
 def compiled_module() -> Any | None:
     """clinattn._C, or None where it cannot serve."""
-    return None if extension_error is not None else importlib.import_module(NAME)
+    return None if extension_error is not None else _module

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from clinattn.backends import compiled
-from clinattn.backends.backend import Backend, Implementation, of_ops
+from clinattn.backends.backend import Backend, Implementation
 
 
 def reasons_against(device: torch.device | None = None) -> list[str]:
@@ -21,9 +21,26 @@ def reasons_against(device: torch.device | None = None) -> list[str]:
     return reasons
 
 
+# What torch.get_float32_matmul_precision says, as the kernels take it
+PRECISIONS = {"highest": 0, "high": 1, "medium": 2}
+
+
+def matmul_precision() -> int:
+    """The precision of products in fp32 that torch is set to, of PRECISIONS."""
+    try:
+        return PRECISIONS[torch.get_float32_matmul_precision()]
+    except RuntimeError:  # torch's old and new settings contradict each other
+        return PRECISIONS["highest"]
+
+
 def load() -> Implementation:
-    ops = torch.ops.clinattn
-    return of_ops("cpu", ops.cpu_forward.default, ops.cpu_backward.default)
+    forward = torch.ops.clinattn.cpu_forward.default
+    backward = torch.ops.clinattn.cpu_backward.default
+    return Implementation(
+        "cpu",
+        lambda call: forward(*call, matmul_precision()),
+        lambda call, incoming, needs: backward(*incoming, *call, needs, matmul_precision()),
+    )
 
 
 def instruction_set() -> str | None:

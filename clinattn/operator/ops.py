@@ -19,7 +19,6 @@ from clinattn.backends.call import (
     Incoming,
     schema_of,
 )
-from clinattn.backends.compiled import refuse_extension
 from clinattn.backends.reference import attention as reference
 from clinattn.backends.select import asked_for, implementation
 from clinattn.operator import ranges
@@ -30,6 +29,7 @@ CALL, INCOMING = schema_of(Arguments), schema_of(Incoming)
 # `needs` says which of the last four are wanted (call.NEEDS); the others are empty.
 GRADS = ", ".join(f"Tensor d{name}" for name in Gradients._fields)
 SECOND = schema_of(Gradients).replace("Tensor ", "Tensor dd").replace("Tensor? ", "Tensor? dd")
+PRECISION = "int precision=0"  # of cpu.PRECISIONS
 
 # Arguments and results of each op.
 SIGNATURES = {
@@ -39,25 +39,20 @@ SIGNATURES = {
         f"{SECOND}, Tensor do, Tensor? dlse, Tensor lse, Tensor? lse_low, {CALL}, int needs",
         f"(Tensor grad_do, Tensor grad_dlse, {GRADS})",
     ),
-    "cpu_forward": (CALL, RESULTS),
-    "cpu_backward": (f"{INCOMING}, {CALL}, int needs", f"({GRADS})"),
+    "cpu_forward": (f"{CALL}, {PRECISION}", RESULTS),
+    "cpu_backward": (f"{INCOMING}, {CALL}, int needs, {PRECISION}", f"({GRADS})"),
     "cuda_forward": (CALL, RESULTS),
     "cuda_backward": (f"{INCOMING}, {CALL}, int needs", f"({GRADS})"),
 }
 # The names of the arguments of each op.
 NAMES = {
-    name: [x.split()[-1] for x in arguments.split(", ")]
+    name: [x.split()[-1].partition("=")[0] for x in arguments.split(", ")]
     for name, (arguments, _) in SIGNATURES.items()
 }
 
 LIB = torch.library.Library("clinattn", "FRAGMENT")
 for _name, (_arguments, _results) in SIGNATURES.items():
-    try:
-        LIB.define(f"{_name}({_arguments}) -> {_results}", tags=(torch.Tag.pt2_compliant_tag,))
-    except RuntimeError:  # its kernel is registered already, with other arguments or results
-        if not _name.startswith(("cpu_", "cuda_")):
-            raise
-        refuse_extension("the compiled module clinattn._C was built from another version")
+    LIB.define(f"{_name}({_arguments}) -> {_results}", tags=(torch.Tag.pt2_compliant_tag,))
 
 
 def lse_like(q: Tensor, packed: bool) -> Tensor:
@@ -176,15 +171,14 @@ FAKES: dict[str, Callable[..., Any]] = {
 
 
 def _by_name(names: list[str], function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of keywords, as torch calls it: by position."""
-    return lambda *args: function(**dict(zip(names, args, strict=True)))
+    """A function of keywords, as torch calls it: by position, without defaults at the end."""
+    return lambda *args: function(**dict(zip(names, args, strict=False)))
 
 
 for _name, _function in IMPLEMENTATIONS.items():
     LIB.impl(_name, _function, "CompositeExplicitAutograd")
 for _name, _fake in FAKES.items():
-    if hasattr(torch.ops.clinattn, _name):
-        torch.library.register_fake(f"clinattn::{_name}", _by_name(NAMES[_name], _fake), lib=LIB)
+    torch.library.register_fake(f"clinattn::{_name}", _by_name(NAMES[_name], _fake), lib=LIB)
 
 
 def _fold(x: Tensor | None, dim: int | None, size: int) -> Tensor | None:

@@ -29,18 +29,16 @@ AddedGradientSums::AddedGradientSums(const Arguments& a, const AttentionParams& 
   };
   if (needs & kNeedSlopes) sums_.slope = take(1);
   if (needs & kNeedDecay) sums_.decay = take(1);
-  const auto wide = a.q.options().dtype(at::kDouble);
   if (needs & kNeedMask) {
     const bool by_query = a.mask->size(2) > 1, by_key = a.mask->size(3) > 1;
     if (by_query && by_key) {
-      const bool is_double = a.q.scalar_type() == at::kDouble;
-      mask_ = at::zeros(a.mask->sizes(), a.q.options().dtype(is_double ? at::kDouble : at::kFloat));
-      sums_.mask = mask_.mutable_data_ptr();
-      sums_.mask_strides = {by_sequence(mask_) ? mask_.stride(0) : 0,
-                            by_head(mask_) ? mask_.stride(1) : 0, mask_.stride(2)};
+      mask_ = zeros(a.mask->sizes(), stat_type(a.q), a.q);
+      sums_.mask = mask_->mutable_data_ptr();
+      sums_.mask_strides = {by_sequence(*mask_) ? mask_->stride(0) : 0,
+                            by_head(*mask_) ? mask_->stride(1) : 0, mask_->stride(2)};
     } else if (by_key) {
-      columns_ = at::zeros({p.num_seqs, p.heads, p.max_k}, wide);
-      sums_.columns = columns_.mutable_data_ptr<double>();
+      columns_ = zeros({p.num_seqs, p.heads, p.max_k}, ScalarType::Double, a.q);
+      sums_.columns = static_cast<double*>(columns_->mutable_data_ptr());
     } else {
       sums_.rows = take(by_query ? p.max_q : 1);
       sums_.row_stride = by_query;
@@ -58,25 +56,26 @@ AddedGradientSums::AddedGradientSums(const Arguments& a, const AttentionParams& 
   sums_.starts = starts_.data();
   sums_.wanted = sums_.length > 0 || sums_.columns || sums_.mask;
   if (sums_.length == 0) return;
-  heads_ = at::zeros({starts_.back()}, wide);
-  sums_.heads = heads_.mutable_data_ptr<double>();
+  heads_ = zeros({starts_.back()}, ScalarType::Double, a.q);
+  sums_.heads = static_cast<double*>(heads_->mutable_data_ptr());
   turns_ = std::vector<std::atomic<int32_t>>(p.num_seqs * p.heads);
   sums_.turns = turns_.data();
 }
 
 template <class PartOf>
-Tensor AddedGradientSums::reduced(const PartOf& part, int64_t n, bool each_sequence,
-                                  bool each_head) const {
-  Tensor total = at::zeros({each_sequence ? p_.num_seqs : 1, each_head ? p_.heads : 1, n},
-                           a_.q.options().dtype(at::kDouble));
-  double* to = total.mutable_data_ptr<double>();
+Tensor AddedGradientSums::reduced(const PartOf& part, int64_t n, bool each_sequence, bool each_head,
+                                  const Tensor& like) const {
+  const Tensor total = zeros(like.sizes(), ScalarType::Double, like);
+  double* to = static_cast<double*>(total.mutable_data_ptr());
   for (int64_t b = 0; b < p_.num_seqs; ++b)
     for (int64_t h = 0; h < p_.heads; ++h) {
       const auto [x, entries] = part(b, h);
-      double* y = to + ((each_sequence ? b : 0) * total.size(1) + (each_head ? h : 0)) * n;
+      const int64_t row =
+          (each_sequence ? b : 0) * (each_head ? p_.heads : 1) + (each_head ? h : 0);
+      double* y = to + row * n;
       for (int64_t i = entries.lo; i < entries.hi; ++i) y[i] += x[i - entries.lo];
     }
-  return total;
+  return torch::stable::to(total, like.scalar_type());
 }
 
 const double* AddedGradientSums::of_head(int64_t sequence, int64_t head) const {
@@ -84,36 +83,39 @@ const double* AddedGradientSums::of_head(int64_t sequence, int64_t head) const {
   return sums_.heads + first + head * length;
 }
 
-Tensor AddedGradientSums::mask_gradient() const {
-  const Tensor& mask = *a_.mask;
-  if (mask_.defined()) return mask_.to(mask.scalar_type());
-  const bool columns = columns_.defined();
-  const int64_t n = columns ? p_.max_k : sums_.row_stride ? p_.max_q : 1;
+Tensor AddedGradientSums::of_heads(int64_t first, int64_t n, const Tensor& like,
+                                   bool each_sequence) const {
   const auto part = [&](int64_t b, int64_t h) {
-    return Part{columns ? sums_.columns + (b * p_.heads + h) * n : of_head(b, h) + sums_.rows,
-                {0, n}};
+    const Span all{0, n};
+    return Part{of_head(b, h) + first,
+                first == sums_.relative ? relative_entries(p_, Sequence(p_, b)) : all};
   };
-  const Tensor total = reduced(part, n, by_sequence(mask), by_head(mask));
-  return total.view(mask.sizes()).to(mask.scalar_type());
+  return reduced(part, n, each_sequence, true, like);
 }
 
-AddedGradientSums::Results AddedGradientSums::results() const {
-  const auto of_heads = [&](int64_t at, int64_t n, const Tensor& like, bool each_sequence) {
-    const auto part = [&](int64_t b, int64_t h) {
-      const Span all{0, n};
-      return Part{of_head(b, h) + at,
-                  at == sums_.relative ? relative_entries(p_, Sequence(p_, b)) : all};
-    };
-    return reduced(part, n, each_sequence, true).view(like.sizes()).to(like.scalar_type());
+Tensor AddedGradientSums::mask() const {
+  if (!(needs_ & kNeedMask)) return none();
+  const Tensor& mask = *a_.mask;
+  if (mask_) return torch::stable::to(*mask_, mask.scalar_type());
+  const int64_t n = columns_ ? p_.max_k : sums_.row_stride ? p_.max_q : 1;
+  const auto part = [&](int64_t b, int64_t h) {
+    return Part{columns_ ? sums_.columns + (b * p_.heads + h) * n : of_head(b, h) + sums_.rows,
+                {0, n}};
   };
-  return {
-      needs_ & kNeedMask ? mask_gradient() : none(),
-      needs_ & kNeedDecay ? of_heads(sums_.decay, 1, *a_.decay, false) : none(),
-      needs_ & kNeedSlopes ? of_heads(sums_.slope, 1, *a_.slopes, p_.slopes_batch != 0) : none(),
-      needs_ & kNeedRelative
-          ? of_heads(sums_.relative, 2 * p_.relative_reach + 1, *a_.relative, false)
-          : none(),
-  };
+  return reduced(part, n, by_sequence(mask), by_head(mask), mask);
+}
+
+Tensor AddedGradientSums::decay() const {
+  return needs_ & kNeedDecay ? of_heads(sums_.decay, 1, *a_.decay, false) : none();
+}
+
+Tensor AddedGradientSums::slopes() const {
+  return needs_ & kNeedSlopes ? of_heads(sums_.slope, 1, *a_.slopes, p_.slopes_batch != 0) : none();
+}
+
+Tensor AddedGradientSums::relative() const {
+  if (!(needs_ & kNeedRelative)) return none();
+  return of_heads(sums_.relative, 2 * p_.relative_reach + 1, *a_.relative, false);
 }
 
 }  // namespace clinattn

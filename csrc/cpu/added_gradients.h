@@ -5,7 +5,7 @@
 #include <atomic>
 #include <vector>
 
-#include "arguments.h"
+#include "call.h"
 #include "isa.h"
 
 namespace clinattn {
@@ -20,24 +20,25 @@ class AddedGradientSums {
   bool one_by_one() const { return sums_.mask && sums_.mask_strides.batch == 0; }
 
   // In the types and shapes of the arguments; empty where nobody wants them.
-  struct Results {
-    Tensor mask, decay, slopes, relative;
-  };
-  Results results() const;
+  Tensor mask() const;
+  Tensor decay() const;
+  Tensor slopes() const;
+  Tensor relative() const;
 
  private:
-  Tensor mask_gradient() const;
-  // (num_seqs or 1, heads or 1, n) <- part(sequence, head), summed in order
+  // Like a tensor (num_seqs or 1, heads or 1, n) <- part(sequence, head), summed in order
   template <class PartOf>
-  Tensor reduced(const PartOf& part, int64_t n, bool by_sequence, bool by_head) const;
+  Tensor reduced(const PartOf& part, int64_t n, bool by_sequence, bool by_head,
+                 const Tensor& like) const;
+  Tensor of_heads(int64_t first, int64_t n, const Tensor& like, bool by_sequence) const;
   const double* of_head(int64_t sequence, int64_t head) const;
-  Tensor none() const { return at::empty({0}, a_.q.options()); }
+  Tensor none() const { return empty({0}, a_.q.scalar_type(), a_.q); }
 
   const Arguments& a_;
   const AttentionParams& p_;
   const int64_t needs_;
   AddedSums sums_;
-  Tensor heads_, columns_, mask_;
+  OptionalTensor heads_, columns_, mask_;
   std::vector<int64_t> starts_;
   std::vector<std::atomic<int32_t>> turns_;
 };

@@ -1,13 +1,24 @@
-// The forward pass over a stream of blocks of keys, of one tile of queries after another: while
-// tiles multiply q k^T of blocks to come and p v of blocks gone by, vector instructions turn the
-// scores in between into weights. They are spread evenly over the products, which go on beside
-// them; between products tiles would stand still.
+// The forward pass over a stream of blocks of keys, of one tile of queries after another. Tiles
+// multiply without a stop; beside them vector instructions, spread evenly over the products, turn
+// the scores of an earlier block into weights. In time, with b the block that is pushed and g the
+// last group whose blocks all have their weights:
+//
+//   tiles     | s <- q k^T of b       | p v of g, the pieces due  | s of b + 1            | ...
+//   vectors   | weights of b - 2,     | the rest of them;         | weights of b - 1,     |
+//             |   half of them        |   o <- o + the piece      |   half of them        |
+//             |                       |   before                  |                       |
+//
+// So scores of two or three blocks (e.buffers) and weights of two groups are in flight. A tile's
+// sums are stored while the next product runs, and not read before that one ends: scores of b - 1
+// lie still while s of b is multiplied. Without p v beside it, s of b takes all the weights of
+// b - 2. A group ends with its last block: its l is added up, and its p v begins.
 #pragma once
 
 #include <initializer_list>
 #include <type_traits>
 
 #include "amx_products.h"
+#include "amx_queries.h"
 #include "forward_step.h"
 #include "normaliser.h"
 
@@ -29,44 +40,12 @@ class AmxFold {
   static constexpr int64_t kBlocks = 4;  // in flight: one more than have scores
   static constexpr int64_t kUnits = 16;  // 16 queries and E::kEnd keys each, of a full block
 
-  // What the queries of a tile know: their reference points, and of the group of blocks at hand the
-  // sums of weights.
-  struct Queries {
-    // offset: -m, or 0 for a query that has seen nothing; top: the natural maximum of a large row,
-    // whose reference point it is, and whose offset is 0
-    __m512 m[2], offset[2], top[2], l[2];
-    __mmask16 there[2];  // the rest of the last 16 is computed, too, and never looked at
-    int64_t halves;      // of 16
-    bool fresh;          // o is 0
-    const Bf16* q;
-    Packing packing;
-    float *m_out, *top_out, *l_out, *o;
-    Hide hide;
-    __m512 cut[2];  // of one part and with dropout: the sums of weights as they are multiplied
-    void refer(int64_t i, __m512 reference) {
-      m[i] = reference;
-      offset[i] = V::sub(V::zero(), V::zero_where_hidden(reference, reference));
-      offset[i] = _mm512_mask_mov_ps(offset[i], large(i), V::zero());
-    }
-    __mmask16 large(int64_t i) const {
-      const __mmask16 seen = _mm512_cmp_ps_mask(m[i], V::set1(-__builtin_inff()), _CMP_NEQ_UQ);
-      return _mm512_mask_cmp_ps_mask(there[i] & seen, V::abs(m[i]), V::set1(kLarge<float>),
-                                     _CMP_GE_OQ);
-    }
-  };
+  using Queries = AmxQueries<Hide>;
   struct Block {
     Step step;
     Queries* queries;
   };
-  // Blocks whose weights are multiplied with v together, [first, last] of those that lie between
-  // two multiples of kGroup. Where edge, some query does not see some key that is multiplied.
-  struct Group {
-    Queries* queries;
-    int64_t index, at, first, last;
-    bool edge;
-    Bf16* p;
-    bool fresh;  // its p v is the first that o gets
-  };
+  using Group = AmxGroup<Hide>;
   // Blocks in flight, the group that gathers weights and the one that is multiplied have five
   // tiles of queries at most.
   static constexpr int64_t kTiles = 8;
@@ -112,7 +91,7 @@ class AmxFold {
       q.top[i] = V::load(rows.top + 16 * i);
       q.refer(i, V::load(rows.m + 16 * i));
     }
-    q.fresh = unseen(q, 0) == q.there[0] && unseen(q, 1) == q.there[1];
+    q.fresh = q.unseen(0) == q.there[0] && q.unseen(1) == q.there[1];
     for (int64_t i = 0; i < count; ++i) push(steps[i], &q);
   }
 
@@ -221,8 +200,8 @@ class AmxFold {
     scale = is_natural ? Units<float>::of_natural() : scales.times(e.unit);
     if (kDropout) q.hide.draw(block.step);
     taken_off[0] = taken_off[1] = 0;
-    const __mmask16 lanes[2] = {static_cast<__mmask16>(unseen(q, 0) | q.large(0)),
-                                static_cast<__mmask16>(unseen(q, 1) | q.large(1))};
+    const __mmask16 lanes[2] = {static_cast<__mmask16>(q.unseen(0) | q.large(0)),
+                                static_cast<__mmask16>(q.unseen(1) | q.large(1))};
     if (lanes[0] | lanes[1]) raise(q, block.step, lanes);
     for (int i = 0; i < 2; ++i) l_before[i] = q.l[i], cut_before[i] = q.cut[i];
     begun = true;
@@ -234,9 +213,6 @@ class AmxFold {
   static constexpr float kUnit = kWeightUnit<kParts>, kGrown = 1024 * kUnit;
   static __mmask16 grown(const Queries& q, int64_t i) {
     return _mm512_mask_cmp_ps_mask(q.there[i], q.l[i], V::set1(kGrown), _CMP_NLE_UQ);
-  }
-  static __mmask16 unseen(const Queries& q, int64_t i) {
-    return _mm512_mask_cmp_ps_mask(q.there[i], q.m[i], V::set1(-__builtin_inff()), _CMP_EQ_OQ);
   }
 
   // Moves the reference points of some queries: m <- ceil(scale max s), and all that was weighed is
@@ -266,7 +242,7 @@ class AmxFold {
     const int64_t block = step.index % kGroup;
     const __m512 m = q.m[i];
     const __m512 above = _mm512_roundscale_ps(highest, kCeiling);
-    const bool nothing_weighed = ((higher | large) & ~unseen(q, i)) == 0;
+    const bool nothing_weighed = ((higher | large) & ~q.unseen(i)) == 0;
     q.refer(i, _mm512_mask_mov_ps(m, higher, above));
     __m512 growth = _mm512_maskz_sub_ps(higher, m, q.m[i]);
     if ((q.large(i) & (higher | large)) | large)

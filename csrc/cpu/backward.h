@@ -10,6 +10,7 @@
 #include <type_traits>
 
 #include "added.h"
+#include "concepts.h"
 #include "cover.h"
 #include "extras.h"
 #include "normaliser.h"
@@ -20,7 +21,7 @@ namespace {
 using clinattn::BackwardShared;
 using clinattn::BackwardTask;
 
-template <class E>
+template <BackwardEngine E>
 struct Backward {
   using V = typename E::V;
   using T = typename V::T;

@@ -113,7 +113,7 @@ std::vector<std::string> instruction_sets() {
   return names;
 }
 
-std::string instruction_set() { return current().name; }
+const char* instruction_set() { return current().name; }
 
 void set_instruction_set(const std::string& name) {
   in_force.store(choose(name), std::memory_order_release);

@@ -10,7 +10,7 @@
 namespace clinattn {
 
 std::vector<std::string> instruction_sets();        // usable here, best last
-std::string instruction_set();                      // in force
+const char* instruction_set();                      // in force
 void set_instruction_set(const std::string& name);  // "" is automatic; throws std::invalid_argument
 
 // What torch.set_float32_matmul_precision allows in fp32

@@ -1,6 +1,7 @@
 // The backward pass's products and gradients of scores by fused multiply-adds, for any vector type.
 #pragma once
 
+#include "concepts.h"
 #include "cover.h"
 #include "gemm.h"
 #include "normaliser.h"
@@ -8,9 +9,9 @@
 
 namespace {
 
-template <class Vector>
+template <FmaVector Lanes>
 struct FmaBackward {
-  using V = Vector;
+  using V = Lanes;
   using T = typename V::T;
   struct Session {};  // nothing to set up for a task
   using Cover = RowCover<FmaBackward>;

@@ -1,6 +1,7 @@
 // The forward pass's products and softmax by fused multiply-adds, for any vector type.
 #pragma once
 
+#include "concepts.h"
 #include "cover.h"
 #include "forward_step.h"
 #include "gemm.h"
@@ -9,9 +10,9 @@
 
 namespace {
 
-template <class Vector>
+template <FmaVector Lanes>
 struct FmaForward {
-  using V = Vector;
+  using V = Lanes;
   using T = typename V::T;
   struct Session {};  // nothing to set up for a task
   using Cover = RowCover<FmaForward>;

@@ -8,6 +8,7 @@
 
 #include <initializer_list>
 
+#include "concepts.h"
 #include "cover.h"
 #include "forward_step.h"
 #include "isa.h"
@@ -18,7 +19,7 @@ namespace {
 
 using clinattn::ForwardTask;
 
-template <class E>
+template <ForwardEngine E>
 struct Forward {
   using V = typename E::V;
   using T = typename V::T;

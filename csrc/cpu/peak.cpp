@@ -1,5 +1,5 @@
 // What the register loop of a type's kernels reaches on all of torch's threads.
-#include <ATen/Parallel.h>
+#include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
 #include <atomic>
@@ -30,9 +30,11 @@ Round run(const CpuKernels& kernels, int64_t steps) {
   using Clock = std::chrono::steady_clock;
   std::atomic<int64_t> flops{0};
   const auto start = Clock::now();
-  at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) flops += kernels.peak_loop(steps);
-  });
+  torch::stable::parallel_for(0, torch::stable::get_num_threads(), 1,
+                              [&](int64_t begin, int64_t end) {
+                                for (int64_t i = begin; i < end; ++i)
+                                  flops += kernels.peak_loop(steps);
+                              });
   const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
   return {seconds, static_cast<double>(flops) / seconds};
 }

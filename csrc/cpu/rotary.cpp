@@ -1,7 +1,6 @@
 // The torch side of rotary positions: checks, allocation, threads.
-#include <ATen/ATen.h>
-#include <ATen/Parallel.h>
-#include <torch/library.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
 #include <initializer_list>
@@ -10,45 +9,47 @@
 #include <utility>
 #include <vector>
 
-#include "arguments.h"
+#include "../call.h"
 #include "dispatch.h"
 
 namespace clinattn {
 
 namespace {
 
-RotaryTensor tensor_of(const Tensor& x, Tensor& y) {
+constexpr int64_t kGrain = 32768;  // elements that torch leaves to one thread
+
+RotaryTensor tensor_of(const Tensor& x, const Tensor& y) {
   return {x.const_data_ptr(), y.mutable_data_ptr(), strides_of(x), strides_of(y), x.size(1)};
 }
 
 void check_rotary(const Tensor& q, const Tensor& k, const Tensor& positions,
                   const Tensor& frequencies) {
-  TORCH_CHECK(q.dim() == 3 || q.dim() == 4, "q has rank ", q.dim(), "; expected 3 or 4");
+  CLINATTN_CHECK(q.dim() == 3 || q.dim() == 4, "q has rank ", q.dim(), "; expected 3 or 4");
   auto k_sizes = q.sizes().vec();
   k_sizes[1] = k.dim() > 1 ? k.size(1) : 0;
   check_layout(q, "q", q.sizes(), q);
   check_layout(k, "k", k_sizes, q);
   const bool packed = q.dim() == 3;
   const int64_t tokens = q.size(packed ? 0 : 2);
-  const auto type = q.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  const ScalarType type = stat_type(q);
   for (const auto& [name, x] : {std::pair{"positions", &positions}, {"frequencies", &frequencies}})
-    TORCH_CHECK(x->device().is_cpu() && x->scalar_type() == type && x->is_contiguous(), name,
-                " is ", x->scalar_type(), " on ", x->device(), "; expected contiguous ", type,
-                " on cpu");
+    CLINATTN_CHECK(x->is_cpu() && x->scalar_type() == type && x->is_contiguous(), name, " is ",
+                   x->scalar_type(), " on ", x->device(), "; expected contiguous ", type,
+                   " on cpu");
   const bool rows = !packed && positions.dim() == 2 && positions.size(0) == q.size(0);
-  TORCH_CHECK((positions.dim() == 1 || rows) && positions.size(-1) == tokens,
-              "positions has shape ", positions.sizes(), "; expected one for each token of q, ",
-              q.sizes());
-  TORCH_CHECK(frequencies.dim() == 1 && 2 * frequencies.size(0) <= q.size(-1),
-              "frequencies has shape ", frequencies.sizes(), "; expected (pairs), at most half of ",
-              q.size(-1));
+  CLINATTN_CHECK((positions.dim() == 1 || rows) && positions.size(-1) == tokens,
+                 "positions has shape ", positions.sizes(), "; expected one for each token of q, ",
+                 q.sizes());
+  CLINATTN_CHECK(frequencies.dim() == 1 && 2 * frequencies.size(0) <= q.size(-1),
+                 "frequencies has shape ", frequencies.sizes(),
+                 "; expected (pairs), at most half of ", q.size(-1));
 }
 
 std::tuple<Tensor, Tensor> cpu_rotary(const Tensor& q, const Tensor& k, const Tensor& positions,
                                       const Tensor& frequencies, bool interleaved, bool inverse) {
   check_rotary(q, k, positions, frequencies);
   const bool packed = q.dim() == 3;
-  Tensor q_out = at::empty_like(q), k_out = at::empty_like(k);
+  const Tensor q_out = torch::stable::empty_like(q), k_out = torch::stable::empty_like(k);
   RotaryParams p{};
   p.dtype = dtype_of(q, "q");
   p.batch = packed ? 1 : q.size(0);
@@ -65,8 +66,8 @@ std::tuple<Tensor, Tensor> cpu_rotary(const Tensor& q, const Tensor& k, const Te
   const CpuKernels& kernels = cpu_kernels(p.dtype);
   const int64_t blocks = (p.tokens + kRotaryTokens - 1) / kRotaryTokens;
   const int64_t elements = kRotaryTokens * p.head_dim * (p.q.heads + p.k.heads);
-  const int64_t grain = std::max<int64_t>(1, at::internal::GRAIN_SIZE / (elements + 1));
-  at::parallel_for(0, p.batch * blocks, grain, [&](int64_t begin, int64_t end) {
+  const int64_t grain = std::max<int64_t>(1, kGrain / (elements + 1));
+  torch::stable::parallel_for(0, p.batch * blocks, grain, [&](int64_t begin, int64_t end) {
     std::vector<double> scratch(RotaryParams::scratch(p.pairs));
     for (int64_t i = begin; i < end; ++i) {
       const int64_t token = i % blocks * kRotaryTokens;
@@ -81,4 +82,6 @@ std::tuple<Tensor, Tensor> cpu_rotary(const Tensor& q, const Tensor& k, const Te
 
 }  // namespace clinattn
 
-TORCH_LIBRARY_IMPL(clinattn, CPU, m) { m.impl("cpu_rotary", clinattn::cpu_rotary); }
+STABLE_TORCH_LIBRARY_IMPL(clinattn, CPU, m) {
+  m.impl("cpu_rotary", TORCH_BOX(&clinattn::cpu_rotary));
+}

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "backward.h"
+#include "concepts.h"
 #include "fma_backward.h"
 #include "fma_forward.h"
 #include "forward.h"
@@ -10,7 +11,7 @@
 
 namespace {
 
-template <class F, class B>
+template <ForwardEngine F, BackwardEngine B>
 clinattn::CpuKernels make_kernels(const char* name, int64_t (*peak_loop)(int64_t)) {
   return {
       name,

@@ -1,29 +1,64 @@
 #include "added_gradients.h"
 
+#include <torch/csrc/stable/ops.h>
+
 #include <algorithm>
+#include <cstdint>
+#include <initializer_list>
+#include <optional>
 #include <vector>
 
 namespace clinattn {
 
-AddedGradients::AddedGradients(const AttentionParams& p, const CudaSizes& sizes,
-                               const OptionalTensor& mask, const at::TensorOptions& stat,
-                               int64_t needs, CudaScratch& scratch)
-    : p_(p), sizes_(sizes) {
+namespace {
+
+using torch::stable::subtract;
+using torch::stable::unsqueeze;
+
+Tensor add(const Tensor& a, const Tensor& b) { return subtract(a, b, -1); }
+
+Tensor summed(const Tensor& x, std::initializer_list<int64_t> dims, bool keep = false) {
+  return torch::stable::sum(x, Sizes(dims), keep);
+}
+
+Tensor as(const Tensor& x, ScalarType type) { return torch::stable::to(x, type); }
+
+// x[begin:end] of a dimension
+Tensor slice(Tensor x, int64_t dim, int64_t begin, int64_t end) {
+  return torch::stable::narrow(x, dim, begin, end - begin);
+}
+
+Tensor number(double value, const Tensor& like) {
+  return torch::stable::full({1}, value, ScalarType::Double, std::nullopt, like.device());
+}
+
+// 1, 2, ..., n
+Tensor numbers(int64_t n, const Tensor& like) {
+  const Tensor ones = torch::stable::full({n}, 1, ScalarType::Double, std::nullopt, like.device());
+  return call_torch("aten::cumsum", "", ones, int64_t{0}, std::optional<ScalarType>());
+}
+
+}  // namespace
+
+AddedGradients::AddedGradients(const BackwardArguments& b, const AttentionParams& p,
+                               const CudaSizes& sizes, CudaScratch& scratch)
+    : b_(b), p_(p), sizes_(sizes) {
   // Blocks that have nothing to add leave the 0.
-  const auto take = [&](Tensor& sums, at::IntArrayRef shape) {
-    sums = at::zeros(shape, stat);
-    return sums.mutable_data_ptr<float>();
+  const auto take = [&](OptionalTensor& sums, Sizes shape) {
+    sums = zeros(shape, ScalarType::Float, b.call.q);
+    return static_cast<float*>(sums->mutable_data_ptr());
   };
-  if (needs & kNeedMask) {
-    scratch.dmask = take(mask_, mask->sizes());
-    scratch.mask_batch = mask->size(0);
-    scratch.mask_heads = mask->size(1);
-    scratch.mask_queries = mask->size(2);
-    scratch.mask_keys = mask->size(3);
+  if (b.needs & kNeedMask) {
+    const Tensor& mask = *b.call.mask;
+    scratch.dmask = take(mask_, mask.sizes());
+    scratch.mask_batch = mask.size(0);
+    scratch.mask_heads = mask.size(1);
+    scratch.mask_queries = mask.size(2);
+    scratch.mask_keys = mask.size(3);
   }
-  if (needs & kNeedDecay) scratch.decay = take(decay_, {sizes.blocks});
-  if (needs & kNeedSlopes) scratch.slopes = take(slopes_, {sizes.blocks});
-  if (needs & kNeedRelative) {
+  if (b.needs & kNeedDecay) scratch.decay = take(decay_, {sizes.blocks});
+  if (b.needs & kNeedSlopes) scratch.slopes = take(slopes_, {sizes.blocks});
+  if (b.needs & kNeedRelative) {
     scratch.near_sums = take(near_, {sizes.shares, p.heads, sizes.diagonals, 2 * sizes.tile});
     scratch.far_sums = take(far_, {sizes.far_blocks, 2});
   }
@@ -33,42 +68,68 @@ AddedGradients::AddedGradients(const AttentionParams& p, const CudaSizes& sizes,
 Tensor AddedGradients::by_tile(const Tensor& sums) const {
   std::vector<int64_t> shape = {p_.cu_seqlens_q ? 1 : p_.num_seqs, p_.heads, -1};
   for (int64_t i = 1; i < sums.dim(); ++i) shape.push_back(sums.size(i));
-  return sums.to(at::kDouble).view(shape);
+  return torch::stable::view(as(sums, ScalarType::Double), shape);
+}
+
+Tensor AddedGradients::mask() const {
+  return mask_ ? as(*mask_, b_.call.mask->scalar_type()) : none();
 }
 
 Tensor AddedGradients::decay() const {
-  return by_tile(decay_).sum(at::IntArrayRef{0, 2}).to(at::kFloat);
+  return decay_ ? as(summed(by_tile(*decay_), {0, 2}), ScalarType::Float) : none();
 }
 
-Tensor AddedGradients::slopes(bool by_sequence, const OptionalTensor& cu_seqlens) const {
-  const Tensor sums = by_tile(slopes_);
-  if (!by_sequence) return sums.sum(at::IntArrayRef{0, 2}).unsqueeze(0).to(at::kFloat);
-  if (!cu_seqlens) return sums.sum(2).to(at::kFloat);
-  // Sequence b has the tiles before cu[b + 1] / rows + b + 1, see Schedule.
-  const Tensor sequences = at::arange(p_.num_seqs, cu_seqlens->options().dtype(at::kLong));
-  const Tensor ends = cu_seqlens->slice(0, 1).floor_divide(sizes_.rows) + sequences + 1;
-  const Tensor tiles = at::arange(sums.size(2), sequences.options());
-  const Tensor owners = (ends.unsqueeze(1) <= tiles).sum(0);
-  const Tensor owned = (owners == sequences.unsqueeze(1)).to(at::kDouble);  // (sequences, tiles)
-  return owned.matmul(sums[0].t()).to(at::kFloat);
+Tensor AddedGradients::slopes() const {
+  if (!slopes_) return none();
+  const Tensor sums = by_tile(*slopes_);
+  if (b_.call.slopes->size(0) == 1)
+    return as(unsqueeze(summed(sums, {0, 2}), 0), ScalarType::Float);
+  return as(p_.cu_seqlens_q ? slopes_of_packed(sums) : summed(sums, {2}), ScalarType::Float);
+}
+
+// (sequences, heads) of sums (1, heads, tiles): sequence b has the tiles before
+// cu[b + 1] / rows + b + 1, see Schedule.
+Tensor AddedGradients::slopes_of_packed(const Tensor& sums) const {
+  const Tensor one = number(1, sums), counted = numbers(p_.num_seqs, sums);
+  const Tensor last_rows =
+      as(slice(*b_.call.cu_seqlens_q, 0, 1, p_.num_seqs + 1), ScalarType::Double);
+  const Tensor ends = add(call_torch("aten::floor_divide", "", last_rows,
+                                     number(static_cast<double>(sizes_.rows), sums)),
+                          counted);
+  const Tensor tiles = subtract(numbers(sums.size(2), sums), one);
+  const Tensor passed = call_torch("aten::le", "Tensor", unsqueeze(ends, 1), tiles);
+  const Tensor owners = summed(as(passed, ScalarType::Double), {0});
+  const Tensor owned =
+      as(call_torch("aten::eq", "Tensor", owners, unsqueeze(subtract(counted, one), 1)),
+         ScalarType::Double);
+  const Tensor of_heads = torch::stable::select(sums, 0, 0);
+  return torch::stable::matmul(owned, torch::stable::transpose(of_heads, 0, 1));
 }
 
 Tensor AddedGradients::relative() const {
+  if (!near_) return none();
   const int64_t tile = sizes_.tile, length = sizes_.diagonals * tile,
                 reach = std::min(p_.relative_reach, std::max(p_.max_q, p_.max_k));
-  const Tensor close = near_.to(at::kDouble).sum(0);                // (heads, diagonals, 2 tile)
-  const Tensor distant = by_tile(far_).sum(at::IntArrayRef{0, 2});  // (heads, 2)
+  const Tensor close = summed(as(*near_, ScalarType::Double), {0});  // (heads, diagonals, 2 tile)
+  const Tensor distant = summed(by_tile(*far_), {0, 2});             // (heads, 2)
   // By distance: a diagonal of tiles overlaps with the next one.
-  Tensor all = at::zeros({p_.heads, length + tile}, close.options());
-  all.slice(1, 0, length) += close.slice(2, 0, tile).reshape({p_.heads, length});
-  all.slice(1, tile) += close.slice(2, tile).reshape({p_.heads, length});
+  const auto half = [&](int64_t begin) {
+    return torch::stable::reshape(slice(close, 2, begin, begin + tile), {p_.heads, length});
+  };
+  const Tensor all =
+      add(torch::stable::pad(half(0), {0, tile}), torch::stable::pad(half(tile), {tile, 0}));
   const int64_t zero = (sizes_.diagonals / 2) * tile + tile - 1;  // where no key is ahead
-  if (reach == 0) return (all.sum(1, true) + distant.sum(1, true)).to(at::kFloat);
-  const Tensor behind = all.slice(1, 0, zero - reach + 1).sum(1, true) + distant.slice(1, 0, 1),
-               ahead = all.slice(1, zero + reach).sum(1, true) + distant.slice(1, 1, 2);
-  const Tensor met = at::cat({behind, all.slice(1, zero - reach + 1, zero + reach), ahead}, 1);
+  if (reach == 0)
+    return as(add(summed(all, {1}, true), summed(distant, {1}, true)), ScalarType::Float);
+  const Tensor behind =
+      add(summed(slice(all, 1, 0, zero - reach + 1), {1}, true), slice(distant, 1, 0, 1));
+  const Tensor ahead =
+      add(summed(slice(all, 1, zero + reach, length + tile), {1}, true), slice(distant, 1, 1, 2));
+  const Tensor between = slice(all, 1, zero - reach + 1, zero + reach);
+  const Tensor met =
+      call_torch("aten::cat", "", std::vector<Tensor>{behind, between, ahead}, int64_t{1});
   const int64_t beyond = p_.relative_reach - reach;  // of entries that no pair has
-  return at::constant_pad_nd(met, {beyond, beyond}).to(at::kFloat);
+  return as(torch::stable::pad(met, {beyond, beyond}), ScalarType::Float);
 }
 
 }  // namespace clinattn

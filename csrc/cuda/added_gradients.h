@@ -1,31 +1,32 @@
 // The sums of blocks of which the gradients of masks, decay, slopes and relative biases are made.
 #pragma once
 
-#include <ATen/ATen.h>
-
-#include "../arguments.h"
+#include "../call.h"
 #include "kernels.h"
 
 namespace clinattn {
 
 class AddedGradients {
  public:
-  // Memory for what needs asks for, which scratch gets to know
-  AddedGradients(const AttentionParams& p, const CudaSizes& sizes, const OptionalTensor& mask,
-                 const at::TensorOptions& stat, int64_t needs, CudaScratch& scratch);
+  // Memory for what `needs` asks for, which scratch gets to know
+  AddedGradients(const BackwardArguments& b, const AttentionParams& p, const CudaSizes& sizes,
+                 CudaScratch& scratch);
 
-  const Tensor& mask() const { return mask_; }
-  Tensor decay() const;  // (heads)
-  // (1 or sequences, heads)
-  Tensor slopes(bool by_sequence, const OptionalTensor& cu_seqlens) const;
-  Tensor relative() const;  // (heads, 2 relative_reach + 1)
+  // In the shapes of the arguments; empty where nobody wants them.
+  Tensor mask() const;
+  Tensor decay() const;
+  Tensor slopes() const;
+  Tensor relative() const;
 
  private:
+  Tensor none() const { return empty({0}, b_.call.q.scalar_type(), b_.call.q); }
   Tensor by_tile(const Tensor& sums) const;
+  Tensor slopes_of_packed(const Tensor& sums) const;
 
+  const BackwardArguments& b_;
   const AttentionParams& p_;
   CudaSizes sizes_;
-  Tensor mask_, decay_, slopes_, near_, far_;
+  OptionalTensor mask_, decay_, slopes_, near_, far_;
 };
 
 }  // namespace clinattn

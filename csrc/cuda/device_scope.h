@@ -1,14 +1,15 @@
 // The device of a call: made current while the scope lives, its stream, and what it can do.
 #pragma once
 
-#include <ATen/ATen.h>
-#include <c10/cuda/CUDAException.h>
-#include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
+#include <cuda_runtime_api.h>
+#include <torch/csrc/stable/accelerator.h>
 
 #include <array>
 #include <atomic>
 #include <cstddef>
+#include <cstdint>
+
+#include "../tensor.h"
 
 #define CLINATTN_DISPATCH_KEY CUDA
 
@@ -16,28 +17,37 @@ namespace clinattn {
 
 class DeviceScope {
  public:
-  explicit DeviceScope(const at::Tensor& t) : guard_(t.device()) {}
+  explicit DeviceScope(const Tensor& t) : index_(t.get_device_index()), guard_(index_) {}
 
-  void* stream() const { return c10::cuda::getCurrentCUDAStream(index()).stream(); }
+  void* stream() const {
+    void* stream = nullptr;
+    CLINATTN_CHECK(!aoti_torch_get_current_cuda_stream(index_, &stream), "cuda:", index_,
+                   " has no stream");
+    return stream;
+  }
 
   // 75, 80, 90, ...
   int capability() const {
     static std::array<std::atomic<int>, 64> known{};
-    const size_t at = index();
+    const size_t at = index_;
     int capability = at < known.size() ? known[at].load(std::memory_order_relaxed) : 0;
     if (capability > 0) return capability;
-    int major = 0, minor = 0;
-    C10_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index()));
-    C10_CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index()));
-    capability = 10 * major + minor;
+    capability = 10 * attribute(cudaDevAttrComputeCapabilityMajor) +
+                 attribute(cudaDevAttrComputeCapabilityMinor);
     if (at < known.size()) known[at].store(capability, std::memory_order_relaxed);
     return capability;
   }
 
  private:
-  c10::DeviceIndex index() const { return guard_.current_device().index(); }
+  int attribute(cudaDeviceAttr which) const {
+    int value = 0;
+    const cudaError_t error = cudaDeviceGetAttribute(&value, which, index_);
+    CLINATTN_CHECK(error == cudaSuccess, "cuda:", index_, ": ", cudaGetErrorString(error));
+    return value;
+  }
 
-  c10::cuda::CUDAGuard guard_;
+  int32_t index_;
+  torch::stable::accelerator::DeviceGuard guard_;
 };
 
 }  // namespace clinattn

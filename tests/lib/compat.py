@@ -1,5 +1,7 @@
 """The fast tests under each torch that is promised, each in an environment that is then removed.
 
+All load one library, which is compiled before, for the torch of this Python.
+
     python tests/lib/compat.py 2.11.0:3.10 2.15.0:3.13 [-- -k name]
     python tests/lib/compat.py 2.13.0:3.11:5.0.0
 
@@ -18,6 +20,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from building import folders
 from elsewhere import ROOT, Result, copy_sources, failure, run_tests, show
 
 # One copy of the sources for all: the units free of torch are compiled once.
@@ -36,7 +39,7 @@ def python_of(version: str) -> str:
 
 
 def make_environment(folder: Path, torch: str, python: str, transformers: str) -> Path:
-    """An environment with this torch and clinattn, built for it; returns its Python."""
+    """An environment with this torch and clinattn; returns its Python."""
     # What this machine demands of its own packages is about them.
     env = os.environ | {"PIP_CONSTRAINT": os.devnull, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     run = lambda *command, **more: subprocess.run(command, env=env | more, cwd=FOLDER, check=True)
@@ -52,15 +55,23 @@ def make_environment(folder: Path, torch: str, python: str, transformers: str) -
     pinned = [f"transformers=={transformers}"] if transformers else []
     wanted = [f"torch=={torch}", *pinned, "-e", f"{FOLDER}[{','.join(extras)}]"]
     run(*pip, "--no-build-isolation", *wanted, CLINATTN_SKIP_EXT="1")
-    build = (inside, "setup.py", "-q", "build_ext", "--inplace")
-    run(*build, CLINATTN_FORCE_BUILD="1", CLINATTN_CUDA="0")
     return inside
 
 
-def try_case(case: str, options: list[str]) -> Result:
+def build_library() -> Path:
+    """The library, which every torch is to load."""
+    copy_sources(FOLDER)
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    settings = {"CLINATTN_FORCE_BUILD": "1", "CLINATTN_CUDA": "0"}
+    subprocess.run(command, env=os.environ | settings, cwd=FOLDER, check=True)
+    return Path(shutil.copy(FOLDER / "clinattn" / folders.LIBRARY, FOLDER))
+
+
+def try_case(case: str, library: Path, options: list[str]) -> Result:
     torch, python, transformers = (case.split(":") + [""])[:3]
     folder = FOLDER / f"torch-{torch}-python-{python}"
     copy_sources(FOLDER)
+    shutil.copy(library, FOLDER / "clinattn")
     try:
         inside = make_environment(folder, torch, python, transformers)
         suite = ["integrations/packages"] if transformers else []
@@ -79,10 +90,10 @@ def main(arguments: list[str]) -> int:
         print(__doc__)
         return 2
     today = datetime.date.today().isoformat()
-    rows = []
+    library, rows = build_library(), []
     for case in cases:
         torch, python, transformers = (case.split(":") + [""])[:3]
-        rows.append(((torch, python, transformers, today), try_case(case, options)))
+        rows.append(((torch, python, transformers, today), try_case(case, library, options)))
     return show(("torch", "Python", "transformers", "date"), rows)
 
 

@@ -1,4 +1,4 @@
-"""Compiles the torch side of the CUDA extension against the headers of several releases of torch.
+"""Compiles the C++ that includes torch, for CUDA too, against several releases of torch.
 
     python tests/lib/cuda_headers.py 2.11.0 2.14.1
 
@@ -13,12 +13,11 @@ import os
 import re
 import subprocess
 import sys
-import sysconfig
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from building import cuda, toolchain
+from building import cuda, flags, toolchain
 from places import ROOT
 
 KEPT = ROOT / "build" / "torch-headers"
@@ -49,10 +48,10 @@ def headers(version: str) -> Path:
 
 def errors_of(source: Path, includes: list[Path], environment: dict[str, str]) -> str:
     """What the compiler says of this file; empty where it compiles without a warning."""
-    flags = ["-std=c++20", "-fsyntax-only", "-Wall", "-fopenmp", "-DCLINATTN_HAVE_CUDA"]
-    flags += ["-DCLINATTN_CUDA_ARCHS=9.0", "-DTORCH_EXTENSION_NAME=_C", f"-I{ROOT / 'csrc'}"]
-    flags += [word for path in includes for word in ("-isystem", str(path))]
-    command = [*toolchain.compiler(), *flags, str(source)]
+    mine = [*flags.TORCH_COMMON_FLAGS, "-fsyntax-only", "-Wall", "-DUSE_CUDA"]
+    mine += ["-DCLINATTN_HAVE_CUDA", "-DCLINATTN_CUDA_ARCHS=9.0"]
+    mine += [word for path in includes for word in ("-isystem", str(path))]
+    command = [*toolchain.compiler(), *mine, str(source)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     return done.stderr.strip()
 
@@ -60,8 +59,7 @@ def errors_of(source: Path, includes: list[Path], environment: dict[str, str]) -
 def check(version: str) -> bool:
     torch_headers = headers(version)
     used = cuda.nvcc_says("--dryrun", "-x", "cu", os.devnull)
-    includes = [torch_headers, torch_headers / "torch/csrc/api/include"]
-    includes += [Path(sysconfig.get_path("include"))]
+    includes = [torch_headers]
     includes += map(Path, dict.fromkeys(re.findall(r'"-I([^"]+)"', used)))
     sources = sorted(x for x in (ROOT / "csrc").rglob("*.cpp") if not x.stem.startswith("isa_"))
     environment = dict(os.environ)  # a thread that reads it may meet a change of it

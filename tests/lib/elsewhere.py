@@ -36,7 +36,7 @@ def copy_sources(folder: Path) -> None:
     """The sources with the times of their last change, by which ninja knows what to compile."""
     for name in ("clinattn", "csrc", "kernels", "build_support"):
         shutil.rmtree(folder / name, ignore_errors=True)
-        leave = shutil.ignore_patterns("__pycache__", "_C.*", "kernels")
+        leave = shutil.ignore_patterns("__pycache__", "*.so", "kernels")
         shutil.copytree(ROOT / name, folder / name, ignore=leave)
     (folder / "clinattn" / "kernels").symlink_to("../kernels")  # where it is installed
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):

@@ -14,10 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from building import ninja, toolchain
+from building import flags, ninja, sources, toolchain
 from kept import one_at_a_time
 from places import LIB, ROOT
-from torch.utils.cpp_extension import include_paths, library_paths
 
 from clinattn.backends import cuda
 from clinattn.backends.backend import Backend
@@ -47,11 +46,6 @@ def missing() -> str | None:
     return None if ninja.program() else "ninja is not installed"
 
 
-def torch_libraries() -> list[str]:
-    (folder,) = library_paths()
-    return [f"-L{folder}", f"-Wl,-rpath,{folder}", "-lc10", "-ltorch_cpu", "-ltorch"]
-
-
 @functools.cache
 def build(
     folder: Path = ROOT / "build" / "emulated", kernels: Path = CUDA, more: tuple[str, ...] = ()
@@ -60,12 +54,11 @@ def build(
 
     more: flags of the compiler and the linker.
     """
-    units = {x.stem: (x, ["-x", "c++"]) for x in sorted(kernels.glob("*.cu"))}
-    torch_flags = [f"-isystem{path}" for path in include_paths()]
-    for path in (ROOT / "csrc" / "arguments.cpp", *sorted(CUDA.glob("*.cpp"))):
-        units[f"torch_{path.stem}"] = path, torch_flags
-    named = {name: ninja.Unit(x, [*FLAGS, *flags, *more]) for name, (x, flags) in units.items()}
-    library = ninja.Library(LIBRARY, [], [*torch_libraries(), *more])
+    named = {x.stem: ninja.Unit(x, ["-x", "c++"]) for x in sorted(kernels.glob("*.cu"))}
+    torch_side = [ROOT / "csrc" / name for name in ("call.cpp", "tensor.cpp")]
+    named |= sources.torch_units([*torch_side, *sorted(CUDA.glob("*.cpp"))], [])
+    named = {name: ninja.Unit(x, [*FLAGS, *mine, *more]) for name, (x, mine) in named.items()}
+    library = ninja.Library(LIBRARY, [], [*flags.link_flags(), *more])
     with one_at_a_time(folder):
         ninja.build(f"in build/{folder.name}", toolchain.cached_compiler(), named, folder, library)
     return folder / LIBRARY

@@ -2,7 +2,7 @@
 
     PYTHONPATH=tests/lib pytest -p emulated_sets tests/cpu/test_instruction_sets.py
 
-Once imported, clinattn._C is that module: the kernels of both sets are compiled with
+Once imported, clinattn._C is over that library: the kernels of both sets are compiled with
 tests/lib/csrc/emulated_*.h. Numbers are those of the instructions; time is not.
 """
 

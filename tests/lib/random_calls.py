@@ -1,10 +1,10 @@
 """Calls of random arguments, forward and backward, on inputs between guard pages.
 
-    python tests/lib/random_calls.py --seed 0 --first 0 --calls 100 [--module _C.so]
+    python tests/lib/random_calls.py --seed 0 --first 0 --calls 100 [--module _C.py]
 
 Prints the number and the arguments of each call before it is made: the last line is that of the one
-that ended the process. Each follows from the seed and its number alone. --module: a build of
-clinattn._C to take in place of the installed one.
+that ended the process. Each follows from the seed and its number alone. --module:
+clinattn._C beside another build of its library.
 """
 
 from __future__ import annotations

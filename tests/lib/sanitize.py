@@ -2,7 +2,7 @@
 
     python tests/lib/sanitize.py [--calls 20000] [--seed 0] [--first 0]
 
-Builds clinattn._C with both in build/sanitize, which stays; sets that this machine lacks run on
+Builds libclinattn.so with both in build/sanitize, which stays; sets that this machine lacks run on
 emulated instructions. Inputs lie between guard pages, for what the sanitizers do not see. Prints
 the seed, progress, and the call that fails, with the command that makes it alone. Exit code 1 then.
 """

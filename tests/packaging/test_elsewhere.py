@@ -47,10 +47,11 @@ def test_a_copy_has_the_sources_alone(tmp_path):
     for _ in range(2):
         elsewhere.copy_sources(tmp_path)
     assert (tmp_path / "clinattn" / "kernels" / "forward.py").exists()
-    assert (tmp_path / "csrc" / "module.cpp").stat().st_mtime == (
-        (elsewhere.ROOT / "csrc" / "module.cpp").stat().st_mtime
+    assert (tmp_path / "csrc" / "facts.cpp").stat().st_mtime == (
+        (elsewhere.ROOT / "csrc" / "facts.cpp").stat().st_mtime
     )
-    assert not list(tmp_path.glob("clinattn/_C.*"))
+    assert (tmp_path / "clinattn" / "_C.py").exists()
+    assert not list(tmp_path.glob("clinattn/*.so"))
 
 
 def test_a_python_that_is_not_there_is_named(capsys):

@@ -1,9 +1,9 @@
 // In place of csrc/cuda/device_scope.h: CPU tensors stand for those of a device that is emulated.
 #pragma once
 
-#include <ATen/ATen.h>
-
 #include <cstdlib>
+
+#include "tensor.h"
 
 #define CLINATTN_DISPATCH_KEY CPU
 
@@ -11,7 +11,7 @@ namespace clinattn {
 
 class DeviceScope {
  public:
-  explicit DeviceScope(const at::Tensor&) {}
+  explicit DeviceScope(const Tensor&) {}
 
   void* stream() const { return nullptr; }
 

@@ -52,13 +52,14 @@ def git(tmp_path):
     for name in ("cpu/compare.py", "base_tree.py", "rows_file.py"):
         shutil.copy(BENCH / name, folder / "bench" / name)
     (folder / ".gitignore").write_text("*.so\n__pycache__/\n")
-    for name in ("csrc/module.cpp", "clinattn/__init__.py"):
+    for name in ("csrc/facts.cpp", "clinattn/__init__.py"):
         (folder / name).touch()
-    (folder / "setup.py").write_text("import pathlib; pathlib.Path('clinattn/_C.so').touch()\n")
+    touch = "import pathlib; pathlib.Path('clinattn/libclinattn.so').touch()\n"
+    (folder / "setup.py").write_text(touch)
     run("init", "-q", "-b", "main")
     run("add", "-A")
     run("commit", "-qm", "first")
-    (folder / "clinattn" / "_C.so").touch()
+    (folder / "clinattn" / "libclinattn.so").touch()
     run.folder = folder
     return run
 
@@ -101,16 +102,16 @@ def test_what_is_not_committed_is_counted(base_tree, git):
 
 
 def test_a_build_older_than_its_sources_is_refused(base_tree, git):
-    of_another_python = git.folder / "clinattn" / "_C.cpython-30-x86_64-linux-gnu.so"
-    of_another_python.touch()
-    os.utime(of_another_python, (0, 0))
+    of_an_older_version = git.folder / "clinattn" / "_C.cpython-30-x86_64-linux-gnu.so"
+    of_an_older_version.touch()
+    os.utime(of_an_older_version, (0, 0))
     base_tree.require_fresh_build(git.folder)
     later = time.time() + 10
-    os.utime(git.folder / "csrc" / "module.cpp", (later, later))
-    with pytest.raises(base_tree.Refused, match="csrc/module.cpp was changed after"):
+    os.utime(git.folder / "csrc" / "facts.cpp", (later, later))
+    with pytest.raises(base_tree.Refused, match="csrc/facts.cpp was changed after"):
         base_tree.require_fresh_build(git.folder)
-    (git.folder / "clinattn" / "_C.so").unlink()
-    with pytest.raises(base_tree.Refused, match="no compiled module"):
+    (git.folder / "clinattn" / "libclinattn.so").unlink()
+    with pytest.raises(base_tree.Refused, match="no compiled clinattn/libclinattn.so"):
         base_tree.require_fresh_build(git.folder)
 
 
@@ -122,7 +123,7 @@ def test_the_worktree_is_removed_however_it_ends(base_tree, git, end):
         with base_tree.checked_out(git.folder, git("rev-parse", "HEAD")) as tree:
             assert worktrees(git) == 2
             base_tree.build(tree, "0" * 40)
-            assert (tree / "clinattn" / "_C.so").is_file()
+            assert (tree / "clinattn" / "libclinattn.so").is_file()
             if end is not None:
                 raise end
     except (KeyboardInterrupt, ValueError) as error:
@@ -133,7 +134,7 @@ def test_the_worktree_is_removed_however_it_ends(base_tree, git, end):
 
 
 def test_a_build_that_fails_says_how(base_tree, git):
-    (git.folder / "clinattn" / "_C.so").unlink()
+    (git.folder / "clinattn" / "libclinattn.so").unlink()
     (git.folder / "setup.py").write_text("raise SystemExit('no compiler')")
     with pytest.raises(base_tree.Refused, match="0000 does not build here:\nno compiler"):
         base_tree.build(git.folder, "0" * 12)
@@ -150,7 +151,7 @@ def test_a_signal_during_the_build_leaves_nothing(git, tmp_path, number):
     slow += f"subprocess.run(['sh', '-c', 'sleep 3; touch {tmp_path}/survived'])\n"
     (git.folder / "setup.py").write_text(slow)
     git("commit", "-qam", "slow")
-    (git.folder / "clinattn" / "_C.so").touch()
+    (git.folder / "clinattn" / "libclinattn.so").touch()
     command = [sys.executable, str(git.folder / "bench" / "cpu" / "compare.py"), "HEAD"]
     variables = {**os.environ, "TMPDIR": str(tmp_path)}
     # Signals are not ignored in the child, whatever this process was started with.

@@ -1,4 +1,4 @@
-#include "arguments.h"
+#include "call.h"
 
 #include <algorithm>
 
@@ -7,11 +7,11 @@ namespace clinattn {
 namespace {
 
 void check_cumulative(const int32_t* c, const char* name, int64_t sequences, int64_t total) {
-  TORCH_CHECK(c[0] == 0, name, " starts at ", c[0], "; expected 0");
+  CLINATTN_CHECK(c[0] == 0, name, " starts at ", c[0], "; expected 0");
   for (int64_t i = 1; i <= sequences; ++i)
-    TORCH_CHECK(c[i] >= c[i - 1], name, " decreases at ", i, ": ", c[i - 1], " to ", c[i]);
-  TORCH_CHECK(c[sequences] <= total, name, " ends at ", c[sequences], "; the tensor has ", total,
-              " rows");
+    CLINATTN_CHECK(c[i] >= c[i - 1], name, " decreases at ", i, ": ", c[i - 1], " to ", c[i]);
+  CLINATTN_CHECK(c[sequences] <= total, name, " ends at ", c[sequences], "; the tensor has ", total,
+                 " rows");
 }
 
 int64_t longest(const int32_t* c, int64_t sequences) {
@@ -29,15 +29,15 @@ void check_order(const int32_t* bounds, const char* name, const AttentionParams&
                                         : p.max_q;
     const int32_t* x = bounds + first;
     for (int64_t i = 1; i < rows; ++i)
-      TORCH_CHECK(x[i] >= x[i - 1], name, " of sequence ", b, " decreases at ", i, ": ", x[i - 1],
-                  " to ", x[i]);
+      CLINATTN_CHECK(x[i] >= x[i - 1], name, " of sequence ", b, " decreases at ", i, ": ",
+                     x[i - 1], " to ", x[i]);
   }
 }
 
 }  // namespace
 
 AttentionParams check(const Arguments& a) {
-  TORCH_CHECK(a.q.device().is_cpu(), "q is on ", a.q.device(), "; expected cpu");
+  CLINATTN_CHECK(a.q.is_cpu(), "q is on ", a.q.device(), "; expected cpu");
   AttentionParams p = check_shapes(a);
   if (p.cu_seqlens_q) {
     check_cumulative(p.cu_seqlens_q, "cu_seqlens_q", p.num_seqs, p.total_q);

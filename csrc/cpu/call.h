@@ -1,7 +1,7 @@
-// The op's arguments on the CPU, where values are checked, too.
+// The call on the CPU, where values are checked, too.
 #pragma once
 
-#include "../arguments.h"
+#include "../call.h"
 
 namespace clinattn {
 

@@ -1,0 +1,123 @@
+// One call of the ops: its arguments, popped from the dispatcher's stack once, as the plain
+// pointers that kernels take. What is checked here reads no values: on any device, and without
+// waiting for it.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <initializer_list>
+#include <vector>
+
+#include "attention.h"
+#include "tensor.h"
+
+// The arguments that all passes share, in the order and with the names of the ops' schema
+// (clinattn/arguments.py). A new one is a line here, and its check in call.cpp.
+#define CLINATTN_ARGUMENTS(ARGUMENT)     \
+  ARGUMENT(Tensor, q)                    \
+  ARGUMENT(Tensor, k)                    \
+  ARGUMENT(Tensor, v)                    \
+  ARGUMENT(OptionalTensor, mask)         \
+  ARGUMENT(OptionalTensor, cu_seqlens_q) \
+  ARGUMENT(OptionalTensor, cu_seqlens_k) \
+  ARGUMENT(OptionalTensor, q_lengths)    \
+  ARGUMENT(OptionalTensor, kv_start)     \
+  ARGUMENT(OptionalTensor, kv_end)       \
+  ARGUMENT(OptionalTensor, lo)           \
+  ARGUMENT(OptionalTensor, hi)           \
+  ARGUMENT(OptionalTensor, times)        \
+  ARGUMENT(OptionalTensor, decay)        \
+  ARGUMENT(OptionalTensor, slopes)       \
+  ARGUMENT(OptionalTensor, relative)     \
+  ARGUMENT(OptionalTensor, seed)         \
+  ARGUMENT(double, scale)                \
+  ARGUMENT(int64_t, window_left)         \
+  ARGUMENT(int64_t, window_right)        \
+  ARGUMENT(bool, bottom_right)           \
+  ARGUMENT(int64_t, max_seqlen_q)        \
+  ARGUMENT(int64_t, max_seqlen_k)        \
+  ARGUMENT(double, softcap)              \
+  ARGUMENT(int64_t, global_prefix)       \
+  ARGUMENT(double, dropout_p)
+
+namespace clinattn {
+
+struct Arguments {
+#define CLINATTN_FIELD(type, name) type name;
+  CLINATTN_ARGUMENTS(CLINATTN_FIELD)
+#undef CLINATTN_FIELD
+};
+
+struct BackwardArguments {
+  Tensor dout;
+  OptionalTensor dlse;
+  Tensor o, lse;
+  OptionalTensor lse_low;
+  Arguments call;
+  int64_t needs;
+};
+
+// Bits of `needs`
+enum Needs : int64_t { kNeedMask = 1, kNeedDecay = 2, kNeedSlopes = 4, kNeedRelative = 8 };
+
+// The results of a backward op in their order; those that `needs` leaves out are empty.
+struct Gradients {
+  Tensor dq, dk, dv, mask, decay, slopes, relative;
+};
+
+// The stack of a boxed kernel: arguments are popped in the order of the schema, results pushed at
+// the end.
+class Stack {
+ public:
+  Stack(StableIValue* values, uint64_t count) : values_(values), count_(count) {}
+
+  template <class T>
+  T pop() {
+    check_left();
+    return torch::stable::detail::to<T>(values_[popped_++]);
+  }
+  Arguments pop_arguments();
+  BackwardArguments pop_backward();
+
+  void push(std::initializer_list<Tensor> results);
+  void push(const Gradients& g) { push({g.dq, g.dk, g.dv, g.mask, g.decay, g.slopes, g.relative}); }
+
+ private:
+  void check_left() const;
+
+  StableIValue* values_;
+  uint64_t count_, popped_ = 0;
+};
+
+// Each throws std::runtime_error, which names the argument, what it is and what was expected.
+
+// max_q and max_k of the packed layout are the totals, and the seed stays where it is, in seed_at.
+AttentionParams check_shapes(const Arguments& a);
+DType dtype_of(const Tensor& t, const char* name);
+// Checks that the tensors named in `needs` were passed.
+void check_needs(const Arguments& a, int64_t needs);
+// Checks device, type, shape and last stride: of `like` where no type is given.
+void check_layout(const Tensor& t, const char* name, Sizes sizes, const Tensor& like);
+void check_layout(const Tensor& t, const char* name, Sizes sizes, const Tensor& like,
+                  ScalarType type);
+
+// Of dense (B, H, N, D) or packed (T, H, D)
+Strides strides_of(const Tensor& t);
+
+// lse, and what is laid out like it
+std::vector<int64_t> stat_shape(const AttentionParams& p);
+ScalarType stat_type(const Tensor& q);
+
+// Checks the inputs of the backward pass that the forward pass lacks, and points p to them; holds
+// the copies that this took.
+class BackwardInputs {
+ public:
+  BackwardInputs(AttentionParams& p, const BackwardArguments& b);
+
+ private:
+  std::array<OptionalTensor, 3> copies_;
+};
+// Unwritten and contiguous dq, dk and dv, and p pointed to them.
+std::array<Tensor, 3> allocate_gradients(AttentionParams& p, const Tensor& q, const Tensor& k);
+
+}  // namespace clinattn
