@@ -79,8 +79,8 @@ def forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Any, ...]:
         return q.new_zeros(q.shape), lse.fill_(-float("inf")), None
     q, k, v = with_unit_last_stride(q), with_unit_last_stride(k), with_unit_last_stride(v)
     chosen = implementation(backend, q, asked_for(0, *args))
-    if chosen.takes_precision:
-        args = (*args, matmul_precision())
+    if chosen.takes_precision and (precision := matmul_precision()):
+        args = (*args, precision)
     if ranges.on:
         return ranges.run(f"attention forward, {chosen.name}", chosen.forward, q, k, v, *args)
     return chosen.forward(q, k, v, *args)
@@ -106,8 +106,8 @@ def attention_backward(
     asked = asked_for(needs, *args)
     chosen = implementation(backend, q, asked, backward=True)
     complete = (do, dlse, o, lse, lse_low, q, k, v, *args, needs)
-    if chosen.takes_precision:
-        complete = (*complete, matmul_precision())
+    if chosen.takes_precision and (precision := matmul_precision()):
+        complete = (*complete, precision)
     if ranges.on:
         return ranges.run(f"attention backward, {chosen.name}", chosen.backward, *complete)
     return chosen.backward(*complete)
