@@ -60,6 +60,7 @@ PRECISIONS = {"highest": 0, "high": 1, "medium": 2}
 _module, extension_error = compiled.load()
 build_info: dict[str, str] = {} if _module is None else _module.build_info()
 
+
 class Status(NamedTuple):
     """Whether a backend can run here; true when it can, else it carries the reasons why not."""
 
