@@ -4,6 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from clinattn.backends.select import backends
 from clinattn.integrations.replace import replace_attention
+from clinattn.operator import ranges
 from clinattn.operator.attention import fused_attention, fused_attention_varlen
 from clinattn.operator.functions import FusedAttention
 from clinattn.operator.relative import t5_relative_bias
@@ -19,6 +20,7 @@ __all__ = [
     "backends",
     "fused_attention",
     "fused_attention_varlen",
+    "ranges",
     "replace_attention",
     "rotary",
     "t5_relative_bias",

@@ -118,7 +118,7 @@ HALL = {"": {"backends", "integrations", "operator"}, "__main__": {"tools"}}
 LAYERS = {
     "backends.call": set(),
     "backends.backend": {"call"},
-    "backends.compiled": set(),
+    "backends.compiled": {"call"},
     "backends.cpu": {"backend", "compiled"},
     "backends.cuda": {"backend", "compiled"},
     "backends.triton": {"backend"},
