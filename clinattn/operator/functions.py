@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import namedtuple
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch._C._functorch import unwrap_if_dead
 from torch.autograd import forward_ad
 
-from clinattn.backends.call import NEEDS, Arguments, Gradients, Incoming
+from clinattn.backends.call import NEEDS, TENSORS, Arguments, Gradients, Incoming
 from clinattn.operator import ops  # ops registers torch.ops.clinattn
 from clinattn.operator.autograd import Function, op_is_watched
 from clinattn.operator.visibility import unexpanded
@@ -95,7 +96,7 @@ class FusedAttention(Function):
         *tensors, o, lse, lse_low = ctx.saved_tensors
         call = Arguments(*tensors, *ctx.scalars)
         grads = _gradients(call, do, dlse, (o, lse, lse_low), needs, ctx.backend)
-        return _placed(NAMES, grads, needs)
+        return tuple(_placed(NAMES, grads, needs))
 
 
 def _without_context(first: Any, *others: Any) -> tuple[Any, ...]:
@@ -199,38 +200,40 @@ def _with_checked_parts(call: Arguments) -> Arguments:
     return call._replace(**checked)
 
 
-OF_DIRECT = (*Gradients._fields, "call", "backend")
+OF_DIRECT = (*Gradients._fields, "request")
 
 
 class DirectAttention(torch.autograd.Function):
     """FusedAttention where nobody watches, in less of the host's time: for few inputs.
 
-    They are what can have a gradient, in the order of Gradients, then the call and the backend.
-    Returns (o, lse).
+    They are what can have a gradient, in the order of Gradients, then the request: the call and the
+    backend. Returns (o, lse).
     """
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor]:
-        *_, call, backend = args
+        call, backend = args[-1]
         o, lse, lse_low = ops.forward(call, backend)
         tensors = (*call.tensors(), o, lse, lse_low)
         ctx.set_materialize_grads(False)
-        ctx.present = [x is not None for x in tensors]
+        ctx.present = [at for at, x in enumerate(tensors) if x is not None]
         ctx.save_for_backward(*[x for x in tensors if x is not None])
-        ctx.scalars, ctx.backend = call.scalars(), backend
+        ctx.rest = call.scalars(), backend
         return o, lse
 
     @staticmethod
     def backward(ctx: Any, do: Tensor | None, dlse: Tensor | None) -> Any:
         if do is None and dlse is None:
             return (None,) * len(OF_DIRECT)
-        present = iter(ctx.saved_tensors)
-        found: list[Any] = [next(present) if there else None for there in ctx.present]
+        found: list[Any] = [None] * (len(TENSORS) + 3)
+        for at, x in zip(ctx.present, ctx.saved_tensors, strict=True):
+            found[at] = x
         *tensors, o, lse, lse_low = found
-        call = Arguments._make([*tensors, *ctx.scalars])
+        scalars, backend = ctx.rest
+        call = Arguments._make([*tensors, *scalars])
         needs = _needs(OF_DIRECT, ctx.needs_input_grad)
-        grads = _gradients(call, do, dlse, (o, lse, lse_low), needs, ctx.backend)
-        return _placed(OF_DIRECT, grads, needs)
+        grads = _gradients(call, do, dlse, (o, lse, lse_low), needs, backend)
+        return tuple(_placed(OF_DIRECT, grads, needs))
 
 
 # Function.apply, less what concerns transforms
@@ -258,19 +261,28 @@ def _gradients(
     return FusedAttentionGrad.run(*incoming, *call, needs, backend)
 
 
-def _needs(names: Sequence[str], wanted: Sequence[bool]) -> int:
+def _needs(names: tuple[str, ...], wanted: Sequence[bool]) -> int:
     """The bits of NEEDS, from what is wanted of the arguments with these names."""
-    given = dict(zip(names, wanted, strict=False))  # those left out have no gradient
-    return sum([bit for name, bit in NEEDS.items() if given.get(name)])
+    needs = 0
+    for at, bit in zip(_places(names)[3:], NEEDS.values(), strict=True):
+        if at < len(wanted) and wanted[at]:  # those left out have no gradient
+            needs |= bit
+    return needs
 
 
-def _placed(names: Sequence[str], grads: Sequence[Any], needs: int) -> tuple[Tensor | None, ...]:
+def _placed(names: tuple[str, ...], grads: Sequence[Any], needs: int) -> list[Tensor | None]:
     """Each of the Gradients where the argument of its name stands."""
-    found = dict(zip(Gradients._fields, grads, strict=True))
-    for name, bit in NEEDS.items():
-        if not needs & bit:
-            found[name] = None
-    return tuple([found.get(name) for name in names])
+    placed: list[Tensor | None] = [None] * len(names)
+    for at, grad, bit in zip(_places(names), grads, (-1, -1, -1, *NEEDS.values()), strict=True):
+        if bit < 0 or needs & bit:
+            placed[at] = grad
+    return placed
+
+
+@functools.cache
+def _places(names: tuple[str, ...]) -> tuple[int, ...]:
+    """Where the inputs of the Gradients stand among the arguments with these names."""
+    return tuple(names.index(name) for name in Gradients._fields)
 
 
 class FusedAttentionGrad(Function):
@@ -341,22 +353,31 @@ def _wants_gradient(call: Arguments) -> bool:
 
 def attend(call: Arguments, backend: str) -> tuple[Tensor, ...]:
     """(o, lse) of a complete and checked call."""
-    if torch.compiler.is_compiling():
-        # torch.compile refuses a Function that gets the same tensor twice, as in self-attention.
-        tensors = [x if x is None else x.view_as(x) for x in call.tensors()]
-        o, lse, _ = FusedAttention.apply(*tensors, *call.scalars(), backend, True)
-    elif (
-        torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0  # the op alone would drop tangents without a word
-    ):
+    differentiates = torch.is_grad_enabled() and _wants_gradient(call)
+    if op_is_watched(call.q, call.k, call.v):
+        o, lse, _ = _attend_watched(call, backend, differentiates)
+    elif forward_ad._current_level >= 0:  # the op alone would drop tangents without a word
         o, lse, _ = FusedAttention.run(*call, backend, True)
-    elif not (torch.is_grad_enabled() and _wants_gradient(call)):
-        o, lse, _ = _forward(call, backend)
-    elif op_is_watched(call.q, call.k, call.v):
-        o, lse, _ = FusedAttention.run(*call, backend, True)
-    else:
+    elif differentiates:
         alive = [x if x is None else unwrap_if_dead(x) for x in call.tensors()]
         call = Arguments._make([*alive, *call.scalars()])
         inputs = (call.q, call.k, call.v, call.mask, call.decay, call.slopes, call.relative)
-        o, lse = DIRECT(*inputs, call, backend)
+        o, lse = DIRECT(*inputs, (call, backend))
+    else:
+        o, lse, _ = ops.forward(call, backend)
     return o, lse
+
+
+def _attend_watched(call: Arguments, backend: str, differentiates: bool) -> tuple[Tensor, ...]:
+    """(o, lse, lse_low), seen by whoever watches ops."""
+    if torch.compiler.is_compiling():
+        # torch.compile refuses a Function that gets the same tensor twice, as in self-attention.
+        tensors = [x if x is None else x.view_as(x) for x in call.tensors()]
+        return FusedAttention.apply(*tensors, *call.scalars(), backend, True)
+    if (
+        differentiates
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0  # the op alone would drop tangents without a word
+    ):
+        return FusedAttention.run(*call, backend, True)
+    return FORWARD(*call, backend)
