@@ -12,7 +12,7 @@
 #include "tensor.h"
 
 // The arguments that all passes share, in the order and with the names of the ops' schema
-// (clinattn/arguments.py). A new one is a line here, and its check in call.cpp.
+// (clinattn/backends/call.py). A new one is a line here, and its check in call.cpp.
 #define CLINATTN_ARGUMENTS(ARGUMENT)     \
   ARGUMENT(Tensor, q)                    \
   ARGUMENT(Tensor, k)                    \

@@ -115,7 +115,7 @@ def main(folder):
     triton.compiler.compile = lambda source, **options: Compiled(library, source)
     driver.set_active(Driver())
 
-    from clinattn.arguments import Arguments
+    from clinattn.backends.call import Arguments
     from clinattn.kernels import forward, launch
 
     launch.device_capability = lambda device: (9, 0)
