@@ -13,7 +13,7 @@ import platform
 import torch
 
 import clinattn
-import clinattn.linear  # noqa: F401  it defines an op
+import clinattn.encoder.linear  # noqa: F401  it defines an op
 from clinattn import _C
 
 ENDS = torch.tensor([0, 9, 9, 40], dtype=torch.int32)
