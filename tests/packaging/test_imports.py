@@ -112,7 +112,7 @@ ROOMS = {
     },
 }  # fmt: skip
 # The entrance hall: what stands in no room.
-HALL = {"": {"backends", "integrations", "operator"}, "__main__": {"tools"}}
+HALL = {"": {"backends", "integrations", "operator"}, "__main__": {"tools"}, "_C": set()}
 
 # Within the two lowest rooms, the modules of its room that a module may import.
 LAYERS = {
