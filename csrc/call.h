@@ -1,6 +1,6 @@
-// One call of the ops: its arguments, popped from the dispatcher's stack once, as the plain
-// pointers that kernels take. What is checked here reads no values: on any device, and without
-// waiting for it.
+// The arguments of the ops: popped from the dispatcher's stack, checked, and turned into the plain
+// pointers that kernels take. The checks read no values of tensors, so that they serve any device
+// and never stop the host.
 #pragma once
 
 #include <array>
@@ -89,27 +89,28 @@ class Stack {
   uint64_t count_, popped_ = 0;
 };
 
-// Each throws std::runtime_error, which names the argument, what it is and what was expected.
+// Checks throw std::runtime_error with the name of the argument, its value and the expected one.
 
-// max_q and max_k of the packed layout are the totals, and the seed stays where it is, in seed_at.
+// Checks types, shapes and strides. In the packed layout max_q and max_k are the totals. The seed
+// is not read: seed_at points to it.
 AttentionParams check_shapes(const Arguments& a);
 DType dtype_of(const Tensor& t, const char* name);
 // Checks that the tensors named in `needs` were passed.
 void check_needs(const Arguments& a, int64_t needs);
-// Checks device, type, shape and last stride: of `like` where no type is given.
+// Checks device, type, shape and last stride. Where no type is given, it is that of `like`.
 void check_layout(const Tensor& t, const char* name, Sizes sizes, const Tensor& like);
 void check_layout(const Tensor& t, const char* name, Sizes sizes, const Tensor& like,
                   ScalarType type);
 
-// Of dense (B, H, N, D) or packed (T, H, D)
+// The strides of a dense (B, H, N, D) or packed (T, H, D) tensor
 Strides strides_of(const Tensor& t);
 
-// lse, and what is laid out like it
+// Shape and type of lse and of the tensors that are laid out like lse
 std::vector<int64_t> stat_shape(const AttentionParams& p);
 ScalarType stat_type(const Tensor& q);
 
-// Checks the inputs of the backward pass that the forward pass lacks, and points p to them; holds
-// the copies that this took.
+// Checks do, dlse, o, lse and lse_low, and points p to them. Holds the contiguous copies of those
+// that needed one.
 class BackwardInputs {
  public:
   BackwardInputs(AttentionParams& p, const BackwardArguments& b);
@@ -117,7 +118,7 @@ class BackwardInputs {
  private:
   std::array<OptionalTensor, 3> copies_;
 };
-// Unwritten and contiguous dq, dk and dv, and p pointed to them.
+// Returns unwritten and contiguous dq, dk and dv, and points p to them.
 std::array<Tensor, 3> allocate_gradients(AttentionParams& p, const Tensor& q, const Tensor& k);
 
 }  // namespace clinattn

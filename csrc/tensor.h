@@ -1,4 +1,4 @@
-// Tensors by torch's stable ABI: what is compiled once runs under every torch from 2.11 on.
+// Tensors by torch's stable ABI, so that one compiled library runs under every torch from 2.11 on.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -35,11 +35,11 @@ template <class... Parts>
       ::clinattn::fail(__VA_ARGS__);   \
   } while (false)
 
-// Contiguous and unwritten, on the device of `like`
+// Returns a contiguous and unwritten tensor on the device of `like`.
 Tensor empty(Sizes sizes, ScalarType type, const Tensor& like);
 Tensor zeros(Sizes sizes, ScalarType type, const Tensor& like);
-// As empty, for results: full of NaN where CLINATTN_POISON_OUTPUTS looks for elements that nothing
-// wrote.
+// As empty, for results. CLINATTN_POISON_OUTPUTS fills them with NaN, which shows elements that
+// nothing wrote.
 Tensor allocate(Sizes sizes, ScalarType type, const Tensor& like);
 bool poison();
 
@@ -48,7 +48,7 @@ void fill(const Tensor& x, double value);
 bool is_floating_point(ScalarType type);
 bool same_device(const Tensor& a, const Tensor& b);
 
-// Calls an operator of torch; all its arguments are given.
+// Calls an operator of torch with all of its arguments, those with defaults included.
 template <class... Args>
 Tensor call_torch(const char* name, const char* overload, const Args&... args) {
   std::array<StableIValue, sizeof...(Args)> stack{torch::stable::detail::from(args)...};

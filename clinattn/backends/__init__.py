@@ -1,7 +1,7 @@
-"""What computes a call: four backends, and the choice among them.
+"""The four backends that compute a call, and the choice among them.
 
-Others import call (what a call consists of), select (backends, implementation, register),
-compiled (whether clinattn._C is there) and cpu (instruction_set); reference/ is the definition, and
-serves second derivatives on every device. A backend is what backend.py says. Backends never import
-each other; select alone imports them.
+Others import call (the record of a call), select (backends, implementation, register), compiled
+(the library clinattn._C, where it is there) and cpu (instruction_set). reference/ is the definition
+of attention, and computes second derivatives on every device. backend.py has the records by which
+select.py knows a backend. Backends never import each other; only select imports them.
 """

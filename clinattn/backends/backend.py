@@ -1,4 +1,4 @@
-"""What select.py knows of a backend: its two passes, and why it cannot run here."""
+"""The records by which select.py knows a backend: its two passes, and where it can run."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from clinattn.backends.call import Arguments, Incoming
 
 
 class Implementation(NamedTuple):
-    """The two passes behind a backend.
+    """The two passes of a backend.
 
-    forward(call) returns (o, lse, lse_low), None for an lse_low that would be zeros.
-    backward(call, incoming, needs) returns the Gradients, empty where not needed.
+    forward(call) returns (o, lse, lse_low), where None stands for an lse_low of zeros.
+    backward(call, incoming, needs) returns the Gradients; those that `needs` leaves out are empty.
     """
 
     name: str
@@ -23,7 +23,7 @@ class Implementation(NamedTuple):
 
 
 def of_ops(name: str, forward: Callable[..., Any], backward: Callable[..., Any]) -> Implementation:
-    """The implementation by two ops, which take the rows field by field."""
+    """Returns the Implementation by two ops, whose arguments are the fields of the records."""
     return Implementation(
         name,
         lambda call: forward(*call),
@@ -34,8 +34,9 @@ def of_ops(name: str, forward: Callable[..., Any], backward: Callable[..., Any])
 class Backend(NamedTuple):
     """A backend before it is loaded.
 
-    reasons_against(device): why it cannot run, here (None) or on a device; empty when it can.
-    load(): its two passes. notes(): what to know of one that can run.
+    reasons_against(device): the reasons why the backend cannot run on a device, or for None on this
+    machine; empty when it can. load(): imports the backend and returns its two passes. notes():
+    remarks for users on a backend that can run.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""A call and what its passes exchange, named once: the schemas of the ops follow."""
+"""The records of a call and its passes; the schemas of the ops are made from their fields."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Arguments(NamedTuple):
     Dense: q (B, H, Nq, D), k and v (B, Hkv, Nk, D). Packed: q (Tq, H, D), k and v (Tk, Hkv, D),
     cu_seqlens int32 (S + 1,). mask: 4-D, bool or floating, size 1 where it broadcasts.
     q_lengths, kv_start, kv_end: int32 (B,), dense only.
-    lo, hi: int32, (B, Nq) or (Tq,), both or neither: query i only sees the keys lo_i <= j < hi_i,
-    counted within its sequence; neither decreases along the valid queries of a sequence.
+    lo, hi: int32, (B, Nq) or (Tq,), both or neither: query i sees only the keys lo_i <= j < hi_i,
+    counted within its sequence. Neither decreases along the valid queries of a sequence.
     times: (B, N) or (T,), origin subtracted, only with decay (H,). slopes: (1 or B, H). relative:
-    (H, 2 L + 1), added at clamp(j - i, -L, L). All four in the dtype of lse.
+    (H, 2 L + 1), added at clamp(j - i, -L, L). These four have the dtype of lse.
     seed: int64 (1,), only with dropout_p > 0. softcap and global_prefix: 0 for none.
     """
 
@@ -50,14 +50,14 @@ class Arguments(NamedTuple):
     dropout_p: float = 0.0
 
     def is_plain(self) -> bool:
-        """True without softcap, added terms (but for a mask) and dropout."""
+        """Returns whether there is no softcap, no dropout and no added term except a mask."""
         return self.decay is self.slopes is self.relative is self.seed is None and not self.softcap
 
     def is_packed(self) -> bool:
         return self.cu_seqlens_q is not None
 
     def tensors(self) -> tuple[Any, ...]:
-        """The fields that hold tensors, which come first."""
+        """Returns the fields that hold tensors; they come first."""
         return self[: len(TENSORS)]
 
     def scalars(self) -> tuple[Any, ...]:
@@ -65,10 +65,10 @@ class Arguments(NamedTuple):
 
 
 class Incoming(NamedTuple):
-    """What a backward pass gets beside the call: cotangents, and results of the forward pass.
+    """Inputs of a backward pass beside the call: gradients of o and lse, and the forward's results.
 
-    lse_low is what rounding took from lse: 2^(s - lse) for scores of 1e4 would otherwise be off by
-    the rounding of lse, 5e-4 in fp32. None where it is 0.
+    lse_low is the part of lse that rounding took away, None where it is 0. Without it 2^(s - lse)
+    for scores of 1e4 would be off by the rounding of lse, 5e-4 in fp32.
     """
 
     do: Tensor
@@ -91,12 +91,12 @@ class Gradients(NamedTuple):
 
 
 def types_of(row: Any) -> dict[str, str]:
-    """Annotations by name, which NamedTuple keeps as ForwardRef where they are strings."""
+    """Returns the annotations of a NamedTuple by field; it keeps strings as ForwardRef."""
     return {name: ref.__forward_arg__ for name, ref in row.__annotations__.items()}
 
 
 def schema_of(row: Any) -> str:
-    """The fields of a NamedTuple as parameters of an op."""
+    """Returns the fields of a NamedTuple as parameters of an op's schema."""
     types = types_of(row).items()
     return ", ".join(f"{annotation.replace(' | None', '?')} {name}" for name, annotation in types)
 

@@ -1,4 +1,4 @@
-"""Loads the compiled library, where it was built for the arguments that the ops have.
+"""Loads the compiled library, unless it was built for other arguments than the ops have.
 
 The library registers clinattn::cpu_forward and cpu_backward with torch, and the CUDA kernels where
 it was built with them.
@@ -27,7 +27,7 @@ C_TYPES = {
 
 
 def load() -> tuple[Any | None, str | None]:
-    """The module clinattn._C over the library, or None and the reason why it cannot serve."""
+    """Returns the module clinattn._C over the library, or None and why it cannot be used."""
     try:
         if built_from_another_version():
             return None, f"the compiled module {NAME} was built from another version"
@@ -37,9 +37,10 @@ def load() -> tuple[Any | None, str | None]:
 
 
 def built_from_another_version() -> bool:
-    """Checks the arguments that the library's kernels pop: others would be read as something else.
+    """Returns whether the library's kernels expect other arguments than Arguments has.
 
-    The file names them, so it is read for that before it is loaded.
+    Such kernels would take one argument for another. The file of the library holds the list of
+    arguments as text, so the list is compared before the library is loaded.
     """
     spec = importlib.util.find_spec(NAME)
     if spec is None or spec.origin is None:
@@ -57,5 +58,5 @@ build_info: dict[str, str] = {} if _module is None else _module.build_info()
 
 
 def compiled_module() -> Any | None:
-    """clinattn._C, or None where it cannot serve."""
+    """Returns clinattn._C, or None where it cannot be used."""
     return None if extension_error is not None else _module

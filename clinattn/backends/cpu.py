@@ -9,7 +9,7 @@ from clinattn.backends.backend import Backend, Implementation
 
 
 def reasons_against(device: torch.device | None = None) -> list[str]:
-    """Why the kernels cannot run, here or on the given device; empty when they can."""
+    """Returns why the kernels cannot run, here or on the given device; empty when they can."""
     reasons = []
     if compiled.extension_error is not None:
         reasons.append(
@@ -21,12 +21,12 @@ def reasons_against(device: torch.device | None = None) -> list[str]:
     return reasons
 
 
-# What torch.get_float32_matmul_precision says, as the kernels take it
+# The numbers by which the kernels know the settings of torch.get_float32_matmul_precision
 PRECISIONS = {"highest": 0, "high": 1, "medium": 2}
 
 
 def matmul_precision() -> int:
-    """The precision of products in fp32 that torch is set to, of PRECISIONS."""
+    """Returns the number in PRECISIONS of the precision that torch is set to."""
     try:
         return PRECISIONS[torch.get_float32_matmul_precision()]
     except RuntimeError:  # torch's old and new settings contradict each other
@@ -44,7 +44,7 @@ def load() -> Implementation:
 
 
 def instruction_set() -> str | None:
-    """The instruction set the compiled CPU kernel uses here; None without the kernel."""
+    """Returns the instruction set that the compiled kernels use here; None without them."""
     module = compiled.compiled_module()
     return None if module is None else module.instruction_set()
 

@@ -1,4 +1,4 @@
-"""What the compiled CUDA kernels need of a machine, and how far they were verified on it."""
+"""The compiled CUDA kernels: where they can run, and on which cards they were verified."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import torch
 from clinattn.backends import compiled
 from clinattn.backends.backend import Backend, Implementation, of_ops
 
-# They use the tensor cores of Turing and newer.
+# The kernels use the tensor cores of Turing and newer cards.
 CAPABILITY = (7, 5)
-# Compute capabilities on which `make gpu` ran the whole test table on them and passed;
+# Cards, by compute capability, on which the kernels passed the whole test table of `make gpu`;
 # bench/results/ holds the rows of each.
 VERIFIED: frozenset[tuple[int, int]] = frozenset()
 
 
 def reasons_against(device: torch.device | None = None) -> list[str]:
-    """Why the kernels cannot run, here or on the given device; empty when they can."""
+    """Returns why the kernels cannot run, here or on the given device; empty when they can."""
     if device is not None and device.type != "cuda":
         return [f"it serves CUDA tensors, and these are on {device}"]
     if compiled.extension_error is not None or "cuda_archs" not in compiled.build_info:
@@ -37,7 +37,7 @@ def reasons_against(device: torch.device | None = None) -> list[str]:
 
 
 def _missing() -> str:
-    """Why the module has no CUDA kernels, and what to install for them."""
+    """Returns why the library has no CUDA kernels, and what to install for them."""
     if torch.version.cuda is None:
         return (
             f"torch {torch.__version__} is built without CUDA; install a CUDA build of torch and "
@@ -52,9 +52,11 @@ def _missing() -> str:
 
 
 def _runs_on(arch: str, capability: tuple[int, int]) -> bool:
-    """Machine code serves its own generation from its revision on, and +PTX all that came later.
+    """Returns whether kernels that were compiled for `arch` run on a card of this capability.
 
-    But for 7.5: cards from 8.0 on have kernels of their own, which it lacks.
+    Machine code runs on cards of the same major version whose minor version is not lower. With
+    +PTX it runs on all later cards, too, except that +PTX of 7.x does not serve cards from 8.0 on:
+    these have kernels of their own, which it lacks.
     """
     number, _, ptx = arch.partition("+")
     major, minor = map(int, number.split("."))
@@ -67,7 +69,7 @@ def dotted(capability: tuple[int, int]) -> str:
 
 
 def verification() -> str:
-    """How far the kernels can be trusted on the current card."""
+    """Returns a remark that says whether the kernels were verified on such a card."""
     if torch.cuda.get_device_capability() in VERIFIED:
         return "compiled, verified on such a card"
     return "compiled, not yet verified on this card"

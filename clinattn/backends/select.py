@@ -1,4 +1,4 @@
-"""What can run here, and why not."""
+"""Chooses the backend of a call, and says why the others cannot compute it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DTYPES = {
     "reference": (torch.float64, torch.float32, *LOW_PRECISION),
 }
 
-# What a call may ask for beyond masks, windows and lengths, in the user's words.
+# Features of a call beyond masks, windows and lengths, by the names of the public arguments.
 GRADIENTS = tuple(  # in the order of NEEDS
     f"the gradient of {word}"
     for word in ("attn_mask", "time_decay", "alibi_slopes", "relative_bias")
@@ -36,7 +36,7 @@ FEATURES = (
 
 
 class Serves(NamedTuple):
-    """Those of FEATURES that a backend's two passes know."""
+    """The FEATURES that each of the two passes of a backend computes."""
 
     forward: tuple[str, ...]
     backward: tuple[str, ...]
@@ -50,10 +50,10 @@ SERVES = {
 }
 
 class Status(NamedTuple):
-    """Whether a backend can run here; true when it can, else it carries the reasons why not."""
+    """The state of a backend here: true when it can run, else false with the reasons."""
 
     reasons: tuple[str, ...]
-    notes: tuple[str, ...] = ()  # what to know of one that can
+    notes: tuple[str, ...] = ()  # remarks on a backend that can run
 
     def __bool__(self) -> bool:
         return not self.reasons
@@ -70,7 +70,7 @@ class Statuses(dict[str, Status]):
 
 
 def backends() -> dict[str, Status]:
-    """For each backend, by name: usable here (true), or the reasons why not (false)."""
+    """Returns the Status of each backend by name: true when usable here, else the reasons."""
     return Statuses({name: _status(name) for name in NAMES})
 
 
@@ -80,12 +80,12 @@ def _status(name: str) -> Status:
 
 
 def reasons_against(name: str, device: torch.device | None = None) -> list[str]:
-    """Why this backend cannot run, here or on the given device; empty when it can."""
+    """Returns why this backend cannot run, here or on the given device; empty when it can."""
     return _registered[name].reasons_against(device)
 
 
 def asked_for(call: Arguments, needs: int) -> tuple[str, ...]:
-    """Those of FEATURES that a call asks for, and the gradients in `needs`."""
+    """Returns the FEATURES that a call has, the gradients in `needs` among them."""
     if call.is_plain() and call.lo is None and not (call.global_prefix or needs):
         return ()
     asked = (
@@ -99,13 +99,17 @@ def asked_for(call: Arguments, needs: int) -> tuple[str, ...]:
 def implementation(
     name: str, tensor: torch.Tensor, asked: tuple[str, ...] = (), *, backward: bool = False
 ) -> Implementation:
-    """The implementation for a tensor's device and dtype; `name` "" lets this module choose."""
+    """Returns the Implementation for a tensor's device and dtype.
+
+    name: the backend asked for, or "" for that of CLINATTN_BACKEND or the best one. asked: the
+    FEATURES of the call.
+    """
     name = name or os.environ.get("CLINATTN_BACKEND", "")
     return _select(name, tensor.device, tensor.dtype, asked, backward)
 
 
 def _unserved(name: str, dtype: torch.dtype, asked: tuple[str, ...], backward: bool) -> list[str]:
-    """What a call asks for that a backend does not compute, in the user's words."""
+    """Returns the dtype and the FEATURES of a call that a backend does not compute."""
     served = SERVES[name].backward if backward else SERVES[name].forward
     return [str(dtype)] * (dtype not in DTYPES[name]) + [x for x in asked if x not in served]
 
@@ -184,7 +188,7 @@ _registered: dict[str, Backend] = {}
 
 
 def register(backend: Backend) -> Backend | None:
-    """Put a backend behind its name, from the next call on; returns the one that was there."""
+    """Puts a backend behind its name from the next call on; returns the previous one."""
     before = _registered.get(backend.name)
     _registered[backend.name] = backend
     for chosen in (_select, _load):

@@ -1,4 +1,4 @@
-"""What the Triton kernels need of a machine; they are loaded when a call gets them."""
+"""The Triton kernels: where they can run. Triton is imported when that is first asked."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CAPABILITY = (8, 0)
 
 
 def triton_interpreter() -> bool:
-    """Whether Triton kernels run in Python on CPU tensors: TRITON_INTERPRET=1."""
+    """Returns whether TRITON_INTERPRET makes Triton kernels run in Python on CPU tensors."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
 
 
@@ -34,7 +34,7 @@ def triton_error() -> str | None:
 
 
 def reasons_against(device: torch.device | None = None) -> list[str]:
-    """Why the kernels cannot run, here or on the given device; empty when they can."""
+    """Returns why the kernels cannot run, here or on the given device; empty when they can."""
     error = triton_error()
     if error is not None:
         return [error]

@@ -1,4 +1,4 @@
-"""A module that is imported right after another one, whenever that comes."""
+"""Imports a module right after another one, whenever the program imports that other one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from types import ModuleType
 
 
 def after_import(first: str, then: str) -> None:
-    """Import the module `then` now if `first` is there, else once somebody imports that."""
+    """Imports the module `then`: now if `first` is imported already, else right after it."""
     if first in sys.modules:
         importlib.import_module(then)
     else:
@@ -41,6 +41,6 @@ class _Followed(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         assert module.__spec__ is not None
-        module.__spec__.loader = module.__loader__ = self.loader  # as if nobody had been here
+        module.__spec__.loader = module.__loader__ = self.loader  # as without this hook
         self.loader.exec_module(module)
         importlib.import_module(self.then)

@@ -1,4 +1,4 @@
-"""The public functions: their arguments, checked and turned into what the ops take."""
+"""The public functions: they check their arguments and turn them into those of the ops."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ AUTOCAST = tuple(x for x in ("cpu", "cuda", "xpu", "mps", "hpu") if is_autocast_
 
 
 def _autocast(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What autocast does to torch's own attention: all but fp64 in the lower precision."""
+    """Casts as autocast does for torch's own attention: all but fp64 to the lower precision."""
     device_type = query.device.type
     if device_type in AUTOCAST and torch.is_autocast_enabled(device_type):
         dtype = torch.get_autocast_dtype(device_type)
@@ -61,10 +61,12 @@ def fused_attention(
     query: (B, H, Nq, D); key, value: (B, Hkv, Nk, D), with 1 <= D <= 256, of one device and one
     dtype: fp32, bf16, fp16, or on the CPU fp64. Any strides; a last stride of 1 avoids a copy.
     attn_mask: bool (True = visible) or floating (added to the scores), broadcasts to
-    (B, H, Nq, Nk); it is never expanded, and one of the keys alone is read as Nk values. May be
-    given together with is_causal: what both allow is visible. A floating one may need a gradient,
-    which has its shape (that of a view which expand() made costs torch the expanded size).
-    dropout_p: probability to drop a pair after the softmax, to 2^-24; the others are scaled up.
+    (B, H, Nq, Nk). It is never expanded; a mask that is the same for all queries is read as Nk
+    values. Together with is_causal, a key is visible where both allow it. A floating mask may
+    require a gradient, which has the shape of the mask (for a view made by expand(), torch
+    allocates the expanded size).
+    dropout_p: probability to drop a pair after the softmax, rounded to a multiple of 2^-24; the
+    other pairs are scaled up.
     Drawn by Philox4x32-7 (Salmon et al., 2011) from (seed, index in the batch, head, query, key),
     the seed from torch's generator of the device: nothing is stored, and the same batch dense,
     padded or packed drops the same pairs. lse is that of the full softmax.
@@ -75,7 +77,7 @@ def fused_attention(
     i + right, counted in positions of the tensors.
     bottom_right: is_causal, window and alibi_slopes see query i at the position i + nk - nq of the
     keys, as in flash-attn, where nq and nk are the lengths of the sequence.
-    kv_lengths, q_lengths: (B,) int32 or int64: what lies beyond is not read, and queries beyond
+    kv_lengths, q_lengths: (B,) int32 or int64: tokens beyond them are not read, and queries beyond
     q_lengths return 0. On a GPU values out of range are clamped, on the CPU they are refused.
     segment_ids: (B, N) int32 or int64, Nq = Nk = N, never decreasing along a row: visits, notes or
     documents, each of which sees only itself.
@@ -84,23 +86,23 @@ def fused_attention(
     time_window: query i sees the keys with |t_i - t_j| <= time_window, in the unit of times.
     time_decay: (H,); time_decay[h] |t_i - t_j| is subtracted from the scores. Has a gradient.
     With segment_ids or times, tokens from min(q_lengths, kv_lengths) on are padding in queries and
-    keys alike, and may hold any value. Order is checked on the CPU, and not when traced; on a GPU,
-    which would have to be waited for, values out of order give results without meaning.
+    keys alike, and may hold any value. The order is checked on the CPU, except in a traced call. On
+    a GPU a check would stop the host, so values out of order give results without meaning.
     alibi_slopes: (H,) or (B, H); alibi_slopes[h] |i - j| is subtracted from the scores (Press et
     al., 2022). Has a gradient.
     relative_bias: (H, 2 L + 1); relative_bias[h, L + min(max(j - i, -L), L)] is added to the
     scores. Has a gradient. t5_relative_bias makes one from T5's table.
     softcap: scores are softcap tanh(s / softcap) before anything is added; None for none.
-    global_prefix: all queries see the first so many valid keys, and so many first queries all valid
-    keys, whatever causal, window, segments and times say; at most Nk.
+    global_prefix: all queries see the first global_prefix valid keys, and the first global_prefix
+    queries see all valid keys, whatever causal, window, segments and times say; at most Nk.
     backend: "triton", "cuda", "cpu" or "reference"; None chooses (see clinattn.backends()).
 
     Returns o (B, H, Nq, D), and with return_lse also the natural log of the softmax normaliser,
     (B, H, Nq), in fp32 (fp64 for fp64 inputs); both have gradients. A query that sees no key
     returns o = 0 and lse = -inf, and zero gradients. Follows Dao, FlashAttention-2 (2023).
     Raises TypeError or ValueError for wrong or meaningless arguments, NotImplementedError for those
-    that the backend asked for does not serve (docs/operator.md has the table; one that clinattn
-    chooses gives way to the reference), RuntimeError where it cannot run.
+    that the backend asked for does not compute (docs/operator.md has the table; with backend=None
+    the reference computes them), RuntimeError where the backend asked for cannot run.
     """
     checks.check_tensors(query, key, value)
     query, key, value = _autocast(query, key, value)
@@ -187,7 +189,7 @@ def fused_attention_varlen(
     rows [cu_seqlens_q[s], cu_seqlens_q[s + 1]); starts at 0, never decreases, ends at most at Tq.
     cu_seqlens_k: the same for the keys; default cu_seqlens_q. Rows past the last end see nothing.
     max_seqlen_q, max_seqlen_k: upper bounds of the lengths. Left out, they are read from
-    cu_seqlens, for which a GPU is waited for; under torch.compile the totals Tq and Tk stand in.
+    cu_seqlens, which stops the host until a GPU has them; torch.compile takes the totals Tq and Tk.
     is_causal, window and global_prefix count positions within a sequence, from its start;
     bottom_right moves the queries of a sequence to the end of its keys, as in flash-attn. times:
     (T,), with the same cu_seqlens for queries and keys; the first of a sequence is its origin.

@@ -1,4 +1,4 @@
-"""What the ops compute, for torch's FlopCounterMode: loaded with its module, by ops.py."""
+"""The FLOP of the ops for FlopCounterMode; imported right after torch.utils.flop_counter."""
 
 from __future__ import annotations
 
@@ -26,5 +26,5 @@ def backward_flops(do, dlse, o, lse, lse_low, *args: Any, **kwargs: Any) -> int:
 
 
 def _pair_elements(call: Arguments) -> int:
-    """Visible pairs of all heads, times D."""
+    """Returns the number of visible pairs of all heads, times D."""
     return call.q.shape[-1] * call.q.shape[1] * visible_pairs(call)

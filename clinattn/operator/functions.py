@@ -26,20 +26,20 @@ DOUBLE_BACKWARD = torch.ops.clinattn.attention_double_backward.default
 FROM_SHAPES = ("scale", "max_seqlen_q", "max_seqlen_k")  # where they are None
 NAMES = (*Arguments._fields, "backend", "return_lse")
 DEFAULTS = Arguments._field_defaults | dict.fromkeys(FROM_SHAPES)
-# What FusedAttention takes: a call, the backend, and whether lse is a result, too.
+# The arguments of FusedAttention: the fields of a call, the backend, and whether to return lse.
 _of_names: Any = namedtuple  # mypy knows only those with a literal list of names
 Given = _of_names("Given", NAMES, defaults=[*DEFAULTS.values(), "", False])
 
 
 def _forward(call: Arguments, backend: str) -> tuple[Any, ...]:
-    """The forward op, less 10 us of dispatch, and zeros for lse_low, where nobody watches."""
+    """Runs the forward op. Unwatched, it takes 10 us less, and None stands for zeros in lse_low."""
     if op_is_watched(call.q, call.k, call.v):
         return FORWARD(*call, backend)
     return ops.forward(call, backend)
 
 
 def _backward(call: Arguments, incoming: Incoming, needs: int, backend: str) -> tuple[Tensor, ...]:
-    """The backward op, less 15 us of dispatch where nobody watches."""
+    """Runs the backward op, without its 15 us of dispatch where nothing watches the op."""
     if op_is_watched(call.q, call.k, call.v):
         return BACKWARD(*incoming, *call, needs, backend)
     return ops.backward(call, incoming, needs, backend)
@@ -48,9 +48,9 @@ def _backward(call: Arguments, incoming: Incoming, needs: int, backend: str) -> 
 class FusedAttention(Function):
     """Attention with its gradients; `apply(q, k, v)` is the plain call and returns o.
 
-    Further arguments are those of the op clinattn::attention_forward, in its order and with
-    defaults; return_lse=True returns (o, lse, lse_low) with lse_low, which has no gradient, what
-    rounding took from lse. fused_attention takes the user's words instead.
+    Further arguments are those of the op clinattn::attention_forward, in the same order, with
+    defaults. return_lse=True returns (o, lse, lse_low), where lse_low is the part of lse that
+    rounding took away, and has no gradient. fused_attention is the function for users.
     """
 
     @classmethod
@@ -100,12 +100,12 @@ class FusedAttention(Function):
 
 
 def _without_context(first: Any, *others: Any) -> tuple[Any, ...]:
-    """torch.compile puts a context before the arguments where there are no gradients."""
+    """Drops the context that torch.compile puts first where there are no gradients."""
     return (first, *others) if isinstance(first, Tensor) else others
 
 
 def _complete(*args: Any, **kwargs: Any) -> tuple[Arguments, str, bool]:
-    """(call, backend, return_lse), with defaults where they are left out or None."""
+    """Returns (call, backend, return_lse), with defaults for what is left out or None."""
     *row, backend, return_lse = Given(*args, **kwargs)
     call = Arguments(*row)
     tokens = 0 if call.is_packed() else 2
@@ -119,7 +119,7 @@ def _complete(*args: Any, **kwargs: Any) -> tuple[Arguments, str, bool]:
 
 
 def _checked(call: Arguments, backend: Any) -> tuple[Arguments, str]:
-    """The call with its other arguments as the op takes them."""
+    """Checks all arguments but q, k, v and the mask; returns them as the op takes them."""
     dtype = call.q.dtype
     sides: dict[str, Any] = {}
     for name, given in (("window_left", call.window_left), ("window_right", call.window_right)):
@@ -141,7 +141,7 @@ def _checked(call: Arguments, backend: Any) -> tuple[Arguments, str]:
 
 
 def _with_checked_parts(call: Arguments) -> Arguments:
-    """The call with lengths, intervals and terms as Arguments describes them."""
+    """Checks lengths, intervals and terms; returns the call as Arguments describes it."""
     q, k, packed = call.q, call.k, call.is_packed()
     heads, device = q.shape[1], q.device
     checked: dict[str, Any] = {}
@@ -204,10 +204,10 @@ OF_DIRECT = (*Gradients._fields, "request")
 
 
 class DirectAttention(torch.autograd.Function):
-    """FusedAttention where nobody watches, in less of the host's time: for few inputs.
+    """FusedAttention for calls that nothing watches: fewer inputs take less of the host's time.
 
-    They are what can have a gradient, in the order of Gradients, then the request: the call and the
-    backend. Returns (o, lse).
+    The inputs are those that can have a gradient, in the order of Gradients, then the request: the
+    call and the backend. Returns (o, lse).
     """
 
     @staticmethod
@@ -236,7 +236,7 @@ class DirectAttention(torch.autograd.Function):
         return tuple(_placed(OF_DIRECT, grads, needs))
 
 
-# Function.apply, less what concerns transforms
+# Function.apply without its part for functorch transforms
 DIRECT = super(torch.autograd.Function, DirectAttention).apply
 
 
@@ -248,12 +248,12 @@ def _gradients(
     needs: int,
     backend: str,
 ) -> tuple[Tensor, ...]:
-    """What the backward op gives, once more differentiable where that can be asked for."""
+    """Runs the backward op, differentiable once more where a caller may ask for that."""
     o, lse, lse_low = results
     if lse is None:  # a compiled apply(q, k, v), whose forward has no second output
         o, lse, lse_low = _forward(call, backend)
     incoming = Incoming(torch.zeros_like(o) if do is None else do, dlse, o, lse, lse_low)
-    # What is not differentiated again, as a compiled graph, needs no Function around the op.
+    # A result that is not differentiated again, as in a compiled graph, needs no Function.
     if torch.compiler.is_compiling() or not (
         torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
     ):
@@ -262,7 +262,7 @@ def _gradients(
 
 
 def _needs(names: tuple[str, ...], wanted: Sequence[bool]) -> int:
-    """The bits of NEEDS, from what is wanted of the arguments with these names."""
+    """Returns the bits of NEEDS. wanted: whether the argument of each name needs a gradient."""
     needs = 0
     for at, bit in zip(_places(names)[3:], NEEDS.values(), strict=True):
         if at < len(wanted) and wanted[at]:  # those left out have no gradient
@@ -271,7 +271,7 @@ def _needs(names: tuple[str, ...], wanted: Sequence[bool]) -> int:
 
 
 def _placed(names: tuple[str, ...], grads: Sequence[Any], needs: int) -> list[Tensor | None]:
-    """Each of the Gradients where the argument of its name stands."""
+    """Returns each of the Gradients at the place of the argument of its name, None elsewhere."""
     placed: list[Tensor | None] = [None] * len(names)
     for at, grad, bit in zip(_places(names), grads, (-1, -1, -1, *NEEDS.values()), strict=True):
         if bit < 0 or needs & bit:
@@ -281,12 +281,12 @@ def _placed(names: tuple[str, ...], grads: Sequence[Any], needs: int) -> list[Te
 
 @functools.cache
 def _places(names: tuple[str, ...]) -> tuple[int, ...]:
-    """Where the inputs of the Gradients stand among the arguments with these names."""
+    """Returns the places of the inputs of Gradients among the arguments with these names."""
     return tuple(names.index(name) for name in Gradients._fields)
 
 
 class FusedAttentionGrad(Function):
-    """The backward op, itself differentiable once more."""
+    """The backward op, which can be differentiated once more."""
 
     @staticmethod
     def forward(do: Any, dlse: Any, o: Any, lse: Any, lse_low: Any, *args: Any) -> Any:
@@ -322,7 +322,7 @@ class FusedAttentionGrad(Function):
 
 
 def _cotangent(call: Arguments, needs: int, name: str, given: Tensor | None) -> Tensor | None:
-    """The cotangent of a gradient: zeros for q, k and v, None for what was not needed."""
+    """Returns a cotangent, or zeros, of dq, dk or dv; None for a gradient not in `needs`."""
     if name in NEEDS:
         return given if needs & NEEDS[name] else None
     return torch.zeros_like(getattr(call, name)) if given is None else given
@@ -352,7 +352,7 @@ def _wants_gradient(call: Arguments) -> bool:
 
 
 def attend(call: Arguments, backend: str) -> tuple[Tensor, ...]:
-    """(o, lse) of a complete and checked call."""
+    """Returns (o, lse) of a complete and checked call."""
     differentiates = torch.is_grad_enabled() and _wants_gradient(call)
     if op_is_watched(call.q, call.k, call.v):
         o, lse, _ = _attend_watched(call, backend, differentiates)
@@ -369,7 +369,7 @@ def attend(call: Arguments, backend: str) -> tuple[Tensor, ...]:
 
 
 def _attend_watched(call: Arguments, backend: str, differentiates: bool) -> tuple[Tensor, ...]:
-    """(o, lse, lse_low), seen by whoever watches ops."""
+    """Returns (o, lse, lse_low) of a call that a compiler, a transform or a mode follows."""
     if torch.compiler.is_compiling():
         # torch.compile refuses a Function that gets the same tensor twice, as in self-attention.
         tensors = [x if x is None else x.view_as(x) for x in call.tensors()]

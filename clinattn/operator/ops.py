@@ -1,4 +1,4 @@
-"""Op contracts: schemas, fakes, vmap rules, and routing to a backend; flops.py counts their work.
+"""The ops: schemas, fakes, vmap rules, and the call of a backend; flops.py counts their work.
 
 attention_forward and attention_backward are opaque to autograd; functions.py differentiates.
 """
@@ -26,7 +26,7 @@ from clinattn.operator.after_import import after_import
 
 RESULTS = "(Tensor o, Tensor lse, Tensor lse_low)"
 CALL, INCOMING = schema_of(Arguments), schema_of(Incoming)
-# `needs` says which of the last four are wanted (call.NEEDS); the others are empty.
+# `needs` says which of the last four are computed (call.NEEDS); the others are empty.
 GRADS = ", ".join(f"Tensor d{name}" for name in Gradients._fields)
 SECOND = schema_of(Gradients).replace("Tensor ", "Tensor dd").replace("Tensor? ", "Tensor? dd")
 PRECISION = "int precision=0"  # of cpu.PRECISIONS
@@ -56,7 +56,7 @@ for _name, (_arguments, _results) in SIGNATURES.items():
 
 
 def lse_like(q: Tensor, packed: bool) -> Tensor:
-    """Unwritten lse for q: (B, H, Nq), or (H, Tq) when packed."""
+    """Returns an unwritten lse for q: (B, H, Nq), or (H, Tq) when packed."""
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     shape = (q.shape[1], q.shape[0]) if packed else q.shape[:-1]
     return q.new_empty(shape, dtype=dtype)
@@ -67,7 +67,7 @@ def with_unit_last_stride(x: Tensor) -> Tensor:
 
 
 def empty_gradients(needs: int, q: Tensor, added: Sequence[Tensor | None]) -> list[Tensor]:
-    """Unwritten gradients of NEEDS, with 0 elements where they are not wanted."""
+    """Returns unwritten gradients of NEEDS, with 0 elements where `needs` leaves them out."""
     grads = []
     for bit, x in zip(NEEDS.values(), added, strict=True):
         grads.append(q.new_empty(0) if x is None or not needs & bit else x.new_empty(x.shape))
@@ -75,9 +75,9 @@ def empty_gradients(needs: int, q: Tensor, added: Sequence[Tensor | None]) -> li
 
 
 def forward(call: Arguments, backend: str) -> tuple[Any, ...]:
-    """Route to a backend, which may rely on sizes that are not 0 and a last stride of 1.
+    """Has a backend compute the call; it may rely on q and k with elements and last strides of 1.
 
-    Returns the results of the op, with None for an lse_low that would be zeros.
+    Returns the results of the op, where None stands for an lse_low of zeros.
     """
     q, k = call.q, call.k
     if q.numel() == 0 or k.numel() == 0:
@@ -91,7 +91,7 @@ def forward(call: Arguments, backend: str) -> tuple[Any, ...]:
 
 
 def backward(call: Arguments, incoming: Incoming, needs: int, backend: str) -> tuple[Tensor, ...]:
-    """Route to a backend, which may rely on the same, and on dlse being contiguous."""
+    """Has a backend compute the gradients; it may rely on the same, and on a contiguous dlse."""
     q, k = call.q, call.k
     if q.numel() == 0 or k.numel() == 0:
         empty = empty_gradients(needs, q, [getattr(call, name) for name in NEEDS])
@@ -114,7 +114,7 @@ def with_unit_last_strides(call: Arguments) -> Arguments:
 
 
 def with_read_cotangents(incoming: Incoming) -> Incoming:
-    """With a do whose last stride is 1, and a contiguous dlse."""
+    """Returns the record with a do whose last stride is 1, and a contiguous dlse."""
     do, dlse = with_unit_last_stride(incoming.do), incoming.dlse
     if do is incoming.do and dlse is None:
         return incoming
@@ -171,7 +171,7 @@ FAKES: dict[str, Callable[..., Any]] = {
 
 
 def _by_name(names: list[str], function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of keywords, as torch calls it: by position, without defaults at the end."""
+    """Lets torch call a function of keywords by position, without defaults at the end."""
     return lambda *args: function(**dict(zip(names, args, strict=False)))
 
 
@@ -190,7 +190,7 @@ def _fold(x: Tensor | None, dim: int | None, size: int) -> Tensor | None:
 
 
 def _fold_broadcast(x: Tensor | None, dim: int | None, size: int, batch: int) -> Tensor | None:
-    """_fold of a tensor whose batch may be 1."""
+    """Folds a tensor whose batch may be 1, as _fold does."""
     if x is None or (dim is None and x.shape[0] == 1):
         return x
     if dim is not None:
@@ -200,16 +200,17 @@ def _fold_broadcast(x: Tensor | None, dim: int | None, size: int, batch: int) ->
 
 
 def _is_folded(row: dict[str, Any], dims: dict[str, Any]) -> bool:
-    """Whether a batch with the new dimension folded in is the same problem.
+    """Returns whether the new dimension can be folded into the batch.
 
-    Not where every sample wants its own gradient of what the batch shares, or its own dropout.
+    It cannot where each sample has its own decay or relative bias, its own gradient of a tensor
+    that the batch shares, or its own dropout.
     """
     apart = dims["decay"] is not None or dims["relative"] is not None
     return not (row.get("needs") or apart or row["seed"] is not None)
 
 
 def _vmap_rule(name: str) -> Any:
-    """A vmap rule that folds the new dimension into the batch."""
+    """Returns a vmap rule that folds the new dimension into the batch where that is possible."""
     op, names = getattr(torch.ops.clinattn, name).default, NAMES[name]
     shared = {*Arguments._fields, "needs", "backend"} - {*TENSORS} | {"decay", "relative", "seed"}
     broadcast = {"mask", "slopes"}
@@ -241,7 +242,7 @@ def _vmap_rule(name: str) -> Any:
             elif x not in shared:
                 row[x] = _fold(row[x], dims[x], size)
         results = op(*row.values())
-        # gradients that nobody wants have no batch
+        # gradients that `needs` leaves out have no batch
         unfolded = [
             r.unflatten(0, (size, batch)) if r.dim() > 1 else r.expand(size, 0) for r in results
         ]
@@ -254,5 +255,5 @@ for _name in IMPLEMENTATIONS:
     torch.library.register_vmap(f"clinattn::{_name}", _vmap_rule(_name), lib=LIB)
 
 
-# Its module brings Triton along, which takes longer to import than all of this package.
+# That module imports Triton, which takes longer than to import all of this package.
 after_import("torch.utils.flop_counter", "clinattn.operator.flops")

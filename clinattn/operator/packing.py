@@ -69,8 +69,8 @@ def unpad(padded: Tensor, lengths: Tensor | None = None, mask: Tensor | None = N
     """Keep the tokens of a padded batch; differentiable, the inverse of pad.
 
     padded: (B, N, ...). Either lengths (B,), the tokens being the first of each row, or mask
-    (B, N), nonzero = a token, wherever it lies in its row. Reading how many there are waits for a
-    GPU once; under torch.compile N stands in for the longest.
+    (B, N), nonzero = a token, wherever it lies in its row. The count of tokens is read once, which
+    stops the host until a GPU has it; under torch.compile N stands in for the longest.
     Raises ValueError unless exactly one of lengths and mask is given, in its shape.
     """
     _check_padded(padded)
@@ -106,7 +106,7 @@ def _check_padded(padded: Any) -> None:
 
 
 def take(padded: Tensor, indices: Tensor) -> Tensor:
-    """The tokens (T, ...) of a padded batch (B, N, ...) at indices as unpad returns them."""
+    """Returns the tokens (T, ...) of a padded batch (B, N, ...) at indices as of unpad."""
     _check_padded(padded)
     check_indices(indices, padded.shape[0] * padded.shape[1], padded.device)
     return padded.flatten(0, 1).index_select(0, indices)
@@ -115,7 +115,7 @@ def take(padded: Tensor, indices: Tensor) -> Tensor:
 def check_indices(
     indices: Any, rows: int, device: torch.device, values: Tensor | None = None
 ) -> None:
-    """int64 (T,) places in so many rows, for as many values if they are to be put there."""
+    """Checks int64 (T,) places among `rows` rows; with values, one for each of them."""
     check_on("indices", indices, device, "what they index")
     if values is not None and values.dtype.itemsize == 1 and values.is_floating_point():
         raise TypeError(f"values: got {values.dtype}, expected a dtype of 16 bits or more")
@@ -131,7 +131,7 @@ def check_indices(
 
 
 def pad(values: Tensor, indices: Tensor, batch: int, seqlen: int) -> Tensor:
-    """Put packed tokens (T, ...) back into (batch, seqlen, ...), zeros elsewhere; differentiable.
+    """Puts packed tokens (T, ...) back into (batch, seqlen, ...), zeros elsewhere; differentiable.
 
     indices: int64 (T,), places in the flattened (batch * seqlen,), as unpad returns them.
     """

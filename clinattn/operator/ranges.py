@@ -1,6 +1,6 @@
 """Named ranges of a profile, by layer and pass; none until `recording` turns them on.
 
-Callers on a hot path read `ranges.on` themselves, so that being off costs them that alone.
+Callers on a hot path read `ranges.on` themselves, so that ranges cost nothing more while off.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _open: Callable[[str], AbstractContextManager[Any]] = record_function
 
 @contextmanager
 def recording(nvtx: bool) -> Iterator[None]:
-    """Ranges are made within: of NVTX, which nsys reads, or else of torch.profiler.
+    """Turns ranges on within: those of NVTX, which nsys reads, or else of torch.profiler.
 
     Raises RuntimeError for nvtx where torch sees no CUDA device.
     """
@@ -37,15 +37,15 @@ def recording(nvtx: bool) -> Iterator[None]:
 
 
 def run(name: str, work: Callable[..., Any], *args: Any) -> Any:
-    """work(*args) in a range."""
+    """Runs work(*args) in a range."""
     with _open(PREFIX + name):
         return work(*args)
 
 
 def run_layer(index: int, layer: Callable[..., Tensor], x: Tensor, *args: Any) -> Tensor:
-    """layer(x, *args) in a range, and in another what its backward pass will do.
+    """Runs layer(x, *args) in a range, and later its backward pass in another.
 
-    A compiler traces the layer alone: inside its graph, attention still has its own ranges.
+    Under a compiler the layer has no ranges; inside its graph, attention still has its own.
     """
     if torch.compiler.is_compiling():
         return layer(x, *args)
@@ -62,7 +62,7 @@ def run_layer(index: int, layer: Callable[..., Tensor], x: Tensor, *args: Any) -
 
 
 class BackwardRange:
-    """Open from the gradient of a layer's output to that of its input, or the end of backward."""
+    """A range from the gradient of a layer's output to that of its input, or to the end."""
 
     def __init__(self, name: str):
         self.name = name

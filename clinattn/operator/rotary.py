@@ -22,7 +22,7 @@ INDICES = 1 << 20  # sequences of integers that start below it count tokens, oth
 
 
 def _turn(*args: Any) -> tuple[Tensor, Tensor]:
-    """The op, less 10 us of dispatch where nobody watches."""
+    """Runs the op, without its 10 us of dispatch where nothing watches it."""
     return ROTARY(*args) if op_is_watched(*args[:3]) else rotary_op.rotary(*args)
 
 
@@ -66,7 +66,7 @@ def rotary(
     cu_seqlens: Tensor | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """q and k with pairs of features turned by angles that grow with position, in one pass.
+    """Turns pairs of features of q and k by angles that grow with position, in one pass.
 
     q: (B, H, N, D); k: (B, Hkv, N, D). Or packed: q (T, H, D), k (T, Hkv, D), in which cu_seqlens,
     int32 (S + 1,), marks the sequences as for fused_attention_varlen; without it they are one.
@@ -79,11 +79,12 @@ def rotary(
 
     Floating positions count from the first one of their sequence: that is subtracted in their own
     dtype, so that fp64 times of 5e7 keep steps of 1e-3, and the difference is rounded to fp32, as
-    are the angles (fp64 for fp64 q). Attention sees differences of positions alone. q and k that
-    meet must have the same origin: turn them in one call, and give padding on the left the first
-    position of its sequence. int64 positions of a sequence that starts below 2^20 are indices and
-    taken as they are: results are those of transformers' apply_rotary_pos_emb, in fp32, and meet
-    keys of an earlier call. Larger ones are times, which count from the first as floating ones do.
+    are the angles (fp64 for fp64 q). Attention depends on differences of positions alone. q and k
+    of one attention call must have the same origin: turn them in one call, and give padding on the
+    left the first position of its sequence. int64 positions of a sequence that starts below 2^20
+    are indices and taken as they are: results are those of transformers' apply_rotary_pos_emb, in
+    fp32, and fit keys of an earlier call. Larger int64 positions are times, which count from the
+    first as floating ones do.
 
     Returns (q, k) in their dtype, under autocast too; arithmetic is fp32 at least, and a sequence
     has the same bits alone, padded or packed. Follows Su et al., RoFormer (2021). Raises TypeError
@@ -108,21 +109,21 @@ def rotary(
 
 
 class Angles(NamedTuple):
-    """Those of tokens, as products: positions from an origin, and radians of each pair."""
+    """The angles of tokens as two factors: positions from an origin, and radians of each pair."""
 
     steps: Tensor
     frequencies: Tensor
 
 
 def steps_of(positions: Tensor, cu_seqlens: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Checked positions from the origin of their sequence, in fp32, or fp64 where dtype is."""
+    """Returns positions counted from the origin of their sequence, fp32, or fp64 for fp64."""
     return difference(positions, _origin(positions, cu_seqlens), _of_angles(dtype))
 
 
 def frequencies_of(
     theta: float, rotary_dim: int, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
-    """(rotary_dim / 2,), in fp32, or fp64 where dtype is."""
+    """Returns the radians of each pair for a position of 1: (R / 2,), fp32, or fp64 for fp64."""
     pair = torch.arange(0, rotary_dim, 2, device=device, dtype=_of_angles(dtype))
     return 1.0 / theta ** (pair / rotary_dim)
 
@@ -134,7 +135,7 @@ def _of_angles(dtype: torch.dtype) -> torch.dtype:
 def turned(
     q: Tensor, k: Tensor, angles: Angles, interleaved: bool = False, backend: str = ""
 ) -> tuple[Tensor, Tensor]:
-    """rotary of checked q and k, whose tokens turn by these angles."""
+    """Turns checked q and k by these angles."""
     args = (*angles, interleaved, False, backend)
     if torch.compiler.is_compiling():
         # torch.compile refuses a Function that gets the same tensor twice.
@@ -149,7 +150,7 @@ def turned(
 
 
 def _origin(positions: Tensor, cu_seqlens: Tensor | None) -> Tensor:
-    """What the positions of each token's sequence count from."""
+    """Returns the position that those of each token's sequence are counted from."""
     if cu_seqlens is None:
         first = positions[..., :1]
     else:
@@ -185,7 +186,7 @@ def _check_q_and_k(q: Any, k: Any) -> None:
 def check_positions(
     positions: Any, shapes: Iterable[tuple[int, ...]], device: torch.device
 ) -> None:
-    """Positions have one of these shapes, a dtype that is served, and ask for no gradient."""
+    """Checks that positions have one of these shapes and a served dtype, and no gradient."""
     check_tensor("positions", positions)
     if positions.dtype not in POSITION_DTYPES:
         served = ", ".join(map(str, POSITION_DTYPES))
@@ -202,7 +203,7 @@ def check_positions(
 
 
 def check_theta(name: str, theta: Any, dtype: torch.dtype) -> float:
-    """A base whose powers down to theta ** -1 are numbers in the precision of the angles."""
+    """Returns a base whose powers down to theta ** -1 fit the precision of the angles."""
     theta, angles = as_float(name, theta), limits(dtype)
     if not angles.tiny <= theta <= angles.max:
         raise ValueError(

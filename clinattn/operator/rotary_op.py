@@ -68,7 +68,7 @@ def _load(backend: str) -> Callable[..., tuple[Tensor, Tensor]]:
 def rotary(
     q: Tensor, k: Tensor, positions: Tensor, frequencies: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor]:
-    """Route to a backend, which may rely on last strides of 1 and contiguous positions."""
+    """Has a backend turn q and k; it may rely on last strides of 1 and contiguous positions."""
     *args, backend = rest
     q, k = with_unit_last_stride(q), with_unit_last_stride(k)
     call = _load(implementation(backend, q).name)

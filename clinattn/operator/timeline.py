@@ -1,6 +1,6 @@
 """Segments and timestamps turned into intervals: lo and hi of each query, counted in its sequence.
 
-All on the device of the inputs and without waiting for it. Rows are handled as one flat list of
+Everything runs on the device of the inputs, and the host reads no values. Rows are one flat list of
 tokens, each with the range [first, last) of the tokens of its sequence that are not padding.
 """
 
@@ -15,7 +15,7 @@ LOW = 2**32 - 1  # the lower half of an int64
 
 
 class Rows(NamedTuple):
-    """int64 tensors in the shape of the tokens, (B, N) or (T,); all but sequence flat positions."""
+    """int64 tensors in the shape of the tokens; position, first and last count in the flat list."""
 
     sequence: Tensor
     position: Tensor
@@ -29,7 +29,7 @@ class Rows(NamedTuple):
 
 
 def dense_rows(like: Tensor, lengths: Tensor | None) -> Rows:
-    """Rows of (B, N), all or only the first `lengths` tokens of which count."""
+    """Returns the Rows of tokens (B, N); beyond `lengths` they are padding."""
     batch, n = like.shape
     position = torch.arange(batch * n, device=like.device).view(batch, n)
     sequence = torch.arange(batch, device=like.device)[:, None].expand(batch, n)
@@ -39,7 +39,7 @@ def dense_rows(like: Tensor, lengths: Tensor | None) -> Rows:
 
 
 def packed_rows(like: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Rows:
-    """Rows of (T,); those past the last sequence are padding."""
+    """Returns the Rows of tokens (T,); those past the last sequence are padding."""
     total = like.shape[0]
     position = torch.arange(total, device=like.device)
     ends = torch.cat([cu_seqlens, cu_seqlens.new_full((1,), total)]).long().clamp(0, total)
@@ -51,7 +51,7 @@ def packed_rows(like: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Rows:
 
 
 def shifted_times(times: Tensor, rows: Rows, origin: Tensor, dtype: torch.dtype) -> Tensor:
-    """times less the time at the flat position `origin`, subtracted as they are, 0 in padding."""
+    """Returns times less those at the flat positions `origin`; 0 in padding. See difference."""
     if times.numel() == 0:
         return times.to(dtype)
     flat = times.flatten()
@@ -60,7 +60,7 @@ def shifted_times(times: Tensor, rows: Rows, origin: Tensor, dtype: torch.dtype)
 
 
 def difference(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """a - b in dtype: floating numbers subtracted in their own, int64 without a wrap at 2^63."""
+    """Returns a - b in dtype; floats are subtracted in their own, int64 without overflow."""
     if a.is_floating_point():
         return (a - b).to(dtype)
     high, low = (a >> 32) - (b >> 32), (a & LOW) - (b & LOW)
@@ -68,11 +68,11 @@ def difference(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def window_intervals(since: Tensor, rows: Rows, window: float) -> tuple[Tensor, Tensor]:
-    """int32 (lo, hi) of the tokens with |t_i - t_j| <= window, in fp32; empty in padding.
+    """Returns int32 (lo, hi) of the tokens with |t_i - t_j| <= window, in fp32; empty in padding.
 
-    A bisection, and no search for t_i - window: rounding is monotone, so the difference itself
-    decides to the bit as a mask of all pairs would. Both ends are found at once: hi is the lo of
-    the tokens in reverse order at negated times.
+    A bisection by the rounded difference t_i - t_j itself. Rounding is monotone, so the result is
+    to the bit that of a mask of all pairs, as a search for t_i - window would not be. Both ends are
+    found at once: hi is the lo of the tokens in reverse order at negated times.
     """
     total = since.numel()
     t = since.to(torch.float32).flatten()
@@ -82,7 +82,7 @@ def window_intervals(since: Tensor, rows: Rows, window: float) -> tuple[Tensor, 
     first = torch.cat([first, 2 * total - last.flip(0)])
     bound = torch.full((), window, dtype=torch.float32, device=t.device)
     bits = 31 if torch.compiler.is_compiling() else int(rows.longest).bit_length()
-    # All before `lo` are too early; it moves on by powers of two as long as that remains true.
+    # All tokens before `lo` are too early; lo moves on by powers of two while that holds.
     lo = first
     for step in (1 << bit for bit in reversed(range(bits))):
         probe = torch.minimum(lo + (step - 1), position)  # t_i itself is never too early
@@ -92,7 +92,7 @@ def window_intervals(since: Tensor, rows: Rows, window: float) -> tuple[Tensor, 
 
 
 def segment_intervals(ids: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
-    """int32 (lo, hi) of the tokens (B, N) with the same id; empty in padding."""
+    """Returns int32 (lo, hi) of the tokens (B, N) with the same id; empty in padding."""
     ids = torch.where(rows.valid, ids, torch.iinfo(ids.dtype).max).contiguous()
     lo = rows.first + torch.searchsorted(ids, ids)
     hi = rows.first + torch.searchsorted(ids, ids, right=True)
@@ -100,13 +100,13 @@ def segment_intervals(ids: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
 
 
 def _within(rows: Rows, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
-    """Flat positions as those within the sequence; padding gets (last, last)."""
+    """Turns flat positions into those within the sequence; padding gets (last, last)."""
     lo, hi = (torch.where(rows.valid, x, rows.last) - rows.first for x in (lo, hi))
     return lo.to(torch.int32).contiguous(), hi.to(torch.int32).contiguous()
 
 
 def first_disorder(values: Tensor, rows: Rows) -> tuple[int, int, float, float] | None:
-    """(row, place, value before, value) of the first decrease in (B, N) or (T,); on the CPU."""
+    """Returns (row, place, value before, value) of the first decrease; on the CPU."""
     same = (rows.first == torch.roll(rows.first, 1, -1)) & rows.valid & (rows.position > rows.first)
     wrong = same & ~(values >= torch.roll(values, 1, -1))
     if not wrong.any():

@@ -1,4 +1,4 @@
-"""The user's words (causal, window, lengths, masks) turned into what the ops take.
+"""Turns causal order, windows, lengths and masks into arguments of the ops.
 
 Query i of a sequence with nq queries and nk keys sees the keys [lo, hi):
 
@@ -26,7 +26,7 @@ Window = int | tuple[int | None, int | None] | None
 
 
 def concrete(x: Tensor) -> bool:
-    """Whether x can be read without waiting for a device and without breaking a trace."""
+    """Returns whether the host can read x without stopping for a device or breaking a trace."""
     return (
         not torch.compiler.is_compiling()
         and torch._C._get_tracing_state() is None  # torch.jit.trace would keep what was read
@@ -37,7 +37,7 @@ def concrete(x: Tensor) -> bool:
 
 
 def fold_window(window: Window, is_causal: bool) -> tuple[int, int]:
-    """(left, right) with -1 for no bound; causal is a right side of 0."""
+    """Returns (left, right) with -1 for no bound; causal is a right side of 0."""
     left, right = window if isinstance(window, tuple) else (window, window)
     left = -1 if left is None else left
     right = -1 if right is None else right
@@ -45,14 +45,14 @@ def fold_window(window: Window, is_causal: bool) -> tuple[int, int]:
 
 
 def shorter(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    """The smaller of two lengths, where None is no bound."""
+    """Returns the smaller of two lengths, where None is no bound."""
     if a is None or b is None:
         return b if a is None else a
     return torch.minimum(a, b)
 
 
 def unexpanded(mask: Tensor) -> Tensor:
-    """The mask as 4-D, with size 1 wherever it only repeats itself."""
+    """Returns the mask as 4-D, with size 1 in dimensions that repeat one value."""
     mask = mask[(None,) * (4 - mask.dim())]
     for dim, (size, stride) in enumerate(zip(mask.shape, mask.stride(), strict=True)):
         if stride == 0 and size > 1:
@@ -61,7 +61,7 @@ def unexpanded(mask: Tensor) -> Tensor:
 
 
 def key_range(visible: Tensor) -> tuple[Tensor, Tensor]:
-    """First visible key and one past the last, int32 (b,), of visible (b, Nk); 0, 0 if none."""
+    """Returns the first visible key and one past the last, int32 (b,); 0, 0 if none is."""
     position = torch.arange(visible.shape[-1], device=visible.device, dtype=torch.int32)
     end = torch.where(visible, position + 1, 0).amax(-1)
     start = torch.where(visible, position, visible.shape[-1]).amin(-1)
@@ -69,7 +69,7 @@ def key_range(visible: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def combined(mask: Tensor, other: Tensor) -> Tensor:
-    """One mask for two that hold together; bool ones (True = visible) hide, others are added."""
+    """Returns one mask for two: bool ones (True = visible) hide, floating ones are added."""
     if mask.dtype == other.dtype == torch.bool:
         return mask & other
     if mask.dtype == torch.bool:
@@ -78,7 +78,7 @@ def combined(mask: Tensor, other: Tensor) -> Tensor:
 
 
 def right_padded_lengths(visible: Tensor) -> Tensor | None:
-    """Lengths (B,) of a mask of the keys (B, Nk), if the host can see that it says no more."""
+    """Returns the lengths (B,) of a right-padding mask (B, Nk); None for others or unreadable."""
     if visible.dtype != torch.bool or not concrete(visible):
         return None
     lengths = visible.sum(-1)
@@ -87,9 +87,9 @@ def right_padded_lengths(visible: Tensor) -> Tensor | None:
 
 
 class PreparedMask(NamedTuple):
-    """A mask as the ops take it, and for one of the keys alone the range of visible ones, (B,).
+    """A mask as the ops take it, and if all queries share it, the range of visible keys, (B,).
 
-    Who calls attention often with the same mask, which nobody writes to, may give this instead.
+    Code that calls attention often with one mask, and never writes to it, may give this instead.
     """
 
     mask: Tensor | None
@@ -100,11 +100,11 @@ class PreparedMask(NamedTuple):
 def prepare_mask(
     mask: Tensor, batch: int, n_keys: int, dtype: torch.dtype, keep_end: bool = False
 ) -> PreparedMask:
-    """From a checked attn_mask.
+    """Returns a checked attn_mask as the ops take it.
 
-    A mask of the keys alone also gives the range that its visible keys lie in, so that kernels
-    start there and skip the rest; where it can be seen to be nothing but a range, it is dropped.
-    keep_end: positions count from the last key of the tensor, which no range may move then.
+    A mask that is the same for all queries also gives the range of its visible keys, so that
+    kernels skip the keys outside. Where the host can read that every key in the range is visible,
+    the mask is dropped. keep_end: positions count from the last key, so no range is given.
     """
     if mask.dtype != torch.bool:
         accumulator = torch.float64 if dtype == torch.float64 else torch.float32
@@ -130,9 +130,9 @@ def prepare_mask(
 
 
 def visible_pairs(a: Arguments) -> int:
-    """How many (query, key) pairs of one head the intervals leave, over the whole batch.
+    """Returns the (query, key) pairs of one head that the intervals leave, over the whole batch.
 
-    A mask tensor is not looked into. Lengths and intervals without values, as when traced, count as
+    A mask tensor is ignored. Lengths and intervals without values, as when traced, count as
     full, and packed sequences without values as a single one.
     """
     packed = a.cu_seqlens_q is not None and a.cu_seqlens_k is not None
@@ -168,7 +168,7 @@ def _values(x: Tensor | None) -> list[int] | None:
 def _pairs(
     a: Arguments, nq: int, nk: int, start: int, intervals: list[tuple[int, int]] | None
 ) -> int:
-    """Those of one sequence."""
+    """Returns the visible pairs of one sequence."""
     left, right = a.window_left, a.window_right
     if left < 0 and right < 0 and intervals is None:
         return nq * max(0, nk - start)

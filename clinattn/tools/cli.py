@@ -146,9 +146,7 @@ def bench(
     given = context.get_parameter_source("meds_dir")
     on_command_line = given is not None and given.name == "COMMANDLINE"
     from clinattn.tools.benchmark import Benchmark, Disagreement, Settings
-    from clinattn.tools.report import (  # noqa: F401  (missing packages show before the work)
-        page as report,
-    )
+    from clinattn.tools.report import page, plots  # noqa: F401  (missing packages show first)
 
     if profile is not None and on_command_line:
         raise ValueError("--meds-dir and --profile were both given: expected one of them")
