@@ -244,12 +244,12 @@ def test_packed(changed, error, match):
 
 
 def test_nothing_is_computed_before_the_checks(monkeypatch):
-    import clinattn.operator.functions as module
+    import clinattn.operator.ops as module
 
     def refuse(*args):
         raise AssertionError("computed")
 
-    monkeypatch.setattr(module, "_forward", refuse)
+    monkeypatch.setattr(module, "forward", refuse)
     with pytest.raises(AssertionError, match="computed"):
         fused_attention(Q, K, K)
     for _, changed, error, match in DENSE:
