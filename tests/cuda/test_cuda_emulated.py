@@ -10,6 +10,7 @@ from emulated import emulated_cuda, missing
 from extremes import EXTREMES, ExtremeProblem
 from mixtures import check_part
 from neighbours import KEYWORDS, check_bits
+from places import LIB
 from support import Problem, dtype_id
 
 if reason := missing():
@@ -95,7 +96,9 @@ def test_bits_alone_padded_and_packed(keywords, dtype):
 GUARDED = """
 import ctypes, mmap, sys
 import torch
-import clinattn
+sys.path.insert(0, sys.argv.pop(1))
+import emulated
+emulated.stand_in(emulated.build())
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mmap.restype, page, size = ctypes.c_void_p, mmap.PAGESIZE, 60 * 2 * 32 * 4
 flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
@@ -106,7 +109,6 @@ def guarded():
     buffer = (ctypes.c_char * size).from_address(middle + pages - size)
     return torch.frombuffer(buffer, dtype=torch.float32).view(60, 2, 32)
 q, k, v = guarded(), guarded(), guarded()
-assert clinattn.backends()["cuda"]
 ends = torch.tensor([int(x) for x in sys.argv[1:]], dtype=torch.int32)
 args = [q, k, v, None, ends, ends, *[None] * 10, 0.2, -1, -1, False, 60, 60, 0.0, 0, 0.0]
 o, lse, low = torch.ops.clinattn.cuda_forward(*args)
@@ -117,7 +119,7 @@ torch.ops.clinattn.cuda_backward(o, None, o, lse, low, *args, 0)
 @pytest.mark.parametrize("ends", [(0, 40, 20, 60), (0, 20, 900, 60), (0, -30, 10, 9000)], ids=str)
 def test_wrong_cu_seqlens_read_no_other_memory(ends):
     """On a device nobody looks at them beforehand."""
-    command = [sys.executable, "-c", GUARDED, *map(str, ends)]
+    command = [sys.executable, "-c", GUARDED, str(LIB), *map(str, ends)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
