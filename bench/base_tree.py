@@ -16,11 +16,11 @@ LIBRARY = "libclinattn.so"
 
 
 class Refused(Exception):
-    """Something that is not there, or not as it must be; the message says what was expected."""
+    """Raised for what is absent or not as required; the message says what was expected."""
 
 
 def git(repository: Path, *arguments: str) -> str:
-    """What git says, without its last line break. Raises Refused with its complaint."""
+    """Output of a git command, stripped. Raises Refused with git's error message."""
     command = ["git", "-C", str(repository), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -67,9 +67,9 @@ def require_fresh_build(repository: Path) -> None:
 
 @contextmanager
 def checked_out(repository: Path, commit: str) -> Iterator[Path]:
-    """A worktree of the commit in a temporary folder, removed at the end however that comes.
+    """Yields a worktree of the commit in a temporary folder, removed however the block ends.
 
-    SIGTERM ends the program as Ctrl-C does. While the worktree is removed, both wait.
+    SIGTERM ends the program as Ctrl-C does. Both are ignored while the worktree is removed.
     """
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     folder = tempfile.TemporaryDirectory(prefix="clinattn-base-")
@@ -86,7 +86,7 @@ def checked_out(repository: Path, commit: str) -> Iterator[Path]:
 
 
 def build(tree: Path, commit: str) -> None:
-    """The compiled module of a tree, in place. Raises Refused with the end of the build's words."""
+    """Builds a tree's module in place. Raises Refused with the end of the build's output."""
     if not (tree / "setup.py").is_file():
         raise Refused(f"{commit[:12]} has no setup.py: expected a revision that can be built")
     command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]

@@ -36,12 +36,12 @@ from rows_file import output_file, write_json
 
 SIDE = Path(__file__).resolve().with_name("side.py")
 ROOT = SIDE.parents[2]
-# Of one measurement. The first round warms up and is dropped.
+# Rounds and seconds of one measurement. The first round warms up and is dropped.
 MIN_ROUNDS, BUDGET_S = 5, 3.0
-# Threads that a side left spinning are asleep after it.
+# Threads that a side left spinning are asleep after this pause.
 PAUSE_S = 0.005
-# Whether glibc maps fresh pages for a large result or has a hole for it hangs on the cases before,
-# and may differ between the sides: 256 sequences of 128 in 160 or 110 ms. So it maps none.
+# No mapped pages for large results: whether glibc maps pages or reuses a hole depends on the cases
+# before, and may differ between the sides, as 160 or 110 ms for 256 sequences of 128.
 SAME_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
 QUICK = (
     "full N1024 D64",
@@ -117,7 +117,7 @@ class Row:
 
     @property
     def quartiles(self) -> tuple[float, float]:
-        """Of the ratios of neighbouring rounds."""
+        """First and third quartile of the ratios of neighbouring rounds."""
         ratios = [b / h for b, h in zip(self.base_s, self.here_s, strict=True)]
         low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
         return low, high
@@ -126,7 +126,7 @@ class Row:
 def in_turns(
     base: Side, here: Side, way: str, rounds: int
 ) -> tuple[list[float], list[float], list[Spent]]:
-    """Seconds of both sides, and of the CPUs; who goes first changes from round to round."""
+    """Seconds of both sides and of the CPUs; the side that goes first alternates by round."""
     seconds: dict[Side, list[float]] = {base: [], here: []}
     spent: list[Spent] = []
     began = time.perf_counter()

@@ -14,8 +14,9 @@ from rich.table import Table
 
 @dataclass(frozen=True)
 class Row:
-    """One pass of one case: ours and torch, seconds of each round; a ratio above 1 is ours faster.
+    """Times of one pass of one case; a ratio above 1 means that ours is faster.
 
+    ours_s, torch_s: seconds of each round.
     peak: FLOP/s of the register loop named in peak_loop, on the same threads in the same run.
     environment: what the numbers depend on, as clinattn.tools.environment has it.
     """
@@ -64,7 +65,7 @@ class Row:
         return 1e9 * self.torch_gflops / self.peak
 
     def record(self) -> dict[str, Any]:
-        """Flat: environment, measurement, and what follows from it."""
+        """Flat dict of the environment, the measurement, and what follows from the measurement."""
         measured = asdict(self)
         return {
             **measured.pop("environment"),
@@ -96,7 +97,7 @@ def verdict(row: Row) -> str:
 
 
 def marked(row: Row) -> str:
-    """The ratio, with a star where other work ran beside it."""
+    """The ratio, with a star where other work ran beside the measurement."""
     return f"{row.ratio:.2f}" + "*" * bool(row.environment.get("disturbed"))
 
 

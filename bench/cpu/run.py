@@ -38,7 +38,7 @@ TABLE_WIDTH = 135
 
 
 def forced(isa: str) -> dict[str, str]:
-    """What holds both sides to an instruction set: ATen's own variable leaves MKL free."""
+    """Variables that hold both sides to an instruction set: ATen's own variable leaves MKL free."""
     return {
         "CLINATTN_CPU_ISA": isa,
         "ATEN_CPU_CAPABILITY": isa,
@@ -48,7 +48,7 @@ def forced(isa: str) -> dict[str, str]:
 
 
 def measure_apart(entry: Entry, dtype: str, passes: list[str], rounds: int) -> Iterator[Row]:
-    """The same in a process whose instruction set is forced."""
+    """Yields rows measured in a process whose instruction set is forced."""
     assert entry.isa is not None
     job = {"entry": entry.name, "dtype": dtype, "passes": passes, "rounds": rounds}
     command = [sys.executable, __file__, "--job", json.dumps(job)]
@@ -71,7 +71,7 @@ def do_job(text: str) -> None:
 
 
 def measure_all(words: str, rounds: int, console: Console) -> tuple[list[Row], list[str], bool]:
-    """Rows, what failed, and whether Ctrl-C cut it short."""
+    """Rows, what failed, and whether Ctrl-C cut the run short."""
     facts = facts_of_this_process()
     todo = list(chosen(ENTRIES, words))
     rows: list[Row] = []

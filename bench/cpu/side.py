@@ -1,4 +1,4 @@
-"""One side of compare.py: a process with one tree's clinattn, which times on demand.
+"""Process of one side of compare.py: loads one tree's clinattn, and times calls on demand.
 
 Orders come on stdin and answers go to stdout, a JSON object a line:
 
@@ -43,7 +43,7 @@ class Side:
         ]
 
     def prepare(self, measurement: list[str]) -> dict[str, Any]:
-        """Checked against fp64 first: a wrong result is not timed."""
+        """Sets up the works of a measurement, checked against fp64: a wrong result is not timed."""
         name, dtype, passes = measurement
         self.works.clear()
         entry = next(entry for entry in HERE if entry.name == name)

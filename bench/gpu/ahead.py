@@ -34,7 +34,7 @@ from clinattn.backends.triton import BACKEND
 from gpu.unpacking import folder_name
 
 CAPABILITY = 90
-# What platform.architecture() says of the linkage, with the tool `file` at hand and without.
+# Linkages that platform.architecture() reports, with the tool `file` at hand and without.
 LINKAGES = ("ELF", "")
 
 
@@ -209,8 +209,8 @@ def modules(make: Callable[[], Any]) -> tuple[Path, ...]:
 def libcuda_stub(folder: Path) -> Path:
     """The folder, with a libcuda.so.1 in it that launchers link with where no driver is.
 
-    It has all functions that Triton's sources name: a linker leaves out a library of which nothing
-    is used, and what it links then does not load beside the real one.
+    The library has all functions that Triton's sources name: a linker leaves out a library of which
+    nothing is used, and what is linked then does not load beside the real one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     library = folder / "libcuda.so.1"

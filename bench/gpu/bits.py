@@ -29,7 +29,7 @@ NAMES = ("o", "lse", "dq", "dk", "dv")
 LENGTHS, DRYRUN_LENGTHS = (4096, 1000, 8192), (20, 7)
 EXTRA = 24  # rows of padding after the longest sequence
 HEADS = (4, 2)  # of queries and of keys
-# What decides first. Types of 16 bits share their kernels, fp32 has its own.
+# (dtype, D, causal), the most decisive first. Types of 16 bits share kernels, fp32 has its own.
 KINDS: tuple[tuple[str, int, bool], ...] = (
     ("bfloat16", 128, False),
     ("bfloat16", 128, True),
@@ -138,7 +138,7 @@ def by_triton(call: Arguments) -> Results:
 def sequences(
     lengths: tuple[int, ...], dtype: torch.dtype, dim: int, device: torch.device
 ) -> list[list[Tensor]]:
-    """For each length: q, k, v, do (H, n, D) and dlse (H, n)."""
+    """Draws q, k, v, do (H, n, D) and dlse (H, n) for each length."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
@@ -195,7 +195,7 @@ def with_lengths(members: list[list[Tensor]], keywords: dict[str, Any]) -> list[
 def behind_a_mask(
     left: bool, members: list[list[Tensor]], keywords: dict[str, Any]
 ) -> list[Results]:
-    """[o, lse, dq] of each. Queries in the padding do see keys: dk and dv are sums over more."""
+    """[o, lse, dq] of each sequence; dk and dv also sum over the queries in the padding."""
     fills = (0.5, torch.nan, torch.nan, 0.0, 0.0)
     batch = [padded(members, i, left, fill) for i, fill in enumerate(fills)]
     n = batch[0].shape[2]
@@ -228,11 +228,11 @@ FORMS: dict[str, Callable[..., list[Results]]] = {
 }
 
 
-# What is compiled ahead of time
+# Calls compiled ahead of time
 
 
 def calls_to_record(device: torch.device) -> Iterator[Callable[[], Any]]:
-    """The launches of this stage, at its sizes, since some are routed by the work they are."""
+    """Yields the calls of this stage at its own sizes: some are routed by their amount of work."""
     for causal in (False, True):
         for n in SIZES[:2]:
             for dtype in (torch.bfloat16, torch.float16):
@@ -250,6 +250,6 @@ def calls_to_record(device: torch.device) -> Iterator[Callable[[], Any]]:
 
 
 def as_on_device(form: Callable[..., Any], *arguments: Any) -> Any:
-    """A mask on the CPU is looked into, and one that is a range is dropped; on a device none is."""
+    """Runs a form as on a device: no mask is read, and so none is dropped for being a range."""
     with mock.patch.object(visibility, "concrete", lambda x: False):
         return form(*arguments)

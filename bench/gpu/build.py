@@ -27,7 +27,7 @@ CALLING = 60
 
 
 def build(run: Run) -> None:
-    """The extension for the card that is present; the dry run takes the emulated library."""
+    """Builds for the card that is present (a dry run: emulated), and calls each backend once."""
     if "cuda" in run.asked and os.environ.get(EXTENSION_TAKEN) != "1":
         compiled(run)
     jobs = [name for name in run.asked if name not in run.broken()]
@@ -39,13 +39,13 @@ def build(run: Run) -> None:
 
 
 def compiled(run: Run) -> None:
-    """A row with the seconds that it took, and those of two cores: never less than measured."""
+    """Compiles; rows hold the seconds taken, and those of two cores, never less than measured."""
     fields: dict[str, Any] = {"case": "compile", "backend": "cuda"}
     command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
     settings = {"CLINATTN_CUDA": "1"}
     if run.dryrun:
         command = [sys.executable, "tests/lib/emulated.py"]
-        settings["PYTHONSAFEPATH"] = ""  # it imports what lies beside it
+        settings["PYTHONSAFEPATH"] = ""  # emulated.py imports what lies beside it
     elif not os.environ.get("TORCH_CUDA_ARCH_LIST"):
         capability = torch.cuda.get_device_capability(run.device)
         settings["TORCH_CUDA_ARCH_LIST"] = ".".join(map(str, capability))
@@ -71,13 +71,13 @@ def compiled(run: Run) -> None:
 
 
 def cpu_seconds() -> float:
-    """Of the processes that this one started and that have ended."""
+    """CPU seconds of the processes that this one started and that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 def first_call(backend: str, device: str) -> dict[str, Any]:
-    """Whether a call comes back at all; what it brings is the matter of other stages."""
+    """Checks that forward and backward return at all; other stages check the results."""
     q, k, v, do = inputs(device, 1, 1, 16, 16)
     try:
         for x in gradients(fused_attention, q, k, v, do, backend=backend):

@@ -55,7 +55,7 @@ class Contest:
 
 BOTH = ("full", "causal")
 KEYS = ("bool keys", "float keys")
-# The ones that decide most first. None of these tiles takes stack for sm_90, except that (32, 128)
+# The most decisive first. None of these tiles takes stack for sm_90, except that (32, 128)
 # with a key mask takes 8 to 24 bytes under Triton 3.8; those of 4 warps leave room for a second
 # block on a multiprocessor.
 CONTESTS = (
@@ -267,7 +267,7 @@ def function_of(contest: Contest, problem: Problem, entrant: Any) -> Function:
 def problems_to_check(
     contest: Contest, mask: str, entrant: Any, device: torch.device
 ) -> Iterator[Problem]:
-    """Small ones; for another kernel also with a tile that ends early, and as long as is timed."""
+    """Small problems; for another kernel also one with a partial tile and one of timed length."""
     sizes = [(2, 256)] if device.type == "cuda" else [(2, 40)]
     if isinstance(entrant, str) and device.type == "cuda":
         sizes += [(1, 1000), SHAPE[contest.kind]]
@@ -371,7 +371,7 @@ def verdict(
             run.row(**of_contest, kernel=name, **times)
 
 
-# What is compiled ahead of time
+# Calls compiled ahead of time
 
 
 def calls_to_record(device: torch.device) -> Iterator[Callable[[], Any]]:

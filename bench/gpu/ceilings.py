@@ -25,7 +25,7 @@ QUERY = {
     "power.draw": "watts",
     "temperature.gpu": "celsius",
 }
-# Why the clock is below its maximum; older drivers call this clocks_throttle_reasons.
+# Reasons for a clock below its maximum; older drivers say clocks_throttle_reasons.
 REASONS = ("clocks_event_reasons.active", "clocks_throttle_reasons.active")
 
 
@@ -87,7 +87,7 @@ def card_state() -> dict[str, Any]:
 
 
 def smi(fields: list[str]) -> list[float | str]:
-    """Their values; none where nvidia-smi is absent or does not know one of them."""
+    """Values of the fields; empty where nvidia-smi is absent or does not know one of them."""
     query = ",".join(fields)
     command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits"]
     try:

@@ -81,7 +81,7 @@ class Bench:
             "clinattn_bucketed", "clinattn, length-bucketed", "clinattn", bucketed=True
         )
         padded, by_length, *ours = VARIANTS
-        # What decides comes first: if time runs out, the rest is missing.
+        # The most decisive first: if time runs out, the rest is missing.
         self.variants = [ours[-1], padded, by_length, *ours[:-1], bucketed]
         settings = SimpleNamespace(preset=preset, full_attention=False, max_tokens=longest)
         words = {"vocab_size": 256} if run.dryrun else {}
@@ -105,7 +105,7 @@ class Bench:
         )
 
     def flops(self, mode: str) -> float:
-        """Of the real tokens: products with weights, and 4D for each visible pair of a layer."""
+        """FLOP of the real tokens: products with weights, and 4D a visible pair of each layer."""
         encoder = self.runner.model.encoder
         weights = sum(p.numel() for p in encoder.layers.parameters() if p.dim() == 2)
         width, words = encoder.config.hidden_size, encoder.config.vocab_size
@@ -120,7 +120,7 @@ class Bench:
 
     @contextmanager
     def sdpa_as_found(self) -> Iterator[None]:
-        """measure turns cuDNN's attention off where it fails; afterwards it is what it was."""
+        """Restores cuDNN's attention after the block: measure turns it off where it fails."""
         enabled = torch.backends.cuda.cudnn_sdp_enabled()
         try:
             yield
@@ -132,7 +132,7 @@ class Bench:
         self.run.row(mode=mode, provider=variant.name, backend=backend, **fields)
 
     def compare_results(self) -> None:
-        """All ways against fp64 on a few short notes, as `clinattn bench` does before its clock."""
+        """Checks all ways against fp64 on a few short notes, as `clinattn bench` does first."""
         from clinattn.tools.benchmark.agreement import Disagreement, check_agreement
         from clinattn.tools.benchmark.run import CHECK_SEQUENCES, CHECK_TOKENS
         from clinattn.tools.benchmark.workload import shortened
@@ -181,7 +181,7 @@ class Bench:
         return medians
 
     def first_step(self, mode: str) -> None:
-        """A small one: the optimizer's state is of no way in particular."""
+        """Takes one small step: the optimizer's state is made before any way is measured."""
         from clinattn.tools.benchmark.workload import shortened
 
         self.runner.run(mode, self.variants[0], shortened(self.examples[:2], 64))
@@ -273,7 +273,7 @@ class Bench:
                 backend=self.backend, case=case, target=target, measured=ratio, met=ratio >= target
             )
 
-    # What the time goes to
+    # Shares of the time
 
     def attention_shares(self, mode: str, medians: dict[str, float]) -> None:
         """The share of the kernels' time that is attention's, and the largest of the kernels."""

@@ -31,9 +31,9 @@ def graph_capture(run: Run) -> None:
 
 
 def check_replay(call: TrainingCall, function: Function, fresh: list[Tensor]) -> None:
-    """Replays of a captured call give what the call gives, on data that came after capture.
+    """Checks that replays of a captured call give what the call gives, on data set after capture.
 
-    Where they drop pairs, each draws a seed: other pairs every time, the same after manual_seed.
+    Under dropout each replay draws a seed: other pairs every time, the same after manual_seed.
     """
     replay = captured(function, call.qkvd[0].device)
     fill(call.qkvd, fresh)
@@ -46,7 +46,7 @@ def check_replay(call: TrainingCall, function: Function, fresh: list[Tensor]) ->
 
 
 def results(function: Function, calls: int) -> list[list[Tensor]]:
-    """Of calls after one manual_seed; a replay writes where the one before it did."""
+    """Results of calls after one manual_seed: a replay writes where the one before it did."""
     torch.manual_seed(0)
     return [[x.clone() for x in function()] for _ in range(calls)]
 
@@ -62,7 +62,7 @@ def fill(static: list[Tensor], values: list[Tensor]) -> None:
 
 
 def captured(function: Function, device: torch.device) -> Function:
-    """What replays function(), after one call of it on the stream that capturing wants."""
+    """Returns a replay of function(), captured after one call of function() on a side stream."""
     if device.type != "cuda":
         function()
         return function
@@ -83,7 +83,7 @@ def captured(function: Function, device: torch.device) -> Function:
 
 
 def no_host_sync(run: Run) -> None:
-    """Neither pass waits for the device; torch raises where one of its operations would."""
+    """Checks that neither pass waits for the device; torch raises where an operation would."""
     for backend in run.backends:
         for call in calls_of_stage(backend, run.device, run.dryrun):
             call.both()

@@ -168,7 +168,7 @@ def memory() -> Iterator[Call]:
 
 
 def shapes() -> Iterator[Call]:
-    """The checks at the sizes of a device, which they have for all but the string "cpu"."""
+    """The checks at the sizes of a device, which any `device` but the string "cpu" gets."""
 
     def compare(backend: str, *qkvd: Tensor, **keywords: Any) -> None:
         gradients(fused_attention, *qkvd, backend=backend, **keywords)
@@ -242,7 +242,7 @@ def split(qkvd: list[Tensor]) -> tuple[list[Tensor], Tensor]:
     return qkvd[:3], qkvd[3]
 
 
-# In order of worth: a kernel counts for the first stage that launches it.
+# Stages in order of worth: a kernel counts for the first stage that launches it.
 STAGES: dict[str, Callable[[], Iterator[Call]]] = {
     "first call": first_call,
     "speed": speed,
@@ -259,5 +259,5 @@ STAGES: dict[str, Callable[[], Iterator[Call]]] = {
     "tiles": tiles,
     "numerics_rest": functools.partial(numerics, False),
 }
-# What a pack has without being asked for more: all that the two calls of plan.py launch.
+# Stages of a pack unless more are asked for: all that the two calls of plan.py launch.
 USUAL = [name for name in STAGES if name not in ("tiles", "candidates")]

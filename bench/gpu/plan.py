@@ -2,9 +2,9 @@
 
     python bench/gpu/plan.py
 
-They run on a plain copy of this tree that holds build/gpu-pack, where python3 has torch and Triton:
-nothing is installed and nothing compiled. The second goes on with the rows of the first, which have
-to be in $OUT, or in bench/results, then.
+Both lines run on a plain copy of this tree that holds build/gpu-pack, where python3 has torch and
+Triton: nothing is installed and nothing compiled. The second line goes on with the rows of the
+first, which have to be in $OUT, or in bench/results, then.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def seconds(call: str) -> int:
 
 
 def command(call: str, commit: str) -> str:
-    """What to type in the root of the tree; $OUT, if set, is where rows and logs go."""
+    """Command line for the root of the tree; rows and logs go to $OUT, if set."""
     budget = round(MARGIN * seconds(call))
     rows = "" if call == "A" else '--append "$(ls -t ${OUT:-bench/results}/gpu-*.jsonl | head -1)" '
     return (

@@ -51,8 +51,8 @@ METRICS = (
     "sm__pipe_tensor_op_hmma_cycles_active.avg.pct_of_peak_sustained_elapsed",
     "l1tex__data_pipe_lsu_wavefronts_mem_shared.avg.pct_of_peak_sustained_elapsed",
 )
-# What is kept of a few hundred metrics: of each list the first pattern that finds one, by ncu's
-# names (--page raw) or by those of its report (--page details).
+# Readings kept of a few hundred metrics: of each list the first pattern that finds one, by ncu's
+# names (--page raw) or by the names of ncu's report (--page details).
 READINGS = {
     "tensor_pct": [
         r"^sm__pipe_tensor_cycles_active\.avg\.pct",
@@ -93,7 +93,7 @@ READINGS = {
 DURATION = re.compile(r"^gpu__time_duration\.sum$|^Duration$")
 UNITS = {"nsecond": 1e-3, "ns": 1e-3, "usecond": 1, "us": 1, "msecond": 1e3, "ms": 1e3}
 UNITS |= {"second": 1e6, "s": 1e6, "": 1e-3}  # to microseconds; ncu's base unit is the nanosecond
-# Of a warp's reasons not to issue, by both of their names, of which one report holds one.
+# Names of a warp's reasons not to issue, in two forms, of which a report holds one.
 STALLS = (
     re.compile(r"average_warps_issue_stalled_(\w+)(?<!_not_issued)_per_issue_active\.ratio$"),
     re.compile(r"warp_issue_stalled_(\w+)(?<!_not_issued)_per_warp_active\.pct$"),
@@ -123,7 +123,7 @@ def profile(run: Run) -> None:
 
 
 def find_tool(name: str, *patterns: str) -> str | None:
-    """On PATH, or where its package puts it, the newest first."""
+    """Path of a tool: on PATH, or the newest of the first pattern with one; None without a tool."""
     found = shutil.which(name)
     if found:
         return found
@@ -200,7 +200,7 @@ def counters(tool: str, backend: str, dim: int, run: Run) -> bool:
 
 
 def ncu_command(tool: str, log: Path, metrics: tuple[str, ...], arguments: list[str]) -> list[str]:
-    """Profiles what the program brackets, each kernel once; the card's clocks stay as found."""
+    """Command that profiles what the program brackets, each kernel once, at the clocks as found."""
     command = [tool, "--clock-control", "none", "--cache-control", "none"]
     command += ["--target-processes", "application-only"]
     command += ["--kernel-name", f"regex:{KERNEL.pattern}"]
@@ -264,7 +264,7 @@ def number(text: str) -> float | None:
 
 
 def readings(metrics: Metrics) -> dict[str, Any]:
-    """The telling ones: duration, shares of peak, stalls as shares of a warp's time."""
+    """The telling metrics: duration, shares of peak, stalls as shares of a warp's time."""
     found: dict[str, Any] = {}
     for name, (value, unit) in metrics.items():
         if DURATION.search(name):
@@ -332,7 +332,7 @@ def apart(backend: str, dim: int, causal: bool, run: Run) -> None:
 
 
 def nsys(run: Run) -> None:
-    """Whether the line that `clinattn profile` prints makes a capture that holds our ranges.
+    """Runs the line that `clinattn profile` prints; a row tells which of our ranges it captures.
 
     The nsys in Nsight Compute's folder records and cannot import: its .qdstrm is then all there is.
     """

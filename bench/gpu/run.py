@@ -74,7 +74,7 @@ DEVICE = torch.device("cpu" if DRYRUN else "cuda")
 OURS = ("triton", "cuda")
 OVERRUN = 20  # seconds past its budget after which a stage is ended from outside
 LOST = 3  # exit code of a worker whose CUDA context is gone
-# What they leave in a process would change what comes after: another extension, a profiler
+# Stages that leave in a process what would change later ones: another extension, a profiler
 LAST_OF_PROCESS = ("build", "encoder", "profile")
 
 
@@ -105,7 +105,7 @@ STAGES = {
     "sanitizer": Stage(sanitizer.sanitizer, 150),
     "flex": Stage(speed.flex, 240),
 }
-# These read the rows of the others and take no time.
+# Stages that read the rows of the others and take no time.
 CONCLUSIONS = {
     "targets": Stage(targets.targets, 30),
     "verification": Stage(verification.verification, 30),
@@ -131,7 +131,7 @@ def perform(run: Run, stage: str) -> None:
 
 
 def card_facts() -> dict[str, Any]:
-    """What the numbers depend on and torch does not tell: the driver, and the card as found."""
+    """Facts that the numbers depend on: the driver, the card as found, and cuDNN's version."""
     if DEVICE.type != "cuda":
         return {"dryrun": True}
     names = ("driver", "power_limit", "max_sm_clock", "gpu_memory")

@@ -69,7 +69,7 @@ def sanitizer(run: Run) -> None:
 
 
 def side_by_side(jobs: list[Any], run: Run) -> list[dict[str, Any]]:
-    """The rows of checked(*job, device), written."""
+    """Writes and returns the rows of checked(*job, device)."""
     with ThreadPoolExecutor(max(1, len(jobs))) as pool:
         rows = list(pool.map(lambda job: checked(*job, str(run.device)), jobs))
     for row in rows:
@@ -80,7 +80,7 @@ def side_by_side(jobs: list[Any], run: Run) -> list[dict[str, Any]]:
 def checked(
     tool: str | None, name: str, backend: str, part: int, parts: int, seconds: float, device: str
 ) -> dict[str, Any]:
-    """One part of the table in a process, under a tool or, to compile what it needs, without."""
+    """Row of one part of the table in a process, under a tool or, to compile kernels, without."""
     command = [sys.executable, __file__, device, backend, str(part), str(parts), str(seconds)]
     if tool is not None:
         only = ["--target-processes", "application-only"]

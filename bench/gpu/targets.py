@@ -12,7 +12,7 @@ from typing import Any
 from gpu.rows import Run
 
 Row = dict[str, Any]
-# Backend, name, what is wanted, what was measured, and perhaps a goal
+# Backend, name, target, measured value, and perhaps a goal
 Target = tuple[str, str, float, Any, dict[str, float]]
 
 # TFLOP/s by (direction, dim, mask) at N 8192 in bf16: the target, and the goal where there is one.
@@ -32,7 +32,7 @@ TFLOPS: dict[str, dict[tuple[str, int, str], tuple[float, ...]]] = {
         ("backward", 128, "full"): (230,),
     },
 }
-# Times as fast as the best SDPA backend, which pads in all of them: wanted of Triton's.
+# Targets of Triton's: times as fast as the best SDPA backend, which pads in all three.
 PADDED, PACKED, WINDOWED = 1.0, 1.5, 5.0
 LONG = 8192
 
@@ -59,7 +59,7 @@ def rates(rows: list[Row], dims: tuple[int, ...], n: int) -> Iterator[Target]:
 
 
 def ratios(rows: list[Row], dims: tuple[int, ...], n: int) -> Iterator[Target]:
-    """How many times as fast as the best SDPA backend on the same sequences."""
+    """Yields targets on times as fast as the best SDPA backend on the same sequences."""
     notes = dict(stage="clinical", profile="note_discharge")
     dense = dict(stage="speed", mask="window128", n=n)
     for name, provider, place, target in (

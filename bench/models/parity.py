@@ -40,7 +40,7 @@ def arguments() -> argparse.Namespace:
 
 
 def chosen(substring: str) -> list[Architecture]:
-    """Those that the installed transformers has."""
+    """Architectures with the substring in their name that the installed transformers has."""
     return [x for x in REPLACED if substring in x.name and x.available()]
 
 

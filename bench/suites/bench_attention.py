@@ -43,7 +43,7 @@ def pytest_generate_tests(metafunc):
 
 
 def work_of(way: Way, passes: str, d_out: torch.Tensor):
-    """One call of the pass; gradients are returned, not accumulated."""
+    """Function that calls the pass once; gradients are returned, not accumulated."""
     if passes == "forward":
         return torch.no_grad()(way.forward)
     gradient = way.laid_out(d_out)
@@ -54,7 +54,7 @@ def work_of(way: Way, passes: str, d_out: torch.Tensor):
 
 
 def check_way(way: str, case: Case, dtype: torch.dtype, device, passes: str) -> None:
-    """Ours is held to the error of SDPA, and the others to that of plain maths."""
+    """Checks a way: ours is held to the error of SDPA, the others to that of plain maths."""
     forward_only = passes == "forward"
     with torch.set_grad_enabled(not forward_only):
         check(

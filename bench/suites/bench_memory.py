@@ -21,7 +21,7 @@ LENGTHS = {"small": (512, 1024, 2048, 4096), "large": (1024, 2048, 4096, 8192, 1
 SHOWN = ("clinattn", "sdpa", "eager")
 PASSES = ("forward", "forward_backward")
 DTYPE, HEADS, HEAD_DIM, CHECKED_LENGTH = torch.float32, 2, 64, 512
-# Four times the length, four times the memory, and blocks that the C library rounds up.
+# Most growth at four times the length: four, and what the C library rounds blocks up by.
 MOST_OF_LINEAR = 6.0
 NOISE_BYTES = 4 << 20  # pages that the C library keeps, and stacks
 
@@ -79,7 +79,7 @@ def test_memory(benchmark, device, sizes, way, passes):
 
 @pytest.mark.parametrize("passes", PASSES)
 def test_ours_grows_with_the_length(benchmark, device, sizes, passes):
-    """What the table claims, as an assertion; plain maths shows that the measure sees squares."""
+    """Checks that our peak grows linearly; plain maths shows that the measure sees squares."""
     longest = LENGTHS[sizes][-1]
     benchmark.group = f"memory {passes}"
     ours, eager = (

@@ -1,4 +1,4 @@
-"""What clinattn adds to the start of a program: import after torch's, first call, and its build.
+"""Costs of clinattn at the start of a program: import after torch's, first call, and the build.
 
     pytest bench/suites/bench_startup.py --benchmark-only --sizes large
 
@@ -63,7 +63,7 @@ def test_startup(benchmark, sizes, program):
         parts.append(json.loads(done.stdout))
 
     benchmark.group = "startup"
-    # The first one, which fills the page cache and is checked, is not counted.
+    # The first start, which fills the page cache and is checked, is not counted.
     benchmark.pedantic(start, rounds=ROUNDS[sizes], warmup_rounds=1)
     counted = parts[1:] or parts
     benchmark.extra_info |= {
@@ -74,7 +74,7 @@ def test_startup(benchmark, sizes, program):
 
 
 def test_build(benchmark, sizes, tmp_path):
-    """The extension from nothing, in a copy of this tree, as one round: it takes a minute."""
+    """Times a build from nothing, in a copy of this tree, as one round: a build takes a minute."""
     if sizes != "large":
         pytest.skip("the build is timed with --sizes large")
     for name in SOURCES:

@@ -1,4 +1,4 @@
-"""What the suites share: a race against a peer, sizes, and what a row says of the machine.
+"""Fixtures of the suites: a race against a peer, sizes, and what a row says of the machine.
 
     pytest bench/suites --benchmark-only                          small sizes, about three minutes
     pytest bench/suites --benchmark-only --sizes large            those of docs/speed.md
@@ -122,6 +122,6 @@ def name_of(dtype: torch.dtype) -> str:
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
-    """FLOP/s of a loop in registers, on the CPU; None where it is not known."""
+    """FLOP/s of a loop in registers, on the CPU; None elsewhere or without the compiled module."""
     module = compiled_module()
     return module.peak_flops(name_of(dtype)) if module and device.type == "cpu" else None

@@ -18,12 +18,12 @@ from suites.problem import Case, Dense, OursDense, OursPacked, Sdpa, Way
 Make = Callable[[Case, list[Tensor]], Way]
 
 
-# What torch says where the kernels that are left cannot serve.
+# First words of torch's errors where the kernels that are left cannot serve.
 NO_KERNEL = ("No available kernel", "No viable backend")
 
 
 class Unavailable(Exception):
-    """A way that cannot run this; the message says why."""
+    """Raised where a way cannot run a case; the message says why."""
 
 
 class Eager(Sdpa):
