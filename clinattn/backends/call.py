@@ -11,7 +11,7 @@ SymInt = int | torch.SymInt
 
 
 class Arguments(NamedTuple):
-    """One attention call, as every backend gets it.
+    """Arguments of one attention call, as every backend gets them.
 
     Dense: q (B, H, Nq, D), k and v (B, Hkv, Nk, D). Packed: q (Tq, H, D), k and v (Tk, Hkv, D),
     cu_seqlens int32 (S + 1,). mask: 4-D, bool or floating, size 1 where it broadcasts.

@@ -44,7 +44,7 @@ class Family:
     classes: Mapping[str, str]
 
     def names(self, ours: str) -> tuple[str, ...]:
-        """Their names, without prefix, of a tensor of an Encoder."""
+        """Names in this family, without prefix, of a tensor of an Encoder."""
         module, _, parameter = ours.rpartition(".")
         layer = re.fullmatch(r"layers\.(\d+)\.(.+)", module)
         if layer is None:
@@ -54,7 +54,7 @@ class Family:
         return tuple(f"{stem}{x}.{parameter}" for x in _several(theirs))
 
     def head_names(self, task: str, ours: str) -> tuple[str, ...]:
-        """Their full names of a tensor of a head."""
+        """Full names in this family of a tensor of a head."""
         module, _, parameter = ours.rpartition(".")
         return tuple(f"{x}.{parameter}" for x in _several(self.heads[task][module]))
 
@@ -198,7 +198,7 @@ def family_of(settings: Settings) -> Family:
     )
 
 
-# What no config.json tells, and what matters to a classifier alone.
+# Fields that no config.json has, and fields that matter to a classifier alone.
 OURS_ALONE = {"attention"}
 OF_CLASSIFIERS = {"pooling", "classifier", "classifier_dropout"}
 

@@ -28,7 +28,7 @@ def check_inputs(
     token_types: Any,
     values: Any,
 ) -> Tensor:
-    """The arguments of Encoder.encode; returns a tensor of the shape of the tokens."""
+    """Checks the arguments of Encoder.encode; returns a tensor of the shape of the tokens."""
     check_tensor("a signal" if config.channels else "input_ids", inputs)
     tokens = _check_signal(config, inputs) if config.channels else _check_ids(inputs)
     for name, x in (("positions", positions), ("token_types", token_types), ("values", values)):
@@ -58,7 +58,7 @@ def check_inputs(
 
 
 def check_indices(config: EncoderConfig, max_seqlen: int) -> None:
-    """Whether the learned positions go as far as the longest sequence."""
+    """Checks that the learned positions go as far as the longest sequence."""
     most = config.max_positions - config.position_offset
     if config.positions == "learned" and max_seqlen > most:
         less = f" less position_offset={config.position_offset}" if config.position_offset else ""
@@ -111,7 +111,7 @@ def _check_positions(config: EncoderConfig, positions: Tensor | None) -> None:
 def check_rows(
     config: EncoderConfig, inputs: Tensor, positions: Tensor | None, token_types: Tensor | None
 ) -> None:
-    """Every index that reads a table has a row there; of tokens as the layout holds them."""
+    """Checks that every index of a table has a row there, for tokens as the layout holds them."""
     if not config.channels:
         _check_range("input_ids", inputs, config.vocab_size, "vocab_size")
     if token_types is not None:
@@ -133,7 +133,7 @@ def _check_range(name: str, x: Tensor, rows: int, words: str) -> None:
 
 
 def check_token_labels(labels: Any, inputs: Any, lengths: Any, classes: int) -> None:
-    """Like the ids, int64, a class or IGNORE for each token that is not padding."""
+    """Checks labels like the ids: int64, a class or IGNORE for each token that is not padding."""
     check_tensor("labels", labels)
     check_tensor("input_ids", inputs)
     if labels.dtype != torch.int64:

@@ -1,7 +1,7 @@
-"""How the tokens of a batch lie in memory, and how attention runs over them.
+"""Layouts of the tokens of a batch in memory, and attention over each.
 
-A layout is made once per forward pass. Everything else in the encoder works token by token and
-does not know whether it sees (T, hidden) or (B, N, hidden).
+A layout is made once per forward pass. Everything else in the encoder works token by token, on
+(T, hidden) and (B, N, hidden) alike.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Layout(Protocol):
         """The index of each token in its sequence, broadcastable to the token shape."""
 
     def following(self, x: Tensor, end: int) -> Tensor:
-        """For each token what x (tokens) has for the next of its sequence; `end` for the last."""
+        """x (tokens) of the next token in the sequence of each token; `end` for the last."""
 
     def first(self, x: Tensor) -> Tensor:
         """The first token of each sequence: (sequences, ...), zeros for an empty one."""
@@ -79,7 +79,7 @@ class Layout(Protocol):
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, window: int | None, dropout_p: float
     ) -> Tensor:
-        """What heads gives -> (..., H, D)."""
+        """Attention of q, k and v as heads returns them -> (..., H, D)."""
 
     def prefix(self, x: Tensor) -> Tensor:
         """The first global_prefix tokens of each sequence, arranged as x is."""

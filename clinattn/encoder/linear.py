@@ -1,7 +1,7 @@
 """Linear layers in fp32 on AMX tiles, at 24 bits: each number is the sum of three bf16 parts.
 
-They are faster there than torch's, which run on AVX-512 (bench/NOTES.md), and what tiles compute,
-from ROWS on, has the same bits whatever rows stand beside it and however many threads there are.
+On AMX these layers are faster than torch's, which run on AVX-512 (bench/NOTES.md). From ROWS on,
+tiles give a row the same bits whatever the rows beside it and the number of threads.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LIB.define(
     tags=torch.Tag.pt2_compliant_tag,
 )
 
-# With less of them, taking numbers apart costs more than their products save.
+# With fewer rows or columns, taking numbers apart costs more than the products save.
 ROWS, COLUMNS = 256, 128
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
@@ -72,7 +72,7 @@ def _is_plain(x: Tensor) -> bool:
 
 @functools.cache
 def _built() -> bool:
-    """Whether the compiled module is there and has the kernel."""
+    """Returns whether the compiled module is there and has the kernel."""
     compiled.compiled_module()
     return torch._C._dispatch_has_kernel_for_dispatch_key("clinattn::cpu_linear", "CPU")
 

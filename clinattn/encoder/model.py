@@ -27,7 +27,7 @@ from .pieces import in_pieces
 
 
 def linear_of(config: EncoderConfig) -> Callable[[nn.Linear, Tensor], Tensor]:
-    """How linear layers are called: where attention is torch's, so are they."""
+    """Function that calls a linear layer: torch's where attention is torch's, else ours."""
     return linear if config.attention == "clinattn" else nn.Linear.__call__
 
 
@@ -69,7 +69,7 @@ class Attention(nn.Module):
 
 
 class PrefixAttention(nn.Module):
-    """What the global tokens see, by weights of their own; the others see them by the shared."""
+    """Attention of the global tokens by weights of their own; others see them by the shared."""
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
@@ -116,7 +116,7 @@ class Block(nn.Module):
         return in_pieces(self.by_token, x, seen, self.attention(seen, layout, turns))
 
     def by_token(self, x: Tensor, seen: Tensor, attended: Tensor) -> Tensor:
-        """The rest of the layer, from what attention saw and what it gave."""
+        """The rest of the layer, from the input and the result of attention."""
         if self.parallel:
             return x + self.dropout(attended + self.feed_forward(seen))
         x = x + self.dropout(attended)
@@ -197,7 +197,7 @@ class Encoder(Pretrained):
 
 
 def wants_per_sample_gradients(module: nn.Module) -> bool:
-    """Whether Opacus waits for gradients of the module's parameters, sample by sample."""
+    """Returns whether Opacus collects gradients of the module's parameters, sample by sample."""
     return (
         module.training
         and torch.is_grad_enabled()

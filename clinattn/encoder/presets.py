@@ -11,7 +11,7 @@ def _global_every_third(num_layers: int, window: int) -> tuple[int | None, ...]:
     return tuple(window if layer % 3 else None for layer in range(num_layers))
 
 
-# One period of ModernBERT's layers at a quarter of its width: for laptops and tests.
+# A period of ModernBERT's layers at a quarter of its width: for laptops and tests.
 TINY = EncoderConfig(
     vocab_size=8192,
     hidden_size=192,
@@ -96,7 +96,7 @@ BIOCLINICAL_MODERNBERT_LARGE = replace(
 )
 
 # github.com/cumc-dbmi/cehrbert src/cehrbert/models/hf_models/config.py, defaults; BERT's layers.
-# What differs: CEHR-BERT joins sines of learned frequency of age and date to the code's embedding
+# Differences: CEHR-BERT joins sines of learned frequency of age and date to the code's embedding
 # by a dense layer, and adds the visit segment after it; here value, segment (as token type) and
 # sinusoidal position, such as the number of the visit, are added.
 CEHR_BERT = replace(
@@ -114,7 +114,7 @@ CEHR_BERT = replace(
 
 # github.com/som-shahlab/femr src/femr/models/{config,transformer}.py, defaults: rotary at age in
 # days, each token sees itself and 495 before it. FEMR's frequencies are 10000 ** -(2 i / 31) for
-# the 32 pairs i, which is the base below. What differs: its two fused linear layers of a block are
+# the 32 pairs i, which is the base below. Differences: a block's two fused linear layers are
 # four here (the same function), and pairs are (i, i + 32) instead of neighbours (the same up to
 # the order of features).
 CLMBR = EncoderConfig(

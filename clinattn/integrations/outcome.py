@@ -1,4 +1,4 @@
-"""What became of a module whose attention was to be replaced."""
+"""The outcome of replacing the attention of a module."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Outcome(NamedTuple):
-    """replaced, or not and the reason why; detail says by what."""
+    """replaced: whether attention was replaced. detail: by what, or the reason why not."""
 
     replaced: bool
     detail: str

@@ -16,8 +16,8 @@ from torch import nn
 from clinattn.integrations import unsupported
 from clinattn.integrations.outcome import Outcome
 
-# Each has adapt(module) -> Outcome | None and restore(module); the first that answers decides.
-# By the package without which a model has no such module.
+# Adapters by the package without which a model has no such module. Each has
+# adapt(module) -> Outcome | None and restore(module); the first that answers decides.
 ADAPTERS = {
     "torch": ("torch.modules",),
     "transformers": (
@@ -41,7 +41,7 @@ class Kept(NamedTuple):
 
 @dataclass(frozen=True)
 class Replacement:
-    """What replace_attention did: `replaced` and `kept` modules by name; undo() takes it back."""
+    """Result of replace_attention: `replaced` and `kept` modules by name; undo() reverts it all."""
 
     replaced: list[Replaced] = field(default_factory=list)
     kept: list[Kept] = field(default_factory=list)
@@ -117,5 +117,5 @@ def _restore(model: nn.Module, adapters: list[ModuleType]) -> None:
 
 
 def _holds_or_is_in(name: str, others: list[str]) -> bool:
-    """Whether a module holds one of the others or lies in it."""
+    """Returns whether a module holds one of the others or lies in one."""
     return any(x.startswith(f"{name}.") or name.startswith(f"{x}.") for x in others)

@@ -1,4 +1,4 @@
-"""One attention problem cut into blocks: some queries, each block with only the keys they may see.
+"""Blocks of an attention problem: some queries each, with only the keys that the queries may see.
 
 Tensors that do not take part (padding) are never read, or read and replaced by 0, so NaN there goes
 nowhere. Everything is fp32, or fp64 for fp64 inputs.
@@ -62,7 +62,7 @@ class Block:
         return torch.cat([torch.arange(x.start, x.stop, device=device) for x in self.spans])
 
     def key_index(self, first: int, device: torch.device) -> slice | Tensor:
-        """Where the keys are in a tensor in which their sequence starts at `first`."""
+        """Index of the keys in a tensor in which their sequence starts at `first`."""
         if len(self.spans) == 1:
             return slice(first + self.spans[0].start, first + self.spans[0].stop)
         return first + self.keys(device)
@@ -155,7 +155,7 @@ class Problem:
         block.visible = None if visible.all() else visible[:, None, None]
 
     def fold_mask(self, block: Block) -> None:
-        """What the mask tensor hides, into visible."""
+        """Adds what the mask tensor hides to block.visible."""
         mask = self.args.mask
         if mask is None:
             return
@@ -164,7 +164,7 @@ class Problem:
         block.visible = seen if block.visible is None else seen & block.visible
 
     def mask_index(self, block: Block) -> tuple[slice | Tensor, ...]:
-        """Where a block lies in the mask, whose broadcast sides have size 1."""
+        """Index of a block in the mask, whose broadcast sides have size 1."""
         assert self.args.mask is not None
         places = (
             *(block.segment.batch, slice(None), slice(block.i.start, block.i.stop)),
@@ -191,7 +191,7 @@ class Problem:
         return torch.where(block.visible.any(-1, keepdim=True), x, 0)
 
     def keys(self, x: Tensor, block: Block) -> Tensor:
-        """A block of a key-sided tensor: (b, Hkv, keys, D), 0 where no row of the block sees it."""
+        """A block of a key-sided x: (b, Hkv, keys, D), 0 for keys that no row of the block sees."""
         x = x[self.at_k(block)].to(self.dtype)
         if block.visible is None:
             return x

@@ -1,4 +1,4 @@
-"""Which pairs dropout keeps: Philox4x32, a counter-based generator, in int64 arithmetic of torch.
+"""Pairs that dropout keeps: Philox4x32, a counter-based generator, in int64 arithmetic of torch.
 
 Salmon et al., Parallel random numbers: as easy as 1, 2, 3 (2011). A pair's fate is a function of
 (seed, sequence, head, query, key) alone.
@@ -42,7 +42,7 @@ def threshold_bits(dropout_p: float) -> int:
 
 
 def kept_scale(dropout_p: float) -> float:
-    """What is kept is multiplied by it; 0 where nothing is."""
+    """Factor of what dropout keeps, 1 over the kept share; 0 where nothing is kept."""
     kept = 1 - threshold_bits(dropout_p) / (1 << BITS)
     return 1 / kept if kept > 0 else 0.0
 

@@ -47,7 +47,7 @@ def reach(relative: Tensor) -> int:
 
 
 def sum_of_added(problem: Problem, block: Block, added: Added) -> Tensor | None:
-    """What a block's scores gain, broadcasting to (b, Hkv, G, rows, keys); None for nothing."""
+    """Sum of terms for a block's scores, broadcasting to (b, Hkv, G, rows, keys); None for none."""
     terms = []
     device = problem.device
     if added.mask is not None:
@@ -118,7 +118,7 @@ class AddedGradients:
         )
 
     def add(self, block: Block, ds: Tensor) -> None:
-        """ds: (b, Hkv, G, rows, keys)."""
+        """Adds the share of a block from the gradient ds (b, Hkv, G, rows, keys) of its scores."""
         if all(total is None for total in self.totals):
             return
         mask, decay, slopes, relative = self.totals
@@ -143,7 +143,7 @@ class AddedGradients:
                 at += len(span)
 
     def results(self) -> list[Tensor]:
-        """In the dtypes of what they belong to; empty where nobody asked."""
+        """Gradients in the dtypes of their tensors; empty where `needs` leaves them out."""
         given = added_of(self.problem.args)
         return [
             self.problem.args.q.new_empty(0) if total is None or x is None else total.to(x.dtype)

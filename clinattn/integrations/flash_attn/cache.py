@@ -1,4 +1,4 @@
-"""Where a cache of keys and values keeps each sequence: a row of it, or pages of a table."""
+"""Places of sequences in a cache of keys and values: a row each, or pages of a table."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Cache(NamedTuple):
 
     @property
     def capacity(self) -> int:
-        """How many tokens of a sequence there is room for."""
+        """Number of tokens of a sequence that there is room for."""
         blocks = 1 if self.block_table is None else self.block_table.shape[1]
         return blocks * self.k.shape[1]
 

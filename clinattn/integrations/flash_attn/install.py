@@ -71,6 +71,6 @@ def _is_present() -> bool:
 
 
 def _taken_out() -> dict[str, ModuleType]:
-    """What sys.modules has of the package, removed from it."""
+    """Removes the package's modules from sys.modules, and returns them by name."""
     names = [x for x in sys.modules if x == NAME or x.startswith(f"{NAME}.")]
     return {name: sys.modules.pop(name) for name in names}

@@ -113,7 +113,7 @@ def _check_words(q: Tensor, cache: Cache, words: dict[str, Any]) -> None:
 
 
 def _check_new(q: Tensor, k: Any, v: Any, cache_seqlens: Any, cache: Cache) -> int:
-    """How many tokens are to be appended."""
+    """Checks k and v; returns the number of tokens to append."""
     if k is None and v is None:
         return 0
     if k is None or v is None:
@@ -147,7 +147,7 @@ def _check_seqlens(q: Tensor, cache_seqlens: Any, limit: int) -> Tensor:
 def _check_rotary(
     q: Tensor, k: Any, cos: Any, sin: Any, capacity: int
 ) -> tuple[Tensor, Tensor] | None:
-    """Tables of the length of the cache: keys that are appended have their places in it."""
+    """Checks tables, at least as long as the cache, in which appended keys have their places."""
     if cos is None and sin is None:
         return None
     if k is None:
@@ -173,7 +173,7 @@ def _check_rotary(
 
 
 def _check_places(table: Tensor, lengths: Tensor, n_queries: int) -> None:
-    """The table has a row for the last query; where that cannot be seen, it takes the last row."""
+    """Checks that the last query has a row; unread lengths past the table take its last row."""
     if not concrete(lengths) or len(lengths) == 0:
         return
     needed = int(lengths.max()) + n_queries

@@ -19,14 +19,14 @@ PAGED = "(blocks, block_size, heads, head_dim)"
 
 
 def check_layout(name: str, x: Any, layout: str) -> None:
-    """x is a tensor of the rank of layout."""
+    """Checks that x is a tensor of the rank of layout."""
     check_tensor(name, x)
     if x.dim() != layout.count(",") + 1:
         raise ValueError(f"{name}: got shape {tuple(x.shape)}, expected {layout}")
 
 
 def check_qkv(q: Any, k: Any, v: Any, layout: str) -> None:
-    """Ranks, batch, heads and head_dim; dtypes and devices are for fused_attention to check."""
+    """Checks ranks, batch, heads, head_dim and devices; fused_attention checks dtypes."""
     for name, x in (("q", q), ("k", k), ("v", v)):
         check_layout(name, x, layout)
     check_heads(q, k)
@@ -76,7 +76,7 @@ def bound(side: int) -> int | None:
 
 
 def check_softcap(softcap: Any) -> float | None:
-    """None for none."""
+    """The softcap as a float, or None for 0."""
     softcap = as_float("softcap", softcap)
     if softcap < 0:
         raise ValueError(f"softcap: got {softcap}, expected a number > 0, or 0.0 for none")
@@ -91,7 +91,7 @@ def keywords(
     softcap: float,
     alibi_slopes: Tensor | None,
 ) -> dict[str, Any]:
-    """Those that fused_attention and fused_attention_varlen share."""
+    """Arguments that fused_attention and fused_attention_varlen share."""
     return {
         "dropout_p": dropout_p,
         "scale": None if softmax_scale is None else as_float("softmax_scale", softmax_scale),

@@ -31,7 +31,7 @@ from clinattn.operator.words.checks import MAX_HEAD_DIM
 
 
 class _Fused:
-    """Of a class that stands in for `replaces`; a pickle names that one, which can be imported."""
+    """Base of stand-ins for `replaces`, the class that a pickle names, as it can be imported."""
 
     replaces: type
 
@@ -136,7 +136,7 @@ class FusedTransformerEncoder(_Fused, nn.TransformerEncoder):
         return x if self.norm is None else self.norm(x)
 
     def _torch_zeroes(self, src: Tensor, hidden: Tensor) -> bool:
-        """Whether torch would have made src nested, which loses what is in the padding."""
+        """Returns whether torch would have made src nested, which loses what is in the padding."""
         layer = self.layers[0]
         checked = getattr(self, "mask_check", True)
         return (
@@ -155,9 +155,9 @@ class FusedTransformerEncoder(_Fused, nn.TransformerEncoder):
 
 
 def _is_causal(mask: Tensor) -> bool:
-    """Whether mask is that of generate_square_subsequent_mask, as torch looks for it.
+    """Returns whether mask is that of generate_square_subsequent_mask, as torch looks for it.
 
-    A compiler is not asked: the mask itself says the same, at the cost of reading it.
+    False under a compiler: the mask itself hides the same, at the cost of reading it.
     """
     if torch.compiler.is_compiling() or mask.dim() != 2 or mask.shape[0] != mask.shape[1]:
         return False
@@ -168,7 +168,7 @@ def _is_causal(mask: Tensor) -> bool:
     )
 
 
-# A class, what stands in for it, and the methods that this one relies on or overrides.
+# A class, its stand-in, and the methods that the stand-in relies on or overrides.
 _STAND_INS: tuple[tuple[type[nn.Module], type[_Fused], tuple[str, ...]], ...] = (
     (nn.MultiheadAttention, FusedMultiheadAttention, ("forward",)),
     (
@@ -179,7 +179,7 @@ _STAND_INS: tuple[tuple[type[nn.Module], type[_Fused], tuple[str, ...]], ...] = 
     (nn.TransformerEncoder, FusedTransformerEncoder, ("forward",)),
 )
 _REPLACED = tuple(base for base, _, _ in _STAND_INS)
-# The others do nothing but call these.
+# The replaced classes, and those that do nothing but call them.
 _SERVED = (*_REPLACED, nn.TransformerDecoderLayer, nn.TransformerDecoder, nn.Transformer)
 
 
@@ -199,7 +199,7 @@ def _empty(cls: Any) -> Any:
 
 
 def _stand_in(module: nn.Module) -> str | None:
-    """Change the class of module, or say why not."""
+    """Changes the class of module, or returns why not."""
     cls: Any = type(module)
     base, _, methods = next(x for x in _STAND_INS if isinstance(module, x[0]))
     for name in methods:

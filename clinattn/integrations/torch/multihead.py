@@ -16,7 +16,7 @@ from clinattn.operator.words.scalars import as_flag
 
 
 class Weights(NamedTuple):
-    """What nn.MultiheadAttention owns, under its names.
+    """Weights of nn.MultiheadAttention, under its names.
 
     in_proj_weight (3 E, E) projects all three inputs; where it is None, separate has the weights of
     query (E, E), key (E, kdim) and value (E, vdim). bias_k, bias_v (1, 1, E): a key and its value
@@ -53,7 +53,7 @@ class Weights(NamedTuple):
 
     @property
     def appended(self) -> int:
-        """How many keys join those of the input."""
+        """Number of keys that join those of the input."""
         return (self.bias_k is not None) + bool(self.add_zero_attn)
 
 
@@ -92,7 +92,7 @@ def multi_head_attention(
     dropout_p: float = 0.0,
     batch_first: bool = False,
 ) -> Tensor:
-    """What F.multi_head_attention_forward returns with need_weights=False.
+    """Computes what F.multi_head_attention_forward returns with need_weights=False.
 
     query: (N, E), or (B, N, E) with batch_first, else (N, B, E); key and value alike; or nested
     tensors, strided or jagged, without masks. key_padding_mask: (B, Nk), or (Nk,) for a single
@@ -258,7 +258,7 @@ def _merge(
 
 
 def _nested(query: Tensor, key: Tensor, value: Tensor, w: Weights, dropout_p: float) -> Tensor:
-    """The same of nested tensors, whose sequences are packed as they lie."""
+    """multi_head_attention of nested tensors, whose sequences are packed as they lie."""
     if not (query.is_nested and key.is_nested and value.is_nested):
         raise ValueError("query, key and value: got some that are nested, expected all or none")
     if w.appended:

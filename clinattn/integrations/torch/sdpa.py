@@ -62,7 +62,7 @@ def _flash_is_on() -> bool:
 
 
 def _limit(*tensors: Any) -> str | None:
-    """Why clinattn takes no such tensors, if so."""
+    """Reason why clinattn does not take such tensors, or None."""
     x = tensors[0]
     if any(type(x) not in _PLAIN or x.is_nested for x in tensors):
         return "a nested tensor or tensor subclass was given"
@@ -82,7 +82,7 @@ def _mismatch(
     is_causal: bool,
     enable_gqa: bool,
 ) -> str | None:
-    """Why fused_attention does not take arguments that torch may take, or may refuse."""
+    """Reason why fused_attention refuses arguments, which torch may take or refuse, or None."""
     shape = query.shape
     if not 2 <= query.dim() <= 4:
         return f"query has {query.dim()} dimensions"
@@ -176,7 +176,7 @@ class _Activated:
 
 
 def _forget() -> None:
-    """Drop what holds the attention of its time without noticing that another came."""
+    """Drops dispatch caches and compiled code, which hold the attention in force when made."""
     vars(_OP).get("_dispatch_cache", {}).clear()  # that of calls from Python, as in tracing
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()
