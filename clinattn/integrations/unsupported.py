@@ -1,8 +1,8 @@
-"""What has attention of its own in transformers and is not replaced: which classes, and why.
+"""Classes of transformers with attention of their own that are not replaced, and the reasons.
 
 Classes that ask transformers' registry of attention functions are not in this table, and neither
-are those that another module here replaces. One that is in neither is unknown, and said to be:
-looks_like_attention finds it by its form.
+are those that another module here replaces. Any other class is unknown, and said to be:
+looks_like_attention finds such a class by its form.
 """
 
 from __future__ import annotations
@@ -224,7 +224,7 @@ def reason_of(cls: type) -> str | None:
 
 
 def adapt(module: nn.Module) -> Outcome | None:
-    """Why this module, or the class it is made from, is not replaced; None if it is not listed."""
+    """Outcome with the reason why a module's class or a base is not replaced; None if unlisted."""
     if uses_registry(module):  # a subclass of one that does not
         return None
     for cls in type(module).__mro__:
@@ -235,18 +235,18 @@ def adapt(module: nn.Module) -> Outcome | None:
 
 
 def restore(module: nn.Module) -> bool:
-    """There is nothing to undo."""
+    """Returns False: there is nothing to undo."""
     return False
 
 
 def uses_registry(module: nn.Module) -> bool:
-    """Whether its forward asks transformers' registry, where set_attn_implementation reaches it."""
+    """Returns whether set_attn_implementation reaches the module: its forward asks the registry."""
     return asks_registry(type(module))  # type: ignore[arg-type]
 
 
 @cache
 def asks_registry(cls: Any) -> bool:
-    """Whether the forward of a module's class asks transformers' registry; see uses_registry."""
+    """Returns whether the forward of a module's class asks the registry; see uses_registry."""
     for base in cls.__mro__:
         source = _source(vars(base).get("forward"))
         if "ALL_ATTENTION_FUNCTIONS" in source:
@@ -257,7 +257,7 @@ def asks_registry(cls: Any) -> bool:
 
 
 def _source(function: Any) -> str:
-    """Empty where there is none to read."""
+    """The source of a function; empty where there is none to read."""
     try:
         return "" if function is None else inspect.getsource(function)
     except (OSError, TypeError):
@@ -265,7 +265,7 @@ def _source(function: Any) -> str:
 
 
 def calls_sdpa(module: nn.Module) -> bool:
-    """Whether its own forward calls torch's attention function, whatever the class is called."""
+    """Returns whether the module's own forward calls torch's attention, under any class name."""
     return "scaled_dot_product_attention(" in _source(type(module).forward)
 
 
@@ -280,11 +280,11 @@ def why_unknown(module: nn.Module) -> str:
 
 
 def looks_like_attention(module: nn.Module) -> bool:
-    """Whether a module that no adapter knows seems to compute attention.
+    """Returns whether a module that no adapter knows seems to compute attention.
 
     By its form: the name of its class has Attention or Attn in it; it owns two or more projections,
     or one to three times the width, for q, k and v; and nothing in it is replaced already. Such a
-    one is to be named, not passed over.
+    module is to be named, not passed over.
     """
     if any(type(x).__module__.startswith("clinattn.") for x in module.modules()):
         return False

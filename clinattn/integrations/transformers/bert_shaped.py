@@ -21,7 +21,7 @@ DETAIL = "fused_attention"
 
 
 class BertShaped(nn.Module):
-    """What the classes have in common: three projections, heads, dropout."""
+    """Parts that the classes have in common: three projections, heads, dropout."""
 
     query: nn.Linear
     key: nn.Linear
@@ -160,7 +160,7 @@ class _MPNet(BertShaped):
 def refuse_decoding(
     encoder_hidden_states: Tensor | None, past_key_values: Any, kwargs: dict[str, Any]
 ) -> None:
-    """Only decoders are given these, and adapt leaves decoders as they are."""
+    """Raises NotImplementedError for arguments of decoders: adapt leaves decoders as they are."""
     past_key_values = kwargs.get("cache", past_key_values)  # its name from transformers 5.24 on
     if encoder_hidden_states is not None or past_key_values is not None:
         raise NotImplementedError(
@@ -193,5 +193,5 @@ DECODER = "a decoder: causal masks, caches and cross-attention stay with its own
 
 
 def restore(module: nn.Module) -> bool:
-    """Undo adapt; whether there was something to undo."""
+    """Undoes adapt; returns whether there was something to undo."""
     return swap_back(module, REPLACEMENTS)

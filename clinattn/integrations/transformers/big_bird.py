@@ -24,7 +24,7 @@ SPARSE = (
     "turns to at its first short sequence, or by set_attention_type('original_full'), is replaced"
 )
 
-# Whether layers are told that the configuration wants probabilities; else only hooks would know.
+# True where layers are passed the configuration's output_attentions; else only hooks have it.
 TOLD = "output_attentions" in signature(modeling_big_bird.BigBirdAttention.forward).parameters
 
 
@@ -97,5 +97,5 @@ def adapt(module: nn.Module) -> Outcome | None:
 
 
 def restore(module: nn.Module) -> bool:
-    """Undo adapt; whether there was something to undo."""
+    """Undoes adapt; returns whether there was something to undo."""
     return swap_back(module, REPLACEMENTS) or swap_back(module, HOLDERS)

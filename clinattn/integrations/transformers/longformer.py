@@ -23,7 +23,7 @@ DETAIL = "fused_attention with a window and global tokens"
 
 
 def is_prefix(is_global: Tensor, n_global: int) -> bool:
-    """Whether the global tokens of each sequence are its first n_global; waits for a device."""
+    """Returns whether each sequence's global tokens are its first n_global; waits for a device."""
     return bool(is_global[:, :n_global].all())
 
 
@@ -45,7 +45,7 @@ def merge(o: Tensor, lse: Tensor, more: Tensor, more_lse: Tensor) -> Tensor:
 
 
 class _Attention(nn.Module):
-    """What the two classes share: the same code under two names in transformers."""
+    """Base of the two classes, which are the same code under two names in transformers."""
 
     query: nn.Linear
     key: nn.Linear
@@ -147,7 +147,7 @@ class _Attention(nn.Module):
     def _global_rows(
         self, hidden_states: Tensor, slots: Tensor, counts: Tensor, is_masked: Tensor
     ) -> Tensor:
-        """What global tokens see, (B, G, E); 0 beyond a sequence's count."""
+        """Attention of the global tokens, (B, G, E); 0 beyond a sequence's count."""
         embed_dim = hidden_states.shape[2]
         chosen = hidden_states.gather(1, slots[..., None].expand(-1, -1, embed_dim))
         q = self._heads(self.query_global(chosen))
@@ -195,5 +195,5 @@ def adapt(module: nn.Module) -> Outcome | None:
 
 
 def restore(module: nn.Module) -> bool:
-    """Undo adapt; whether there was something to undo."""
+    """Undoes adapt; returns whether there was something to undo."""
     return swap_back(module, REPLACEMENTS)

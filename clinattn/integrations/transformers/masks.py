@@ -30,12 +30,12 @@ def parts_of(mask: Tensor) -> tuple[Tensor, Pattern | None]:
 
 
 def _code(name: str, *args: Any) -> Any:
-    """The code of the functions that a factory of transformers makes; None if it has none such."""
+    """The code of the functions that a factory of transformers makes; None without the factory."""
     factory = getattr(masking_utils, name, None)
     return None if factory is None else factory(*args).__code__
 
 
-# Of 5.0: later releases hand a length and an offset in place of the positions of queries.
+# True in 5.0: later releases hand a length and an offset in place of the positions of queries.
 _BY_POSITION = "cache_position" in inspect.signature(masking_utils.sdpa_mask).parameters
 _CAUSAL = masking_utils.causal_mask_function
 _BIDIRECTIONAL = getattr(masking_utils, "bidirectional_mask_function", None)
@@ -45,7 +45,7 @@ _WITHIN_DOCUMENT = _code("remap_positions_for_packed_sequence", _CAUSAL, torch.z
 
 
 def _enclosed(function: Callable, code: Any) -> tuple[Any, ...] | None:
-    """What a function of that code was made of, in the order of the names; None for another."""
+    """Closure of a function of this code, in the order of the names; None for other functions."""
     if code is None or getattr(function, "__code__", None) is not code:
         return None
     return tuple(cell.cell_contents for cell in function.__closure__ or ())
@@ -72,7 +72,7 @@ def _pattern(
     causal_skip: bool,
     bidirectional_skip: bool,
 ) -> Pattern | None:
-    """What a mask function means, None where that cannot be said.
+    """Pattern that a mask function stands for; None where the pattern is not known.
 
     transformers lets attention leave out a mask (the skips) unless a layer is going to change it,
     or it has other parts; window is then that of its own factories.
@@ -91,7 +91,7 @@ def _pattern(
 def _span(positions: Tensor) -> tuple[Any, Any]:
     """(length, first) of positions that follow one another; tensors where they may not be read.
 
-    On a GPU the host waits for them: once for each mask of a forward pass.
+    Reading positions from a GPU makes the host wait: once for each mask of a forward pass.
     """
     captured = positions.is_cuda and torch.cuda.is_current_stream_capturing()
     if _is_watched(positions) or captured or (positions.diff() != 1).any():

@@ -42,7 +42,7 @@ def _unlogged() -> Iterator[None]:
 
 
 def adapt(module: nn.Module) -> Outcome | None:
-    """Whether a module asks the registry, and is given clinattn; None if it does not ask."""
+    """Outcome of switch for a module that asks the registry; None for other modules."""
     config = getattr(module, "config", None)
     chosen = getattr(config, "_attn_implementation", None)
     if chosen is None or isinstance(module, PreTrainedModel) or not uses_registry(module):
@@ -53,5 +53,5 @@ def adapt(module: nn.Module) -> Outcome | None:
 
 
 def restore(module: nn.Module) -> bool:
-    """What switch returns undoes all of a model."""
+    """Returns False: the function that switch returned undoes all of a model."""
     return False

@@ -75,7 +75,7 @@ class PatternMask(Tensor):
         return Pattern(left, right, offset, self.segment_ids, padded, self.prepared)
 
     def dense(self) -> Tensor:
-        """The same as a plain tensor."""
+        """The mask as a plain tensor."""
         if self.complete is not None:
             return self.complete
         visible = self.keys & self.pattern.band(self.shape[2], self.shape[3], self.device)
@@ -101,7 +101,7 @@ class PatternMask(Tensor):
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         return self.clone()
 
-    # How torch.compile takes it as an input and makes it anew.
+    # Methods by which torch.compile takes a mask as an input and makes it anew.
 
     def __tensor_flatten__(self) -> tuple[list[str], Any]:
         names = ("keys", "segment_ids", "complete")
@@ -163,7 +163,7 @@ def made(
     segment_ids: Tensor | None,
     padded: bool,
 ) -> PatternMask:
-    """A mask of these, prepared for all layers."""
+    """Returns a mask of these parts, prepared for all layers."""
     pattern = Pattern(left, right, offset, segment_ids, padded)
     if padded and not torch.compiler.is_compiling():
         prepared = prepare_mask(keys, keys.shape[0], keys.shape[3], torch.float32)

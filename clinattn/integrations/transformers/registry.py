@@ -35,7 +35,7 @@ HARMLESS = frozenset(
         "output_router_logits",
     }
 )  # fmt: skip
-# Those that are part of the mathematics, and are not served.
+# Words that are part of the mathematics, and are not served.
 REFUSED = {
     "cache": "paged caches of continuous batching",
     "block_table": "paged caches",
@@ -149,7 +149,7 @@ def _check_words(module: nn.Module, words: dict[str, Any]) -> None:
 
 @cache
 def _warn(message: str) -> None:
-    """Once a message, whatever the layer."""
+    """Warns once for each message, whatever the layer."""
     warnings.warn(message, stacklevel=4)
 
 
@@ -273,7 +273,7 @@ def _dense(
 
 
 class _Ends(NamedTuple):
-    """Where the documents of a packed row end."""
+    """Ends of the documents of a packed row."""
 
     cu_seqlens_q: Tensor
     cu_seqlens_k: Tensor
@@ -320,7 +320,7 @@ class _Ends(NamedTuple):
         return o.transpose(0, 1)[None], lse[None]
 
     def segment_ids(self) -> Tensor:
-        """(1, N), for queries and keys alike."""
+        """Segment ids (1, N), for queries and keys alike."""
         if self.n_queries != self.n_keys:
             raise NotImplementedError(
                 "cu_seq_lens: packed cross-attention takes no mask and no position bias"

@@ -21,7 +21,7 @@ DETAIL = "fused_attention"
 
 
 class _MultiHeadAttention(nn.Module):
-    """What the two classes share: the same code under two names in transformers."""
+    """Base of the two classes, which are the same code under two names in transformers."""
 
     q_lin: nn.Linear
     k_lin: nn.Linear
@@ -84,5 +84,5 @@ def adapt(module: nn.Module) -> Outcome | None:
 
 
 def restore(module: nn.Module) -> bool:
-    """Undo adapt; whether there was something to undo."""
+    """Undoes adapt; returns whether there was something to undo."""
     return swap_back(module, REPLACEMENTS)

@@ -21,7 +21,7 @@ B = TypeVar("B", bound="BlockDiagonalMask")
 
 
 class AttentionBias:
-    """What may be given as attn_bias besides a tensor."""
+    """Base of what may be given as attn_bias besides a tensor."""
 
     def to(self, device: Any) -> Any:
         return self
@@ -89,7 +89,7 @@ class LowerTriangularFromBottomRightLocalAttentionMask(LowerTriangularFromBottom
 
 @dataclass
 class LocalAttentionFromBottomRightMask(AttentionBias):
-    """From bottom right: window_left keys before a query's place and window_right after it."""
+    """Band from bottom right: window_left keys before a query's place, window_right after it."""
 
     window_left: int
     window_right: int
@@ -291,7 +291,7 @@ def check_as_many(queries: Sequence[Any], keys: Sequence[Any]) -> None:
 
 
 def lengths_of(tensors: Sequence[Tensor]) -> list[int]:
-    """Of all sequences in tensors (b, seqlen, ...)."""
+    """Lengths of all sequences in tensors (b, seqlen, ...)."""
     return [x.shape[1] for x in tensors for _ in range(len(x))]
 
 

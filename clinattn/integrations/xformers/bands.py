@@ -1,4 +1,4 @@
-"""What a query sees of its sequence under each of xformers' biases: always a band of keys."""
+"""Bands of keys: what a query sees of its sequence under each of xformers' biases."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Band(NamedTuple):
         return visible
 
     def keywords(self) -> dict[str, Any]:
-        """As arguments of fused_attention and fused_attention_varlen."""
+        """The band as arguments of fused_attention and fused_attention_varlen."""
         return {"window": (self.left, self.right), "bottom_right": self.bottom_right}
 
 
@@ -49,8 +49,8 @@ def _local_at_the_end(bias: Any) -> Band:
     return Band(bias._window_size - 1, 0, bottom_right=True)
 
 
-# By name, as xformers' own objects are taken without importing it. A subclass of another name may
-# mean something else.
+# Bands by class name: xformers' own objects are taken without importing xformers. A subclass of
+# another name may mean something else.
 DENSE: dict[str, Callable[[Any], Band]] = {
     "LowerTriangularMask": lambda bias: CAUSAL,
     "LowerTriangularMaskWithTensorBias": lambda bias: CAUSAL,
@@ -74,13 +74,13 @@ PADDED_BLOCKS: dict[str, Callable[[Any], Band]] = {
 
 
 def is_plain_tensor(bias: Any) -> bool:
-    """Whether bias holds what is added to the scores; some of xformers' biases subclass Tensor."""
+    """Returns whether bias holds added scores itself; some of xformers' biases subclass Tensor."""
     bases = {base.__name__ for base in type(bias).__mro__}
     return isinstance(bias, Tensor) and "AttentionBias" not in bases
 
 
 def band_of(bias: Any) -> Band:
-    """Raises NotImplementedError for a bias that none of the tables has."""
+    """Returns the band of a bias. Raises NotImplementedError for one that no table has."""
     name = type(bias).__name__
     for table in (DENSE, BLOCKS, PADDED_BLOCKS):
         if name in table:
