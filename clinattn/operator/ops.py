@@ -255,5 +255,5 @@ for _name in IMPLEMENTATIONS:
     torch.library.register_vmap(f"clinattn::{_name}", _vmap_rule(_name), lib=LIB)
 
 
-# That module imports Triton, which takes longer than to import all of this package.
+# operator.flops imports Triton, which takes longer than to import all of this package.
 after_import("torch.utils.flop_counter", "clinattn.operator.flops")

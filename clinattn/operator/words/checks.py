@@ -1,4 +1,4 @@
-"""What the public functions accept. A message names the argument, what was given and expected.
+"""Checks of public arguments. A message names the argument, what was given and expected.
 
 Values of lengths and cu_seqlens are looked at where that costs no wait: on the CPU, not traced.
 On a GPU the kernels clamp them into range instead, so that none ever reads out of bounds.
@@ -27,7 +27,7 @@ def _shape(x: Tensor) -> tuple[int, ...]:
 
 
 def check_tensor(name: str, x: Any) -> None:
-    """x is a tensor whose numbers lie in memory by strides."""
+    """Checks that x is a tensor whose numbers lie in memory by strides."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: got {type(x).__name__}, expected a torch.Tensor")
     if x.is_nested:
@@ -42,7 +42,7 @@ def check_tensor(name: str, x: Any) -> None:
 
 
 def check_on(name: str, x: Any, device: torch.device, like: str = "query") -> None:
-    """A tensor, where the others are."""
+    """Checks that x is a tensor on the device of the others."""
     check_tensor(name, x)
     if x.device != device:
         raise ValueError(f"{name}: got device {x.device}, expected that of {like}, {device}")
@@ -55,7 +55,7 @@ def check_tensors(query: Any, key: Any, value: Any) -> None:
 
 
 def check_dense(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> None:
-    """query (B, H, Nq, D); key, value (B, Hkv, Nk, D)."""
+    """Checks query (B, H, Nq, D); key, value (B, Hkv, Nk, D)."""
     _check_kind(query, key, value)
     q, k = query.shape, key.shape
     if len(q) != 4:
@@ -68,7 +68,7 @@ def check_dense(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> 
 
 
 def check_packed(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> None:
-    """query (Tq, H, D); key, value (Tk, Hkv, D)."""
+    """Checks query (Tq, H, D); key, value (Tk, Hkv, D)."""
     _check_kind(query, key, value)
     q, k = query.shape, key.shape
     if len(q) != 3:
@@ -141,7 +141,7 @@ def check_scale(scale: Any, head_dim: int, dtype: torch.dtype) -> float:
 
 
 def check_window(window: Any) -> Window:
-    """None, or (left, right) with None for no bound and none beyond all tokens."""
+    """Returns None, or (left, right) with None for no bound and none beyond all tokens."""
     if window is None:
         return None
     pair = pair_of(window)
@@ -164,7 +164,7 @@ def check_window(window: Any) -> Window:
 
 
 def check_mask(attn_mask: Any, shape: tuple[int, int, int, int], device: torch.device) -> None:
-    """attn_mask broadcasts to (B, H, Nq, Nk), bool or floating point."""
+    """Checks that attn_mask broadcasts to (B, H, Nq, Nk), and is bool or floating point."""
     check_tensor("attn_mask", attn_mask)
     if attn_mask.dtype != torch.bool and not attn_mask.dtype.is_floating_point:
         raise TypeError(
@@ -187,7 +187,7 @@ def check_mask(attn_mask: Any, shape: tuple[int, int, int, int], device: torch.d
 
 
 def check_lengths(name: str, lengths: Any, batch: int, limit: int, device: torch.device) -> Tensor:
-    """Lengths (B,) of any integer dtype, from 0 to `limit`; returned as int32."""
+    """Checks lengths (B,) of any integer dtype, from 0 to `limit`; returns int32."""
     check_tensor(name, lengths)
     if lengths.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"{name}: got {lengths.dtype}, expected torch.int32 or torch.int64")

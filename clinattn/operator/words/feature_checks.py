@@ -1,4 +1,4 @@
-"""What the public functions accept of dropout, segments, times, biases, softcap and prefix.
+"""Checks of public arguments: dropout, segments, times, biases, softcap and prefix.
 
 Values are looked at where that costs no wait, as in checks: on the CPU, not traced. On a GPU, times
 or segments out of order give results without meaning, but read nothing out of bounds.
@@ -34,9 +34,10 @@ def check_dropout(dropout_p: Any) -> float:
 
 
 def check_softcap(softcap: Any, dtype: torch.dtype) -> float:
-    """0 for none; else as far inside the range of the arithmetic as no score shows.
+    """Returns 0 for none; else the softcap, moved off the ends of the range of the arithmetic.
 
-    Of a softcap near its ends s / softcap would be subnormal, and lose digits, or infinite.
+    At the ends s / softcap would be infinite, or subnormal and lose digits; no score
+    shows the move.
     """
     if softcap is None:
         return 0.0
@@ -82,7 +83,7 @@ def check_relative(x: Any, query: Tensor, heads: int, dtype: torch.dtype) -> Ten
 
 
 def check_self_attention(name: str, queries: Any, keys: Any, same_sequences: bool = True) -> None:
-    """segment_ids and times are one list for queries and keys."""
+    """Checks that one list, segment_ids or times, can hold for queries and keys."""
     if queries != keys or not same_sequences:
         raise ValueError(
             f"{name}: got {queries} queries and {keys} keys"
@@ -109,7 +110,7 @@ def check_times(times: Any, query: Tensor, shape: tuple[int, ...]) -> None:
 
 
 def check_time_words(times: Any, time_window: Any, time_decay: Any) -> float | None:
-    """times go with what uses them, and only with that; returns time_window."""
+    """Checks that times come with what uses them, and only then; returns time_window."""
     for name, value in (("time_window", time_window), ("time_decay", time_decay)):
         if value is not None and times is None:
             raise ValueError(f"{name}: got a value without times, expected times, too")
@@ -125,7 +126,7 @@ def check_time_words(times: Any, time_window: Any, time_decay: Any) -> float | N
 
 
 def check_order(name: str, values: Tensor, rows: Rows) -> None:
-    """Finite and never decreasing among the tokens of a row that are not padding."""
+    """Checks that values are finite and never decrease among the tokens that are not padding."""
     if not (concrete(values) and concrete(rows.last)):
         return
     row = "sequence" if values.dim() == 1 else "row"
@@ -148,5 +149,5 @@ def check_order(name: str, values: Tensor, rows: Rows) -> None:
 
 
 def same_values(a: Tensor, b: Tensor) -> bool:
-    """Whether two int tensors agree, as far as can be seen without a wait."""
+    """Returns whether two int tensors agree, as far as can be read without a wait."""
     return a.shape == b.shape and not (concrete(a) and concrete(b) and not torch.equal(a, b))
