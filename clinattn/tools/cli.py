@@ -203,7 +203,7 @@ def report(
         Path | None, typer.Option(help="(default: report.html beside the first)")
     ] = None,
 ) -> None:
-    """One self-contained HTML page from the JSON of benchmarks."""
+    """Writes one self-contained HTML page from the JSON of benchmarks."""
     from clinattn.tools.report.page import load_result, write_report
 
     loaded = [load_result(result) for result in results]

@@ -1,4 +1,4 @@
-"""What every command talks through: the two streams, errors of one line, progress."""
+"""Output of every command: the two streams, errors of one line, progress."""
 
 from __future__ import annotations
 

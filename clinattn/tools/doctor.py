@@ -49,7 +49,7 @@ def compiler() -> str | None:
 
 
 def hints(found: dict[str, list[str]]) -> list[str]:
-    """What would make this machine faster, most useful first."""
+    """Hints on what would make this machine faster, most useful first."""
     advice = []
     if found["cpu"]:
         if compiler() is None:

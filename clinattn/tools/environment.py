@@ -1,4 +1,4 @@
-"""What a number depends on: hardware, threads, versions, commit, date."""
+"""Facts that a number depends on: hardware, threads, versions, commit, date."""
 
 from __future__ import annotations
 

@@ -25,14 +25,14 @@ from clinattn.tools.benchmark.workload import profile_workload
 WARM_UP_STEPS, TABLE_ROWS = 2, 15
 NSYS_REPORTS = ("nvtx_gpu_proj_sum", "nvtx_kern_sum", "cuda_gpu_kern_sum", "cuda_gpu_mem_time_sum")
 
-# Of what the processor began within a range, by where it ran.
+# Times of what the processor began within a range, by the device of the work.
 TIME_OF = {"cpu": "cpu_time_total", "cuda": "device_time_total"}
 
 Step = Callable[[], None]
 
 
 class Range(NamedTuple):
-    """What one named range took in all steps; milliseconds of the profiled device."""
+    """Calls and time of one named range in all steps; milliseconds of the profiled device."""
 
     name: str
     calls: int
@@ -40,7 +40,7 @@ class Range(NamedTuple):
 
 
 def warmed_step(settings: Settings, mode: str, variant_name: str) -> Step:
-    """One batch of the encoder, which has run before: no first call is left in it."""
+    """Returns a step over one batch of the encoder, warmed up: the step holds no first call."""
     variant = next((v for v in VARIANTS if v.name == variant_name), None)
     if variant is None:
         raise ValueError(
@@ -67,7 +67,7 @@ def warmed_step(settings: Settings, mode: str, variant_name: str) -> Step:
 def run_for_nsys(step: Step, steps: int) -> None:
     """The steps between cudaProfilerStart and Stop, in NVTX ranges. nsys records these alone.
 
-    torch.profiler stays out of it: CUPTI serves one of the two.
+    torch.profiler is not in use: CUPTI serves one of the two.
     """
     with cuda_window(), ranges.recording(nvtx=True):
         for _ in range(steps):
@@ -123,7 +123,7 @@ def trace_steps(
 
 
 def write_trace(trace: profile, path: Path) -> None:
-    """As a Chrome trace. Raises OSError, which torch does not where it could not write."""
+    """Writes a Chrome trace. Raises OSError where that fails, which torch does not."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as beside:
         trace.export_chrome_trace(str(beside))

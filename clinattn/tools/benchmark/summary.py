@@ -1,4 +1,4 @@
-"""What a run becomes in the JSON: facts about its sequences, and the ratios that matter."""
+"""Parts of a run's JSON: facts about the sequences, and the ratios that matter."""
 
 from __future__ import annotations
 

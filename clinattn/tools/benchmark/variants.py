@@ -22,7 +22,7 @@ from .measure import synchronize
 from .workload import Example
 
 MODES = ("train", "infer")
-# Padded lengths are its multiples. On a GPU, SDPA copies a mask whose rows are not, at every call.
+# Padded lengths are multiples of this: on a GPU, SDPA copies masks with other rows at every call.
 MULTIPLE = 8
 
 
@@ -66,7 +66,7 @@ class Variant:
         return F.pad(ids, (0, more), value=fill).to(device, non_blocking=True)
 
     def arrangement(self, rows: list[Tensor], device: torch.device) -> dict[str, Any]:
-        """How the collated rows lie: the keyword arguments of the encoder."""
+        """Keyword arguments of the encoder that say how the collated rows lie."""
         lengths = torch.tensor([len(row) for row in rows])
         if self.packed:
             cu_seqlens = cu_seqlens_from_lengths(lengths).to(device)
@@ -118,14 +118,14 @@ class Runner:
         return out.loss, out.logits
 
     def train(self, variant: Variant, examples: list[Example]) -> None:
-        """From token ids to updated weights."""
+        """Takes a step, from token ids to updated weights."""
         self.optimizer.zero_grad(set_to_none=True)
         self.loss(variant, examples)[0].backward()
         self.optimizer.step()
 
     @torch.inference_mode()
     def infer(self, variant: Variant, examples: list[Example]) -> list[Tensor]:
-        """From token ids to the hidden states of the real tokens, sequence by sequence."""
+        """Computes the hidden states of the real tokens from token ids, sequence by sequence."""
         self.use(variant)
         rows = [example.ids for example in examples]
         ids = variant.collate(rows, PAD, self.device)
@@ -149,7 +149,7 @@ class Runner:
         return watch.spent()
 
     def seconds(self, mode: str, variant: Variant, batches: list[list[Example]]) -> float:
-        """Of the clock; see `spent`."""
+        """Wall-clock seconds of all batches; see `spent`."""
         return self.spent(mode, variant, batches).wall
 
     def free(self) -> None:

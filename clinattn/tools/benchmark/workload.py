@@ -1,4 +1,4 @@
-"""What the benchmark runs on: token sequences with masked-LM labels, and a fair sample of them."""
+"""Workloads of the benchmark: token sequences with masked-LM labels, and a fair sample of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PROFILE_POOL = 2000  # sequences drawn from a length profile, of which a sample 
 
 
 class Example(NamedTuple):
-    """One sequence, [CLS] first, none of it padding; each tensor (N,) int64."""
+    """A sequence, [CLS] first, none of it padding; each tensor (N,) int64."""
 
     ids: Tensor
     masked_ids: Tensor
@@ -39,7 +39,7 @@ class Workload:
     unknown_share: float | None = None
 
     def example(self, index: int, seed: int) -> Example:
-        """The sequence with MASKED_SHARE of its tokens, never [CLS], masked; same seed, same."""
+        """The sequence with MASKED_SHARE of its tokens, never [CLS], masked, as the seed draws."""
         ids = self.tokens[index]
         generator = torch.Generator().manual_seed(seed + index)
         masked = torch.rand(len(ids), generator=generator) < MASKED_SHARE
@@ -54,7 +54,7 @@ class Workload:
 
 
 def meds_workload(meds_dir: str | Path, max_tokens: int) -> Workload:
-    """Every patient of a MEDS folder, cut to max_tokens; MedsError where it cannot be used."""
+    """Every patient of a MEDS folder, cut to max_tokens. Raises MedsError for a bad folder."""
     dataset = read_meds(meds_dir)
     return Workload(
         name="meds",

@@ -1,4 +1,4 @@
-"""What a Triton kernel compiles to, for any card, on a machine that needs no GPU.
+"""Reports on Triton kernels compiled for any card, on a machine that needs no GPU.
 
 The launchers run with the launch itself replaced, so that what is compiled here is what they would
 launch: the same arguments, alignment facts, tile configuration and options.
@@ -36,13 +36,13 @@ PRODUCTS = {
     "mask_gradient": 2,
     "relative_gradient": 2,
 }
-# What one multiprocessor has, whatever the card.
+# Resources of one multiprocessor, the same on every card.
 REGISTERS, THREADS, SCHEDULERS, EXP_LANES = 65_536, 2048, 4, 16
 
 
 @dataclass(frozen=True)
 class Card:
-    """What one multiprocessor has: bytes of shared memory, in all and for one block; FLOP a cycle
+    """Multiprocessor of a card: bytes of shared memory, in all and for one block; FLOP a cycle
     of 16-bit products on the tensor cores; lanes of fp32 multiply-adds. From NVIDIA's tuning guides
     for Ampere, Hopper and Blackwell and the data sheets of A100, H100 and B200.
     """
@@ -62,7 +62,7 @@ CARDS = {
 
 @dataclass(frozen=True)
 class KernelReport:
-    """One compiled kernel: resources by thread (registers, local bytes) and block (shared bytes).
+    """A compiled kernel: resources by thread (registers, local bytes) and block (shared bytes).
 
     local counts spills and any other use of the stack. loops: those over tiles.
     """
@@ -93,13 +93,13 @@ class KernelReport:
 
     @property
     def serialized(self) -> bool:
-        """Whether products wait for each other: ptxas has them do so (and warns, C7515) where it
+        """True where products run one after another, as ptxas has them (and warns, C7515) if it
         cannot follow the accumulators."""
         return any(loop.serialized for loop in self.loops)
 
     @property
     def in_turns(self) -> bool:
-        """Whether dV and dK have loops of their own, one after the other."""
+        """True where dV and dK have loops of their own, one after the other."""
         return self.name == "dkdv" and self.block_d > 128 and self.itemsize == 2
 
     @cached_property
@@ -187,7 +187,7 @@ def triton_tool(name: str) -> str:
 
 
 def inspect(tool: str, *options: str, cubin: bytes) -> str:
-    """What a tool that comes with Triton prints of a cubin."""
+    """Output of a tool that comes with Triton, for a cubin."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()

@@ -29,7 +29,7 @@ is counted in the compiled code; nothing was timed."""
 def kernel_rows(
     cards: list[int] | None, progress: Callable[[str, int, int], None]
 ) -> Iterator[dict[str, Any]]:
-    """One dict for each kernel, compiled when it is asked for. cards: of 80, 90, 100; None is all.
+    """Yields a dict for each kernel, compiled when drawn. cards: of 80, 90, 100; None is all.
 
     progress is called with what is being compiled, calls done and calls in all.
     """

@@ -47,12 +47,12 @@ class Loop:
 
     @property
     def serialized(self) -> bool:
-        """Each Hopper product waits for the one before."""
+        """True where each Hopper product waits for the one before."""
         return 0 < self.tensor <= self.waits
 
 
 def opcodes(sass: str) -> set[str]:
-    """Those that occur, with their suffixes."""
+    """Opcodes that occur, with their suffixes."""
     return {found[1] for line in sass.splitlines() if (found := LINE.match(line))}
 
 

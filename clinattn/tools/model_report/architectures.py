@@ -48,11 +48,11 @@ class Architecture:
         return self.attentions if self.calls is None else self.calls
 
     def available(self) -> bool:
-        """Whether the installed transformers has it."""
+        """Returns whether the installed transformers has the model's class."""
         return hasattr(transformers, self.model)
 
     def config(self, dropout: float = 0.0) -> transformers.PretrainedConfig:
-        """dropout: of every kind that the configuration knows."""
+        """Configuration of the model. dropout: of every kind that a configuration knows."""
         cls = getattr(transformers, self.model).config_class
         config = cls(**self.settings)
         return with_dropout(config, dropout)
@@ -60,7 +60,7 @@ class Architecture:
     def build(
         self, dropout: float = 0.0, dtype: torch.dtype = torch.float32, head: str | None = None
     ) -> transformers.PreTrainedModel:
-        """With the same weights in every call and eager attention, in training mode.
+        """The model with the same weights in every call and eager attention, in training mode.
 
         head: another class for the same configuration, such as one that generates.
         """
@@ -376,7 +376,7 @@ ARCHITECTURES = REPLACED + KEPT
 
 
 def find(name: str) -> Architecture:
-    """By model type, with - and _ alike. Raises ValueError where there is none."""
+    """The architecture of a model type, with - and _ alike. Raises ValueError for unknown types."""
     for architecture in ARCHITECTURES:
         if architecture.name.replace("-", "_") == name.replace("-", "_"):
             return architecture

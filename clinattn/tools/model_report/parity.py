@@ -1,4 +1,4 @@
-"""Whether a model computes the same after its attention was replaced.
+"""Checks that a model computes the same after its attention was replaced.
 
 Truth is the model with its own eager attention, all of it in fp64; the yardstick is the same in the
 dtype that is tested, and the model with torch's attention where it has that: of two evaluations of
@@ -142,7 +142,7 @@ def judge(
     dtype: torch.dtype,
     calls: int,
 ) -> Parity:
-    """A quantity that one of the two does not have is off by infinity.
+    """Judges errors by what is allowed; a quantity that one side lacks is off by infinity.
 
     naive: plain maths evaluated in several ways, since one alone may be lucky.
     """
@@ -168,7 +168,7 @@ def judge(
 
 
 def scales_of(truth: dict[str, Tensor]) -> dict[str, float]:
-    """The largest entry, of a gradient among all that stand together."""
+    """The largest entry of each quantity, of a gradient among all that stand together."""
     largest: dict[str, float] = {}
     for name, x in truth.items():
         owner = owner_of(name)
@@ -182,7 +182,7 @@ def owner_of(name: str) -> str:
 
 
 def max_error(actual: Tensor, truth: Tensor) -> float:
-    """NaN where any entry is."""
+    """The largest difference; NaN where any entry is NaN."""
     return float((actual - truth).abs().max())
 
 

@@ -1,4 +1,4 @@
-"""One model before and after replace_attention: what changed, whether it agrees, what it costs."""
+"""Report on a model before and after replace_attention: changes, agreement, costs."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def cast(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Any:
 
 
 def lengths_for(model: PreTrainedModel, settings: Settings) -> list[int]:
-    """From the longest down to a quarter of it."""
+    """Lengths of a batch, from the longest down to a quarter of it."""
     counts = [getattr(model.config, name, None) for name in POSITIONS]
     # RoBERTa and its like count positions from behind the padding id
     first = getattr(getattr(model, "embeddings", None), "padding_idx", None) or -1
@@ -145,7 +145,7 @@ def real_tokens(model: nn.Module, batch: Batch) -> int:
 
 
 def step(model: nn.Module, batch: Batch, train: bool) -> None:
-    """One pass; the gradients are thrown away."""
+    """Runs one pass; the gradients are thrown away."""
     with torch.set_grad_enabled(train):
         outputs = outputs_of(model(**batch.inputs), batch.real)
         if train:

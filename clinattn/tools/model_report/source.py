@@ -80,9 +80,9 @@ def first_line_of_errors(source: str, load: Callable[[], Any]) -> Any:
 
 
 def architecture_of(model: PreTrainedModel) -> Architecture:
-    """How inputs for a model are made: as those of its type, or of text.
+    """Architecture by which inputs for a model are made: that of its type, or one of text.
 
-    Raises ValueError for what takes none of these.
+    Raises ValueError for a model that takes neither.
     """
     model_type, kind = model.config.model_type, type(model).__name__
     for architecture in ARCHITECTURES:

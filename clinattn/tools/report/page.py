@@ -1,4 +1,4 @@
-"""One self-contained HTML page from results in JSON: no script, no font, nothing fetched."""
+"""A self-contained HTML page from results in JSON: no script, no font, nothing fetched."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ReportError(ValueError):
 
 
 def load_result(path: str | Path) -> Result:
-    """What `clinattn bench` or bench/ wrote. Raises ReportError for anything else."""
+    """Loads what `clinattn bench` or bench/ wrote. Raises ReportError for anything else."""
     where = f"results={str(path)!r}"
     try:
         result = parse_json(Path(path).read_bytes())
@@ -161,7 +161,7 @@ def bar_chart(
 
 
 def bar_color(variant: str) -> str:
-    """The name of the page's colour for a way; a name from a file is none."""
+    """The name of the page's colour for a way; unknown ways share one colour."""
     return variant if variant in WAYS else f"line{COLORS - 1}"
 
 

@@ -155,7 +155,7 @@ SPEED = Named(
 ATTENTION = Named(
     SPEED.required | {"dtype": TEXT, "passes": TEXT, "longest": POSITIVE}, SPEED.optional
 )
-# What a benchmark of pytest-benchmark says besides, by its kind.
+# Further fields of a benchmark of pytest-benchmark, by its kind.
 EXTRAS: dict[str, Shape] = {
     "attention": ATTENTION,
     "encoder": SPEED,

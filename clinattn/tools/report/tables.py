@@ -1,4 +1,4 @@
-"""What a report shows of results that `clinattn bench` did not write: tables, and lines by length.
+"""Sections of a report on results that `clinattn bench` did not write: tables, and lines by length.
 
 Known are the rows of bench/cpu/run.py, bench/cpu/compare.py and
 bench/models/against_transformers.py, and pytest-benchmark's JSON of the suites in bench/suites.
@@ -39,7 +39,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """One file of results. facts: hardware, versions, date, commit."""
+    """Section on one file of results. facts: hardware, versions, date, commit."""
 
     title: str
     facts: Record
@@ -50,7 +50,7 @@ class Section:
 
 
 def section(result: Record) -> Section | None:
-    """What to show of a result; None for one of no known kind."""
+    """Section on a result; None for a result of no known kind."""
     sections = {
         "suites": suites,
         "compare": compared,
@@ -177,7 +177,7 @@ def suites(result: Record) -> Section:
 
 
 def marked(text: str, row: Record) -> str:
-    """With a star where other work ran beside the measurement."""
+    """The text, with a star where other work ran beside the measurement."""
     return text + "*" * bool(row.get("disturbed"))
 
 
@@ -272,7 +272,7 @@ def steps(low: float, high: float) -> list[float]:
 
 
 def spread(values: Sequence[float], most: int = 5) -> list[float]:
-    """At most so many of them, with the first and the last."""
+    """At most `most` of the values, with the first and the last."""
     if len(values) <= most:
         return list(values)
     return [values[round(i * (len(values) - 1) / (most - 1))] for i in range(most)]
