@@ -25,7 +25,7 @@ from clinattn.files.shapes import ANYTHING, COUNT, NOTHING, NUMBER, TEXT, Each, 
 from .settings import Settings
 
 FORMAT = 2
-UNSUMMED = 1  # the format before it: no checksum
+UNSUMMED = 1  # the format before FORMAT: no checksum
 NAME = re.compile(r"step-(\d+)\.pt")
 WEIGHT = Kind("a tensor", lambda x: isinstance(x, Tensor))
 SCALES = Kind(
@@ -39,7 +39,7 @@ CONTENT = Named(
         "place": COUNT,
         "model": Named({}, others=WEIGHT),
         "optimiser": Named({"state": Named({}), "param_groups": Each(Named({}))}, closed=True),
-        # what is absent is older than it, and has its default
+        # a setting is absent from checkpoints older than the setting, and has its default
         "settings": Named(
             {"task": TEXT, "preset": TEXT, "held_out": NUMBER},
             {field.name: ANYTHING for field in fields(Settings)},
@@ -60,7 +60,7 @@ class Damaged(ValueError):
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Those in the folder, oldest first."""
+    """Checkpoints in the folder, oldest first."""
     found = [
         (int(m[1]), path) for path in folder.glob("step-*.pt") if (m := NAME.fullmatch(path.name))
     ]
@@ -85,7 +85,7 @@ def save_checkpoint(folder: Path, state: dict[str, Any], keep: int) -> Path:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """On the CPU, as it was saved.
+    """Loads a checkpoint to the CPU, as it was saved.
 
     Raises ValueError for a file that cannot be read, Damaged for what is no checkpoint of this
     format, has another checksum, or a weight that is not finite.
@@ -142,7 +142,7 @@ def checksum(content: dict[str, Any]) -> str:
 
 
 def take_weights(model: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
-    """Raises ValueError, in one line, where names or shapes differ."""
+    """Loads weights into model. Raises ValueError, in one line, where names or shapes differ."""
     own = model.state_dict()
     differ = [
         f"{name} {'missing' if theirs is None else 'unknown' if ours is None else theirs}"

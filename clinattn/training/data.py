@@ -1,4 +1,4 @@
-"""What a run trains on: token sequences of two splits, and what their ids mean."""
+"""Data that a run trains on: token sequences of two splits, and what their ids mean."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Tokens:
 
 
 def joined(parts: Sequence[Tokens]) -> Tokens:
-    """One after the other; all have days or none has, and so for values."""
+    """The parts one after the other; all have days or none has, and so for values."""
     days = [part.days for part in parts if part.days is not None]
     values = [part.values for part in parts if part.values is not None]
     return Tokens(
@@ -57,7 +57,7 @@ def joined(parts: Sequence[Tokens]) -> Tokens:
 
 @dataclass(frozen=True)
 class Example(Tokens):
-    """One sequence: [CLS], the static facts, and from `start` on the events or words.
+    """A sequence: [CLS], the static facts, and from `start` on the events or words.
 
     label: its class, -100 without one. subject: whose it is, a number.
     """
@@ -70,9 +70,9 @@ class Example(Tokens):
 def sequence(
     cls: int, static: Tokens, events: Tokens, label: int = IGNORE, subject: int = 0
 ) -> Example:
-    """[CLS] and the static facts stand at the time of the first event, or on day 0 without one.
+    """A sequence whose [CLS] and static facts stand at the time of the first event, or on day 0.
 
-    They are known throughout, so no time passes between them and what the sequence begins with.
+    Static facts are known throughout: no time passes between static facts and the first event.
     """
     first = None
     if static.days is not None and events.days is not None:
@@ -127,7 +127,7 @@ class Corpus:
         return kept
 
     def fingerprint(self) -> str:
-        """The same for the same sequences, labels and ids, wherever they were read.
+        """A hash that is the same for the same sequences, labels and ids, wherever they were read.
 
         Days and values count where there are any, and for pairs whose the sequences are.
         """
@@ -145,7 +145,7 @@ class Corpus:
 
 
 def unigram_entropy(corpus: Corpus) -> float:
-    """In nats, of the content of the held-out sequences: no unigram model has a lower loss."""
+    """Entropy in nats of the held-out sequences' content: no unigram model has a lower loss."""
     counts = torch.bincount(
         torch.cat([example.ids for example in corpus.held_out]), minlength=len(corpus.tokens)
     )[corpus.ordinary()]

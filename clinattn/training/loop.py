@@ -39,9 +39,9 @@ class Diverged(RuntimeError):
 
 
 class Trainer:
-    """One run. Everything that can be wrong with its input is, when it is made.
+    """A training run. Whatever is wrong with its input is raised when a Trainer is made.
 
-    say: gets a line for each evaluation. Both it and progress are called on rank 0 alone.
+    say: gets a line for each evaluation. say and progress are called on rank 0 alone.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Trainer:
             self._restore(saved)
 
     def summary(self) -> str:
-        """One line of what is trained on what."""
+        """A line on the data and the model."""
         weights = sum(p.numel() for p in self.model.parameters())
         tokens = [sum(self.objective.lengths(epoch)) for epoch in (0, HELD_OUT_EPOCH)]
         return (
@@ -122,7 +122,7 @@ class Trainer:
                     return ended_by
 
     def _train_step(self, stop: Stop) -> int:
-        """One update from `accumulate` batches, shared out over the ranks.
+        """Updates the weights from `accumulate` batches, shared out over the ranks.
 
         Losses are summed, and their sum divided by the labels of all ranks: a batch with few of
         them counts for as few. Of several losses, each is divided by its own labels.
@@ -179,7 +179,7 @@ class Trainer:
         return int(self.ranks.largest(torch.tensor(stop.signal, device=self.device)))
 
     def _next_batches(self) -> dict[int, LabelledBatch]:
-        """Of the next `accumulate` batches those of this rank, by their number."""
+        """Returns this rank's share of the next `accumulate` batches, by their number."""
         s = self.settings
         drawn = [self.batches.next() for _ in range(s.accumulate)]
         return {
@@ -221,7 +221,7 @@ class Trainer:
             self.metrics.write(row)
 
     def _save(self) -> None:
-        """Raises Diverged for weights that are not finite: no good checkpoint gives way to them."""
+        """Saves a checkpoint. Raises Diverged, and removes none, where a weight is not finite."""
         if not all(weight.isfinite().all() for weight in self.model.parameters()):
             raise Diverged(f"step {self.step}: a weight is not finite: a lower lr may help")
         standard = self.corpus.standard
@@ -245,7 +245,7 @@ class Trainer:
             )
 
     def _saved(self) -> dict[str, Any] | None:
-        """The checkpoint to go on from, after a look at what it must have in common."""
+        """The checkpoint to go on from, whose settings are checked; None without `resume`."""
         found = checkpoints(self.folder)
         if not self.settings.resume:
             if found:

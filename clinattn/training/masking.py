@@ -13,11 +13,11 @@ MASKED, REPLACED = 0.8, 0.1  # of the chosen tokens; the rest stay as they are (
 def mask_tokens(
     ids: Tensor, share: float, mask: int, ordinary: Tensor, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """What the model sees of ids (N,), and its labels (N,): the id where chosen, else -100.
+    """Returns masked ids (N,) for the model, and labels (N,): the id where chosen, else -100.
 
     A token is chosen with probability `share`: BERT has 0.15, ModernBERT 0.3. Of the chosen, 80 %
     are masked and 10 % are another token's id. ordinary: (V,) bool, the ids that can be chosen,
-    and can replace. The same seed gives the same.
+    and can replace. The same seed masks the same.
     """
     generator = torch.Generator().manual_seed(seed)
     chosen = (torch.rand(len(ids), generator=generator) < share) & ordinary[ids]

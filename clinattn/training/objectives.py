@@ -1,4 +1,4 @@
-"""What a model is trained for: its head, its batches with labels, and its held-out score."""
+"""Objectives of training: each has its head, its batches with labels, and its held-out score."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HELD_OUT_EPOCH = -1  # its masks are drawn once, and are those of no training ep
 
 
 class LabelledBatch(NamedTuple):
-    """What a model's forward takes, and over how many labels each of its losses is the mean."""
+    """Arguments of a model's forward, and over how many labels each of its losses is the mean."""
 
     ids: Tensor
     arguments: dict[str, Any]
@@ -41,7 +41,7 @@ class LabelledBatch(NamedTuple):
 
 
 class Evaluated(NamedTuple):
-    """A held-out batch: which sequences, what the model was given, and what it said."""
+    """A held-out batch: indices of sequences, inputs of the model, and its output."""
 
     indices: list[int]
     batch: LabelledBatch
@@ -52,13 +52,13 @@ class Objective(Protocol):
     def model(self, config: EncoderConfig) -> nn.Module: ...
 
     def lengths(self, epoch: int) -> list[int]:
-        """Tokens of each sequence as batches have it."""
+        """Number of tokens of each sequence, as batches have the sequence."""
 
     def batch(self, indices: list[int], epoch: int, device: torch.device) -> LabelledBatch:
-        """Of the training split, or of the held-out one for HELD_OUT_EPOCH."""
+        """A batch of the training split, or of the held-out one for HELD_OUT_EPOCH."""
 
     def score(self, evaluated: Iterator[Evaluated], ranks: Ranks) -> dict[str, Any]:
-        """From this rank's share of the held-out batches, the figures over all."""
+        """Figures over all held-out batches, from this rank's share of them."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +82,9 @@ class MaskedTokens:
         return LabelledBatch(ids, arguments, (int((labels != IGNORE).sum()),))
 
     def labelled(self, tokens: Tokens, epoch: int, index: int) -> tuple[Tokens, Tensor]:
-        """What the model sees of a sequence, and its labels.
+        """Tokens of a sequence as the model sees them, and their labels.
 
-        A token that is hidden or another in its place has no value: it would tell the code.
+        A hidden or replaced token has no value, since the value would tell the code.
         """
         seed = derived_seed("mask", self.seed, epoch, index)
         ordinary = self.corpus.ordinary()
@@ -113,7 +113,7 @@ class MaskedTokens:
 
 @dataclass(frozen=True)
 class NextTokens(MaskedTokens):
-    """Every token from those before it; special ones, [CLS] first of all, are not predicted."""
+    """Predicts every token from those before it, but no special ones such as [CLS]."""
 
     def model(self, config: EncoderConfig) -> nn.Module:
         return CausalLanguageModel(config)

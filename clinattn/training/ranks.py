@@ -36,7 +36,7 @@ class Ranks:
         return x
 
     def sum_gradients(self, model: nn.Module) -> None:
-        """In one message: gradients are few and small beside what they cost to compute."""
+        """Sums gradients in one message: they are few, and small beside the cost of computing."""
         if self.world == 1:
             return
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
@@ -46,7 +46,7 @@ class Ranks:
             gradient.copy_(part.view_as(gradient))
 
     def gather(self, x: Any) -> list[Any]:
-        """What each rank gave, on all."""
+        """List of each rank's x, on all ranks."""
         if self.world == 1:
             return [x]
         found: list[Any] = [None] * self.world

@@ -12,5 +12,5 @@ def derived_seed(*names: int | str) -> int:
 
 
 def is_held_out(subject: int | str, share: float) -> bool:
-    """Whether a subject is in the held-out `share`; depends on no seed and no other subject."""
+    """Returns whether a subject is in the held-out `share`, whatever the seed or other subjects."""
     return derived_seed("held out", str(subject)) < share * 2**63

@@ -1,4 +1,4 @@
-"""What a training run does: one frozen dataclass, checked when it is made."""
+"""Settings of a training run: one frozen dataclass, checked when it is made."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from clinattn.encoder import PRESETS
 
 TASKS = ("mlm", "clm", "classify")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
-# These may differ when a run goes on: where things lie, and what no weight depends on.
+# Settings that may differ when a run goes on: where things lie, and what no weight depends on.
 NOT_MATHS = (
     *("meds_dir", "text_file", "tokenizer", "init", "output", "device", "threads"),
     *("save_every", "eval_every", "keep", "resume"),
@@ -115,9 +115,9 @@ class Settings:
 
     @property
     def room(self) -> int:
-        """Of a sequence, for tokens before [SEP] stands in its middle and at its end."""
+        """Most tokens of a sequence before a pair's [SEP] are put in its middle and at its end."""
         return self.max_tokens - 2 * self.nsp
 
     def maths(self) -> dict[str, Any]:
-        """What a resumed run must have in common with the run that it goes on with."""
+        """Settings that a resumed run must have in common with the run that it goes on with."""
         return {name: value for name, value in asdict(self).items() if name not in NOT_MATHS}

@@ -1,4 +1,4 @@
-"""What a run starts from: its corpus, its objective, and its encoder, fresh or of a checkpoint."""
+"""Start of a run: its corpus, its objective, and its encoder, fresh or of a checkpoint."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .text_corpus import text_corpus
 
 
 def make_corpus(settings: Settings, saved: dict[str, Any] | None) -> Corpus:
-    """With what the encoder asks for, and the vocabulary and scales of the checkpoint, if any."""
+    """The corpus as the encoder needs it, with the checkpoint's vocabulary and scales, if any."""
     if saved is None:
         config, vocabulary, standard = EncoderConfig.preset(settings.preset), None, None
     else:
@@ -113,7 +113,7 @@ def _for_task(config: EncoderConfig, task: str) -> EncoderConfig:
 
 
 def take_encoder(model: nn.Module, start: dict[str, Any]) -> None:
-    """The encoder's weights of a checkpoint; the head keeps its own."""
+    """Loads the encoder's weights from a checkpoint; the head keeps its own."""
     encoder = model.encoder
     assert isinstance(encoder, nn.Module)
     whole = {name.removeprefix("masked."): weight for name, weight in start["model"].items()}

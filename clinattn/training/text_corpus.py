@@ -128,7 +128,7 @@ def _jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _classes(path: Path, rows: list[Row], held_out: list[bool]) -> list[str]:
-    """Those of the training split, sorted."""
+    """Sorted classes of the training split. Raises ValueError for fewer than two or unseen ones."""
     classes = sorted({str(row.label) for row, out in zip(rows, held_out, strict=True) if not out})
     unseen = {str(row.label) for row in rows} - set(classes)
     if len(classes) < 2 or unseen:

@@ -24,7 +24,7 @@ class MedsError(ValueError):
 
 
 class Timeline(NamedTuple):
-    """One patient, [CLS] first. hours since the first timed event kept; static facts stand at 0."""
+    """Patient, [CLS] first. hours since the first timed event kept; static facts stand at 0."""
 
     subject_id: int
     token_ids: torch.Tensor  # (N,) int64

@@ -86,14 +86,14 @@ def _static(batch: Any, subjects: int) -> Events:
 
 
 def _constant(token: int, like: Tensor) -> Events:
-    """One token for each sequence."""
+    """Events of a single token for each sequence, on day 0 without a value."""
     ids = torch.full_like(like, token)[:, None]
     values = torch.full_like(ids, float("nan"), dtype=torch.float32)
     return Events(ids, torch.zeros_like(ids, dtype=torch.float64), values, torch.ones_like(like))
 
 
 def _values(batch: Any, prefix: str, code: Tensor) -> Tensor:
-    """NaN where the mask is off, or all of them where the batch has no values."""
+    """Values of events: NaN where the mask is off, all NaN where the batch has no values."""
     if _field(batch, f"{prefix}numeric_value") is None:
         return torch.full_like(code, float("nan"), dtype=torch.float32)
     values = _shaped(batch, f"{prefix}numeric_value", code.shape)
