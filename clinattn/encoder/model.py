@@ -69,7 +69,7 @@ class Attention(nn.Module):
 
 
 class PrefixAttention(nn.Module):
-    """Attention of the global tokens by weights of their own; others see them by the shared."""
+    """Attention of global tokens by weights of their own; others see them by the shared weights."""
 
     def __init__(self, config: EncoderConfig):
         super().__init__()

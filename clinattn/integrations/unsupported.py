@@ -1,8 +1,8 @@
 """Classes of transformers with attention of their own that are not replaced, and the reasons.
 
 Classes that ask transformers' registry of attention functions are not in this table, and neither
-are those that another module here replaces. Any other class is unknown, and said to be:
-looks_like_attention finds such a class by its form.
+are those that another module here replaces. A class of none of these kinds is unknown, and
+reported as such: looks_like_attention finds unknown classes by their form.
 """
 
 from __future__ import annotations

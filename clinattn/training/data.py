@@ -70,7 +70,7 @@ class Example(Tokens):
 def sequence(
     cls: int, static: Tokens, events: Tokens, label: int = IGNORE, subject: int = 0
 ) -> Example:
-    """A sequence whose [CLS] and static facts stand at the time of the first event, or on day 0.
+    """A sequence; [CLS] and static facts stand at the first event's time, or on day 0 without one.
 
     Static facts are known throughout: no time passes between static facts and the first event.
     """

@@ -24,7 +24,7 @@ class MedsError(ValueError):
 
 
 class Timeline(NamedTuple):
-    """Patient, [CLS] first. hours since the first timed event kept; static facts stand at 0."""
+    """A patient, [CLS] first. hours: since the first timed event kept, 0 for static facts."""
 
     subject_id: int
     token_ids: torch.Tensor  # (N,) int64

@@ -155,7 +155,7 @@ class Problem:
         block.visible = None if visible.all() else visible[:, None, None]
 
     def fold_mask(self, block: Block) -> None:
-        """Adds what the mask tensor hides to block.visible."""
+        """Removes what the mask tensor hides from block.visible."""
         mask = self.args.mask
         if mask is None:
             return

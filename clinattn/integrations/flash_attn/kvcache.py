@@ -173,7 +173,7 @@ def _check_rotary(
 
 
 def _check_places(table: Tensor, lengths: Tensor, n_queries: int) -> None:
-    """Checks that the last query has a row; unread lengths past the table take its last row."""
+    """Checks for the last query's row if lengths can be read; else places are cut to the table."""
     if not concrete(lengths) or len(lengths) == 0:
         return
     needed = int(lengths.max()) + n_queries

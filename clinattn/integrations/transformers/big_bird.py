@@ -24,7 +24,7 @@ SPARSE = (
     "turns to at its first short sequence, or by set_attention_type('original_full'), is replaced"
 )
 
-# True where layers are passed the configuration's output_attentions; else only hooks have it.
+# True where layers are passed the configuration's output_attentions; else only hooks read it.
 TOLD = "output_attentions" in signature(modeling_big_bird.BigBirdAttention.forward).parameters
 
 

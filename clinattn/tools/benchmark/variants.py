@@ -22,7 +22,7 @@ from .measure import synchronize
 from .workload import Example
 
 MODES = ("train", "infer")
-# Padded lengths are multiples of this: on a GPU, SDPA copies masks with other rows at every call.
+# Padded lengths are multiples of this number: on a GPU, SDPA copies other masks at every call.
 MULTIPLE = 8
 
 
