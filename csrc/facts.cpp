@@ -1,5 +1,5 @@
-// What Python reads of the library beside its ops: C functions, without Python's own interface.
-// Loading the library registers its kernels with torch's dispatcher.
+// The facts of the library that Python reads, beside its ops: C functions, without Python's own
+// interface. Loading the library registers its kernels with torch's dispatcher.
 #include <exception>
 #include <string>
 #include <vector>
@@ -18,7 +18,7 @@ namespace {
 
 thread_local std::string complaint;
 
-// What f returns, or `failed` and a complaint
+// Returns f(), or `failed` with the message kept as the complaint.
 template <class Result, class F>
 Result guarded(const F& f, Result failed) {
   try {
@@ -68,13 +68,13 @@ CLINATTN_EXPORT const char* clinattn_build_info() {
   return info.c_str();
 }
 
-// Usable here, between spaces, best last
+// The sets usable here, between spaces, best last
 CLINATTN_EXPORT const char* clinattn_instruction_sets() {
   static const std::string sets = joined(clinattn::instruction_sets());
   return sets.c_str();
 }
 
-// Those that fail return a null pointer, false, or 0; then this says why.
+// Returns the last failure's message. A function that fails returns a null pointer, false, or 0.
 CLINATTN_EXPORT const char* clinattn_complaint() { return complaint.c_str(); }
 
 CLINATTN_EXPORT const char* clinattn_instruction_set() {

@@ -33,13 +33,13 @@ CLINATTN_SHARED inline int64_t first_where(int64_t lo, int64_t hi, const Test& t
 
 enum class Sight { kNone, kEdge, kFull };
 
-// What a block of queries sees: keys before prefix are seen by all, keys outside `some` and it by
-// none, keys of `all` by all.
+// The keys that a block of queries sees: keys before prefix and keys of `all` are seen by all
+// queries, keys that are neither before prefix nor in `some` by none.
 struct View {
   Span some, all;
   int64_t prefix;
 
-  // Keys of [k0, k1) from the first to the last that some see
+  // Keys of [k0, k1) from the first to the last that some query sees
   CLINATTN_SHARED Span seen(int64_t k0, int64_t k1) const {
     const int64_t last = some.lo < k1 ? max64(some.hi, prefix) : prefix;
     return {k0 < prefix ? k0 : max64(k0, some.lo), min64(k1, last)};
@@ -62,7 +62,7 @@ struct Sequence {
 
   CLINATTN_SHARED Sequence(const AttentionParams& p, int64_t b)
       : index(b), left(p.window_left), right(p.window_right) {
-    // Within the tensors, whatever the values on a device, which nobody has read yet
+    // Clamped to the tensors: values on a device have not been read before.
     const auto rows = [&](const int32_t* ends, int64_t total, int64_t dense, int64_t& first) {
       first = ends ? clamp(ends[b], 0, total) : 0;
       return ends ? clamp(ends[b + 1], first, total) - first : dense;

@@ -25,7 +25,7 @@ struct LinearTask {
   int64_t row0, row1, column0, column1, depth0, depth1;
 };
 
-// What all tasks of one product share.
+// The data that all tasks of one product share.
 struct LinearShared {
   void* packed;     // b of the columns and the depth in work
   int64_t column0;  // its first column

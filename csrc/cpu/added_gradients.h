@@ -16,17 +16,18 @@ class AddedGradientSums {
   AddedGradientSums(const Arguments& a, const AttentionParams& p, int64_t needs);
 
   const AddedSums& sums() const { return sums_; }
-  // Whether sequences share elements, so that they must not be worked on side by side.
+  // True where sequences add to the same mask gradient, and so must not run side by side.
   bool one_by_one() const { return sums_.mask && sums_.mask_strides.batch == 0; }
 
-  // In the types and shapes of the arguments; empty where nobody wants them.
+  // Gradients in the types and shapes of the arguments; empty where not asked for.
   Tensor mask() const;
   Tensor decay() const;
   Tensor slopes() const;
   Tensor relative() const;
 
  private:
-  // Like a tensor (num_seqs or 1, heads or 1, n) <- part(sequence, head), summed in order
+  // Returns part(sequence, head), each (n), summed in order to (num_seqs or 1, heads or 1, n), in
+  // the shape and type of `like`.
   template <class PartOf>
   Tensor reduced(const PartOf& part, int64_t n, bool by_sequence, bool by_head,
                  const Tensor& like) const;

@@ -72,8 +72,8 @@ inline void split_special(__m512 x, Bf16* first, int64_t part_stride) {
   }
 }
 
-// What rows hold: whether all is finite, whether some number is too small for its parts as they
-// were packed, and the largest magnitudes but for NaN, lane by lane.
+// The contents of rows: whether all numbers are finite, whether one is too small for its parts as
+// they were packed, and the largest magnitudes but for NaN, lane by lane.
 struct Contents {
   bool finite = true, small = false;
   __m512 largest = _mm512_setzero_ps();
@@ -120,7 +120,7 @@ __attribute__((always_inline)) inline Contents copy_row(const Lines& to, const B
   return {special == 0, false, _mm512_set1_ps(1)};
 }
 
-// Whether some factor x (n) other than 0 is smaller than kSmall
+// Returns whether some factor x (n) other than 0 is smaller than kSmall.
 inline bool any_small(const float* x, int64_t n, float factor) {
   __mmask16 found = 0;
   for (int64_t d = 0; d < n; d += 16) {
@@ -177,8 +177,8 @@ __attribute__((always_inline)) inline Contents split_row(const Lines& to, const 
 
 constexpr int64_t kTile = 512;  // bf16 elements of a tile: 16 rows of 32
 
-// How much of an amount of work is to be done after each of so many calls, an equal share in each;
-// without a division in each.
+// Divides an amount of work equally among so many calls: next() returns how much is to be done by
+// the end of a call. Only the constructor divides.
 struct Shares {
   int64_t share, sum = 0;
   Shares(int64_t amount, int64_t calls) : share(calls ? (amount << 20) / calls + 1 : 0) {}
@@ -239,8 +239,8 @@ inline __m512 exponential(__m512 x, __m512 scale, __m512 offset, __mmask16 where
   return V::ldexp_or_zero(e, y, y, where);  // by the integer below y
 }
 
-// What weights are multiples of. Of one part they leave room for sums of large v; of more, v itself
-// is packed for that.
+// The unit of weights. Of one part it leaves room for sums of large v; of more parts v itself is
+// packed for that.
 template <int kParts>
 constexpr float kWeightUnit = kParts == 1 ? 0x1p-10f : 1.0f;
 
@@ -259,7 +259,7 @@ inline __m512 weight_of(__m512 x, __m512 scale, __m512 offset) {
   return _mm512_scalef_ps(e, y);
 }
 
-// While one is there, vector instructions give 0 for what would be denormal.
+// While an object of this type exists, vector instructions give 0 for denormal results.
 struct FlushDenormals {
   const unsigned before = _mm_getcsr();
   FlushDenormals() { _mm_setcsr(before | _MM_FLUSH_ZERO_ON); }
@@ -272,8 +272,8 @@ inline __m512 round_down_to_bf16(__m512 x) {
       _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(static_cast<int>(0xffff0000))));
 }
 
-// The next of kParts parts of x, as the upper 16 bits; x keeps what it leaves. Of one part or two
-// it is the nearest bf16 (of two equally near the one away from zero), of three the bits
+// The next of kParts parts of x, as the upper 16 bits; x keeps the rest. Of one part or two the
+// part is the nearest bf16 (of two equally near the one away from zero), of three the bits
 // themselves: three times 8 hold all of them.
 template <int kParts>
 inline __m512 take_part(__m512& x, int part) {

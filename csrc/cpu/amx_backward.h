@@ -358,13 +358,13 @@ struct AmxBackward {
     ++blocks;
   }
 
-  // Which of 16 rows from i are large
+  // Returns which of 16 rows from i are large, a bit each.
   __mmask16 large_rows(int64_t i) const {
     return _mm512_cmp_ps_mask(V::load(large + i), V::zero(), _CMP_NEQ_UQ);
   }
 
-  // s <- natural scores less the normaliser for those lanes of 16 rows from i, which are from half
-  // on in the buffer at hand, and its keys
+  // s <- natural scores less the normaliser, in `lanes` of 16 rows from i, for the keys of the
+  // buffer at hand. The rows begin at `half` there.
   void take_off_normaliser(int64_t i, int64_t half, int64_t keys, __mmask16 lanes, float natural) {
     for (int64_t key = 0; key < keys; ++key) {
       float* at = s + in_block(key, half);

@@ -14,7 +14,7 @@ struct AmxFactors {
   float largest_q = 0, largest_do = 0;
   int64_t terms = 0;  // of a sum over queries or keys
 
-  // What sums of such rows are multiples of: 1 / scores(), ds() and so on. dk is as dq.
+  // The factors that sums of such rows carry: 1 / scores(), ds() and so on. dk is as dq.
   float scores() const { return 1 / (raised * raised); }
   float ds() const { return raised * gradient; }
   float dq() const { return raised * raised * gradient; }
@@ -32,7 +32,7 @@ struct AmxFactors {
     return x;
   }
 
-  // Whether scores, ds, dv, dk or dq might overflow, with these largest magnitudes of k and v
+  // Returns whether scores, ds, dv, dk or dq may overflow with these largest magnitudes of k and v.
   bool outgrown(double largest_k, double largest_v, int64_t width) const {
     if (raised == 1) return false;
     const double most = 0x1p126, n = static_cast<double>(terms), d = static_cast<double>(width);

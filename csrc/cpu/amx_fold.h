@@ -125,8 +125,8 @@ class AmxFold {
     if (piece >= e.o_width) credit = 0;
   }
 
-  // What is done beside products: sums of the piece before are added, and scores of the block at
-  // hand become weights.
+  // The work beside products: adds sums of the piece before, and turns scores of the block at hand
+  // into weights.
   struct Work {
     AmxFold& f;
     const int64_t first;
@@ -208,8 +208,8 @@ class AmxFold {
     done = 0;
   }
 
-  // Whether weights of a query add up to more than 1024: its scores are past the reference. It
-  // seldom happens, and no sum comes near an overflow.
+  // Returns the queries whose weights add up to more than 1024: their scores are past the
+  // reference. Such queries are rare, and no sum comes near an overflow.
   static constexpr float kUnit = kWeightUnit<kParts>, kGrown = 1024 * kUnit;
   static __mmask16 grown(const Queries& q, int64_t i) {
     return _mm512_mask_cmp_ps_mask(q.there[i], q.l[i], V::set1(kGrown), _CMP_NLE_UQ);
@@ -264,8 +264,8 @@ class AmxFold {
       scale_weights(weighed.p, i, weighed.first, weighed.last + 1, factor);
   }
 
-  // Of those lanes that are large rows now: top <- the natural maximum, here that of the block, and
-  // scores <- natural ones less top. Returns the growth of lanes.
+  // In those lanes that are large rows now: top <- the natural maximum, and scores <- natural ones
+  // less top. here: the maximum of the block. Returns the growth of lanes.
   __m512 take_off_large(Queries& q, int64_t i, const Step& step, __mmask16 lanes, __mmask16 was,
                         __m512 here, __m512 m_old, __m512 growth) {
     const __m512 top_old = q.top[i];
@@ -299,7 +299,7 @@ class AmxFold {
         }
   }
 
-  // Those of keys from `key` on, an even one
+  // Clears the weights of keys from `key` on, an even number.
   void clear_weights(int64_t block, int64_t key) {
     for (int64_t part = 0; part < kParts; ++part)
       for (int64_t i = 0; i < group.queries->halves; ++i)

@@ -155,9 +155,9 @@ struct AmxForward {
   const Packing& packing_of_queries(int64_t r) const { return of_queries[r / kRows]; }
   const Packing& packing_of_keys(int64_t j) const { return of_keys[j / kKeys]; }
 
-  // Whether v, as it is packed, could overflow in the sums of a long row
+  // Returns whether v, as it is packed, could overflow in the sums of a long row.
   bool outgrown() const { return raised == kRaisedValues && !(values.size() < 0x1p56f); }
-  // From here on v is packed as a large one. o: what rows queries have summed so far
+  // Packs v as a large one from here on. o: the sums of `rows` queries so far, which are scaled.
   void lower(float* o, int64_t rows) {
     for (int64_t i = 0; i < rows * o_width; i += 16)
       V::store(o + i, V::mul(V::load(o + i), V::set1(kLoweredValues / raised)));
@@ -191,7 +191,7 @@ struct AmxForward {
     }
     return out + r % 16 * width;
   }
-  // What o is to be divided by, of a row whose weights sum to l
+  // Returns the divisor of o in row r, whose weights sum to l.
   float normaliser(const float* o, int64_t r, float l) const {
     if (kParts > 1) return l * raised;
     return o[r / kRows * kRows * o_width + width * 32 + r % kRows / 16 * 256 + r % 16];

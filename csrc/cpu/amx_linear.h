@@ -1,7 +1,7 @@
 // Products of fp32 matrices on AMX tiles: each number as the sum of three bf16 parts, which hold
 // all its 24 bits, and sums in fp32. Rows of both operands are multiplied by powers of two before
 // they are split, and products are multiplied back: digits of small numbers would be lost in tiles.
-// What an element is does not depend on the rows beside it.
+// The bits of an element do not depend on the rows beside it.
 #pragma once
 
 #include "../linear.h"
@@ -43,7 +43,7 @@ struct AmxLinear {
     return reinterpret_cast<const float*>(at + parts_of(depth));
   }
 
-  // powers <- those of 16 rows whose largest magnitudes they are; whether all are the usual ones
+  // powers <- the powers of 16 rows with these largest magnitudes. Returns whether all are kUsual.
   static bool choose(float* powers) {
     const __m512 sizes = _mm512_loadu_ps(powers);
     const __mmask16 large = _mm512_cmp_ps_mask(sizes, _mm512_set1_ps(kLarge), _CMP_NLT_UQ);
@@ -53,8 +53,8 @@ struct AmxLinear {
     return large == 0;
   }
 
-  // to <- 2^-power x (n). What becomes less than 2^-126 stays as large as that, for its sign:
-  // infinity times 0 would be NaN.
+  // to <- 2^-power x (n). A result less than 2^-126 becomes 2^-126 with its sign: infinity times 0
+  // would be NaN.
   static void scale(const float* x, int64_t n, float power, float* to) {
     const __m512 least = _mm512_set1_ps(0x1p-126f);
     for (int64_t d = 0; d < n; d += 16) {
@@ -156,17 +156,17 @@ struct AmxLinear {
             void* scratch)
       : p(p), shared(shared), task(task), rows(static_cast<Bf16*>(scratch)) {}
 
-  // 32 rows of what was packed
+  // 32 rows of a packed operand
   Operand operand(const Bf16* at, int64_t row, bool two) const {
     return {at + row / 16 * sixteen(depth), sixteen(depth), steps(depth) * kTile, kTile, two};
   }
 
-  // The powers of 16 of its rows
+  // The powers of 16 rows of an operand
   __m512 powers_of(const Operand& x, int64_t half) const {
     return _mm512_loadu_ps(powers(x.at + half * x.other, depth));
   }
 
-  // Whether some of its rows have a power that compares so with this one
+  // Returns whether some row of x has a power in the relation kCompare to `power`.
   template <int kCompare>
   bool any_power(const Operand& x, float power) const {
     const __m512 y = _mm512_set1_ps(power);
@@ -317,10 +317,10 @@ struct AmxLinear {
     }
   };
 
-  // Whether tiles can have taken digits that count for 0, of a row of two that was not raised:
-  // numbers there may be 2^150 times as large as others. Where all products are large enough they
-  // are whole; where the sum is, what was lost, at most 1024 times 2^4 numbers below 2^-126 times
-  // 2^56, is less than a unit of it.
+  // Finds sums that may lack digits because tiles took these for 0, of two rows of which one was
+  // not raised: numbers in such a row may be 2^150 times as large as others. Where all products are
+  // large enough they are whole. Where the sum is, its loss, at most 1024 times 2^4 numbers below
+  // 2^-126 times 2^56, is less than a unit of the sum.
   struct Digits {
     static constexpr float kSure = 0x1p-32f, kWhole = 0x1p-98f;
     const AmxLinear& task;

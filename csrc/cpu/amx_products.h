@@ -34,8 +34,8 @@ struct AllProducts<2> {
                        kB[] = {1, 0, 0, 1};
 };
 
-// Two neighbouring tiles of an operand, other elements apart, and how many elements on the next
-// part and the next step of k lie. Where the second holds nothing that is wanted, two is false.
+// Two neighbouring tiles of an operand, `other` elements apart, and the elements from one part and
+// one step of k to the next. two: whether the second tile is needed.
 struct Operand {
   const Bf16* at;
   int64_t other, part, step;
@@ -99,7 +99,7 @@ struct TileProducts {
     }
   }
 
-  // How often multiply calls work.
+  // Returns how often multiply calls work.
   template <class P = Products<kParts>>
   static int64_t calls(int64_t steps) {
     return P::kCount * steps;
@@ -115,7 +115,7 @@ struct TileProducts {
   }
 
  private:
-  // Where kTwo, both operands have two tiles: no question of it in between.
+  // Where kTwo, both operands have two tiles, so that no branch is needed in between.
   template <class P, bool kTwo, bool kAdd, bool kStream, class Work>
   __attribute__((always_inline)) void all_steps(const Operand& a, const Operand& b, int64_t steps,
                                                 float* c, Work& work) {

@@ -6,8 +6,8 @@
 
 namespace {
 
-// What the queries of a tile know: their reference points, and of the group of blocks at hand the
-// sums of weights.
+// The state of the queries of a tile: their reference points, and the sums of weights of the group
+// of blocks at hand.
 template <class Hide>
 struct AmxQueries {
   using V = Avx512;

@@ -83,8 +83,8 @@ struct Backward {
     return (row - seq.k_begin % kRows + kRows) / kRows;
   }
 
-  // Which of the tiles that queries [i0, i1) see a tile is, and how many there are: those of the
-  // prefix, then those of the interval.
+  // The place of a tile among the tiles that queries [i0, i1) see, and the number of these tiles:
+  // those of the prefix, then those of the interval.
   struct Turn {
     int64_t index, count;
     Turn(const Sequence& seq, int64_t i0, int64_t i1, int64_t tile) {
@@ -167,7 +167,7 @@ struct Backward {
   static int64_t largest_at(const AttentionParams& p, int64_t seq, int64_t kv_head) {
     return 2 * (seq * p.kv_heads + kv_head);
   }
-  // to <- the larger of it and all lanes of x >= 0, whose bits are in the order of the numbers
+  // to <- the largest of `to` and all lanes of x >= 0, whose bits are in the order of the numbers
   static void raise_to(std::atomic<uint32_t>& to, typename V::F x) {
     T lanes[V::kWidth];
     V::store(lanes, x);
@@ -254,7 +254,7 @@ struct Backward {
     if (p.dropout_threshold) Dropout(p, seq.index, head).rows<V>(i0, n, draws);
   }
 
-  // What NoExtras says that a plain call has not
+  // The extras of a call that is not plain (see NoExtras)
   struct Extras {
     Backward& b;
     const Sequence& seq;

@@ -1,5 +1,5 @@
-// What the algorithm asks of a vector type, and of an engine: products and exponentials of one
-// pass, with tiles of its own size.
+// The requirements of the algorithm on a vector type, and on an engine: products and exponentials
+// of one pass, with tiles of its own size.
 #pragma once
 
 #include <stdint.h>

@@ -7,8 +7,8 @@
 
 namespace {
 
-// Whether a cover leaves natural scores. Where the scale is 0, the -inf of a hidden one would make
-// NaN of it.
+// Returns whether a cover leaves natural scores. A scale of 0 calls for them, too: times 0 the -inf
+// of a hidden score would be NaN.
 inline bool makes_natural(const AttentionParams& p, bool masked) {
   return has_terms(p) || (masked && p.mask.dtype != DType::kBool) || p.scale == 0;
 }
@@ -81,7 +81,7 @@ struct RowCover {
 };
 
 // The same where a vector of scores belongs to one key and kWidth queries: engine.column(i, j).
-// Those past the last query are of no account.
+// Queries past the last one are of no account.
 template <class E>
 struct ColumnCover {
   using V = typename E::V;

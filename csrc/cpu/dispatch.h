@@ -1,5 +1,5 @@
-// Which instruction set is in force: the best that is compiled in and that this machine runs,
-// unless CLINATTN_CPU_ISA or set_instruction_set names another.
+// The instruction set in force: the best that is compiled in and that this machine runs, unless
+// CLINATTN_CPU_ISA or set_instruction_set names another.
 #pragma once
 
 #include <string>
@@ -13,7 +13,7 @@ std::vector<std::string> instruction_sets();        // usable here, best last
 const char* instruction_set();                      // in force
 void set_instruction_set(const std::string& name);  // "" is automatic; throws std::invalid_argument
 
-// What torch.set_float32_matmul_precision allows in fp32
+// The precision that torch.set_float32_matmul_precision allows in fp32
 enum class Precision { kHighest, kHigh, kMedium };
 
 const CpuKernels& cpu_kernels(DType dtype, Precision precision = Precision::kHighest);

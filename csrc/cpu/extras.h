@@ -2,8 +2,8 @@
 
 namespace {
 
-// What a plain call has of dropout, a softcap and gradients of what is added to scores. Kernels are
-// compiled for it apart, so that they cost such a call nothing.
+// The extras of a plain call: no dropout, no softcap, no gradients of what is added to scores.
+// Kernels are compiled apart for such a call, so that these features cost it nothing.
 struct NoExtras {
   static constexpr bool kAny = false, dropout = false, softcap = false, added = false;
   static constexpr float kept_scale = 1;

@@ -166,13 +166,13 @@ struct Forward {
     Forward* f;
     const Sequence* seq;
     int64_t head, i0, n, k0, row;
-    // Also puts terms and the mask in; says whether it has made the scores natural.
+    // Also puts terms and the mask in; returns whether the scores are natural ones now.
     bool operator()(const Step& step) const {
       const typename E::Cover cover{f->p, *seq, f->engine,    f->mask_row, head,
                                     i0,   n,    k0 + step.at, step.begin,  step.end};
       return cover.hide(step.keys, f->units().natural, step.masked);
     }
-    // What dropout keeps of a step
+    // Draws the pairs of a step that dropout keeps.
     void draw(const Step& step) const {
       f->engine.kept.draw(Dropout(f->p, seq->index, head), f->draws.at(row), n, k0 + step.at,
                           step.begin, step.end);

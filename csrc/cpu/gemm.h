@@ -6,7 +6,7 @@
 
 namespace {
 
-// What becomes of a finished sum: C <- sum, C + sum or C alpha + sum.
+// The update of C by a finished sum: C <- sum, C + sum or C alpha + sum.
 enum class Update { kSet, kAdd, kScaleAdd };
 
 template <class V, Update kUpdate>

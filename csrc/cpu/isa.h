@@ -1,4 +1,4 @@
-// What an instruction-set unit offers to the torch side, and which of them this machine can run.
+// The tasks and kernels that an instruction-set unit offers to the torch side.
 #pragma once
 
 #include <atomic>
@@ -22,8 +22,8 @@ struct BackwardTask {
   int64_t seq, kv_head, tile;
 };
 
-// Where backward tasks sum gradients of what was added to scores; each head of a sequence has sums
-// of its own. An index into them is -1 where nobody wants them.
+// The memory in which backward tasks sum gradients of what was added to scores; each head of a
+// sequence has sums of its own. The index of sums that are not asked for is -1.
 struct AddedSums {
   bool wanted = false;
   double* heads = nullptr;          // from starts[sequence] on (heads, the sequence's length)
@@ -41,7 +41,7 @@ struct AddedSums {
   Strides mask_strides;
 };
 
-// What the backward tasks of one call share. Rows are laid out as lse is, dq_acc as dq is.
+// The data that the backward tasks of one call share. Rows are laid out as lse is, dq_acc as dq is.
 struct BackwardShared {
   // The normaliser in base 2, of a large row (normaliser.h) the natural one; +inf where a query
   // sees nothing
@@ -66,7 +66,7 @@ struct CpuKernels {
   int64_t vector;                                    // dq_acc rows are padded to a multiple of this
   int64_t (*forward_chunk)(const AttentionParams&);  // query rows of a forward task
   size_t (*forward_scratch)(const AttentionParams&);  // bytes, 64-byte aligned
-  // So many tasks, one after another
+  // Runs `count` tasks, one after another.
   void (*forward)(const AttentionParams&, const ForwardTask*, int64_t count, void* scratch);
   size_t (*backward_scratch)(const AttentionParams&, const BackwardShared&);
   void (*backward_prepare)(const AttentionParams&, const BackwardShared&, int64_t seq, int64_t head,

@@ -1,7 +1,7 @@
-// The softmax normaliser as two numbers: m + log2 l in base 2 while scores are exponentiated,
-// natural for everyone else. The second holds what rounding took from the first: of a score of 1e4
-// in fp32 one alone would keep 3 digits behind the point, and every gradient would be off by so
-// much. Of a large row (large.h) both stay natural.
+// The softmax normaliser as two numbers: m + log2 l in base 2 while scores are exponentiated, a
+// natural logarithm elsewhere. The second holds what rounding took from the first: of a score of
+// 1e4 in fp32 the first alone would keep 3 digits behind the point, and every gradient would be off
+// by so much. Of a large row (large.h) both stay natural.
 #pragma once
 
 #include <string.h>
@@ -18,23 +18,23 @@ struct TwoPart {
   T high, low;
 };
 
-// What takes scores to base 2, and to natural ones
+// The factors that take scores to base 2, and to natural ones
 template <class T>
 struct Units {
   T base2, natural;
 
-  // Of q.k
+  // The factors for scores q.k
   static Units of(const AttentionParams& p) {
     const double scale = __builtin_fabs(p.scale);
     return {static_cast<T>(scale * kLog2e), static_cast<T>(scale)};
   }
-  // Where scores are multiples of unit
+  // The factors for scores that are multiples of unit
   Units times(T unit) const { return {base2 * unit, natural * unit}; }
   static Units of_natural() { return {static_cast<T>(kLog2e), 1}; }
 };
 
-// 2^growth is what weights of a row are to be multiplied with when its maximum, the reference point
-// of them, moves; of a large row the natural maximum is the reference point.
+// Returns the power of 2 to multiply the weights of a row with when its maximum, their reference
+// point, moves. Of a large row the natural maximum is the reference point.
 template <class T>
 inline T growth(T m_old, T top_old, T m_new, T top_new) {
   using Wide = std::conditional_t<sizeof(T) == 8, long double, double>;

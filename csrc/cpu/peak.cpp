@@ -1,4 +1,4 @@
-// What the register loop of a type's kernels reaches on all of torch's threads.
+// The FLOP/s that the register loop of a type's kernels reaches on all of torch's threads.
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>

@@ -1,6 +1,6 @@
-// Which pairs dropout keeps: Philox4x32 with 7 rounds (Salmon et al., Parallel random numbers: as
-// easy as 1, 2, 3, 2011), for a vector of queries and 16 keys at a time. A pair's fate depends on
-// (seed, sequence, head, query, key) alone.
+// The pairs that dropout keeps: Philox4x32 with 7 rounds (Salmon et al., Parallel random numbers:
+// as easy as 1, 2, 3, 2011), for a vector of queries and 16 keys at a time. A pair's fate depends
+// on (seed, sequence, head, query, key) alone.
 //
 // The counter is (key / 16, query, head, sequence). Its first two rounds multiply words that depend
 // on the query or on the keys alone: those products are formed once for a row or a column of
@@ -19,15 +19,16 @@ inline uint32_t high_word(uint32_t a, uint32_t b) {
   return static_cast<uint32_t>(static_cast<uint64_t>(a) * b >> 32);
 }
 
-// What the blocks of queries [i, i + n) take from their rows: words of the second round's product,
-// four copies of the least byte that is kept, and what bytes are masked with before: of 256, which
-// no byte reaches, the least is 255 and the lowest bit is taken away.
+// The words of queries [i, i + n), which all blocks of keys share: both halves of the second
+// round's product, four copies of the least byte that is kept, and the mask of bytes before they
+// are compared. The least byte 256, which no byte reaches, is stored as 255, and its mask clears
+// the lowest bit.
 struct DrawRows {
   uint32_t *high, *low, *least, *mask;
   DrawRows at(int64_t i) const { return {high + i, low + i, least + i, mask + i}; }
 };
 
-// What they take from 16 keys
+// The words of 16 keys, which all queries share
 struct DrawColumn {
   uint32_t c2, c0, next2, next3;
 };
@@ -109,7 +110,7 @@ struct Dropout {
   }
 };
 
-// What is kept is multiplied by it; 0 where nothing is.
+// Returns the factor on pairs that are kept; 0 where none is.
 inline double kept_scale(const AttentionParams& p) {
   const double kept = 1 - p.dropout_threshold / 0x1p24;
   return kept > 0 ? 1 / kept : 0;

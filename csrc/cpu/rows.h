@@ -194,8 +194,8 @@ inline void load_mask(T* dst, const Mask& m, int64_t seq, int64_t head, int64_t 
   }
 }
 
-// What the mask leaves of keys [k0, k0 + keys) for one head: a mask that is the same for all
-// queries may hide or show them all. buffer holds keys elements.
+// Returns how much the mask shows of keys [k0, k0 + keys) for one head: a mask that is the same for
+// all queries may hide or show all of these keys. buffer holds keys elements.
 template <class T>
 inline Sight mask_sight(const AttentionParams& p, const Sequence& seq, int64_t head, int64_t k0,
                         int64_t keys, T* buffer) {
@@ -210,8 +210,8 @@ inline Sight mask_sight(const AttentionParams& p, const Sequence& seq, int64_t h
   return !any ? Sight::kNone : all ? Sight::kFull : Sight::kEdge;
 }
 
-// Whether a mask that is the same for all queries shows the key to some head of the group. A key
-// that it does not is padding: its k and v are packed as zeros.
+// Returns whether a mask that is the same for all queries shows the key to some head of the group.
+// A key that such a mask hides is padding: its k and v are packed as zeros.
 inline bool seen_by_group(const AttentionParams& p, const Sequence& seq, int64_t kv_head,
                           int64_t key) {
   if (!p.mask.ptr || p.mask.row != 0) return true;

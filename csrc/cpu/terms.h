@@ -1,5 +1,5 @@
-// What becomes of a block of scores before the softmax: a softcap, and the terms added for
-// distances and for times.
+// The changes of a block of scores before the softmax: a softcap, and the terms added for distances
+// and for times.
 #pragma once
 
 #include "../relative.h"
@@ -30,7 +30,7 @@ inline typename V::F tanh(typename V::F x) {
   }
 }
 
-// How far queries [i0, i0 + n) and keys [k0 + begin, k0 + end) are apart. A vector belongs to one
+// Distances between queries [i0, i0 + n) and keys [k0 + begin, k0 + end). A vector belongs to one
 // query and neighbouring keys where kAlongKeys, else to one key and neighbouring queries.
 template <class V, bool kAlongKeys, int64_t kRows, int64_t kKeys>
 struct Distances {
@@ -70,7 +70,7 @@ struct Distances {
     return kAlongKeys ? j - begin + n - 1 - i : i + end - 1 - j;
   }
   int64_t diagonals() const { return n + end - begin + V::kWidth; }
-  // How far the key of a diagonal is ahead
+  // Returns how far the key of a diagonal is ahead.
   int64_t ahead_of(int64_t diagonal) const {
     return ahead + (kAlongKeys ? diagonal + begin - (n - 1) : end - 1 - diagonal);
   }

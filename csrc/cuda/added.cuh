@@ -106,19 +106,19 @@ struct ScoreGradients {
   }
 };
 
-// dmask: a block has a tile of it and goes through all pairs that share its elements.
+// dmask: a block has one tile of the gradient and goes through all pairs that share its elements.
 template <class T, int kDim, bool kTuring>
 struct MaskGradient {
   using Base = ScoreGradients<T, kDim, kTuring>;
   static constexpr int kRows = Base::kRows, kThreads = Base::kThreads;
 
-  // The tiles of a side of the mask, or the one that pairs of all tiles share
+  // The number of tiles of a side of the mask; 1 where pairs of all tiles share the side
   CLINATTN_SHARED static int64_t tiles(int64_t size) { return ceil_div(size, kRows); }
   CLINATTN_SHARED static int64_t blocks(const CudaScratch& to) {
     return to.mask_batch * to.mask_heads * tiles(to.mask_queries) * tiles(to.mask_keys);
   }
 
-  // What a block goes through of a side: its own part, or all n where it is shared
+  // The range of a side that a block goes through: its own part, or all n where the side is shared
   struct Range {
     int64_t begin, end;
     CLINATTN_DEVICE Range(int64_t own, int64_t size, int64_t n)
@@ -171,7 +171,7 @@ struct RelativeGradient {
     return ceil_div(min64(p.relative_reach, max64(p.max_q, p.max_k)), kRows);
   }
   CLINATTN_SHARED static int64_t diagonals(const AttentionParams& p) { return 2 * reach(p) + 1; }
-  // Sums that sequences share by turns: a few copies of the table, however many there are
+  // The copies of the table, at most 16, that sequences add to by turns
   CLINATTN_SHARED static int64_t shares(const AttentionParams& p) { return min64(p.num_seqs, 16); }
   CLINATTN_SHARED static int64_t near_blocks(const AttentionParams& p) {
     return shares(p) * p.heads * diagonals(p);

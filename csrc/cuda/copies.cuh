@@ -44,7 +44,7 @@ struct Rows {
   }
 };
 
-// How the tiles of a stream come: kAsync straight to the other of two places while one is in use,
+// The copying of a stream's tiles: kAsync straight to the other of two places while one is in use,
 // kStaged by registers while the one place is in use, kLate after its use, where registers are few.
 enum class Copies { kAsync, kStaged, kLate };
 

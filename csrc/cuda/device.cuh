@@ -21,8 +21,8 @@ namespace clinattn {
 using half = __half;
 using bfloat16 = __nv_bfloat16;
 
-// Whether this compilation is for cards that run a kernel: those below 8.0, which have neither
-// asynchronous copies nor bf16 products, or the others.
+// Returns whether this compilation is for cards that run a kernel: cards below 8.0, which have
+// neither asynchronous copies nor bf16 products, or the others.
 __host__ __device__ constexpr bool is_compiled(bool turing) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
   return turing;
@@ -54,8 +54,8 @@ CLINATTN_DEVICE T shuffle_xor(T x, int mask) {
 
 CLINATTN_DEVICE bool any_in_warp(bool x) { return __any_sync(0xffffffff, x); }
 
-// x, but the compiler does not know: it then computes what follows from x anew in every turn of a
-// loop, in place of keeping it all in registers.
+// Returns x with its origin hidden from the compiler: values that follow from x are then computed
+// anew in every turn of a loop, in place of being kept in registers.
 CLINATTN_DEVICE int opaque(int x) {
   asm volatile("" : "+r"(x));
   return x;

@@ -19,7 +19,7 @@ struct Dkdv {
   using Queries = Stream<T, kQueries, kDim, kThreads, copies(sizeof(T), kDim, kTuring)>;
   using Draws = Kept<kQueries, kWarpRows>;
 
-  // What belongs to a tile of queries, besides q and do
+  // The values of a tile of queries, besides q and do
   struct Stats {
     float lse[kQueries], lse_low[kQueries], delta[kQueries];
     int lo[kQueries], hi[kQueries], prefix[kQueries];  // where some query does not see some key
@@ -29,9 +29,9 @@ struct Dkdv {
     bool edge;
   };
 
-  // What all threads know of a tile of keys, in shared memory. Tiles of queries are cut where the
-  // first key is, so that a left-padded sequence is cut as it is alone: those of the prefix, then
-  // those of the interval.
+  // A tile of keys in shared memory, for all threads. Tiles of queries are cut where the first key
+  // is, so that a left-padded sequence is cut as it is alone: those of the prefix, then those of
+  // the interval.
   struct KeyTile {
     Sequence seq;
     int64_t kv_head, head, k0, origin;  // head: the first of the group
@@ -62,7 +62,7 @@ struct Dkdv {
       return origin + static_cast<int64_t>(tile < prefix ? tile : first + tile - prefix) * kQueries;
     }
     CLINATTN_DEVICE int64_t head_of(int nth) const { return head + nth / count; }
-    // Where the numbers of the queries of the nth tile begin in lse and delta
+    // The index in lse and delta of the first query of the nth tile
     CLINATTN_DEVICE int64_t stat(const AttentionParams& p, int nth) const {
       const int64_t batch = p.cu_seqlens_q ? 0 : seq.index;
       return stat_at(p, batch, head_of(nth), seq.q_row0, query(nth));

@@ -1,11 +1,11 @@
-// What the .cu files offer: one attention call on a stream of the current device. No torch.
+// The functions of the .cu files: one attention call on a stream of the current device. No torch.
 #pragma once
 
 #include "../attention.h"
 
 namespace clinattn {
 
-// Memory of the backward pass, fp32; what is null is not asked for.
+// Memory of the backward pass, fp32; null for sums that are not asked for.
 struct CudaScratch {
   float *lse2, *lse2_low, *delta;             // laid out like lse; prepare.cuh says what they are
   float *decay = nullptr, *slopes = nullptr;  // partial sums, by head and tile of dq
@@ -14,9 +14,9 @@ struct CudaScratch {
   float *near_sums = nullptr, *far_sums = nullptr;  // partial sums of relative biases
 };
 
-// How large the partial sums are. A tile of dq has `rows` queries; tiles of a head are neighbours.
+// The sizes of the partial sums. A tile of dq has `rows` queries; tiles of a head are neighbours.
 // near_sums: (shares, heads, diagonals, 2 tile); far_sums: (far_blocks, 2). added.cuh says what
-// they hold.
+// near_sums and far_sums hold.
 struct CudaSizes {
   int64_t rows, blocks, tile, diagonals, shares, far_blocks;
 };

@@ -23,13 +23,14 @@ CLINATTN_SHARED constexpr int fragment_column(int lane, int element) {
 struct Place {
   int row, column;
 };
-// Those of an operand a: a (16, 16) block of rows of the left factor
+// The place for an operand a: a (16, 16) block of rows of the left factor
 CLINATTN_SHARED constexpr Place left_operand(int lane) { return {lane % 16, lane / 16 * 8}; }
-// Two operands b, for 16 columns: a (16, 16) block of rows of the right factor, transposed
+// The place for two operands b, of 16 columns: a (16, 16) block of rows of the right factor,
+// transposed
 CLINATTN_SHARED constexpr Place right_operand(int lane) {
   return {lane % 8 + lane / 16 * 8, lane / 8 % 2 * 8};
 }
-// The same of a right factor as it is, for load_transposed
+// The same for a right factor as it is, for load_transposed
 CLINATTN_SHARED constexpr Place right_operand_transposed(int lane) {
   return {lane % 16, lane / 16 * 8};
 }
@@ -54,8 +55,8 @@ struct Tile {
   }
 };
 
-// What a block of the grid works on. Sequence num_seqs are the rows behind the last one. A tile
-// below 0 comes of cu_seqlens that fall, and is none.
+// The work of a block of the grid. Sequence num_seqs stands for the rows behind the last sequence.
+// A tile below 0 comes of cu_seqlens that fall, and has no work.
 struct Work {
   int64_t sequence, head, tile;
 };
@@ -78,7 +79,7 @@ struct Schedule {
 
   CLINATTN_SHARED int64_t blocks() const { return slots * heads * (cu_seqlens ? 1 : num_seqs); }
 
-  // Heads and their slots in rising order
+  // The place of a block among heads and their slots in rising order
   CLINATTN_SHARED int64_t place(int64_t block) const {
     return last_first ? block / slots * slots + slots - 1 - block % slots : block;
   }

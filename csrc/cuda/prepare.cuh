@@ -1,5 +1,5 @@
-// What the backward kernels need of each query: its normaliser, in base 2 or, where scores are
-// natural ones, natural; +inf where it sees no key; and delta = o.do - dlse. One warp a row.
+// The values of each query for the backward kernels: its normaliser, in base 2 or, where scores are
+// natural ones, natural; +inf where the query sees no key; and delta = o.do - dlse. One warp a row.
 #pragma once
 
 #include "kernels.h"

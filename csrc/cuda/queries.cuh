@@ -36,8 +36,7 @@ struct KeyTiles {
   }
 };
 
-// What all threads of a block know of a tile of queries. It lies in shared memory: registers are
-// for sums.
+// A tile of queries in shared memory, for all threads of a block: registers are for sums.
 template <class T>
 struct QueryTile {
   Sequence seq;
@@ -58,7 +57,7 @@ struct QueryTile {
         scores(p, seq, head),
         tiles(seq, view, keys) {}
 
-  // In tensors; packed ones have one
+  // The batch index in tensors; packed tensors have one batch
   CLINATTN_DEVICE int64_t batch(const AttentionParams& p) const {
     return p.cu_seqlens_q ? 0 : seq.index;
   }
@@ -84,8 +83,8 @@ CLINATTN_SHARED inline Schedule query_schedule(const AttentionParams& p, int row
   return {p.num_seqs, p.heads, p.cu_seqlens_q, p.max_q, p.total_q, rows, p.window_right >= 0};
 }
 
-// What a block does with its tile of queries: some(sequence, head, i0, i1) where queries [i0, i1)
-// may see keys, else nothing(batch, head, first, last), in rows of the tensor.
+// Runs a block on its tile of queries: some(sequence, head, i0, i1) where queries [i0, i1) may see
+// keys, else nothing(batch, head, first, last), in rows of the tensor.
 template <int kRows, class Some, class Nothing>
 CLINATTN_DEVICE void with_queries(const AttentionParams& p, const Some& some,
                                   const Nothing& nothing) {
@@ -112,8 +111,8 @@ CLINATTN_DEVICE void draw_least(const AttentionParams& p, const Sequence& seq, i
     least[row] = static_cast<uint16_t>(dropout.least(static_cast<uint32_t>(first_query + row)));
 }
 
-// Which keys of a tile some query of a block sees, where only the scores tell: a flag for each warp
-// and key. Keys that none sees may hold anything, so their rows are then filled with 0.
+// Flags, by warp and key, of the keys of a tile that some query of a block sees, where only the
+// scores tell. Keys that no query sees may hold anything, so their rows are then filled with 0.
 template <int kKeys, int kThreads>
 struct SeenKeys {
   static constexpr int kWarps = kThreads / kWarp, kBytes = kWarps * kKeys;

@@ -52,8 +52,8 @@ struct Scores {
            (p.mask.ptr && (p.mask.row != 0 || p.mask.dtype != DType::kBool));
   }
 
-  // What makes natural scores, and scores in base 2, of what operator() gives, or of q.k where it
-  // has no part
+  // The factors that make natural scores, and scores in base 2: of natural ones where by_pair, else
+  // of q.k.
   CLINATTN_DEVICE float natural() const { return by_pair ? 1 : scale; }
   CLINATTN_DEVICE float base2(const AttentionParams& p) const {
     return static_cast<float>(by_pair ? kLog2e : p.scale * kLog2e);
@@ -62,7 +62,7 @@ struct Scores {
   static CLINATTN_DEVICE int64_t mask_size(const AttentionParams& p) {
     return p.mask.dtype == DType::kBool ? 1 : p.mask.dtype == DType::kFloat32 ? 4 : 2;
   }
-  // What the mask adds, -inf where it hides
+  // Returns what the mask adds to the score of a pair, -inf where the mask hides it.
   CLINATTN_DEVICE float mask_at(const AttentionParams& p, int64_t i, int64_t j) const {
     const char* at = mask + (i * p.mask.row + j * p.mask.key) * mask_size(p);
     switch (p.mask.dtype) {
@@ -76,11 +76,11 @@ struct Scores {
         return to_float(*reinterpret_cast<const bfloat16*>(at));
     }
   }
-  // Whether a mask that is the same for all queries hides a key
+  // Returns whether a mask that is the same for all queries hides a key.
   CLINATTN_DEVICE bool hides_key(const AttentionParams& p, int64_t j) const {
     return mask && p.mask.row == 0 && mask_at(p, 0, j) == -kInfinity;
   }
-  // Whether keys that no query of a tile sees are known only with the scores
+  // Returns whether keys that no query of a tile sees are known only with the scores.
   CLINATTN_DEVICE bool hides_pairs(const AttentionParams& p) const {
     return mask && p.mask.row != 0;
   }
@@ -112,7 +112,7 @@ struct Scores {
     return x;
   }
 
-  // What the derivative d of a score adds to those of decay and slope
+  // Adds the share of the derivative d of a score to the derivatives of decay and slope.
   CLINATTN_DEVICE void add_distances(const Sequence& seq, float d, int64_t i, int64_t j,
                                      float& of_decay, float& of_slope) const {
     if (times) of_decay = fmaf(-d, fabsf(times[i] - times[j]), of_decay);
@@ -135,14 +135,13 @@ struct Visible {
   }
 };
 
-// Whether weights of a row are formed of natural scores, from which the maximum or the normaliser
-// is taken off before they go to base 2: where scores are formed pair by pair anyway, and of large
-// rows.
+// Returns whether weights of a row are formed of natural scores, less the maximum or the normaliser
+// before they go to base 2: where scores are formed pair by pair anyway, and in large rows.
 CLINATTN_DEVICE bool are_whole(const Scores& scores, float m2) {
   return scores.by_pair || is_large(m2);
 }
 
-// 2^it is what weights of a row are to be multiplied with when its maximum grows from m_old to m.
+// Returns the power of 2 that multiplies a row's weights when its maximum grows from m_old to m.
 CLINATTN_DEVICE float growth(const Scores& scores, float scale2, float m_old, float m) {
   const auto reference = [&](float x) {
     const float x2 = x * scale2;
@@ -174,15 +173,15 @@ CLINATTN_DEVICE TwoPart base2(float high, float low) {
   return {y, isinf(y) ? 0 : static_cast<float>(x - y)};
 }
 
-// Rows from whose products q.k the normaliser is taken off before all others are scaled: large
-// ones, and of 16 bits those whose second part counts.
+// The rows whose normaliser is taken off q.k before all other rows are scaled: large rows
+// (kNatural), and rows of 16 bits whose second part counts (kBase2).
 enum class Apart : uint8_t { kNo, kNatural, kBase2 };
 template <class T>
 CLINATTN_DEVICE Apart is_apart(float lse) {
   if (is_large_normaliser(lse)) return Apart::kNatural;
   return sizeof(T) == 2 && fabsf(lse) >= 1024 && lse - lse == 0 ? Apart::kBase2 : Apart::kNo;
 }
-// In the unit of x = q.k
+// Returns x = q.k less the normaliser of such a row, in the unit of x.
 template <class T>
 CLINATTN_DEVICE float less_apart(float x, Apart apart, float scale, float scale2, float lse,
                                  float lse_low) {
@@ -191,8 +190,8 @@ CLINATTN_DEVICE float less_apart(float x, Apart apart, float scale, float scale2
   return (fmaf(x, scale2, -lse) - lse_low) / scale2;
 }
 
-// Which pairs dropout keeps: backends/reference/philox.py is the definition. The counter of 16 keys
-// of a query is (key / 16, query, head, sequence).
+// The draws of dropout, as backends/reference/philox.py defines them. The counter of 16 keys of a
+// query is (key / 16, query, head, sequence).
 struct Dropout {
   uint32_t key0, key1, head, sequence, threshold;
 

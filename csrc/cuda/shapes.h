@@ -1,4 +1,4 @@
-// How many rows a block of each kernel works on, by type, head dim and kind of card.
+// The rows that a block of each kernel works on, by type, head dim and kind of card.
 #pragma once
 
 #include "copies.cuh"
@@ -7,7 +7,7 @@ namespace clinattn {
 
 enum class Pass { kForward, kDq, kDkdv };
 
-// What a block may have of shared memory: on 7.5, and on 8.6 and 8.9, which have least of the rest
+// The shared memory that a block may have: on 7.5, and on 8.6 and 8.9, the least of the other cards
 constexpr int kTuringShared = 64 * 1024, kAmpereShared = 99 * 1024;
 
 // Each of `warps` warps keeps the sums of 16 x tiles rows; tiles of `streamed` rows pass by.
@@ -50,7 +50,7 @@ CLINATTN_SHARED constexpr Shape shape(Pass pass, int size, int dim, bool pairs, 
   return wide ? Shape{2, 1, 8} : Shape{4, 1, 16};                              // 96, 96
 }
 
-// How its tiles come
+// Returns the Copies of a kernel's tiles.
 CLINATTN_SHARED constexpr Copies copies(int size, int dim, bool turing) {
   if (!turing) return Copies::kAsync;
   return size * dim >= 512 ? Copies::kLate : Copies::kStaged;

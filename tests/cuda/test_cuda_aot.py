@@ -1,4 +1,4 @@
-"""What nvcc makes of the CUDA kernels, for cards that need not be here. No torch is compiled."""
+"""The CUDA kernels as nvcc compiles them, for cards that need not be here. No torch is compiled."""
 
 from dataclasses import replace
 

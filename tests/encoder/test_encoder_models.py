@@ -11,7 +11,7 @@ from torch import nn
 
 from clinattn.encoder import PRESETS, Encoder, EncoderConfig, MaskedLanguageModel
 
-# What transformers calls the sizes that MODERN and BERT share.
+# The names in transformers of the sizes that MODERN and BERT share.
 SIZES = {
     "vocab_size": MODERN.vocab_size,
     "hidden_size": MODERN.hidden_size,
@@ -48,7 +48,7 @@ def test_clmbrs_angles_and_window_are_femrs():
 
 
 def test_clmbr_is_femrs_transformer():
-    """Its block in plain maths: one norm, one linear layer in, one out, neighbours turn."""
+    """The block in plain maths: one norm, one linear layer in, one out, neighbours turn."""
     half, window = 8, 9
     config = replace(
         PRESETS["clmbr"],
@@ -173,7 +173,7 @@ def test_clinicalbert_is_transformers_bert():
 
 
 def assert_same_logits(ours: nn.Module, theirs: nn.Module, names: dict[str, str]) -> None:
-    """Load their weights under our names and compare on a ragged batch."""
+    """Loads the weights of theirs under our names and compares on a ragged batch."""
     state = {}
     for name, tensor in theirs.state_dict().items():
         for their_part, our_part in names.items():

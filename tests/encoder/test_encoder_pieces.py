@@ -1,4 +1,4 @@
-"""What each token does by itself runs in pieces without gradients, and comes to the same."""
+"""Layers on single tokens run in pieces without gradients, with the same results."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def same(a, b):
 
 
 def is_ours(call=lambda *x: F.scaled_dot_product_attention(*x, is_causal=True)):
-    """Bits tell the two apart."""
+    """Returns whether a call gives the bits of clinattn, which differ from torch's."""
     inputs = qkv(nq=65, nk=65, dim=40)
     ours = fused_attention(*inputs, is_causal=True)
     return torch.equal(call(*inputs), ours)
@@ -213,7 +213,7 @@ def test_nested_tensors_are_torchs(way):
     assert all(map(torch.equal, actual.unbind(), expected.unbind()))
 
 
-# How far it reaches, and for how long
+# The reach of activating and of a block, and its end
 
 
 def test_registry_lists_activates_and_restores():
@@ -290,7 +290,7 @@ def test_torch_func_is_torchs_where_activated():
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("batch_first", [True, False], ids=["batch first", "sequence first"])
 def test_multihead_attention(batch_first, training, way, monkeypatch):
-    """Also in eval mode without gradients, where torch's fused path would pass attention by."""
+    """Covers eval mode without gradients, where torch's fused path would bypass attention."""
     module = nn.MultiheadAttention(24, 2, batch_first=batch_first).train(training)
     layer = nn.TransformerEncoderLayer(24, 2, 32, 0.0, batch_first=batch_first).train(training)
     ours = copy.deepcopy(module), copy.deepcopy(layer)

@@ -17,7 +17,7 @@ def draw(*shape, dtype=torch.float32, seed=0):
 
 
 def qkv(batch, nq, nk, *heads, dim=24, dim_v=None, dtype=torch.float32):
-    """(B, M, ..., K), with gradients."""
+    """Returns q, k and v (B, M, ..., K), with gradients."""
     shapes = ((nq, dim), (nk, dim), (nk, dim_v or dim))
     return [
         draw(batch, n, *heads, d, dtype=dtype, seed=at).requires_grad_()
@@ -26,7 +26,7 @@ def qkv(batch, nq, nk, *heads, dim=24, dim_v=None, dtype=torch.float32):
 
 
 def sees(nq, nk, left=INF, right=INF, bottom_right=False):
-    """Pair by pair; windows count from the query's place among the keys."""
+    """Returns which pairs are seen; windows count from the query's place among the keys."""
     shift = nk - nq if bottom_right else 0
     rows = [[i + shift - left <= j <= i + shift + right for j in range(nk)] for i in range(nq)]
     return torch.tensor(rows, dtype=torch.bool).view(nq, nk)
@@ -37,14 +37,14 @@ def heads_first(*tensors):
 
 
 def attend(q, k, v, bias=None, **words):
-    """(out, lse), of which memory_efficient_attention returns out."""
+    """Returns (out, lse), of which memory_efficient_attention returns out."""
     out, lse = xf.memory_efficient_attention_partial(q, k, v, bias, **words)
     assert torch.equal(out, xf.memory_efficient_attention(q, k, v, bias, **words))
     return out, lse
 
 
 def check(problem, out, lse, flat=lambda x: x, **inputs):
-    """out, lse and all gradients; flat makes (B, M, H, K) of a tensor in another layout."""
+    """Checks out, lse and all gradients; flat makes (B, M, H, K) of a tensor in another layout."""
     cotangents = [problem.do.transpose(1, 2).reshape(out.shape), problem.dlse.view(lse.shape)]
     grads = gradients_of([out, lse], cotangents, **inputs)
     results = {"o": out, **{name: grads.pop(name) for name in ("dq", "dk", "dv")}}
@@ -260,7 +260,7 @@ def test_lists_of_queries_and_keys():
 
 
 def test_merged_parts_are_the_whole():
-    """With a part that nobody sees, and queries that see nothing at all."""
+    """Merges parts of which no query sees one, for queries of which some see nothing at all."""
     q, k, v = qkv(2, 6, 9, 3)
     hidden = torch.zeros(1, 1, 6, 9)
     hidden[..., 4:7] = hidden[:, :, 0] = -INF
@@ -296,7 +296,7 @@ def test_forward_alone():
 
 
 def test_objects_of_xformers_itself():
-    """They are known by name and fields; in newer versions two of them are tensors."""
+    """Biases of xformers are known by name and fields; in newer versions two are tensors."""
 
     class LowerTriangularMask(torch.Tensor):
         pass

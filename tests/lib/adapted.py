@@ -36,13 +36,13 @@ def randomized(model: nn.Module) -> nn.Module:
 
 
 def adapt_all(model: nn.Module, adapt: Callable) -> list:
-    """The outcomes of adapt over all submodules, those that are not its business left out."""
+    """Returns the outcomes of adapt over all submodules, without the None of others."""
     return [x for x in (adapt(m) for m in list(model.modules())) if x is not None]
 
 
 @contextmanager
 def softmax_as_given() -> Iterator[None]:
-    """Models that take the softmax in fp32 whatever they are given would be no truth."""
+    """Keeps the softmax of fp64 in fp64: a model that takes it in fp32 would be no truth."""
     softmax = F.softmax
 
     def in_own_dtype(x, dim=None, _stacklevel=3, dtype=None):
@@ -86,7 +86,7 @@ def assert_parity(
     dtype: torch.dtype,
     peer: str | None = None,
 ) -> nn.Module:
-    """The replaced model, whose results and gradients were seen to be right.
+    """Returns the replaced model, whose results and gradients were checked.
 
     peer: a name of fused_attention, in whose place torch's own attention gives a second evaluation
     of same-dtype maths: gradients from a rounded o, as in every such kernel, where keys that have
@@ -119,7 +119,7 @@ def rms_error(actual: Tensor, truth: Tensor) -> float:
 
 
 def assert_same_module(model: nn.Module, adapt: Callable, restore: Callable, run: Callable) -> None:
-    """Replacing keeps parameters, state and hooks; copies and pickles stay replaced; undone, gone.
+    """Checks that replacing keeps parameters and state, lasts in copies and pickles, and is undone.
 
     run(model) -> a tensor.
     """
@@ -161,6 +161,6 @@ class _Sizes(TorchDispatchMode):
 
 @contextmanager
 def largest_tensor() -> Iterator[_Sizes]:
-    """What is made inside, forward and backward: .largest is the elements of the largest."""
+    """Measures tensors made inside, forward and backward: .largest is the most elements of one."""
     with _Sizes() as sizes:
         yield sizes

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Case:
-    """One problem.
+    """An attention problem.
 
     nq, nk: tokens of the dense layout, or a tuple with those of each packed sequence.
     mask: None, or kind:shape, with a kind of bool, float (some -inf), left (bool, left padding),

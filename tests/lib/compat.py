@@ -32,7 +32,7 @@ def python_of(version: str) -> str:
     """The interpreter of this version, as in "3.12"."""
     pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
     for path in (shutil.which(f"python{version}"), *pyenv.glob(f"{version}.*/bin/python")):
-        # pyenv puts names on PATH whose version is not the chosen one; they only say so.
+        # pyenv puts names on PATH whose version is not the chosen one; such a name fails.
         if path and not subprocess.run([path, "-c", ""], capture_output=True).returncode:
             return str(path)
     raise FileNotFoundError(f"Python {version} is neither on PATH nor among those of pyenv")
@@ -40,7 +40,7 @@ def python_of(version: str) -> str:
 
 def make_environment(folder: Path, torch: str, python: str, transformers: str) -> Path:
     """An environment with this torch and clinattn; returns its Python."""
-    # What this machine demands of its own packages is about them.
+    # Constraints of this machine are meant for its own packages.
     env = os.environ | {"PIP_CONSTRAINT": os.devnull, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     run = lambda *command, **more: subprocess.run(command, env=env | more, cwd=FOLDER, check=True)
     inside = folder / "bin" / "python"

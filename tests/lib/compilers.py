@@ -22,7 +22,7 @@ from elsewhere import ROOT, Result, copy_sources, failure, run_tests, show
 
 KEPT = ROOT / "build" / "compilers"
 STATUS = "import clinattn; print(clinattn.backends()['cpu'], clinattn.__file__)"
-# What the compiled kernels alone decide, on every instruction set that this machine runs.
+# Tests of what the compiled kernels alone decide, on every instruction set that this machine runs.
 SELECTION = ["packaging/test_includes.py", "operator/test_rotary.py"]
 SELECTION += ["cpu/test_exponential.py", "cpu/test_instruction_sets.py"]
 SELECTION += ["cpu/test_denormals.py", "cpu/test_linear.py"]
@@ -39,7 +39,7 @@ def on_the_path() -> list[str]:
 
 
 def build(compiler: str, folder: Path) -> str | None:
-    """Compile the copy; returns what is wrong, after the compiler's own words are printed."""
+    """Compiles the copy; returns what is wrong, after the compiler's own words are printed."""
     log = folder / "build.log"
     env = os.environ | {"CXX": compiler, "CLINATTN_FORCE_BUILD": "1"}
     with log.open("w") as file:
@@ -49,7 +49,7 @@ def build(compiler: str, folder: Path) -> str | None:
     if done.returncode:
         print(said)
         return f"the build ended with {done.returncode}"
-    # Those inside torch's headers are torch's.
+    # Warnings inside torch's headers are torch's.
     warned = [x for x in said.splitlines() if "warning:" in x and "/torch/include/" not in x]
     if warned:
         return "; ".join([f"{len(warned)} warnings", *warned[:3]])

@@ -20,7 +20,7 @@ CARDS = (75, 80, 86, 90, 100, 120)
 DTYPES = {"6__half": "float16", "13__nv_bfloat16": "bfloat16", "f": "float32"}
 DIMS = (64, 128, 256)
 VARIANTS = [(d, p, t) for d in DIMS for p in (False, True) for t in (False, True)]
-# What added_kernel gives, by its last template argument
+# The gradients of added_kernel, by its last template argument
 ADDED = ("mask", "near", "far")
 FLAG = "Lb([01])E"
 ENTRY = re.compile(
@@ -57,7 +57,7 @@ class Kernel:
         return any(opcode.startswith(prefixes) for opcode in self.opcodes)
 
     def problems(self):
-        """In words. The sources assert that dynamic shared memory alone fits the card."""
+        """Lists faults. The sources assert that dynamic shared memory alone fits the card."""
         if not self.is_used:
             return ["is not empty, and never runs"] if self.has("BAR") or self.loops else []
         found = []
@@ -88,7 +88,7 @@ class Kernel:
 
 
 def problems(source, card):
-    """Everything wrong with the kernels of a .cu file for a card, in words; kept in the cache."""
+    """Returns the faults of the kernels of a .cu file for a card, in words; kept in the cache."""
     judges = (Path(__file__), Path(sass.__file__))
     key = digest(*sources(source), *judges, words=words_of(source, card))
     name = f"{source.stem}-{card}"
@@ -130,7 +130,7 @@ def judged(source, path, said, card):
 
 
 def expected(stem):
-    """(name, type, variant) of the kernels of a file."""
+    """Returns (name, type, variant) of the kernels of a file."""
     if stem == "kernels":
         return {("prepare", dtype, None) for dtype in DTYPES.values()}
     name, dtype = stem.split("_")
@@ -142,13 +142,13 @@ def expected(stem):
 
 @cache
 def known_cards():
-    """Those that this nvcc compiles for."""
+    """Returns the cards that this nvcc compiles for."""
     known = cuda.nvcc_says("--list-gpu-code").split()
     return [card for card in CARDS if f"sm_{card}" in known]
 
 
 def sources(path):
-    """A file and those of this repository that it includes."""
+    """Returns a file and the files of this repository that it includes."""
     found, left = set(), [path.resolve()]
     while left:
         path = left.pop()
@@ -188,7 +188,7 @@ def kernels(path, said, card):
 
 
 def entry(symbol):
-    """(name, type, variant) of a mangled kernel; dkdv that makes one of the two is dk or dv."""
+    """Returns (name, type, variant) of a mangled kernel; dkdv for one gradient is dk or dv."""
     name, dtype, dim, older, added, pairs, turing, dk, dv = ENTRY.search(symbol).groups()
     if added:
         return ADDED[int(added)], DTYPES[dtype], (int(dim), True, older == "1")
@@ -197,7 +197,7 @@ def entry(symbol):
 
 
 def disassembled(path, card):
-    """{symbol: its instructions} of an object for a card."""
+    """Returns {symbol: its instructions} of an object for a card."""
     with tempfile.TemporaryDirectory() as folder:
         extract = [triton_tool("cuobjdump"), "-xelf", f".sm_{card}.", path.resolve()]
         subprocess.run(extract, cwd=folder, capture_output=True, check=True)

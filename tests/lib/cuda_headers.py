@@ -33,7 +33,7 @@ def headers(version: str) -> Path:
     if not done.exists():
         folder.mkdir(parents=True, exist_ok=True)
         pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download"]
-        # A constraint of this machine is about what is installed, and this is not.
+        # Constraints of this machine are for installed packages; this wheel is not installed.
         free = os.environ | {"PIP_CONSTRAINT": os.devnull}
         command = [*pip, *WHEEL, "--dest", str(folder), f"torch=={version}"]
         subprocess.run(command, env=free, check=True)
@@ -47,7 +47,7 @@ def headers(version: str) -> Path:
 
 
 def errors_of(source: Path, includes: list[Path], environment: dict[str, str]) -> str:
-    """What the compiler says of this file; empty where it compiles without a warning."""
+    """Returns the compiler's words on a file; empty where it compiles without a warning."""
     mine = [*flags.TORCH_COMMON_FLAGS, "-fsyntax-only", "-Wall", "-DUSE_CUDA"]
     mine += ["-DCLINATTN_HAVE_CUDA", "-DCLINATTN_CUDA_ARCHS=9.0"]
     mine += [word for path in includes for word in ("-isystem", str(path))]

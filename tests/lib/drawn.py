@@ -104,7 +104,7 @@ class Drawn:
         return allowed[(None,) * (4 - allowed.dim())].cpu()
 
     def first_keys(self) -> Tensor:
-        """(batch,): where the valid keys begin, as a mask of the keys alone says."""
+        """Returns the first valid key of each row (batch,), as a mask of the keys alone says."""
         none = torch.zeros(self.batch, dtype=torch.long)
         if self.mask is None or any(x in self.case.mask.split(":")[1][:-1] for x in "hq"):
             return none
@@ -143,7 +143,7 @@ class Drawn:
         if kind == "lse":
             self.do = None
 
-    # What the package sees
+    # The call of the package
 
     @cached_property
     def arguments(self) -> tuple[list[Tensor], dict]:
@@ -201,7 +201,7 @@ class Drawn:
         return x.clone()
 
     def poison(self, q: Tensor, k: Tensor, v: Tensor) -> None:
-        """NaN into queries that see nothing and keys that nothing sees."""
+        """Writes NaN to queries that see nothing and keys that nothing sees, inf to values."""
         if self.case.strides == "expanded":
             return
         q[~self.alive_q] = math.nan
@@ -218,7 +218,7 @@ class Drawn:
         return seen.unflatten(1, (self.kv_heads, -1)).any(2)
 
     def cotangents(self) -> tuple[Tensor | None, Tensor | None]:
-        """(do, dlse) as the package gets them; NaN where they belong to padding."""
+        """Returns (do, dlse) as the package gets them; NaN where they belong to padding."""
         do, dlse = self.do, self.dlse
         if self.case.cotangent != "expanded":
             dead = ~self.alive_q

@@ -58,7 +58,7 @@ class Barrier:
             self.changed.notify_all()
 
     def wait(self, parity):
-        """As mbarrier.try_wait.parity: the phase now under way has the other parity."""
+        """Returns as mbarrier.try_wait.parity: once the phase under way has the other parity."""
         with self.changed:
             until = time.monotonic() + PATIENCE
             while self.phase & 1 == parity & 1:
@@ -98,7 +98,7 @@ class Barriers(list):
 
 
 class Descriptor:
-    """What a kernel gets for a TensorDescriptor."""
+    """A TensorDescriptor as a kernel gets it."""
 
     def __init__(self, host):
         self.base = host.base.as_strided(host.shape, host.strides)
@@ -127,7 +127,7 @@ class Pointer:
 
 
 class Product:
-    """One that is in flight: only its wait may touch the result."""
+    """A product that is in flight: only its wait may touch the result."""
 
     def __init__(self, a, b, acc, use_acc):
         self.operands, self.acc, self.use_acc = (a, b), acc, use_acc
@@ -146,7 +146,7 @@ class Product:
 
 
 class Machine(threading.local):
-    """What a warp group knows of itself."""
+    """The program that a warp group runs, and its products in flight."""
 
     def __init__(self):
         self.program, self.programs, self.in_flight = 0, 1, []
@@ -303,7 +303,7 @@ class Launcher:
 
 @contextmanager
 def emulated():
-    """attention_forward_gluon takes tensors on the CPU, and works as it would on the device."""
+    """Makes attention_forward_gluon take tensors on the CPU and work as on the device."""
     module = forward_gluon_kernel
     functions = {name: x.fn for name, x in vars(module).items() if hasattr(x, "is_gluon")}
     functions["forward_kernel"] = Launcher(functions["forward_kernel"])

@@ -1,4 +1,4 @@
-"""What a Case adds to plain attention, drawn as numbers: for the package, and as N x N matrices.
+"""The features that a Case adds to attention: numbers for the package, and as N x N matrices.
 
 The definitions here are the documentation's, pair by pair; nothing is shared with the package.
 """
@@ -19,7 +19,7 @@ SEED = 1234
 
 @dataclasses.dataclass
 class Layout:
-    """Which sequence a token belongs to and where it is in it; the sizes that count.
+    """The sequence of each token and its place in that sequence; the sizes that count.
 
     owner, at: (batch, tokens), -1 and -2 in the tail of packed rows. start, nk, nq: (sequences,).
     """
@@ -34,14 +34,14 @@ class Layout:
 
 
 def positions(lengths: tuple[int, ...], tail: int, tail_owner: int) -> tuple[Tensor, Tensor]:
-    """For packed tokens: the sequence that each belongs to, and its index there."""
+    """Returns the sequence of each packed token, and the token's index there."""
     owner = [s for s, n in enumerate(lengths) for _ in range(n)] + [tail_owner] * tail
     index = [i for n in lengths for i in range(n)] + list(range(tail))
     return torch.tensor(owner, dtype=torch.long), torch.tensor(index, dtype=torch.long)
 
 
 def make_layout(case: Case, start: Tensor) -> Layout:
-    """start: the first valid key of each row of the dense layout."""
+    """Returns the Layout. start: the first valid key of each row of the dense layout."""
     given_q, given_k = case.nq, case.nq if case.nk is None else case.nk
     if isinstance(given_q, tuple) and isinstance(given_k, tuple):
         owner_q, i = positions(given_q, case.tail, -1)
@@ -104,7 +104,7 @@ class Features:
 
     @property
     def padding(self) -> Tensor:
-        """(batch, tokens): beyond the shorter of a row's two lengths."""
+        """True (batch, tokens) beyond the shorter of a row's two lengths."""
         nq, nk = self.layout.nq, self.layout.nk
         return self.layout.at_q >= torch.minimum(nq, nk)[self.layout.owner_q.clamp(min=0)]
 
@@ -115,7 +115,7 @@ class Features:
         return torch.where(self.padding, garbage, ids)
 
     def draw_times(self, name: str) -> Tensor:
-        """Quarters of hours, many of them equal, late enough that fp32 would not hold them."""
+        """Draws quarters of hours, many equal, late enough that fp32 would not hold them."""
         dtype = getattr(torch, name)
         base = {"float32": 4096.0, "float64": 5e7, "int64": 10**12}[name]
         t = torch.randint(0, 160, self.layout.at_q.shape, generator=self.random)
@@ -129,7 +129,7 @@ class Features:
         return torch.where(self.padding | (self.layout.owner_q < 0), garbage, out)
 
     def time_gaps(self, dtype) -> Tensor:
-        """(batch, 1, nq, nk): |t_i - t_j| of times less the first valid one, in a dtype."""
+        """Returns |t_i - t_j| (batch, 1, nq, nk) of times less the first valid one, in a dtype."""
         since = torch.zeros(self.times.shape, dtype=dtype)
         for b in range(since.shape[0]):
             for s in self.layout.owner_q[b].unique().tolist():
@@ -140,7 +140,7 @@ class Features:
         return (since[:, None, :, None] - since[:, None, None, :]).abs()
 
     def visible(self, inside: Tensor) -> Tensor:
-        """`inside`: what windows leave, (batch, 1, nq, nk); both tokens are in one sequence."""
+        """Returns pairs seen within a sequence. inside: those of windows, (batch, 1, nq, nk)."""
         case, at = self.case, self.layout
         owner = at.owner_q.clamp(min=0)
         nq, nk = at.nq, at.nk
@@ -161,7 +161,7 @@ class Features:
         return seen & same & valid & (j >= start)
 
     def terms(self, bias: Tensor | None) -> Terms:
-        """bias: of a mask with a gradient."""
+        """Returns the Terms. bias: that of a mask with a gradient."""
         at, batch = self.layout, len(self.layout.at_q)
         full = (batch, self.heads, at.at_q.shape[1], at.at_k.shape[1])
         ahead = at.at_k[:, None, None, :] - at.at_q[:, None, :, None]

@@ -1,4 +1,4 @@
-"""What each of two processes over gloo computes.
+"""The computations of each of two processes over gloo.
 
 A module of its own, because the processes of test_distributed.py import it by name.
 """
@@ -48,7 +48,7 @@ def wrapped(model, case, mesh):
 
 
 def worker(rank, port, folder):
-    """Every case in one group of processes: starting one costs seconds."""
+    """Computes every case in one group of processes: starting a group costs seconds."""
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     dist.init_process_group("gloo", rank=rank, world_size=WORLD, timeout=timedelta(seconds=60))

@@ -1,4 +1,4 @@
-"""What an HTML page would fetch: nothing, if it is self-contained."""
+"""The links of an HTML page that a browser would fetch: none, if the page is self-contained."""
 
 from __future__ import annotations
 

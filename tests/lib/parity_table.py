@@ -41,7 +41,7 @@ class Row:
 def compare_architecture(
     architecture: Architecture, dtype: str, mode: str, padding: Padding, replace: Replace
 ) -> Row:
-    """replace: returns a report whose `replaced` and `kept` list attention modules."""
+    """Returns a row. replace gives a report whose `replaced` and `kept` list attention modules."""
     model = architecture.build(dtype=DTYPES[dtype])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
@@ -74,7 +74,7 @@ def compare_architecture(
 
 
 def parity_rows(architecture: Architecture, replace: Replace) -> Iterator[Row]:
-    """Every dtype, mode and padding."""
+    """Yields the rows of every dtype, mode and padding."""
     for padding in architecture.paddings:
         for dtype in DTYPES:
             for mode in MODES:
@@ -82,7 +82,7 @@ def parity_rows(architecture: Architecture, replace: Replace) -> Iterator[Row]:
 
 
 def write_rows(path: Path, rows: Iterable[Row], facts: Mapping[str, Any]) -> None:
-    """facts: what the rows depend on, see clinattn.tools.environment."""
+    """Writes rows. facts: what the rows depend on, see clinattn.tools.environment."""
     result = {"environment": dict(facts), "rows": [asdict(row) for row in rows]}
     write_text(path, json.dumps(result, indent=1) + "\n")
 
@@ -92,7 +92,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def parity_table(rows: Sequence[Row]) -> str:
-    """Markdown, a line an architecture: its worst errors, as fractions of what is allowed."""
+    """Returns Markdown, a line an architecture: worst errors, as fractions of what is allowed."""
     kinds = [(kind, dtype) for dtype in DTYPES for kind in ("outputs", "gradients")]
     lines = [
         "| model type | class | replaced | "

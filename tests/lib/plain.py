@@ -12,10 +12,10 @@ from torch import Tensor
 
 @dataclass
 class Terms:
-    """What softcap, dropout and the added parameters make of scores and probabilities.
+    """The changes of scores and probabilities by softcap, dropout and the added parameters.
 
-    pieces: by parameter, which of its elements each pair (batch, heads, nq, nk) gets, and what it
-    is multiplied by. keep: bool, the same shape.
+    pieces: by parameter, the index of the element that each pair (batch, heads, nq, nk) gets, and
+    the factor of that element. keep: bool, the same shape.
     """
 
     softcap: float = 0.0
@@ -172,7 +172,7 @@ def long_double(q, k, v, do, dlse, visible, bias, scale, terms=NO_TERMS) -> dict
 
 
 def gradients(o, lse, do, dlse, inputs, parameters=None) -> dict[str, Tensor]:
-    """parameters: further inputs by name."""
+    """Returns o, lse and gradients by name. parameters: further inputs by name."""
     parameters = parameters or {}
     outputs = [(x, dx) for x, dx in ((o, do), (lse, dlse)) if dx is not None]
     grads = torch.autograd.grad(

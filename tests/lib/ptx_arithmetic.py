@@ -1,4 +1,4 @@
-"""What the PTX of a forward kernel computes from two key tiles, as expressions.
+"""The expressions that the PTX of a forward kernel computes from two key tiles.
 
 Two kernels with the same expressions give the same bits. Numbers are followed from one product to
 the next along one path: each product once, masks where they cannot be jumped over. What a mask or
@@ -76,7 +76,7 @@ RESULT = r"cvt\.rn\.(bf16x2|f16x2)"
 
 
 class Arithmetic:
-    """Expressions, each of which is a number: the same one, the same number."""
+    """Numbers expressions: equal expressions have the same number."""
 
     def __init__(self):
         self.numbers, self.parts = {}, []
@@ -88,7 +88,7 @@ class Arithmetic:
         return self.numbers[parts]
 
     def results(self, ptx):
-        """For each group of warps with code of its own: the expressions of (o, lse), as sets."""
+        """Returns sets of expressions of (o, lse), for each group of warps with its own code."""
         blocks = blocks_of(ptx)
         left = [x for x in blocks if x.has(QK)]
         found = []
@@ -108,7 +108,7 @@ class Arithmetic:
         return found
 
     def goals(self, blocks, left, visited, o, lse):
-        """Where to go, and where else if that cannot be reached; None at the end."""
+        """Returns the next goals, and others if those cannot be reached; None at the end."""
         products = [x for x in blocks if x.has(PV) and x not in visited]
         if self.products[1] < 2 * STEPS:
             return left, products
@@ -116,7 +116,7 @@ class Arithmetic:
         return wanted and ([x for x in blocks if x.has(wanted) and x not in visited], [])
 
     def perform(self, block):
-        """Work through a block; returns what it rounds to the type of o, and what is times ln 2."""
+        """Performs a block; returns the numbers rounded to the type of o, and those times ln 2."""
         o, lse = [], []
         for line in block.code:
             product = re.match(r"wgmma\.mma_async\S+ *\{([^}]*)\}, (.*);", line)
@@ -136,7 +136,7 @@ class Arithmetic:
         return o, lse
 
     def of_products(self, operand):
-        """Whether a number is p v times another, as that of a result; p is rounded, too."""
+        """Returns whether a number is p v times another: a result, not p, which is rounded, too."""
         name, *factors = self.parts[self.get(operand)]
         return name == "mul" and any(self.parts[x][0] == "pv" for x in factors)
 

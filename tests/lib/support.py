@@ -23,9 +23,9 @@ from yardstick import shared
 import clinattn
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
-# Those that serve CPU tensors here. The compiled backend is tested wherever it is built.
+# The backends that serve CPU tensors here. The compiled backend is tested wherever it is built.
 BACKENDS = [name for name in ("reference", "cpu") if clinattn.backends()[name]]
-# Those that promise the same bits in any batch, packing and number of threads.
+# The backends that give the same bits in any batch, packing and number of threads.
 KERNELS = [name for name in BACKENDS if name != "reference"]
 
 # `clinattn.backends` is the function; this is the module.

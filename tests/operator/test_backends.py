@@ -1,4 +1,4 @@
-"""What can run here, which backend a call gets, and what is said when it cannot have one."""
+"""The backends that can run here, the choice of one for a call, and the words of a refusal."""
 
 import importlib
 import importlib.util

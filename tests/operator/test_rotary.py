@@ -37,7 +37,7 @@ def test_any_angle(backend):
         assert ((actual - truth).abs() <= 2 * U32 * truth.abs()).all()
 
 
-# What transformers computes, written after its modeling code.
+# The rotary positions of transformers, written after its modeling code.
 
 
 def rotate_half(x):
@@ -62,7 +62,7 @@ def pair_size(x):
 @over_backends
 @pytest.mark.parametrize("start, n", [(0, 50), (0, 50_000), (-7, 50), (4096, 1), (100_000, 50)])
 def test_equals_transformers(start, n, backend):
-    """Up to the last bit of sine and cosine, which are each library's own."""
+    """Equal up to the last bit of sine and cosine, which are each library's own."""
     q, k = torch.randn(1, 2, n, 64), torch.randn(1, 1, n, 64)
     positions = start + torch.arange(n)
     expected = apply_rotary_pos_emb(q, k, positions)

@@ -1,4 +1,4 @@
-"""What importing clinattn needs and does, in fresh interpreters."""
+"""The needs and effects of importing clinattn, in fresh interpreters."""
 
 import ast
 import graphlib
@@ -53,7 +53,7 @@ print(status)
 
 
 def test_import_is_light(tmp_path):
-    """No compiler and no optional dependency before it is used."""
+    """Importing loads no compiler and no optional dependency before its use."""
     script = """
 import torch
 before = set(sys.modules)
@@ -87,7 +87,7 @@ print(module.__spec__.loader is module.__loader__)
 
 
 def test_there_is_no_top_level_kernels(tmp_path):
-    """A package of that name on PyPI would be shadowed by it."""
+    """A top-level module `kernels` would shadow the package of that name on PyPI."""
     script = """
 import importlib.util, clinattn
 print(importlib.util.find_spec("kernels"))
@@ -209,7 +209,7 @@ def test_the_imports_are_read():
 
 @pytest.mark.parametrize("module", FILES)
 def test_imports_run_down(module):
-    """From one room to those below it. tools.environment has the version from the hall."""
+    """Modules import from lower rooms. tools.environment has the version from the hall."""
     allowed = HALL.get(module, ROOMS.get(room(module), set()) | {room(module)})
     others = {room(x) for x in IMPORTS[module]} - allowed
     assert others <= ({""} if module == "tools.environment" else set())
@@ -228,7 +228,7 @@ def test_every_module_of_the_lowest_rooms_has_a_floor():
 
 
 def test_there_is_no_circle():
-    """None among modules, late imports included. A door that imports its own room is no step."""
+    """No circle among modules, with late imports. A door that imports its own room is no step."""
     doors = {x for x, path in FILES.items() if path.name == "__init__.py"}
     graph = {
         module: {x for x in found if not (x in doors and module.startswith(f"{x}."))}

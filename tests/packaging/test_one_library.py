@@ -11,7 +11,7 @@ from building import folders
 from places import LIB, ROOT
 from support import BACKENDS
 
-# Those that `KEEP=1 make compat` leaves, and those that CLINATTN_TESTS_PYTHONS names.
+# The Pythons that `KEEP=1 make compat` leaves, and those that CLINATTN_TESTS_PYTHONS names.
 NAMED = filter(None, os.environ.get("CLINATTN_TESTS_PYTHONS", "").split(os.pathsep))
 PYTHONS = [sys.executable, *map(str, ROOT.glob("build/compat/*/bin/python")), *NAMED]
 

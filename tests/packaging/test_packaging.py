@@ -1,4 +1,4 @@
-"""What an install puts where: clinattn alone, with or without the compiled module."""
+"""The files of an install: clinattn alone, with or without the compiled module."""
 
 import os
 import re
@@ -41,7 +41,7 @@ assert len(messages) == 1 and "C++ compiler" in messages[0], messages
 
 
 def run(*command, cwd, check=True, **environment):
-    """Run a command away from the repository's root, with the error output in the failure."""
+    """Runs a command away from the repository's root, with the error output in the failure."""
     keep = {k: v for k, v in os.environ.items() if not k.startswith("CLINATTN_")}
     done = subprocess.run(
         list(map(str, command)), cwd=cwd, env=keep | environment, capture_output=True, text=True

@@ -1,4 +1,4 @@
-"""What clinattn train reads: splits, vocabularies, labels of the future, text files, batches."""
+"""The inputs of clinattn train: splits, vocabularies, labels of the future, text files, batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What training computes beside the model: decay, learning rate and AUROC."""
+"""The figures of training beside the model: decay, learning rate and AUROC."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def per_sequence_loss(model):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_per_sample_gradients_of_a_model(name):
-    """vmap(grad) over functional_call: those of each sequence alone."""
+    """vmap(grad) over functional_call gives the gradients of each sequence alone."""
     model = seeded(SequenceClassifier, CONFIGS[name], 3).double()
     parameters = {key: p.detach() for key, p in model.named_parameters()}
     ids, lengths = make_batch()
@@ -90,11 +90,11 @@ def test_forward_mode_names_what_to_ask_for(op, transform):
         transform(ours if op == "attention" else turn, q)
 
 
-# What is kept between the passes
+# The tensors kept between the passes
 
 
 def gradients(model, context=None):
-    """Of a training step on a ragged batch, padded: loss and every parameter's gradient."""
+    """Returns loss and every parameter's gradient of a step on a ragged batch, padded."""
     torch.manual_seed(3)
     ids, lengths = make_batch()
     labels = torch.tensor([0, 1, 2, 1])

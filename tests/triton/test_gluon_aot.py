@@ -1,4 +1,4 @@
-"""What the Gluon forward compiles to for Hopper: few registers, products that overlap softmax."""
+"""The Gluon forward as compiled for Hopper: few registers, products that overlap softmax."""
 
 import re
 from unittest import mock
@@ -26,7 +26,7 @@ from clinattn.tools.compiled.kernel_report import (  # noqa: E402
 
 
 def compiled(dim, dtype, causal, variant):
-    """(compiled kernel, its machine code as instructions with operands)"""
+    """Returns (compiled kernel, its machine code as instructions with operands)"""
     schedule = forward_gluon.SCHEDULES[dim]._replace(**forward_gluon.VARIANTS.get(variant, {}))
     x = torch.zeros(2, 4, 256, dim, dtype=dtype)
     call = Arguments(x, x, x, scale=0.1, window_right=0 if causal else -1)
@@ -81,7 +81,7 @@ def test_hopper(dim, dtype, causal, variant):
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_the_bits_of_the_other_kernel(dtype, causal):
-    """Both compute the same expressions from two tiles of scores, whatever serves a call."""
+    """Both kernels compute the same expressions of two tiles of scores, whatever serves a call."""
     kernel, _ = compiled(128, dtype, causal, "shipped")
     x = torch.zeros(2, 4, 256, 128, dtype=dtype)
     call = Arguments(x, x, x, scale=0.1, window_right=0 if causal else -1)

@@ -1,4 +1,4 @@
-"""What `clinattn doctor --kernels` counts in compiled kernels, and how it shows that."""
+"""The counts of `clinattn doctor --kernels` in compiled kernels, and their table."""
 
 import dataclasses
 

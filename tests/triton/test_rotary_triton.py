@@ -32,7 +32,7 @@ def test_compiles(variant, card):
     from clinattn.tools.compiled.kernel_report import resource_usage
 
     result = compiled(card, **VARIANTS[variant])
-    # What the hardware's own sine and cosine give for large angles is wrong.
+    # The hardware's own sine and cosine are wrong for large angles.
     assert "sin.approx" not in result.asm["ptx"] and "cos.approx" not in result.asm["ptx"]
     assert resource_usage(result.asm["cubin"])["LOCAL"] == 0  # no spills
     if not VARIANTS[variant].get("interleaved"):

@@ -1,4 +1,4 @@
-"""What the shipped Triton configurations compile to, for cards that need not be here."""
+"""The shipped Triton configurations as compiled for cards that need not be here."""
 
 import itertools
 import os

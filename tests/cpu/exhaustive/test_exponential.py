@@ -11,8 +11,7 @@ from places import ROOT
 # The last step rounds to half an ulp, the step before it adds up to a quarter; each adds as much
 # again, at its own size, where products are rounded on their own.
 FUSED, UNFUSED = 0.85, 1.1  # ulp
-# What the polynomial leaves, 7.5e-5, and a few roundings; of the 16 bits of its result half a unit
-# is 2e-3.
+# 7.5e-5 of the polynomial and a few roundings; of the 16 bits of its result half a unit is 2e-3.
 SHORT = 7.6e-5
 # 7.5e-8 of the polynomial, half a unit of the last step and what earlier ones add
 WEIGHT = 1.6e-7

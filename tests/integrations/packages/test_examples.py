@@ -14,7 +14,7 @@ PACKAGES = {"finetune_bert": ("transformers", "accelerate"), "private_training":
 
 
 def numbers(name, output):
-    """What is printed after a name, as in "loss 0.25" or "'loss': '0.25'"."""
+    """Returns the numbers after a name, as in "loss 0.25" or "'loss': '0.25'"."""
     return [float(x) for x in re.findall(rf"\b{name}[': ]+(\d+\.?\d*(?:e-?\d+)?)", output)]
 
 

@@ -37,7 +37,7 @@ BATCH = 3
 
 
 class Case(NamedTuple):
-    """tokens of each row's N; where the global ones are, by row; what is padding."""
+    """n: tokens of a row. at: the global tokens of each row. padding: none or its place."""
 
     n: int
     at: tuple[tuple[int, ...], ...] = ((), (), ())
@@ -69,7 +69,7 @@ CASES = {
 
 
 def make_inputs(case: Case) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """(input_ids, attention_mask, global_attention_mask), and which tokens are valid."""
+    """Returns (input_ids, attention_mask, global_attention_mask), and which tokens are valid."""
     ids = torch.randint(3, 50, (BATCH, case.n))
     valid = torch.ones(BATCH, case.n, dtype=torch.bool)
     for row, lost in enumerate((0, case.n // 3, case.n // 4)):
@@ -180,7 +180,7 @@ def test_calls(places, calls):
 
 @pytest.mark.parametrize("places", [(), (0, 1), (3, 20)], ids=["local", "prefix", "arbitrary"])
 def test_per_sample_gradients(places):
-    """Those of opacus' hooks are those of one sequence at a time."""
+    """Gradients of opacus' hooks are the gradients of one sequence at a time."""
     grad_sample = pytest.importorskip("opacus").GradSampleModule
     module, hidden = make_module(), torch.randn(3, 24, 24)
     expected: dict[str, list[torch.Tensor]] = {}
@@ -231,7 +231,7 @@ def test_any_length(places):
 
 @pytest.mark.parametrize("places", [(), (0,), (3, 20)], ids=["local", "prefix", "arbitrary"])
 def test_dropout_has_the_same_distribution(places):
-    """Mean and variance over draws are those of the original: within 5 standard errors."""
+    """The mean and variance over draws are those of the original, within 5 standard errors."""
     module = make_module(attention_probs_dropout_prob=0.3).double()
     draws = 4000
     hidden = torch.randn(1, 24, 24, dtype=torch.float64).expand(draws, -1, -1)
@@ -258,7 +258,7 @@ def test_dropout_is_off_in_eval():
 
 
 def test_merge_is_exact_and_differentiable():
-    """Against the softmax over the union, in rows where one or both of the sets are empty, too."""
+    """The merge is the softmax over the union, also in rows where one or both sets are empty."""
     scores = torch.randn(1, 1, 5, 7, dtype=torch.float64)
     scores[..., 1, :3] = scores[..., 2, 3:] = scores[..., 3, :] = -torch.inf
     values = torch.randn(7, 4, dtype=torch.float64)

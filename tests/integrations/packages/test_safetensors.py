@@ -65,7 +65,7 @@ def hidden(model):
 
 @pytest.mark.parametrize("make", [tiny_bert, transformer])
 def test_replaced_attention_keeps_names_and_values(make, tmp_path):
-    """What was saved before loads after, and the other way round; results stay the same."""
+    """Weights saved before the change load after, and the other way round; results are the same."""
     model, replaced = make(), make()
     report = clinattn.replace_attention(replaced)
     assert report.replaced and not report.kept

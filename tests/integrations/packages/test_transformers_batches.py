@@ -1,4 +1,4 @@
-"""What reaches attention in a batch: padding, masks of the caller, packed documents, windows."""
+"""Batches as they reach attention: padding, masks of the caller, packed documents, windows."""
 
 import json
 import warnings
@@ -85,7 +85,7 @@ def test_packed_documents_do_not_see_each_other(name, ends):
 
 
 def four_dimensional(kind, dtype):
-    """(B, 1, N, N): what a token sees is drawn, but itself always."""
+    """Returns a random mask (B, 1, N, N) in which each token sees itself."""
     generator = torch.Generator().manual_seed(2)
     visible = torch.rand(len(LENGTHS), 1, 23, 23, generator=generator) < 0.7
     visible |= torch.eye(23, dtype=torch.bool)
@@ -143,7 +143,7 @@ WINDOWS = {
 @pytest.mark.parametrize("implementation", ["eager", "clinattn"])
 @pytest.mark.parametrize("name", WINDOWS)
 def test_a_window_ends_where_it_should(name, implementation):
-    """Which token's embedding changes which token's output, in a single layer."""
+    """Checks which token's embedding changes which token's output, in a single layer."""
     if name in MASKS_OF_ITS_OWN:
         pytest.skip("the first layer of this release has no window")
     architecture = find(name)

@@ -170,7 +170,7 @@ void raise_to_powers() {
   write(y);
 }
 
-// What must not be done
+// Kernels and launches that the emulator refuses
 
 CLINATTN_KERNEL(32, 1) diverge() {
   if (thread_index() < 16) {

@@ -1,6 +1,6 @@
-// How far the exponentials of one instruction set are from 2^x. Compiled with the flags of its
-// unit, which choose the set; prints a line for each exponential: its name and its largest error on
-// [-100, 126], in ulp of the result, or relative where 16 bits are enough.
+// Measures how far the exponentials of one instruction set are from 2^x. Compiled with the flags of
+// its unit, which choose the set; prints a line for each exponential: its name and its largest
+// error on [-100, 126], in ulp of the result, or relative where 16 bits are enough.
 //
 // Every float with 2^-26 <= |x| up to -100 and 126 is tried, 5.5e8 of them. Of the rest, for which
 // 2^x is 1, 0 or inf in fp32 whatever the lower bits of x, every 61st.
@@ -97,7 +97,7 @@ double largest_error(uint32_t first, uint32_t last, uint32_t step) {
   return all;
 }
 
-// Whether all floats from first to last give y.
+// Returns whether every 61st float from first to last gives `expected`.
 template <class E>
 bool all_give(float expected, uint32_t first, uint32_t last) {
   bool good = true;

@@ -73,7 +73,8 @@ class Stacks {
 
 #if defined(__x86_64__) && !defined(CLINATTN_EMULATE_UCONTEXT)
 
-// What a call must keep goes on the stack that is left; the rest the compiler has saved already.
+// Saves the registers that a call must keep on the stack that is left; the compiler has saved the
+// rest.
 __attribute__((naked, noinline, noipa)) inline void jump(void** /*left*/, void* /*entered*/) {
   asm(R"(
     pushq %rbp

@@ -24,7 +24,7 @@ namespace clinattn::emulated {
 
 using Where = std::source_location;
 
-// What all lanes of a warp do together. The last lane to arrive performs it for all.
+// An operation of all lanes of a warp together, which the last lane to arrive performs for all.
 struct Collective {
   const char* name;
   Where where;
@@ -85,7 +85,7 @@ class Order {
 // A multiprocessor: it runs one block after the other, on one thread of the system.
 class Processor {
  public:
-  // What runs on this thread of the system
+  // The processor that runs on this thread of the system
   static inline constinit thread_local Processor* here = nullptr;
 
   CLINATTN_UNSEEN int64_t block() const { return block_; }
@@ -179,7 +179,7 @@ class Processor {
     fail("a thread goes on after its end");
   }
 
-  // Whether it has returned; else it waits for the block.
+  // Resumes a warp. Returns whether the warp has returned; else it is at a barrier of the block.
   CLINATTN_UNSEEN bool resume(Warp& warp) {
     lane_ = warp.first;
     lane_->fiber.resume(scheduler_);

@@ -42,7 +42,7 @@ def fresh_compiler():
 
 
 def results(call, *inputs):
-    """What a call returns, and the gradients of its sum."""
+    """Returns the outputs of a call, and the gradients of the sum of their squares."""
     inputs = [x.detach().requires_grad_() for x in inputs]
     outputs = call(*inputs)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
@@ -71,7 +71,7 @@ def test_one_graph(variant, backend):
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 @pytest.mark.parametrize("variant", FEATURES)
 def test_one_graph_with_features(variant, dynamic, backend):
-    """Gradients of biases and the draws of dropout included."""
+    """Compares gradients of biases and the draws of dropout, too."""
     inputs = [torch.randn(2, 2, 40, 8, requires_grad=True) for _ in range(3)]
     words = FEATURES[variant]
     inputs += [x for x in words.values() if isinstance(x, torch.Tensor) and x.requires_grad]

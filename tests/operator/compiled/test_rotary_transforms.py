@@ -27,7 +27,7 @@ def draw(variant, dtype=torch.float32):
 
 
 def results(call, *inputs):
-    """What a call returns, and the gradients of the sum of its squares for q and k."""
+    """Returns the outputs of a call, and the gradients of the sum of their squares for q and k."""
     q, k, *rest = inputs
     q, k = (x.detach().requires_grad_() for x in (q, k))
     outputs = call(q, k, *rest)
@@ -151,7 +151,7 @@ def test_meta_tensors():
 
 
 def test_forward_mode_is_refused():
-    """And its tangents are not dropped."""
+    """Forward mode raises, lest its tangents be dropped."""
     q, k, at = draw("dense")
     with pytest.raises(Exception, match="jvp"):
         torch.func.jvp(lambda q: rotary(q, k, at)[0], (q,), (q,))

@@ -34,7 +34,7 @@ def csv_line(words):
 
 
 def raw_page():
-    """What ncu --csv --page raw writes for a launch of each kernel."""
+    """Returns what ncu --csv --page raw writes for a launch of each kernel."""
     lines = ["==PROF== Connected to process 7 (/usr/bin/python3.12)", "what the program printed"]
     lines.append(csv_line([*NAMES, *METRICS]))
     lines.append(csv_line([""] * len(NAMES) + [unit for unit, _ in METRICS.values()]))
