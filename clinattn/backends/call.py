@@ -39,15 +39,17 @@ class Arguments(NamedTuple):
     slopes: Tensor | None = None
     relative: Tensor | None = None
     seed: Tensor | None = None
-    scale: float = 1.0
+    # Defaults of floats are ints: torch.compile(dynamic=True) makes a symbol of 0.0, not of 0, and
+    # loses it between one Function and the next.
+    scale: float = 1
     window_left: int = -1
     window_right: int = -1
     bottom_right: bool = False
     max_seqlen_q: SymInt = 0
     max_seqlen_k: SymInt = 0
-    softcap: float = 0.0
+    softcap: float = 0
     global_prefix: int = 0
-    dropout_p: float = 0.0
+    dropout_p: float = 0
 
     def is_plain(self) -> bool:
         """Returns whether there is no softcap, no dropout and no added term except a mask."""
