@@ -16,6 +16,8 @@ COMMON_FLAGS = ["-O3", "-g0", "-fPIC", "-fvisibility=hidden", "-fno-math-errno"]
 # A contraction that the compiler chooses would differ between instruction sets and versions.
 ISA_COMMON_FLAGS = [*COMMON_FLAGS, "-std=c++20", "-ffp-contract=off", "-fno-exceptions"]
 ISA_COMMON_FLAGS += ["-Wall", "-Wextra"]
+# A loop keeps its place in a cache line whatever is linked before it; 16 bytes off cost bf16 2 %.
+ISA_COMMON_FLAGS += ["-falign-functions=64"]
 # GCC 12 warns of its own AVX headers (PR 105593); Clang does not, and knows one of the two.
 GCC_FLAGS = ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]
 # The part of torch's stable ABI that torch 2.11 has: what is built runs there and in what follows.
