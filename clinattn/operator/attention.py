@@ -21,6 +21,8 @@ AUTOCAST = tuple(x for x in ("cpu", "cuda", "xpu", "mps", "hpu") if is_autocast_
 
 def _autocast(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Casts as autocast does for torch's own attention: all but fp64 to the lower precision."""
+    if not torch._C._is_any_autocast_enabled():  # the device's own question takes 0.3 us more
+        return query, key, value
     device_type = query.device.type
     if device_type in AUTOCAST and torch.is_autocast_enabled(device_type):
         dtype = torch.get_autocast_dtype(device_type)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections import namedtuple
 from collections.abc import Sequence
 from typing import Any
@@ -200,9 +201,6 @@ def _with_checked_parts(call: Arguments) -> Arguments:
     return call._replace(**checked)
 
 
-OF_DIRECT = (*Gradients._fields, "request")
-
-
 class DirectAttention(torch.autograd.Function):
     """FusedAttention for calls that nothing watches: fewer inputs take less of the host's time.
 
@@ -214,26 +212,21 @@ class DirectAttention(torch.autograd.Function):
     def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor]:
         call, backend = args[-1]
         o, lse, lse_low = ops.forward(call, backend)
-        tensors = (*call.tensors(), o, lse, lse_low)
         ctx.set_materialize_grads(False)
-        ctx.present = [at for at, x in enumerate(tensors) if x is not None]
-        ctx.save_for_backward(*[x for x in tensors if x is not None])
-        ctx.rest = call.scalars(), backend
+        ctx.save_for_backward(*call.tensors(), o, lse, lse_low)
+        ctx.scalars, ctx.backend = call.scalars(), backend
         return o, lse
 
     @staticmethod
     def backward(ctx: Any, do: Tensor | None, dlse: Tensor | None) -> Any:
         if do is None and dlse is None:
-            return (None,) * len(OF_DIRECT)
-        found: list[Any] = [None] * (len(TENSORS) + 3)
-        for at, x in zip(ctx.present, ctx.saved_tensors, strict=True):
-            found[at] = x
-        *tensors, o, lse, lse_low = found
-        scalars, backend = ctx.rest
-        call = Arguments._make([*tensors, *scalars])
-        needs = _needs(OF_DIRECT, ctx.needs_input_grad)
-        grads = _gradients(call, do, dlse, (o, lse, lse_low), needs, backend)
-        return tuple(_placed(OF_DIRECT, grads, needs))
+            return (None,) * (len(Gradients._fields) + 1)
+        *tensors, o, lse, lse_low = ctx.saved_tensors
+        call = Arguments(*tensors, *ctx.scalars)
+        *wanted, _ = ctx.needs_input_grad
+        needs = sum(itertools.compress(NEEDS.values(), wanted[3:]))
+        grads = _gradients(call, do, dlse, (o, lse, lse_low), needs, ctx.backend)
+        return *[x if wants else None for x, wants in zip(grads, wanted, strict=True)], None
 
 
 # Function.apply without its part for functorch transforms
@@ -254,9 +247,8 @@ def _gradients(
         o, lse, lse_low = _forward(call, backend)
     incoming = Incoming(torch.zeros_like(o) if do is None else do, dlse, o, lse, lse_low)
     # A result that is not differentiated again, as in a compiled graph, needs no Function.
-    if torch.compiler.is_compiling() or not (
-        torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
-    ):
+    again = torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
+    if not again or torch.compiler.is_compiling():
         return _backward(call, incoming, needs, backend)
     return FusedAttentionGrad.run(*incoming, *call, needs, backend)
 

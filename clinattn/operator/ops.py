@@ -107,6 +107,8 @@ def backward(call: Arguments, incoming: Incoming, needs: int, backend: str) -> t
 
 def with_unit_last_strides(call: Arguments) -> Arguments:
     q, k, v = call.q, call.k, call.v
+    if q.is_contiguous() and k.is_contiguous() and v.is_contiguous():  # a third of the time
+        return call
     if q.stride(-1) == k.stride(-1) == v.stride(-1) == 1:
         return call
     q, k, v = map(with_unit_last_stride, (q, k, v))
