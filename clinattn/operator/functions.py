@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._C._functorch import unwrap_if_dead
 from torch.autograd import forward_ad
 
-from clinattn.backends.call import NEEDS, TENSORS, Arguments, Gradients, Incoming
+from clinattn.backends.call import NEEDS, Arguments, Gradients, Incoming
 from clinattn.operator import ops  # ops registers torch.ops.clinattn
 from clinattn.operator.autograd import Function, op_is_watched
 from clinattn.operator.visibility import unexpanded
