@@ -31,7 +31,7 @@ from .terms import (
     score_factor,
     with_terms,
 )
-from .tiles import dense_lengths, query_tile
+from .tiles import dense_tile, query_tile
 
 # The constexprs of mask_gradient_kernel that tell which sides of a mask broadcast.
 SHARES = ("BATCHES_SHARE", "HEADS_SHARE", "QUERIES_SHARE", "KEYS_SHARE")
@@ -96,7 +96,7 @@ def mask_gradient_kernel(
     A program owns a tile of dmask, and sums ds over all pairs that read the tile, in a fixed order.
     """
     sizes = Sizes(num_tiles, num_heads, num_seqs, seqlen_q, seqlen_k)
-    tile = tl.program_id(0) % num_tiles
+    own = tl.program_id(0) % num_tiles
     plane = tl.program_id(0) // num_tiles
     own_head = 0
     own_batch = plane
@@ -104,13 +104,13 @@ def mask_gradient_kernel(
         own_head = plane % num_heads
         own_batch = plane // num_heads
     own_q = 0
-    own_k = tile
+    own_k = own
     if not QUERIES_SHARE:
-        own_q = tile
+        own_q = own
         own_k = 0
         if not KEYS_SHARE:
-            own_q = tile // num_k_tiles
-            own_k = tile % num_k_tiles
+            own_q = own // num_k_tiles
+            own_k = own % num_k_tiles
     tiles_here = num_q_tiles if QUERIES_SHARE else 1
     steps_here = num_k_tiles if KEYS_SHARE else 1
     heads_here = num_heads if HEADS_SHARE else 1
@@ -120,8 +120,8 @@ def mask_gradient_kernel(
         batch = own_batch + at // (heads_here * tiles_here)
         head = own_head + at // tiles_here % heads_here
         first_query = (own_q + at % tiles_here) * BLOCK_M
-        num_q, kv_begin, kv_end = dense_lengths(batch, inputs, sizes)
-        if first_query < num_q:
+        tile = dense_tile(batch, head, first_query, inputs, sizes, form)
+        if first_query < tile.num_q:
             kv_head = head // form.GROUP
             q_ptr = sequence_ptr(inputs.q, batch, head, 0, strides.q, form.ALIGN)
             k_ptr = sequence_ptr(inputs.k, batch, kv_head, 0, strides.k, form.ALIGN)
@@ -130,17 +130,7 @@ def mask_gradient_kernel(
             mask_ptr = sequence_ptr(inputs.mask, batch, head, 0, strides.mask, 1)
             row = (tl.cast(batch, tl.int64) * num_heads + head) * seqlen_q
             interval = Interval(
-                offset=(kv_end - num_q) if form.BOTTOM_RIGHT else 0,
-                kv_begin=kv_begin,
-                kv_end=kv_end,
-                num_q=num_q,
-                first_row=tl.cast(batch, tl.int64) * seqlen_q,
-                window_left=window_left,
-                window_right=window_right,
-                lo_ptr=inputs.lo,
-                hi_ptr=inputs.hi,
-                prefix=global_prefix,
-                unit=form.UNIT,
+                tile, window_left, window_right, inputs.lo, inputs.hi, global_prefix, form.UNIT
             )
             terms = Terms(inputs, batch, relative_far, stride_slopes)
             dropout = Dropout(inputs.seed, batch, dropout_bits, factors.kept_scale)
@@ -150,10 +140,10 @@ def mask_gradient_kernel(
             end = visit.end
             if global_prefix is not None:
                 begin = 0
-                end = kv_end
+                end = tile.kv_end
             keys = Keys(k_ptr, v_ptr, mask_ptr, strides, visit.lo, visit.hi)
             offs_m = first_query + tl.arange(0, BLOCK_M)
-            in_range = offs_m < num_q
+            in_range = offs_m < tile.num_q
             shift = tl.load(shift_ptr + row + offs_m, mask=in_range, other=float("inf"))
             delta = tl.load(delta_ptr + row + offs_m, mask=in_range, other=0.0)
             low = load_low(lse_low_ptr + row, offs_m, in_range)
@@ -247,17 +237,7 @@ def relative_gradient_kernel(
             if form.MASK is not None:
                 mask_ptr = sequence_ptr(inputs.mask, batch, head, 0, strides.mask, 1)
             interval = Interval(
-                offset=(tile.kv_end - tile.num_q) if form.BOTTOM_RIGHT else 0,
-                kv_begin=tile.kv_begin,
-                kv_end=tile.kv_end,
-                num_q=tile.num_q,
-                first_row=tl.cast(batch, tl.int64) * seqlen_q + tile.q_start,
-                window_left=window_left,
-                window_right=window_right,
-                lo_ptr=inputs.lo,
-                hi_ptr=inputs.hi,
-                prefix=global_prefix,
-                unit=form.UNIT,
+                tile, window_left, window_right, inputs.lo, inputs.hi, global_prefix, form.UNIT
             )
             terms = Terms(inputs, tile.sequence, relative_far, stride_slopes)
             dropout = Dropout(inputs.seed, tile.sequence, dropout_bits, factors.kept_scale)
@@ -283,7 +263,7 @@ def relative_gradient_kernel(
                 # With row i turned left by i, column c holds diagonal c of the tile, or diagonal
                 # c - SIDE where the turn wrapped around.
                 skewed = tl.gather(ds, turned, 1)
-                distance = n - first_query - interval.offset
+                distance = n - first_query - interval.tile.offset
                 for wrapped in tl.static_range(2):
                     of_diagonal = tl.sum(tl.where(wraps == (wrapped == 1), skewed, 0.0), 0)
                     d = distance + ring - wrapped * SIDE

@@ -123,7 +123,7 @@ def _accumulate_dkdv(
             low = None
             bias = keys.bias
             if MASKED:
-                sees = (offs_m >= 0) & (offs_m < interval.num_q)
+                sees = (offs_m >= 0) & (offs_m < interval.tile.num_q)
                 shift = tl.load(shift_ptr + row + offs_m, mask=sees, other=float("inf"))
                 if LARGE_ROWS:
                     shift = tl.where(sees & has_large_scores(shift), shift, float("inf"))
@@ -269,17 +269,7 @@ def dkdv_kernel(
         mask_ptr = sequence_ptr(inputs.mask, batch, head, 0, strides.mask, 1)
 
     interval = Interval(
-        offset=(tile.kv_end - tile.num_q) if form.BOTTOM_RIGHT else 0,
-        kv_begin=tile.kv_begin,
-        kv_end=tile.kv_end,
-        num_q=tile.num_q,
-        first_row=tl.cast(batch, tl.int64) * seqlen_q + tile.q_start,
-        window_left=window_left,
-        window_right=window_right,
-        lo_ptr=inputs.lo,
-        hi_ptr=inputs.hi,
-        prefix=global_prefix,
-        unit=form.UNIT,
+        tile, window_left, window_right, inputs.lo, inputs.hi, global_prefix, form.UNIT
     )
     terms = Terms(inputs, tile.sequence, relative_far, stride_slopes)
     dropout = Dropout(inputs.seed, tile.sequence, dropout_bits, factors.kept_scale)

@@ -5,22 +5,17 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .tiles import aligned_origin, clamp
+from .tiles import Tile, aligned_origin, clamp
 
 
 class Interval(NamedTuple):
-    """The keys that the queries of a sequence see.
+    """The keys that the queries of a tile's sequence see.
 
-    offset: key at which query 0 stands. kv_begin, kv_end: the keys there are. num_q: queries.
-    first_row: where bounds and times of the sequence start. A side or pointer is None where it
-    bounds nothing, prefix where there is none. unit: None, or what first_tile rounds to.
+    A side or pointer is None where it bounds nothing, prefix where there is none. unit: None, or
+    what first_tile rounds to.
     """
 
-    offset: Any
-    kv_begin: Any
-    kv_end: Any
-    num_q: Any
-    first_row: Any
+    tile: Tile
     window_left: Any
     window_right: Any
     lo_ptr: Any
@@ -72,7 +67,7 @@ def first_tile(interval):
 
     Dropout draws its bytes for 16 keys at a time, and its tiles do not follow kv_start.
     """
-    start = interval.kv_begin
+    start = interval.tile.kv_begin
     if interval.unit is not None:
         start = start // interval.unit * interval.unit
     return start
@@ -81,16 +76,16 @@ def first_tile(interval):
 @triton.jit
 def key_interval(i, interval):
     """Returns [lo, hi), the keys that queries i see besides a global prefix; i: index or tensor."""
-    lo = interval.kv_begin
-    hi = interval.kv_end
+    lo = interval.tile.kv_begin
+    hi = interval.tile.kv_end
     if interval.window_left is not None:
-        lo = tl.maximum(lo, i + interval.offset - interval.window_left)
+        lo = tl.maximum(lo, i + interval.tile.offset - interval.window_left)
     if interval.window_right is not None:
-        hi = tl.minimum(hi, i + interval.offset + interval.window_right + 1)
+        hi = tl.minimum(hi, i + interval.tile.offset + interval.window_right + 1)
     if interval.lo_ptr is not None:
-        inside = (i >= 0) & (i < interval.num_q)
-        lo_ptrs = interval.lo_ptr + interval.first_row + i
-        hi_ptrs = interval.hi_ptr + interval.first_row + i
+        inside = (i >= 0) & (i < interval.tile.num_q)
+        lo_ptrs = interval.lo_ptr + interval.tile.first_row + i
+        hi_ptrs = interval.hi_ptr + interval.tile.first_row + i
         lo = tl.maximum(lo, tl.load(lo_ptrs, mask=inside, other=0))
         hi = tl.minimum(hi, tl.load(hi_ptrs, mask=inside, other=0))
     return lo, hi
@@ -110,9 +105,9 @@ def visible(i, j, interval):
     ):
         seen = seen & (j >= lo)
     if interval.prefix is not None:
-        prefix_end = interval.kv_begin + interval.prefix
-        in_prefix = (j < prefix_end) | (i + interval.offset < prefix_end)
-        seen = seen | (in_prefix & (j >= interval.kv_begin) & (j < interval.kv_end))
+        prefix_end = interval.tile.kv_begin + interval.prefix
+        in_prefix = (j < prefix_end) | (i + interval.tile.offset < prefix_end)
+        seen = seen | (in_prefix & (j >= interval.tile.kv_begin) & (j < interval.tile.kv_end))
     return seen
 
 
@@ -138,31 +133,31 @@ def visited_keys(first_query, interval, BLOCK_M: tl.constexpr, BLOCK_N: tl.const
     With a prefix the range leaves out the keys that are seen for that alone, unless a query of the
     prefix is in the tile: then it is all keys, and all of them edges.
     """
-    last_query = tl.minimum(first_query + BLOCK_M, interval.num_q) - 1
+    last_query = tl.minimum(first_query + BLOCK_M, interval.tile.num_q) - 1
     lo, full_hi = key_interval(first_query, interval)
     full_lo, hi = key_interval(last_query, interval)
     if interval.prefix is not None:
-        sees_all = first_query + interval.offset < interval.kv_begin + interval.prefix
-        lo = tl.where(sees_all, interval.kv_begin, lo)
-        full_lo = tl.where(sees_all, interval.kv_begin, full_lo)
-        full_hi = tl.where(sees_all, interval.kv_begin, full_hi)
-        hi = tl.where(sees_all, interval.kv_end, hi)
+        sees_all = first_query + interval.tile.offset < interval.tile.kv_begin + interval.prefix
+        lo = tl.where(sees_all, interval.tile.kv_begin, lo)
+        full_lo = tl.where(sees_all, interval.tile.kv_begin, full_lo)
+        full_hi = tl.where(sees_all, interval.tile.kv_begin, full_hi)
+        hi = tl.where(sees_all, interval.tile.kv_end, hi)
     hi = tl.where((last_query >= first_query) & (hi > lo), hi, 0)
     begin, full_begin, full_end, end = split_range(
         lo, hi, full_lo, tl.minimum(full_hi, hi), first_tile(interval), BLOCK_N
     )
     if interval.prefix is not None:
-        lo = interval.kv_begin
-        hi = interval.kv_end
+        lo = interval.tile.kv_begin
+        hi = interval.tile.kv_end
     return KeyRange(begin, full_begin, full_end, end, lo, hi)
 
 
 @triton.jit
 def prefix_keys_end(first_query, keys, interval):
     """Returns the end of the key tiles that a query tile visits for the prefix, before `keys`."""
-    stop = tl.minimum(interval.kv_begin + interval.prefix, interval.kv_end)
+    stop = tl.minimum(interval.tile.kv_begin + interval.prefix, interval.tile.kv_end)
     stop = tl.where(keys.begin < keys.end, tl.minimum(stop, keys.begin), stop)
-    return tl.where(first_query < interval.num_q, stop, 0)
+    return tl.where(first_query < interval.tile.num_q, stop, 0)
 
 
 @triton.jit
@@ -170,7 +165,8 @@ def prefix_queries_end(begin, end, interval):
     """Returns the end of the tiles over the queries of the prefix, which see every key, before the
     [begin, end) that a key tile visits.
     """
-    stop = clamp(interval.kv_begin + interval.prefix - interval.offset, 0, interval.num_q)
+    tile = interval.tile
+    stop = clamp(tile.kv_begin + interval.prefix - tile.offset, 0, tile.num_q)
     return tl.where(begin < end, tl.minimum(stop, begin), stop)
 
 
@@ -194,10 +190,10 @@ def count_at_most(ptr, count, value):
 def seen_keys(interval):
     """Returns [lo, hi), the keys that some query sees."""
     lo, _ = key_interval(0, interval)
-    _, hi = key_interval(interval.num_q - 1, interval)
+    _, hi = key_interval(interval.tile.num_q - 1, interval)
     if interval.prefix is not None:
-        lo = interval.kv_begin
-        hi = tl.where(interval.num_q > 0, interval.kv_end, interval.kv_begin)
+        lo = interval.tile.kv_begin
+        hi = tl.where(interval.tile.num_q > 0, interval.tile.kv_end, interval.tile.kv_begin)
     return lo, hi
 
 
@@ -210,35 +206,35 @@ def visiting_queries(
     ANCHORED: query tiles are counted from the query that stands at kv_begin, as they would be if
     the keys before it were not there; the first tile can then start before query 0.
     """
-    num_q = interval.num_q
-    last_key = tl.minimum(first_key + BLOCK_N, interval.kv_end) - 1
+    num_q = interval.tile.num_q
+    last_key = tl.minimum(first_key + BLOCK_N, interval.tile.kv_end) - 1
     lo = 0
     hi = num_q
     full_lo = 0
     full_hi = num_q
     if interval.window_right is not None:
-        lo = tl.maximum(first_key - interval.offset - interval.window_right, 0)
-        full_lo = tl.maximum(last_key - interval.offset - interval.window_right, 0)
+        lo = tl.maximum(first_key - interval.tile.offset - interval.window_right, 0)
+        full_lo = tl.maximum(last_key - interval.tile.offset - interval.window_right, 0)
     if interval.window_left is not None:
-        hi = tl.minimum(last_key - interval.offset + interval.window_left + 1, num_q)
-        full_hi = tl.minimum(first_key - interval.offset + interval.window_left + 1, num_q)
+        hi = tl.minimum(last_key - interval.tile.offset + interval.window_left + 1, num_q)
+        full_hi = tl.minimum(first_key - interval.tile.offset + interval.window_left + 1, num_q)
     if interval.lo_ptr is not None:
-        lo_ptr = interval.lo_ptr + interval.first_row
-        hi_ptr = interval.hi_ptr + interval.first_row
+        lo_ptr = interval.lo_ptr + interval.tile.first_row
+        hi_ptr = interval.hi_ptr + interval.tile.first_row
         lo = tl.maximum(lo, count_at_most(hi_ptr, num_q, first_key))
         full_lo = tl.maximum(full_lo, count_at_most(hi_ptr, num_q, last_key))
         hi = tl.minimum(hi, count_at_most(lo_ptr, num_q, last_key))
         full_hi = tl.minimum(full_hi, count_at_most(lo_ptr, num_q, first_key))
     if interval.prefix is not None:
-        seen_by_all = first_key < interval.kv_begin + interval.prefix
+        seen_by_all = first_key < interval.tile.kv_begin + interval.prefix
         lo = tl.where(seen_by_all, 0, lo)
         full_lo = tl.where(seen_by_all, 0, full_lo)
         full_hi = tl.where(seen_by_all, 0, full_hi)
         hi = tl.where(seen_by_all, num_q, hi)
     origin = 0
     if ANCHORED:
-        origin = aligned_origin(interval.kv_begin - interval.offset, BLOCK_M)
-    reached = (first_key + BLOCK_N > interval.kv_begin) & (first_key < interval.kv_end)
+        origin = aligned_origin(interval.tile.kv_begin - interval.tile.offset, BLOCK_M)
+    reached = (first_key + BLOCK_N > interval.tile.kv_begin) & (first_key < interval.tile.kv_end)
     hi = tl.where((hi > lo) & reached, hi, origin)
     begin, full_begin, full_end, end = split_range(
         lo, hi, full_lo, tl.minimum(full_hi, hi), origin, BLOCK_M

@@ -106,7 +106,7 @@ def mask_scores(s, i, j, keep, interval, mask_ptr, strides, form: tl.constexpr):
         seen = seen & keep
     values = s
     if form.MASK == "pairs":
-        seen = seen & (i >= 0) & (i < interval.num_q)
+        seen = seen & (i >= 0) & (i < interval.tile.num_q)
         at = i.to(tl.int64) * strides.m + j.to(tl.int64) * strides.n
         values = tl.load(mask_ptr + at, mask=seen, other=0)
         if form.IS_BIAS:

@@ -89,7 +89,7 @@ def with_terms(bias, i, j, head, score, NATURAL: tl.constexpr):
     inputs = terms.inputs
     if inputs.relative is not None:
         at = head * (2 * terms.far + 1)
-        at = at + clamp(j - i - interval.offset, -terms.far, terms.far) + terms.far
+        at = at + clamp(j - i - interval.tile.offset, -terms.far, terms.far) + terms.far
         bias = plus(bias, score_units(tl.load(inputs.relative + at), NATURAL))
     if inputs.slopes is not None:
         slope = tl.load(inputs.slopes + terms.sequence * terms.stride_slopes + head)
@@ -114,15 +114,15 @@ def plus(x, y):
 @triton.jit
 def position_distance(i, j, interval):
     """Returns |i - j|, aligned as the interval is."""
-    return tl.abs(i + interval.offset - j).to(tl.float32)
+    return tl.abs(i + interval.tile.offset - j).to(tl.float32)
 
 
 @triton.jit
 def time_distance(i, j, times_ptr, interval):
     """Returns |t_i - t_j|, with 0 for the times of padding, which can be anything."""
-    times_ptr += interval.first_row
-    is_query = (i >= 0) & (i < interval.num_q)
-    is_key = (j >= interval.kv_begin) & (j < interval.kv_end)
+    times_ptr += interval.tile.first_row
+    is_query = (i >= 0) & (i < interval.tile.num_q)
+    is_key = (j >= interval.tile.kv_begin) & (j < interval.tile.kv_end)
     of_query = tl.load(times_ptr + i, mask=is_query, other=0.0)
     of_key = tl.load(times_ptr + j, mask=is_key, other=0.0)
     return tl.abs(of_query - of_key)

@@ -11,7 +11,8 @@ class Tile(NamedTuple):
 
     first: its first row, counted within the sequence as num_q, kv_begin and kv_end are; there is no
     tile where first >= rows. q_start, k_start: rows of q and of k where the sequence starts. rows:
-    those of the sequence, padding included.
+    those of the sequence, padding included. first_row: where its bounds and times start. offset:
+    key at which query 0 stands.
     """
 
     batch: Any
@@ -24,6 +25,8 @@ class Tile(NamedTuple):
     num_q: Any
     kv_begin: Any
     kv_end: Any
+    first_row: Any
+    offset: Any
 
 
 @triton.jit
@@ -82,6 +85,25 @@ def dense_lengths(batch, inputs, sizes):
 
 
 @triton.jit
+def first_key(num_q, kv_end, form: tl.constexpr):
+    """Returns the key at which query 0 stands."""
+    key = 0
+    if form.BOTTOM_RIGHT:
+        key = kv_end - num_q
+    return key
+
+
+@triton.jit
+def dense_tile(batch, head, first, inputs, sizes, form: tl.constexpr):
+    """Returns the Tile of the queries of a batch entry from row `first` on."""
+    num_q, kv_begin, kv_end = dense_lengths(batch, inputs, sizes)
+    return Tile(
+        batch, batch, head, first, 0, 0, sizes.seqlen_q, num_q, kv_begin, kv_end,
+        tl.cast(batch, tl.int64) * sizes.seqlen_q, first_key(num_q, kv_end, form),
+    )  # fmt: skip
+
+
+@triton.jit
 def query_tile(
     pid, inputs, sizes, LONGEST_LAST: tl.constexpr, ANCHORED: tl.constexpr,
     BLOCK_M: tl.constexpr, form: tl.constexpr,
@@ -121,11 +143,11 @@ def query_tile(
             tile = sizes.num_tiles - 1 - tile
         first = tile * BLOCK_M
         if ANCHORED:
-            offset = 0
-            if form.BOTTOM_RIGHT:
-                offset = kv_end - num_q
-            first += aligned_origin(kv_begin - offset, BLOCK_M)
-    return Tile(batch, sequence, head, first, q_start, k_start, rows, num_q, kv_begin, kv_end)
+            first += aligned_origin(kv_begin - first_key(num_q, kv_end, form), BLOCK_M)
+    return Tile(
+        batch, sequence, head, first, q_start, k_start, rows, num_q, kv_begin, kv_end,
+        tl.cast(batch, tl.int64) * sizes.seqlen_q + q_start, first_key(num_q, kv_end, form),
+    )  # fmt: skip
 
 
 @triton.jit
@@ -161,7 +183,10 @@ def key_tile(pid, inputs, sizes, BLOCK_N: tl.constexpr, form: tl.constexpr):
             if inputs.seed is not None:
                 anchor = kv_begin // 16 * 16
             first += aligned_origin(anchor, BLOCK_N)
-    return Tile(batch, sequence, head, first, q_start, k_start, rows, num_q, kv_begin, kv_end)
+    return Tile(
+        batch, sequence, head, first, q_start, k_start, rows, num_q, kv_begin, kv_end,
+        tl.cast(batch, tl.int64) * sizes.seqlen_q + q_start, first_key(num_q, kv_end, form),
+    )  # fmt: skip
 
 
 @triton.jit
