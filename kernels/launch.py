@@ -17,9 +17,7 @@ from .parameters import (
     Strides,
     dropout_bits,
     factors,
-    has_added_terms,
     inputs_type,
-    is_plain,
 )
 
 
@@ -89,7 +87,7 @@ class Layout:
         kind = "plain" if window_left < 0 and call.lo is None else "window"
         if self.form.MASK == "pairs" or (self.form.MASK == "keys" and kind == "plain"):
             kind = self.form.MASK
-        if not is_plain(call):
+        if not call.is_plain():
             kind = "terms"
         # The arguments of tile_config after the table.
         self.config_key = (capability, self.head_dim, q.dtype, kind)
@@ -113,9 +111,9 @@ class Layout:
         return Form(
             MASK=kind,
             IS_BIAS=is_bias,
-            TERMS=has_added_terms(call),
+            TERMS=call.has_added_terms(),
             EXACT=exact,
-            NATURAL=exact or is_bias or has_added_terms(call) or wide_pairs,
+            NATURAL=exact or is_bias or call.has_added_terms() or wide_pairs,
             GROUP=self.num_heads // max(self.num_kv_heads, 1),
             IS_PACKED=self.packed,
             # only what is counted from the diagonal depends on its place

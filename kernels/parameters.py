@@ -109,16 +109,6 @@ class Form(NamedTuple):
     BLOCK_D: int
 
 
-def has_added_terms(call: Any) -> bool:
-    """Returns whether a call adds something to its scores besides a mask."""
-    return any(x is not None for x in (call.decay, call.slopes, call.relative))
-
-
-def is_plain(call: Any) -> bool:
-    """Returns whether scores are scale q.k and a mask, and every weight is kept."""
-    return not (call.softcap or has_added_terms(call) or call.seed is not None)
-
-
 def dropout_bits(call: Any) -> int | None:
     """Returns the probability of dropout in 2^-24; None without dropout."""
     return None if call.seed is None else round(call.dropout_p * (1 << DROPOUT_BITS))

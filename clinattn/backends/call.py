@@ -55,6 +55,10 @@ class Arguments(NamedTuple):
         """Returns whether there is no softcap, no dropout and no added term except a mask."""
         return self.decay is self.slopes is self.relative is self.seed is None and not self.softcap
 
+    def has_added_terms(self) -> bool:
+        """Returns whether scores have a term besides a mask."""
+        return any(x is not None for x in (self.decay, self.slopes, self.relative))
+
     def is_packed(self) -> bool:
         return self.cu_seqlens_q is not None
 
