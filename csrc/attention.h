@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "arguments.h"
+
 // Functions that kernels on a device call too
 #ifdef __CUDACC__
 #define CLINATTN_SHARED __host__ __device__
@@ -28,7 +30,8 @@ struct Mask {
   int64_t batch = 0, head = 0, row = 0, key = 0;
 };
 
-struct AttentionParams {
+// Windows are at most 2^40; softcap, global_prefix and dropout_p are 0 for none.
+struct AttentionParams : Scalars {
   DType dtype;
   int64_t num_seqs, heads, kv_heads, head_dim;
   int64_t max_q, max_k;      // dense: rows of q and k; packed: the longest sequence
@@ -61,14 +64,8 @@ struct AttentionParams {
   // Visibility: query i sees keys [lo, hi) as interval.h computes them.
   const int32_t *cu_seqlens_q = nullptr, *cu_seqlens_k = nullptr;  // (num_seqs + 1), packed only
   const int32_t *q_lengths = nullptr, *kv_start = nullptr, *kv_end = nullptr;  // (num_seqs), dense
-  int64_t window_left = -1, window_right = -1;                                 // -1: unbounded
-  bool bottom_right = false;
   // Query i sees only keys [lo_i, hi_i) of its sequence; (num_seqs, max_q) or packed (total_q).
   const int32_t *lo = nullptr, *hi = nullptr;
-  int64_t global_prefix = 0;  // keys seen by all, and queries that see all, from kv_start on
-
-  double scale;
-  double softcap = 0;  // 0: none
 
   // Dropout: a pair is dropped with probability dropout_threshold / 2^24.
   uint32_t dropout_threshold = 0;

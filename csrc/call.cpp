@@ -10,7 +10,7 @@ namespace {
 // Python reads it in the file, before loading: a library with other arguments is not loaded.
 #define CLINATTN_WORDS(type, name) #type " " #name ", "
 [[gnu::used]] constexpr char kArguments[] =
-    "clinattn arguments: " CLINATTN_ARGUMENTS(CLINATTN_WORDS);
+    "clinattn arguments: " CLINATTN_TENSORS(CLINATTN_WORDS) CLINATTN_SCALARS(CLINATTN_WORDS);
 #undef CLINATTN_WORDS
 
 const int32_t* int32_values(const OptionalTensor& t, const char* name, int64_t count,
@@ -48,8 +48,7 @@ void check_intervals(const Arguments& a, Sizes rows, AttentionParams& p) {
   CLINATTN_CHECK(a.lo.has_value() == a.hi.has_value(), "give both lo and hi, or neither");
   p.lo = row_bounds(a.lo, "lo", rows, a.q);
   p.hi = row_bounds(a.hi, "hi", rows, a.q);
-  CLINATTN_CHECK(a.global_prefix >= 0, "global_prefix is ", a.global_prefix, "; expected >= 0");
-  p.global_prefix = a.global_prefix;
+  CLINATTN_CHECK(p.global_prefix >= 0, "global_prefix is ", p.global_prefix, "; expected >= 0");
 }
 
 void check_score_terms(const Arguments& a, Sizes rows, AttentionParams& p) {
@@ -72,21 +71,20 @@ void check_score_terms(const Arguments& a, Sizes rows, AttentionParams& p) {
     p.relative = stat_values(a.relative, "relative", {p.heads, width}, stat, a.q);
     p.relative_reach = width / 2;
   }
-  CLINATTN_CHECK(a.softcap >= 0, "softcap is ", a.softcap, "; expected >= 0");
-  p.softcap = a.softcap;
+  CLINATTN_CHECK(p.softcap >= 0, "softcap is ", p.softcap, "; expected >= 0");
 }
 
 void check_dropout(const Arguments& a, AttentionParams& p) {
-  CLINATTN_CHECK(a.dropout_p >= 0 && a.dropout_p <= 1, "dropout_p is ", a.dropout_p,
+  CLINATTN_CHECK(p.dropout_p >= 0 && p.dropout_p <= 1, "dropout_p is ", p.dropout_p,
                  "; expected 0 to 1");
-  CLINATTN_CHECK(a.seed.has_value() == (a.dropout_p > 0), "seed goes with dropout_p > 0");
+  CLINATTN_CHECK(a.seed.has_value() == (p.dropout_p > 0), "seed goes with dropout_p > 0");
   if (!a.seed) return;
   CLINATTN_CHECK(same_device(*a.seed, a.q) && a.seed->scalar_type() == ScalarType::Long &&
                      a.seed->numel() == 1,
                  "seed is ", a.seed->scalar_type(), " of shape ", a.seed->sizes(), " on ",
                  a.seed->device(), "; expected one int64 on ", a.q.device());
   p.seed_at = static_cast<const uint64_t*>(a.seed->const_data_ptr());
-  p.dropout_threshold = static_cast<uint32_t>(std::nearbyint(a.dropout_p * (1 << 24)));
+  p.dropout_threshold = static_cast<uint32_t>(std::nearbyint(p.dropout_p * (1 << 24)));
 }
 
 }  // namespace
@@ -97,7 +95,7 @@ void Stack::check_left() const {
 
 Arguments Stack::pop_arguments() {
 #define CLINATTN_POP(type, name) .name = pop<type>(),
-  return {CLINATTN_ARGUMENTS(CLINATTN_POP)};
+  return {CLINATTN_TENSORS(CLINATTN_POP).scalars = {CLINATTN_SCALARS(CLINATTN_POP)}};
 #undef CLINATTN_POP
 }
 
@@ -169,7 +167,7 @@ Strides strides_of(const Tensor& t) {
 }
 
 AttentionParams check_shapes(const Arguments& a) {
-  AttentionParams p{};
+  AttentionParams p{a.scalars};
   const bool packed = a.cu_seqlens_q.has_value();
   const int64_t rank = packed ? 3 : 4;
   CLINATTN_CHECK(packed == a.cu_seqlens_k.has_value(),
@@ -235,10 +233,8 @@ AttentionParams check_shapes(const Arguments& a) {
   check_score_terms(a, rows, p);
   check_dropout(a, p);
   constexpr int64_t kFar = int64_t{1} << 40;  // no sum of row numbers and windows can overflow
-  p.window_left = std::min(a.window_left, kFar);
-  p.window_right = std::min(a.window_right, kFar);
-  p.bottom_right = a.bottom_right;
-  p.scale = a.scale;
+  p.window_left = std::min(p.window_left, kFar);
+  p.window_right = std::min(p.window_right, kFar);
   return p;
 }
 

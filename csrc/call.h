@@ -8,44 +8,17 @@
 #include <initializer_list>
 #include <vector>
 
+#include "arguments.h"
 #include "attention.h"
 #include "tensor.h"
-
-// The arguments that all passes share, in the order and with the names of the ops' schema
-// (clinattn/backends/call.py). A new one is a line here, and its check in call.cpp.
-#define CLINATTN_ARGUMENTS(ARGUMENT)     \
-  ARGUMENT(Tensor, q)                    \
-  ARGUMENT(Tensor, k)                    \
-  ARGUMENT(Tensor, v)                    \
-  ARGUMENT(OptionalTensor, mask)         \
-  ARGUMENT(OptionalTensor, cu_seqlens_q) \
-  ARGUMENT(OptionalTensor, cu_seqlens_k) \
-  ARGUMENT(OptionalTensor, q_lengths)    \
-  ARGUMENT(OptionalTensor, kv_start)     \
-  ARGUMENT(OptionalTensor, kv_end)       \
-  ARGUMENT(OptionalTensor, lo)           \
-  ARGUMENT(OptionalTensor, hi)           \
-  ARGUMENT(OptionalTensor, times)        \
-  ARGUMENT(OptionalTensor, decay)        \
-  ARGUMENT(OptionalTensor, slopes)       \
-  ARGUMENT(OptionalTensor, relative)     \
-  ARGUMENT(OptionalTensor, seed)         \
-  ARGUMENT(double, scale)                \
-  ARGUMENT(int64_t, window_left)         \
-  ARGUMENT(int64_t, window_right)        \
-  ARGUMENT(bool, bottom_right)           \
-  ARGUMENT(int64_t, max_seqlen_q)        \
-  ARGUMENT(int64_t, max_seqlen_k)        \
-  ARGUMENT(double, softcap)              \
-  ARGUMENT(int64_t, global_prefix)       \
-  ARGUMENT(double, dropout_p)
 
 namespace clinattn {
 
 struct Arguments {
 #define CLINATTN_FIELD(type, name) type name;
-  CLINATTN_ARGUMENTS(CLINATTN_FIELD)
+  CLINATTN_TENSORS(CLINATTN_FIELD)
 #undef CLINATTN_FIELD
+  Scalars scalars;
 };
 
 struct BackwardArguments {

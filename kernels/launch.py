@@ -15,10 +15,9 @@ from .parameters import (
     InputStrides,
     MaskStrides,
     Strides,
-    dropout_bits,
-    factors,
     inputs_type,
 )
+from .terms import dropout_bits, factors
 
 
 class Facts(NamedTuple):

@@ -9,13 +9,6 @@ record either; so the kernels themselves build each record that can hold None.
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-import torch
-
-LOG2E = 1.4426950408889634
-SMALLEST_SCALE = 2.0**-126  # not 0: a hidden score is -inf, and 0 * -inf is NaN
-LARGEST = torch.finfo(torch.float32).max
-DROPOUT_BITS = 24
-
 NOT_SPECIALIZED = [
     "num_tiles", "num_heads", "num_seqs", "seqlen_q", "seqlen_k", "window_left", "window_right",
     "stride_slopes", "relative_far", "global_prefix", "dropout_bits",
@@ -68,21 +61,6 @@ class Sizes(NamedTuple):
     seqlen_k: Any
 
 
-class Factors(NamedTuple):
-    """The floats of a call, None for a step that it leaves out.
-
-    scale: of dq and dk. qk_scale, natural_scale: what takes q.k, or its softcapped value, to a
-    score in the kernel's units, and to a natural one. cap_scale: what takes q.k to the argument of
-    tanh. kept_scale: the weight of a pair that dropout keeps.
-    """
-
-    scale: float
-    qk_scale: float
-    natural_scale: float
-    cap_scale: float | None
-    kept_scale: float | None
-
-
 class Form(NamedTuple):
     """The constexprs of the kernels of a call.
 
@@ -107,23 +85,3 @@ class Form(NamedTuple):
     PRECISION: str
     HEAD_DIM: int
     BLOCK_D: int
-
-
-def dropout_bits(call: Any) -> int | None:
-    """Returns the probability of dropout in 2^-24; None without dropout."""
-    return None if call.seed is None else round(call.dropout_p * (1 << DROPOUT_BITS))
-
-
-def factors(call: Any, natural: bool) -> Factors:
-    """Returns the Factors of a call with scale >= 0. natural: NATURAL of Form."""
-    factor = call.softcap or call.scale
-    natural_scale = max(factor, SMALLEST_SCALE)
-    bits = dropout_bits(call)
-    kept = None if bits is None else 1 - bits / (1 << DROPOUT_BITS)
-    return Factors(
-        scale=call.scale,
-        qk_scale=natural_scale if natural else max(factor * LOG2E, SMALLEST_SCALE),
-        natural_scale=natural_scale,
-        cap_scale=min(call.scale / call.softcap, LARGEST) if call.softcap else None,
-        kept_scale=None if kept is None else 1 / kept if kept > 0 else 0.0,
-    )

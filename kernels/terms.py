@@ -158,3 +158,44 @@ def kept_pairs(first_query, first_key, head, dropout, BLOCK_M: tl.constexpr, BLO
 def dropped(x, keep, dropout):
     """Returns x kept_scale for the pairs that are kept, else 0."""
     return tl.where(keep, x * dropout.kept_scale, 0.0)
+
+
+LOG2E = 1.4426950408889634
+SMALLEST_SCALE = 2.0**-126  # not 0: a hidden score is -inf, and 0 * -inf is NaN
+LARGEST = 3.4028234663852886e38  # of fp32
+DROPOUT_BITS = 24
+
+
+class Factors(NamedTuple):
+    """The floats of a call, None for a step that it leaves out.
+
+    scale: of dq and dk. qk_scale, natural_scale: what takes q.k, or its softcapped value, to a
+    score in the kernel's units, and to a natural one. cap_scale: what takes q.k to the argument of
+    tanh. kept_scale: the weight of a pair that dropout keeps.
+    """
+
+    scale: float
+    qk_scale: float
+    natural_scale: float
+    cap_scale: float | None
+    kept_scale: float | None
+
+
+def dropout_bits(call: Any) -> int | None:
+    """Returns the probability of dropout in 2^-24; None without dropout."""
+    return None if call.seed is None else round(call.dropout_p * (1 << DROPOUT_BITS))
+
+
+def factors(call: Any, natural: bool) -> Factors:
+    """Returns the Factors of a call with scale >= 0. natural: NATURAL of Form."""
+    factor = call.softcap or call.scale
+    natural_scale = max(factor, SMALLEST_SCALE)
+    bits = dropout_bits(call)
+    kept = None if bits is None else 1 - bits / (1 << DROPOUT_BITS)
+    return Factors(
+        scale=call.scale,
+        qk_scale=natural_scale if natural else max(factor * LOG2E, SMALLEST_SCALE),
+        natural_scale=natural_scale,
+        cap_scale=min(call.scale / call.softcap, LARGEST) if call.softcap else None,
+        kept_scale=None if kept is None else 1 / kept if kept > 0 else 0.0,
+    )

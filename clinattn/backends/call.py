@@ -111,5 +111,9 @@ TENSORS = tuple(
     name for name, annotation in types_of(Arguments).items() if annotation.startswith("Tensor")
 )
 
+# The numbers of a call, and those of them that a plain call does not have: all from softcap on.
+SCALARS = Arguments._fields[len(TENSORS) :]
+FEATURE_SCALARS = SCALARS[SCALARS.index("softcap") :]
+
 # Inputs besides q, k and v that have a gradient, with their bit in `needs` of the backward ops.
 NEEDS = {"mask": 1, "decay": 2, "slopes": 4, "relative": 8}

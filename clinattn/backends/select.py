@@ -12,7 +12,7 @@ import torch
 
 from clinattn.backends import cpu, cuda, triton
 from clinattn.backends.backend import Backend, Implementation
-from clinattn.backends.call import NEEDS, Arguments
+from clinattn.backends.call import FEATURE_SCALARS, NEEDS, Arguments
 
 NAMES = ("triton", "cuda", "cpu", "reference")
 
@@ -24,15 +24,19 @@ DTYPES = {
     "reference": (torch.float64, torch.float32, *LOW_PRECISION),
 }
 
+# Public arguments behind fields of a call.
+WORDS = {
+    "lo": "segment_ids or time_window",
+    "decay": "time_decay",
+    "slopes": "alibi_slopes",
+    "relative": "relative_bias",
+}
 # Features of a call beyond masks, windows and lengths, by the names of the public arguments.
 GRADIENTS = tuple(  # in the order of NEEDS
     f"the gradient of {word}"
     for word in ("attn_mask", "time_decay", "alibi_slopes", "relative_bias")
 )
-FEATURES = (
-    *("segment_ids or time_window", "time_decay", "alibi_slopes", "relative_bias", "softcap"),
-    *("global_prefix", "dropout_p", *GRADIENTS),
-)
+FEATURES = (*WORDS.values(), *FEATURE_SCALARS, *GRADIENTS)
 
 
 class Serves(NamedTuple):
@@ -89,8 +93,8 @@ def asked_for(call: Arguments, needs: int) -> tuple[str, ...]:
     if call.is_plain() and call.lo is None and not (call.global_prefix or needs):
         return ()
     asked = (
-        *(x is not None for x in (call.lo, call.decay, call.slopes, call.relative)),
-        *(call.softcap != 0, call.global_prefix != 0, call.seed is not None),
+        *(getattr(call, field) is not None for field in WORDS),
+        *(getattr(call, name) != 0 for name in FEATURE_SCALARS),
         *(needs & bit for bit in NEEDS.values()),
     )
     return tuple(name for name, wanted in zip(FEATURES, asked, strict=True) if wanted)

@@ -152,8 +152,8 @@ def fused_attention(
         and softcap is None and global_prefix == 0 and dropout_p == 0
     ):  # fmt: skip
         words = Words(
-            segment_ids, times, time_window, time_decay, alibi_slopes, relative_bias, softcap,
-            global_prefix, dropout_p,
+            segment_ids, times, time_window, time_decay, alibi_slopes, relative_bias,
+            {"softcap": softcap, "global_prefix": global_prefix, "dropout_p": dropout_p},
         )  # fmt: skip
         call = call._replace(**dense_features(words, query, n_keys, lengths, kv_start))
     o, lse = attend(call, backend)
@@ -237,8 +237,8 @@ def fused_attention_varlen(
         and global_prefix == 0 and dropout_p == 0
     ):  # fmt: skip
         words = Words(
-            None, times, time_window, time_decay, alibi_slopes, relative_bias, softcap,
-            global_prefix, dropout_p,
+            None, times, time_window, time_decay, alibi_slopes, relative_bias,
+            {"softcap": softcap, "global_prefix": global_prefix, "dropout_p": dropout_p},
         )  # fmt: skip
         more = packed_features(words, query, key.shape[0], cu_seqlens_q, cu_seqlens_k, max_seqlen_q)
         call = call._replace(**more)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._C._functorch import unwrap_if_dead
 from torch.autograd import forward_ad
 
-from clinattn.backends.call import NEEDS, Arguments, Gradients, Incoming
+from clinattn.backends.call import FEATURE_SCALARS, NEEDS, Arguments, Gradients, Incoming
 from clinattn.operator import ops  # ops registers torch.ops.clinattn
 from clinattn.operator.autograd import Function, op_is_watched
 from clinattn.operator.visibility import unexpanded
@@ -128,13 +128,13 @@ def _checked(call: Arguments, backend: Any) -> tuple[Arguments, str]:
         if side < -1:
             raise ValueError(f"{name}: got {side}, expected >= 0, or -1 for no bound")
         sides[name] = at_most_far(side)
+    scalars = {name: getattr(call, name) for name in FEATURE_SCALARS}
+    scalars["softcap"] = as_float("softcap", call.softcap) or None
     call = call._replace(
         scale=checks.check_scale(call.scale, call.q.shape[-1], dtype),
         **sides,
         bottom_right=as_flag("bottom_right", call.bottom_right),
-        softcap=feature_checks.check_softcap(as_float("softcap", call.softcap) or None, dtype),
-        global_prefix=feature_checks.check_global_prefix(call.global_prefix, None),
-        dropout_p=feature_checks.check_dropout(call.dropout_p),
+        **feature_checks.check_scalars(scalars, dtype, None),
     )
     call = _with_checked_parts(call)
     unnamed = isinstance(backend, str) and not backend

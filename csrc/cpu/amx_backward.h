@@ -61,7 +61,7 @@ struct AmxBackward {
   AmxFactors factors;                // of rows as they are packed
   float unit = 1;                    // what scores are multiples of
   int64_t step_key;                  // their first key
-  float* slopes;                     // derivatives of the softcap, laid out as s: 4 KB
+  float* gains;                      // gains of the scores, laid out as s: 4 KB
   ColumnKept<V> kept;                // by dropout, of those
   Contents keys, values, queries, gradients;  // what rows of k, v, q and do hold
 
@@ -97,7 +97,7 @@ struct AmxBackward {
     fraction = a.take<float>(kRows);
     delta = a.take<float>(kRows);
     large = a.take<float>(kRows);
-    slopes = a.take<float>(32 * 32);
+    gains = a.take<float>(32 * 32);
   }
 
   // 16 keys, 32 d
@@ -131,7 +131,7 @@ struct AmxBackward {
   float* dqt_block(int64_t i, int64_t d) { return dqt + (i / 32 * (width / 32) + d / 32) * 1024; }
   // The scores of 16 queries with one key of the tile, which the buffer at hand holds
   float* column(int64_t row, int64_t key) { return s + in_block(key - step_key, row); }
-  float* cap_slope(int64_t row, int64_t key) { return slopes + in_block(key - step_key, row); }
+  float* gain_at(int64_t row, int64_t key) { return gains + in_block(key - step_key, row); }
 
   // See AmxFactors.
   void begin_task(uint32_t q_bits, uint32_t do_bits, int64_t count) {

@@ -94,7 +94,7 @@ struct AmxForward {
   float* column(int64_t row, int64_t key) {
     return s + key / 16 * 512 + row / 16 * 256 + key % 16 * 16;
   }
-  float* cap_slope(int64_t, int64_t) { return nullptr; }  // for the backward pass
+  float* gain_at(int64_t, int64_t) { return nullptr; }  // for the backward pass
 
   void begin_task() {
     raised = kParts == 1 ? 1 : kRaisedValues;

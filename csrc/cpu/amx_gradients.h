@@ -108,9 +108,9 @@ struct AmxGradients {
           }
           if (extras.dropout) p[t][h] = _mm512_maskz_mov_ps(kept, p[t][h]);
           if (extras.added) V::store(e.dp + at + 256 * t + 16 * h, g[t][h]);
-          if (extras.softcap)
+          if (extras.gains)
             g[t][h] =
-                _mm512_maskz_mul_ps(seeing[t], g[t][h], V::load(e.slopes + at + 256 * t + 16 * h));
+                _mm512_maskz_mul_ps(seeing[t], g[t][h], V::load(e.gains + at + 256 * t + 16 * h));
         }
       Bf16 *p_line = E::weight_tile(slice.p, 0, j, row) + j % 16 * 32,
            *ds_line = E::weight_tile(slice.ds, 0, j, row) + j % 16 * 32,

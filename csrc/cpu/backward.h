@@ -259,12 +259,12 @@ struct Backward {
     Backward& b;
     const Sequence& seq;
     const int64_t head, i0, k0;
-    const bool dropout = b.p.dropout_threshold != 0, softcap = b.p.softcap != 0,
+    const bool dropout = b.p.dropout_threshold != 0, gains = has_gains(b.p),
                added = b.shared.added.wanted;
     const T kept_scale = static_cast<T>(::kept_scale(b.p));
 
     static constexpr bool kAny = true;
-    bool any() const { return dropout || softcap || added; }
+    bool any() const { return dropout || gains || added; }
     // For rows queries from i, columns [j, last)
     void draw(int64_t i, int64_t rows, int64_t j, int64_t last) const {
       b.engine.kept.draw(Dropout(b.p, seq.index, head), b.draws.at(i), rows, k0, j, last);

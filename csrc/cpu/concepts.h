@@ -74,7 +74,7 @@ concept Engine = Vector<typename E::V> && std::same_as<typename E::T, typename E
                    {
                      e.outgrown()
                    } -> std::same_as<bool>;  // keys are to be packed once more, after lower()
-                   { e.cap_slope(i, i) } -> std::same_as<typename E::T*>;
+                   { e.gain_at(i, i) } -> std::same_as<typename E::T*>;
                    e.kept;
                  };
 

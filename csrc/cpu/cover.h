@@ -31,9 +31,8 @@ struct RowCover {
     const bool terms = has_terms(p), is_natural = makes_natural(p, masked);
     if (terms) {
       const Terms<V, true, E::kRows, E::kKeys> shape(p, seq, head, i0, n, k0, begin, end);
-      add_mask(min64(end, keys), masked, [&](auto x, int64_t i, int64_t j) {
-        return shape(x, i, j, engine.cap_slope(i, j));
-      });
+      add_mask(min64(end, keys), masked,
+               [&](auto x, int64_t i, int64_t j) { return shape(x, i, j, engine.gain_at(i, j)); });
     } else if (is_natural) {
       add_mask(min64(end, keys), masked,
                [&](auto x, int64_t, int64_t) { return V::mul(x, V::set1(scale)); });
@@ -100,7 +99,7 @@ struct ColumnCover {
     if (terms) {
       const Terms<V, false, 32, 32> shape(p, seq, head, i0, n, k0, begin, end);
       add_mask(min64(end, keys), masked, [&](auto x, int64_t i, int64_t j) {
-        return shape(V::mul(x, V::set1(engine.unit)), i, j, engine.cap_slope(i, j));
+        return shape(V::mul(x, V::set1(engine.unit)), i, j, engine.gain_at(i, j));
       });
     } else if (is_natural) {
       add_mask(min64(end, keys), masked,

@@ -28,7 +28,7 @@ struct FmaBackward {
   T *s, *dp;                      // (kRows, kKeys): 24 KB each; p and ds after gradients()
   T *lse2, *lse2_low, *delta;     // (kRows)
   bool* large;                    // (kRows): whether lse2 is a natural one
-  T* slopes;                      // (kRows, kKeys): derivatives of the softcap
+  T* gains;                       // (kRows, kKeys): gains of the scores
   RowKept<V, kRows, kKeys> kept;  // by dropout
   int64_t first_column, columns;  // of the block at hand
   bool keys_are_finite, rows_are_finite, skip_hidden_keys;
@@ -50,12 +50,12 @@ struct FmaBackward {
     lse2_low = a.take<T>(kRows);
     delta = a.take<T>(kRows);
     large = a.take<bool>(kRows);
-    slopes = a.take<T>(kRows * kKeys);
+    gains = a.take<T>(kRows * kKeys);
   }
 
   // kWidth scores of one row
   T* segment(int64_t row, int64_t key) { return s + row * kKeys + key; }
-  T* cap_slope(int64_t row, int64_t key) { return slopes + row * kKeys + key; }
+  T* gain_at(int64_t row, int64_t key) { return gains + row * kKeys + key; }
 
   // Rows are packed as they are.
   static constexpr bool kRaises = false;
@@ -128,7 +128,7 @@ struct FmaBackward {
     }
     if constexpr (Extras::kAny) {
       if (extras.added) extras.add(0, n, begin, end, dp + begin, kKeys);
-      if (extras.softcap) multiply_slopes(n, begin, end);
+      if (extras.gains) multiply_gains(n, begin, end);
     }
     accumulate(n, begin, end, skip_rows);
   }
@@ -180,11 +180,11 @@ struct FmaBackward {
     }
   }
 
-  void multiply_slopes(int64_t n, int64_t begin, int64_t end) {
+  void multiply_gains(int64_t n, int64_t begin, int64_t end) {
     for (int64_t i = 0; i < n; ++i)
       for (int64_t j = begin; j < end; j += V::kWidth) {
         T* ds = dp + i * kKeys + j;
-        V::store(ds, V::mul(V::load(ds), V::load(cap_slope(i, j))));
+        V::store(ds, V::mul(V::load(ds), V::load(gain_at(i, j))));
       }
   }
 

@@ -46,7 +46,7 @@ struct FmaForward {
 
   // kWidth scores of one row
   T* segment(int64_t row, int64_t key) { return s + row * kKeys + key; }
-  T* cap_slope(int64_t, int64_t) { return nullptr; }  // for the backward pass
+  T* gain_at(int64_t, int64_t) { return nullptr; }  // for the backward pass
 
   void begin_task() {}
 

@@ -11,6 +11,9 @@ inline bool has_terms(const AttentionParams& p) {
   return p.softcap != 0 || p.slopes || p.decay || p.relative;
 }
 
+// Returns whether scores have a derivative in s = scale q.k other than 1.
+inline bool has_gains(const AttentionParams& p) { return p.softcap != 0; }
+
 // Below 0.625 an odd polynomial (Cephes), else 1 - 2 / (e^2x + 1).
 template <class V>
 inline typename V::F tanh(typename V::F x) {
@@ -114,14 +117,14 @@ struct Terms {
     return static_cast<T>(x < kLargest ? x : kLargest);
   }
 
-  // The score, of x = q.k, from query i and key j on; slope_at (for the backward pass, or null)
-  // gets the derivative of the softcap.
-  __attribute__((always_inline)) F operator()(F x, int64_t i, int64_t j, T* slope_at) const {
+  // The score, of x = q.k, from query i and key j on; gain_at (for the backward pass, or null) gets
+  // the derivative in scale q.k, if has_gains.
+  __attribute__((always_inline)) F operator()(F x, int64_t i, int64_t j, T* gain_at) const {
     if (cap != 0) {
       const F t = tanh<V>(V::mul(x, V::set1(scale_over_cap))), one = V::set1(1);
       x = V::mul(t, V::set1(cap));
       // 0 in place of the NaN of a key that is hidden: its ds is 0
-      if (slope_at) V::store(slope_at, V::max(V::mul(V::sub(one, t), V::add(one, t)), V::zero()));
+      if (gain_at) V::store(gain_at, V::max(V::mul(V::sub(one, t), V::add(one, t)), V::zero()));
     } else {
       x = V::mul(x, V::set1(scale));
     }

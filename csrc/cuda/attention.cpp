@@ -27,10 +27,10 @@ void check_launch(int error, const char* pass) {
 AttentionParams check(Arguments& a) {
   // Scores are -inf where hidden, and 0 * -inf is not.
   constexpr double kSmallestScale = std::numeric_limits<float>::min();
-  if (a.scale < 0) a.q = call_torch("aten::neg", "", a.q);
+  if (a.scalars.scale < 0) a.q = call_torch("aten::neg", "", a.q);
   AttentionParams p = check_shapes(a);
   CLINATTN_CHECK(p.dtype != DType::kFloat64, "q is double; expected float, bfloat16 or half");
-  p.scale = std::max(std::abs(a.scale), kSmallestScale);
+  p.scale = std::max(std::abs(p.scale), kSmallestScale);
   return p;
 }
 

@@ -3,11 +3,12 @@
 
 #include "kernels.h"
 #include "queries.cuh"
+#include "scores.cuh"
 
 namespace clinattn {
 
 inline bool differs_by_pair(const AttentionParams& p) {
-  return p.mask.ptr || p.softcap != 0 || p.slopes || p.decay || p.relative || p.dropout_threshold;
+  return p.mask.ptr || Scores::are_by_pair(p) || p.dropout_threshold;
 }
 
 template <int n>

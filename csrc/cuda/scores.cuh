@@ -47,7 +47,7 @@ struct Scores {
       table = static_cast<const float*>(p.relative) + head * (2 * p.relative_reach + 1);
     by_pair = are_by_pair(p);
   }
-  static CLINATTN_DEVICE bool are_by_pair(const AttentionParams& p) {
+  static CLINATTN_SHARED bool are_by_pair(const AttentionParams& p) {
     return p.softcap != 0 || p.decay || p.slopes || p.relative ||
            (p.mask.ptr && (p.mask.row != 0 || p.mask.dtype != DType::kBool));
   }

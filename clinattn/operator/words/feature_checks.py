@@ -7,6 +7,7 @@ or segments out of order give results without meaning, but read nothing out of b
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -59,6 +60,27 @@ def check_global_prefix(global_prefix: Any, n_keys: int | None) -> int:
     if n_keys is not None and global_prefix > n_keys:
         raise ValueError(f"global_prefix: got {global_prefix}, expected at most the {n_keys} keys")
     return at_most_far(global_prefix)
+
+
+# The scalars of a call that are not just any float.
+_CHECKS: dict[str, Callable[[Any, torch.dtype, int | None], Any]] = {
+    "softcap": lambda x, dtype, _: check_softcap(x, dtype),
+    "global_prefix": lambda x, _, n_keys: check_global_prefix(x, n_keys),
+    "dropout_p": lambda x, *_: check_dropout(x),
+}
+
+
+def check_scalars(
+    given: Mapping[str, Any], dtype: torch.dtype, n_keys: int | None
+) -> dict[str, Any]:
+    """Checks FEATURE_SCALARS by name, those without a check of their own as floats.
+
+    n_keys: the most that global_prefix may be, None for no bound. Returns fields of Arguments.
+    """
+    return {
+        name: _CHECKS[name](x, dtype, n_keys) if name in _CHECKS else as_float(name, x)
+        for name, x in given.items()
+    }
 
 
 def check_per_head(

@@ -29,9 +29,7 @@ class Words(NamedTuple):
     time_decay: Any
     alibi_slopes: Any
     relative_bias: Any
-    softcap: Any
-    global_prefix: Any
-    dropout_p: Any
+    scalars: dict[str, Any]  # FEATURE_SCALARS by name
 
 
 def _features(
@@ -39,9 +37,7 @@ def _features(
 ) -> dict[str, Any]:
     """The fields of Arguments that follow from words."""
     dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
-    dropout_p = checks.check_dropout(words.dropout_p)
-    softcap = checks.check_softcap(words.softcap, query.dtype)
-    prefix = checks.check_global_prefix(words.global_prefix, n_keys)
+    scalars = checks.check_scalars(words.scalars, query.dtype, n_keys)
     decay = slopes = relative = seed = None
     if words.alibi_slopes is not None:
         slopes = checks.check_per_head(
@@ -53,7 +49,7 @@ def _features(
     if words.time_decay is not None:
         decay = checks.check_per_head("time_decay", words.time_decay, query, (heads,), dtype=dtype)
     lo, hi, since = timeline(dtype)
-    if dropout_p > 0:
+    if scalars["dropout_p"] > 0:
         seed = torch.randint(0, SEEDS, (1,), device=query.device)
     times = None if decay is None else since
     return {
@@ -64,9 +60,7 @@ def _features(
         "slopes": slopes,
         "relative": relative,
         "seed": seed,
-        "softcap": softcap,
-        "global_prefix": prefix,
-        "dropout_p": dropout_p,
+        **scalars,
     }
 
 
