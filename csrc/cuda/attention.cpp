@@ -88,8 +88,8 @@ void attention_backward(StableIValue* values, uint64_t count, uint64_t) {
                          static_cast<float*>(delta.mutable_data_ptr())};
   const AddedGradients added(b, p, cuda_sizes(p, scope.capability()), scratch);
   check_launch(cuda_backward(p, scratch, scope.capability(), scope.stream()), "backward");
-  if (b.call.scale < 0) call_torch("aten::neg_", "", dq);
-  if (b.call.scale == 0) zero(dq), zero(dk);  // what stands in for it leaves denormal numbers
+  if (b.call.scalars.scale < 0) call_torch("aten::neg_", "", dq);
+  if (b.call.scalars.scale == 0) zero(dq), zero(dk);  // what stands in for it leaves denormal numbers
   stack.push({dq, dk, dv, added.mask(), added.decay(), added.slopes(), added.relative()});
 }
 
