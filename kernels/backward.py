@@ -8,7 +8,7 @@ from .configs import tile_config
 from .dbias import mask_gradient, relative_gradient
 from .dkdv import dkdv_kernel
 from .dq import dq_kernel
-from .launch import Problem, empty_like
+from .launch import KernelProblem, empty_like
 
 # Bits of `needs`, as in NEEDS of clinattn.backends.call.
 MASK, DECAY, SLOPES, RELATIVE = 1, 2, 4, 8
@@ -32,7 +32,7 @@ def attention_backward(
     if do.stride(-1) != 1:
         do = do.contiguous()
     o, lse = o.contiguous(), lse.contiguous()
-    problem = Problem(call, others=(do,))
+    problem = KernelProblem(call, others=(do,))
     layout = problem.layout
     lse_low = torch.zeros_like(lse) if lse_low is None else lse_low.contiguous()
     dq, dk, dv = empty_like(call.q), empty_like(call.k), empty_like(call.v)

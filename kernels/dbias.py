@@ -8,7 +8,7 @@ import triton.language as tl
 
 from .configs import TileConfig
 from .interval import Interval, visited_keys
-from .launch import Problem
+from .launch import KernelProblem
 from .parameters import NOT_SPECIALIZED, Sizes
 from .score import (
     Keys,
@@ -170,7 +170,7 @@ def mask_gradient_kernel(
     tl.store(dmask_ptr + at, total, mask=(i < rows)[:, None] & (j < columns)[None, :])
 
 
-def mask_gradient(problem: Problem, gradient: dict[str, Any]) -> torch.Tensor:
+def mask_gradient(problem: KernelProblem, gradient: dict[str, Any]) -> torch.Tensor:
     """Returns dmask in the shape and type of the mask. Memory: one more mask, in fp32."""
     mask = problem.call.mask
     share = [n == 1 for n in mask.shape]
@@ -282,7 +282,7 @@ def relative_gradient_kernel(
         tl.store(sums_ptr + 2 * sums_far, after)
 
 
-def relative_gradient(problem: Problem, gradient: dict[str, Any]) -> torch.Tensor:
+def relative_gradient(problem: KernelProblem, gradient: dict[str, Any]) -> torch.Tensor:
     """Returns the gradient of the relative biases (H, 2 L + 1).
 
     Memory for partial sums: COPIES of that table, cut at the longest sequence, or as many as fit

@@ -16,7 +16,7 @@ from .interval import (
     prefix_keys_end,
     visited_keys,
 )
-from .launch import Problem, empty_like
+from .launch import KernelProblem, empty_like
 from .parameters import NOT_SPECIALIZED, Sizes
 from .score import (
     LARGE,
@@ -222,7 +222,7 @@ def attention_forward(call: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tens
     (B, H, Nq) or (H, T), natural log; a query that sees no key gives 0 and -inf. lse_low is what
     rounding took from lse, 0 in 16 bits where no score is large.
     """
-    problem, q = Problem(call), call.q
+    problem, q = KernelProblem(call), call.q
     if gains_by_gluon(problem):
         o, lse = gluon_module().launch_forward(problem)
         return o, lse, _launch(problem, LARGE_ROWS, o, lse, only_large=True)
@@ -232,7 +232,7 @@ def attention_forward(call: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tens
 
 
 def _launch(
-    problem: Problem, config: TileConfig, o: torch.Tensor, lse: torch.Tensor, only_large: bool
+    problem: KernelProblem, config: TileConfig, o: torch.Tensor, lse: torch.Tensor, only_large: bool
 ) -> torch.Tensor:
     """Writes o and lse, or their rows that forward_gluon.py has left; returns lse_low."""
     layout = problem.layout
@@ -264,7 +264,7 @@ LARGE_ROWS = TileConfig(128, 32, 8, 1)
 LEAST_WORK = 2**37
 
 
-def gains_by_gluon(problem: Problem) -> bool:
+def gains_by_gluon(problem: KernelProblem) -> bool:
     """Returns whether forward_gluon.py takes a call and is faster; it gives the same bits."""
     layout, call = problem.layout, problem.call
     capability, head_dim, dtype, kind = layout.config_key

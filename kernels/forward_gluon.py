@@ -9,7 +9,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from . import forward_gluon_kernel, relaunch
 from .forward_gluon_records import GluonForm
-from .launch import Problem
+from .launch import KernelProblem
 
 ROWS = 64  # queries of a consumer, the rows of a product of one warp group
 
@@ -61,13 +61,13 @@ def attention_forward_gluon(
     reason = unsupported(call)
     if reason is not None:
         raise NotImplementedError(reason)
-    return launch_forward(Problem(call), schedule)
+    return launch_forward(KernelProblem(call), schedule)
 
 
 def launch_forward(
-    problem: Problem, schedule: Schedule | None = None
+    problem: KernelProblem, schedule: Schedule | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns (o, lse) as attention_forward_gluon, for a Problem that is not `unsupported`."""
+    """Returns (o, lse) as attention_forward_gluon, for a call that is not `unsupported`."""
     call, layout = problem.call, problem.layout
     o = torch.empty(call.q.shape, dtype=call.q.dtype, device=call.q.device)
     lse = problem.empty_lse()

@@ -28,7 +28,7 @@ class Facts(NamedTuple):
     dtype: torch.dtype
 
 
-class Layout:
+class KernelLayout:
     """The part of a launch that calls of the same shapes, strides, types and numbers share.
 
     call has the fields of backends.call.Arguments with Facts in place of tensors, scale >= 0.
@@ -154,19 +154,20 @@ def layout(
     device: torch.device,
     capability: tuple[int, int],
     precision: str,
-) -> Layout:
-    """Returns the Layout of a call, a record of type `kind`; tensors, others: fields of Facts.
+) -> KernelLayout:
+    """Returns a KernelLayout. kind: type of the record of a call. tensors, others: fields of Facts.
 
-    device: of all tensors; a Layout keeps the launches of one device.
+    device: of all tensors; a KernelLayout keeps the launches of one device.
     """
     known = (x if x is None else Facts(*x) for x in tensors)
-    return Layout(kind(*known, *numbers), tuple(Facts(*x) for x in others), capability, precision)
+    call = kind(*known, *numbers)
+    return KernelLayout(call, tuple(Facts(*x) for x in others), capability, precision)
 
 
-class Problem:
-    """One attention call, a record with the fields of backends.call.Arguments, and its Layout.
+class KernelProblem:
+    """One attention call, a record with the fields of backends.call.Arguments, and its layout.
 
-    others: as in Layout. A negative scale is turned into a negative q.
+    others: as in KernelLayout. A negative scale is turned into a negative q.
     """
 
     def __init__(self, call: Any, others: tuple[torch.Tensor, ...] = ()) -> None:

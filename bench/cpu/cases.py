@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from suites.problem import Case, OursDense, OursPacked, Way, drawn, ours
+from suites.problem import AttentionCase, OursDense, OursPacked, Way, drawn, ours
 
 PASSES = ("forward", "backward")
 
@@ -20,9 +20,9 @@ class Entry:
     """
 
     name: str
-    case: Case
+    case: AttentionCase
     targets: Mapping[str, tuple[float, float] | None]
-    ways: Mapping[str, Callable[[Case, list[Tensor]], Way]] = field(
+    ways: Mapping[str, Callable[[AttentionCase, list[Tensor]], Way]] = field(
         default_factory=lambda: {"": ours}
     )
     isa: str | None = None
@@ -35,8 +35,8 @@ class Entry:
         return None if targets is None else targets[PASSES.index(passes)]
 
 
-def square(n: int, heads: int, dim: int, **keywords: object) -> Case:
-    return Case((n,), heads, dim, **keywords)  # type: ignore[arg-type]
+def square(n: int, heads: int, dim: int, **keywords: object) -> AttentionCase:
+    return AttentionCase((n,), heads, dim, **keywords)  # type: ignore[arg-type]
 
 
 def sweep() -> Iterator[Entry]:
@@ -66,11 +66,11 @@ def both(forward: float, backward: float) -> dict[str, tuple[float, float] | Non
 
 ENTRIES: tuple[Entry, ...] = (
     *sweep(),
-    Entry("short rows 256x12x128", Case((128,) * 256, 12, 64), both(1.5, 2)),
+    Entry("short rows 256x12x128", AttentionCase((128,) * 256, 12, 64), both(1.5, 2)),
     Entry("one long row 16384", square(16384, 1, 64), both(1.3, 2)),
     Entry(
         "notes 8x12",
-        Case(drawn("note_discharge", 8, 4096), 12, 64),
+        AttentionCase(drawn("note_discharge", 8, 4096), 12, 64),
         both(2, 2.5),
         {"padded": OursDense, "packed": OursPacked},
     ),

@@ -32,7 +32,7 @@ from gpu.timing import AGREE, in_turns, relative
 
 Results = tuple[Tensor, ...]
 Function = Callable[[], Results]
-Kernel = Callable[["Problem"], Results]
+Kernel = Callable[["KernelInputs"], Results]
 
 ROUNDS = 5
 LIMIT = 90.0  # seconds after which no further contest begins
@@ -102,7 +102,7 @@ def contests(dryrun: bool) -> tuple[Contest, ...]:
 # Problems
 
 
-class Problem:
+class KernelInputs:
     """Inputs of one kernel, and the results and sums of the kernels before it, by shipped tiles."""
 
     def __init__(
@@ -148,19 +148,21 @@ def only(table: str, sums: dict[str, Tensor]) -> Iterator[dict[str, Any]]:
 
     Gives the keywords of that launch, once it was made.
     """
-    kernel, shipped = getattr(backward, f"{table}_kernel"), launch.Problem.launch
+    kernel, shipped = getattr(backward, f"{table}_kernel"), launch.KernelProblem.launch
     launched: dict[str, Any] = {}
 
-    def launch_one(problem: launch.Problem, asked: Any, *arguments: Any, **keywords: Any) -> None:
+    def launch_one(
+        problem: launch.KernelProblem, asked: Any, *arguments: Any, **keywords: Any
+    ) -> None:
         if asked is kernel:
             launched.update(keywords | sums)
             shipped(problem, asked, *arguments, **launched)
 
-    with mock.patch.object(launch.Problem, "launch", launch_one):
+    with mock.patch.object(launch.KernelProblem, "launch", launch_one):
         yield launched
 
 
-def with_tile(problem: Problem, tile: Tile) -> Results:
+def with_tile(problem: KernelInputs, tile: Tile) -> Results:
     with tile_of(problem.table, tile):
         return problem.run()
 
@@ -191,7 +193,7 @@ def gluon_kernels(dim: int) -> dict[str, Kernel]:
     """The shipped schedule, and those that its variants make of it."""
     gluon = importlib.import_module("clinattn.kernels.forward_gluon")
 
-    def forward_pass(schedule: Any, problem: Problem) -> Results:
+    def forward_pass(schedule: Any, problem: KernelInputs) -> Results:
         return gluon.attention_forward_gluon(problem.call, schedule=schedule)
 
     shipped = gluon.SCHEDULES.get(dim)
@@ -258,7 +260,7 @@ def check_job(job: list[Any], device: str) -> dict[str, Any]:
     return {"ok": True}
 
 
-def function_of(contest: Contest, problem: Problem, entrant: Any) -> Function:
+def function_of(contest: Contest, problem: KernelInputs, entrant: Any) -> Function:
     if isinstance(entrant, str):
         return functools.partial(other_kernels(contest)[entrant], problem)
     return functools.partial(with_tile, problem, tuple(entrant))
@@ -266,13 +268,13 @@ def function_of(contest: Contest, problem: Problem, entrant: Any) -> Function:
 
 def problems_to_check(
     contest: Contest, mask: str, entrant: Any, device: torch.device
-) -> Iterator[Problem]:
+) -> Iterator[KernelInputs]:
     """Small problems; for another kernel also one with a partial tile and one of timed length."""
     sizes = [(2, 256)] if device.type == "cuda" else [(2, 40)]
     if isinstance(entrant, str) and device.type == "cuda":
         sizes += [(1, 1000), SHAPE[contest.kind]]
     for batch, n in sizes:
-        yield Problem(contest.table, contest.dim, mask, batch, n, device)
+        yield KernelInputs(contest.table, contest.dim, mask, batch, n, device)
 
 
 def distance(results: Results, expected: Results) -> float:
@@ -285,7 +287,7 @@ def distance(results: Results, expected: Results) -> float:
 
 
 def entrants(
-    contest: Contest, problem: Problem, mask: str, run: Run, working: set[tuple[Any, ...]]
+    contest: Contest, problem: KernelInputs, mask: str, run: Run, working: set[tuple[Any, ...]]
 ) -> dict[str, Function]:
     """The functions to time, by name; the shipped tile comes first."""
     shipped = shipped_tile(contest, launch.device_capability(run.device))
@@ -306,7 +308,7 @@ def hold(contest: Contest, working: set[tuple[Any, ...]], run: Run) -> None:
     of_contest: dict[str, Any] = dict(table=contest.table, kind=contest.kind, dim=contest.dim)
     for mask in contest.masks:
         batch, n = SHAPE[contest.kind] if not run.dryrun else (2, 40)
-        problem = Problem(contest.table, contest.dim, mask, batch, n, run.device)
+        problem = KernelInputs(contest.table, contest.dim, mask, batch, n, run.device)
         problem.prepare()
         fields = of_contest | dict(mask=mask, batch=batch, n=n)
         functions = agreeing(entrants(contest, problem, mask, run, working), run, fields)
@@ -378,13 +380,13 @@ def calls_to_record(device: torch.device) -> Iterator[Callable[[], Any]]:
     """Every launch of this stage, on inputs as small as give the same kernels."""
     for contest in CONTESTS:
         for mask in contest.masks:
-            problem = Problem(contest.table, contest.dim, mask, 2, 256, device)
+            problem = KernelInputs(contest.table, contest.dim, mask, 2, 256, device)
             yield problem.prepare
             yield problem.run
             for tile in contest.tiles:
                 yield functools.partial(with_tile, problem, tile)
             if kernels := other_kernels(contest):
-                odd = Problem(contest.table, contest.dim, mask, 1, 1000, device)
+                odd = KernelInputs(contest.table, contest.dim, mask, 1, 1000, device)
                 yield odd.prepare
                 yield odd.run
                 for kernel in kernels.values():

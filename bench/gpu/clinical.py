@@ -39,10 +39,10 @@ def clinical(run: Run) -> None:
             if run.dryrun:
                 lengths -= torch.arange(count) * 4  # or there would be no padding
             heads = MODEL_WIDTH // dim if not run.dryrun else 1
-            Batch(lengths, heads, dim, window, run).measure(profile)
+            ClinicalBatch(lengths, heads, dim, window, run).measure(profile)
 
 
-class Batch:
+class ClinicalBatch:
     """The same sequences in rows of a padded batch, and one after the other."""
 
     def __init__(self, lengths: Tensor, heads: int, dim: int, window: int | None, run: Run) -> None:

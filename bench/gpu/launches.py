@@ -80,7 +80,7 @@ def clinical() -> Iterator[Call]:
         lengths = torch.as_tensor(sample_lengths(profile, count, cap))
         lengths = torch.cat([lengths.max()[None], lengths[:3]])
         for dim in (64, 128):
-            batch = gpu.clinical.Batch(lengths, MODEL_WIDTH // dim, dim, window, RUN)
+            batch = gpu.clinical.ClinicalBatch(lengths, MODEL_WIDTH // dim, dim, window, RUN)
             for provider in batch.of_ours("triton").values():
                 yield from both_passes(provider.call, list(provider.tensors), provider.do)
 

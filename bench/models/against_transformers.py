@@ -46,7 +46,7 @@ BOUND = {"fp32": 1e-4, "bf16": 0.1}
 
 
 @dataclass(frozen=True)
-class Case:
+class ModelCase:
     """rows sequences of those in INPUTS, cut at cap tokens. target: times as fast."""
 
     preset: str
@@ -63,14 +63,14 @@ class Case:
 
 MODERNBERT, BERT = "bioclinical-modernbert-base", "clinicalbert"
 CASES = (
-    Case(MODERNBERT, "fp32", "notes", 4096, 8, 6, 1.8),
-    Case(MODERNBERT, "bf16", "notes", 4096, 8, 6, 2.0),
-    Case(MODERNBERT, "fp32", "notes", 4096, 4, 22, 1.8),
-    Case(MODERNBERT, "bf16", "notes", 4096, 4, 22, 2.0),
-    Case(MODERNBERT, "fp32", "notes", 8192, 16, 6, 3.0),
-    Case(MODERNBERT, "bf16", "notes", 8192, 16, 6, 3.0),
+    ModelCase(MODERNBERT, "fp32", "notes", 4096, 8, 6, 1.8),
+    ModelCase(MODERNBERT, "bf16", "notes", 4096, 8, 6, 2.0),
+    ModelCase(MODERNBERT, "fp32", "notes", 4096, 4, 22, 1.8),
+    ModelCase(MODERNBERT, "bf16", "notes", 4096, 4, 22, 2.0),
+    ModelCase(MODERNBERT, "fp32", "notes", 8192, 16, 6, 3.0),
+    ModelCase(MODERNBERT, "bf16", "notes", 8192, 16, 6, 3.0),
     *(
-        Case(BERT, dtype, inputs, 512, 32, 6, 1.3)
+        ModelCase(BERT, dtype, inputs, 512, 32, 6, 1.3)
         for inputs in ("notes", "chunks", "timelines")
         for dtype in DTYPES
     ),
@@ -91,7 +91,7 @@ def arguments() -> argparse.Namespace:
     return given
 
 
-def models(case: Case, layers: int | None) -> tuple[Encoder, Any]:
+def models(case: ModelCase, layers: int | None) -> tuple[Encoder, Any]:
     """The encoder here and transformers' model of its weights, both in eval mode."""
     config = EncoderConfig.preset(case.preset)
     depth = min(layers or case.layers, case.layers)
@@ -126,7 +126,7 @@ INPUTS: dict[str, Callable[[int, int, int], list[Tensor]]] = {
 }
 
 
-def batch(case: Case, vocab_size: int) -> tuple[Tensor, Tensor]:
+def batch(case: ModelCase, vocab_size: int) -> tuple[Tensor, Tensor]:
     """Token ids (B, N), zeros in the padding, and lengths (B,)."""
     sequences = INPUTS[case.inputs](case.cap, case.rows, vocab_size)
     ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
@@ -134,7 +134,7 @@ def batch(case: Case, vocab_size: int) -> tuple[Tensor, Tensor]:
 
 
 @torch.inference_mode()
-def measure(case: Case, layers: int | None, rounds: int) -> dict[str, Any]:
+def measure(case: ModelCase, layers: int | None, rounds: int) -> dict[str, Any]:
     ours, theirs = models(case, layers)
     ids, lengths = batch(case, ours.config.vocab_size)
     mask = mask_from_lengths(lengths, ids.shape[1])

@@ -16,23 +16,23 @@ import pytest
 import torch
 
 from suites.peers import WAYS, Eager, Unavailable
-from suites.problem import FLOPS, Case, Sdpa, Way, check, cotangent, drawn, inputs
+from suites.problem import FLOPS, AttentionCase, Sdpa, Way, check, cotangent, drawn, inputs
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CASES = {
     "small": {
-        "chunks_4x128": Case((128,) * 4, 4, 64),
-        "timeline_1024_window64": Case((1024,), 4, 64, window=64),
-        "notes_packed": Case(drawn("note_discharge", 4, 512), 4, 64),
+        "chunks_4x128": AttentionCase((128,) * 4, 4, 64),
+        "timeline_1024_window64": AttentionCase((1024,), 4, 64, window=64),
+        "notes_packed": AttentionCase(drawn("note_discharge", 4, 512), 4, 64),
     },
     "large": {
-        "bert_8x512": Case((512,) * 8, 12, 64),
-        "chunks_32x128": Case((128,) * 32, 12, 64),
-        "cehr_bert_8x512_d16": Case((512,) * 8, 8, 16),
-        "timeline_4096": Case((4096,), 12, 64),
-        "timeline_4096_window64": Case((4096,), 12, 64, window=64),
-        "notes_packed": Case(drawn("note_discharge", 4, 4096), 12, 64),
-        "population_packed": Case(drawn("ehr_population", 16, 2048), 12, 64),
+        "bert_8x512": AttentionCase((512,) * 8, 12, 64),
+        "chunks_32x128": AttentionCase((128,) * 32, 12, 64),
+        "cehr_bert_8x512_d16": AttentionCase((512,) * 8, 8, 16),
+        "timeline_4096": AttentionCase((4096,), 12, 64),
+        "timeline_4096_window64": AttentionCase((4096,), 12, 64, window=64),
+        "notes_packed": AttentionCase(drawn("note_discharge", 4, 4096), 12, 64),
+        "population_packed": AttentionCase(drawn("ehr_population", 16, 2048), 12, 64),
     },
 }
 CHECKED_HEADS = 2
@@ -53,7 +53,7 @@ def work_of(way: Way, passes: str, d_out: torch.Tensor):
     return lambda: torch.autograd.grad(way.forward(), way.inputs, gradient)
 
 
-def check_way(way: str, case: Case, dtype: torch.dtype, device, passes: str) -> None:
+def check_way(way: str, case: AttentionCase, dtype: torch.dtype, device, passes: str) -> None:
     """Checks a way: ours is held to the error of SDPA, the others to that of plain maths."""
     forward_only = passes == "forward"
     with torch.set_grad_enabled(not forward_only):

@@ -24,7 +24,7 @@ from clinattn.tools.benchmark.workload import Example, profile_workload, shorten
 BATCH_SIZE, CHECK_TOKENS = 4, 64
 
 
-class Case(NamedTuple):
+class EncoderCase(NamedTuple):
     preset: str
     profile: str
     max_tokens: int
@@ -34,14 +34,16 @@ class Case(NamedTuple):
 
 CASES = {
     "small": {
-        "tiny_notes": Case("tiny", "note_discharge", 256, 8, 3),
-        "tiny_population": Case("tiny", "ehr_population", 256, 8, 3),
+        "tiny_notes": EncoderCase("tiny", "note_discharge", 256, 8, 3),
+        "tiny_population": EncoderCase("tiny", "ehr_population", 256, 8, 3),
     },
     "large": {
-        "tiny_notes": Case("tiny", "note_discharge", 2048, 8, 11),
-        "tiny_population": Case("tiny", "ehr_population", 2048, 16, 11),
-        "clinicalbert_chunks": Case("clinicalbert", "note_chunks", 128, 8, 5),
-        "modernbert_population": Case("bioclinical-modernbert-base", "ehr_population", 512, 8, 5),
+        "tiny_notes": EncoderCase("tiny", "note_discharge", 2048, 8, 11),
+        "tiny_population": EncoderCase("tiny", "ehr_population", 2048, 16, 11),
+        "clinicalbert_chunks": EncoderCase("clinicalbert", "note_chunks", 128, 8, 5),
+        "modernbert_population": EncoderCase(
+            "bioclinical-modernbert-base", "ehr_population", 512, 8, 5
+        ),
     },
 }
 PEER = next(variant for variant in VARIANTS if variant.name == "sdpa_bucketed")
@@ -52,7 +54,7 @@ def pytest_generate_tests(metafunc):
 
 
 @functools.lru_cache(maxsize=1)
-def checked(case: Case, device: torch.device) -> tuple[Runner, list[Example]]:
+def checked(case: EncoderCase, device: torch.device) -> tuple[Runner, list[Example]]:
     """The model and the sequences of a case, once its layouts have agreed."""
     config = encoder_config(Settings(preset=case.preset, max_tokens=case.max_tokens))
     torch.manual_seed(0)

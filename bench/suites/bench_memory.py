@@ -15,7 +15,7 @@ import torch
 
 from clinattn.tools.benchmark.measure import peak_memory
 from suites.peers import WAYS, Eager
-from suites.problem import Case, Sdpa, check, cotangent, inputs
+from suites.problem import AttentionCase, Sdpa, check, cotangent, inputs
 
 LENGTHS = {"small": (512, 1024, 2048, 4096), "large": (1024, 2048, 4096, 8192, 16384)}
 SHOWN = ("clinattn", "sdpa", "eager")
@@ -35,7 +35,7 @@ def make(way: str, device: torch.device):
 @functools.cache
 def peak(way: str, passes: str, length: int, device: torch.device) -> int:
     """Bytes above q, k, v; the first call, which starts threads and libraries, is not counted."""
-    case = Case((length,), HEADS, HEAD_DIM)
+    case = AttentionCase((length,), HEADS, HEAD_DIM)
     qkv = inputs(case, DTYPE, device)
     solved = make(way, device)(case, qkv)
     d_out = solved.laid_out(cotangent(qkv[0]))
@@ -58,8 +58,9 @@ def peak(way: str, passes: str, length: int, device: torch.device) -> int:
 @pytest.mark.parametrize("way", SHOWN)
 def test_memory(benchmark, device, sizes, way, passes):
     """Times the longest, and notes the peak of every length."""
-    check(Case((CHECKED_LENGTH,), HEADS, HEAD_DIM), DTYPE, device, [make(way, device)], HEADS,
-          naive=Sdpa if way == "clinattn" else Eager)  # fmt: skip
+    case = AttentionCase((CHECKED_LENGTH,), HEADS, HEAD_DIM)
+    naive = Sdpa if way == "clinattn" else Eager
+    check(case, DTYPE, device, [make(way, device)], HEADS, naive=naive)
     benchmark.group = f"memory {passes}"
     lengths = LENGTHS[sizes]
     peaks = {length: peak(way, passes, length, device) for length in lengths}
@@ -72,7 +73,7 @@ def test_memory(benchmark, device, sizes, way, passes):
         "dtype": "float32",
         "peak_bytes": peaks,
     }
-    case = Case((lengths[-1],), HEADS, HEAD_DIM)
+    case = AttentionCase((lengths[-1],), HEADS, HEAD_DIM)
     solved = make(way, device)(case, inputs(case, DTYPE, device))
     benchmark.pedantic(torch.no_grad()(solved.forward), rounds=3)
 

@@ -13,9 +13,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import clinattn
 from clinattn.backends.triton import triton_interpreter
-from suites.problem import Case, Dense, OursDense, OursPacked, Sdpa, Way
+from suites.problem import AttentionCase, Dense, OursDense, OursPacked, Sdpa, Way
 
-Make = Callable[[Case, list[Tensor]], Way]
+Make = Callable[[AttentionCase, list[Tensor]], Way]
 
 
 # First words of torch's errors where the kernels that are left cannot serve.
@@ -65,7 +65,7 @@ def compiled_flex() -> Callable[..., Tensor]:
 class Flex(Dense):
     """Compiled flex_attention with a block mask of lengths and window."""
 
-    def __init__(self, case: Case, qkv: list[Tensor]):
+    def __init__(self, case: AttentionCase, qkv: list[Tensor]):
         from torch.nn.attention.flex_attention import create_block_mask
 
         super().__init__(case, qkv)
@@ -98,7 +98,7 @@ class TransformersSdpa(Sdpa):
 
     module = "transformers.integrations.sdpa_attention", "sdpa_attention_forward"
 
-    def __init__(self, case: Case, qkv: list[Tensor]):
+    def __init__(self, case: AttentionCase, qkv: list[Tensor]):
         super().__init__(case, qkv)
         file, name = self.module
         self.function = getattr(importlib.import_module(file), name)
@@ -119,7 +119,7 @@ class TransformersFlash(TransformersSdpa):
 def of_backend(name: str) -> Make:
     """Ours, held to a backend."""
 
-    def make(case: Case, qkv: list[Tensor]) -> Way:
+    def make(case: AttentionCase, qkv: list[Tensor]) -> Way:
         reasons = clinattn.backends()[name].reasons
         if reasons:
             raise Unavailable("; ".join(reasons))
@@ -135,7 +135,7 @@ def pinned(backend: SDPBackend) -> Make:
 
 
 def with_package(package: str, make: Make) -> Make:
-    def checked(case: Case, qkv: list[Tensor]) -> Way:
+    def checked(case: AttentionCase, qkv: list[Tensor]) -> Way:
         if importlib.util.find_spec(package) is None:
             raise Unavailable(f"the package {package} is not installed")
         return make(case, qkv)

@@ -19,7 +19,7 @@ FLOPS = {"forward": 4, "backward": 10, "forward_backward": 14}
 
 
 @dataclass(frozen=True)
-class Case:
+class AttentionCase:
     """lengths: one for each sequence; unequal ones are padded for SDPA.
 
     window: keys seen on each side of a query. kv_heads: as many as heads where None.
@@ -48,7 +48,7 @@ class Case:
     def flops(self, passes: str) -> int:
         return FLOPS[passes] * self.pairs() * self.heads * self.head_dim
 
-    def with_heads(self, heads: int) -> Case:
+    def with_heads(self, heads: int) -> AttentionCase:
         """As many query heads, or one group of them where groups are larger."""
         if self.kv_heads is None:
             return replace(self, heads=min(heads, self.heads))
@@ -61,7 +61,7 @@ def drawn(profile: str, count: int, max_tokens: int) -> tuple[int, ...]:
     return tuple(sample_lengths(profile, count, max_tokens).tolist())
 
 
-def inputs(case: Case, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+def inputs(case: AttentionCase, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
     """q, k, v as strided views (T, H, D) of one projection, as an encoder has them."""
     generator = torch.Generator().manual_seed(0)
     heads = (case.heads, *[case.kv_heads or case.heads] * 2)
@@ -69,13 +69,13 @@ def inputs(case: Case, dtype: torch.dtype, device: torch.device) -> list[Tensor]
     return list(torch.randn(shape, generator=generator).to(device, dtype).split(heads, 1))
 
 
-def dense(x: Tensor, case: Case) -> Tensor:
+def dense(x: Tensor, case: AttentionCase) -> Tensor:
     """(T, H, D) -> (B, H, N, D), zeros in the padding."""
     rows = pad_sequence(list(x.split(case.lengths)), batch_first=True)
     return rows.transpose(1, 2).contiguous()
 
 
-def packed(x: Tensor, case: Case) -> Tensor:
+def packed(x: Tensor, case: AttentionCase) -> Tensor:
     """The inverse of dense."""
     rows = x.transpose(1, 2)
     return torch.cat([row[:n] for row, n in zip(rows, case.lengths, strict=True)])
@@ -98,7 +98,7 @@ class Way(Protocol):
 class Dense:
     """q, k, v and the output as (B, H, N, D)."""
 
-    def __init__(self, case: Case, qkv: list[Tensor]):
+    def __init__(self, case: AttentionCase, qkv: list[Tensor]):
         self.case = case
         self.inputs = [dense(x, case).requires_grad_() for x in qkv]
 
@@ -112,7 +112,7 @@ class Dense:
 class Sdpa(Dense):
     """torch's SDPA on the padded batch; its mask ready-made, and additive where it is N x N."""
 
-    def __init__(self, case: Case, qkv: list[Tensor]):
+    def __init__(self, case: AttentionCase, qkv: list[Tensor]):
         super().__init__(case, qkv)
         self.mask = self._mask(qkv[0].device, qkv[0].dtype)
 
@@ -144,7 +144,7 @@ class Sdpa(Dense):
 class OursDense(Dense):
     """fused_attention; a padded batch tells it how many rows of each sequence count."""
 
-    def __init__(self, case: Case, qkv: list[Tensor], backend: str | None = None):
+    def __init__(self, case: AttentionCase, qkv: list[Tensor], backend: str | None = None):
         super().__init__(case, qkv)
         self.backend = backend
         lengths = torch.tensor(case.lengths, device=qkv[0].device)
@@ -168,7 +168,7 @@ class OursDense(Dense):
 class OursPacked:
     """fused_attention_varlen on q, k, v of (T, H, D)."""
 
-    def __init__(self, case: Case, qkv: list[Tensor], backend: str | None = None):
+    def __init__(self, case: AttentionCase, qkv: list[Tensor], backend: str | None = None):
         self.case, self.backend = case, backend
         lengths = torch.tensor(case.lengths, device=qkv[0].device)
         self.cu_seqlens = F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
@@ -197,7 +197,7 @@ class OursPacked:
         return x
 
 
-def ours(case: Case, qkv: list[Tensor]) -> OursDense | OursPacked:
+def ours(case: AttentionCase, qkv: list[Tensor]) -> OursDense | OursPacked:
     """Packed where the lengths are unequal."""
     return OursPacked(case, qkv) if case.ragged else OursDense(case, qkv)
 
@@ -218,13 +218,13 @@ def cotangent(like: Tensor) -> Tensor:
 
 
 def check(
-    case: Case,
+    case: AttentionCase,
     dtype: torch.dtype,
     device: torch.device,
-    ways: Sequence[Callable[[Case, list[Tensor]], Way]] = (ours,),
+    ways: Sequence[Callable[[AttentionCase, list[Tensor]], Way]] = (ours,),
     heads: int = 2,
     *,
-    naive: Callable[[Case, list[Tensor]], Way] = Sdpa,
+    naive: Callable[[AttentionCase, list[Tensor]], Way] = Sdpa,
     gradients: bool = True,
 ) -> None:
     """Ours within twice the error of `naive` in the same dtype plus two rounding units, by fp64.

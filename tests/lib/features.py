@@ -18,7 +18,7 @@ SEED = 1234
 
 
 @dataclasses.dataclass
-class Layout:
+class TokenPlaces:
     """The sequence of each token and its place in that sequence; the sizes that count.
 
     owner, at: (batch, tokens), -1 and -2 in the tail of packed rows. start, nk, nq: (sequences,).
@@ -40,22 +40,22 @@ def positions(lengths: tuple[int, ...], tail: int, tail_owner: int) -> tuple[Ten
     return torch.tensor(owner, dtype=torch.long), torch.tensor(index, dtype=torch.long)
 
 
-def make_layout(case: Case, start: Tensor) -> Layout:
-    """Returns the Layout. start: the first valid key of each row of the dense layout."""
+def make_layout(case: Case, start: Tensor) -> TokenPlaces:
+    """Returns the TokenPlaces. start: the first valid key of each row of the dense layout."""
     given_q, given_k = case.nq, case.nq if case.nk is None else case.nk
     if isinstance(given_q, tuple) and isinstance(given_k, tuple):
         owner_q, i = positions(given_q, case.tail, -1)
         owner_k, j = positions(given_k, case.tail, -2)
         nq, nk = torch.tensor(given_q).long(), torch.tensor(given_k).long()
         rows = (x[None] for x in (owner_q, owner_k, i, j))
-        return Layout(*rows, torch.zeros_like(nq), nk, nq)
+        return TokenPlaces(*rows, torch.zeros_like(nq), nk, nq)
     batch = case.batch
     owner = torch.arange(batch)[:, None]
     nq, nk = (
         torch.full((batch,), full) if given is None else torch.tensor(given)
         for full, given in ((given_q, case.q_lengths), (given_k, case.kv_lengths))
     )
-    return Layout(
+    return TokenPlaces(
         owner.expand(batch, given_q),
         owner.expand(batch, given_k),
         torch.arange(given_q).expand(batch, given_q),
@@ -67,7 +67,7 @@ def make_layout(case: Case, start: Tensor) -> Layout:
 
 
 class Features:
-    def __init__(self, case: Case, layout: Layout, heads: int, dtype, random, device) -> None:
+    def __init__(self, case: Case, layout: TokenPlaces, heads: int, dtype, random, device) -> None:
         self.case, self.layout, self.heads, self.random = case, layout, heads, random
         self.device = device  # of the generator that the seed of dropout comes from
         self.dtype = torch.float64 if dtype == torch.float64 else torch.float32

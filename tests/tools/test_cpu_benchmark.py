@@ -54,7 +54,7 @@ def row(rows):
 @pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize("window", [None, 0, 3, 50])
 def test_flops_count_the_visible_pairs(problem, lengths, is_causal, window):
-    case = problem.Case(lengths, heads=3, head_dim=5, window=window, is_causal=is_causal)
+    case = problem.AttentionCase(lengths, heads=3, head_dim=5, window=window, is_causal=is_causal)
     pairs = 0
     for n in lengths:
         ahead = torch.arange(n) - torch.arange(n)[:, None]
@@ -66,7 +66,7 @@ def test_flops_count_the_visible_pairs(problem, lengths, is_causal, window):
 
 
 def test_fewer_heads_keep_the_groups(problem):
-    case = problem.Case((4,), heads=8, head_dim=2)
+    case = problem.AttentionCase((4,), heads=8, head_dim=2)
     assert case.with_heads(2) == replace(case, heads=2)
     grouped = replace(case, kv_heads=2)
     assert grouped.with_heads(1) == replace(grouped, heads=4, kv_heads=1)
@@ -140,7 +140,7 @@ class TestMeasured:
     )
     def test_a_row_for_each_pass_and_way(self, program, problem, cases, case):
         ways = {"dense": problem.OursDense, "packed": problem.OursPacked}
-        case = problem.Case(heads=2, head_dim=16, **case)
+        case = problem.AttentionCase(heads=2, head_dim=16, **case)
         entry = cases.Entry("small", case, {"bf16": (1.0, None)}, ways)
         found = list(program.measure(entry, "bf16", ["forward", "backward"], 2, FACTS))
         assert [(row.case, row.passes) for row in found] == [
@@ -154,7 +154,7 @@ class TestMeasured:
             def forward(self):
                 return super().forward() * 1.01
 
-        entry = cases.Entry("wrong", problem.Case((20,), 1, 8), {"fp32": None}, {"": Wrong})
+        entry = cases.Entry("wrong", problem.AttentionCase((20,), 1, 8), {"fp32": None}, {"": Wrong})
         with pytest.raises(AssertionError):
             next(program.measure(entry, "fp32", ["forward"], 1, FACTS))
 

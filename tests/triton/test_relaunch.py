@@ -295,7 +295,7 @@ def test_another_driver_has_plans_of_its_own(launches, through_the_jit, bench_on
 def test_plans_of_one_key_stay_few(launches, monkeypatch):
     """Each of these strides of o asks for a plan of its own."""
     call = plain()
-    layout = launch.Problem(call).layout
+    layout = launch.KernelProblem(call).layout
     for stride in range(3 * relaunch.MOST):
         strides = layout.o_strides._replace(b=stride)
         monkeypatch.setattr(layout, "o_strides", strides)

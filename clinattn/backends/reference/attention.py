@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from clinattn.backends.call import Arguments, Gradients, Incoming
-from clinattn.backends.reference.blocks import Block, Problem
+from clinattn.backends.reference.blocks import Block, SegmentedCall
 from clinattn.backends.reference.scores import (
     Added,
     AddedGradients,
@@ -62,7 +62,7 @@ def in_full_precision(function: Any) -> Any:
 
 
 def probabilities(
-    problem: Problem, block: Block, lse: Tensor, lse_low: Tensor | None
+    problem: SegmentedCall, block: Block, lse: Tensor, lse_low: Tensor | None
 ) -> tuple[Tensor, Scores]:
     at = block.at_q
     lse = problem.grouped(problem.rows(lse)[at])
@@ -75,7 +75,7 @@ def probabilities(
 
 @in_full_precision
 def attention_forward(call: Arguments) -> tuple[Tensor, Tensor, Tensor]:
-    problem, q = Problem(call), call.q
+    problem, q = SegmentedCall(call), call.q
     o = q.new_zeros(q.shape)
     shape = (q.shape[1], q.shape[0]) if problem.packed else q.shape[:-1]
     lse = q.new_full(shape, -float("inf"), dtype=problem.dtype)
@@ -96,7 +96,7 @@ def attention_forward(call: Arguments) -> tuple[Tensor, Tensor, Tensor]:
 
 @in_full_precision
 def attention_backward(call: Arguments, incoming: Incoming, needs: int) -> tuple[Tensor, ...]:
-    problem = Problem(call)
+    problem = SegmentedCall(call)
     added, (q, k, v) = AddedGradients(problem, needs), (call.q, call.k, call.v)
     do, dlse, o, lse, lse_low = incoming
     dq = q.new_zeros(q.shape)
@@ -135,7 +135,7 @@ def attention_double_backward(
     rowsum(p u); to s it is t = p (r - rowsum(p r)), with r = (a - delta) u - ubar a + w; and to x
     it is t f'(x) + ds f''(x) y. The rest is the chain rule through five products.
     """
-    problem, scale = Problem(call), call.scale
+    problem, scale = SegmentedCall(call), call.scale
     added, (q, k, v) = AddedGradients(problem, needs), (call.q, call.k, call.v)
     ddq, ddk, ddv, *dd_added = cotangents
     grad_do, grad_q = q.new_zeros(q.shape), q.new_zeros(q.shape)

@@ -72,7 +72,7 @@ class Block:
         return self.keys(device) - (self.rows(device) + self.offset)[:, None]
 
 
-class Problem:
+class SegmentedCall:
     """The arguments of an op, as 4-D views (batch, heads, tokens, D) and a list of segments."""
 
     def __init__(self, a: Arguments) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from clinattn.backends.call import NEEDS, Arguments
-from clinattn.backends.reference.blocks import Block, Problem
+from clinattn.backends.reference.blocks import Block, SegmentedCall
 from clinattn.backends.reference.philox import keep_mask, kept_scale
 
 
@@ -31,7 +31,7 @@ def dot(x: Tensor, y: Tensor) -> Tensor:
     return (x.flatten(2, 3) @ y.mT).unflatten(2, x.shape[2:4])
 
 
-def time_distance(problem: Problem, block: Block) -> Tensor:
+def time_distance(problem: SegmentedCall, block: Block) -> Tensor:
     """(b, 1, rows, keys): |t_i - t_j|."""
     times = problem.args.times
     assert times is not None
@@ -46,7 +46,7 @@ def reach(relative: Tensor) -> int:
     return relative.shape[1] // 2
 
 
-def sum_of_added(problem: Problem, block: Block, added: Added) -> Tensor | None:
+def sum_of_added(problem: SegmentedCall, block: Block, added: Added) -> Tensor | None:
     """Sum of terms for a block's scores, broadcasting to (b, Hkv, G, rows, keys); None for none."""
     terms = []
     device = problem.device
@@ -76,7 +76,7 @@ class Scores(NamedTuple):
     curvature: Tensor | float
 
 
-def scores(problem: Problem, block: Block) -> Scores:
+def scores(problem: SegmentedCall, block: Block) -> Scores:
     a = problem.args
     s = dot(problem.queries(problem.q, block), problem.keys(problem.k, block)) * a.scale
     slope: Tensor | float = 1.0
@@ -93,7 +93,7 @@ def scores(problem: Problem, block: Block) -> Scores:
     return Scores(s, slope, curvature)
 
 
-def kept(problem: Problem, block: Block) -> Tensor | float:
+def kept(problem: SegmentedCall, block: Block) -> Tensor | float:
     """The factor of dropout on a block of probabilities: 0, or 1 / (1 - dropout_p)."""
     a = problem.args
     if a.seed is None:
@@ -108,7 +108,7 @@ def kept(problem: Problem, block: Block) -> Tensor | float:
 class AddedGradients:
     """Sums the gradients of scores into those of what was added to them."""
 
-    def __init__(self, problem: Problem, needs: int) -> None:
+    def __init__(self, problem: SegmentedCall, needs: int) -> None:
         self.problem = problem
         self.totals = Added(
             *(

@@ -15,7 +15,7 @@ from clinattn.integrations.xformers.bands import (
     band_of,
     is_plain_tensor,
 )
-from clinattn.integrations.xformers.layouts import Layout, layout_of
+from clinattn.integrations.xformers.layouts import HeadLayout, layout_of
 from clinattn.operator.attention import fused_attention, fused_attention_varlen
 from clinattn.operator.packing import cu_seqlens_from_lengths
 from clinattn.operator.words.scalars import as_float
@@ -113,7 +113,7 @@ def _attend(
 
 
 def _dense_words(
-    bias: Any, layout: Layout, words: dict[str, Any]
+    bias: Any, layout: HeadLayout, words: dict[str, Any]
 ) -> tuple[Tensor | None, dict[str, Any]]:
     """(mask, words) of a bias without blocks."""
     if bias is None:

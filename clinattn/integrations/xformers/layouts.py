@@ -15,7 +15,7 @@ NAMES = {
 }
 
 
-class Layout(NamedTuple):
+class HeadLayout(NamedTuple):
     """heads_of_query: those between tokens and head_dim, () (H,) or (G, H)."""
 
     heads_of_query: tuple[int, ...]
@@ -64,7 +64,7 @@ class Layout(NamedTuple):
         return o.unflatten(2, self.heads_of_query), lse.unflatten(1, self.heads_of_query)
 
 
-def layout_of(query: Any, key: Any, value: Any) -> Layout:
+def layout_of(query: Any, key: Any, value: Any) -> HeadLayout:
     """Raises TypeError or ValueError unless the three fit together."""
     for name, x in (("query", query), ("key", key), ("value", value)):
         check_tensor(name, x)
@@ -91,4 +91,4 @@ def layout_of(query: Any, key: Any, value: Any) -> Layout:
             raise ValueError(
                 f"{name}: got heads {tuple(x.shape[2:-1])}, expected those of query, {heads}"
             )
-    return Layout(heads)
+    return HeadLayout(heads)

@@ -36,7 +36,7 @@ from clinattn.integrations.transformers import longformer  # noqa: E402
 BATCH = 3
 
 
-class Case(NamedTuple):
+class GlobalCase(NamedTuple):
     """n: tokens of a row. at: the global tokens of each row. padding: none or its place."""
 
     n: int
@@ -46,29 +46,29 @@ class Case(NamedTuple):
 
 
 CASES = {
-    "local": Case(24),
-    "local-shorter-than-window": Case(5),
-    "local-two-tokens": Case(2),
-    "local-ragged-n": Case(41, padding="right"),
-    "local-left": Case(36, padding="left", train=True),
-    "local-holes": Case(29, padding="holes"),
-    "cls": Case(36, ((0,),) * 3),
-    "cls-right": Case(41, ((0,),) * 3, "right", True),
-    "cls-left": Case(41, ((40,),) * 3, "left"),
-    "prefix-3": Case(37, ((0, 1, 2),) * 3, "right"),
-    "prefix-3-holes": Case(37, ((0, 1, 2),) * 3, "holes", True),
-    "prefix-longer-than-window": Case(40, (tuple(range(17)),) * 3),
-    "counts-differ": Case(36, ((0,), (0, 1), (0, 1, 2))),
-    "one-row-without": Case(36, ((0, 3), (), (35,)), "none", True),
-    "arbitrary": Case(47, ((0, 5, 19), (1, 2), (4, 12, 13, 15))),
-    "arbitrary-right": Case(47, ((0, 5, 19), (30,), (4, 12, 13, 15)), "right", True),
-    "arbitrary-left": Case(47, ((46, 40), (31,), (44, 45)), "left"),
-    "arbitrary-holes": Case(35, ((1, 5), (3,), (7, 34)), "holes"),
-    "all-global": Case(13, (tuple(range(13)),) * 3),
+    "local": GlobalCase(24),
+    "local-shorter-than-window": GlobalCase(5),
+    "local-two-tokens": GlobalCase(2),
+    "local-ragged-n": GlobalCase(41, padding="right"),
+    "local-left": GlobalCase(36, padding="left", train=True),
+    "local-holes": GlobalCase(29, padding="holes"),
+    "cls": GlobalCase(36, ((0,),) * 3),
+    "cls-right": GlobalCase(41, ((0,),) * 3, "right", True),
+    "cls-left": GlobalCase(41, ((40,),) * 3, "left"),
+    "prefix-3": GlobalCase(37, ((0, 1, 2),) * 3, "right"),
+    "prefix-3-holes": GlobalCase(37, ((0, 1, 2),) * 3, "holes", True),
+    "prefix-longer-than-window": GlobalCase(40, (tuple(range(17)),) * 3),
+    "counts-differ": GlobalCase(36, ((0,), (0, 1), (0, 1, 2))),
+    "one-row-without": GlobalCase(36, ((0, 3), (), (35,)), "none", True),
+    "arbitrary": GlobalCase(47, ((0, 5, 19), (1, 2), (4, 12, 13, 15))),
+    "arbitrary-right": GlobalCase(47, ((0, 5, 19), (30,), (4, 12, 13, 15)), "right", True),
+    "arbitrary-left": GlobalCase(47, ((46, 40), (31,), (44, 45)), "left"),
+    "arbitrary-holes": GlobalCase(35, ((1, 5), (3,), (7, 34)), "holes"),
+    "all-global": GlobalCase(13, (tuple(range(13)),) * 3),
 }
 
 
-def make_inputs(case: Case) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+def make_inputs(case: GlobalCase) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """Returns (input_ids, attention_mask, global_attention_mask), and which tokens are valid."""
     ids = torch.randint(3, 50, (BATCH, case.n))
     valid = torch.ones(BATCH, case.n, dtype=torch.bool)

@@ -80,13 +80,13 @@ def test_a_wrong_way_is_not_timed(monkeypatch):
     import torch
 
     from suites.peers import WAYS
-    from suites.problem import Case, check
+    from suites.problem import AttentionCase, check
 
     class Wrong(WAYS["eager"]):  # type: ignore[misc]
         def forward(self):
             return super().forward() * 1.01
 
-    case = Case((33, 7), 2, 16)
+    case = AttentionCase((33, 7), 2, 16)
     check(case, torch.float32, torch.device("cpu"), [WAYS["eager"]], naive=WAYS["eager"])
     with pytest.raises(AssertionError):
         check(case, torch.float32, torch.device("cpu"), [Wrong], naive=WAYS["eager"])

@@ -23,7 +23,8 @@ def test_tiles_fit(at, monkeypatch):
     assert len(candidates.CONTESTS) == 7
     contest = candidates.CONTESTS[at]
     for mask in contest.masks:
-        problem = candidates.Problem(contest.table, contest.dim, mask, 2, 256, torch.device("cpu"))
+        cpu = torch.device("cpu")
+        problem = candidates.KernelInputs(contest.table, contest.dim, mask, 2, 256, cpu)
         problem.o, problem.lse = problem.call.q, torch.zeros(problem.call.q.shape[:3])
         problem.sums = [problem.lse, problem.lse]
         for tile in contest.tiles:

@@ -40,7 +40,7 @@ def no_arithmetic_warnings():
 @pytest.mark.parametrize("mask", ["causal", "float keys"])
 def test_halves_of_the_backward_pass_are_its_gradients(mask):
     for table in ("dq", "dkdv"):
-        problem = candidates.Problem(table, 16, mask, 2, 40, CPU)
+        problem = candidates.KernelInputs(table, 16, mask, 2, 40, CPU)
         problem.prepare()
         dq, dk, dv, *_ = backward.attention_backward(
             problem.do, None, *problem.outputs, problem.call
