@@ -154,7 +154,8 @@ class TestMeasured:
             def forward(self):
                 return super().forward() * 1.01
 
-        entry = cases.Entry("wrong", problem.AttentionCase((20,), 1, 8), {"fp32": None}, {"": Wrong})
+        case = problem.AttentionCase((20,), 1, 8)
+        entry = cases.Entry("wrong", case, {"fp32": None}, {"": Wrong})
         with pytest.raises(AssertionError):
             next(program.measure(entry, "fp32", ["forward"], 1, FACTS))
 
