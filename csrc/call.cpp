@@ -269,8 +269,8 @@ BackwardInputs::BackwardInputs(AttentionParams& p, const BackwardArguments& b) {
 
 std::array<Tensor, 3> allocate_gradients(AttentionParams& p, const Tensor& q, const Tensor& k) {
   const ScalarType type = q.scalar_type();
-  std::array<Tensor, 3> grads = {allocate(q.sizes(), type, q), allocate(k.sizes(), type, q),
-                                 allocate(k.sizes(), type, q)};
+  std::array<Tensor, 3> grads = {empty(q.sizes(), type, q), empty(k.sizes(), type, q),
+                                 empty(k.sizes(), type, q)};
   p.dq = grads[0].mutable_data_ptr();
   p.dk = grads[1].mutable_data_ptr();
   p.dv = grads[2].mutable_data_ptr();

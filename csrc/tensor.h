@@ -38,10 +38,6 @@ template <class... Parts>
 // Returns a contiguous and unwritten tensor on the device of `like`.
 Tensor empty(Sizes sizes, ScalarType type, const Tensor& like);
 Tensor zeros(Sizes sizes, ScalarType type, const Tensor& like);
-// As empty, for results. CLINATTN_POISON_OUTPUTS fills them with NaN, which shows elements that
-// nothing wrote.
-Tensor allocate(Sizes sizes, ScalarType type, const Tensor& like);
-bool poison();
 
 void zero(const Tensor& x);
 void fill(const Tensor& x, double value);

@@ -25,9 +25,9 @@ void cpu_forward(StableIValue* values, uint64_t count, uint64_t) {
   const Precision precision = precision_of(stack.pop<int64_t>());
   AttentionParams p = check(a);
   const auto stat_sizes = stat_shape(p);
-  const Tensor o = allocate(a.q.sizes(), a.q.scalar_type(), a.q),
-               lse = allocate(stat_sizes, stat_type(a.q), a.q),
-               lse_low = allocate(stat_sizes, stat_type(a.q), a.q);
+  const Tensor o = empty(a.q.sizes(), a.q.scalar_type(), a.q),
+               lse = empty(stat_sizes, stat_type(a.q), a.q),
+               lse_low = empty(stat_sizes, stat_type(a.q), a.q);
   if (o.numel() > 0) {
     if (p.cu_seqlens_q && p.cu_seqlens_q[p.num_seqs] < p.total_q) {
       zero(o);

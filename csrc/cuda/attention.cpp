@@ -44,9 +44,9 @@ void attention_forward(StableIValue* values, uint64_t count, uint64_t) {
   const DeviceScope scope(a.q);
   AttentionParams p = check(a);
   const auto stat_sizes = stat_shape(p);
-  const Tensor o = allocate(a.q.sizes(), a.q.scalar_type(), a.q),
-               lse = allocate(stat_sizes, ScalarType::Float, a.q),
-               lse_low = allocate(stat_sizes, ScalarType::Float, a.q);
+  const Tensor o = empty(a.q.sizes(), a.q.scalar_type(), a.q),
+               lse = empty(stat_sizes, ScalarType::Float, a.q),
+               lse_low = empty(stat_sizes, ScalarType::Float, a.q);
   if (has_no_pairs(a, p)) {
     zero(o);
     fill(lse, -std::numeric_limits<double>::infinity());
@@ -81,7 +81,7 @@ void attention_backward(StableIValue* values, uint64_t count, uint64_t) {
   const BackwardInputs inputs(p, b);
   if (has_no_pairs(b.call, p)) return push_zeros(stack, b);
   const auto [dq, dk, dv] = allocate_gradients(p, b.call.q, b.call.k);
-  const auto stat = [&] { return allocate(stat_shape(p), ScalarType::Float, b.call.q); };
+  const auto stat = [&] { return empty(stat_shape(p), ScalarType::Float, b.call.q); };
   const Tensor lse2 = stat(), lse2_low = stat(), delta = stat();
   CudaScratch scratch = {static_cast<float*>(lse2.mutable_data_ptr()),
                          static_cast<float*>(lse2_low.mutable_data_ptr()),
@@ -89,7 +89,8 @@ void attention_backward(StableIValue* values, uint64_t count, uint64_t) {
   const AddedGradients added(b, p, cuda_sizes(p, scope.capability()), scratch);
   check_launch(cuda_backward(p, scratch, scope.capability(), scope.stream()), "backward");
   if (b.call.scalars.scale < 0) call_torch("aten::neg_", "", dq);
-  if (b.call.scalars.scale == 0) zero(dq), zero(dk);  // what stands in for it leaves denormal numbers
+  if (b.call.scalars.scale == 0)
+    zero(dq), zero(dk);  // what stands in for it leaves denormal numbers
   stack.push({dq, dk, dv, added.mask(), added.decay(), added.slopes(), added.relative()});
 }
 

@@ -20,6 +20,7 @@ from places import LIB, ROOT
 
 CSRC = ROOT / "csrc"
 EMULATED = ("avx512", "amx")
+FRESH = "-DCLINATTN_FRESH_SCRATCH"  # scratch is allocated anew for each call
 
 
 def compiler_file(name: str) -> str | None:
@@ -42,7 +43,7 @@ def units(emulated: tuple[str, ...], added: tuple[str, ...]) -> dict[str, ninja.
         probes = [*having, "-include", str(LIB / "csrc/emulated_cpu.h")]
         found["cpu_dispatch"] = with_flags(found["cpu_dispatch"], probes)
         found["facts"] = with_flags(found["facts"], having)
-    return {name: with_flags(unit, added) for name, unit in found.items()}
+    return {name: with_flags(unit, [*added, FRESH]) for name, unit in found.items()}
 
 
 def with_flags(unit: ninja.Unit, added: Iterable[str]) -> ninja.Unit:

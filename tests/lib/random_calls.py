@@ -10,7 +10,6 @@ clinattn._C beside another build of its library.
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import sys
 from collections.abc import Iterable
@@ -18,7 +17,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("CLINATTN_POISON_OUTPUTS", "1")  # an unwritten output is NaN
+import fresh_memory
+
+fresh_memory.fill_with_nan()
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Calls of random arguments.")

@@ -27,7 +27,9 @@ SANITIZERS = ("-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize
 FLAGS = (*SANITIZERS, "-fno-sanitize=vptr", "-O1", "-g1", "-fno-omit-frame-pointer")
 OPTIONS = {
     # Python and torch hold memory until the end of the process.
-    "ASAN_OPTIONS": "detect_leaks=0:quarantine_size_mb=64",
+    # Fresh memory is NaN: max_malloc_fill_size is how much of it.
+    "ASAN_OPTIONS": "detect_leaks=0:quarantine_size_mb=64:malloc_fill_byte=255"
+    ":max_malloc_fill_size=1000000000",
     "UBSAN_OPTIONS": "print_stacktrace=1",
 }
 SHOWN_EVERY = 60.0  # seconds
