@@ -11,7 +11,7 @@ from clinattn.files.disk import require_writable, write_text
 
 
 def output_file(text: str) -> Path:
-    """For argparse, which shows what is wrong with it."""
+    """Returns the path of a file that can be written; raises the error that argparse shows."""
     try:
         require_writable(text, "FILE")
     except ValueError as error:

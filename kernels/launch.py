@@ -165,7 +165,7 @@ def layout(
 
 
 class KernelProblem:
-    """One attention call, a record with the fields of backends.call.Arguments, and its layout.
+    """An attention call, a record with the fields of backends.call.Arguments, and its layout.
 
     others: as in KernelLayout. A negative scale is turned into a negative q.
     """

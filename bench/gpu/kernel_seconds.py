@@ -20,7 +20,7 @@ DEVICE_WORK = {"kernel", "gpu_memcpy", "gpu_memset"}
 
 
 def kernel_seconds(work: Callable[[], Any], device: torch.device) -> Counter[str]:
-    """By name of kernel. On the CPU, in a dry run, operators stand for them, inner and outer."""
+    """Returns seconds by kernel; on the CPU, in a dry run, by operator, inner and outer."""
     cuda = device.type == "cuda"
     with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as trace:
         work()

@@ -51,7 +51,7 @@ def launch_overhead(run: Run) -> None:
 
 
 def host_microseconds(function: Callable[[], Any], run: Run) -> float:
-    """Of a call: the least of a few rounds, in which the device keeps up."""
+    """Returns the host's time of a call, the least of rounds in which the device keeps up."""
     repeats, times = 300 if not run.dryrun else 1, []
     function()
     for _ in range(5 if not run.dryrun else 1):

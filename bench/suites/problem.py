@@ -49,7 +49,7 @@ class AttentionCase:
         return FLOPS[passes] * self.pairs() * self.heads * self.head_dim
 
     def with_heads(self, heads: int) -> AttentionCase:
-        """As many query heads, or one group of them where groups are larger."""
+        """Returns the case with `heads` query heads, or with one group where a group is larger."""
         if self.kv_heads is None:
             return replace(self, heads=min(heads, self.heads))
         group = self.heads // self.kv_heads

@@ -1,4 +1,4 @@
-"""From what clinical data hold (token ids, events, signals) to the first hidden states."""
+"""Embeddings: from token ids, events or signals of clinical data to the first hidden states."""
 
 from __future__ import annotations
 

@@ -200,7 +200,7 @@ class SequenceClassifier(Pretrained):
     def from_pretrained(
         cls, folder: str | os.PathLike[str], num_labels: int | None = None, **overrides: Any
     ) -> Self:
-        """As for other models; num_labels: of a classifier that the folder lacks."""
+        """Loads a folder as other models do; num_labels: for a folder without a classifier."""
         return load(cls, folder, overrides, num_labels)
 
 

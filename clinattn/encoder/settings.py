@@ -175,7 +175,7 @@ def _modernbert_layers(s: Settings) -> list[str]:
 
 
 def _modernbert_bases(s: Settings) -> tuple[float, float]:
-    """Of full and of sliding layers, as transformers 5 writes them or as it did before."""
+    """Returns the rotary bases of full and sliding layers, as transformers 4 or 5 writes them."""
     rope = s.get("rope_parameters") or {}
     bases = []
     for kind, old, default in (

@@ -53,7 +53,7 @@ class MaskedPairs(MaskedTokens):
         return LabelledBatch(ids, arguments, counts)
 
     def score(self, evaluated: Iterator[Evaluated], ranks: Ranks) -> dict[str, Any]:
-        """As of masked tokens, whose own loss is mlm_loss, and of the pairs besides.
+        """Returns the metrics of masked tokens, with their loss as mlm_loss, and those of pairs.
 
         nsp_base_rate: the accuracy of always saying what more of the held-out pairs are.
         """

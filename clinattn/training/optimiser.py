@@ -22,7 +22,9 @@ def adamw(model: nn.Module, weight_decay: float) -> torch.optim.AdamW:
 
 
 def learning_rate(step: int, steps: int, warmup: float, peak: float) -> float:
-    """Of step 0 .. steps - 1: up to `peak` in a line, then half a cosine down to FLOOR of it."""
+    """Returns the rate of a step: up to `peak` in a line, then half a cosine down to FLOOR of it.
+
+    step: 0 to steps - 1. warmup: the share of steps on the way up."""
     rising = round(warmup * steps)
     if step < rising:
         return peak * (step + 1) / rising

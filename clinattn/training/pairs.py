@@ -60,7 +60,7 @@ class Pairs:
         return joined([*parts, second, self._separator(second)]), types, label
 
     def _elsewhere(self, index: int, true: Tokens, generator: torch.Generator) -> Tokens:
-        """As many tokens of another subject, moved in time to begin when the true ones would."""
+        """Returns as many tokens of another subject, moved in time to begin when `true` would."""
         size = len(true)
         fit = (self.content >= size) & (self.subjects != self.subjects[index])
         found = fit.nonzero().squeeze(1)

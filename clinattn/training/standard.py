@@ -24,7 +24,7 @@ class Standard:
 
     @classmethod
     def fit(cls, ids: Tensor, values: Tensor, size: int) -> Standard:
-        """From the finite ones of values (E,), those of token ids (E,) below `size`."""
+        """Fits mean and scale to the finite values of each token id; ids, values: (E,). size: of ids."""
         known = values.isfinite() & (ids >= len(SPECIAL_TOKENS))
         ids, x = ids[known], values[known].double()
         count = torch.bincount(ids, minlength=size)

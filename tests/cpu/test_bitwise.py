@@ -23,7 +23,7 @@ over_kernels = pytest.mark.parametrize(
 
 
 def sequences(dtype, heads=4, kv_heads=2, dim=24):
-    """For each length: q, k, v, do (H, n, D) and dlse (H, n)."""
+    """Yields q, k, v, do (H, n, D) and dlse (H, n) for each length."""
     for n in LENGTHS:
         q, do = (torch.randn(heads, n, dim).to(dtype) for _ in range(2))
         k, v = (torch.randn(kv_heads, n, dim).to(dtype) for _ in range(2))

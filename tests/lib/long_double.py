@@ -126,7 +126,7 @@ def split(x, size, dim=0):
 
 
 def rotary(q, k, positions, frequencies, interleaved, inverse, backend):
-    """For the pairs (i, i + D / 2), which is what the encoder has."""
+    """Rotates the pairs (i, i + D / 2), as the encoder does."""
     angles = positions[..., None] * frequencies
     if q.ndim == 3 or positions.ndim == 2:
         angles = np.expand_dims(angles, 1)

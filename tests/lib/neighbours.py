@@ -23,7 +23,7 @@ def evaluate(call, q, k, v, do, dlse, **keywords):
 
 
 def sequences(dtype):
-    """For each length: q, k, v, do (H, n, D) and dlse (H, n)."""
+    """Yields q, k, v, do (H, n, D) and dlse (H, n) for each length."""
     for n in LENGTHS:
         q, do = (torch.randn(2, n, 24).to(dtype) for _ in range(2))
         k, v = (torch.randn(1, n, 24).to(dtype) for _ in range(2))

@@ -22,7 +22,7 @@ MODES = ("train", "eval")
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison. outputs, gradients: see Parity; gradients are compared in training alone."""
+    """A comparison. outputs, gradients: see Parity; gradients are compared in training alone."""
 
     architecture: str
     model: str

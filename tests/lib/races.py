@@ -54,7 +54,7 @@ def at_fixed_addresses(command: list[str]) -> list[str]:
 
 
 def races(cases: list[str], dtype: torch.dtype, capability: int) -> list[str]:
-    """Where ThreadSanitizer sees a race in forward and backward of these cases; kept in the cache.
+    """Returns the races that ThreadSanitizer finds in both passes of the cases; kept in the cache.
 
     Raises RuntimeError for a process that ends in another way.
     """

@@ -83,7 +83,7 @@ class Driver:
 
 
 class Compiled:
-    """In place of a compiled kernel; compares what arrives at libcuda with what is launched."""
+    """Stands in for a compiled kernel; compares what reaches libcuda with what is launched."""
 
     def __init__(self, library, source):
         self.library, self.signature = library, tuple(source.signature.values())

@@ -18,7 +18,7 @@ RIGHT = torch.arange(13) < torch.tensor([[9], [13]])
 
 
 def packed(function):
-    """As create_causal_mask joins the parts, in the order of the release."""
+    """Joins the parts of a mask as create_causal_mask of this release does."""
     same = masking_utils.packed_sequence_mask_function(DOCUMENTS)
     remapped = getattr(masking_utils, "remap_positions_for_packed_sequence", None)  # none in 5.0
     within = remapped(function, POSITIONS) if remapped else function

@@ -27,7 +27,7 @@ def ids():
 
 
 class Recorder:
-    """In place of an opener of ranges: what opened and closed, in order; a stack, as of NVTX."""
+    """Stands in for NVTX's stack of ranges; records what opened and closed, in order."""
 
     def __init__(self):
         self.events: list[str] = []

@@ -134,7 +134,7 @@ LENGTHS = (113, 1, 64, 33)
 
 
 def sequences(dtype):
-    """For each length: q, k, dq, dk (H, n, D) and positions (n,)."""
+    """Yields q, k, dq, dk (H, n, D) and positions (n,) for each length."""
     for n in LENGTHS:
         q, dq = torch.randn(2, 3, n, 40).to(dtype)
         k, dk = torch.randn(2, 2, n, 40).to(dtype)

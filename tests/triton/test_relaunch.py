@@ -46,7 +46,7 @@ KERNELS = (
 
 
 class Compiled:
-    """In place of a compiled kernel: notes what it is launched with."""
+    """Stands in for a compiled kernel, and records what it is launched with."""
 
     def __init__(self, launches, source):
         self.launches, self.source = launches, source

@@ -1,4 +1,4 @@
-"""Where blocks of tokens lie along a dimension: one after the other, or padded to one size."""
+"""Places of blocks of tokens along a dimension: one after the other, or padded to one size."""
 
 from __future__ import annotations
 
@@ -99,5 +99,5 @@ class _PaddedSeqLenInfo(_SeqLenInfo):
 
 
 def checked_lengths(seqlens: Any) -> list[int]:
-    """Of blocks, none below 0."""
+    """Returns the lengths of blocks; raises ValueError for one below 0."""
     return ints_of("seqlens", seqlens)

@@ -102,5 +102,5 @@ def pair_of(x: Any) -> tuple[Any, Any] | None:
 
 
 def limits(dtype: torch.dtype) -> torch.finfo:
-    """Of what scores are computed in for inputs of dtype."""
+    """Returns the limits of the type that scores of such inputs are computed in."""
     return torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32)

@@ -22,7 +22,7 @@ class Batch(NamedTuple):
     real: dict[str, Tensor | None]
 
     def to(self, dtype: torch.dtype, device: torch.device) -> Batch:
-        """On `device`, with floating inputs in `dtype`."""
+        """Returns the inputs on `device`, those of floating point in `dtype`."""
         inputs = {
             name: x.to(device, dtype if x.is_floating_point() else x.dtype)
             for name, x in self.inputs.items()
@@ -89,7 +89,7 @@ def image(config: Any, lengths: Sequence[int], padding: Padding) -> Batch:
 
 
 def waveform(config: Any, lengths: Sequence[int], padding: Padding) -> Batch:
-    """As many samples as the convolutions turn into so many frames."""
+    """Returns sound whose samples the convolutions turn into `lengths` frames."""
     real_frames, samples = padding_mask(lengths, padding), torch.tensor(lengths)
     if padding == "none":
         samples = samples.max().expand_as(samples)

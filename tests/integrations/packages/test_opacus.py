@@ -81,7 +81,7 @@ def test_modules_of_ones_own(kind, mode):
 
 
 def classifier_gradients(model):
-    """Of each patient alone, without padding."""
+    """Returns the gradients of each patient alone, without padding."""
 
     def loss(model, i):
         n = int(LENGTHS[i])

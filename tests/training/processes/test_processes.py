@@ -47,7 +47,7 @@ def started(*args, **env) -> subprocess.Popen:
 
 
 def started_twice(*args) -> list[subprocess.Popen]:
-    """In the environment of torchrun."""
+    """Starts two processes in the environment that torchrun gives."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
