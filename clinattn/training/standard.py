@@ -24,7 +24,7 @@ class Standard:
 
     @classmethod
     def fit(cls, ids: Tensor, values: Tensor, size: int) -> Standard:
-        """Fits mean and scale to the finite values of each token id; ids, values: (E,). size: of ids."""
+        """Fits mean and scale of ids below `size` to their finite values; ids, values: (E,)."""
         known = values.isfinite() & (ids >= len(SPECIAL_TOKENS))
         ids, x = ids[known], values[known].double()
         count = torch.bincount(ids, minlength=size)
