@@ -248,11 +248,11 @@ def report_model_command(
     Nothing is downloaded. Ends with status 1 if results are not those of the model's own attention.
     """
     os.environ["HF_HUB_OFFLINE"] = "1"
+    settings = ModelSettings(source=model, **{"device": default_device()} | given)
     import torch
 
     from clinattn.tools.model_report.report import report_model, summary
 
-    settings = ModelSettings(source=model, **{"device": default_device()} | given)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     with progress_bar() as progress:

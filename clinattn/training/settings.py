@@ -110,9 +110,7 @@ class Settings:
                 raise ValueError(f"{name}={getattr(self, name)}: expected {expected}")
         if data is None:
             raise ValueError(f"data: got none, expected {FORMS}")
-        kind = parse_data(data).kind
-        if self.tokenizer is not None and kind != "text":
-            raise ValueError("tokenizer: expected only with text_file, that is text:FILE")
+        kind = parse_data(data, self.tokenizer).kind
         if self.task == "classify" and kind == "profile":
             raise ValueError(
                 f"task='classify': {data} has no labels, expected meds:DIR with label_code, or "

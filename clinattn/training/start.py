@@ -54,7 +54,7 @@ def check_source(config: EncoderConfig, settings: Settings) -> None:
     if lacking:
         raise ValueError(
             f"preset={settings.preset!r} asks for {' and '.join(lacking)}, which {kind.word} has "
-            "not: expected meds_dir, or a preset of token ids alone"
+            "not: expected meds:DIR, or a preset of token ids alone"
         )
 
 

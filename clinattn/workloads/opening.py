@@ -25,7 +25,7 @@ KINDS = {
     "text": Kind("text:FILE", "text_file"),
     "profile": Kind("profile:NAME", "profile"),
 }
-FORMS = "meds:DIR, text:FILE or profile:NAME"
+FORMS = "{}, {} or {}".format(*(kind.form for kind in KINDS.values()))
 
 
 class Data(NamedTuple):
@@ -33,8 +33,11 @@ class Data(NamedTuple):
     place: str  # a folder, a file or the name of a profile
 
 
-def parse_data(data: str) -> Data:
-    """Splits "meds:DIR" and the like. Raises ValueError for another kind or profile."""
+def parse_data(data: str, tokenizer: str | Path | None = None) -> Data:
+    """Splits "meds:DIR" and the like, before anything is read.
+
+    Raises ValueError for another kind or profile, or a tokenizer with what is no text.
+    """
     kind, colon, place = str(data).partition(":")
     if kind not in KINDS or not colon or not place:
         raise ValueError(
@@ -42,6 +45,8 @@ def parse_data(data: str) -> Data:
         )
     if kind == "profile":
         require_profile(place)
+    if tokenizer is not None and kind != "text":
+        raise ValueError(f"tokenizer: expected only with text_file or text:FILE, not with {kind}:")
     return Data(kind, place)
 
 
@@ -87,9 +92,7 @@ def open_source(
         sequence with [CLS], the number of token ids, and the seed of the draw.
     Raises MedsError or ValueError, naming the input, where it cannot be used.
     """
-    kind, place = parse_data(data)
-    if tokenizer is not None and kind != "text":
-        raise ValueError(f"tokenizer: expected only with text_file, that is text:FILE, not {data}")
+    kind, place = parse_data(data, tokenizer)
     if kind == "meds":
         return meds_source(place)
     if kind == "text":

@@ -116,6 +116,6 @@ def profile_source(profile: str, max_tokens: int, vocab_size: int, seed: int = 0
         offsets=offsets,
         starts=offsets[:-1],
         ids=torch.cat(drawn).numpy(),
-        vocabulary=Vocabulary(SPECIAL_TOKENS + names),
+        vocabulary=Vocabulary(SPECIAL_TOKENS + names, unknown=None),
         note=PROFILES[profile].description,
     )

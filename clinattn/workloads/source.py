@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .seeds import is_held_out
-from .vocabulary import UNK, Vocabulary
+from .vocabulary import Vocabulary
 
 NO_TIME = np.iinfo(np.int64).min  # a static fact; sorts before every event
 BIRTH = "MEDS_BIRTH"
@@ -123,8 +123,9 @@ class Source:
         return passed / MICROSECONDS_PER_DAY
 
     def unknown_share(self) -> float | None:
-        """The share of events that are [UNK]; None where ids are a tokenizer's or drawn."""
-        return None if self.closed or self.note else float((self.ids == UNK).mean())
+        """The share of events that are [UNK]; None where the vocabulary has no such token."""
+        unknown = self.vocabulary.unknown
+        return None if unknown is None else float((self.ids == unknown).mean())
 
 
 def latest(start: int, timed: int, end: int, max_tokens: int) -> np.ndarray:

@@ -125,15 +125,15 @@ def _by_tokenizer(texts: list[str], path: Path) -> tuple[list[list[int]], Vocabu
         raise ValueError(f"tokenizer={str(path)!r} cannot be read: {error}") from None
     names = {i: name for name, i in tokenizer.get_vocab(with_added_tokens=True).items()}
     added = tokenizer.get_added_tokens_decoder().items()
-    cls = _first(tokenizer, path, ("[CLS]", "<s>"))
-    mask = _first(tokenizer, path, ("[MASK]", "<mask>"))
-    separators = [tokenizer.token_to_id(spelling) for spelling in SEPARATORS]
+    cls = _needed(tokenizer, path, ("[CLS]", "<s>"))
+    mask = _needed(tokenizer, path, ("[MASK]", "<mask>"))
     vocabulary = Vocabulary(
         tokens=tuple(names.get(i, f"[unused {i}]") for i in range(max(names) + 1)),
         special=frozenset({i for i, token in added if token.special} | {cls, mask}),
         cls=cls,
         mask=mask,
-        sep=next((i for i in separators if i is not None), None),
+        sep=_known(tokenizer, SEPARATORS),
+        unknown=_known(tokenizer, ("[UNK]", "<unk>")),
     )
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -141,10 +141,15 @@ def _by_tokenizer(texts: list[str], path: Path) -> tuple[list[list[int]], Vocabu
     return [row.ids for row in encoded], vocabulary
 
 
-def _first(tokenizer: Any, path: Path, spellings: tuple[str, ...]) -> int:
-    """The id of the first spelling that the tokenizer has."""
-    ids = [tokenizer.token_to_id(spelling) for spelling in spellings]
-    known = [i for i in ids if i is not None]
-    if not known:
+def _known(tokenizer: Any, spellings: tuple[str, ...]) -> int | None:
+    """The id of the first spelling that the tokenizer has; None for none."""
+    ids = (tokenizer.token_to_id(spelling) for spelling in spellings)
+    return next((i for i in ids if i is not None), None)
+
+
+def _needed(tokenizer: Any, path: Path, spellings: tuple[str, ...]) -> int:
+    """The same where one is needed. Raises ValueError for none."""
+    found = _known(tokenizer, spellings)
+    if found is None:
         raise ValueError(f"tokenizer={str(path)!r} has none of {spellings}: expected one")
-    return known[0]
+    return found

@@ -15,7 +15,7 @@ PAD, UNK, CLS, SEP, MASK = range(len(SPECIAL_TOKENS))
 class Vocabulary:
     """tokens[i] is the code of token id i. special: the ids that are no content.
 
-    sep: None where a tokenizer has no such token.
+    sep, unknown: None where a tokenizer has no such token.
     """
 
     tokens: tuple[str, ...]
@@ -23,6 +23,7 @@ class Vocabulary:
     cls: int = CLS
     mask: int = MASK
     sep: int | None = SEP
+    unknown: int | None = UNK
 
     @classmethod
     def build(

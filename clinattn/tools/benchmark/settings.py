@@ -57,8 +57,7 @@ class EncoderSettings:
         data = from_words(self.data, **words) or DEFAULT_DATA
         object.__setattr__(self, "data", data)
         check(self)
-        if parse_data(data).kind != "text" and self.tokenizer is not None:
-            raise ValueError("tokenizer: expected only with text_file, that is text:FILE")
+        parse_data(data, self.tokenizer)
         check_device(self.device)
 
 
