@@ -37,7 +37,8 @@ def profiles() -> tuple[str, ...]:
 class Settings:
     """A task on the sequences of a source; the metadata of each field say what it is.
 
-    meds_dir and text_file are other words for data. Raises ValueError.
+    meds_dir and text_file are other words for data, whose field holds what was said. Raises
+    ValueError.
     """
 
     data: str | None = option(

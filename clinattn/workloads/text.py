@@ -42,6 +42,8 @@ def text_source(
         ids, vocabulary = _by_words(texts)
     else:
         ids, vocabulary = _by_tokenizer(texts, Path(tokenizer))
+    if not any(ids):
+        raise ValueError(f"text_file={str(path)!r} has no words in its rows: expected some")
     offsets = np.r_[0, np.cumsum([len(row) for row in ids])].astype(np.int64)
     return Source(
         name="text",

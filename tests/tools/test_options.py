@@ -198,6 +198,13 @@ def test_every_kind_of_data_is_trained_and_timed(cli, meds, tmp_path, threads, s
     assert str(tmp_path) not in json.dumps(result)  # a result may be published
 
 
+def test_sequences_too_short_to_mask_are_refused(cli, tmp_path):
+    (tmp_path / "short.jsonl").write_text('{"text": "a"}\n{"text": "b c"}\n{"text": " "}\n')
+    done = cli("bench", "--text", "short.jsonl")
+    *_, line = done.stderr.splitlines()
+    assert done.exit_code == 2 and "text_file='short.jsonl': none of the 3 sequences" in line
+
+
 def test_quick_gives_way_to_what_is_said(cli, monkeypatch):
     found = []
 

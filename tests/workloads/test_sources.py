@@ -143,6 +143,7 @@ def test_a_tokenizer_brings_its_own_vocabulary(tmp_path, text):
         ("text:absent.csv", "text_file='absent.csv' cannot be read"),
         ("text:empty.csv", "text_file='empty.csv' has no rows: expected a .csv file with a header"),
         ("text:empty.jsonl", "text_file='empty.jsonl' has no rows"),
+        ("text:blank.jsonl", "text_file='blank.jsonl' has no words in its rows: expected some"),
         ("text:note.txt", "text_file='note.txt': expected a .csv file"),
         ("text:folder", "text_file='folder': expected a .csv file"),
     ],
@@ -152,6 +153,7 @@ def test_what_cannot_be_opened_is_named(tmp_path, monkeypatch, data, message):
     (tmp_path / "folder").mkdir()
     for name in ("empty.csv", "empty.jsonl", "note.txt"):
         (tmp_path / name).write_text("")
+    (tmp_path / "blank.jsonl").write_text('{"text": " "}')
     with pytest.raises(MedsError if "meds_dir" in message else ValueError, match=message):
         open_source(data)
 

@@ -14,6 +14,7 @@ import torch
 
 from clinattn.backends.select import implementation
 from clinattn.encoder import EncoderConfig, MaskedLanguageModel
+from clinattn.encoder.heads import IGNORE
 from clinattn.tools.environment import environment
 from clinattn.tools.other_work import Spent, here
 from clinattn.workloads.opening import open_source, parse_data
@@ -94,6 +95,11 @@ class Benchmark:
         self._begin("checking that all four agree", 0, 1)
         indices = self.workload.sample(min(CHECK_SEQUENCES, len(self.workload.lengths)), s.seed)
         examples = shortened([self.workload.example(i, s.seed) for i in indices], CHECK_TOKENS)
+        if not any((example.labels != IGNORE).any() for example in examples):
+            raise ValueError(
+                f"{self.workload.source.where}: none of the {len(examples)} sequences that are "
+                "checked has a masked token: expected longer sequences"
+            )
         self.agreement = {
             "sequences": len(examples),
             "tokens": sum(len(example.ids) for example in examples),

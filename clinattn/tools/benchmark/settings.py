@@ -22,7 +22,8 @@ QUICK = {"budget_s": 45.0, "max_tokens": 2048}
 class EncoderSettings:
     """An encoder, and the sequences that it is run on; the metadata of each field say what it is.
 
-    meds_dir, text_file and profile are other words for data. Raises ValueError.
+    meds_dir, text_file and profile are other words for data, whose field holds what was said.
+    Raises ValueError.
     """
 
     data: str | None = option(
