@@ -1,4 +1,4 @@
-"""Where a command finds its data: --data, the older words for it, MEDS_DIR, the demo folder."""
+"""Options that say what data a command reads: --data, and the older words for it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def word_parameters(environment: bool) -> list[Any]:
 
 
 def data_of(context: typer.Context, values: dict[str, Any], environment: bool) -> str | None:
-    """What a command reads, as --data says it; None where nothing says it.
+    """Returns the data of a command in the form of --data; None where nothing says it.
 
     Options go before the environment, and MEDS_DIR before the demo folder.
     Raises ValueError where two options say it.

@@ -22,6 +22,6 @@ def spelled(name: str) -> str:
 
 
 def source_of(context: typer.Context, name: str) -> str:
-    """Where a value comes from: "COMMANDLINE", "ENVIRONMENT", or "" for a default."""
+    """Returns where a value comes from: "COMMANDLINE", "ENVIRONMENT", or "" for a default."""
     found = context.get_parameter_source(name)
     return found.name if found is not None and not found.name.startswith("DEFAULT") else ""

@@ -11,7 +11,7 @@ Choices = tuple[str, ...] | Callable[[], tuple[str, ...]]  # a function, where a
 
 @dataclass(frozen=True)
 class Option:
-    """What is known of a field besides its type and default.
+    """Facts on a field besides its type and default.
 
     names: what NAME may be in a value such as profile:NAME. shown: how a command names the
     default, where that is not the field's. name: the option's name, where it is not the field's.

@@ -29,8 +29,10 @@ FORMS = "{}, {} or {}".format(*(kind.form for kind in KINDS.values()))
 
 
 class Data(NamedTuple):
+    """A value of --data. place: a folder, a file or the name of a profile."""
+
     kind: str
-    place: str  # a folder, a file or the name of a profile
+    place: str
 
 
 def parse_data(data: str, tokenizer: str | Path | None = None) -> Data:
@@ -51,7 +53,7 @@ def parse_data(data: str, tokenizer: str | Path | None = None) -> Data:
 
 
 def only_one(given: Mapping[str, str]) -> str | None:
-    """The only value among those of the names given, None for no name. Raises ValueError for more.
+    """Returns the only value that is given, None for none. Raises ValueError for more.
 
     given: the names by which a user can say where the data are, with what was said.
     """
@@ -65,7 +67,7 @@ def only_one(given: Mapping[str, str]) -> str | None:
 
 
 def from_words(data: str | None, **words: str | Path | None) -> str | None:
-    """`data`, or what an older word for it says: meds_dir, text_file or profile.
+    """Returns `data`, or what an older word for it says: meds_dir, text_file or profile.
 
     Raises ValueError where two are given.
     """

@@ -23,9 +23,10 @@ class Source:
     """Sequences end to end: sequence i owns the events offsets[i] : offsets[i + 1].
 
     Its static facts, if any, are the events before starts[i]. [CLS] is no event.
-    name: what a row of a benchmark calls it. title, unit, note: what a person reads.
-    where: the input, for error messages. subjects: who each sequence is about; a split holds out
-    whole subjects. closed: the vocabulary is that of a tokenizer, and serves every split.
+    name: for rows of a benchmark. title, unit, note: for people, as in `description`. where: the
+    input, for error messages.
+    subjects: who each sequence is about; a split holds out whole subjects.
+    closed: the vocabulary is that of a tokenizer, and serves every split.
     times: microseconds since 1970-01-01, NO_TIME for a static fact. values: NaN without one.
     labels: a class for each sequence, where the files have one.
     """
@@ -75,7 +76,7 @@ class Source:
         return torch.from_numpy(np.r_[self.vocabulary.cls, self.ids[kept]].astype(np.int64))
 
     def bounds(self, index: int) -> tuple[int, int, int]:
-        """Where the static facts of a sequence, its other events and the next sequence begin."""
+        """Indices where static facts of a sequence, its other events and the next sequence begin."""
         return int(self.offsets[index]), int(self.starts[index]), int(self.offsets[index + 1])
 
     def held_out(self, share: float) -> np.ndarray:
@@ -99,7 +100,7 @@ class Source:
         return vocabulary.ids(self.vocabulary.tokens)[self.ids].astype(np.int64)
 
     def of_events(self, of_sequences: np.ndarray) -> np.ndarray:
-        """(E,): what is known of each sequence (S,), for each of its events."""
+        """Repeats a value of each sequence (S,) for each of its events: (E,)."""
         return np.repeat(of_sequences, np.diff(self.offsets))
 
     def days(self) -> np.ndarray:

@@ -150,7 +150,7 @@ def _known(tokenizer: Any, spellings: tuple[str, ...]) -> int | None:
 
 
 def _needed(tokenizer: Any, path: Path, spellings: tuple[str, ...]) -> int:
-    """The same where one is needed. Raises ValueError for none."""
+    """The id of the first spelling that the tokenizer has. Raises ValueError for none."""
     found = _known(tokenizer, spellings)
     if found is None:
         raise ValueError(f"tokenizer={str(path)!r} has none of {spellings}: expected one")

@@ -294,7 +294,7 @@ def open_workload(settings: EncoderSettings) -> Workload:
 
 
 def shareable(settings: EncoderSettings) -> dict[str, str | None]:
-    """What a result says of the data: the kind, and of a profile its name, but no path."""
+    """Facts on the data for a result: the kind, and of a profile its name, but no path."""
     assert settings.data is not None
     kind, place = parse_data(settings.data)
     return {
