@@ -76,7 +76,7 @@ class Source:
         return torch.from_numpy(np.r_[self.vocabulary.cls, self.ids[kept]].astype(np.int64))
 
     def bounds(self, index: int) -> tuple[int, int, int]:
-        """Indices where static facts of a sequence, its other events and the next sequence begin."""
+        """Indices where a sequence begins, its events after the static facts, and the next one."""
         return int(self.offsets[index]), int(self.starts[index]), int(self.offsets[index + 1])
 
     def held_out(self, share: float) -> np.ndarray:
