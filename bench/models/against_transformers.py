@@ -108,7 +108,7 @@ def models(case: ModelCase, layers: int | None) -> tuple[Encoder, Any]:
 
 def sampled(profile: str, cap: int, rows: int, vocab_size: int) -> list[Tensor]:
     work = profile_workload(profile, cap, vocab_size, seed=0)
-    return [work.tokens[i] for i in work.sample(rows, seed=0)]
+    return [work.tokens(i) for i in work.sample(rows, seed=0)]
 
 
 def chunks(cap: int, rows: int, vocab_size: int) -> list[Tensor]:

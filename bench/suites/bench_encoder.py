@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from clinattn.encoder import MaskedLanguageModel
-from clinattn.tools.benchmark import MODES, VARIANTS, Settings
 from clinattn.tools.benchmark.agreement import check_agreement
 from clinattn.tools.benchmark.run import encoder_config
-from clinattn.tools.benchmark.variants import Runner, Variant
+from clinattn.tools.benchmark.settings import MODES, Settings
+from clinattn.tools.benchmark.variants import VARIANTS, Runner, Variant
 from clinattn.tools.benchmark.workload import Example, profile_workload, shortened
 
 BATCH_SIZE, CHECK_TOKENS = 4, 64

@@ -14,8 +14,8 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from clinattn.files.disk import require_writable, require_writable_folder, write_text
+from clinattn.tools.benchmark.settings import QUICK, ProfileSettings, Settings
 from clinattn.tools.console import (
-    DEMO,
     INTERRUPTED,
     default_device,
     err,
@@ -23,12 +23,12 @@ from clinattn.tools.console import (
     out,
     progress_bar,
 )
+from clinattn.tools.model_report.settings import Settings as ModelSettings
+from clinattn.tools.options import listing, takes
 from clinattn.tools.train import train
+from clinattn.training.settings import Settings as TrainSettings
 
 OUTPUT = Path("bench/out")
-BUDGET_S, QUICK_BUDGET_S = 270.0, 45.0  # with start and plots, about five minutes and one
-# Four sequences of 4096 take longer than a minute, however small the budget.
-MAX_TOKENS, QUICK_MAX_TOKENS = 4096, 2048
 
 # The packages of a command are in this extra of clinattn, or else in "bench".
 EXTRAS = {"report-model": "integrations"}
@@ -48,11 +48,31 @@ class Commands(TyperGroup):
 
 app = typer.Typer(
     cls=Commands,
-    help="Exact attention for clinical models: diagnose, measure, report.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def show_version(asked: bool) -> None:
+    """Prints the versions of clinattn and torch, and ends the program."""
+    if asked:
+        from clinattn.tools.environment import versions
+
+        print(versions())
+        raise typer.Exit
+
+
+@app.callback()
+def options_of_all(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=show_version, is_eager=True, help="Print versions and exit."
+        ),
+    ] = False,
+) -> None:
+    """Exact attention for clinical models: diagnose, measure, report, train."""
 
 
 @app.command()
@@ -107,71 +127,26 @@ def show_kernels(cards: list[int] | None, as_json: bool) -> None:
         out.print(*kernel_tables(rows))
 
 
-@app.command()
+@app.command(cls=listing(Settings))
+@takes(Settings, environment=True)
 def bench(
-    context: typer.Context,
-    meds_dir: Annotated[
-        Path | None,
+    given: dict[str, Any],
+    quick: Annotated[
+        bool,
         typer.Option(
-            envvar=["MEDS_DIR", "CLINATTN_MEDS_DIR"],
-            help=f"MEDS folder. (default: {DEMO} if there)",
+            "--quick",
+            envvar="QUICK",
+            help=f"A minute: --budget {QUICK['budget_s']:g} --max-tokens {QUICK['max_tokens']}.",
         ),
-    ] = None,
-    profile: Annotated[
-        str | None, typer.Option(help="Length profile instead. (default: note_discharge)")
-    ] = None,
-    preset: Annotated[str, typer.Option(help="Encoder size.")] = "tiny",
-    max_tokens: Annotated[
-        int | None, typer.Option(help="Longer sequences are cut. (default: 4096, quick 2048)")
-    ] = None,
-    full_attention: Annotated[
-        bool, typer.Option("--full-attention", help="Drop the preset's windows.")
     ] = False,
-    modes: Annotated[str, typer.Option(help="Comma-separated.")] = "train,infer",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    device: Annotated[str | None, typer.Option(help="(default: cuda if there, else cpu)")] = None,
-    threads: Annotated[int | None, typer.Option(help="(default: torch's)")] = None,
-    sequences: Annotated[int | None, typer.Option(help="(default: what fits the time)")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="(default: about 16,384 tokens)")] = None,
-    rounds: Annotated[int | None, typer.Option(help="(default: what fits the time)")] = None,
-    budget: Annotated[
-        float | None,
-        typer.Option(help="Seconds until what is measured is shown. (default: 270, quick 45)"),
-    ] = None,
-    quick: Annotated[bool, typer.Option("--quick", envvar="QUICK", help="A minute.")] = False,
     output: Annotated[Path, typer.Option(help="Folder for JSON, plots and report.")] = OUTPUT,
-    seed: Annotated[int, typer.Option()] = 0,
 ) -> None:
     """Encoder tokens/s: torch SDPA padded and bucketed against clinattn padded and packed."""
-    given = context.get_parameter_source("meds_dir")
-    on_command_line = given is not None and given.name == "COMMANDLINE"
-    from clinattn.tools.benchmark import Benchmark, Disagreement, Settings
+    from clinattn.tools.benchmark.agreement import Disagreement
+    from clinattn.tools.benchmark.run import Benchmark
     from clinattn.tools.report import page, plots  # noqa: F401  (missing packages show first)
 
-    if profile is not None and on_command_line:
-        raise ValueError("--meds-dir and --profile were both given: expected one of them")
-    if profile is None and meds_dir is None and DEMO.is_dir():
-        meds_dir = DEMO
-    if budget is None:
-        budget = QUICK_BUDGET_S if quick else BUDGET_S
-    if max_tokens is None:
-        max_tokens = QUICK_MAX_TOKENS if quick else MAX_TOKENS
-    settings = Settings(
-        meds_dir=None if profile is not None else meds_dir,
-        profile=profile or "note_discharge",
-        preset=preset,
-        max_tokens=max_tokens,
-        full_attention=full_attention,
-        modes=tuple(modes.split(",")),
-        dtype=dtype,
-        device=device or default_device(),
-        threads=threads,
-        sequences=sequences,
-        batch_size=batch_size,
-        rounds=rounds,
-        budget_s=budget,
-        seed=seed,
-    )
+    settings = Settings(**{"device": default_device()} | (QUICK if quick else {}) | given)
     require_writable_folder(output)
     for name in ("results.json", "report.html") if output.is_dir() else ():
         require_writable(output / name)
@@ -213,17 +188,10 @@ def report(
     out.print(f"wrote {path}", soft_wrap=True)
 
 
-@app.command("profile")
+@app.command("profile", cls=listing(ProfileSettings))
+@takes(ProfileSettings)
 def profile_command(
-    mode: Annotated[str, typer.Option(help="train or infer.")] = "train",
-    variant: Annotated[str, typer.Option(help="Which way to run.")] = "clinattn_packed",
-    length_profile: Annotated[str, typer.Option("--profile", help="Lengths.")] = "note_discharge",
-    preset: Annotated[str, typer.Option(help="Encoder size.")] = "tiny",
-    max_tokens: Annotated[int, typer.Option()] = 2048,
-    batch_size: Annotated[int, typer.Option()] = 4,
-    dtype: Annotated[str, typer.Option()] = "float32",
-    device: Annotated[str | None, typer.Option()] = None,
-    steps: Annotated[int, typer.Option(min=1)] = 3,
+    given: dict[str, Any],
     trace: Annotated[
         bool, typer.Option("--trace", help="On CUDA: torch.profiler's trace, without nsys.")
     ] = False,
@@ -234,21 +202,12 @@ def profile_command(
     On CUDA they are NVTX ranges in a window for nsys, whose command lines are printed; elsewhere,
     or with --trace, torch.profiler writes a Chrome trace, and its tables are printed.
     """
-    from clinattn.tools.benchmark import Settings
     from clinattn.tools.profiling import nsys_lines, run_for_nsys, trace_steps, warmed_step
 
-    settings = Settings(
-        profile=length_profile,
-        preset=preset,
-        max_tokens=max_tokens,
-        batch_size=batch_size,
-        modes=(mode,),
-        dtype=dtype,
-        device=device or default_device(),
-    )
-    path = output / f"{variant}-{mode}"
+    settings = ProfileSettings(**{"device": default_device()} | given)
+    steps, path = settings.steps, output / f"{settings.variant}-{settings.mode}"
     require_writable_folder(output)
-    step = warmed_step(settings, mode, variant)
+    step = warmed_step(settings)
     if settings.device == "cuda" and not trace:
         output.mkdir(parents=True, exist_ok=True)
         run_for_nsys(step, steps)
@@ -271,8 +230,10 @@ def profile_command(
     out.print(f"wrote {path}: open it in a Chrome trace viewer", soft_wrap=True)
 
 
-@app.command("report-model")
+@app.command("report-model", cls=listing(ModelSettings))
+@takes(ModelSettings)
 def report_model_command(
+    given: dict[str, Any],
     model: Annotated[
         str,
         typer.Argument(
@@ -280,18 +241,6 @@ def report_model_command(
             help="A folder with config.json, a config.json, or a model type such as bert.",
         ),
     ],
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    batch_size: Annotated[int, typer.Option()] = 4,
-    tokens: Annotated[
-        int | None, typer.Option(help="Of the longest sequence. (default: 256, or what fits)")
-    ] = None,
-    rounds: Annotated[int, typer.Option(help="Of the clock.")] = 5,
-    train: Annotated[bool, typer.Option("--train", help="Time forward and backward.")] = False,
-    full_size: Annotated[
-        bool, typer.Option("--full-size", help="Of a model type: its default configuration.")
-    ] = False,
-    device: Annotated[str | None, typer.Option(help="(default: cuda if there, else cpu)")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="(default: torch's)")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False,
 ) -> None:
     """A transformers model before and after its attention is replaced: parity, speed, memory.
@@ -299,22 +248,13 @@ def report_model_command(
     Nothing is downloaded. Ends with status 1 if results are not those of the model's own attention.
     """
     os.environ["HF_HUB_OFFLINE"] = "1"
+    settings = ModelSettings(source=model, **{"device": default_device()} | given)
     import torch
 
-    from clinattn.tools.model_report.report import Settings, report_model, summary
+    from clinattn.tools.model_report.report import report_model, summary
 
-    if threads is not None:
-        torch.set_num_threads(threads)
-    settings = Settings(
-        source=model,
-        dtype=dtype,
-        batch_size=batch_size,
-        tokens=tokens,
-        rounds=rounds,
-        train=train,
-        full_size=full_size,
-        device=device or default_device(),
-    )
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
     with progress_bar() as progress:
         result = report_model(settings, progress)
     if as_json:
@@ -326,7 +266,7 @@ def report_model_command(
         raise typer.Exit(1)
 
 
-app.command()(train)
+app.command(cls=listing(TrainSettings))(train)
 
 
 def write_results(result: dict[str, Any], folder: Path) -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 DEMO = Path("../shared/data/mimic-iv-demo-meds")
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
@@ -80,6 +79,8 @@ def progress_bar() -> Iterator[Any]:
     if not err.is_terminal:
         yield stage_lines()
         return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
     columns = (TextColumn("{task.description:<48}", markup=False), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True) as bar:
         task = bar.add_task("")

@@ -19,6 +19,11 @@ from clinattn.backends.cpu import instruction_set
 PACKAGES = ("torch", "triton", "numpy", "pyarrow", "transformers")
 
 
+def versions() -> str:
+    """Versions of clinattn and torch, in a line."""
+    return f"clinattn {clinattn.__version__}, torch {torch.__version__}"
+
+
 def environment(device: torch.device | None = None) -> dict[str, Any]:
     """The facts of this process; versions are None for what is not installed."""
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")

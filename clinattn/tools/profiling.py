@@ -17,10 +17,9 @@ from torch.profiler import ProfilerActivity, profile
 from clinattn.encoder import MaskedLanguageModel
 from clinattn.files.disk import written_whole
 from clinattn.operator import ranges
-from clinattn.tools.benchmark import VARIANTS, Settings
-from clinattn.tools.benchmark.run import DTYPES, encoder_config
-from clinattn.tools.benchmark.variants import Runner
-from clinattn.tools.benchmark.workload import profile_workload
+from clinattn.tools.benchmark.run import encoder_config, open_workload
+from clinattn.tools.benchmark.settings import DTYPES, ProfileSettings
+from clinattn.tools.benchmark.variants import VARIANTS, Runner
 
 WARM_UP_STEPS, TABLE_ROWS = 2, 15
 NSYS_REPORTS = ("nvtx_gpu_proj_sum", "nvtx_kern_sum", "cuda_gpu_kern_sum", "cuda_gpu_mem_time_sum")
@@ -39,25 +38,21 @@ class Range(NamedTuple):
     milliseconds: float
 
 
-def warmed_step(settings: Settings, mode: str, variant_name: str) -> Step:
+def warmed_step(settings: ProfileSettings) -> Step:
     """Returns a step over one batch of the encoder, warmed up: the step holds no first call."""
-    variant = next((v for v in VARIANTS if v.name == variant_name), None)
-    if variant is None:
-        raise ValueError(
-            f"variant={variant_name!r}: expected one of {tuple(v.name for v in VARIANTS)}"
-        )
+    (variant,) = (v for v in VARIANTS if v.name == settings.variant)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
     device = torch.device(settings.device)
-    config = encoder_config(settings)
-    workload = profile_workload(
-        settings.profile, settings.max_tokens, config.vocab_size, settings.seed
-    )
+    workload = open_workload(settings)
+    config = encoder_config(settings, vocab_size=len(workload.source.vocabulary))
     indices = workload.sample(settings.batch_size or 4, settings.seed)
     batch = [workload.example(i, settings.seed) for i in indices]
     runner = Runner(MaskedLanguageModel(config).to(device, DTYPES[settings.dtype]), device)
 
     def step() -> None:
-        runner.run(mode, variant, batch)
+        runner.run(settings.mode, variant, batch)
 
     for _ in range(WARM_UP_STEPS):
         step()

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from clinattn.operator.packing import cu_seqlens_from_lengths
+from clinattn.workloads.seeds import derived_seed
 
 from .data import Tokens, joined
-from .seeds import derived_seed
 
 
 class Batches:

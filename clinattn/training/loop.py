@@ -18,6 +18,7 @@ from torch import nn
 
 from clinattn.files.disk import require_writable_folder
 from clinattn.operator.packing import batch_by_tokens
+from clinattn.workloads.seeds import derived_seed
 
 from .batches import Batches
 from .checkpoint import Damaged, checkpoints, load_checkpoint, save_checkpoint, take_weights
@@ -27,7 +28,6 @@ from .objectives import HELD_OUT_EPOCH, Evaluated, LabelledBatch
 from .optimiser import adamw, learning_rate
 from .output import claimed
 from .ranks import ALONE, Ranks
-from .seeds import derived_seed
 from .settings import Settings
 from .start import make_config, make_corpus, make_objective, take_encoder
 

@@ -10,12 +10,12 @@ import torch
 
 from clinattn.encoder import EncoderConfig, PretrainingModel, PretrainingOutput
 from clinattn.encoder.heads import IGNORE
+from clinattn.workloads.seeds import derived_seed
 
 from .batches import packed
 from .objectives import HELD_OUT_EPOCH, Evaluated, LabelledBatch, MaskedTokens
 from .pairs import FOLLOWS, Pairs
 from .ranks import Ranks
-from .seeds import derived_seed
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,13 @@ from clinattn.encoder import (
     SequenceClassifier,
 )
 from clinattn.encoder.heads import IGNORE
+from clinattn.workloads.seeds import derived_seed
 
 from .batches import packed
 from .data import Corpus, Example, Tokens, unigram_entropy
 from .masking import mask_tokens
 from .metrics import auroc
 from .ranks import Ranks
-from .seeds import derived_seed
 
 HELD_OUT_EPOCH = -1  # its masks are drawn once, and are those of no training epoch
 

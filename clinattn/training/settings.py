@@ -2,94 +2,104 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import InitVar, asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from clinattn.encoder import PRESETS
+from .fields import check, check_device, option
 
 TASKS = ("mlm", "clm", "classify")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 # Settings that may differ when a run goes on: where things lie, and what no weight depends on.
 NOT_MATHS = (
-    *("meds_dir", "text_file", "tokenizer", "init", "output", "device", "threads"),
+    *("data", "tokenizer", "init", "output", "device", "threads"),
     *("save_every", "eval_every", "keep", "resume"),
 )
 
 
+def presets() -> tuple[str, ...]:
+    """The names of the encoder's presets."""
+    from clinattn.encoder import PRESETS
+
+    return tuple(sorted(PRESETS))
+
+
+def profiles() -> tuple[str, ...]:
+    """The names of the length profiles."""
+    from clinattn.workloads.profiles import PROFILES
+
+    return tuple(PROFILES)
+
+
 @dataclass(frozen=True)
 class Settings:
-    """A task on the patients of a MEDS folder, or on the rows of a text file.
+    """A task on the sequences of a source; the metadata of each field say what it is.
 
-    label_code: the classes of task "classify" on a MEDS folder: whether a code that matches this
-        pattern (* and ? as in a shell) follows a cut of the timeline before the next cut. Such
-        codes are removed from the input. cuts: how many a timeline has, at equal numbers of events.
-    min_count, max_vocab: rarer codes or words of the training split, and those past so many
-        tokens, are [UNK].
-    max_tokens: of a sequence. batch_tokens: of a batch, at most. accumulate: batches of a step,
-        over all ranks together.
-    lr: at its peak, after the first `warmup` of the steps. clip: of the gradient's norm, 0 = none.
-    nsp: with task "mlm": sequences are pairs, and whether the second part follows is told too.
-    dtype: "bfloat16" computes under autocast with fp32 weights.
-    init: a checkpoint whose encoder and vocabulary are where this run starts.
-    Raises ValueError.
+    meds_dir and text_file are other words for data, whose field holds what was said. Raises
+    ValueError.
     """
 
-    task: str = "mlm"
-    meds_dir: str | Path | None = None
-    text_file: str | Path | None = None
-    tokenizer: str | Path | None = None
-    label_code: str | None = None
-    cuts: int = 1
-    held_out: float = 0.2
-    min_count: int = 2
-    max_vocab: int | None = None
-    preset: str = "tiny"
-    init: str | Path | None = None
-    max_tokens: int = 512
-    batch_tokens: int = 4096
-    accumulate: int = 1
-    steps: int = 300
-    lr: float = 1e-3
-    warmup: float = 0.1
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    mask_share: float = 0.3
-    nsp: bool = False
-    dtype: str = "float32"
-    device: str = "cpu"
-    threads: int | None = None
-    seed: int = 0
-    output: str | Path = "train/out"
-    eval_every: int = 100
-    save_every: int = 100
-    keep: int = 2
-    resume: bool = False
+    data: str | None = option(
+        None, "Sequences to train on: meds:DIR, text:FILE or profile:NAME.", names=profiles
+    )
+    task: str = option(
+        "mlm", "Masked tokens, next tokens, or the classes of a label.", choices=TASKS
+    )
+    tokenizer: str | Path | None = option(None, "With text:FILE: a tokenizer.json.", shown="words")
+    label_code: str | None = option(
+        None,
+        "Classes of a MEDS folder: does a code such as 'ICU_*' follow a cut of the timeline before "
+        "the next cut? Such codes are removed from the input.",
+    )
+    cuts: int = option(
+        1, "With --label-code: cuts of a timeline, at equal numbers of events.", least=1
+    )
+    held_out: float = option(0.2, "Share of patients, or subjects of rows, never trained on.")
+    min_count: int = option(2, "Codes or words seen less often in training are [UNK].", least=1)
+    max_vocab: int | None = option(None, "Most token ids: rarer codes or words are [UNK].", least=1)
+    preset: str = option("tiny", "Encoder.", choices=presets)
+    init: str | Path | None = option(
+        None, "Start from the encoder and vocabulary of this checkpoint."
+    )
+    max_tokens: int = option(512, "Most tokens of a sequence.", least=2)
+    batch_tokens: int = option(4096, "Most tokens of a packed batch.")
+    accumulate: int = option(1, "Batches of a step, all processes together.", least=1)
+    steps: int = option(300, "Steps of the optimiser.", least=1)
+    lr: float = option(1e-3, "Learning rate at its peak.")
+    warmup: float = option(0.1, "Share of the steps before the peak.")
+    weight_decay: float = option(0.01, "Weight decay of AdamW.")
+    clip: float = option(1.0, "Largest norm of the gradient; 0 is no limit.")
+    mask_share: float = option(0.3, "Share of tokens to predict: BERT 0.15, ModernBERT 0.3.")
+    nsp: bool = option(
+        False, "With mlm: sequences are pairs, and whether the second follows is predicted, too."
+    )
+    dtype: str = option("float32", "bfloat16 is autocast with fp32 weights.", choices=tuple(DTYPES))
+    device: str = option(
+        "cpu", "Where to run.", choices=("cpu", "cuda"), shown="cuda if there, else cpu"
+    )
+    threads: int | None = option(None, "Threads of torch.", least=1, shown="torch's")
+    seed: int = option(0, "Seed of everything that is drawn.")
+    output: str | Path = option("train/out", "Folder for checkpoints and metrics.")
+    eval_every: int = option(100, "Steps between evaluations.", least=1)
+    save_every: int = option(100, "Steps between checkpoints.", least=1)
+    keep: int = option(2, "Checkpoints that are kept.", least=1)
+    resume: bool = option(False, "Go on from the last checkpoint in --output.")
+    meds_dir: InitVar[str | Path | None] = None
+    text_file: InitVar[str | Path | None] = None
 
-    def __post_init__(self) -> None:
-        for name, allowed in (
-            ("task", TASKS),
-            ("preset", tuple(sorted(PRESETS))),
-            ("dtype", tuple(DTYPES)),
-            ("device", ("cpu", "cuda")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {allowed}")
-        for name in (
-            *("cuts", "min_count", "max_vocab", "accumulate", "steps"),
-            *("threads", "eval_every", "save_every", "keep"),
-        ):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value}: expected at least 1")
+    def __post_init__(self, meds_dir: str | Path | None, text_file: str | Path | None) -> None:
+        from clinattn.workloads.opening import FORMS, from_words, parse_data
+
+        data = from_words(self.data, meds_dir=meds_dir, text_file=text_file)
+        object.__setattr__(self, "data", data)
+        check(self)
         for name, low, high in (("held_out", 0, 1), ("mask_share", 0, 1)):
             if not low < getattr(self, name) < high:
                 raise ValueError(f"{name}={getattr(self, name)}: expected {low} < x < {high}")
         for name, good, expected in (
             ("nsp", not self.nsp or self.task == "mlm", f"False for task={self.task!r}"),
-            ("max_tokens", self.max_tokens >= 2, "at least 2"),
             ("max_tokens", not self.nsp or self.max_tokens >= 5, "at least 5 with nsp"),
             ("batch_tokens", self.batch_tokens >= self.max_tokens, "at least max_tokens"),
             ("lr", 0 < self.lr < float("inf"), "more than 0"),
@@ -99,19 +109,20 @@ class Settings:
         ):
             if not good:
                 raise ValueError(f"{name}={getattr(self, name)}: expected {expected}")
-        if (self.meds_dir is None) == (self.text_file is None):
-            both = "both" if self.meds_dir is not None else "neither"
-            raise ValueError(f"meds_dir and text_file: got {both}, expected exactly one of them")
-        if self.tokenizer is not None and self.text_file is None:
-            raise ValueError("tokenizer: expected only with text_file")
-        by_code = self.task == "classify" and self.meds_dir is not None
-        if by_code != (self.label_code is not None):
+        if data is None:
+            raise ValueError(f"data: got none, expected {FORMS}")
+        kind = parse_data(data, self.tokenizer).kind
+        if self.task == "classify" and kind == "profile":
+            raise ValueError(
+                f"task='classify': {data} has no labels, expected meds:DIR with label_code, or "
+                "text:FILE with a column label"
+            )
+        if (self.task == "classify" and kind == "meds") != (self.label_code is not None):
             raise ValueError(
                 f"label_code={self.label_code!r} for task={self.task!r}: expected with task "
                 "'classify' on a MEDS folder, and only there"
             )
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device='cuda': expected a CUDA device, and torch sees none")
+        check_device(self.device)
 
     @property
     def room(self) -> int:

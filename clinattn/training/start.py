@@ -9,16 +9,16 @@ from torch import nn
 
 from clinattn.encoder import EncoderConfig
 from clinattn.workloads import Vocabulary
+from clinattn.workloads.opening import KINDS, parse_data
 
 from .checkpoint import take_weights
+from .corpus import read_corpus
 from .data import Corpus
-from .meds_corpus import meds_corpus
 from .next_sentence import MaskedPairs
 from .objectives import Classification, MaskedTokens, NextTokens, Objective
 from .pairs import Pairs
 from .settings import Settings
 from .standard import Standard
-from .text_corpus import text_corpus
 
 
 def make_corpus(settings: Settings, saved: dict[str, Any] | None) -> Corpus:
@@ -30,14 +30,13 @@ def make_corpus(settings: Settings, saved: dict[str, Any] | None) -> Corpus:
         scales = saved.get("standard")
         standard = None if scales is None else Standard(**scales)
     check_source(config, settings)
-    if settings.meds_dir is None:
-        return text_corpus(settings, vocabulary)
-    return meds_corpus(
+    return read_corpus(
         settings,
         vocabulary,
         times=config.positions == "rotary_time",
         values=config.numeric_values,
         standard=standard,
+        vocab_size=config.vocab_size,
     )
 
 
@@ -48,12 +47,14 @@ def check_source(config: EncoderConfig, settings: Settings) -> None:
             f"preset={settings.preset!r} asks for a signal (channels={config.channels}), which "
             "training does not give it: expected one of tokens"
         )
+    assert settings.data is not None
+    kind = KINDS[parse_data(settings.data).kind]
     asks = {"times": config.positions == "rotary_time", "values": config.numeric_values}
-    if settings.text_file is not None and any(asks.values()):
-        wanted = " and ".join(name for name, asked in asks.items() if asked)
+    lacking = [name for name, asked in asks.items() if asked and name not in kind.has]
+    if lacking:
         raise ValueError(
-            f"preset={settings.preset!r} asks for {wanted}, which text_file has not: expected "
-            "meds_dir, or a preset of token ids alone"
+            f"preset={settings.preset!r} asks for {' and '.join(lacking)}, which {kind.word} has "
+            "not: expected meds:DIR, or a preset of token ids alone"
         )
 
 

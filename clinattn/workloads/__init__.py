@@ -1,10 +1,13 @@
-"""Clinical sequences to run models on: length profiles, and real ones from a MEDS folder.
+"""Clinical sequences to run models on: a Source of a MEDS folder, a text file or a length profile.
 
-Others import the names below, meds (how a folder is read) and vocabulary (special tokens).
+Others import the names below, opening (the forms of --data), source (what every Source has),
+profiles, text and vocabulary (its special tokens), and seeds (numbers that follow from names).
 """
 
 from .meds import MedsDataset, MedsError, Timeline, read_meds
+from .opening import open_source
 from .profiles import PROFILES, sample_lengths
+from .source import Source
 from .vocabulary import SPECIAL_TOKENS, Vocabulary
 
 __all__ = [
@@ -12,8 +15,10 @@ __all__ = [
     "SPECIAL_TOKENS",
     "MedsDataset",
     "MedsError",
+    "Source",
     "Timeline",
     "Vocabulary",
+    "open_source",
     "read_meds",
     "sample_lengths",
 ]

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 
+from .source import MICROSECONDS_PER_HOUR, NO_TIME, Source, latest
 from .vocabulary import CLS, UNK, Vocabulary
 
-NO_TIME = np.iinfo(np.int64).min  # a static fact; sorts before every event
-MICROSECONDS_PER_HOUR = 3_600_000_000
+if TYPE_CHECKING:  # pyarrow takes a fifth of a second to import
+    import pyarrow as pa
+
 LAYOUT = "a MEDS folder: data/**/*.parquet with columns subject_id, time, code"
 
 
@@ -64,11 +63,12 @@ class MedsDataset:
             raise ValueError(f"max_tokens={max_tokens}: expected at least 1")
         start, end = int(self.offsets[index]), int(self.offsets[index + 1])
         static_end = start + int(np.searchsorted(self.times[start:end], NO_TIME, side="right"))
-        room = end - start if max_tokens is None else min(max_tokens - 1, end - start)
-        static = min(static_end - start, room)
-        kept = np.r_[start : start + static, end - (room - static) : end]
+        room = end - start + 1 if max_tokens is None else max_tokens
+        kept = latest(start, static_end, end, room)
         times = self.times[kept]
-        micros = np.where(times == NO_TIME, 0, times - (times[static] if room > static else 0))
+        static = min(static_end - start, len(kept))
+        first = times[static] if len(kept) > static else 0
+        micros = np.where(times == NO_TIME, 0, times - first)
         return Timeline(
             int(self.subject_ids[index]),
             torch.from_numpy(np.r_[CLS, self.token_ids[kept]].astype(np.int64)),
@@ -128,6 +128,26 @@ def read_meds(
     )
 
 
+def meds_source(meds_dir: str | Path) -> Source:
+    """Every patient of a MEDS folder. Raises MedsError where the folder cannot be used."""
+    dataset = read_meds(meds_dir)
+    first = dataset.offsets[:-1]
+    static = np.add.reduceat((dataset.times == NO_TIME).astype(np.int64), first)
+    return Source(
+        name="meds",
+        title=f"MEDS folder {Path(meds_dir).resolve().name}",
+        unit="patients",
+        where=f"meds_dir={str(meds_dir)!r}",
+        subjects=dataset.subject_ids.tolist(),
+        offsets=dataset.offsets,
+        starts=first + static,
+        ids=dataset.token_ids,
+        vocabulary=dataset.vocabulary,
+        times=dataset.times,
+        values=dataset.values,
+    )
+
+
 def unknown_share(dataset: MedsDataset) -> float:
     """The share of events whose code is [UNK]."""
     return float((dataset.token_ids == UNK).mean())
@@ -171,6 +191,9 @@ def _select_split(
 
 
 def _read_columns(root: Path, path: Path, required: list[str], optional: list[str]) -> pa.Table:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     where = f"meds_dir={str(root)!r}: {path.relative_to(root)}"
     try:
         names = pq.read_schema(path).names
@@ -190,6 +213,9 @@ def _read_shard(
     root: Path, path: Path, lookup: dict[str, int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """subject_id, time, code number, numeric_value of one file; new codes are added to lookup."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     table = _read_columns(root, path, ["subject_id", "time", "code"], ["numeric_value"])
     where = f"meds_dir={str(root)!r}: {path.relative_to(root)}"
 
@@ -225,9 +251,7 @@ def _read_shard(
         good_value = kinds.is_floating(value_type) or kinds.is_integer(value_type)
         good_value |= kinds.is_decimal(value_type) or kinds.is_null(value_type)
         if not good_value:
-            raise MedsError(
-                f"{where} column 'numeric_value' has type {value_type}: expected float"
-            )
+            raise MedsError(f"{where} column 'numeric_value' has type {value_type}: expected float")
         numeric = table["numeric_value"].cast(pa.float32(), safe=False)
         values = pc.fill_null(numeric, float("nan")).to_numpy()
     else:

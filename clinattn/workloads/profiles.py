@@ -9,8 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+
+from .source import Source
+from .vocabulary import SPECIAL_TOKENS, Vocabulary
 
 CHUNK_TOKENS = 128  # PLM-ICD encodes a note as independent rows of this many tokens
+POOL = 2000  # sequences that are drawn from a profile
 
 
 @dataclass(frozen=True)
@@ -75,10 +80,42 @@ def sample_lengths(profile: str, count: int, max_tokens: int, seed: int = 0) -> 
 
     Raises ValueError for an unknown profile, or a count or cap below 1.
     """
-    if profile not in PROFILES:
-        raise ValueError(f"profile={profile!r} is unknown: expected one of {sorted(PROFILES)}")
+    require_profile(profile)
     for name, value in (("count", count), ("max_tokens", max_tokens)):
         if value < 1:
             raise ValueError(f"{name}={value}: expected at least 1")
     lengths = PROFILES[profile].draw(np.random.default_rng(seed), count, max_tokens)
     return np.clip(np.ceil(lengths), 1, max_tokens).astype(np.int64)
+
+
+def require_profile(profile: str) -> None:
+    """Raises ValueError, with the choices, for a name that is no profile."""
+    if profile not in PROFILES:
+        raise ValueError(f"profile={profile!r} is unknown: expected one of {sorted(PROFILES)}")
+
+
+def profile_source(profile: str, max_tokens: int, vocab_size: int, seed: int = 0) -> Source:
+    """POOL sequences of random tokens at the lengths of a profile, [CLS] counted.
+
+    The same arguments draw the same. Raises ValueError as sample_lengths does.
+    """
+    lengths = sample_lengths(profile, POOL, max_tokens, seed)
+    generator = torch.Generator().manual_seed(seed)
+    drawn = [
+        torch.randint(len(SPECIAL_TOKENS), vocab_size, (length,), generator=generator)[1:]
+        for length in lengths.tolist()
+    ]
+    offsets = np.r_[0, np.cumsum(lengths - 1)].astype(np.int64)
+    names = tuple(f"token {i}" for i in range(len(SPECIAL_TOKENS), vocab_size))
+    return Source(
+        name=profile,
+        title=f"length profile {profile}",
+        unit="sequences",
+        where=f"profile={profile!r}",
+        subjects=range(POOL),
+        offsets=offsets,
+        starts=offsets[:-1],
+        ids=torch.cat(drawn).numpy(),
+        vocabulary=Vocabulary(SPECIAL_TOKENS + names, unknown=None),
+        note=PROFILES[profile].description,
+    )

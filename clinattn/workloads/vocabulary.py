@@ -13,9 +13,17 @@ PAD, UNK, CLS, SEP, MASK = range(len(SPECIAL_TOKENS))
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """tokens[i] is the code of token id i."""
+    """tokens[i] is the code of token id i. special: the ids that are no content.
+
+    sep, unknown: None where a tokenizer has no such token.
+    """
 
     tokens: tuple[str, ...]
+    special: frozenset[int] = frozenset(range(len(SPECIAL_TOKENS)))
+    cls: int = CLS
+    mask: int = MASK
+    sep: int | None = SEP
+    unknown: int | None = UNK
 
     @classmethod
     def build(
@@ -43,6 +51,12 @@ class Vocabulary:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def ordinary(self) -> np.ndarray:
+        """(V,) bool: the ids that are content."""
+        kept = np.ones(len(self.tokens), dtype=bool)
+        kept[sorted(self.special)] = False
+        return kept
 
     def ids(self, codes: Sequence[str]) -> np.ndarray:
         """int32 token ids; [UNK] for a code that is not in the vocabulary."""

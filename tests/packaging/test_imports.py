@@ -103,7 +103,7 @@ ROOMS = {
     "operator": {"backends"},
     "files": set(),
     "encoder": {"backends", "files", "operator"},
-    "workloads": {"operator"},
+    "workloads": {"files", "operator"},
     "integrations": {"backends", "operator"},
     "training": {"encoder", "files", "operator", "workloads"},
     "tools": {

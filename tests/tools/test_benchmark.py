@@ -16,11 +16,11 @@ pytest.importorskip("jinja2")
 
 from clinattn.encoder import EncoderConfig, MaskedLanguageModel  # noqa: E402
 from clinattn.encoder.heads import IGNORE  # noqa: E402
-from clinattn.tools.benchmark import VARIANTS, Benchmark, Disagreement, Settings  # noqa: E402
-from clinattn.tools.benchmark.agreement import errors  # noqa: E402
+from clinattn.tools.benchmark.agreement import Disagreement, errors  # noqa: E402
 from clinattn.tools.benchmark.measure import peak_memory, quartiles  # noqa: E402
-from clinattn.tools.benchmark.run import descending, encoder_config  # noqa: E402
-from clinattn.tools.benchmark.variants import Runner  # noqa: E402
+from clinattn.tools.benchmark.run import Benchmark, descending, encoder_config  # noqa: E402
+from clinattn.tools.benchmark.settings import Settings  # noqa: E402
+from clinattn.tools.benchmark.variants import VARIANTS, Runner  # noqa: E402
 from clinattn.tools.benchmark.workload import (  # noqa: E402
     MASKED_SHARE,
     profile_workload,
@@ -28,6 +28,8 @@ from clinattn.tools.benchmark.workload import (  # noqa: E402
 )
 from clinattn.tools.report.page import ReportError, load_result, render  # noqa: E402
 from clinattn.tools.report.plots import write_plots  # noqa: E402
+from clinattn.training.masking import MASKED, mask_tokens  # noqa: E402
+from clinattn.workloads.seeds import derived_seed  # noqa: E402
 from clinattn.workloads.vocabulary import CLS, MASK  # noqa: E402
 
 SMALL = Settings(profile="ehr_population", max_tokens=96, sequences=6, batch_size=3, rounds=2)
@@ -321,7 +323,12 @@ def test_examples_mask_a_share_and_never_cls():
     masked = example.labels != IGNORE
     assert masked.float().mean() == pytest.approx(MASKED_SHARE, abs=0.03)
     assert example.ids[0] == example.masked_ids[0] == CLS
-    assert (example.masked_ids[masked] == MASK).all()
+    hidden = (example.masked_ids[masked] == MASK).float().mean()
+    assert hidden == pytest.approx(MASKED, abs=0.03)  # as in training: others stay or are replaced
+    ordinary = torch.from_numpy(workload.source.vocabulary.ordinary())
+    drawn = derived_seed("mask", 1, 0, 0)
+    seen, labels = mask_tokens(example.ids, MASKED_SHARE, MASK, ordinary, drawn)
+    assert torch.equal(seen, example.masked_ids) and torch.equal(labels, example.labels)
     assert torch.equal(example.labels[masked], example.ids[masked])
     assert torch.equal(example.labels, workload.example(0, seed=1).labels)
 

@@ -56,11 +56,14 @@ def test_bench_writes_everything_and_prints_the_speedup(cli, meds, tmp_path):
         (["--meds-dir", "absent"], "meds_dir='absent' does not exist: expected a MEDS folder"),
         (["--meds-dir", "."], "meds_dir='.' has no data/**/*.parquet"),
         (["--profile", "icu"], "profile='icu' is unknown: expected one of"),
-        (["--preset", "bert"], "preset 'bert' is unknown"),
+        (["--preset", "bert"], "preset='bert': expected one of"),
         (["--modes", "train,tune"], "modes=('train', 'tune'): expected some of"),
         (["--dtype", "int8"], "dtype='int8': expected one of"),
-        (["--device", "tpu"], "device='tpu': expected 'cpu' or 'cuda'"),
-        (["--meds-dir", ".", "--profile", "fixed"], "were both given: expected one of them"),
+        (["--device", "tpu"], "device='tpu': expected one of ('cpu', 'cuda')"),
+        (
+            ["--meds-dir", ".", "--profile", "fixed"],
+            "--meds-dir and --profile: got both, expected",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

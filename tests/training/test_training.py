@@ -277,7 +277,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(settings, tmp
         ({"lr": float("nan")}, "lr=nan: expected more than 0"),
         ({"warmup": 2.0}, "warmup=2.0: expected 0 <= x <= 1"),
         ({"clip": -1.0}, "clip=-1.0: expected at least 0"),
-        ({"meds_dir": None}, "got neither, expected exactly one"),
+        ({"data": None}, "data: got none, expected meds:DIR"),
         ({"text_file": "a.csv"}, "got both, expected exactly one"),
         ({"tokenizer": "t.json"}, "tokenizer: expected only with text_file"),
         ({"label_code": "ICU*"}, r"label_code='ICU\*' for task='mlm': expected with task"),

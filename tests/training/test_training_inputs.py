@@ -15,14 +15,14 @@ from runs import rows_of  # noqa: E402
 from clinattn.encoder import PRESETS  # noqa: E402
 from clinattn.encoder.heads import IGNORE  # noqa: E402
 from clinattn.training.checkpoint import checkpoints, load_checkpoint, load_model  # noqa: E402
+from clinattn.training.corpus import read_corpus  # noqa: E402
 from clinattn.training.data import Tokens  # noqa: E402
 from clinattn.training.loop import Trainer  # noqa: E402
-from clinattn.training.meds_corpus import meds_corpus  # noqa: E402
 from clinattn.training.objectives import MaskedTokens  # noqa: E402
-from clinattn.training.seeds import is_held_out  # noqa: E402
 from clinattn.training.settings import Settings  # noqa: E402
 from clinattn.training.standard import Standard  # noqa: E402
 from clinattn.workloads import SPECIAL_TOKENS  # noqa: E402
+from clinattn.workloads.seeds import is_held_out  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("small_presets")
 
@@ -78,7 +78,7 @@ FACT, A, B = (None, "SEX"), (3 * DAY, "A"), (5 * DAY + DAY // 4, "B")
 )
 def test_days_are_the_age_or_the_time_since_the_first_event(tmp_path, events, max_tokens, expected):
     folder = write_events(tmp_path, both(events))
-    corpus = meds_corpus(
+    corpus = read_corpus(
         Settings(meds_dir=folder, max_tokens=max_tokens, batch_tokens=99, min_count=1), times=True
     )
     assert days_of(corpus) == days_of(corpus, "held_out") == expected
@@ -88,14 +88,14 @@ def test_days_are_the_age_or_the_time_since_the_first_event(tmp_path, events, ma
 def test_age_is_known_where_its_code_is_rare(tmp_path):
     rows = [(p, t * DAY, "A") for p in (TRAINED[0], HELD_OUT[0]) for t in (8, 9)]
     rows.append((HELD_OUT[0], DAY, "MEDS_BIRTH"))
-    corpus = meds_corpus(Settings(meds_dir=write_events(tmp_path, rows)), times=True)
+    corpus = read_corpus(Settings(meds_dir=write_events(tmp_path, rows)), times=True)
     assert days_of(corpus) == [[0, 0, 1]] and days_of(corpus, "held_out") == [[0, 0, 7, 8]]
 
 
 def test_a_future_begins_where_its_latest_events_do(tmp_path):
     rows = both([FACT, *((t * DAY, "X" if t == 8 else f"E{t}") for t in range(1, 9))])
     rows += [(TRAINED[1], t * DAY, "E1") for t in range(8)]
-    corpus = meds_corpus(
+    corpus = read_corpus(
         Settings(
             task="classify",
             meds_dir=write_events(tmp_path, rows),
@@ -151,7 +151,7 @@ def test_values_of_the_held_out_move_no_scale(tmp_path):
     def corpus(name, shift):
         rows = [(p, t * DAY, "A", float(t)) for p in TRAINED[:2] for t in range(5)]
         rows += [(p, t * DAY, "A", t + shift) for p in HELD_OUT[:2] for t in range(5)]
-        return meds_corpus(Settings(meds_dir=write_events(tmp_path / name, rows)), values=True)
+        return read_corpus(Settings(meds_dir=write_events(tmp_path / name, rows)), values=True)
 
     one, two = corpus("one", 0.0), corpus("two", 1e6)
     for a, b in zip(vars(one.standard).values(), vars(two.standard).values(), strict=True):
@@ -171,7 +171,7 @@ def test_the_fingerprint_covers_what_is_used(tmp_path, field):
     folders = [write_events(tmp_path / n, r) for n, r in (("one", rows), ("two", other))]
     asked = {"times": field == "days", "values": field == "values"}
     prints = [
-        [meds_corpus(Settings(meds_dir=f), **given).fingerprint() for f in folders]
+        [read_corpus(Settings(meds_dir=f), **given).fingerprint() for f in folders]
         for given in ({}, asked)
     ]
     assert prints[0][0] == prints[0][1] and len({*prints[0], *prints[1]}) == 3

@@ -16,12 +16,12 @@ from runs import SMALL, rows_of  # noqa: E402
 from clinattn.encoder import MaskedLanguageModel, PretrainingModel  # noqa: E402
 from clinattn.encoder.heads import IGNORE  # noqa: E402
 from clinattn.training.checkpoint import checkpoints, load_model  # noqa: E402
+from clinattn.training.corpus import read_corpus  # noqa: E402
 from clinattn.training.data import Tokens, sequence  # noqa: E402
 from clinattn.training.loop import Trainer  # noqa: E402
 from clinattn.training.objectives import HELD_OUT_EPOCH  # noqa: E402
 from clinattn.training.pairs import FOLLOWS, RANDOM, Pairs  # noqa: E402
 from clinattn.training.settings import Settings  # noqa: E402
-from clinattn.training.text_corpus import text_corpus  # noqa: E402
 from clinattn.workloads.vocabulary import CLS, SEP  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("small_presets")
@@ -188,11 +188,11 @@ def test_a_tokenizer_has_its_separator(tmp_path, sep):
     given = {"text_file": path, "tokenizer": tmp_path / "t.json"}
     if sep is None:
         with pytest.raises(ValueError, match=r"has none of \('\[SEP\]', '</s>'\)"):
-            text_corpus(Settings(**given, nsp=True))
+            read_corpus(Settings(**given, nsp=True))
     else:
-        corpus = text_corpus(Settings(**given, nsp=True))
+        corpus = read_corpus(Settings(**given, nsp=True))
         assert corpus.sep == 5 and corpus.special == {0, 1, 5}
-    assert text_corpus(Settings(**given)).sep is None
+    assert read_corpus(Settings(**given)).sep is None
 
 
 @pytest.mark.parametrize(("preset", "typed"), [("tiny", False), ("typed", True), ("valued", False)])

@@ -7,7 +7,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,16 +14,18 @@ import torch
 
 from clinattn.backends.select import implementation
 from clinattn.encoder import EncoderConfig, MaskedLanguageModel
+from clinattn.encoder.heads import IGNORE
 from clinattn.tools.environment import environment
 from clinattn.tools.other_work import Spent, here
+from clinattn.workloads.opening import open_source, parse_data
 
 from .agreement import check_agreement
 from .measure import peak_memory, quartiles
+from .settings import DTYPES, EncoderSettings, Settings
 from .summary import describe, speedups
-from .variants import MODES, VARIANTS, Runner, TimeOver, Variant, padded_length
-from .workload import Example, Workload, meds_workload, profile_workload, shortened
+from .variants import VARIANTS, Runner, TimeOver, Variant, padded_length
+from .workload import Example, Workload, shortened
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CHECK_SEQUENCES, CHECK_TOKENS = 4, 512
 CALIBRATION_TOKENS, WARM_UP_TOKENS = 4096, 64
 BATCH_TOKENS, MIN_BATCH, MAX_BATCH = 16_384, 2, 32
@@ -33,51 +34,6 @@ SAFETY = 0.8  # of the time that is left goes into the plan: the estimate is lin
 MIN_SEQUENCES = 4
 
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Settings of a benchmark. sequences, batch_size, rounds: None to follow from budget_s seconds.
-
-    budget_s is a deadline: what has been measured by then is the result.
-    """
-
-    meds_dir: str | Path | None = None
-    profile: str = "ehr_icu"
-    preset: str = "tiny"
-    max_tokens: int = 4096
-    full_attention: bool = False
-    modes: tuple[str, ...] = MODES
-    dtype: str = "float32"
-    device: str = "cpu"
-    threads: int | None = None
-    sequences: int | None = None
-    batch_size: int | None = None
-    rounds: int | None = None
-    budget_s: float = 270.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not self.modes or set(self.modes) - set(MODES):
-            raise ValueError(f"modes={self.modes}: expected some of {MODES}")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype={self.dtype!r}: expected one of {tuple(DTYPES)}")
-        for name, least in (
-            ("max_tokens", 2),
-            ("threads", 1),
-            ("sequences", 1),
-            ("batch_size", 1),
-            ("rounds", 1),
-        ):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name}={value}: expected at least {least}")
-        if self.budget_s <= 0:
-            raise ValueError(f"budget_s={self.budget_s}: expected more than 0")
-        if self.device not in ("cpu", "cuda"):
-            raise ValueError(f"device={self.device!r}: expected 'cpu' or 'cuda'")
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device='cuda': expected a CUDA device, and torch sees none")
 
 
 @dataclass
@@ -129,12 +85,8 @@ class Benchmark:
         if s.threads is not None:
             torch.set_num_threads(s.threads)
         torch.manual_seed(s.seed)
-        config = encoder_config(s)
-        if s.meds_dir is not None:
-            self.workload = meds_workload(s.meds_dir, s.max_tokens)
-            config = encoder_config(s, vocab_size=self.workload.vocab_size)
-        else:
-            self.workload = profile_workload(s.profile, s.max_tokens, config.vocab_size, s.seed)
+        self.workload = open_workload(s)
+        config = encoder_config(s, vocab_size=len(self.workload.source.vocabulary))
         device = torch.device(s.device)
         model = MaskedLanguageModel(config).to(device, DTYPES[s.dtype])
         self.runner = Runner(model, device, self.until)
@@ -143,6 +95,11 @@ class Benchmark:
         self._begin("checking that all four agree", 0, 1)
         indices = self.workload.sample(min(CHECK_SEQUENCES, len(self.workload.lengths)), s.seed)
         examples = shortened([self.workload.example(i, s.seed) for i in indices], CHECK_TOKENS)
+        if not any((example.labels != IGNORE).any() for example in examples):
+            raise ValueError(
+                f"{self.workload.source.where}: none of the {len(examples)} sequences that are "
+                "checked has a masked token: expected longer sequences"
+            )
         self.agreement = {
             "sequences": len(examples),
             "tokens": sum(len(example.ids) for example in examples),
@@ -273,7 +230,7 @@ class Benchmark:
             "interrupted": self.interrupted,
             "time_over": self.time_over,
             "environment": facts,
-            "settings": asdict(s) | {"meds_dir": None if s.meds_dir is None else "given"},
+            "settings": asdict(s) | shareable(s),
             "agreement": self.agreement,
         }
         if self.workload is None or not self.agreement:
@@ -286,7 +243,7 @@ class Benchmark:
         result["workload"] = describe(self.workload, self.lengths, s.max_tokens)
         rows = [self._row(mode, variant) for mode, variant in self._cases()]
         shared = {
-            "workload": self.workload.name,
+            "workload": self.workload.source.name,
             "preset": s.preset,
             "max_tokens": s.max_tokens,
             "dtype": s.dtype,
@@ -323,7 +280,32 @@ class Benchmark:
         }
 
 
-def encoder_config(settings: Settings, **overrides: Any) -> EncoderConfig:
+def open_workload(settings: EncoderSettings) -> Workload:
+    """The sequences of settings.data. Raises MedsError or ValueError where it cannot be used."""
+    assert settings.data is not None
+    source = open_source(
+        settings.data,
+        tokenizer=settings.tokenizer,
+        max_tokens=settings.max_tokens,
+        vocab_size=EncoderConfig.preset(settings.preset).vocab_size,
+        seed=settings.seed,
+    )
+    return Workload(source, settings.max_tokens)
+
+
+def shareable(settings: EncoderSettings) -> dict[str, str | None]:
+    """Facts on the data for a result: the kind, and of a profile its name, but no path."""
+    assert settings.data is not None
+    kind, place = parse_data(settings.data)
+    return {
+        "data": settings.data if kind == "profile" else kind,
+        "tokenizer": None if settings.tokenizer is None else "given",
+        "meds_dir": "given" if kind == "meds" else None,
+        "profile": place if kind == "profile" else None,
+    }
+
+
+def encoder_config(settings: EncoderSettings, **overrides: Any) -> EncoderConfig:
     """The preset without dropout, long enough for the sequences."""
     published = EncoderConfig.preset(settings.preset)
     longest = padded_length(settings.max_tokens) + published.position_offset

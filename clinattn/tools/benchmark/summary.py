@@ -17,13 +17,13 @@ def describe(workload: Workload, lengths: list[int], max_tokens: int) -> dict[st
     percent = (10, 25, 50, 75, 90)
     quantiles = np.percentile(workload.lengths, percent).tolist()
     return {
-        "name": workload.name,
-        "source": workload.source,
+        "name": workload.source.name,
+        "source": workload.source.description,
         "sequences": len(lengths),
         "available": len(workload.lengths),
         "real_tokens": sum(lengths),
-        "vocab_size": workload.vocab_size,
-        "unknown_share": workload.unknown_share,
+        "vocab_size": len(workload.source.vocabulary),
+        "unknown_share": workload.source.unknown_share(),
         "mean_length": float(workload.lengths.mean()),
         "quantiles": {f"p{p}": value for p, value in zip(percent, quantiles, strict=True)},
         "histogram": {

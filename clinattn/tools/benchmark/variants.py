@@ -21,7 +21,6 @@ from clinattn.workloads.vocabulary import PAD
 from .measure import synchronize
 from .workload import Example
 
-MODES = ("train", "infer")
 # Padded lengths are multiples of this number: on a GPU, SDPA copies other masks at every call.
 MULTIPLE = 8
 

@@ -1,22 +1,19 @@
-"""Workloads of the benchmark: token sequences with masked-LM labels, and a fair sample of them."""
+"""Workloads of the benchmark: sequences of a source with masked-LM labels, and a fair sample."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from clinattn.encoder.heads import IGNORE
-from clinattn.workloads import PROFILES, SPECIAL_TOKENS, read_meds, sample_lengths
-from clinattn.workloads.meds import unknown_share
-from clinattn.workloads.vocabulary import CLS, MASK
+from clinattn.training.masking import mask_tokens
+from clinattn.workloads.profiles import profile_source
+from clinattn.workloads.seeds import derived_seed
+from clinattn.workloads.source import Source
 
 MASKED_SHARE = 0.3  # ModernBERT's; BERT masked 0.15
-PROFILE_POOL = 2000  # sequences drawn from a length profile, of which a sample is run
 
 
 class Example(NamedTuple):
@@ -27,24 +24,24 @@ class Example(NamedTuple):
     labels: Tensor
 
 
-@dataclass(frozen=True)
 class Workload:
-    """Sequence lengths and how to get the tokens of any of them."""
+    """The sequences of a source, cut to max_tokens: their lengths, and each as an example."""
 
-    name: str
-    source: str
-    lengths: np.ndarray  # (sequences,)
-    vocab_size: int
-    tokens: list[Tensor]
-    unknown_share: float | None = None
+    def __init__(self, source: Source, max_tokens: int):
+        self.source, self.max_tokens = source, max_tokens
+        self.lengths = source.lengths(max_tokens)  # (sequences,)
+        self.ordinary = torch.from_numpy(source.vocabulary.ordinary())
+
+    def tokens(self, index: int) -> Tensor:
+        """Token ids (N,) of a sequence."""
+        return self.source.sequence(index, self.max_tokens)
 
     def example(self, index: int, seed: int) -> Example:
-        """The sequence with MASKED_SHARE of its tokens, never [CLS], masked, as the seed draws."""
-        ids = self.tokens[index]
-        generator = torch.Generator().manual_seed(seed + index)
-        masked = torch.rand(len(ids), generator=generator) < MASKED_SHARE
-        masked[0] = False
-        return Example(ids, ids.masked_fill(masked, MASK), ids.masked_fill(~masked, IGNORE))
+        """The sequence as training masks it in its first epoch, MASKED_SHARE of it."""
+        ids = self.tokens(index)
+        drawn = derived_seed("mask", seed, 0, index)
+        mask = self.source.vocabulary.mask
+        return Example(ids, *mask_tokens(ids, MASKED_SHARE, mask, self.ordinary, drawn))
 
     def sample(self, count: int, seed: int) -> list[int]:
         """`count` sequences whose lengths lie at evenly spaced quantiles, in random order."""
@@ -53,35 +50,9 @@ class Workload:
         return np.random.default_rng(seed).permutation(order[picks]).tolist()
 
 
-def meds_workload(meds_dir: str | Path, max_tokens: int) -> Workload:
-    """Every patient of a MEDS folder, cut to max_tokens. Raises MedsError for a bad folder."""
-    dataset = read_meds(meds_dir)
-    return Workload(
-        name="meds",
-        source=f"MEDS folder {Path(meds_dir).resolve().name}, {len(dataset)} patients",
-        lengths=dataset.lengths(max_tokens),
-        vocab_size=len(dataset.vocabulary),
-        tokens=[dataset.timeline(i, max_tokens).token_ids for i in range(len(dataset))],
-        unknown_share=unknown_share(dataset),
-    )
-
-
 def profile_workload(profile: str, max_tokens: int, vocab_size: int, seed: int) -> Workload:
     """Random tokens at the lengths of a clinical profile."""
-    lengths = sample_lengths(profile, PROFILE_POOL, max_tokens, seed)
-    generator = torch.Generator().manual_seed(seed)
-    tokens = []
-    for length in lengths.tolist():
-        ids = torch.randint(len(SPECIAL_TOKENS), vocab_size, (length,), generator=generator)
-        ids[0] = CLS
-        tokens.append(ids)
-    return Workload(
-        name=profile,
-        source=f"length profile {profile}: {PROFILES[profile].description}",
-        lengths=lengths,
-        vocab_size=vocab_size,
-        tokens=tokens,
-    )
+    return Workload(profile_source(profile, max_tokens, vocab_size, seed), max_tokens)
 
 
 def shortened(examples: list[Example], max_tokens: int) -> list[Example]:

@@ -1,5 +1,5 @@
 """A model of transformers before and after replace_attention: `clinattn report-model`.
 
-Others import report; parity compares two models, architectures and source make them, and
-example_inputs makes their batches.
+Others import settings and report; parity compares two models, architectures and source make them,
+and example_inputs makes their batches.
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -18,41 +18,13 @@ from clinattn.tools.environment import environment
 from clinattn.tools.model_report.architectures import WITHOUT
 from clinattn.tools.model_report.example_inputs import Batch, Padding, outputs_of
 from clinattn.tools.model_report.parity import Parity, compare
+from clinattn.tools.model_report.settings import DTYPES, Settings
 from clinattn.tools.model_report.source import architecture_of, load_model
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DEFAULT_TOKENS = 256
 POSITIONS = ("max_position_embeddings", "n_positions", "max_target_positions")
 
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """tokens: of the longest sequence; the shortest has a quarter. None: 256, or what the model
-    has positions for. rounds: of the clock. train: times forward and backward, not forward alone.
-    """
-
-    source: str
-    dtype: str = "float32"
-    batch_size: int = 4
-    tokens: int | None = None
-    rounds: int = 5
-    train: bool = False
-    full_size: bool = False
-    device: str = "cpu"
-
-    def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype: got {self.dtype!r}, expected one of {', '.join(DTYPES)}")
-        for name in ("batch_size", "tokens", "rounds"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}: got {value}, expected at least 1")
-        if self.device not in ("cpu", "cuda"):
-            raise ValueError(f"device: got {self.device!r}, expected cpu or cuda")
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device: got 'cuda', and torch sees no such device")
 
 
 def report_model(settings: Settings, progress: Progress) -> dict[str, Any]:

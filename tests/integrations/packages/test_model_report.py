@@ -14,7 +14,8 @@ from typer.testing import CliRunner  # noqa: E402
 
 from clinattn.tools.cli import app  # noqa: E402
 from clinattn.tools.model_report.architectures import find  # noqa: E402
-from clinattn.tools.model_report.report import Settings, lengths_for  # noqa: E402
+from clinattn.tools.model_report.report import lengths_for  # noqa: E402
+from clinattn.tools.model_report.settings import Settings  # noqa: E402
 
 FAST = ["--rounds", "1", "--tokens", "17", "--batch-size", "3", "--device", "cpu"]
 
@@ -132,11 +133,11 @@ BAD_INPUT = [
     (["no-such-model"], "error: no-such-model: there is no such folder or file"),
     (["someone/bert-of-the-hub"], "error: someone/bert-of-the-hub: there is no such folder"),
     (["convnext"], "error: ConvNextModel: takes pixel_values"),
-    (["bert", "--dtype", "int8"], "error: dtype: got 'int8', expected one of float32"),
+    (["bert", "--dtype", "int8"], "error: dtype='int8': expected one of ('float32'"),
     (["bert", "--tokens", "129"], "error: tokens: got 129, expected at most 128"),
-    (["bert", "--rounds", "0"], "error: rounds: got 0, expected at least 1"),
-    (["bert", "--batch-size", "-1"], "error: batch_size: got -1, expected at least 1"),
-    (["bert", "--device", "tpu"], "error: device: got 'tpu', expected cpu or cuda"),
+    (["bert", "--rounds", "0"], "error: rounds=0: expected at least 1"),
+    (["bert", "--batch-size", "-1"], "error: batch_size=-1: expected at least 1"),
+    (["bert", "--device", "tpu"], "error: device='tpu': expected one of ('cpu', 'cuda')"),
 ]
 
 

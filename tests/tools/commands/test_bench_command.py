@@ -61,10 +61,11 @@ def test_python_m_clinattn(tmp_path):
 
 
 @pytest.mark.parametrize("package", ["pyarrow", "matplotlib", "jinja2"])
-def test_a_missing_package_is_named_before_the_work(package):
+def test_a_missing_package_is_named_before_the_work(package, meds):
     blocked = f"import sys; sys.modules[{package!r}] = None; from clinattn.tools.cli import app; "
+    run = f"app(['doctor'], standalone_mode=False); app(['bench', '--data', 'meds:{meds}'])"
     done = subprocess.run(
-        [sys.executable, "-c", blocked + "app(['doctor'], standalone_mode=False); app(['bench'])"],
+        [sys.executable, "-c", blocked + run],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONSAFEPATH": "1"},

@@ -1,0 +1,114 @@
+"""Options of a command, made from the fields of its settings."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+import typer
+from typer.core import TyperCommand
+
+from clinattn.tools.data_options import data_of, word_parameters
+from clinattn.tools.parameters import keyword, source_of, spelled
+from clinattn.training.fields import Option, options
+
+
+def takes(
+    settings: type, *, environment: bool = False
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A decorator that gives a command an option for each field of a dataclass.
+
+    The command gets a dict of the fields that a user has given, and its own parameters by keyword.
+    A field `data` has the words of data_options.py beside it. environment: without any of them,
+    MEDS_DIR and then the demo folder say where the data are.
+    """
+    known = options(settings)
+    types = {name: plain_type(found) for name, found in get_type_hints(settings).items()}
+    defaults = {field.name: field.default for field in fields(settings)}
+    parameters = []
+    for name, found in known.items():
+        parameters.append(parameter(name, found, types[name], defaults[name]))
+        if name == "data":
+            parameters += word_parameters(environment)
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        written = inspect.signature(command, eval_str=True).parameters.values()
+        own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in list(written)[1:]]
+
+        def run(context: typer.Context, **values: Any) -> None:
+            given = {
+                name: of_field(values[name], types[name])
+                for name in known
+                if source_of(context, name)
+            }
+            if "data" in known and (data := data_of(context, values, environment)) is not None:
+                given["data"] = data
+            command(given, **{p.name: values[p.name] for p in own})
+
+        context = inspect.Parameter(
+            "context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context
+        )
+        signature = inspect.Signature([context, *parameters, *own])
+        run.__signature__ = signature  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
+        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        return run
+
+    return decorate
+
+
+def listing(settings: type) -> type[TyperCommand]:
+    """The class of a command whose help lists the choices and least values of settings.
+
+    They are looked up when that command runs: some choices take imports that others do without.
+    """
+    known = options(settings)
+
+    class Listing(TyperCommand):
+        listed = False
+
+        def get_params(self, ctx: Any) -> Any:
+            shown: Any
+            for shown in () if self.listed else self.params:
+                if shown.name in known:
+                    shown.help = help_of(known[shown.name])
+            self.listed = True
+            return super().get_params(ctx)
+
+    return Listing
+
+
+def help_of(found: Option) -> str:
+    """The help of an option, with its choices or its least value."""
+    if allowed := found.allowed():
+        return f"{found.help} Choices: {', '.join(allowed)}."
+    if found.names is not None:
+        return f"{found.help} NAME: {', '.join(found.names())}."
+    return found.help if found.least is None else f"{found.help} At least {found.least}."
+
+
+def parameter(name: str, found: Option, kind: type, default: Any) -> inspect.Parameter:
+    """The typer parameter of a field. Numbers and choices are checked by the settings alone."""
+    shown: Any = {} if found.shown is None else {"show_default": found.shown}
+    if kind is tuple:
+        kind, default = str, ",".join(default)
+    if kind is Path and default is not None:
+        default = Path(default)
+    told = typer.Option(found.name or spelled(name), help=found.help, **shown)
+    return keyword(name, kind, default, told)
+
+
+def plain_type(found: Any) -> type:
+    """The type of an option: that of a field without None; a path may be a str."""
+    if get_origin(found) is tuple:
+        return tuple
+    kinds = [kind for kind in get_args(found) or (found,) if kind is not type(None)]
+    return Path if Path in kinds else kinds[0]
+
+
+def of_field(value: Any, kind: type) -> Any:
+    """The value of a field from that of its option: names between commas are a tuple."""
+    return tuple(value.split(",")) if kind is tuple else value
