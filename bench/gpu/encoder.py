@@ -28,7 +28,7 @@ from gpu.rows import Run
 
 if TYPE_CHECKING:
     from clinattn.tools.benchmark.variants import Runner, Variant
-    from clinattn.tools.benchmark.workload import Example
+    from clinattn.tools.benchmark.workload import MaskedExample
 
 EXPECTED = 70.0  # seconds of the whole stage
 PRESET, PROFILE = "bioclinical-modernbert-base", "note_discharge"
@@ -153,7 +153,7 @@ class Bench:
             )
         self.runner.free()
 
-    def batches(self, variant: Variant) -> list[list[Example]]:
+    def batches(self, variant: Variant) -> list[list[MaskedExample]]:
         chosen = variant.batches(self.lengths, self.batch)
         return [[self.examples[i] for i in batch] for batch in chosen]
 

@@ -39,7 +39,7 @@ from gpu.training import LENGTHS, MODEL_WIDTH, calls_of_stage, gradients, inputs
 
 if TYPE_CHECKING:
     from clinattn.tools.benchmark.variants import Runner, Variant
-    from clinattn.tools.benchmark.workload import Example
+    from clinattn.tools.benchmark.workload import MaskedExample
 
 Call = Callable[[], Any]
 
@@ -102,16 +102,16 @@ def encoder() -> Iterator[Call]:
                 yield as_on_device(functools.partial(runner.infer, variant, examples))
 
 
-def training_step(runner: Runner, variant: Variant, examples: list[Example]) -> None:
+def training_step(runner: Runner, variant: Variant, examples: list[MaskedExample]) -> None:
     """A step without its optimizer, whose kernels are torch's."""
     runner.loss(variant, examples)[0].backward()
 
 
-def example(n: int) -> Example:
-    from clinattn.tools.benchmark.workload import Example
+def example(n: int) -> MaskedExample:
+    from clinattn.tools.benchmark.workload import MaskedExample
 
     ids = torch.full((n,), 7)
-    return Example(ids, ids, ids)
+    return MaskedExample(ids, ids, ids)
 
 
 def as_on_device(call: Call) -> Call:

@@ -17,9 +17,9 @@ import torch
 from clinattn.encoder import MaskedLanguageModel
 from clinattn.tools.benchmark.agreement import check_agreement
 from clinattn.tools.benchmark.run import encoder_config
-from clinattn.tools.benchmark.settings import MODES, Settings
+from clinattn.tools.benchmark.settings import MODES, BenchmarkSettings
 from clinattn.tools.benchmark.variants import VARIANTS, Runner, Variant
-from clinattn.tools.benchmark.workload import Example, profile_workload, shortened
+from clinattn.tools.benchmark.workload import MaskedExample, profile_workload, shortened
 
 BATCH_SIZE, CHECK_TOKENS = 4, 64
 
@@ -54,9 +54,9 @@ def pytest_generate_tests(metafunc):
 
 
 @functools.lru_cache(maxsize=1)
-def checked(case: EncoderCase, device: torch.device) -> tuple[Runner, list[Example]]:
+def checked(case: EncoderCase, device: torch.device) -> tuple[Runner, list[MaskedExample]]:
     """The model and the sequences of a case, once its layouts have agreed."""
-    config = encoder_config(Settings(preset=case.preset, max_tokens=case.max_tokens))
+    config = encoder_config(BenchmarkSettings(preset=case.preset, max_tokens=case.max_tokens))
     torch.manual_seed(0)
     runner = Runner(MaskedLanguageModel(config).to(device), device)
     workload = profile_workload(case.profile, case.max_tokens, config.vocab_size, seed=0)

@@ -9,7 +9,7 @@ from typing import Any
 
 from .config import EncoderConfig
 from .settings import (
-    Settings,
+    ModelConfig,
     read_bert,
     read_longformer,
     read_megatron,
@@ -33,7 +33,7 @@ class Family:
     """
 
     model_type: str
-    read: Callable[[Settings], EncoderConfig]
+    read: Callable[[ModelConfig], EncoderConfig]
     write: Callable[[EncoderConfig], dict[str, Any]]
     prefix: str
     layers: str
@@ -188,7 +188,7 @@ FAMILIES = (
 )
 
 
-def family_of(settings: Settings) -> Family:
+def family_of(settings: ModelConfig) -> Family:
     for family in FAMILIES:
         if family.model_type == settings.get("model_type"):
             return family

@@ -7,17 +7,17 @@ from typing import Any
 
 from .config import EncoderConfig
 
-Settings = Mapping[str, Any]
+ModelConfig = Mapping[str, Any]
 
 
-def _expect(settings: Settings, **allowed: Any) -> None:
+def _expect(settings: ModelConfig, **allowed: Any) -> None:
     """Raise unless each setting, where there is one, has the value that clinattn computes."""
     for name, value in allowed.items():
         if settings.get(name, value) != value:
             raise ValueError(f"config.json: {name}={settings[name]!r}: expected {value!r}")
 
 
-def read_bert(settings: Settings, **differing: Any) -> EncoderConfig:
+def read_bert(settings: ModelConfig, **differing: Any) -> EncoderConfig:
     _expect(
         settings,
         hidden_act="gelu",
@@ -73,11 +73,11 @@ def write_bert(config: EncoderConfig) -> dict[str, Any]:
     }
 
 
-def read_megatron(settings: Settings) -> EncoderConfig:
+def read_megatron(settings: ModelConfig) -> EncoderConfig:
     return read_bert(settings, embedding_norm=False, norm="pre", classifier_dropout=None)
 
 
-def _first_row(settings: Settings) -> int:
+def _first_row(settings: ModelConfig) -> int:
     """RoBERTa's positions follow the padding id, whose own row stands for padding."""
     padding = settings.get("pad_token_id", 1)
     if padding is None:
@@ -85,7 +85,7 @@ def _first_row(settings: Settings) -> int:
     return padding + 1
 
 
-def read_roberta(settings: Settings) -> EncoderConfig:
+def read_roberta(settings: ModelConfig) -> EncoderConfig:
     return read_bert(settings, position_offset=_first_row(settings))
 
 
@@ -93,7 +93,7 @@ def write_roberta(config: EncoderConfig) -> dict[str, Any]:
     return write_bert(config) | {"pad_token_id": config.position_offset - 1}
 
 
-def read_longformer(settings: Settings) -> EncoderConfig:
+def read_longformer(settings: ModelConfig) -> EncoderConfig:
     windows = settings.get("attention_window", 512)
     if isinstance(windows, int):
         windows = [windows] * settings["num_hidden_layers"]
@@ -114,7 +114,7 @@ def write_longformer(config: EncoderConfig) -> dict[str, Any]:
     return write_roberta(config) | {"attention_window": windows}
 
 
-def read_modernbert(settings: Settings) -> EncoderConfig:
+def read_modernbert(settings: ModelConfig) -> EncoderConfig:
     s: dict[str, Any] = {
         "norm_eps": 1e-5,
         "norm_bias": False,
@@ -164,7 +164,7 @@ def read_modernbert(settings: Settings) -> EncoderConfig:
     )
 
 
-def _modernbert_layers(s: Settings) -> list[str]:
+def _modernbert_layers(s: ModelConfig) -> list[str]:
     kinds = s.get("layer_types") or [
         "sliding_attention" if layer % s["global_attn_every_n_layers"] else "full_attention"
         for layer in range(s["num_hidden_layers"])
@@ -174,7 +174,7 @@ def _modernbert_layers(s: Settings) -> list[str]:
     return kinds
 
 
-def _modernbert_bases(s: Settings) -> tuple[float, float]:
+def _modernbert_bases(s: ModelConfig) -> tuple[float, float]:
     """Returns the rotary bases of full and sliding layers, as transformers 4 or 5 writes them."""
     rope = s.get("rope_parameters") or {}
     bases = []

@@ -14,7 +14,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from clinattn.files.disk import require_writable, require_writable_folder, write_text
-from clinattn.tools.benchmark.settings import QUICK, ProfileSettings, Settings
+from clinattn.tools.benchmark.settings import QUICK, BenchmarkSettings, ProfileSettings
 from clinattn.tools.console import (
     INTERRUPTED,
     default_device,
@@ -23,10 +23,10 @@ from clinattn.tools.console import (
     out,
     progress_bar,
 )
-from clinattn.tools.model_report.settings import Settings as ModelSettings
+from clinattn.tools.model_report.settings import ReportSettings
 from clinattn.tools.options import listing, takes
 from clinattn.tools.train import train
-from clinattn.training.settings import Settings as TrainSettings
+from clinattn.training.settings import TrainingSettings
 
 OUTPUT = Path("bench/out")
 
@@ -127,8 +127,8 @@ def show_kernels(cards: list[int] | None, as_json: bool) -> None:
         out.print(*kernel_tables(rows))
 
 
-@app.command(cls=listing(Settings))
-@takes(Settings, environment=True)
+@app.command(cls=listing(BenchmarkSettings))
+@takes(BenchmarkSettings, environment=True)
 def bench(
     given: dict[str, Any],
     quick: Annotated[
@@ -146,7 +146,7 @@ def bench(
     from clinattn.tools.benchmark.run import Benchmark
     from clinattn.tools.report import page, plots  # noqa: F401  (missing packages show first)
 
-    settings = Settings(**{"device": default_device()} | (QUICK if quick else {}) | given)
+    settings = BenchmarkSettings(**{"device": default_device()} | (QUICK if quick else {}) | given)
     require_writable_folder(output)
     for name in ("results.json", "report.html") if output.is_dir() else ():
         require_writable(output / name)
@@ -230,8 +230,8 @@ def profile_command(
     out.print(f"wrote {path}: open it in a Chrome trace viewer", soft_wrap=True)
 
 
-@app.command("report-model", cls=listing(ModelSettings))
-@takes(ModelSettings)
+@app.command("report-model", cls=listing(ReportSettings))
+@takes(ReportSettings)
 def report_model_command(
     given: dict[str, Any],
     model: Annotated[
@@ -248,7 +248,7 @@ def report_model_command(
     Nothing is downloaded. Ends with status 1 if results are not those of the model's own attention.
     """
     os.environ["HF_HUB_OFFLINE"] = "1"
-    settings = ModelSettings(source=model, **{"device": default_device()} | given)
+    settings = ReportSettings(source=model, **{"device": default_device()} | given)
     import torch
 
     from clinattn.tools.model_report.report import report_model, summary
@@ -266,7 +266,7 @@ def report_model_command(
         raise typer.Exit(1)
 
 
-app.command(cls=listing(TrainSettings))(train)
+app.command(cls=listing(TrainingSettings))(train)
 
 
 def write_results(result: dict[str, Any], folder: Path) -> None:

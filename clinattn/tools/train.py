@@ -11,10 +11,10 @@ import typer
 
 from clinattn.tools import console
 from clinattn.tools.options import takes
-from clinattn.training.settings import Settings
+from clinattn.training.settings import TrainingSettings
 
 
-@takes(Settings, environment=True)
+@takes(TrainingSettings, environment=True)
 def train(given: dict[str, Any]) -> None:
     """Pretrain or fine-tune an encoder; Ctrl-C saves, and --resume goes on to the same bits."""
     import torch
@@ -23,7 +23,7 @@ def train(given: dict[str, Any]) -> None:
     from clinattn.training.output import claimed
     from clinattn.training.ranks import joined
 
-    settings = Settings(**{"device": console.default_device()} | given)
+    settings = TrainingSettings(**{"device": console.default_device()} | given)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     say = partial(console.err.print, soft_wrap=True)

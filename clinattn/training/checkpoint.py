@@ -22,7 +22,7 @@ from clinattn.encoder import (
 from clinattn.files.disk import written_whole
 from clinattn.files.shapes import ANYTHING, COUNT, NOTHING, NUMBER, TEXT, Each, Kind, Named, require
 
-from .settings import Settings
+from .settings import TrainingSettings
 
 FORMAT = 2
 UNSUMMED = 1  # the format before FORMAT: no checksum
@@ -42,7 +42,7 @@ CONTENT = Named(
         # a setting is absent from checkpoints older than the setting, and has its default
         "settings": Named(
             {"task": TEXT, "preset": TEXT, "held_out": NUMBER},
-            {field.name: ANYTHING for field in fields(Settings)},
+            {field.name: ANYTHING for field in fields(TrainingSettings)},
             closed=True,
         ),
         "data": TEXT,

@@ -15,12 +15,12 @@ from clinattn.workloads.source import Source
 from clinattn.workloads.text import SEPARATORS
 
 from .data import Corpus, Example, Tokens, sequence, windows
-from .settings import Settings
+from .settings import TrainingSettings
 from .standard import Standard
 
 
 def read_corpus(
-    settings: Settings,
+    settings: TrainingSettings,
     vocabulary: Vocabulary | None = None,
     *,
     times: bool = False,
@@ -91,7 +91,7 @@ def read_corpus(
 
 
 def _vocabulary(
-    source: Source, settings: Settings, held_out: np.ndarray, given: Vocabulary | None
+    source: Source, settings: TrainingSettings, held_out: np.ndarray, given: Vocabulary | None
 ) -> Vocabulary:
     """The vocabulary given, or that of the training split; with [SEP] among its special tokens.
 
@@ -125,7 +125,7 @@ def _marks(source: Source, label_code: str | None) -> np.ndarray | None:
     return matching[source.ids]
 
 
-def _classes(source: Source, settings: Settings, held_out: np.ndarray) -> tuple[str, ...]:
+def _classes(source: Source, settings: TrainingSettings, held_out: np.ndarray) -> tuple[str, ...]:
     """Sorted labels of the training split; () where labels are not asked for.
 
     Raises ValueError for fewer than two, or others in the held-out split.
@@ -149,7 +149,7 @@ def _futures(
     index: int,
     subject: int,
     marks: np.ndarray,
-    settings: Settings,
+    settings: TrainingSettings,
 ) -> Iterator[Example]:
     """The latest events before each cut, labelled by whether a mark stands before the next one.
 

@@ -28,7 +28,7 @@ from .objectives import HELD_OUT_EPOCH, Evaluated, LabelledBatch
 from .optimiser import adamw, learning_rate
 from .output import claimed
 from .ranks import ALONE, Ranks
-from .settings import Settings
+from .settings import TrainingSettings
 from .start import make_config, make_corpus, make_objective, take_encoder
 
 Progress = Callable[[str, int, int], None]
@@ -46,7 +46,7 @@ class Trainer:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: TrainingSettings,
         ranks: Ranks = ALONE,
         device: torch.device | None = None,
         progress: Progress = lambda message, done, total: None,
@@ -259,7 +259,7 @@ class Trainer:
         path, saved = self._newest_intact(found)
         for name, value in self.settings.maths().items():
             # a checkpoint without a setting is older than it, and was made as its default is
-            before = saved["settings"].get(name, getattr(Settings, name))
+            before = saved["settings"].get(name, getattr(TrainingSettings, name))
             if before != value:
                 raise ValueError(f"resume: {name}={value!r}: expected {before!r} as in {path.name}")
         return saved

@@ -34,7 +34,7 @@ def profiles() -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrainingSettings:
     """A task on the sequences of a source; the metadata of each field say what it is.
 
     meds_dir and text_file are other words for data, whose field holds what was said. Raises

@@ -17,11 +17,11 @@ from .data import Corpus
 from .next_sentence import MaskedPairs
 from .objectives import Classification, MaskedTokens, NextTokens, Objective
 from .pairs import Pairs
-from .settings import Settings
+from .settings import TrainingSettings
 from .standard import Standard
 
 
-def make_corpus(settings: Settings, saved: dict[str, Any] | None) -> Corpus:
+def make_corpus(settings: TrainingSettings, saved: dict[str, Any] | None) -> Corpus:
     """The corpus as the encoder needs it, with the checkpoint's vocabulary and scales, if any."""
     if saved is None:
         config, vocabulary, standard = EncoderConfig.preset(settings.preset), None, None
@@ -40,7 +40,7 @@ def make_corpus(settings: Settings, saved: dict[str, Any] | None) -> Corpus:
     )
 
 
-def check_source(config: EncoderConfig, settings: Settings) -> None:
+def check_source(config: EncoderConfig, settings: TrainingSettings) -> None:
     """Raise where the corpus cannot have what the encoder asks for."""
     if config.channels:
         raise NotImplementedError(
@@ -58,7 +58,7 @@ def check_source(config: EncoderConfig, settings: Settings) -> None:
         )
 
 
-def make_objective(settings: Settings, corpus: Corpus, config: EncoderConfig) -> Objective:
+def make_objective(settings: TrainingSettings, corpus: Corpus, config: EncoderConfig) -> Objective:
     if settings.task == "classify":
         return Classification(corpus)
     if settings.task == "clm":
@@ -72,7 +72,9 @@ def make_objective(settings: Settings, corpus: Corpus, config: EncoderConfig) ->
     return MaskedPairs(corpus, settings.mask_share, settings.seed, train, held_out, typed)
 
 
-def make_config(settings: Settings, corpus: Corpus, saved: dict[str, Any] | None) -> EncoderConfig:
+def make_config(
+    settings: TrainingSettings, corpus: Corpus, saved: dict[str, Any] | None
+) -> EncoderConfig:
     """The preset for this vocabulary and these lengths, or what the checkpoint was made with."""
     if saved is not None:
         if saved["settings"]["preset"] != settings.preset:

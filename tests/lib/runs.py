@@ -13,7 +13,7 @@ import torch
 
 from clinattn.encoder import PRESETS
 from clinattn.training.checkpoint import checkpoints, load_checkpoint
-from clinattn.training.settings import Settings
+from clinattn.training.settings import TrainingSettings
 
 SMALL = replace(
     PRESETS["tiny"],
@@ -36,11 +36,11 @@ SMALL_PRESETS = {
 }
 
 
-def small_run(task: str = "mlm", **changes) -> Settings:
+def small_run(task: str = "mlm", **changes) -> TrainingSettings:
     """Eight steps of short sequences."""
     given = {"label_code": "ALARM*"} if task == "classify" else {}
     given |= {"max_tokens": 64, "batch_tokens": 128, "steps": 8, "eval_every": 3, "save_every": 100}
-    return Settings(task=task, **given | changes)
+    return TrainingSettings(task=task, **given | changes)
 
 
 def rows_of(output) -> list[dict]:

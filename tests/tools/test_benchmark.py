@@ -19,7 +19,7 @@ from clinattn.encoder.heads import IGNORE  # noqa: E402
 from clinattn.tools.benchmark.agreement import Disagreement, errors  # noqa: E402
 from clinattn.tools.benchmark.measure import peak_memory, quartiles  # noqa: E402
 from clinattn.tools.benchmark.run import Benchmark, descending, encoder_config  # noqa: E402
-from clinattn.tools.benchmark.settings import Settings  # noqa: E402
+from clinattn.tools.benchmark.settings import BenchmarkSettings  # noqa: E402
 from clinattn.tools.benchmark.variants import VARIANTS, Runner  # noqa: E402
 from clinattn.tools.benchmark.workload import (  # noqa: E402
     MASKED_SHARE,
@@ -32,7 +32,9 @@ from clinattn.training.masking import MASKED, mask_tokens  # noqa: E402
 from clinattn.workloads.seeds import derived_seed  # noqa: E402
 from clinattn.workloads.vocabulary import CLS, MASK  # noqa: E402
 
-SMALL = Settings(profile="ehr_population", max_tokens=96, sequences=6, batch_size=3, rounds=2)
+SMALL = BenchmarkSettings(
+    profile="ehr_population", max_tokens=96, sequences=6, batch_size=3, rounds=2
+)
 BY_NAME = {variant.name: variant for variant in VARIANTS}
 
 
@@ -160,7 +162,9 @@ def test_ctrl_c_before_any_round_still_gives_a_result(stage):
 
 
 def test_the_budget_decides_how_much_is_run():
-    settings = Settings(profile="note_chunks", max_tokens=128, modes=("infer",), budget_s=5.0)
+    settings = BenchmarkSettings(
+        profile="note_chunks", max_tokens=128, modes=("infer",), budget_s=5.0
+    )
     result = Benchmark(settings).run()
     assert {row["mode"] for row in result["rows"]} == {"infer"}
     assert 4 <= result["workload"]["sequences"] < 2000
@@ -224,7 +228,7 @@ def test_the_page_says_what_ran_beside_a_row(result):
 
 
 def test_learned_positions_grow_with_the_sequences():
-    settings = Settings(
+    settings = BenchmarkSettings(
         profile="fixed", preset="tiny", max_tokens=80, sequences=2, rounds=1, modes=("infer",)
     )
     rows = Benchmark(settings).run()["rows"]
@@ -295,7 +299,7 @@ def test_padded_rows_fill_up_to_a_multiple_of_eight():
     assert ids.shape == (3, 16)
     assert all(torch.equal(x[: len(row)], row) for x, row in zip(ids, rows, strict=True))
     assert all((x[len(row) :] == 77).all() for x, row in zip(ids, rows, strict=True))
-    settings = Settings(preset="clinicalbert", max_tokens=515)
+    settings = BenchmarkSettings(preset="clinicalbert", max_tokens=515)
     assert encoder_config(settings).max_positions == 520
 
 
@@ -364,4 +368,4 @@ def test_small_parts():
 )
 def test_bad_settings_are_named(change, message):
     with pytest.raises(ValueError, match=message):
-        Settings(**change)
+        BenchmarkSettings(**change)

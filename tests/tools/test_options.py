@@ -17,7 +17,7 @@ from clinattn.encoder import PRESETS  # noqa: E402
 from clinattn.tools import console  # noqa: E402
 from clinattn.tools.benchmark import settings as benchmark  # noqa: E402
 from clinattn.tools.benchmark.variants import VARIANTS  # noqa: E402
-from clinattn.tools.model_report.settings import Settings as ModelSettings  # noqa: E402
+from clinattn.tools.model_report.settings import ReportSettings  # noqa: E402
 from clinattn.tools.options import takes  # noqa: E402
 from clinattn.training import settings as training  # noqa: E402
 from clinattn.training.fields import check, option, options  # noqa: E402
@@ -25,10 +25,10 @@ from clinattn.workloads import PROFILES  # noqa: E402
 
 WIDE = {"COLUMNS": "400", "TERMINAL_WIDTH": "400"}
 SETTINGS = {
-    "bench": benchmark.Settings,
-    "train": training.Settings,
+    "bench": benchmark.BenchmarkSettings,
+    "train": training.TrainingSettings,
     "profile": benchmark.ProfileSettings,
-    "report-model": ModelSettings,
+    "report-model": ReportSettings,
 }
 LISTED = {
     "bench": {"preset": PRESETS, "dtype": benchmark.DTYPES, "modes": benchmark.MODES},

@@ -99,8 +99,8 @@ def test_bad_arguments_end_with_a_clear_line_and_no_folder(cli, tmp_path, option
 def test_accumulation_is_shared_out_evenly(folder, tmp_path):
     from clinattn.training.loop import Trainer
     from clinattn.training.ranks import Ranks
-    from clinattn.training.settings import Settings
+    from clinattn.training.settings import TrainingSettings
 
-    settings = Settings(meds_dir=folder, output=tmp_path, accumulate=3)
+    settings = TrainingSettings(meds_dir=folder, output=tmp_path, accumulate=3)
     with pytest.raises(ValueError, match="accumulate=3: expected a multiple of the 2 ranks"):
         Trainer(settings, Ranks(1, 2))

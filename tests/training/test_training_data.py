@@ -18,7 +18,7 @@ from clinattn.training.batches import Batches, consecutive  # noqa: E402
 from clinattn.training.corpus import read_corpus  # noqa: E402
 from clinattn.training.data import Tokens, unigram_entropy, windows  # noqa: E402
 from clinattn.training.masking import mask_tokens  # noqa: E402
-from clinattn.training.settings import Settings  # noqa: E402
+from clinattn.training.settings import TrainingSettings  # noqa: E402
 from clinattn.workloads import SPECIAL_TOKENS, read_meds  # noqa: E402
 from clinattn.workloads.meds_torch import from_meds_torch  # noqa: E402
 from clinattn.workloads.seeds import derived_seed, is_held_out  # noqa: E402
@@ -41,7 +41,7 @@ def test_a_subject_stays_on_its_side_whoever_else_is_there():
 
 def test_patients_are_held_out_whole_and_give_no_words_to_the_vocabulary(tmp_path):
     rows = [(p, i, f"OF//{p}") for p in (*TRAINED[:3], *HELD_OUT[:2]) for i in range(5)]
-    corpus = read_corpus(Settings(meds_dir=write_events(tmp_path, rows), max_tokens=4))
+    corpus = read_corpus(TrainingSettings(meds_dir=write_events(tmp_path, rows), max_tokens=4))
     assert set(corpus.tokens) == {*SPECIAL_TOKENS, *(f"OF//{p}" for p in TRAINED[:3])}
     assert len(corpus.train) == 6 and len(corpus.held_out) == 4  # 5 events: 3 and 2 after [CLS]
     assert all(set(names(corpus, e)) == {"[CLS]", "[UNK]"} for e in corpus.held_out)
@@ -49,7 +49,7 @@ def test_patients_are_held_out_whole_and_give_no_words_to_the_vocabulary(tmp_pat
 
 def test_stretches_hold_every_event_once_behind_the_static_facts(tmp_path):
     folder = write_patients(tmp_path)
-    corpus = read_corpus(Settings(meds_dir=folder, max_tokens=9, min_count=1))
+    corpus = read_corpus(TrainingSettings(meds_dir=folder, max_tokens=9, min_count=1))
     dataset = read_meds(folder)
     static = {i for i, token in enumerate(corpus.tokens) if token.startswith("SEX")}
     examples = corpus.train + corpus.held_out
@@ -86,7 +86,7 @@ def test_labels_come_from_the_future_and_their_codes_are_not_seen(
     events = [(0, "A"), (1, "X//1"), (2, "B"), (2, "C"), (5, "X//2"), (5, "E"), (6, "F"), (7, "G")]
     rows = [(p, t, c) for p in (TRAINED[0], HELD_OUT[0]) for t, c in events]
     rows += [(TRAINED[1], t, "Y") for t in range(20)]
-    settings = Settings(
+    settings = TrainingSettings(
         task="classify",
         meds_dir=write_events(tmp_path, rows),
         label_code="X//*",
@@ -104,7 +104,9 @@ def test_labels_come_from_the_future_and_their_codes_are_not_seen(
     [("NONE*", "matches no code: expected a pattern"), ("STEP*", "the same class: expected both")],
 )
 def test_labels_that_say_nothing_are_refused(tmp_path, pattern, message):
-    settings = Settings(task="classify", meds_dir=write_patients(tmp_path), label_code=pattern)
+    settings = TrainingSettings(
+        task="classify", meds_dir=write_patients(tmp_path), label_code=pattern
+    )
     with pytest.raises(ValueError, match=message):
         read_corpus(settings)
 
@@ -112,7 +114,7 @@ def test_labels_that_say_nothing_are_refused(tmp_path, pattern, message):
 def test_nobody_held_out_is_an_error(tmp_path):
     folder = write_events(tmp_path, [(TRAINED[0], i, "A") for i in range(5)])
     with pytest.raises(ValueError, match="no sequence is in the split 'held_out'"):
-        read_corpus(Settings(meds_dir=folder))
+        read_corpus(TrainingSettings(meds_dir=folder))
 
 
 TEXTS = [(f"Patient {i} has a {'fever' if i % 3 else 'cough'}.", f"c{i % 2}") for i in range(40)]
@@ -129,7 +131,7 @@ def write_text(path, rows):
 
 def test_csv_and_jsonl_read_alike(tmp_path):
     one, two = (
-        read_corpus(Settings(task="classify", text_file=write_text(tmp_path / name, TEXTS)))
+        read_corpus(TrainingSettings(task="classify", text_file=write_text(tmp_path / name, TEXTS)))
         for name in ("a.csv", "a.jsonl")
     )
     assert one.fingerprint() == two.fingerprint()
@@ -144,18 +146,18 @@ def test_rows_of_a_subject_are_in_one_split(tmp_path):
     path = tmp_path / "a.jsonl"
     rows = [{"text": f"row {i}", "subject_id": p} for p in HELD_OUT[:1] + TRAINED[:4] for i in "ab"]
     path.write_text("\n".join(json.dumps(row) for row in rows))
-    corpus = read_corpus(Settings(text_file=path, min_count=1))
+    corpus = read_corpus(TrainingSettings(text_file=path, min_count=1))
     assert len(corpus.held_out) == 2 and len(corpus.train) == 8
     rows = [{"text": f"row {i}", "subject_id": None} for i in range(40)]
     path.write_text("\n".join(json.dumps(row) for row in rows))
-    corpus = read_corpus(Settings(text_file=path))
+    corpus = read_corpus(TrainingSettings(text_file=path))
     assert len(corpus.held_out) == sum(is_held_out(f"row {i}", 0.2) for i in range(40)) > 0
 
 
 def test_long_texts_are_pieces_for_a_language_model_and_cut_for_a_classifier(tmp_path):
     path = write_text(tmp_path / "a.csv", [(f"{t} a b c d e f g", label) for t, label in TEXTS])
-    pieces = read_corpus(Settings(text_file=path, max_tokens=5))
-    cut = read_corpus(Settings(task="classify", text_file=path, max_tokens=5))
+    pieces = read_corpus(TrainingSettings(text_file=path, max_tokens=5))
+    cut = read_corpus(TrainingSettings(task="classify", text_file=path, max_tokens=5))
     assert len(pieces.train) == 4 * len(cut.train)  # 13 words, 4 a piece
     assert {len(e.ids) for e in cut.train} == {5} and pieces.train[0].label == IGNORE
 
@@ -171,7 +173,7 @@ def test_a_tokenizer_of_ones_own(tmp_path):
     tokenizer.enable_truncation(2)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     path = write_text(tmp_path / "a.csv", TEXTS)
-    corpus = read_corpus(Settings(text_file=path, tokenizer=tmp_path / "tokenizer.json"))
+    corpus = read_corpus(TrainingSettings(text_file=path, tokenizer=tmp_path / "tokenizer.json"))
     assert corpus.tokens == tuple(words) and corpus.special == {0, 1, 2} and corpus.mask == 1
     fever = next(e for e in corpus.train if 7 in e.ids.tolist())
     assert names(corpus, fever) == ["<s>", "patient", "?", "has", "a", "fever", "."]
@@ -179,10 +181,10 @@ def test_a_tokenizer_of_ones_own(tmp_path):
     bare = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="a"))
     bare.save(str(tmp_path / "bare.json"))
     with pytest.raises(ValueError, match=r"has none of \('\[CLS\]', '<s>'\)"):
-        read_corpus(Settings(text_file=path, tokenizer=tmp_path / "bare.json"))
+        read_corpus(TrainingSettings(text_file=path, tokenizer=tmp_path / "bare.json"))
     (tmp_path / "torn.json").write_text('{"model"')
     with pytest.raises(ValueError, match="torn.json' cannot be read"):
-        read_corpus(Settings(text_file=path, tokenizer=tmp_path / "torn.json"))
+        read_corpus(TrainingSettings(text_file=path, tokenizer=tmp_path / "torn.json"))
 
 
 @pytest.mark.parametrize(
@@ -206,7 +208,7 @@ def test_bad_text_files_are_named(tmp_path, name, content, message):
     if content is not None:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ValueError, match=message):
-        read_corpus(Settings(task="classify", text_file=path))
+        read_corpus(TrainingSettings(task="classify", text_file=path))
 
 
 def test_a_label_only_held_out_is_refused(tmp_path):
@@ -214,7 +216,7 @@ def test_a_label_only_held_out_is_refused(tmp_path):
     others = [(f"u{i}", f"{i % 2}") for i in range(30)]
     path = write_text(tmp_path / "a.csv", [*others, (held, "rare")])
     with pytest.raises(ValueError, match=r"held out, \['rare'\]"):
-        read_corpus(Settings(task="classify", text_file=path))
+        read_corpus(TrainingSettings(task="classify", text_file=path))
 
 
 def test_masking_is_eighty_ten_ten_of_the_share_and_spares_special_tokens():
@@ -266,7 +268,7 @@ def test_consecutive_fills_to_the_brim():
 
 def test_unigram_entropy_is_that_of_the_held_out_content(tmp_path):
     rows = [(p, i, "AB"[i % 2]) for p in (TRAINED[0], HELD_OUT[0]) for i in range(8)]
-    corpus = read_corpus(Settings(meds_dir=write_events(tmp_path, rows), min_count=1))
+    corpus = read_corpus(TrainingSettings(meds_dir=write_events(tmp_path, rows), min_count=1))
     assert unigram_entropy(corpus) == pytest.approx(torch.log(torch.tensor(2.0)).item())
 
 
@@ -364,5 +366,5 @@ def test_other_forms_of_meds_torch_data_are_refused(fields, message):
 
 
 def test_unknown_words_are_no_target(tmp_path):
-    corpus = read_corpus(Settings(meds_dir=write_patients(tmp_path)))
+    corpus = read_corpus(TrainingSettings(meds_dir=write_patients(tmp_path)))
     assert not corpus.ordinary()[UNK] and int(corpus.ordinary().sum()) == len(corpus.tokens) - 5

@@ -19,7 +19,7 @@ from clinattn.training.corpus import read_corpus  # noqa: E402
 from clinattn.training.data import Tokens  # noqa: E402
 from clinattn.training.loop import Trainer  # noqa: E402
 from clinattn.training.objectives import MaskedTokens  # noqa: E402
-from clinattn.training.settings import Settings  # noqa: E402
+from clinattn.training.settings import TrainingSettings  # noqa: E402
 from clinattn.training.standard import Standard  # noqa: E402
 from clinattn.workloads import SPECIAL_TOKENS  # noqa: E402
 from clinattn.workloads.seeds import is_held_out  # noqa: E402
@@ -39,10 +39,10 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def settings(folder, tmp_path):
-    def make(**changes) -> Settings:
+    def make(**changes) -> TrainingSettings:
         given = {"meds_dir": folder, "output": tmp_path / "out", "max_tokens": 32}
         given |= {"batch_tokens": 96, "steps": 2, "held_out": 0.2}
-        return Settings(**given | changes)
+        return TrainingSettings(**given | changes)
 
     return make
 
@@ -79,7 +79,8 @@ FACT, A, B = (None, "SEX"), (3 * DAY, "A"), (5 * DAY + DAY // 4, "B")
 def test_days_are_the_age_or_the_time_since_the_first_event(tmp_path, events, max_tokens, expected):
     folder = write_events(tmp_path, both(events))
     corpus = read_corpus(
-        Settings(meds_dir=folder, max_tokens=max_tokens, batch_tokens=99, min_count=1), times=True
+        TrainingSettings(meds_dir=folder, max_tokens=max_tokens, batch_tokens=99, min_count=1),
+        times=True,
     )
     assert days_of(corpus) == days_of(corpus, "held_out") == expected
     assert {example.days.dtype for example in corpus.train} == {torch.float64}
@@ -88,7 +89,7 @@ def test_days_are_the_age_or_the_time_since_the_first_event(tmp_path, events, ma
 def test_age_is_known_where_its_code_is_rare(tmp_path):
     rows = [(p, t * DAY, "A") for p in (TRAINED[0], HELD_OUT[0]) for t in (8, 9)]
     rows.append((HELD_OUT[0], DAY, "MEDS_BIRTH"))
-    corpus = read_corpus(Settings(meds_dir=write_events(tmp_path, rows)), times=True)
+    corpus = read_corpus(TrainingSettings(meds_dir=write_events(tmp_path, rows)), times=True)
     assert days_of(corpus) == [[0, 0, 1]] and days_of(corpus, "held_out") == [[0, 0, 7, 8]]
 
 
@@ -96,7 +97,7 @@ def test_a_future_begins_where_its_latest_events_do(tmp_path):
     rows = both([FACT, *((t * DAY, "X" if t == 8 else f"E{t}") for t in range(1, 9))])
     rows += [(TRAINED[1], t * DAY, "E1") for t in range(8)]
     corpus = read_corpus(
-        Settings(
+        TrainingSettings(
             task="classify",
             meds_dir=write_events(tmp_path, rows),
             label_code="X",
@@ -151,7 +152,9 @@ def test_values_of_the_held_out_move_no_scale(tmp_path):
     def corpus(name, shift):
         rows = [(p, t * DAY, "A", float(t)) for p in TRAINED[:2] for t in range(5)]
         rows += [(p, t * DAY, "A", t + shift) for p in HELD_OUT[:2] for t in range(5)]
-        return read_corpus(Settings(meds_dir=write_events(tmp_path / name, rows)), values=True)
+        return read_corpus(
+            TrainingSettings(meds_dir=write_events(tmp_path / name, rows)), values=True
+        )
 
     one, two = corpus("one", 0.0), corpus("two", 1e6)
     for a, b in zip(vars(one.standard).values(), vars(two.standard).values(), strict=True):
@@ -171,7 +174,7 @@ def test_the_fingerprint_covers_what_is_used(tmp_path, field):
     folders = [write_events(tmp_path / n, r) for n, r in (("one", rows), ("two", other))]
     asked = {"times": field == "days", "values": field == "values"}
     prints = [
-        [read_corpus(Settings(meds_dir=f), **given).fingerprint() for f in folders]
+        [read_corpus(TrainingSettings(meds_dir=f), **given).fingerprint() for f in folders]
         for given in ({}, asked)
     ]
     assert prints[0][0] == prints[0][1] and len({*prints[0], *prints[1]}) == 3

@@ -21,7 +21,7 @@ from clinattn.training.data import Tokens, sequence  # noqa: E402
 from clinattn.training.loop import Trainer  # noqa: E402
 from clinattn.training.objectives import HELD_OUT_EPOCH  # noqa: E402
 from clinattn.training.pairs import FOLLOWS, RANDOM, Pairs  # noqa: E402
-from clinattn.training.settings import Settings  # noqa: E402
+from clinattn.training.settings import TrainingSettings  # noqa: E402
 from clinattn.workloads.vocabulary import CLS, SEP  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("small_presets")
@@ -37,10 +37,10 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def settings(folder, tmp_path):
-    def make(**changes) -> Settings:
+    def make(**changes) -> TrainingSettings:
         given = {"meds_dir": folder, "output": tmp_path / "out", "max_tokens": 24, "nsp": True}
         given |= {"batch_tokens": 96, "steps": 2}
-        return Settings(**given | changes)
+        return TrainingSettings(**given | changes)
 
     return make
 
@@ -188,11 +188,11 @@ def test_a_tokenizer_has_its_separator(tmp_path, sep):
     given = {"text_file": path, "tokenizer": tmp_path / "t.json"}
     if sep is None:
         with pytest.raises(ValueError, match=r"has none of \('\[SEP\]', '</s>'\)"):
-            read_corpus(Settings(**given, nsp=True))
+            read_corpus(TrainingSettings(**given, nsp=True))
     else:
-        corpus = read_corpus(Settings(**given, nsp=True))
+        corpus = read_corpus(TrainingSettings(**given, nsp=True))
         assert corpus.sep == 5 and corpus.special == {0, 1, 5}
-    assert read_corpus(Settings(**given)).sep is None
+    assert read_corpus(TrainingSettings(**given)).sep is None
 
 
 @pytest.mark.parametrize(("preset", "typed"), [("tiny", False), ("typed", True), ("valued", False)])

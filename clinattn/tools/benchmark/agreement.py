@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .variants import VARIANTS, Runner, Variant
-from .workload import Example
+from .workload import MaskedExample
 
 QUANTITIES = ("hidden", "logits", "loss", "gradients")
 
@@ -20,7 +20,7 @@ class Disagreement(AssertionError):
 
 
 def evaluate(
-    runner: Runner, variant: Variant, examples: list[Example], batch_size: int
+    runner: Runner, variant: Variant, examples: list[MaskedExample], batch_size: int
 ) -> dict[str, Tensor]:
     """Everything compared, in the order of `examples` whatever the batches."""
     lengths = [len(example.ids) for example in examples]
@@ -65,7 +65,7 @@ def errors(actual: dict[str, Tensor], truth: dict[str, Tensor]) -> dict[str, flo
 
 
 def check_agreement(
-    runner: Runner, examples: list[Example], batch_size: int
+    runner: Runner, examples: list[MaskedExample], batch_size: int
 ) -> dict[str, dict[str, float]]:
     """The error of each variant, and what was allowed.
 

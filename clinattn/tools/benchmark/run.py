@@ -21,10 +21,10 @@ from clinattn.workloads.opening import open_source, parse_data
 
 from .agreement import check_agreement
 from .measure import peak_memory, quartiles
-from .settings import DTYPES, EncoderSettings, Settings
+from .settings import DTYPES, BenchmarkSettings, EncoderSettings
 from .summary import describe, speedups
 from .variants import VARIANTS, Runner, TimeOver, Variant, padded_length
-from .workload import Example, Workload, shortened
+from .workload import MaskedExample, Workload, shortened
 
 CHECK_SEQUENCES, CHECK_TOKENS = 4, 512
 CALIBRATION_TOKENS, WARM_UP_TOKENS = 4096, 64
@@ -43,7 +43,7 @@ class Benchmark:
     say: gets a line for each measurement.
     """
 
-    settings: Settings
+    settings: BenchmarkSettings
     progress: Progress = lambda message, done, total: None
     say: Callable[[str], None] = lambda line: None
     workload: Workload | None = None
@@ -196,7 +196,7 @@ class Benchmark:
             if self.too_large:  # once its frames are gone, and with them its tensors
                 self.runner.free()
 
-    def _of(self, batches: list[list[int]]) -> list[list[Example]]:
+    def _of(self, batches: list[list[int]]) -> list[list[MaskedExample]]:
         return [[self.examples[i] for i in batch] for batch in batches]
 
     def _rounds(self) -> None:

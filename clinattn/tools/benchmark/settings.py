@@ -63,7 +63,7 @@ class EncoderSettings:
 
 
 @dataclass(frozen=True)
-class Settings(EncoderSettings):
+class BenchmarkSettings(EncoderSettings):
     """Settings of a benchmark. sequences, batch_size, rounds: None to follow from budget_s seconds.
 
     budget_s is a deadline: what has been measured by then is the result.

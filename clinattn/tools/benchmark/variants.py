@@ -19,7 +19,7 @@ from clinattn.tools.other_work import Spent, Watch
 from clinattn.workloads.vocabulary import PAD
 
 from .measure import synchronize
-from .workload import Example
+from .workload import MaskedExample
 
 # Padded lengths are multiples of this number: on a GPU, SDPA copies other masks at every call.
 MULTIPLE = 8
@@ -106,7 +106,7 @@ class Runner:
         encoder = self.model.encoder
         encoder.config = replace(encoder.config, attention=variant.attention)
 
-    def loss(self, variant: Variant, examples: list[Example]) -> tuple[Tensor, Tensor]:
+    def loss(self, variant: Variant, examples: list[MaskedExample]) -> tuple[Tensor, Tensor]:
         """Mean loss over the labelled tokens of a batch, and its logits."""
         self.use(variant)
         rows = [example.masked_ids for example in examples]
@@ -116,14 +116,14 @@ class Runner:
         assert out.loss is not None
         return out.loss, out.logits
 
-    def train(self, variant: Variant, examples: list[Example]) -> None:
+    def train(self, variant: Variant, examples: list[MaskedExample]) -> None:
         """Takes a step, from token ids to updated weights."""
         self.optimizer.zero_grad(set_to_none=True)
         self.loss(variant, examples)[0].backward()
         self.optimizer.step()
 
     @torch.inference_mode()
-    def infer(self, variant: Variant, examples: list[Example]) -> list[Tensor]:
+    def infer(self, variant: Variant, examples: list[MaskedExample]) -> list[Tensor]:
         """Computes the hidden states of the real tokens from token ids, sequence by sequence."""
         self.use(variant)
         rows = [example.ids for example in examples]
@@ -131,14 +131,14 @@ class Runner:
         hidden = self.model.encoder(ids, **variant.arrangement(rows, self.device))
         return variant.split(hidden, rows)
 
-    def run(self, mode: str, variant: Variant, examples: list[Example]) -> None:
+    def run(self, mode: str, variant: Variant, examples: list[MaskedExample]) -> None:
         self.model.train(mode == "train")
         if mode == "train":
             self.train(variant, examples)
         else:
             self.infer(variant, examples)
 
-    def spent(self, mode: str, variant: Variant, batches: list[list[Example]]) -> Spent:
+    def spent(self, mode: str, variant: Variant, batches: list[list[MaskedExample]]) -> Spent:
         """The time of all batches, from the host's side of an idle device to an idle device."""
         synchronize(self.device)
         watch = Watch()
@@ -147,7 +147,7 @@ class Runner:
         synchronize(self.device)
         return watch.spent()
 
-    def seconds(self, mode: str, variant: Variant, batches: list[list[Example]]) -> float:
+    def seconds(self, mode: str, variant: Variant, batches: list[list[MaskedExample]]) -> float:
         """Wall-clock seconds of all batches; see `spent`."""
         return self.spent(mode, variant, batches).wall
 

@@ -16,7 +16,7 @@ from clinattn.workloads.source import Source
 MASKED_SHARE = 0.3  # ModernBERT's; BERT masked 0.15
 
 
-class Example(NamedTuple):
+class MaskedExample(NamedTuple):
     """A sequence, [CLS] first, none of it padding; each tensor (N,) int64."""
 
     ids: Tensor
@@ -36,12 +36,12 @@ class Workload:
         """Token ids (N,) of a sequence."""
         return self.source.sequence(index, self.max_tokens)
 
-    def example(self, index: int, seed: int) -> Example:
+    def example(self, index: int, seed: int) -> MaskedExample:
         """The sequence as training masks it in its first epoch, MASKED_SHARE of it."""
         ids = self.tokens(index)
         drawn = derived_seed("mask", seed, 0, index)
         mask = self.source.vocabulary.mask
-        return Example(ids, *mask_tokens(ids, MASKED_SHARE, mask, self.ordinary, drawn))
+        return MaskedExample(ids, *mask_tokens(ids, MASKED_SHARE, mask, self.ordinary, drawn))
 
     def sample(self, count: int, seed: int) -> list[int]:
         """`count` sequences whose lengths lie at evenly spaced quantiles, in random order."""
@@ -55,8 +55,8 @@ def profile_workload(profile: str, max_tokens: int, vocab_size: int, seed: int) 
     return Workload(profile_source(profile, max_tokens, vocab_size, seed), max_tokens)
 
 
-def shortened(examples: list[Example], max_tokens: int) -> list[Example]:
+def shortened(examples: list[MaskedExample], max_tokens: int) -> list[MaskedExample]:
     """The examples cut in proportion, the longest to max_tokens: their padding share stays."""
     longest = max(len(example.ids) for example in examples)
     keep = [max(2, len(e.ids) * min(max_tokens, longest) // longest) for e in examples]
-    return [Example(*(x[:n] for x in e)) for e, n in zip(examples, keep, strict=True)]
+    return [MaskedExample(*(x[:n] for x in e)) for e, n in zip(examples, keep, strict=True)]

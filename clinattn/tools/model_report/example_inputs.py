@@ -12,7 +12,7 @@ Padding = Literal["none", "left", "right"]
 FIRST_ID = 5  # the ids below are left to special tokens
 
 
-class Batch(NamedTuple):
+class ExampleInputs(NamedTuple):
     """Keyword arguments of a model, and for each of its outputs that counts what is no padding.
 
     real: by the name of an output, bool over its first dimensions; None where all is real.
@@ -21,17 +21,17 @@ class Batch(NamedTuple):
     inputs: dict[str, Tensor]
     real: dict[str, Tensor | None]
 
-    def to(self, dtype: torch.dtype, device: torch.device) -> Batch:
+    def to(self, dtype: torch.dtype, device: torch.device) -> ExampleInputs:
         """Returns the inputs on `device`, those of floating point in `dtype`."""
         inputs = {
             name: x.to(device, dtype if x.is_floating_point() else x.dtype)
             for name, x in self.inputs.items()
         }
         real = {name: None if x is None else x.to(device) for name, x in self.real.items()}
-        return Batch(inputs, real)
+        return ExampleInputs(inputs, real)
 
 
-MakeBatch = Callable[[Any, Sequence[int], Padding], Batch]
+MakeBatch = Callable[[Any, Sequence[int], Padding], ExampleInputs]
 
 
 def padding_mask(lengths: Sequence[int], padding: Padding) -> Tensor:
@@ -48,33 +48,35 @@ def token_ids(real: Tensor, vocabulary: int, pad_id: int | None) -> Tensor:
     return ids.masked_fill(~real, pad_id or 0)
 
 
-def text(config: Any, lengths: Sequence[int], padding: Padding) -> Batch:
+def text(config: Any, lengths: Sequence[int], padding: Padding) -> ExampleInputs:
     """Token ids; without padding no mask is given, as is usual."""
     real = padding_mask(lengths, padding)
     inputs = {"input_ids": token_ids(real, config.vocab_size, config.pad_token_id)}
     if padding != "none":
         inputs["attention_mask"] = real.long()
-    return Batch(inputs, {"last_hidden_state": real})
+    return ExampleInputs(inputs, {"last_hidden_state": real})
 
 
-def text_with_global_token(config: Any, lengths: Sequence[int], padding: Padding) -> Batch:
+def text_with_global_token(config: Any, lengths: Sequence[int], padding: Padding) -> ExampleInputs:
     """The first token of each sequence sees all and is seen by all."""
     inputs, outputs = text(config, lengths, padding)
     real = padding_mask(lengths, padding)
     first = torch.zeros_like(real, dtype=torch.long)
     first[torch.arange(len(lengths)), real.int().argmax(1)] = 1
     inputs["global_attention_mask"] = first
-    return Batch(inputs, outputs)
+    return ExampleInputs(inputs, outputs)
 
 
-def text_to_text(config: Any, lengths: Sequence[int], padding: Padding) -> Batch:
+def text_to_text(config: Any, lengths: Sequence[int], padding: Padding) -> ExampleInputs:
     """Encoder and decoder get sequences of other lengths than each other."""
     inputs, _ = text(config, lengths, padding)
     encoded, decoded = padding_mask(lengths, padding), padding_mask(answers(lengths), padding)
     inputs["decoder_input_ids"] = token_ids(decoded, config.vocab_size, config.pad_token_id)
     if padding != "none":
         inputs["decoder_attention_mask"] = decoded.long()
-    return Batch(inputs, {"last_hidden_state": decoded, "encoder_last_hidden_state": encoded})
+    return ExampleInputs(
+        inputs, {"last_hidden_state": decoded, "encoder_last_hidden_state": encoded}
+    )
 
 
 def answers(lengths: Sequence[int]) -> list[int]:
@@ -82,13 +84,13 @@ def answers(lengths: Sequence[int]) -> list[int]:
     return [1 + length // 2 for length in reversed(lengths)]
 
 
-def image(config: Any, lengths: Sequence[int], padding: Padding) -> Batch:
+def image(config: Any, lengths: Sequence[int], padding: Padding) -> ExampleInputs:
     size = config.image_size
     pixels = torch.randn(len(lengths), config.num_channels, size, size)
-    return Batch({"pixel_values": pixels}, {"last_hidden_state": None})
+    return ExampleInputs({"pixel_values": pixels}, {"last_hidden_state": None})
 
 
-def waveform(config: Any, lengths: Sequence[int], padding: Padding) -> Batch:
+def waveform(config: Any, lengths: Sequence[int], padding: Padding) -> ExampleInputs:
     """Returns sound whose samples the convolutions turn into `lengths` frames."""
     real_frames, samples = padding_mask(lengths, padding), torch.tensor(lengths)
     if padding == "none":
@@ -101,10 +103,10 @@ def waveform(config: Any, lengths: Sequence[int], padding: Padding) -> Batch:
     inputs = {"input_values": torch.randn(real.shape) * real}
     if padding != "none":
         inputs["attention_mask"] = real.long()
-    return Batch(inputs, {"last_hidden_state": real_frames})
+    return ExampleInputs(inputs, {"last_hidden_state": real_frames})
 
 
-def spectrogram_to_text(config: Any, lengths: Sequence[int], padding: Padding) -> Batch:
+def spectrogram_to_text(config: Any, lengths: Sequence[int], padding: Padding) -> ExampleInputs:
     """Spectrograms are of one length; what is decoded is not."""
     decoded = padding_mask(answers(lengths), padding)
     frames = 2 * config.max_source_positions
@@ -114,15 +116,15 @@ def spectrogram_to_text(config: Any, lengths: Sequence[int], padding: Padding) -
     }
     if padding != "none":
         inputs["decoder_attention_mask"] = decoded.long()
-    return Batch(inputs, {"last_hidden_state": decoded, "encoder_last_hidden_state": None})
+    return ExampleInputs(inputs, {"last_hidden_state": decoded, "encoder_last_hidden_state": None})
 
 
-def patched_series(config: Any, lengths: Sequence[int], padding: Padding) -> Batch:
+def patched_series(config: Any, lengths: Sequence[int], padding: Padding) -> ExampleInputs:
     shape = (len(lengths), config.context_length, config.num_input_channels)
-    return Batch({"past_values": torch.randn(shape)}, {"last_hidden_state": None})
+    return ExampleInputs({"past_values": torch.randn(shape)}, {"last_hidden_state": None})
 
 
-def observed_series(config: Any, lengths: Sequence[int], padding: Padding) -> Batch:
+def observed_series(config: Any, lengths: Sequence[int], padding: Padding) -> ExampleInputs:
     """Some past values were not observed; attention sees them all the same."""
     past = config.context_length + max(config.lags_sequence)
     shape, features = (len(lengths), past), config.num_time_features
@@ -134,10 +136,10 @@ def observed_series(config: Any, lengths: Sequence[int], padding: Padding) -> Ba
         "future_values": torch.randn(future),
         "future_time_features": torch.randn(*future, features),
     }
-    return Batch(inputs, {"last_hidden_state": None, "encoder_last_hidden_state": None})
+    return ExampleInputs(inputs, {"last_hidden_state": None, "encoder_last_hidden_state": None})
 
 
-def padded_series(config: Any, lengths: Sequence[int], padding: Padding) -> Batch:
+def padded_series(config: Any, lengths: Sequence[int], padding: Padding) -> ExampleInputs:
     """`lengths` patches of a series; its model makes a floating mask of four dimensions."""
     real = padding_mask(lengths, padding)
     values = real.repeat_interleave(config.patch_length, 1)
@@ -146,7 +148,7 @@ def padded_series(config: Any, lengths: Sequence[int], padding: Padding) -> Batc
         "past_values_padding": (~values).float(),
         "freq": torch.arange(len(lengths))[:, None] % config.freq_size,
     }
-    return Batch(inputs, {"last_hidden_state": real})
+    return ExampleInputs(inputs, {"last_hidden_state": real})
 
 
 def outputs_of(model_output: Mapping[str, Any], real: Mapping[str, Tensor | None]) -> list[Tensor]:

@@ -32,7 +32,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
 from clinattn.operator.functions import FORWARD
-from clinattn.tools.model_report.example_inputs import Batch, outputs_of
+from clinattn.tools.model_report.example_inputs import ExampleInputs, outputs_of
 
 Replace = Callable[[nn.Module], Any]
 GRADIENT = "gradient of "
@@ -84,7 +84,12 @@ class Parity:
 
 
 def compare(
-    model: PreTrainedModel, batch: Batch, replace: Replace, *, training: bool, gradients: bool
+    model: PreTrainedModel,
+    batch: ExampleInputs,
+    replace: Replace,
+    *,
+    training: bool,
+    gradients: bool,
 ) -> Parity:
     """`model` with eager attention against a copy of it on which `replace` was called.
 
@@ -114,7 +119,7 @@ def compare(
 
 
 def quantities(
-    model: nn.Module, batch: Batch, dtype: torch.dtype, gradients: bool
+    model: nn.Module, batch: ExampleInputs, dtype: torch.dtype, gradients: bool
 ) -> dict[str, Tensor]:
     """Outputs and, if wanted, gradients by name, in fp64.
 

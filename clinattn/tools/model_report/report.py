@@ -16,9 +16,9 @@ from clinattn.integrations.replace import Replacement, replace_attention
 from clinattn.tools.benchmark.measure import peak_memory, quartiles, synchronize
 from clinattn.tools.environment import environment
 from clinattn.tools.model_report.architectures import WITHOUT
-from clinattn.tools.model_report.example_inputs import Batch, Padding, outputs_of
+from clinattn.tools.model_report.example_inputs import ExampleInputs, Padding, outputs_of
 from clinattn.tools.model_report.parity import Parity, compare
-from clinattn.tools.model_report.settings import DTYPES, Settings
+from clinattn.tools.model_report.settings import DTYPES, ReportSettings
 from clinattn.tools.model_report.source import architecture_of, load_model
 
 DEFAULT_TOKENS = 256
@@ -27,7 +27,7 @@ POSITIONS = ("max_position_embeddings", "n_positions", "max_target_positions")
 Progress = Callable[[str, int, int], None]
 
 
-def report_model(settings: Settings, progress: Progress) -> dict[str, Any]:
+def report_model(settings: ReportSettings, progress: Progress) -> dict[str, Any]:
     """The facts that `clinattn report-model` prints.
 
     Raises ValueError for bad input before anything is computed.
@@ -95,7 +95,7 @@ def cast(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Any:
     return model.to(device, dtype)
 
 
-def lengths_for(model: PreTrainedModel, settings: Settings) -> list[int]:
+def lengths_for(model: PreTrainedModel, settings: ReportSettings) -> list[int]:
     """Lengths of a batch, from the longest down to a quarter of it."""
     counts = [getattr(model.config, name, None) for name in POSITIONS]
     # RoBERTa and its like count positions from behind the padding id
@@ -110,13 +110,13 @@ def lengths_for(model: PreTrainedModel, settings: Settings) -> list[int]:
 
 
 @torch.no_grad()
-def real_tokens(model: nn.Module, batch: Batch) -> int:
+def real_tokens(model: nn.Module, batch: ExampleInputs) -> int:
     """Hidden states that are compared: of encoder and decoder, of tokens, frames or patches."""
     outputs = outputs_of(model(**batch.inputs), batch.real)
     return sum(x.numel() // x.shape[-1] for x in outputs)
 
 
-def step(model: nn.Module, batch: Batch, train: bool) -> None:
+def step(model: nn.Module, batch: ExampleInputs, train: bool) -> None:
     """Runs one pass; the gradients are thrown away."""
     with torch.set_grad_enabled(train):
         outputs = outputs_of(model(**batch.inputs), batch.real)

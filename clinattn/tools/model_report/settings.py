@@ -12,7 +12,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 @dataclass(frozen=True)
-class Settings:
+class ReportSettings:
     """A model, and what it is run on; the metadata of each field say what it is.
 
     source: a folder with config.json, a config.json, or a model type. Raises ValueError.

@@ -15,7 +15,7 @@ from typer.testing import CliRunner  # noqa: E402
 from clinattn.tools.cli import app  # noqa: E402
 from clinattn.tools.model_report.architectures import find  # noqa: E402
 from clinattn.tools.model_report.report import lengths_for  # noqa: E402
-from clinattn.tools.model_report.settings import Settings  # noqa: E402
+from clinattn.tools.model_report.settings import ReportSettings  # noqa: E402
 
 FAST = ["--rounds", "1", "--tokens", "17", "--batch-size", "3", "--device", "cpu"]
 
@@ -181,6 +181,11 @@ def test_a_model_that_keeps_its_attention_fails(report):
 
 def test_a_model_without_positions_for_them_gets_fewer_tokens():
     roberta = find("roberta").build()
-    assert lengths_for(roberta, Settings("roberta", batch_size=4))[0] == 126
-    assert lengths_for(roberta, Settings("roberta", batch_size=4, tokens=16)) == [16, 12, 8, 4]
-    assert lengths_for(find("t5").build(), Settings("t5", batch_size=1)) == [256]
+    assert lengths_for(roberta, ReportSettings("roberta", batch_size=4))[0] == 126
+    assert lengths_for(roberta, ReportSettings("roberta", batch_size=4, tokens=16)) == [
+        16,
+        12,
+        8,
+        4,
+    ]
+    assert lengths_for(find("t5").build(), ReportSettings("t5", batch_size=1)) == [256]
