@@ -165,6 +165,15 @@ def test_float_mask_of_any_dtype(dtype, mask_dtype, backend):
     torch.testing.assert_close(o.double(), expected, rtol=0, atol=16 * torch.finfo(dtype).eps)
 
 
+def test_digits_of_a_mask_outlive_the_dtype_of_the_query(backend):
+    q, k, v = (torch.randn(1, 2, 33, 16).bfloat16() for _ in range(3))
+    for dtype in (torch.float16, torch.float64):
+        mask = torch.randn(33, 33).to(dtype)  # more digits than bf16 has
+        o = fused_attention(q, k, v, mask, backend=backend)
+        assert torch.equal(o, fused_attention(q, k, v, mask.float(), backend=backend))
+        assert not torch.equal(o, fused_attention(q, k, v, mask.bfloat16(), backend=backend))
+
+
 def test_transposed_mask(backend):
     q, k, v = tensors(1, 2, 33, 16)
     mask = torch.rand(33, 33) < 0.6
