@@ -73,7 +73,7 @@ def test_one_graph(variant, backend):
 
 
 def test_no_warning_names_the_package(backend, monkeypatch):
-    """Compiles forward and backward; the compiler warns once a process, so its memory is emptied."""
+    """Compiles both passes. torch warns once a process: its list of warnings is emptied first."""
     monkeypatch.setattr(torch._dynamo.utils, "warn_once_cache", set())
     inputs = [torch.randn(2, 2, 40, 8) for _ in range(3)]
     call = lambda q, k, v: fused_attention(q, k, v, backend=backend)
