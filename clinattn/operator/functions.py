@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections import namedtuple
 from collections.abc import Sequence
@@ -30,6 +29,16 @@ DEFAULTS = Arguments._field_defaults | dict.fromkeys(FROM_SHAPES)
 # The arguments of FusedAttention: the fields of a call, the backend, and whether to return lse.
 _of_names: Any = namedtuple  # mypy knows only those with a literal list of names
 Given = _of_names("Given", NAMES, defaults=[*DEFAULTS.values(), "", False])
+OF_GRAD = (*Incoming._fields, *Arguments._fields, "needs", "backend")
+
+
+def _places(names: tuple[str, ...]) -> tuple[int, ...]:
+    """Returns the places of the inputs of Gradients among the arguments with these names."""
+    return tuple(names.index(name) for name in Gradients._fields)
+
+
+# Constants, as torch.compile warns of a cached function.
+PLACES, PLACES_OF_GRAD = map(_places, (NAMES, OF_GRAD))
 
 
 def _forward(call: Arguments, backend: str) -> tuple[Any, ...]:
@@ -93,11 +102,11 @@ class FusedAttention(Function):
     def backward(ctx: Any, do: Tensor | None, dlse: Tensor | None = None, _: Any = None) -> Any:
         if do is None and dlse is None:
             return (None,) * len(NAMES)
-        needs = _needs(NAMES, ctx.needs_input_grad)
+        needs = _needs(PLACES, ctx.needs_input_grad)
         *tensors, o, lse, lse_low = ctx.saved_tensors
         call = Arguments(*tensors, *ctx.scalars)
         grads = _gradients(call, do, dlse, (o, lse, lse_low), needs, ctx.backend)
-        return tuple(_placed(NAMES, grads, needs))
+        return tuple(_placed(len(NAMES), PLACES, grads, needs))
 
 
 def _without_context(first: Any, *others: Any) -> tuple[Any, ...]:
@@ -253,28 +262,24 @@ def _gradients(
     return FusedAttentionGrad.run(*incoming, *call, needs, backend)
 
 
-def _needs(names: tuple[str, ...], wanted: Sequence[bool]) -> int:
-    """Returns the bits of NEEDS. wanted: whether the argument of each name needs a gradient."""
+def _needs(places: tuple[int, ...], wanted: Sequence[bool]) -> int:
+    """Returns the bits of NEEDS. wanted: whether the argument at each place needs a gradient."""
     needs = 0
-    for at, bit in zip(_places(names)[3:], NEEDS.values(), strict=True):
+    for at, bit in zip(places[3:], NEEDS.values(), strict=True):
         if at < len(wanted) and wanted[at]:  # those left out have no gradient
             needs |= bit
     return needs
 
 
-def _placed(names: tuple[str, ...], grads: Sequence[Any], needs: int) -> list[Tensor | None]:
-    """Returns each of the Gradients at the place of the argument of its name, None elsewhere."""
-    placed: list[Tensor | None] = [None] * len(names)
-    for at, grad, bit in zip(_places(names), grads, (-1, -1, -1, *NEEDS.values()), strict=True):
+def _placed(
+    count: int, places: tuple[int, ...], grads: Sequence[Any], needs: int
+) -> list[Tensor | None]:
+    """Returns `count` values: each of the Gradients at its place, None elsewhere."""
+    placed: list[Tensor | None] = [None] * count
+    for at, grad, bit in zip(places, grads, (-1, -1, -1, *NEEDS.values()), strict=True):
         if bit < 0 or needs & bit:
             placed[at] = grad
     return placed
-
-
-@functools.cache
-def _places(names: tuple[str, ...]) -> tuple[int, ...]:
-    """Returns the places of the inputs of Gradients among the arguments with these names."""
-    return tuple(names.index(name) for name in Gradients._fields)
 
 
 class FusedAttentionGrad(Function):
@@ -295,12 +300,11 @@ class FusedAttentionGrad(Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
-        names = (*Incoming._fields, *Arguments._fields, "needs", "backend")
         if all(x is None for x in cotangents):
-            return (None,) * len(names)
+            return (None,) * len(OF_GRAD)
         do, dlse, lse, lse_low, *tensors = ctx.saved_tensors
         call = Arguments(*tensors, *ctx.scalars)
-        needs = _needs(names, ctx.needs_input_grad)
+        needs = _needs(PLACES_OF_GRAD, ctx.needs_input_grad)
         given = [
             _cotangent(call, ctx.first_needs, name, x)
             for name, x in zip(Gradients._fields, cotangents, strict=True)
@@ -309,7 +313,7 @@ class FusedAttentionGrad(Function):
             *given, do, dlse, lse, lse_low, *call, needs
         )
         # o and lse are functions of q, k and v: their share is part of grads.
-        _, _, *placed = _placed(names, grads, needs)
+        _, _, *placed = _placed(len(OF_GRAD), PLACES_OF_GRAD, grads, needs)
         return grad_do, None if dlse is None else grad_dlse, *placed
 
 

@@ -90,7 +90,7 @@ def test_matches_truth(case, dtype, instruction_set):
 
 @pytest.mark.parametrize(
     ("case", "instruction_set", "dtype"),
-    across_tiles(),
+    list(across_tiles()),
     indirect=["instruction_set"],
     ids=lambda x: dtype_id(x) if isinstance(x, torch.dtype) else str(x),
 )

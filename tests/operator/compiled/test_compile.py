@@ -1,10 +1,14 @@
 """torch.compile: one graph, any shape, the same numbers as eager."""
 
+import warnings
+from pathlib import Path
+
 import pytest
 import torch
 from support import BACKENDS
 from torch._dynamo.utils import counters
 
+import clinattn
 from clinattn import FusedAttention, fused_attention, fused_attention_varlen
 
 # Compilers allocate through torch.empty themselves.
@@ -66,6 +70,19 @@ def test_one_graph(variant, backend):
     assert_same(compiled, call, *inputs)
     with torch.no_grad():
         assert torch.equal(compiled(*inputs)[0], call(*inputs)[0])
+
+
+def test_no_warning_names_the_package(backend, monkeypatch):
+    """Compiles both passes. torch warns once a process: its list of warnings is emptied first."""
+    monkeypatch.setattr(torch._dynamo.utils, "warn_once_cache", set())
+    inputs = [torch.randn(2, 2, 40, 8) for _ in range(3)]
+    call = lambda q, k, v: fused_attention(q, k, v, backend=backend)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        results(torch.compile(call, fullgraph=True, backend="aot_eager"), *inputs)
+    package = str(Path(clinattn.__file__).parent)
+    said = [str(x.message) for x in caught if package in f"{x.filename} {x.message}"]
+    assert not said, said
 
 
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
