@@ -105,7 +105,8 @@ gpu-plan:  ## print two commands for a GPU that is at hand for minutes
 	@$(PYTHON) bench/gpu/plan.py
 
 # Under the Python, torch and Triton of that machine: PYTHON=python3.12 TORCH=torch==2.11.0
-# VENV=.venv-gpu GPU_ARGS="--extension clinattn/libclinattn.so"
+# VENV=.venv-gpu GPU_ARGS="--extension clinattn/libclinattn.so", with the library that
+# CLINATTN_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0 make ext, of the same three variables, has built.
 gpu-pack: $(VENV)/.installed  ## compile, without a GPU, the kernels that `make gpu` launches on one
 	$(AT)$(BIN)/python bench/gpu/pack.py $(GPU_ARGS)
 
@@ -121,7 +122,8 @@ clean:  ## remove what was built, not the environment
 
 $(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
-	  echo "clinattn: $(PYTHON) is not Python 3.10 or newer; choose one: make PYTHON=python3.12" >&2; exit 1; }
+	  echo "clinattn: $(PYTHON) does not run as Python 3.10 or newer; choose one: make PYTHON=python3.12" >&2; \
+	  exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || [ -n "$(OFFLINE)" ] || { \
 	  echo "clinattn: $(PYTHON) cannot make environments (on Debian: apt install python3-venv)" >&2; \
 	  exit 1; }

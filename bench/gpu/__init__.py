@@ -15,8 +15,14 @@ from pathlib import Path
 # A library that build.py makes in a dry run: its kernels are backend "cuda" in later processes.
 EMULATED = "CLINATTN_GPU_EMULATED"
 
-if EMULATED in os.environ:
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "lib"))
-    import emulated
 
-    emulated.stand_in(Path(os.environ[EMULATED]))
+def stand_in() -> None:
+    """Makes the library that EMULATED names, if it does, backend "cuda" of this process."""
+    if EMULATED in os.environ:
+        sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "lib"))
+        import emulated
+
+        emulated.stand_in(Path(os.environ[EMULATED]))
+
+
+stand_in()

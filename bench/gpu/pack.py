@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--extension", type=Path, help="the compiled library libclinattn.so")
+    parser.add_argument("--extension", type=with_cuda, help="the compiled library libclinattn.so")
     stages = dict(choices=launches.STAGES, default=launches.USUAL, metavar="STAGE")
     parser.add_argument("--stages", nargs="+", help=", ".join(launches.STAGES), **stages)
     parser.add_argument("--all", action="store_true", help="every stage")
@@ -56,6 +56,16 @@ def main(argv: list[str]) -> int:
     if options.check:
         return check(options.folder, options.stages)
     return pack(options)
+
+
+def with_cuda(name: str) -> Path:
+    """Returns the path of a compiled library, which has to hold the CUDA kernels."""
+    path = Path(name)
+    if not path.exists():
+        raise argparse.ArgumentTypeError(f"there is no {name}; docs/gpu.md says how to build it")
+    if b"cuda_forward" not in path.read_bytes():
+        raise argparse.ArgumentTypeError(f"{name} has no CUDA kernels; build it with nvcc")
+    return path
 
 
 def pack(options: argparse.Namespace) -> int:
@@ -92,8 +102,6 @@ def pack(options: argparse.Namespace) -> int:
         shutil.rmtree(old) if old.is_dir() else old.unlink()
     write_archive(options.folder / ARCHIVE, list(folders), hashes)
     if options.extension:
-        if b"cuda_forward" not in options.extension.read_bytes():
-            print(f"{options.extension} has no CUDA kernels", file=sys.stderr)
         shutil.copy(options.extension, options.folder)
     facts = versions(ahead.CAPABILITY) | {"kernels": len(hashes), "stages": rows}
     (options.folder / VERSIONS).write_text(json.dumps(facts, indent=1) + "\n")

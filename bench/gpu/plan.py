@@ -2,9 +2,9 @@
 
     python bench/gpu/plan.py
 
-Both lines run on a plain copy of this tree that holds build/gpu-pack, where python3 has torch and
-Triton: nothing is installed and nothing compiled. The second line goes on with the rows of the
-first, which have to be in $OUT, or in bench/results, then.
+Both lines run on a plain copy of this tree that holds build/gpu-pack, where python3 has torch,
+Triton, numpy and pyarrow: nothing is installed and nothing compiled. The second line goes on with
+the rows of the first, which have to be in $OUT, or in bench/results, then.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
+import json
 import os
 import re
 import signal
@@ -40,6 +41,7 @@ if DRYRUN:
     # numpy warns of inf - inf in lanes that a tl.where then discards.
     warnings.filterwarnings("ignore", category=RuntimeWarning, module="triton")
 
+import gpu  # noqa: E402
 from gpu import unpacking  # noqa: E402
 
 WORKER = "CLINATTN_GPU_WORKER"  # set for the process that performs stages
@@ -195,6 +197,8 @@ def main(argv: list[str]) -> int:
     path = options.append or results_path(facts)
     if options.append is None:
         path.unlink(missing_ok=True)
+    elif WORKER not in os.environ and path.exists():
+        take_settings(path)
     in_each = ("date", "gpu", "driver", "torch", "triton", "commit")
     run = Run(path, options.backends, {x: facts.get(x) for x in in_each}, DEVICE)
     if WORKER in os.environ:
@@ -208,6 +212,13 @@ def main(argv: list[str]) -> int:
     given += ["--commit", facts["commit"]] if facts["commit"] else []
     in_workers(run, given, stages)
     return summary(run)
+
+
+def take_settings(path: Path) -> None:
+    """Takes the settings among the rows of an earlier run, as the stages after those rows did."""
+    for line in path.read_text().splitlines():
+        os.environ.update(json.loads(line).get("settings", {}))
+    gpu.stand_in()
 
 
 def work(run: Run, stages: list[str]) -> int:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pytest
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:  # bench/gpu/ reads this module where there is no pytest
+    import pytest
 
 MOST_BYTES = 256 * 2**20
 # Parameters of tests that say what computes, and nothing of the problem.

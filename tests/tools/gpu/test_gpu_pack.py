@@ -67,6 +67,19 @@ def pack(tmp_path_factory):
     return folder / "pack"
 
 
+@pytest.mark.parametrize("content", [None, b"cpu_forward"], ids=["absent", "without CUDA"])
+def test_an_extension_that_cannot_serve_is_refused_at_once(content, tmp_path):
+    extension, there = tmp_path / "libclinattn.so", tmp_path / "pack"
+    there.mkdir()
+    (there / "versions.json").write_text("{}")
+    if content:
+        extension.write_bytes(content)
+    words = "no CUDA kernels" if content else "there is no"
+    with pytest.raises(AssertionError, match=words):
+        run(BENCH / "gpu" / "pack.py", "--folder", there, "--extension", extension)
+    assert (there / "versions.json").exists()
+
+
 def launched(pack, tmp_path, change=""):
     """(facts of take, [compilations of what was packed, of another call]), from a copy elsewhere"""
     (tmp_path / "clinattn").mkdir()

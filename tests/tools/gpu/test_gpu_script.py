@@ -38,6 +38,11 @@ def wrong(name):
     return right if name == "reference" else right._replace(forward=forward)
 backends._load = functools.cache(wrong)
 """
+# Packages of the extras that a machine with a torch of its own may lack
+WITHOUT_EXTRAS = """
+import sys
+sys.modules.update(dict.fromkeys(("hypothesis", "matplotlib", "pytest", "rich", "typer")))
+"""
 SAME_SEED = """
 import torch
 torch.randint = lambda low, high, size, **keywords: torch.full(size, 5, **keywords)
@@ -91,7 +96,8 @@ def sanitizer(folder, hazards):
 
 
 def test_every_stage_writes_rows(tmp_path):
-    code, rows, output = dry_run(tmp_path, "--commit", "abc", **sanitizer(tmp_path, hazards=0))
+    tools = sanitizer(tmp_path, hazards=0)
+    code, rows, output = dry_run(tmp_path, "--commit", "abc", patch=WITHOUT_EXTRAS, **tools)
     assert code == 0, output
     assert list(dict.fromkeys(row["stage"] for row in rows)) == STAGES
     assert all(row["commit"] == "abc" and row["torch"] for row in rows)
@@ -154,6 +160,17 @@ def test_a_failed_build_costs_its_backend(tmp_path):
     assert {row["backend"] for row in rows if row["stage"] == "memory" and "case" in row} == {
         "triton"
     }
+
+
+def test_a_run_goes_on_with_what_the_one_before_built(tmp_path):
+    code, before, output = dry_run(tmp_path, "build")
+    assert code == 0, output
+    (file,) = tmp_path.glob("gpu-dryrun-*.jsonl")
+    code, rows, output = dry_run(tmp_path, "--append", str(file), "memory")
+    assert code == 0 and rows[: len(before)] == before, output
+    assert not [row for row in rows if "skipped" in row]
+    of_stage = [row for row in rows if row["stage"] == "memory" and "case" in row]
+    assert {row["backend"] for row in of_stage} == BACKENDS
 
 
 def test_an_unknown_stage_is_refused(tmp_path):
