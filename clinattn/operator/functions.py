@@ -231,8 +231,8 @@ class DirectAttention(torch.autograd.Function):
         if do is None and dlse is None:
             return (None,) * (len(Gradients._fields) + 1)
         *tensors, o, lse, lse_low = ctx.saved_tensors
-        call = Arguments(*tensors, *ctx.scalars)
-        *wanted, _ = ctx.needs_input_grad
+        call = Arguments._make((*tensors, *ctx.scalars))
+        wanted = ctx.needs_input_grad[:-1]
         needs = sum(itertools.compress(NEEDS.values(), wanted[3:]))
         grads = _gradients(call, do, dlse, (o, lse, lse_low), needs, ctx.backend)
         return *[x if wants else None for x, wants in zip(grads, wanted, strict=True)], None
