@@ -100,7 +100,12 @@ RECORDED: list[Kernel] = []
 
 
 def record(source: Any, target: Any = None, options: Any = None, **rest: Any) -> Any:
-    """Take the place of triton.compile: append to RECORDED, and return what launches nothing."""
+    """Take the place of triton.compile: append to RECORDED, and return what launches nothing.
+
+    Triton hashes a kernel in the order of first launches, and here as well: in 3.6 the hash of a
+    function depends on whether the functions that it calls were hashed before, with other kernels.
+    """
+    source.hash()
     RECORDED.append(Kernel(source, dict(options)))
     return SimpleNamespace(
         function=None,

@@ -35,6 +35,13 @@ for calls in (
     counts.append(len(missed))
 print(json.dumps([facts, counts]))
 """
+# Names of kernels and hashes of their sources, hashed in an order of one's own
+HASHES = """
+import json
+from gpu import ahead, launches
+kernels, _ = ahead.recorded(launches.calls("first call"))
+print(json.dumps(dict(sorted((x.source.name, x.source.hash()) for x in kernels[::{step}]))))
+"""
 OTHER_BUILD = """
 from triton.runtime import cache
 cache.triton_key = lambda: "another build"
@@ -100,6 +107,13 @@ def test_the_jit_compiles_nothing_that_was_packed(change, pack, tmp_path):
     assert [x.name for x in (tmp_path / "clinattn").iterdir()] == ["libclinattn.so"]
     assert packed == 0
     assert other == 1
+
+
+def test_hashes_are_those_of_launches_whichever_kernel_is_compiled_first():
+    """Triton 3.6 hashes dkdv_kernel otherwise where dq_kernel was not hashed before it."""
+    found = [json.loads(run("-c", HASHES.format(step=step))) for step in (1, -1)]
+    assert found[0].keys() == {"_forward_kernel", "dq_kernel", "dkdv_kernel"}
+    assert found[0] == found[1]
 
 
 def test_a_pack_has_all_that_the_two_calls_launch(bench_on_the_path):
