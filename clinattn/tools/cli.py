@@ -87,7 +87,7 @@ def doctor(
         typer.Option(help="With --kernels: 80, 90 or 100; repeatable. (default: all)"),
     ] = None,
 ) -> None:
-    """What can run on this machine, and why the rest cannot."""
+    """Tells what can run on this machine, and why the rest cannot."""
     if card and not kernels:
         raise typer.BadParameter("it goes with --kernels", param_hint="--card")
     if kernels:

@@ -129,10 +129,10 @@ class Benchmark:
         return max(MIN_BATCH, min(by_tokens, MAX_BATCH, sequences // 4))
 
     def _seconds_per_token(self) -> dict[tuple[str, str], float]:
-        """By mode and attention, per computed token.
+        """Returns the seconds of a computed token, by mode and attention.
 
-        On a GPU of a whole batch, which has run before: launches would fill the time of a small
-        one, and compilers that of a first.
+        On a GPU they are those of a whole batch that has run before: launches would fill the time
+        of a small batch, and compilers that of a first.
         """
         assert self.workload is not None
         lengths, seed = self.workload.lengths, self.settings.seed
