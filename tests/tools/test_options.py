@@ -55,7 +55,7 @@ def help_lines(cli, command: str) -> dict[str, str]:
 
 
 def refused(done, *parts: str) -> None:
-    """One line of stderr with all the parts, status 2, and nothing on stdout."""
+    """Checks that a command ends with status 2 and one line of stderr that has all the parts."""
     (line,) = done.stderr.splitlines()
     assert done.exit_code == 2 and done.stdout == "" and line.startswith("error: ")
     assert all(part in line for part in parts), line
