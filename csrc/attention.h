@@ -30,7 +30,9 @@ struct Mask {
   int64_t batch = 0, head = 0, row = 0, key = 0;
 };
 
-// Windows are at most 2^40; softcap, global_prefix and dropout_p are 0 for none.
+// The scalars of the call: windows are at most 2^40, and -1 without a bound; softcap, global_prefix
+// and dropout_p are 0 for none. All queries see the first global_prefix keys from kv_start on, and
+// as many queries see all keys.
 struct AttentionParams : Scalars {
   DType dtype;
   int64_t num_seqs, heads, kv_heads, head_dim;
