@@ -24,7 +24,7 @@ KEPT = ROOT / "build" / "compilers"
 STATUS = "import clinattn; print(clinattn.backends()['cpu'], clinattn.__file__)"
 # Tests of what the compiled kernels alone decide, on every instruction set that this machine runs.
 SELECTION = ["packaging/test_includes.py", "operator/test_rotary.py"]
-SELECTION += ["cpu/test_exponential.py", "cpu/test_instruction_sets.py"]
+SELECTION += ["cpu/exhaustive/test_exponential.py", "cpu/test_instruction_sets.py"]
 SELECTION += ["cpu/test_denormals.py", "cpu/test_linear.py"]
 
 

@@ -59,3 +59,7 @@ def test_a_python_that_is_not_there_is_named(capsys):
         compat.python_of("2.99")
     assert compat.main(["2.15.0"]) == 2
     assert "2.11.0:3.10" in capsys.readouterr().out
+
+
+def test_the_tests_for_compilers_exist():
+    assert [x for x in compilers.SELECTION if not (elsewhere.TESTS / x).exists()] == []
