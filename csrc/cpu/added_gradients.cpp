@@ -45,7 +45,7 @@ AddedGradientSums::AddedGradientSums(const Arguments& a, const AttentionParams& 
     }
   }
   if (needs & kNeedRelative) sums_.relative = sums_.length;
-  starts_ = {0};
+  starts_.push_back(0);
   const int64_t shared = sums_.length;
   for (int64_t b = 0; b < p.num_seqs; ++b) {
     const Span entries = relative_entries(p, Sequence(p, b));
