@@ -35,9 +35,10 @@ struct Mask {
 // as many queries see all keys.
 struct AttentionParams : Scalars {
   DType dtype;
-  int64_t num_seqs, heads, kv_heads, head_dim;
-  int64_t max_q, max_k;      // dense: rows of q and k; packed: the longest sequence
-  int64_t total_q, total_k;  // packed: rows in all
+  int64_t num_seqs, heads, kv_heads;
+  int64_t head_dim, value_dim;  // of q and k; of v and o
+  int64_t max_q, max_k;         // dense: rows of q and k; packed: the longest sequence
+  int64_t total_q, total_k;     // packed: rows in all
 
   const void *q, *k, *v;
   Strides q_strides, k_strides, v_strides;

@@ -44,6 +44,12 @@ const int32_t* row_bounds(const OptionalTensor& t, const char* name, Sizes sizes
   return static_cast<const int32_t*>(stat_values(t, name, sizes, ScalarType::Int, q));
 }
 
+std::vector<int64_t> with_last(const Tensor& t, int64_t size) {
+  std::vector<int64_t> sizes = t.sizes().vec();
+  sizes.back() = size;
+  return sizes;
+}
+
 void check_intervals(const Arguments& a, Sizes rows, AttentionParams& p) {
   CLINATTN_CHECK(a.lo.has_value() == a.hi.has_value(), "give both lo and hi, or neither");
   p.lo = row_bounds(a.lo, "lo", rows, a.q);
@@ -172,14 +178,18 @@ AttentionParams check_shapes(const Arguments& a) {
   const int64_t rank = packed ? 3 : 4;
   CLINATTN_CHECK(packed == a.cu_seqlens_k.has_value(),
                  "give both cu_seqlens_q and cu_seqlens_k, or neither");
-  CLINATTN_CHECK(a.q.dim() == rank && a.k.dim() == rank, "q and k have rank ", a.q.dim(), " and ",
-                 a.k.dim(), "; expected ", rank);
+  CLINATTN_CHECK(a.q.dim() == rank && a.k.dim() == rank && a.v.dim() == rank,
+                 "q, k and v have rank ", a.q.dim(), ", ", a.k.dim(), " and ", a.v.dim(),
+                 "; expected ", rank);
   p.dtype = dtype_of(a.q, "q");
   CLINATTN_CHECK(p.dtype != DType::kBool, "q is bool; expected a floating-point type");
   p.head_dim = a.q.size(-1);
+  p.value_dim = a.v.size(-1);
   p.heads = a.q.size(1);
   p.kv_heads = a.k.size(1);
   CLINATTN_CHECK(p.head_dim >= 1 && p.head_dim <= 256, "head_dim is ", p.head_dim,
+                 "; expected 1 to 256");
+  CLINATTN_CHECK(p.value_dim >= 1 && p.value_dim <= 256, "the head_dim of v is ", p.value_dim,
                  "; expected 1 to 256");
   CLINATTN_CHECK(p.kv_heads > 0 ? p.heads % p.kv_heads == 0 : p.heads == 0, "q has ", p.heads,
                  " heads, k ", p.kv_heads, "; expected a multiple");
@@ -207,7 +217,7 @@ AttentionParams check_shapes(const Arguments& a) {
     p.kv_start = int32_values(a.kv_start, "kv_start", p.num_seqs, a.q);
     p.kv_end = int32_values(a.kv_end, "kv_end", p.num_seqs, a.q);
   }
-  check_layout(a.v, "v", a.k.sizes(), a.q);
+  check_layout(a.v, "v", with_last(a.k, p.value_dim), a.q);
   p.q = a.q.const_data_ptr();
   p.k = a.k.const_data_ptr();
   p.v = a.v.const_data_ptr();
@@ -238,6 +248,10 @@ AttentionParams check_shapes(const Arguments& a) {
   return p;
 }
 
+std::vector<int64_t> output_shape(const AttentionParams& p, const Tensor& q) {
+  return with_last(q, p.value_dim);
+}
+
 std::vector<int64_t> stat_shape(const AttentionParams& p) {
   if (p.cu_seqlens_q) return {p.heads, p.total_q};
   return {p.num_seqs, p.heads, p.max_q};
@@ -249,8 +263,9 @@ ScalarType stat_type(const Tensor& q) {
 
 BackwardInputs::BackwardInputs(AttentionParams& p, const BackwardArguments& b) {
   const Tensor& q = b.call.q;
-  check_layout(b.dout, "do", q.sizes(), q);
-  check_layout(b.o, "o", q.sizes(), q);
+  const auto of_o = output_shape(p, q);
+  check_layout(b.dout, "do", of_o, q);
+  check_layout(b.o, "o", of_o, q);
   const auto sizes = stat_shape(p);
   const auto stat = [&](const Tensor& x, const char* name, OptionalTensor& copy) {
     check_layout(x, name, sizes, q, stat_type(q));
@@ -267,10 +282,9 @@ BackwardInputs::BackwardInputs(AttentionParams& p, const BackwardArguments& b) {
   p.o_strides = strides_of(b.o);
 }
 
-std::array<Tensor, 3> allocate_gradients(AttentionParams& p, const Tensor& q, const Tensor& k) {
-  const ScalarType type = q.scalar_type();
-  std::array<Tensor, 3> grads = {empty(q.sizes(), type, q), empty(k.sizes(), type, q),
-                                 empty(k.sizes(), type, q)};
+std::array<Tensor, 3> allocate_gradients(AttentionParams& p, const Arguments& a) {
+  const auto like = [&](const Tensor& x) { return empty(x.sizes(), x.scalar_type(), x); };
+  std::array<Tensor, 3> grads = {like(a.q), like(a.k), like(a.v)};
   p.dq = grads[0].mutable_data_ptr();
   p.dk = grads[1].mutable_data_ptr();
   p.dv = grads[2].mutable_data_ptr();

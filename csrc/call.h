@@ -78,6 +78,7 @@ void check_layout(const Tensor& t, const char* name, Sizes sizes, const Tensor& 
 // The strides of a dense (B, H, N, D) or packed (T, H, D) tensor
 Strides strides_of(const Tensor& t);
 
+std::vector<int64_t> output_shape(const AttentionParams& p, const Tensor& q);
 // Shape and type of lse and of the tensors that are laid out like lse
 std::vector<int64_t> stat_shape(const AttentionParams& p);
 ScalarType stat_type(const Tensor& q);
@@ -92,6 +93,6 @@ class BackwardInputs {
   std::array<OptionalTensor, 3> copies_;
 };
 // Returns unwritten and contiguous dq, dk and dv, and points p to them.
-std::array<Tensor, 3> allocate_gradients(AttentionParams& p, const Tensor& q, const Tensor& k);
+std::array<Tensor, 3> allocate_gradients(AttentionParams& p, const Arguments& a);
 
 }  // namespace clinattn

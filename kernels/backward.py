@@ -61,6 +61,7 @@ def attention_backward(
             dslope_ptr=of_slopes,
             ddecay_ptr=of_decay,
             o_strides=layout.o_strides,
+            dq_strides=layout.dq_strides,
             ANCHORED=layout.anchors_queries,
             **gradient,
         )
@@ -78,6 +79,7 @@ def attention_backward(
             dk_ptr=dk,
             dv_ptr=dv,
             dk_strides=layout.dk_strides,
+            dv_strides=layout.dv_strides,
             ANCHORED=layout.anchored,
             **gradient,
         )

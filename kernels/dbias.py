@@ -60,7 +60,7 @@ def _score_gradients(
         if form.IS_BIAS:
             bias = column[None, :]
     k = load_rows(keys.k_ptr, first_key, keys.strides.k.n, inside, BLOCK_N, form)
-    v = load_rows(keys.v_ptr, first_key, keys.strides.v.n, inside, BLOCK_N, form)
+    v = load_rows(keys.v_ptr, first_key, keys.strides.v.n, inside, BLOCK_N, form, VALUES=True)
     s = tl.dot(queries.q, tl.trans(k), input_precision=form.PRECISION)
     dp = tl.dot(queries.do, tl.trans(v), input_precision=form.PRECISION)
     s, _ = modified(s, score)
@@ -149,7 +149,7 @@ def mask_gradient_kernel(
             low = load_low(lse_low_ptr + row, offs_m, in_range)
             sees = shift != float("inf")
             q = load_rows(q_ptr, first_query, strides.q.n, sees, BLOCK_M, form)
-            do = load_rows(do_head, first_query, do_strides.n, sees, BLOCK_M, form)
+            do = load_rows(do_head, first_query, do_strides.n, sees, BLOCK_M, form, VALUES=True)
             queries = Queries(q, do, shift, low, delta, first_query, head)
             for step in range(0, steps_here):
                 first_key = (own_k + step) * BLOCK_N
@@ -256,7 +256,7 @@ def relative_gradient_kernel(
             low = load_low(lse_low_ptr + row, offs_m, in_range)
             sees = shift != float("inf")
             q = load_rows(q_ptr, first_query, strides.q.n, sees, BLOCK_M, form)
-            do = load_rows(do_head, first_query, do_strides.n, sees, BLOCK_M, form)
+            do = load_rows(do_head, first_query, do_strides.n, sees, BLOCK_M, form, VALUES=True)
             queries = Queries(q, do, shift, low, delta, first_query, head)
             for n in range(begin // 16 * 16, end, BLOCK_N):  # kept_pairs takes multiples of 16
                 ds = _score_gradients(queries, keys, n, score, BLOCK_M, BLOCK_N, form)

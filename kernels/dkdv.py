@@ -157,7 +157,7 @@ def _accumulate_dkdv(
             factor = score_factor(score, NATURAL)
             p_t = exponential(s_t, factor, bias, shift[None, :], low, NATURAL)
             do_head = sequence_ptr(queries.do_ptr, 0, in_group, 0, queries.do_strides, form.ALIGN)
-            do = load_rows(do_head, m, queries.do_strides.n, sees, BLOCK_M, form)
+            do = load_rows(do_head, m, queries.do_strides.n, sees, BLOCK_M, form, VALUES=True)
             kept_t = p_t
             if dropout.seed_ptr is not None:
                 is_kept = kept_pairs(m, keys.first, head, dropout, BLOCK_M, BLOCK_N)
@@ -185,7 +185,8 @@ def _accumulate_over_ranges(
     """Returns (dk, dv) over the queries of a global prefix, then over the QueryRange `visit`."""
     BLOCK_D: tl.constexpr = form.BLOCK_D
     dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
-    dv = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    BLOCK_V: tl.constexpr = form.BLOCK_V
+    dv = tl.zeros([BLOCK_N, BLOCK_V], tl.float32)
     interval = score.interval
     EDGE_M: tl.constexpr = edge_block(BLOCK_M, None)
     HAS_PREFIX: tl.constexpr = interval.prefix is not None
@@ -235,14 +236,14 @@ def _accumulate_over_ranges(
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def dkdv_kernel(
     inputs, do_ptr, lse_ptr, shift_ptr, lse_low_ptr, delta_ptr, dk_ptr, dv_ptr,
-    strides, do_strides, dk_strides,
+    strides, do_strides, dk_strides, dv_strides,
     num_tiles, num_heads, num_seqs, seqlen_q, seqlen_k,
     window_left, window_right, stride_slopes, relative_far, global_prefix, dropout_bits, factors,
     ANCHORED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, form: tl.constexpr,
 ):  # fmt: skip
     """Writes dk = scale ds^T q and dv = p^T do, summed over the GROUP query heads of a key head.
 
-    num_heads: key heads. dk_strides: of dk and of dv.
+    num_heads: key heads.
     """
     sizes = Sizes(num_tiles, num_heads, num_seqs, seqlen_q, seqlen_k)
     tile = key_tile(tl.program_id(0), inputs, sizes, BLOCK_N, form)
@@ -258,7 +259,7 @@ def dkdv_kernel(
     v_ptr = sequence_ptr(inputs.v, batch, kv_head, tile.k_start, strides.v, form.ALIGN)
     do_ptr = sequence_ptr(do_ptr, batch, head, tile.q_start, do_strides, form.ALIGN)
     dk_ptr = sequence_ptr(dk_ptr, batch, kv_head, tile.k_start, dk_strides, form.ALIGN)
-    dv_ptr = sequence_ptr(dv_ptr, batch, kv_head, tile.k_start, dk_strides, form.ALIGN)
+    dv_ptr = sequence_ptr(dv_ptr, batch, kv_head, tile.k_start, dv_strides, form.ALIGN)
     row = (tl.cast(batch, tl.int64) * num_heads * form.GROUP + head) * seqlen_q + tile.q_start
     lse_ptr += row
     shift_ptr += row
@@ -295,18 +296,18 @@ def dkdv_kernel(
             tl.minimum(visit.full_begin, end), tl.minimum(visit.full_end, end), end,
         )  # fmt: skip
     k = load_rows(k_ptr, first_key, strides.k.n, keep, BLOCK_N, form)
-    v = load_rows(v_ptr, first_key, strides.v.n, keep, BLOCK_N, form)
+    v = load_rows(v_ptr, first_key, strides.v.n, keep, BLOCK_N, form, VALUES=True)
     keys = KeyTile(k, v, bias, keep, first_key)
     # With wide heads the registers of a warp group hold one sum of 64 rows, not two. So dv comes
     # first, then dk with the scores computed again: five products instead of four, at full rate.
-    AT_ONCE: tl.constexpr = form.BLOCK_D <= 128 or form.EXACT
+    AT_ONCE: tl.constexpr = (form.BLOCK_D <= 128 and form.BLOCK_V <= 128) or form.EXACT
     dk, dv = _accumulate_over_ranges(
         keys, queries, visit, score, AT_ONCE, True, ANCHORED, BLOCK_M, BLOCK_N, form
     )
     inside = (offs_n >= 0) & (offs_n < tile.rows)
     # A key that is not kept was read as 0, which does not make its p 0.
     dv = tl.where(keep[:, None], dv, 0.0)
-    store_rows(dv_ptr, first_key, dk_strides.n, dv, inside, BLOCK_N, form)
+    store_rows(dv_ptr, first_key, dv_strides.n, dv, inside, BLOCK_N, form, VALUES=True)
     if not AT_ONCE:
         dk, _ = _accumulate_over_ranges(
             keys, queries, visit, score, True, False, ANCHORED, BLOCK_M, BLOCK_N, form

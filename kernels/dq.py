@@ -94,7 +94,7 @@ def _accumulate_dq(
                         bias = column[None, :]
                 keep = inside
             k = load_rows(keys.k_ptr, n, keys.strides.k.n, keep, BLOCK_N, form)
-            v = load_rows(keys.v_ptr, n, keys.strides.v.n, keep, BLOCK_N, form)
+            v = load_rows(keys.v_ptr, n, keys.strides.v.n, keep, BLOCK_N, form, VALUES=True)
             s = tl.dot(queries.q, tl.trans(k), input_precision=form.PRECISION)
             dp = tl.dot(queries.do, tl.trans(v), input_precision=form.PRECISION)
             s, gain = modified(s, score)
@@ -131,7 +131,8 @@ def _accumulate_dq(
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def dq_kernel(
     inputs, o_ptr, do_ptr, lse_ptr, lse_low_ptr, dlse_ptr,
-    shift_ptr, delta_ptr, dq_ptr, dslope_ptr, ddecay_ptr, strides, o_strides, do_strides,
+    shift_ptr, delta_ptr, dq_ptr, dslope_ptr, ddecay_ptr,
+    strides, o_strides, do_strides, dq_strides,
     num_tiles, num_heads, num_seqs, seqlen_q, seqlen_k,
     window_left, window_right, stride_slopes, relative_far, global_prefix, dropout_bits, factors,
     ANCHORED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, form: tl.constexpr,
@@ -139,8 +140,8 @@ def dq_kernel(
     """Writes dq = scale ds k and, for dkdv_kernel, delta = rowsum(do * o) - dlse and shift.
 
     shift: lse in the units of the scores, inf where a query sees nothing or where scores are large,
-    for which each kernel has a loop of its own. o_strides: of o and of dq. dslope_ptr, ddecay_ptr:
-    None, or where these Sums go, laid out as lse.
+    for which each kernel has a loop of its own. dslope_ptr, ddecay_ptr: None, or where these Sums
+    go, laid out as lse.
     """
     sizes = Sizes(num_tiles, num_heads, num_seqs, seqlen_q, seqlen_k)
     tile = query_tile(
@@ -157,7 +158,7 @@ def dq_kernel(
     k_ptr = sequence_ptr(inputs.k, batch, kv_head, tile.k_start, strides.k, form.ALIGN)
     v_ptr = sequence_ptr(inputs.v, batch, kv_head, tile.k_start, strides.v, form.ALIGN)
     o_ptr = sequence_ptr(o_ptr, batch, head, tile.q_start, o_strides, form.ALIGN)
-    dq_ptr = sequence_ptr(dq_ptr, batch, head, tile.q_start, o_strides, form.ALIGN)
+    dq_ptr = sequence_ptr(dq_ptr, batch, head, tile.q_start, dq_strides, form.ALIGN)
     do_ptr = sequence_ptr(do_ptr, batch, head, tile.q_start, do_strides, form.ALIGN)
     row = (tl.cast(batch, tl.int64) * num_heads + head) * seqlen_q + tile.q_start
     mask_ptr = None
@@ -168,8 +169,8 @@ def dq_kernel(
     is_query = rows_before(offs_m, tile.num_q, ANCHORED)
     lse = tl.load(lse_ptr + row + offs_m, mask=is_query, other=float("-inf"))
     sees = lse != float("-inf")
-    do = load_rows(do_ptr, first_query, do_strides.n, sees, BLOCK_M, form)
-    o = load_rows(o_ptr, first_query, o_strides.n, sees, BLOCK_M, form)
+    do = load_rows(do_ptr, first_query, do_strides.n, sees, BLOCK_M, form, VALUES=True)
+    o = load_rows(o_ptr, first_query, o_strides.n, sees, BLOCK_M, form, VALUES=True)
     natural = lse
     shift = tl.where(sees, score_units(lse, form.NATURAL), float("inf"))  # e^(s - inf) = 0
     if not form.NATURAL:
@@ -254,7 +255,7 @@ def dq_kernel(
         False, False, DSLOPE, DDECAY, True, BLOCK_M, EDGE_N, form,
     )  # fmt: skip
     dq = sums.dq * factors.scale
-    store_rows(dq_ptr, first_query, o_strides.n, dq, is_row, BLOCK_M, form)
+    store_rows(dq_ptr, first_query, dq_strides.n, dq, is_row, BLOCK_M, form)
     if DSLOPE:
         tl.store(dslope_ptr + row + offs_m, sums.dslope, mask=is_row)
     if DDECAY:

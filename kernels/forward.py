@@ -82,7 +82,7 @@ def _attend(
                 bias = with_terms(bias, offs_m[:, None], offs_n[None, :], head, score, NATURAL)
             factor = score_factor(score, NATURAL)
             p, alpha, m_i = online_softmax(m_i, s, factor, bias, MASKED, NATURAL)
-            v = load_rows(keys.v_ptr, n, keys.strides.v.n, keep, BLOCK_N, form)
+            v = load_rows(keys.v_ptr, n, keys.strides.v.n, keep, BLOCK_N, form, VALUES=True)
             if MASKED and form.MASK == "pairs":
                 v = drop_unseen(v, s)
             kept = p
@@ -139,8 +139,8 @@ def _forward_kernel(
     offs_m = first_query + tl.arange(0, BLOCK_M)
     is_query = rows_before(offs_m, tile.num_q, ANCHORED)
     q = load_rows(q_ptr, first_query, strides.q.n, is_query, BLOCK_M, form)
-    BLOCK_D: tl.constexpr = form.BLOCK_D
-    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    BLOCK_V: tl.constexpr = form.BLOCK_V
+    acc = tl.zeros([BLOCK_M, BLOCK_V], tl.float32)
     m_i = first_maximum(BLOCK_M, form.NATURAL)
     l_i = tl.zeros([BLOCK_M], tl.float32)
     EDGE_N: tl.constexpr = edge_block(BLOCK_N, form.MASK)
@@ -211,22 +211,22 @@ def _forward_kernel(
     tl.store(lse_low_ptr + offs_m, tl.where(empty, 0.0, low), mask=is_row)
     if ONLY_LARGE:
         is_row = large
-    store_rows(o_ptr, first_query, o_strides.n, o, is_row, BLOCK_M, form)
+    store_rows(o_ptr, first_query, o_strides.n, o, is_row, BLOCK_M, form, VALUES=True)
     tl.store(lse_ptr + offs_m, tl.where(empty, float("-inf"), lse), mask=is_row)
 
 
 def attention_forward(call: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Returns (o, lse, lse_low) of dense (B, H, N, D) or packed (T, H, D) attention.
 
-    call has the fields of backends.call.Arguments. o has q's type and shape, lse is fp32
-    (B, H, Nq) or (H, T), natural log; a query that sees no key gives 0 and -inf. lse_low is what
-    rounding took from lse, 0 in 16 bits where no score is large.
+    call has the fields of backends.call.Arguments. o has q's type and the width
+    of v, lse is fp32 (B, H, Nq) or (H, T), natural log; a query that sees no key gives 0 and -inf.
+    lse_low is what rounding took from lse, 0 in 16 bits where no score is large.
     """
-    problem, q = KernelProblem(call), call.q
+    problem = KernelProblem(call)
     if gains_by_gluon(problem):
         o, lse = gluon_module().launch_forward(problem)
         return o, lse, _launch(problem, LARGE_ROWS, o, lse, only_large=True)
-    o, lse = empty_like(q), problem.empty_lse()
+    o, lse = problem.empty_output(), problem.empty_lse()
     config = tile_config("forward", *problem.layout.config_key)
     return o, lse, _launch(problem, config, o, lse, only_large=False)
 

@@ -47,7 +47,9 @@ class KernelLayout:
         self.batch = 1 if self.packed else q.shape[0]
         rows = 0 if self.packed else 2
         self.seqlen_q, self.seqlen_k = q.shape[rows], k.shape[rows]
-        self.num_heads, self.num_kv_heads, self.head_dim = q.shape[1], k.shape[1], q.shape[-1]
+        self.num_heads, self.num_kv_heads = q.shape[1], k.shape[1]
+        self.head_dim, self.value_dim = q.shape[-1], v.shape[-1]
+        self.widest_dim = max(self.head_dim, self.value_dim)
         self.lse_shape: tuple[int, ...] = (self.num_heads, self.seqlen_q)
         if not self.packed:
             self.lse_shape = (self.batch, *self.lse_shape)
@@ -79,9 +81,12 @@ class KernelLayout:
             form=self.form,
             enable_fp_fusion=False,  # kernels write each fma out
         )
-        # Outputs are contiguous: those like q and those like k.
-        self.o_strides = self.strides(contiguous(q))
-        self.dk_strides = self.strides(contiguous(k))
+        # Outputs are contiguous.
+        self.o_shape = (*q.shape[:-1], self.value_dim)
+        self.o_strides = self.strides(contiguous(q._replace(shape=self.o_shape)))
+        self.dq_strides, self.dk_strides, self.dv_strides = (
+            self.strides(contiguous(x)) for x in (q, k, v)
+        )
         self.do_strides = self.strides(others[0]) if others else None
         kind = "plain" if window_left < 0 and call.lo is None else "window"
         if self.form.MASK == "pairs" or (self.form.MASK == "keys" and kind == "plain"):
@@ -89,7 +94,7 @@ class KernelLayout:
         if not call.is_plain():
             kind = "terms"
         # The arguments of tile_config after the table.
-        self.config_key = (capability, self.head_dim, q.dtype, kind)
+        self.config_key = (capability, self.widest_dim, q.dtype, kind)
 
     def form_of(
         self, call: Any, others: tuple[Facts, ...], capability: tuple[int, int], precision: str
@@ -97,7 +102,7 @@ class KernelLayout:
         """Returns the Form of the call of this layout."""
         q, k, v, mask = call.q, call.k, call.v, call.mask
         vector = 16 // q.dtype.itemsize
-        aligned = [self.head_dim]
+        aligned = [self.head_dim, self.value_dim]
         for x in (q, k, v, *others):
             aligned += row_strides(x, self.packed)
         exact = q.dtype == torch.float32
@@ -106,7 +111,7 @@ class KernelLayout:
         is_bias = mask is not None and mask.dtype != torch.bool
         kind = mask_kind(mask, one_head=self.num_heads == self.num_kv_heads)
         # A loop for large scores beside that over pairs would spill: 24 bytes on 8.0, 64 on 10.0.
-        wide_pairs = kind == "pairs" and self.head_dim > 128
+        wide_pairs = kind == "pairs" and self.widest_dim > 128
         return Form(
             MASK=kind,
             IS_BIAS=is_bias,
@@ -122,7 +127,9 @@ class KernelLayout:
             ALIGN=vector if all(s % vector == 0 for s in aligned) else 1,
             PRECISION=precision if exact else "ieee",
             HEAD_DIM=self.head_dim,
+            VALUE_DIM=self.value_dim,
             BLOCK_D=block_d(self.head_dim),
+            BLOCK_V=block_d(self.value_dim),
         )
 
     def strides(self, x: Facts) -> Strides:
@@ -132,8 +139,9 @@ class KernelLayout:
         depends on the batch, as in (N, B, H, D), is none: each batch size would compile anew.
         """
         b, h, n = row_strides(x, self.packed)
-        widest_row = 3 * max(self.num_heads, self.num_kv_heads) * self.head_dim
-        return Strides(b, h, constant(n) if n <= widest_row and n % self.head_dim == 0 else n)
+        dim = x.shape[-1]
+        widest_row = 3 * max(self.num_heads, self.num_kv_heads) * self.widest_dim
+        return Strides(b, h, constant(n) if n <= widest_row and n % dim == 0 else n)
 
     def num_query_tiles(self, block: int) -> int:
         """Returns tiles over the queries of a head, one more if the first can start before them."""
@@ -187,6 +195,13 @@ class KernelProblem:
             device_capability(self.device),
             fp32_precision() if call.q.dtype == torch.float32 else "ieee",
         )
+
+    def empty_output(self) -> torch.Tensor:
+        """Returns an unwritten contiguous tensor for o, (B, H, Nq, Dv) or (Tq, H, Dv)."""
+        q, layout = self.call.q, self.layout
+        if layout.value_dim == layout.head_dim:
+            return empty_like(q)
+        return q.new_empty(layout.o_shape)
 
     def empty_lse(self) -> torch.Tensor:
         """Returns an unwritten fp32 tensor, (B, H, Nq) or (H, Tq)."""

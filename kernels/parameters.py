@@ -67,8 +67,9 @@ class Form(NamedTuple):
     MASK: None, "keys" (every query that meets a key sees the same) or "pairs". TERMS: something is
     added to scores besides a mask. EXACT: fp32. NATURAL: scores are natural until the maximum is
     taken off, else base 2. GROUP: query heads of a key head. UNIT: None, or what first_tile
-    rounds to. GUARDED: see _accumulate_dkdv. ALIGN: elements that all
-    addresses and strides are multiples of.
+    rounds to. GUARDED: see _accumulate_dkdv. ALIGN: elements that all addresses and strides are
+    multiples of. HEAD_DIM, VALUE_DIM: of q and k, and of v and o, in tiles of BLOCK_D and BLOCK_V
+    columns.
     """
 
     MASK: str | None
@@ -84,4 +85,6 @@ class Form(NamedTuple):
     ALIGN: int
     PRECISION: str
     HEAD_DIM: int
+    VALUE_DIM: int
     BLOCK_D: int
+    BLOCK_V: int

@@ -63,34 +63,45 @@ def tile_ptrs(
 
 
 @triton.jit
-def load_rows(ptr, start, stride, keep, BLOCK: tl.constexpr, form: tl.constexpr):
+def load_rows(
+    ptr, start, stride, keep,
+    BLOCK: tl.constexpr, form: tl.constexpr, VALUES: tl.constexpr = False,
+):  # fmt: skip
     """Returns rows start .. start + BLOCK of a matrix as [BLOCK, BLOCK_D]; 0 past HEAD_DIM.
 
-    keep: bool [BLOCK] or None for all. Rows not kept are 0 and are not read, so that what lies
-    there (NaN, or nothing) stays out.
+    VALUES: rows of v, o or do, of VALUE_DIM numbers in BLOCK_V columns. keep: bool [BLOCK] or None
+    for all. Rows not kept are 0 and are not read, so that what lies there (NaN, or nothing) stays
+    out.
     """
-    cols = tl.arange(0, form.BLOCK_D)[None, :]
-    ptrs = tile_ptrs(ptr, start, stride, form.ALIGN, BLOCK, form.BLOCK_D)
+    DIM: tl.constexpr = form.VALUE_DIM if VALUES else form.HEAD_DIM
+    COLUMNS: tl.constexpr = form.BLOCK_V if VALUES else form.BLOCK_D
+    cols = tl.arange(0, COLUMNS)[None, :]
+    ptrs = tile_ptrs(ptr, start, stride, form.ALIGN, BLOCK, COLUMNS)
     if keep is None:
-        if form.HEAD_DIM == form.BLOCK_D:
+        if DIM == COLUMNS:
             tile = tl.load(ptrs)
         else:
-            tile = tl.load(ptrs, mask=cols < form.HEAD_DIM, other=0.0)
+            tile = tl.load(ptrs, mask=cols < DIM, other=0.0)
     else:
-        if form.HEAD_DIM == form.BLOCK_D:
+        if DIM == COLUMNS:
             tile = tl.load(ptrs, mask=keep[:, None], other=0.0)
         else:
-            tile = tl.load(ptrs, mask=keep[:, None] & (cols < form.HEAD_DIM), other=0.0)
+            tile = tl.load(ptrs, mask=keep[:, None] & (cols < DIM), other=0.0)
     return tile
 
 
 @triton.jit
-def store_rows(ptr, start, stride, tile, keep, BLOCK: tl.constexpr, form: tl.constexpr):
-    """Writes the kept rows of a [BLOCK, BLOCK_D] tile, rounded to the type of the matrix."""
-    ptrs = tile_ptrs(ptr, start, stride, form.ALIGN, BLOCK, form.BLOCK_D)
+def store_rows(
+    ptr, start, stride, tile, keep,
+    BLOCK: tl.constexpr, form: tl.constexpr, VALUES: tl.constexpr = False,
+):  # fmt: skip
+    """Writes the kept rows of a tile as load_rows has it, rounded to the type of the matrix."""
+    DIM: tl.constexpr = form.VALUE_DIM if VALUES else form.HEAD_DIM
+    COLUMNS: tl.constexpr = form.BLOCK_V if VALUES else form.BLOCK_D
+    ptrs = tile_ptrs(ptr, start, stride, form.ALIGN, BLOCK, COLUMNS)
     keep = keep[:, None]
-    if form.HEAD_DIM != form.BLOCK_D:
-        keep = keep & (tl.arange(0, form.BLOCK_D)[None, :] < form.HEAD_DIM)
+    if DIM != COLUMNS:
+        keep = keep & (tl.arange(0, COLUMNS)[None, :] < DIM)
     tl.store(ptrs, tile.to(ptr.dtype.element_ty), mask=keep)
 
 

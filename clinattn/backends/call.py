@@ -9,12 +9,15 @@ from torch import Tensor
 
 SymInt = int | torch.SymInt
 
+MAX_HEAD_DIM = 256  # of the fused kernels
+
 
 class Arguments(NamedTuple):
     """Arguments of one attention call, as every backend gets them.
 
-    Dense: q (B, H, Nq, D), k and v (B, Hkv, Nk, D). Packed: q (Tq, H, D), k and v (Tk, Hkv, D),
-    cu_seqlens int32 (S + 1,). mask: 4-D, bool or floating, size 1 where it broadcasts.
+    Dense: q (B, H, Nq, D), k and v (B, Hkv, Nk, D or Dv). Packed: q (Tq, H, D), k and v (Tk, Hkv,
+    D or Dv), cu_seqlens int32 (S + 1,). o has the width of v. mask: 4-D, bool or floating, size 1
+    where it broadcasts.
     q_lengths, kv_start, kv_end: int32 (B,), dense only.
     lo, hi: int32, (B, Nq) or (Tq,), both or neither: query i sees only the keys lo_i <= j < hi_i,
     counted within its sequence. Neither decreases along the valid queries of a sequence.

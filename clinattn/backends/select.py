@@ -12,7 +12,7 @@ import torch
 
 from clinattn.backends import cpu, cuda, triton
 from clinattn.backends.backend import Backend, Implementation
-from clinattn.backends.call import FEATURE_SCALARS, NEEDS, Arguments
+from clinattn.backends.call import FEATURE_SCALARS, MAX_HEAD_DIM, NEEDS, Arguments
 
 NAMES = ("triton", "cuda", "cpu", "reference")
 
@@ -36,7 +36,9 @@ GRADIENTS = tuple(  # in the order of NEEDS
     f"the gradient of {word}"
     for word in ("attn_mask", "time_decay", "alibi_slopes", "relative_bias")
 )
-FEATURES = (*WORDS.values(), *FEATURE_SCALARS, *GRADIENTS)
+IN_KERNELS = (*WORDS.values(), *FEATURE_SCALARS, *GRADIENTS)
+WIDE = f"head_dim above {MAX_HEAD_DIM}"
+FEATURES = (*IN_KERNELS, WIDE)
 
 
 class Serves(NamedTuple):
@@ -47,11 +49,12 @@ class Serves(NamedTuple):
 
 
 SERVES = {
-    "triton": Serves(forward=FEATURES, backward=FEATURES),
-    "cuda": Serves(forward=FEATURES, backward=FEATURES),
-    "cpu": Serves(forward=FEATURES, backward=FEATURES),
+    "triton": Serves(forward=IN_KERNELS, backward=IN_KERNELS),
+    "cuda": Serves(forward=IN_KERNELS, backward=IN_KERNELS),
+    "cpu": Serves(forward=IN_KERNELS, backward=IN_KERNELS),
     "reference": Serves(forward=FEATURES, backward=FEATURES),
 }
+
 
 class Status(NamedTuple):
     """The state of a backend here: true when it can run, else false with the reasons."""
@@ -90,12 +93,14 @@ def reasons_against(name: str, device: torch.device | None = None) -> list[str]:
 
 def asked_for(call: Arguments, needs: int) -> tuple[str, ...]:
     """Returns the FEATURES that a call has, the gradients in `needs` among them."""
-    if call.is_plain() and call.lo is None and not (call.global_prefix or needs):
+    wide = call.q.size(-1) > MAX_HEAD_DIM or call.v.size(-1) > MAX_HEAD_DIM
+    if call.is_plain() and call.lo is None and not (call.global_prefix or needs or wide):
         return ()
     asked = (
         *(getattr(call, field) is not None for field in WORDS),
         *(getattr(call, name) != 0 for name in FEATURE_SCALARS),
         *(needs & bit for bit in NEEDS.values()),
+        wide,
     )
     return tuple(name for name, wanted in zip(FEATURES, asked, strict=True) if wanted)
 

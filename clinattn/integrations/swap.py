@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import nn
 
+from clinattn.backends.call import MAX_HEAD_DIM
 from clinattn.integrations.outcome import Outcome
 
-MAX_HEAD_DIM = 256
 # Parameters of transformers' forwards under the names that later releases gave them.
 RENAMED = {"cache": "past_key_values"}  # 5.24
 

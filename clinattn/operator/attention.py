@@ -11,7 +11,7 @@ from torch.amp import is_autocast_available
 from clinattn.backends.call import Arguments
 from clinattn.operator.functions import attend
 from clinattn.operator.visibility import PreparedMask, Window, fold_window, prepare_mask, shorter
-from clinattn.operator.words import checks
+from clinattn.operator.words import checks, forms
 from clinattn.operator.words.features import Words, dense_features, packed_features
 from clinattn.operator.words.scalars import as_flag
 
@@ -60,8 +60,11 @@ def fused_attention(
 ) -> Any:
     """Exact softmax attention in O(N) memory.
 
-    query: (B, H, Nq, D); key, value: (B, Hkv, Nk, D), with 1 <= D <= 256, of one device and one
-    dtype: fp32, bf16, fp16, or on the CPU fp64. Any strides; a last stride of 1 avoids a copy.
+    query: (B, H, Nq, D); key: (B, Hkv, Nk, D); value: (B, Hkv, Nk, Dv), of one device and dtype:
+    fp32, bf16, fp16, or on the CPU fp64. Any strides; a last stride of 1 avoids a copy. A D or Dv
+    above 256 is served by the reference, with a warning. As in torch, two or more dimensions are
+    taken, and those before the last two broadcast; B below is then the product of all but the last
+    of these, and arguments per sequence or head need at least four dimensions.
     attn_mask: bool (True = visible) or floating (added to the scores), broadcasts to
     (B, H, Nq, Nk). It is never expanded; a mask that is the same for all queries is read as Nk
     values. Together with is_causal, a key is visible where both allow it. A floating mask may
@@ -99,7 +102,7 @@ def fused_attention(
     queries see all valid keys, whatever causal, window, segments and times say; at most Nk.
     backend: "triton", "cuda", "cpu" or "reference"; None chooses (see clinattn.backends()).
 
-    Returns o (B, H, Nq, D), and with return_lse also the natural log of the softmax normaliser,
+    Returns o (B, H, Nq, Dv), and with return_lse also the natural log of the softmax normaliser,
     (B, H, Nq), in fp32 (fp64 for fp64 inputs); both have gradients. A query that sees no key
     returns o = 0 and lse = -inf, and zero gradients. Follows Dao, FlashAttention-2 (2023).
     Raises TypeError or ValueError for wrong or meaningless arguments, NotImplementedError for those
@@ -108,7 +111,17 @@ def fused_attention(
     """
     checks.check_tensors(query, key, value)
     query, key, value = _autocast(query, key, value)
-    checks.check_dense(query, key, value, as_flag("enable_gqa", enable_gqa))
+    enable_gqa = as_flag("enable_gqa", enable_gqa)
+    form = None
+    if not forms.is_dense(query, key, value, enable_gqa):
+        form = forms.dense_form(query, key, value, attn_mask, enable_gqa)
+        form.refuse(
+            kv_lengths=kv_lengths, q_lengths=q_lengths, segment_ids=segment_ids, times=times,
+            time_decay=time_decay, alibi_slopes=alibi_slopes, relative_bias=relative_bias,
+        )  # fmt: skip
+        query, key, value, attn_mask, _ = form
+        enable_gqa = True
+    checks.check_dense(query, key, value, enable_gqa)
     batch, heads, n_queries, head_dim = query.shape
     n_keys = key.shape[2]
     is_causal, bottom_right = as_flag("is_causal", is_causal), as_flag("bottom_right", bottom_right)
@@ -157,6 +170,8 @@ def fused_attention(
         )  # fmt: skip
         call = call._replace(**dense_features(words, query, n_keys, lengths, kv_start))
     o, lse = attend(call, backend)
+    if form is not None:
+        o, lse = form.as_given(o, 2), form.as_given(lse, 2)
     return (o, lse) if return_lse else o
 
 
@@ -187,8 +202,9 @@ def fused_attention_varlen(
 ) -> Any:
     """Exact softmax attention over sequences packed one after the other, without padding.
 
-    query: (Tq, H, D); key, value: (Tk, Hkv, D). cu_seqlens_q: int32 (S + 1,), sequence s has the
-    rows [cu_seqlens_q[s], cu_seqlens_q[s + 1]); starts at 0, never decreases, ends at most at Tq.
+    query: (Tq, H, D); key: (Tk, Hkv, D); value: (Tk, Hkv, Dv). cu_seqlens_q: int32 (S + 1,),
+    sequence s has the rows [cu_seqlens_q[s], cu_seqlens_q[s + 1]); starts at 0, never decreases,
+    ends at most at Tq.
     cu_seqlens_k: the same for the keys; default cu_seqlens_q. Rows past the last end see nothing.
     max_seqlen_q, max_seqlen_k: upper bounds of the lengths. Left out, they are read from
     cu_seqlens, which stops the host until a GPU has them; torch.compile takes the totals Tq and Tk.
@@ -197,7 +213,7 @@ def fused_attention_varlen(
     (T,), with the same cu_seqlens for queries and keys; the first of a sequence is its origin.
     alibi_slopes: (H,) or (S, H). The other arguments are those of fused_attention.
 
-    Returns o (Tq, H, D), and with return_lse also lse (H, Tq). Raises as fused_attention does.
+    Returns o (Tq, H, Dv), and with return_lse also lse (H, Tq). Raises as fused_attention does.
     """
     checks.check_tensors(query, key, value)
     query, key, value = _autocast(query, key, value)

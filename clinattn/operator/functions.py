@@ -16,7 +16,7 @@ from clinattn.backends.call import FEATURE_SCALARS, NEEDS, Arguments, Gradients,
 from clinattn.operator import ops  # ops registers torch.ops.clinattn
 from clinattn.operator.autograd import Function, op_is_watched
 from clinattn.operator.visibility import unexpanded
-from clinattn.operator.words import checks, feature_checks
+from clinattn.operator.words import checks, feature_checks, forms
 from clinattn.operator.words.scalars import as_flag, as_float, as_int, as_size, at_most_far
 
 FORWARD = torch.ops.clinattn.attention_forward.default
@@ -60,16 +60,24 @@ class FusedAttention(Function):
 
     Further arguments are those of the op clinattn::attention_forward, in the same order, with
     defaults. return_lse=True returns (o, lse, lse_low), where lse_low is the part of lse that
-    rounding took away, and has no gradient. fused_attention is the function for users.
+    rounding took away, and has no gradient. q, k and v may have the forms that fused_attention
+    takes, which is the function for users, except under torch.compile: four dimensions there.
     """
 
     @classmethod
     def apply(cls, *args: Any, **kwargs: Any) -> Any:
         # torch.compile does not come through here: it traces forward and backward themselves.
-        call, backend, return_lse = _complete(*args, **kwargs)
-        return_lse = as_flag("return_lse", return_lse)
-        q, k, v = call.q, call.k, call.v
+        given: Any = Given(*args, **kwargs)
+        q, k, v = given[:3]
         checks.check_tensors(q, k, v)
+        form = None
+        if given.cu_seqlens_q is None and not forms.is_dense(q, k, v, False):
+            fewer_heads = q.dim() > 2 < k.dim() and 1 != k.shape[-3] < q.shape[-3]
+            form = forms.dense_form(q, k, v, given.mask, fewer_heads)
+            q, k, v, mask, _ = form
+            given = given._replace(q=q, k=k, v=v, mask=mask)
+        call, backend, return_lse = _complete(*given)
+        return_lse = as_flag("return_lse", return_lse)
         check = checks.check_packed if call.is_packed() else checks.check_dense
         check(q, k, v, True)
         if call.mask is not None:
@@ -78,9 +86,11 @@ class FusedAttention(Function):
         if not torch.compiler.is_compiling():  # torch.export does, with what attend was given
             call, backend = _checked(call, backend)
         o, lse, lse_low = cls.run(*call, backend, True)
-        if not return_lse:
-            return o
-        return o, lse, torch.zeros_like(lse) if lse_low is None else lse_low
+        if lse_low is None:
+            lse_low = torch.zeros_like(lse)
+        if form is not None:
+            o, lse, lse_low = (form.as_given(x, 2) for x in (o, lse, lse_low))
+        return (o, lse, lse_low) if return_lse else o
 
     @staticmethod
     def forward(*given: Any) -> Any:

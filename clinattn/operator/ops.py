@@ -62,6 +62,11 @@ def lse_like(q: Tensor, packed: bool) -> Tensor:
     return q.new_empty(shape, dtype=dtype)
 
 
+def output_like(q: Tensor, v: Tensor) -> Tensor:
+    """Returns an unwritten o: as q, and as wide as v."""
+    return q.new_empty((*q.shape[:-1], v.shape[-1]))
+
+
 def with_unit_last_stride(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
@@ -82,7 +87,7 @@ def forward(call: Arguments, backend: str) -> tuple[Any, ...]:
     q, k = call.q, call.k
     if q.numel() == 0 or k.numel() == 0:
         lse = lse_like(q, call.is_packed())
-        return q.new_zeros(q.shape), lse.fill_(-float("inf")), None
+        return output_like(q, call.v).zero_(), lse.fill_(-float("inf")), None
     call = with_unit_last_strides(call)
     chosen = implementation(backend, q, asked_for(call, 0))
     if ranges.on:
@@ -141,9 +146,9 @@ def attention_double_backward(*args: Any) -> tuple[Tensor, ...]:
     return reference.attention_double_backward(call, cotangents, do, dlse, lse, lse_low, needs)
 
 
-def forward_fake(q: Tensor, cu_seqlens_q: Tensor | None, **_: Any) -> tuple[Tensor, ...]:
+def forward_fake(q: Tensor, v: Tensor, cu_seqlens_q: Tensor | None, **_: Any) -> tuple[Tensor, ...]:
     lse = lse_like(q, packed=cu_seqlens_q is not None)
-    return q.new_empty(q.shape), lse, torch.empty_like(lse)
+    return output_like(q, v), lse, torch.empty_like(lse)
 
 
 def backward_fake(q: Tensor, k: Tensor, v: Tensor, needs: int, **row: Any) -> tuple[Tensor, ...]:

@@ -41,20 +41,21 @@ struct AmxBackward {
   static constexpr bool kBeside = kParts > 1;
   static constexpr int64_t kHalves = kBeside ? 2 : 1;  // slices, and blocks of queries, kept
 
-  const int64_t head_dim, width;  // width: head_dim padded to two tiles
+  const int64_t head_dim, value_dim;
+  const int64_t width, v_width;  // these two padded to two tiles
   // Tile by tile, the parts of a tile side by side; sizes at D 64 and one part. That is 0.7 MB of
   // L2; of three parts 1.5 MB, and more than L2 holds at D 128.
-  Bf16 *k, *v, *kt;             // K and V (keys, d), K^T (d, keys) as A operands: 64 KB each
-  Bf16 *q, *dout;               // Q^T and dO^T (d, queries) as B operands: 16 KB each
-  Bf16 *q_pairs, *dout_pairs;   // Q and dO (queries, d) as B operands: 16 KB each, kHalves
-  float *s_all, *dp_all;        // 2 x 2 tiles (keys, queries), three buffers: 12 KB each
-  Bf16 *p, *ds;                 // (keys, queries) of a slice as A operands: 32 KB each, kHalves
-  Bf16* ds_pairs;               // ds (keys, queries) of a slice as B operand: 32 KB, kHalves
-  float *dk, *dv;               // blocks of 32 keys and 32 d: 128 KB each
-  float* dqt;                   // dq^T, blocks of 32 d and 32 queries: 32 KB
-  float* sums;                  // three blocks that wait to be added to dk or dv
-  Bf16 *stage, *stage2, *pair;  // rows on their way into tiles
-  float* out;                   // (2, 16, width): rows of dk and dv on their way out
+  Tiled<Bf16> k, v, kt;             // K and V (keys, d), K^T (d, keys) as A operands: 64 KB each
+  Tiled<Bf16> q, dout;              // Q^T and dO^T (d, queries) as B operands: 16 KB each
+  Tiled<Bf16> q_pairs, dout_pairs;  // Q and dO (queries, d) as B operands: 16 KB each, kHalves
+  float *s_all, *dp_all;            // 2 x 2 tiles (keys, queries), three buffers: 12 KB each
+  Bf16 *p, *ds;                     // (keys, queries) of a slice as A operands: 32 KB each, kHalves
+  Bf16* ds_pairs;                   // ds (keys, queries) of a slice as B operand: 32 KB, kHalves
+  Tiled<float> dk, dv;              // blocks of 32 keys and 32 d: 128 KB each
+  float* dqt;                       // dq^T, blocks of 32 d and 32 queries: 32 KB
+  float* sums;                      // three blocks that wait to be added to dk or dv
+  Bf16 *stage, *stage2, *pair;      // rows of k and q, and of do, on their way into tiles
+  float* out;                       // (width + v_width): a row of dk and one of dv on their way out
   float *offset, *fraction, *delta;  // (kRows): p = fraction 2^(s + offset), offset an integer
   float* large;                      // (kRows): the normaliser of a large row, else 0
   float *s, *dp;                     // the buffers at hand
@@ -71,28 +72,35 @@ struct AmxBackward {
   bool finite_keys() const { return keys.finite; }
   bool finite_rows() const { return queries.finite && gradients.finite; }
 
-  AmxBackward(Arena& a, int64_t head_dim)
-      : head_dim(head_dim), width(round_up(head_dim, 32)), summing(*this) {
-    k = a.take<Bf16>(kParts * kKeys * width);
-    v = a.take<Bf16>(kParts * kKeys * width);
-    kt = a.take<Bf16>(kParts * kKeys * width);
-    q = a.take<Bf16>(kParts * kRows * width);
-    dout = a.take<Bf16>(kParts * kRows * width);
-    q_pairs = a.take<Bf16>(kHalves * kParts * kRows * width);
-    dout_pairs = a.take<Bf16>(kHalves * kParts * kRows * width);
+  AmxBackward(Arena& a, int64_t head_dim, int64_t value_dim)
+      : head_dim(head_dim),
+        value_dim(value_dim),
+        width(round_up(head_dim, 32)),
+        v_width(round_up(value_dim, 32)),
+        summing(*this) {
+    const auto tiles = [&](int64_t rows, int64_t width) {
+      return Tiled<Bf16>{a.take<Bf16>(kParts * rows * width), width};
+    };
+    k = tiles(kKeys, width);
+    v = tiles(kKeys, v_width);
+    kt = tiles(kKeys, width);
+    q = tiles(kRows, width);
+    dout = tiles(kRows, v_width);
+    q_pairs = tiles(kHalves * kRows, width);
+    dout_pairs = tiles(kHalves * kRows, v_width);
     s_all = a.take<float>(3 * 32 * 32);
     dp_all = a.take<float>(3 * 32 * 32);
     p = a.take<Bf16>(kHalves * kWeights);
     ds = a.take<Bf16>(kHalves * kWeights);
     ds_pairs = a.take<Bf16>(kHalves * kWeights);
-    dk = a.take<float>(kKeys * width);
-    dv = a.take<float>(kKeys * width);
+    dk = {a.take<float>(kKeys * width), width};
+    dv = {a.take<float>(kKeys * v_width), v_width};
     dqt = a.take<float>(kRows * width);
     sums = a.take<float>(3 * 32 * 32);
     stage = a.take<Bf16>(kParts * kRows * width);
-    stage2 = a.take<Bf16>(kParts * kRows * width);
+    stage2 = a.take<Bf16>(kParts * kRows * v_width);
     pair = a.take<Bf16>(kTile);
-    out = a.take<float>(2 * 16 * width);
+    out = a.take<float>(width + v_width);
     offset = a.take<float>(kRows);
     fraction = a.take<float>(kRows);
     delta = a.take<float>(kRows);
@@ -101,20 +109,20 @@ struct AmxBackward {
   }
 
   // 16 keys, 32 d
-  Bf16* key_tile(Bf16* base, int64_t part, int64_t key, int64_t d) {
-    return base + ((key / 16 * (width / 32) + d / 32) * kParts + part) * kTile;
+  static Bf16* key_tile(const Tiled<Bf16>& x, int64_t part, int64_t key, int64_t d) {
+    return x.at + ((key / 16 * (x.width / 32) + d / 32) * kParts + part) * kTile;
   }
   // 16 d, 32 keys
   Bf16* kt_tile(int64_t part, int64_t key, int64_t d) {
-    return kt + ((key / 32 * (width / 16) + d / 16) * kParts + part) * kTile;
+    return kt.at + ((key / 32 * (width / 16) + d / 16) * kParts + part) * kTile;
   }
   // 32 d, 16 queries
-  Bf16* query_tile(Bf16* base, int64_t part, int64_t i, int64_t d) {
-    return base + ((i / 16 * (width / 32) + d / 32) * kParts + part) * kTile;
+  static Bf16* query_tile(const Tiled<Bf16>& x, int64_t part, int64_t i, int64_t d) {
+    return x.at + ((i / 16 * (x.width / 32) + d / 32) * kParts + part) * kTile;
   }
   // 32 queries, 16 d
-  Bf16* query_pair_tile(Bf16* base, int64_t part, int64_t i, int64_t d) {
-    return base + ((i / 32 * (width / 16) + d / 16) * kParts + part) * kTile;
+  static Bf16* query_pair_tile(const Tiled<Bf16>& x, int64_t part, int64_t i, int64_t d) {
+    return x.at + ((i / 32 * (x.width / 16) + d / 16) * kParts + part) * kTile;
   }
   // 16 keys of the slice, 32 queries
   static Bf16* weight_tile(Bf16* base, uint64_t part, uint64_t key, uint64_t i) {
@@ -125,8 +133,8 @@ struct AmxBackward {
     return base + ((i / 16 * (kSlice / 32) + key / 32) * kParts + part) * kTile;
   }
   // 32 keys, 32 d as 2 x 2 tiles
-  float* gradient_block(float* base, int64_t key, int64_t d) {
-    return base + (key / 32 * (width / 32) + d / 32) * 1024;
+  static float* gradient_block(const Tiled<float>& x, int64_t key, int64_t d) {
+    return x.at + (key / 32 * (x.width / 32) + d / 32) * 1024;
   }
   float* dqt_block(int64_t i, int64_t d) { return dqt + (i / 32 * (width / 32) + d / 32) * 1024; }
   // The scores of 16 queries with one key of the tile, which the buffer at hand holds
@@ -138,7 +146,9 @@ struct AmxBackward {
     factors = AmxFactors::of(q_bits, do_bits, max64(count, kKeys));
     unit = factors.scores();
   }
-  bool outgrown() const { return factors.outgrown(keys.size(), values.size(), width); }
+  bool outgrown() const {
+    return factors.outgrown(keys.size(), values.size(), max64(width, v_width));
+  }
   // All is packed as it is.
   void lower() {
     factors = {};
@@ -147,8 +157,8 @@ struct AmxBackward {
 
   void begin_tile(int64_t count) {
     keys = values = {};
-    memset(dk, 0, round_up(count, 32) * width * sizeof(float));
-    memset(dv, 0, round_up(count, 32) * width * sizeof(float));
+    for (const Tiled<float>& x : {dk, dv})
+      memset(x.at, 0, round_up(count, 32) * x.width * sizeof(float));
   }
 
   // n keys from j0 of the tile, at most kBlock; a null row is hidden from all and packed as zeros.
@@ -161,7 +171,7 @@ struct AmxBackward {
     for (int64_t j = 0; j < n; ++j) {
       const int64_t line = j % 16 * 32;
       values.add(split_row<kParts>({key_tile(v, 0, j0 + j, 0) + line, kTile, kParts * kTile},
-                                   v_rows[j], dtype, head_dim, width, factors.raised));
+                                   v_rows[j], dtype, value_dim, v_width, factors.raised));
       for (int64_t part = 0; part < kParts; ++part)
         for (int64_t d = 0; d < width; d += 32)
           copy_line(key_tile(k, part, j0 + j, d) + line, stage + (part * kBlock + j) * width + d);
@@ -181,8 +191,8 @@ struct AmxBackward {
                float lse2, float low, bool is_large, float row_delta) {
     queries.add(split_row<kParts>({stage + i * kParts * width, width, 32}, q_row, dtype, head_dim,
                                   width, negate ? -factors.raised : factors.raised));
-    gradients.add(split_row<kParts>({stage2 + i * kParts * width, width, 32}, do_row, dtype,
-                                    head_dim, width, factors.gradient));
+    gradients.add(split_row<kParts>({stage2 + i * kParts * v_width, v_width, 32}, do_row, dtype,
+                                    value_dim, v_width, factors.gradient));
     offset[i] = is_large ? 0 : lse2;
     large[i] = is_large ? lse2 : 0;
     fraction[i] = low;
@@ -203,7 +213,9 @@ struct AmxBackward {
     }
   }
 
-  Bf16* pairs_of_block(Bf16* base) { return base + blocks % kHalves * (kParts * kRows * width); }
+  Tiled<Bf16> pairs_of_block(const Tiled<Bf16>& x) const {
+    return {x.at + blocks % kHalves * (kParts * kRows * x.width), x.width};
+  }
 
   // Packs the staged rows; those from n to the next pair of tiles become zeros that give nothing.
   void end_block(int64_t n) {
@@ -211,21 +223,21 @@ struct AmxBackward {
     for (int64_t i = n; i < rows; ++i)
       put_row(i, nullptr, nullptr, DType::kFloat32, false, __builtin_inff(), 0, false, 0);
     split_normalisers(rows);
+    pack_rows(stage, n, q, pairs_of_block(q_pairs));
+    pack_rows(stage2, n, dout, pairs_of_block(dout_pairs));
+  }
+
+  static void pack_rows(const Bf16* staged, int64_t n, const Tiled<Bf16>& transposed,
+                        const Tiled<Bf16>& pairs) {
+    const int64_t ld = kParts * pairs.width;
     for (int64_t part = 0; part < kParts; ++part) {
-      const int64_t ld = kParts * width;
-      const Bf16 *q_rows = stage + part * width, *do_rows = stage2 + part * width;
+      const Bf16* rows = staged + part * pairs.width;
       for (int64_t i = 0; i < n; i += 16)
-        for (int64_t d = 0; d < width; d += 32) {
-          pack_transposed(query_tile(q, part, i, d), q_rows + i * ld + d, ld);
-          pack_transposed(query_tile(dout, part, i, d), do_rows + i * ld + d, ld);
-        }
-      for (int64_t i = 0; i < rows; i += 32)
-        for (int64_t d = 0; d < width; d += 16) {
-          pack_paired<true>(query_pair_tile(pairs_of_block(q_pairs), part, i, d),
-                            q_rows + i * ld + d, ld);
-          pack_paired<true>(query_pair_tile(pairs_of_block(dout_pairs), part, i, d),
-                            do_rows + i * ld + d, ld);
-        }
+        for (int64_t d = 0; d < pairs.width; d += 32)
+          pack_transposed(query_tile(transposed, part, i, d), rows + i * ld + d, ld);
+      for (int64_t i = 0; i < n; i += 32)
+        for (int64_t d = 0; d < pairs.width; d += 16)
+          pack_paired<true>(query_pair_tile(pairs, part, i, d), rows + i * ld + d, ld);
     }
   }
 
@@ -283,9 +295,9 @@ struct AmxBackward {
     int64_t waiting = -1;  // the block whose dp is not stored yet
     const int64_t products_of_a_block =
         summing.products.template calls<AllProducts<kParts>>(width / 32) +
-        summing.products.calls(width / 32);
+        summing.products.calls(v_width / 32);
     const auto multiply = [&](int64_t b, auto& work) {
-      const int64_t step = kParts * kTile, next = width / 32 * step;
+      const int64_t step = kParts * kTile, next = width / 32 * step, v_next = v_width / 32 * step;
       const bool two_keys = ahead.columns() > 16, two_queries = ahead.seen_rows() > 16;
       // scores as the forward pass has them
       summing.template multiply<false, true, AllProducts<kParts>>(
@@ -293,8 +305,8 @@ struct AmxBackward {
           {query_tile(q, 0, ahead.i, 0), next, kTile, step, two_queries}, width / 32,
           s_all + b % 3 * 1024, work);
       summing.template multiply<false, true>(
-          {key_tile(v, 0, ahead.j, 0), next, kTile, step, two_keys},
-          {query_tile(dout, 0, ahead.i, 0), next, kTile, step, two_queries}, width / 32,
+          {key_tile(v, 0, ahead.j, 0), v_next, kTile, step, two_keys},
+          {query_tile(dout, 0, ahead.i, 0), v_next, kTile, step, two_queries}, v_width / 32,
           dp_all + b % (1 + kHalves) * 1024, work);
       waiting = b;
       ahead.next();
@@ -318,7 +330,7 @@ struct AmxBackward {
       if (odd_scores)
         mend<kParts>(s, key_tile(k, 0, j, 0), query_tile(q, 0, i, 0), width, small_scores);
       if (tiny || odd_dp)
-        mend<kParts>(dp, key_tile(v, 0, j, 0), query_tile(dout, 0, i, 0), width, tiny);
+        mend<kParts>(dp, key_tile(v, 0, j, 0), query_tile(dout, 0, i, 0), v_width, tiny);
       const bool edge = is_edge(i, seen, j, last);
       const auto scales =
           edge && hide(i, seen, j, last) ? Units<float>::of_natural() : units.times(unit);
@@ -427,12 +439,11 @@ struct AmxBackward {
   }
 
   const float* dk_row(int64_t j) { return gradient_row(dk, out, j, 1 / factors.dq()); }
-  const float* dv_row(int64_t j) {
-    return gradient_row(dv, out + 16 * width, j, 1 / factors.gradient);
-  }
-  const float* gradient_row(float* blocks, float* row, int64_t j, float unit_of_it) {
-    for (int64_t d = 0; d < width; d += 16) {
-      const __m512 x = V::load(gradient_block(blocks, j, d) + in_block(j % 32, d % 32));
+  const float* dv_row(int64_t j) { return gradient_row(dv, out + width, j, 1 / factors.gradient); }
+  static const float* gradient_row(const Tiled<float>& gradient, float* row, int64_t j,
+                                   float unit_of_it) {
+    for (int64_t d = 0; d < gradient.width; d += 16) {
+      const __m512 x = V::load(gradient_block(gradient, j, d) + in_block(j % 32, d % 32));
       V::store(row + d, V::mul(x, V::set1(unit_of_it)));
     }
     return row;

@@ -359,7 +359,7 @@ class AmxFold {
     Queries& q = *group.queries;
     for (int64_t i = 0; i < 2; ++i) {
       if (kCut && kDropout) {
-        float* to = q.o + e.width * 32 + i * 256;
+        float* to = q.o + e.v_width * 32 + i * 256;
         V::store(to, V::add(V::load(to), q.cut[i]));
         q.cut[i] = V::zero();
       }
@@ -376,7 +376,7 @@ class AmxFold {
     if (e.values.small || (!e.values.finite && (group.edge || kParts > 1))) {
       settle();
       e.multiply_seen(q.o, group.p, group.at, group.first, group.last + 1, group.edge);
-      piece = e.width;
+      piece = e.v_width;
     }
   }
 
@@ -389,14 +389,14 @@ class AmxFold {
     const Group& g = weighed;
     const int64_t blocks = g.last + 1 - g.first, d = piece;
     piece += 32;
-    if (kCut && kDropout && d == e.width) return;
+    if (kCut && kDropout && d == e.v_width) return;
     float* o = g.queries->o + d * 32;
     const bool at_once = kInPlace || g.fresh;
     float* c = at_once ? o : e.sums + pieces++ % 2 * 1024;
-    const Operand values = kCut && d == e.width
+    const Operand values = kCut && d == e.v_width
                                ? Operand{e.ones, 0, 0, 0, false}
                                : Operand{e.v_tile(0, g.at + g.first * kKeys, d), kParts * kTile,
-                                         kTile, e.width / 16 * kParts * kTile};
+                                         kTile, e.v_width / 16 * kParts * kTile};
     multiply<kInPlace>(values,
                        {e.p_tile(g.p, 0, 0, g.first), kParts * kTile, kTile, 2 * kParts * kTile,
                         g.queries->halves > 1},

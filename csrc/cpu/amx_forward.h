@@ -28,8 +28,9 @@ struct AmxForward {
   static constexpr float kRaisedValues = 0x1p40f, kLoweredValues = 0x1p-11f;
   static constexpr int64_t kChunk = 1024;  // queries of a task, all heads of a group
 
-  const int64_t head_dim, width;  // width: head_dim padded to two tiles
-  const int64_t o_width;          // with a tile for the sums of cut weights, which one part has
+  const int64_t head_dim, value_dim;
+  const int64_t width, v_width;  // these two padded to two tiles
+  const int64_t o_width;         // with a tile for the sums of cut weights, which one part has
   const int64_t rows;
   const int64_t buffers;  // of scores
   const int64_t panel;    // keys packed together: k and v of them take 512 KB of L2
@@ -40,12 +41,13 @@ struct AmxForward {
   // of L1, and a short sequence does not fill the pages.
   Bf16* q;       // q^T (rows / 16, width / 32, parts, tile): 1024 x 64 x 2 bytes = 128 KB a part
   Bf16* k;       // (panel / 16, width / 32, parts, tile)
-  Bf16* v;       // v^T (panel / 32, width / 16, parts, tile)
+  Bf16* v;       // v^T (panel / 32, v_width / 16, parts, tile)
   float* s_all;  // s^T, buffers of (2 tiles of keys, 2 of queries, 16, 16): 4 KB each
   Bf16* p;       // p^T of two groups, (kGroup, 2, parts, tile) each: 2 KB a part and block
   float* sums;   // (p v)^T before it joins o, two buffers of (2 tiles of d, 2 of queries, 16, 16)
-  Bf16 *stage, *pairs;            // (parts, kBlock, width): rows on their way into tiles; one tile
-  float* out;                     // (16, width): rows of o on their way out
+  // (parts, kBlock, width or v_width): rows on their way into tiles; one tile
+  Bf16 *stage, *pairs;
+  float* out;                     // (16, v_width): rows of o on their way out
   Bf16* ones;                     // one tile
   Packing *of_queries, *of_keys;  // by kRows and kKeys
   float* s;                       // the buffer at hand
@@ -53,22 +55,24 @@ struct AmxForward {
   float raised;                   // the factor of v
   ColumnKept<V> kept;             // by dropout, of that
 
-  AmxForward(Arena& a, int64_t head_dim, int64_t rows)
+  AmxForward(Arena& a, int64_t head_dim, int64_t value_dim, int64_t rows)
       : head_dim(head_dim),
+        value_dim(value_dim),
         width(round_up(head_dim, 32)),
-        o_width(width + (kParts == 1 ? 16 : 0)),
+        v_width(round_up(value_dim, 32)),
+        o_width(v_width + (kParts == 1 ? 16 : 0)),
         rows(round_up(rows, kRows)),
-        buffers(width > 64 ? 2 : 3),
-        panel(131072 / (kParts * width * kAligned) * kAligned) {
+        buffers(max64(width, v_width) > 64 ? 2 : 3),
+        panel(262144 / (kParts * (width + v_width) * kAligned) * kAligned) {
     q = a.take<Bf16>(kParts * this->rows * width);
     k = a.take<Bf16>(kParts * panel * width);
-    v = a.take<Bf16>(kParts * panel * width);
+    v = a.take<Bf16>(kParts * panel * v_width);
     s_all = a.take<float>(buffers * kRows * kKeys);
     p = a.take<Bf16>(2 * 2 * kGroup * kParts * kTile);
     sums = a.take<float>(2 * kRows * 32);
-    stage = a.take<Bf16>(kParts * kBlock * width);
+    stage = a.take<Bf16>(kParts * kBlock * max64(width, v_width));
     pairs = a.take<Bf16>(kTile);
-    out = a.take<float>(16 * width);
+    out = a.take<float>(16 * v_width);
     ones = a.take<Bf16>(kTile);
     of_queries = a.take<Packing>(this->rows / kRows);
     of_keys = a.take<Packing>(panel / kKeys);
@@ -81,7 +85,7 @@ struct AmxForward {
     return k + ((key / 16 * (width / 32) + d / 32) * kParts + part) * kTile;
   }
   Bf16* v_tile(int64_t part, int64_t key, int64_t d) {
-    return v + ((key / 32 * (width / 16) + d / 16) * kParts + part) * kTile;
+    return v + ((key / 32 * (v_width / 16) + d / 16) * kParts + part) * kTile;
   }
   Bf16* weights(int64_t group) { return p + group * (2 * kGroup * kParts * kTile); }
   static Bf16* p_tile(Bf16* weights, int64_t part, int64_t row, int64_t block) {
@@ -107,7 +111,7 @@ struct AmxForward {
     of_queries[r / kRows] = packed([&](float factor) {
       Contents found;
       for (int64_t i = 0; i < n; ++i)
-        found.add(split_row<kParts>(staged(i), rows_of_q[i], dtype, head_dim, width,
+        found.add(split_row<kParts>(staged(i, width), rows_of_q[i], dtype, head_dim, width,
                                     negate ? -factor : factor));
       return found;
     });
@@ -131,14 +135,15 @@ struct AmxForward {
       return found;
     });
     for (int64_t j = 0; j < kBlock; ++j)
-      values.add(split_row<kParts>(staged(j), v_rows[j], dtype, head_dim, width, raised));
+      values.add(
+          split_row<kParts>(staged(j, v_width), v_rows[j], dtype, value_dim, v_width, raised));
     for (int64_t part = 0; part < kParts; ++part)
-      for (int64_t d = 0; d < width; d += 16) {
-        pack_paired<false>(pairs, stage + part * kBlock * width + d, width);
+      for (int64_t d = 0; d < v_width; d += 16) {
+        pack_paired<false>(pairs, stage + part * kBlock * v_width + d, v_width);
         pack_transposed(v_tile(part, j0, d), pairs, 32);
       }
   }
-  Lines staged(int64_t i) { return {stage + i * width, kBlock * width, 32}; }
+  Lines staged(int64_t i, int64_t width) { return {stage + i * width, kBlock * width, 32}; }
 
   // Packs q or k by kRaised, or by less where the products of such large ones would overflow. What
   // parts then lack counts only where both are large.
@@ -168,7 +173,7 @@ struct AmxForward {
   // numbers too small for their parts.
   void multiply_seen(float* o, Bf16* weights, int64_t at, int64_t first, int64_t end, bool edge) {
     for (int64_t row = 0; row < kRows; ++row)
-      for (int64_t d = 0; d < width; ++d) {
+      for (int64_t d = 0; d < v_width; ++d) {
         float total = 0;
         for (int64_t j = first * kKeys; j < end * kKeys; ++j) {
           float weight = 0, value = 0;
@@ -187,14 +192,14 @@ struct AmxForward {
   const float* output(const float* o, int64_t r) {
     if (r % 16 == 0) {
       const float* tiles = o + r / kRows * kRows * o_width + r % kRows / 16 * 256;
-      for (int64_t d = 0; d < width; d += 16) V::transpose(tiles + d * 32, 16, out + d, width);
+      for (int64_t d = 0; d < v_width; d += 16) V::transpose(tiles + d * 32, 16, out + d, v_width);
     }
-    return out + r % 16 * width;
+    return out + r % 16 * v_width;
   }
   // Returns the divisor of o in row r, whose weights sum to l.
   float normaliser(const float* o, int64_t r, float l) const {
     if (kParts > 1) return l * raised;
-    return o[r / kRows * kRows * o_width + width * 32 + r % kRows / 16 * 256 + r % 16];
+    return o[r / kRows * kRows * o_width + v_width * 32 + r % kRows / 16 * 256 + r % 16];
   }
 };
 

@@ -16,7 +16,8 @@ struct Slice {
   int64_t at, j0, j1, columns_end, n;
   bool first, last;  // of those of the block of queries
   bool skip_rows, skip_keys, edge;
-  Bf16 *p, *ds, *ds_pairs, *q_pairs, *dout_pairs;
+  Bf16 *p, *ds, *ds_pairs;
+  Tiled<Bf16> q_pairs, dout_pairs;
 };
 
 // p and ds of 32 queries from row and 32 keys from key, in 16 units of two keys, an equal share

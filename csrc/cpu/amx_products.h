@@ -42,6 +42,13 @@ struct Operand {
   bool two = true;
 };
 
+// Rows of so many numbers, a multiple of 32, in tiles: operands, or sums in blocks of 2 x 2 tiles
+template <class Element>
+struct Tiled {
+  Element* at;
+  int64_t width;
+};
+
 // Row and column of a block of 2 x 2 tiles of sums
 inline int64_t in_block(int64_t row, int64_t column) {
   return row / 16 * 512 + column / 16 * 256 + row % 16 * 16 + column % 16;

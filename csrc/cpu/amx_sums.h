@@ -52,28 +52,30 @@ class AmxSums {
     summed = slice;
     sum = query = d = 0;
     key = slice.j0;
-    sum_count = 2 * key_sums() + round_up(slice.n, 32) / 32 * (e.width / 32);
+    sum_count = key_sums() + round_up(slice.n, 32) / 32 * (e.width / 32);
     if (slice.skip_rows || slice.skip_keys) sum_seen();
     if (!E::kBeside)
       while (sum < sum_count) multiply_next(none);
   }
 
-  // The next block: first those of dv and dk, key_sums() each, then those of dq.
+  // The next block: first those of dv, then of dk, then of dq.
   template <class Work>
   void multiply_next(Work& work) {
     const int64_t steps = this->steps(sum);
-    if (sum < 2 * key_sums()) {
-      const bool of_v = sum < key_sums();
-      float* to = e.gradient_block(of_v ? e.dv : e.dk, key, d);
+    if (sum < key_sums()) {
+      const bool of_v = sum < value_sums();
+      const Tiled<float>& gradient = of_v ? e.dv : e.dk;
+      float* to = e.gradient_block(gradient, key, d);
       float* c = kInPlace ? to : e.sums + sum % 3 * 1024;
       const bool two = summed.columns_end - key > 16;
       multiply<kInPlace>({e.weight_tile(of_v ? summed.p : summed.ds, 0, key - summed.at, 0),
                           E::kRows / 32 * kNext, kTile, kNext, two},
                          {e.query_pair_tile(of_v ? summed.dout_pairs : summed.q_pairs, 0, 0, d),
-                          kNext, kTile, e.width / 16 * kNext},
+                          kNext, kTile, gradient.width / 16 * kNext},
                          steps, c, work);
       if (!kInPlace) fresh = {c, to, two ? 64 : 32};
       if ((key += 32) == summed.j1) key = summed.j0, d += 32;
+      if (d == gradient.width) d = 0;
     } else {
       const Operand left{e.kt_tile(0, summed.j0, d), kNext, kTile, e.width / 16 * kNext};
       const Operand right{e.ds_pair_tile(summed.ds_pairs, 0, summed.j0 - summed.at, query),
@@ -83,9 +85,8 @@ class AmxSums {
       } else {
         multiply<true>(left, right, steps, e.dqt_block(query, d), work);
       }
-      if ((d += 32) == e.width) query += 32;
+      if ((d += 32) == e.width) query += 32, d = 0;
     }
-    if (d == e.width) d = 0;
     ++sum;
   }
 
@@ -107,9 +108,11 @@ class AmxSums {
   }
 
  private:
-  int64_t key_sums() const { return (summed.j1 - summed.j0) / 32 * (e.width / 32); }
+  // Blocks of dv, and of dv and dk
+  int64_t value_sums() const { return (summed.j1 - summed.j0) / 32 * (e.v_width / 32); }
+  int64_t key_sums() const { return value_sums() + (summed.j1 - summed.j0) / 32 * (e.width / 32); }
   int64_t steps(int64_t index) const {
-    return index < 2 * key_sums() ? ceil_div(summed.n, 32) : (summed.j1 - summed.j0) / 32;
+    return index < key_sums() ? ceil_div(summed.n, 32) : (summed.j1 - summed.j0) / 32;
   }
 
   // Stores what has been multiplied and adds what is to be added.
@@ -129,9 +132,9 @@ class AmxSums {
     if (x.skip_rows) {
       add_seen(e.dv, x.dout_pairs, x.p);
       add_seen(e.dk, x.q_pairs, x.ds);
-      sum = 2 * key_sums();
+      sum = key_sums();
     } else {
-      while (sum < 2 * key_sums()) multiply_next(none);
+      while (sum < key_sums()) multiply_next(none);
     }
     if (x.skip_keys) {
       for (int64_t i = 0; i < x.n; i += 32)
@@ -140,9 +143,9 @@ class AmxSums {
     }
   }
 
-  void add_seen(float* to, Bf16* pairs, Bf16* weights) {
+  void add_seen(const Tiled<float>& to, const Tiled<Bf16>& pairs, Bf16* weights) {
     for (int64_t j = summed.j0; j < summed.columns_end; ++j)
-      for (int64_t d = 0; d < e.width; ++d) {
+      for (int64_t d = 0; d < to.width; ++d) {
         float total = 0;
         for (int64_t i = 0; i < summed.n; ++i) {
           const float weight = weight_of(weights, i, j);

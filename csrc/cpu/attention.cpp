@@ -25,7 +25,7 @@ void cpu_forward(StableIValue* values, uint64_t count, uint64_t) {
   const Precision precision = precision_of(stack.pop<int64_t>());
   AttentionParams p = check(a);
   const auto stat_sizes = stat_shape(p);
-  const Tensor o = empty(a.q.sizes(), a.q.scalar_type(), a.q),
+  const Tensor o = empty(output_shape(p, a.q), a.q.scalar_type(), a.q),
                lse = empty(stat_sizes, stat_type(a.q), a.q),
                lse_low = empty(stat_sizes, stat_type(a.q), a.q);
   if (o.numel() > 0) {
@@ -142,7 +142,7 @@ void cpu_backward(StableIValue* values, uint64_t count, uint64_t) {
   AttentionParams p = check(b.call);
   check_needs(b.call, b.needs);
   const BackwardInputs inputs(p, b);
-  const auto [dq, dk, dv] = allocate_gradients(p, b.call.q, b.call.k);
+  const auto [dq, dk, dv] = allocate_gradients(p, b.call);
   const AddedGradientSums added(b.call, p, b.needs);
   if (p.cu_seqlens_q && p.cu_seqlens_q[p.num_seqs] < p.total_q) zero(dq);
   if (p.cu_seqlens_k && p.cu_seqlens_k[p.num_seqs] < p.total_k) zero(dk), zero(dv);

@@ -47,7 +47,7 @@ struct Backward {
         shared(shared),
         group(p.heads / p.kv_heads),
         arena{static_cast<char*>(scratch)},
-        engine(arena, p.head_dim),
+        engine(arena, p.head_dim, p.value_dim),
         added(arena, p, shared.added) {
     mask_row = arena.take<T>(kKeys);
     if (p.dropout_threshold)
@@ -128,19 +128,19 @@ struct Backward {
       const bool empty = i >= q1 || lse == -kInf;
       if (!empty) {
         load_row<V>(o, row_at(p.o, p.dtype, p.o_strides, seq.index, head, seq.q_row0 + i), p.dtype,
-                    p.head_dim);
+                    p.value_dim);
         load_row<V>(grad, row_at(p.dout, p.dtype, p.do_strides, seq.index, head, seq.q_row0 + i),
-                    p.dtype, p.head_dim);
-        sum = shared.added.wanted ? exact_dot(o, grad, p.head_dim) : dot(o, grad, p.head_dim);
+                    p.dtype, p.value_dim);
+        sum = shared.added.wanted ? exact_dot(o, grad, p.value_dim) : dot(o, grad, p.value_dim);
         if (p.dlse) sum -= static_cast<const T*>(p.dlse)[at];
         if constexpr (E::kRaises) {
           load_row<V>(o, row_at(p.q, p.dtype, p.q_strides, seq.index, head, seq.q_row0 + i),
                       p.dtype, p.head_dim);
-          for (int64_t d = 0; d < p.head_dim; d += V::kWidth) {
-            // NaN comes first and is passed over
+          // NaN comes first and is passed over
+          for (int64_t d = 0; d < p.head_dim; d += V::kWidth)
             largest_q = V::max(V::abs(V::load(o + d)), largest_q);
+          for (int64_t d = 0; d < p.value_dim; d += V::kWidth)
             largest_do = V::max(V::abs(V::load(grad + d)), largest_do);
-          }
           // ds is of its size, too
           if (p.dlse)
             largest_do = V::max(V::abs(V::set1(static_cast<const T*>(p.dlse)[at])), largest_do);
@@ -215,9 +215,9 @@ struct Backward {
     for (int64_t j = 0; j < seq.rows_k; ++j) {
       if (j == seq.k_begin) j = seq.k_end;
       if (j >= seq.rows_k) break;
-      const size_t bytes = p.head_dim * dtype_size(p.dtype);
-      memset(grad_at(p.dk, p.dk_strides, seq, kv_head, seq.k_row0 + j), 0, bytes);
-      memset(grad_at(p.dv, p.dv_strides, seq, kv_head, seq.k_row0 + j), 0, bytes);
+      const size_t size = dtype_size(p.dtype);
+      memset(grad_at(p.dk, p.dk_strides, seq, kv_head, seq.k_row0 + j), 0, p.head_dim * size);
+      memset(grad_at(p.dv, p.dv_strides, seq, kv_head, seq.k_row0 + j), 0, p.value_dim * size);
     }
   }
 
@@ -303,13 +303,14 @@ struct Backward {
     // Part `at` of `parts` of what is read next: dq of this block, q and do of the one behind it
     const int64_t i1 = i0 + n, next = min64(block_start(seq, index + 2), seq.q_end) - i1;
     const auto prefetch = [&](int64_t at, int64_t parts) {
-      const int64_t bytes = p.head_dim * dtype_size(p.dtype);
+      const int64_t size = dtype_size(p.dtype);
       for (int64_t i = at * n / parts; i < (at + 1) * n / parts; ++i)
         prefetch_row(dq_acc_at(seq, head, i0 + i), p.head_dim * sizeof(T));
       for (int64_t i = at * next / parts; i < (at + 1) * next / parts; ++i) {
         const int64_t row = seq.q_row0 + i1 + i;
-        prefetch_row(row_at(p.q, p.dtype, p.q_strides, seq.index, head, row), bytes);
-        prefetch_row(row_at(p.dout, p.dtype, p.do_strides, seq.index, head, row), bytes);
+        prefetch_row(row_at(p.q, p.dtype, p.q_strides, seq.index, head, row), p.head_dim * size);
+        prefetch_row(row_at(p.dout, p.dtype, p.do_strides, seq.index, head, row),
+                     p.value_dim * size);
       }
     };
     const auto differentiate = [&](const auto& extras) {
@@ -374,7 +375,7 @@ struct Backward {
       store_row<V>(grad_at(p.dk, p.dk_strides, seq, kv_head, at), engine.dk_row(j), p.dtype,
                    p.head_dim, [&](auto x) { return V::mul(x, scale); });
       store_row<V>(grad_at(p.dv, p.dv_strides, seq, kv_head, at), engine.dv_row(j), p.dtype,
-                   p.head_dim, [&](auto x) { return V::mul(x, kept); });
+                   p.value_dim, [&](auto x) { return V::mul(x, kept); });
     }
   }
 };

@@ -21,10 +21,11 @@ struct FmaBackward {
   static constexpr int64_t kBlock = V::kWidth;        // keys packed at a time
   static constexpr int64_t kBegin = V::kStrip, kEnd = V::kWidth;  // where columns may begin and end
 
-  const int64_t head_dim, width;  // width: head_dim padded to the vector
+  const int64_t head_dim, value_dim;
+  const int64_t width, v_width;   // these two padded to the vector
   T *kt, *vt, *k;                 // K^T and V^T in strips, K (kKeys, width): 32 KB each at D 64
-  T *dk, *dv;                     // (kKeys, width): 32 KB each
-  T *q, *dout;                    // (kRows, width): 12 KB each
+  T *dk, *dv;                     // (kKeys, width), (kKeys, v_width): 32 KB each
+  T *q, *dout;                    // (kRows, width), (kRows, v_width): 12 KB each
   T *s, *dp;                      // (kRows, kKeys): 24 KB each; p and ds after gradients()
   T *lse2, *lse2_low, *delta;     // (kRows)
   bool* large;                    // (kRows): whether lse2 is a natural one
@@ -35,15 +36,18 @@ struct FmaBackward {
   bool finite_keys() const { return keys_are_finite; }
   bool finite_rows() const { return rows_are_finite; }
 
-  FmaBackward(Arena& a, int64_t head_dim)
-      : head_dim(head_dim), width(round_up(head_dim, V::kWidth)) {
+  FmaBackward(Arena& a, int64_t head_dim, int64_t value_dim)
+      : head_dim(head_dim),
+        value_dim(value_dim),
+        width(round_up(head_dim, V::kWidth)),
+        v_width(round_up(value_dim, V::kWidth)) {
     kt = a.take<T>(kKeys * width);
-    vt = a.take<T>(kKeys * width);
+    vt = a.take<T>(kKeys * v_width);
     k = a.take<T>(kKeys * width);
     dk = a.take<T>(kKeys * width);
-    dv = a.take<T>(kKeys * width);
+    dv = a.take<T>(kKeys * v_width);
     q = a.take<T>(kRows * width);
-    dout = a.take<T>(kRows * width);
+    dout = a.take<T>(kRows * v_width);
     s = a.take<T>(kRows * kKeys);
     dp = a.take<T>(kRows * kKeys);
     lse2 = a.take<T>(kRows);
@@ -64,10 +68,8 @@ struct FmaBackward {
 
   void begin_tile(int64_t keys) {
     keys_are_finite = true;
-    for (int64_t j = 0; j < keys * width; j += V::kWidth) {
-      V::store(dk + j, V::zero());
-      V::store(dv + j, V::zero());
-    }
+    for (int64_t j = 0; j < keys * width; j += V::kWidth) V::store(dk + j, V::zero());
+    for (int64_t j = 0; j < keys * v_width; j += V::kWidth) V::store(dv + j, V::zero());
   }
 
   // Keys [j0, j0 + kBlock) of the tile; a null row is hidden from all and packed as zeros.
@@ -76,13 +78,13 @@ struct FmaBackward {
     T* v_staged = s;
     for (int64_t j = 0; j < kBlock; ++j) {
       load_row_or_zeros<V>(k + (j0 + j) * width, k_rows[j], dtype, head_dim);
-      load_row_or_zeros<V>(v_staged + j * width, v_rows[j], dtype, head_dim);
+      load_row_or_zeros<V>(v_staged + j * v_width, v_rows[j], dtype, value_dim);
     }
-    const int64_t strip = j0 / V::kStrip * (V::kStrip * width) + j0 % V::kStrip;
-    for (int64_t d = 0; d < width; d += V::kWidth) {
-      V::transpose(k + j0 * width + d, width, kt + strip + d * V::kStrip, V::kStrip);
-      V::transpose(v_staged + d, width, vt + strip + d * V::kStrip, V::kStrip);
-    }
+    const int64_t strip = j0 / V::kStrip * V::kStrip, at = j0 % V::kStrip;
+    for (int64_t d = 0; d < width; d += V::kWidth)
+      V::transpose(k + j0 * width + d, width, kt + strip * width + at + d * V::kStrip, V::kStrip);
+    for (int64_t d = 0; d < v_width; d += V::kWidth)
+      V::transpose(v_staged + d, v_width, vt + strip * v_width + at + d * V::kStrip, V::kStrip);
     keys_are_finite = keys_are_finite && all_finite<V>(k + j0 * width, kBlock * width);
   }
 
@@ -91,7 +93,7 @@ struct FmaBackward {
   void put_row(int64_t i, const void* q_row, const void* do_row, DType dtype, bool negate,
                T row_lse2, T row_low, bool is_large, T row_delta) {
     load_row_or_zeros<V>(q + i * width, q_row, dtype, head_dim);
-    load_row_or_zeros<V>(dout + i * width, do_row, dtype, head_dim);
+    load_row_or_zeros<V>(dout + i * v_width, do_row, dtype, value_dim);
     if (negate) negate_row<V>(q + i * width, width);
     lse2[i] = row_lse2;
     lse2_low[i] = row_low;
@@ -100,7 +102,7 @@ struct FmaBackward {
   }
 
   void end_block(int64_t n) {
-    rows_are_finite = all_finite<V>(q, n * width) && all_finite<V>(dout, n * width);
+    rows_are_finite = all_finite<V>(q, n * width) && all_finite<V>(dout, n * v_width);
   }
 
   // p and ds of n queries with columns [begin, end), and what they add to dk and dv. is_edge(i,
@@ -138,11 +140,11 @@ struct FmaBackward {
 
   // s <- q k^T, dp <- do v^T
   void scores(int64_t n, int64_t begin, int64_t end) {
-    const int64_t at = begin / V::kStrip * (V::kStrip * width);
-    gemm<V, false, Update::kSet>(n, end - begin, width, q, width, kt + at, V::kStrip,
+    const int64_t strip = begin / V::kStrip * V::kStrip;
+    gemm<V, false, Update::kSet>(n, end - begin, width, q, width, kt + strip * width, V::kStrip,
                                  V::kStrip * width, s + begin, kKeys);
-    gemm<V, false, Update::kSet>(n, end - begin, width, dout, width, vt + at, V::kStrip,
-                                 V::kStrip * width, dp + begin, kKeys);
+    gemm<V, false, Update::kSet>(n, end - begin, v_width, dout, v_width, vt + strip * v_width,
+                                 V::kStrip, V::kStrip * v_width, dp + begin, kKeys);
   }
 
   // s <- p, dp <- ds; 0 where kEdge has given a score -inf. Where kDropout, s <- what is kept of p.
@@ -192,13 +194,15 @@ struct FmaBackward {
   // from keys that they do not see
   void accumulate(int64_t n, int64_t begin, int64_t end, bool skip_zeros) {
     const int64_t cols = end - begin;
-    T *dk_at = dk + begin * width, *dv_at = dv + begin * width;
+    T *dk_at = dk + begin * width, *dv_at = dv + begin * v_width;
     const T *p = s + begin, *ds = dp + begin;
     if (skip_zeros) {
-      gemm_skip_zeros<V, true, Update::kAdd>(cols, width, n, p, kKeys, dout, width, dv_at, width);
+      gemm_skip_zeros<V, true, Update::kAdd>(cols, v_width, n, p, kKeys, dout, v_width, dv_at,
+                                             v_width);
       gemm_skip_zeros<V, true, Update::kAdd>(cols, width, n, ds, kKeys, q, width, dk_at, width);
     } else {
-      gemm<V, true, Update::kAdd>(cols, width, n, p, kKeys, dout, width, V::kStrip, dv_at, width);
+      gemm<V, true, Update::kAdd>(cols, v_width, n, p, kKeys, dout, v_width, V::kStrip, dv_at,
+                                  v_width);
       gemm<V, true, Update::kAdd>(cols, width, n, ds, kKeys, q, width, V::kStrip, dk_at, width);
     }
   }
@@ -219,7 +223,7 @@ struct FmaBackward {
     }
   }
   const T* dk_row(int64_t j) { return dk + j * width; }
-  const T* dv_row(int64_t j) { return dv + j * width; }
+  const T* dv_row(int64_t j) { return dv + j * v_width; }
 };
 
 }  // namespace

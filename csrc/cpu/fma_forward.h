@@ -24,9 +24,10 @@ struct FmaForward {
   static constexpr int64_t kChunk = 384;  // queries of a task, all heads of a group
   static constexpr T kLargest = static_cast<T>(sizeof(T) == 8 ? __DBL_MAX__ : __FLT_MAX__);
 
-  const int64_t head_dim, width, o_width;  // width: head_dim padded to the vector
-  T* q;                                    // (rows, width): 384 x 64 x 4 bytes = 96 KB in L2
-  T *kt, *v;  // K^T in strips, V (kKeys, width): 128 x 64 x 4 bytes = 32 KB each in L2
+  const int64_t head_dim, value_dim;
+  const int64_t width, o_width;  // these two padded to the vector
+  T* q;                          // (rows, width): 384 x 64 x 4 bytes = 96 KB in L2
+  T *kt, *v;  // K^T in strips, V (kKeys, o_width): 128 x 64 x 4 bytes = 32 KB each in L2
   T* s;       // (kRows, kKeys): 48 x 128 x 4 bytes = 24 KB in L1
   T* lanes;   // (kWidth, kWidth): one vector for each of kWidth rows
   T* alpha;   // (kRows)
@@ -34,11 +35,14 @@ struct FmaForward {
   const int64_t panel = kKeys;    // keys packed together
   bool finite;
 
-  FmaForward(Arena& a, int64_t head_dim, int64_t rows)
-      : head_dim(head_dim), width(round_up(head_dim, V::kWidth)), o_width(width) {
+  FmaForward(Arena& a, int64_t head_dim, int64_t value_dim, int64_t rows)
+      : head_dim(head_dim),
+        value_dim(value_dim),
+        width(round_up(head_dim, V::kWidth)),
+        o_width(round_up(value_dim, V::kWidth)) {
     q = a.take<T>(rows * width);
     kt = a.take<T>(kKeys * width);
-    v = a.take<T>(kKeys * width);
+    v = a.take<T>(kKeys * o_width);
     s = a.take<T>(kRows * kKeys);
     lanes = a.take<T>(V::kWidth * V::kWidth);
     alpha = a.take<T>(kRows);
@@ -67,12 +71,12 @@ struct FmaForward {
     T* rows = s;  // k on its way to being transposed
     for (int64_t j = 0; j < kBlock; ++j) {
       load_row_or_zeros<V>(rows + j * width, k_rows[j], dtype, head_dim);
-      load_row_or_zeros<V>(v + (j0 + j) * width, v_rows[j], dtype, head_dim);
+      load_row_or_zeros<V>(v + (j0 + j) * o_width, v_rows[j], dtype, value_dim);
     }
     T* strip = kt + j0 / V::kStrip * (V::kStrip * width) + j0 % V::kStrip;
     for (int64_t d = 0; d < width; d += V::kWidth)
       V::transpose(rows + d, width, strip + d * V::kStrip, V::kStrip);
-    finite = finite && all_finite<V>(v + j0 * width, kBlock * width);
+    finite = finite && all_finite<V>(v + j0 * o_width, kBlock * o_width);
   }
 
   // Folds steps of the panel into n queries from row r. hide(step) gives -inf to what is not seen,
@@ -184,13 +188,13 @@ struct FmaForward {
 
   // o <- o alpha + p v for n rows; skip_zeros keeps what is not finite from rows that do not see it
   void accumulate(int64_t n, int64_t at, int64_t begin, int64_t end, T* o, bool skip_zeros) {
-    const T *p = s + begin, *keys = v + (at + begin) * width;
+    const T *p = s + begin, *values = v + (at + begin) * o_width;
     if (skip_zeros) {
-      gemm_skip_zeros<V, false, Update::kScaleAdd>(n, width, end - begin, p, kKeys, keys, width, o,
-                                                   width, alpha);
+      gemm_skip_zeros<V, false, Update::kScaleAdd>(n, o_width, end - begin, p, kKeys, values,
+                                                   o_width, o, o_width, alpha);
     } else {
-      gemm<V, false, Update::kScaleAdd>(n, width, end - begin, p, kKeys, keys, width, V::kStrip, o,
-                                        width, alpha);
+      gemm<V, false, Update::kScaleAdd>(n, o_width, end - begin, p, kKeys, values, o_width,
+                                        V::kStrip, o, o_width, alpha);
     }
   }
 
@@ -199,7 +203,7 @@ struct FmaForward {
   static void lower(T*, int64_t) {}
 
   // row r of o
-  const T* output(T* o, int64_t r) { return o + r * width; }
+  const T* output(T* o, int64_t r) { return o + r * o_width; }
   static T normaliser(const T*, int64_t, T l) { return l; }
 };
 

@@ -30,7 +30,7 @@ struct Forward {
   const int64_t group;  // query heads of a kv head
   Arena arena;
   E engine;
-  T *o, *m, *l;       // (group, chunk rows): (.., width) or scalars; o as large as the engine's q
+  T *o, *m, *l;       // (group, chunk rows): (.., o_width) or scalars
   T* top;             // (group, chunk rows): the natural maximum of a large row
   T* mask_row;        // (kKeys)
   Sight* by_mask;     // what the mask leaves of each kKeys keys of the panel
@@ -41,7 +41,7 @@ struct Forward {
   // Queries of a task for each head of the group. Many make the packing of keys, which every task
   // does anew, small beside the products; the state of all of them should stay in L2.
   static int64_t chunk(const AttentionParams& p) {
-    const int64_t rows = p.head_dim > 128 ? E::kChunk / 2 : E::kChunk;
+    const int64_t rows = max64(p.head_dim, p.value_dim) > 128 ? E::kChunk / 2 : E::kChunk;
     return max64(kRows, rows / (p.heads / p.kv_heads) / kRows * kRows);
   }
 
@@ -49,7 +49,7 @@ struct Forward {
       : p(p),
         group(p.heads / p.kv_heads),
         arena{static_cast<char*>(scratch)},
-        engine(arena, p.head_dim, group * chunk(p)) {
+        engine(arena, p.head_dim, p.value_dim, group * chunk(p)) {
     const int64_t rows = group * chunk(p);
     o = arena.take<T>(rows * engine.o_width);
     m = arena.take<T>(rows);
@@ -114,12 +114,14 @@ struct Forward {
   void pack(const Sequence& seq, const ForwardTask& task, int64_t k0, int64_t keys) {
     engine.begin_panel();
     const void *k_rows[E::kBlock], *v_rows[E::kBlock];
-    const int64_t bytes = p.head_dim * dtype_size(p.dtype);
+    const int64_t size = dtype_size(p.dtype);
     for (int64_t j0 = 0; j0 < keys; j0 += E::kBlock) {
       for (int64_t j = j0 + E::kBlock; j < min64(j0 + 2 * E::kBlock, keys); ++j) {
         const int64_t row = seq.k_row0 + k0 + j;
-        prefetch_row(row_at(p.k, p.dtype, p.k_strides, seq.index, task.kv_head, row), bytes);
-        prefetch_row(row_at(p.v, p.dtype, p.v_strides, seq.index, task.kv_head, row), bytes);
+        prefetch_row(row_at(p.k, p.dtype, p.k_strides, seq.index, task.kv_head, row),
+                     p.head_dim * size);
+        prefetch_row(row_at(p.v, p.dtype, p.v_strides, seq.index, task.kv_head, row),
+                     p.value_dim * size);
       }
       for (int64_t j = 0; j < E::kBlock; ++j) {
         const int64_t key = k0 + j0 + j, row = seq.k_row0 + key;
@@ -225,7 +227,7 @@ struct Forward {
     for (int64_t g = 0; g < group; ++g)
       for (int64_t i = row1; i < task.row1; ++i) {
         const int64_t head = task.kv_head * group + g;
-        memset(o_at(seq, head, i), 0, p.head_dim * dtype_size(p.dtype));
+        memset(o_at(seq, head, i), 0, p.value_dim * dtype_size(p.dtype));
         put_lse(seq, head, i, {-kInf, 0});
       }
   }
@@ -245,10 +247,10 @@ struct Forward {
           const T* from = engine.output(o, r0 + i);
           if (dtype_size(p.dtype) == 2) {  // a reciprocal's error is far below that of 16 bits
             const auto factor = V::set1(kept / norm);
-            store_row<V>(to, from, p.dtype, p.head_dim, [&](auto x) { return V::mul(x, factor); });
+            store_row<V>(to, from, p.dtype, p.value_dim, [&](auto x) { return V::mul(x, factor); });
           } else {
             const auto divisor = V::set1(norm), factor = V::set1(kept);
-            store_row<V>(to, from, p.dtype, p.head_dim,
+            store_row<V>(to, from, p.dtype, p.value_dim,
                          [&](auto x) { return V::mul(V::div(x, divisor), factor); });
           }
           put_lse(seq, head, task.row0 + i0 + i,

@@ -49,19 +49,19 @@ struct ScoreGradients {
       return k0 + row >= some.lo && k0 + row < some.hi && !scores.hides_key(p, k0 + row);
     };
     const auto product = [&](const void* a, const Strides& a_strides, const void* b,
-                             const Strides& b_strides, Sums<1, kN>& to) {
+                             const Strides& b_strides, int64_t dim, Sums<1, kN>& to) {
       sync_block();
+      load_tile<T, kRows, kDim, kThreads>(left, Rows<T>(a, a_strides, batch, head, seq.q_row0, dim),
+                                          i0, alive);
       load_tile<T, kRows, kDim, kThreads>(
-          left, Rows<T>(a, a_strides, batch, head, seq.q_row0, p.head_dim), i0, alive);
-      load_tile<T, kRows, kDim, kThreads>(
-          right, Rows<T>(b, b_strides, batch, kv_head, seq.k_row0, p.head_dim), k0, seen);
+          right, Rows<T>(b, b_strides, batch, kv_head, seq.k_row0, dim), k0, seen);
       sync_block();
       to.clear();
       Product::rows_by_rows(to, left, warp_row, right);
     };
     Sums<1, kN> s, dp;
-    product(p.q, p.q_strides, p.k, p.k_strides, s);
-    product(p.dout, p.do_strides, p.v, p.v_strides, dp);
+    product(p.q, p.q_strides, p.k, p.k_strides, p.head_dim, s);
+    product(p.dout, p.do_strides, p.v, p.v_strides, p.value_dim, dp);
     if (p.dropout_threshold) {
       const Dropout dropout(p, seq.index, head);
       if (lane < 16)

@@ -44,7 +44,7 @@ void attention_forward(StableIValue* values, uint64_t count, uint64_t) {
   const DeviceScope scope(a.q);
   AttentionParams p = check(a);
   const auto stat_sizes = stat_shape(p);
-  const Tensor o = empty(a.q.sizes(), a.q.scalar_type(), a.q),
+  const Tensor o = empty(output_shape(p, a.q), a.q.scalar_type(), a.q),
                lse = empty(stat_sizes, ScalarType::Float, a.q),
                lse_low = empty(stat_sizes, ScalarType::Float, a.q);
   if (has_no_pairs(a, p)) {
@@ -80,7 +80,7 @@ void attention_backward(StableIValue* values, uint64_t count, uint64_t) {
   check_needs(b.call, b.needs);
   const BackwardInputs inputs(p, b);
   if (has_no_pairs(b.call, p)) return push_zeros(stack, b);
-  const auto [dq, dk, dv] = allocate_gradients(p, b.call.q, b.call.k);
+  const auto [dq, dk, dv] = allocate_gradients(p, b.call);
   const auto stat = [&] { return empty(stat_shape(p), ScalarType::Float, b.call.q); };
   const Tensor lse2 = stat(), lse2_low = stat(), delta = stat();
   CudaScratch scratch = {static_cast<float*>(lse2.mutable_data_ptr()),

@@ -100,7 +100,7 @@ struct Dkdv {
                                             const Work& work, int64_t row0, int64_t rows) {
     const int64_t begin = row0 + work.tile * kRows, end = min64(begin + kRows, row0 + rows);
     if (kDk) zero_rows<T, kThreads>(p.dk, p.dk_strides, batch, work.head, begin, end, p.head_dim);
-    if (kDv) zero_rows<T, kThreads>(p.dv, p.dv_strides, batch, work.head, begin, end, p.head_dim);
+    if (kDv) zero_rows<T, kThreads>(p.dv, p.dv_strides, batch, work.head, begin, end, p.value_dim);
   }
 
   static CLINATTN_DEVICE void fetch(const AttentionParams& p, const CudaScratch& scratch,
@@ -112,7 +112,7 @@ struct Dkdv {
               end = static_cast<int>(min64(seq.q_end - i0, kQueries));
     queries.fetch(
         nth % 2, Rows<T>(p.q, p.q_strides, batch, head, seq.q_row0, p.head_dim),
-        Rows<T>(p.dout, p.do_strides, batch, head, seq.q_row0, p.head_dim), i0,
+        Rows<T>(p.dout, p.do_strides, batch, head, seq.q_row0, p.value_dim), i0,
         [&](int row) { return row >= begin && row < end && scratch.lse2[at + row] != kInfinity; });
     const bool edge =
         kPairs || !seq.view(i0 + begin, i0 + end).all_see(k0, min64(k0 + kRows, seq.k_end));
@@ -162,7 +162,7 @@ struct Dkdv {
     load_tile<T, kRows, kDim, kThreads>(
         keys, Rows<T>(p.k, p.k_strides, batch, kv_head, seq.k_row0, p.head_dim), k0, alive);
     load_tile<T, kRows, kDim, kThreads>(
-        values, Rows<T>(p.v, p.v_strides, batch, kv_head, seq.k_row0, p.head_dim), k0, alive);
+        values, Rows<T>(p.v, p.v_strides, batch, kv_head, seq.k_row0, p.value_dim), k0, alive);
     sync_block();
     if (tile->total > 0) fetch(p, scratch, queries, stats[0], *tile, 0);
 
@@ -228,10 +228,10 @@ struct Dkdv {
       if constexpr (!Queries::kEarly) fetch_next();
     }
     if constexpr (kDk)
-      write(p, tile->seq, tile->kv_head, tile->k0, p.dk, p.dk_strides, static_cast<float>(p.scale),
-            dk, keys);
+      write(p, tile->seq, tile->kv_head, tile->k0, p.dk, p.dk_strides, p.head_dim,
+            static_cast<float>(p.scale), dk, keys);
     if constexpr (kDv)
-      write(p, tile->seq, tile->kv_head, tile->k0, p.dv, p.dv_strides, 1, dv, values);
+      write(p, tile->seq, tile->kv_head, tile->k0, p.dv, p.dv_strides, p.value_dim, 1, dv, values);
   }
 
   // Takes the normaliser off the queries of the nth tile that are apart.
@@ -322,8 +322,8 @@ struct Dkdv {
 
   // Keys that are padding have gradient 0.
   static CLINATTN_DEVICE void write(const AttentionParams& p, const Sequence& seq, int64_t kv_head,
-                                    int64_t k0, void* tensor, const Strides& strides, float scale,
-                                    Sums<kM, kDims>& sums, const Tile<T, kDim>& tile) {
+                                    int64_t k0, void* tensor, const Strides& strides, int64_t dim,
+                                    float scale, Sums<kM, kDims>& sums, const Tile<T, kDim>& tile) {
     const int warp_row = first_row(), lane = opaque(lane_index());
     const int64_t batch = p.cu_seqlens_k ? 0 : seq.index, warp_k0 = k0 + warp_row;
     float factor[2 * kM];
@@ -341,7 +341,7 @@ struct Dkdv {
     store_rows<T, kWarpRows, kDim>(
         tile, warp_row, to, strides.row,
         static_cast<int>(clamp(min64(k0 + kRows, seq.rows_k) - warp_k0, 0, kWarpRows)),
-        static_cast<int>(p.head_dim));
+        static_cast<int>(dim));
   }
 };
 

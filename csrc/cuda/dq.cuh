@@ -61,7 +61,7 @@ struct Dq {
     load_tile<T, kRows, kDim, kThreads>(
         queries, Rows<T>(p.q, p.q_strides, batch, head, seq.q_row0, p.head_dim), i0, alive);
     load_tile<T, kRows, kDim, kThreads>(
-        gradients, Rows<T>(p.dout, p.do_strides, batch, head, seq.q_row0, p.head_dim), i0, alive);
+        gradients, Rows<T>(p.dout, p.do_strides, batch, head, seq.q_row0, p.value_dim), i0, alive);
     float lse[2 * kM], lse_low[2 * kM], delta[2 * kM];
     bool any_apart = false;
 #pragma unroll

@@ -34,7 +34,7 @@ struct Forward {
           attend(p, seq, head, i0, i1);
         },
         [&](int64_t batch, int64_t head, int64_t first, int64_t last) {
-          zero_rows<T, kThreads>(p.o, p.o_strides, batch, head, first, last, p.head_dim);
+          zero_rows<T, kThreads>(p.o, p.o_strides, batch, head, first, last, p.value_dim);
           for (int64_t i = first + thread_index(); i < last; i += kThreads) {
             const int64_t at = stat_at(p, batch, head, 0, i);
             static_cast<float*>(p.lse)[at] = -kInfinity;
@@ -200,7 +200,7 @@ struct Forward {
             (seq.q_row0 + first) * p.o_strides.row;
     store_rows<T, kWarpRows, kDim>(tile, warp_row, to, p.o_strides.row,
                                    static_cast<int>(clamp(end - first, 0, kWarpRows)),
-                                   static_cast<int>(p.head_dim));
+                                   static_cast<int>(p.value_dim));
   }
 };
 

@@ -16,7 +16,8 @@ struct Constant {
   static constexpr int value = n;
 };
 
-// f(head dim of the kernel, whether pairs differ, whether the card is below 8.0), as types
+// f(head dim of the kernel, which is that of keys and values or more, whether pairs differ, whether
+// the card is below 8.0), as types
 template <class F>
 int choose(const AttentionParams& p, int capability, const F& f) {
   const auto by_card = [&](auto dim, auto pairs) {
@@ -25,8 +26,9 @@ int choose(const AttentionParams& p, int capability, const F& f) {
   const auto by_pairs = [&](auto dim) {
     return differs_by_pair(p) ? by_card(dim, Constant<1>()) : by_card(dim, Constant<0>());
   };
-  if (p.head_dim <= 64) return by_pairs(Constant<64>());
-  return p.head_dim <= 128 ? by_pairs(Constant<128>()) : by_pairs(Constant<256>());
+  const int64_t dim = max64(p.head_dim, p.value_dim);
+  if (dim <= 64) return by_pairs(Constant<64>());
+  return dim <= 128 ? by_pairs(Constant<128>()) : by_pairs(Constant<256>());
 }
 
 // One function for each pass and type, each compiled in a file of its own

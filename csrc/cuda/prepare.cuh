@@ -32,7 +32,7 @@ prepare_kernel(CLINATTN_CONSTANT AttentionParams p, CLINATTN_CONSTANT CudaScratc
   const T *o = row_of(p.o, p.o_strides), *dout = row_of(p.dout, p.do_strides);
   // Rounded once where an error would add up along a row, in the gradients of decay and the like
   const auto dot = [&](auto sum) {
-    for (int d = lane_index(); d < p.head_dim; d += kWarp)
+    for (int d = lane_index(); d < p.value_dim; d += kWarp)
       sum += static_cast<decltype(sum)>(to_float(o[d])) * to_float(dout[d]);
     for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) sum += shuffle_xor(sum, lanes);
     return static_cast<float>(sum);

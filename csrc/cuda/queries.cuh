@@ -53,7 +53,7 @@ struct QueryTile {
         i0(i0),
         view(seq.view(i0, i1)),
         k(p.k, p.k_strides, batch(p), head / (p.heads / p.kv_heads), seq.k_row0, p.head_dim),
-        v(p.v, p.v_strides, batch(p), head / (p.heads / p.kv_heads), seq.k_row0, p.head_dim),
+        v(p.v, p.v_strides, batch(p), head / (p.heads / p.kv_heads), seq.k_row0, p.value_dim),
         scores(p, seq, head),
         tiles(seq, view, keys) {}
 

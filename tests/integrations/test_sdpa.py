@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from sdpa_ways import WAYS, activated, both_ways
+from support import backends_module
 from torch import nn
 from torch.nn.attention import (
     SDPBackend,
@@ -23,6 +24,10 @@ from torch.nn.functional import scaled_dot_product_attention as imported_early
 from clinattn import fused_attention
 from clinattn.integrations.torch import sdpa
 from clinattn.integrations.torch.modules import adapt
+
+
+class OtherTensor(torch.Tensor):
+    """A subclass without code of its own."""
 
 
 @pytest.fixture(autouse=True)
@@ -147,27 +152,16 @@ def test_autocast_and_inference_mode(way):
 
 
 @both_ways
-@pytest.mark.parametrize(
-    "shapes, keywords, why",
-    [
-        ([(2, 3, 300)] * 3, {}, "head_dim is not between 1 and 256"),
-        ([(2, 3, 8), (2, 5, 8), (2, 5, 6)], {}, "key and value differ in shape"),
-        ([(1, 2, 2, 3, 8)] * 3, {}, "query has 5 dimensions"),
-        ([(2, 2, 3, 8), (1, 2, 3, 8), (1, 2, 3, 8)], {}, "query and key differ in shape"),
-        ([(2, 2, 3, 8), (2, 1, 3, 8), (2, 1, 3, 8)], {}, "query and key differ in heads"),
-    ],
-    ids=["head_dim", "value", "5d", "broadcast batch", "broadcast heads"],
-)
-def test_what_clinattn_does_not_take_is_torchs_after_a_warning(shapes, keywords, why, way):
-    inputs = tensors(*shapes)
-    expected = results(F.scaled_dot_product_attention, inputs, **keywords)
+def test_what_clinattn_does_not_take_is_torchs_after_a_warning(way):
+    inputs = [x.as_subclass(OtherTensor) for x in tensors(*[(2, 3, 13, 8)] * 3)]
+    expected = F.scaled_dot_product_attention(*inputs)
     with way():
-        with pytest.warns(UserWarning, match=why):
-            actual = results(F.scaled_dot_product_attention, inputs, **keywords)
-        assert same(actual, expected)
+        with pytest.warns(UserWarning, match="a nested tensor or tensor subclass was given"):
+            actual = F.scaled_dot_product_attention(*inputs)
+        assert torch.equal(actual, expected)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            F.scaled_dot_product_attention(*inputs, **keywords)
+            F.scaled_dot_product_attention(*inputs)
 
 
 @both_ways
@@ -333,8 +327,10 @@ def test_multihead_attention_with_a_large_head(way):
     module = nn.MultiheadAttention(300, 1, batch_first=True)
     x = torch.randn(3, 13, 300)
     expected = module(x, x, x, need_weights=False)[0]
-    with way(), pytest.warns(UserWarning, match="head_dim is not between 1 and 256"):
-        assert torch.equal(module(x, x, x, need_weights=False)[0], expected)
+    backends_module._select.cache_clear()
+    backends_module._warn_once.cache_clear()
+    with way(), pytest.warns(RuntimeWarning, match="it does not serve head_dim above 256"):
+        torch.testing.assert_close(module(x, x, x, need_weights=False)[0], expected)
 
 
 @pytest.mark.unpoisoned

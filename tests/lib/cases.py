@@ -13,6 +13,7 @@ from dataclasses import dataclass
 class Case:
     """An attention problem.
 
+    value_dim: the head dimension of v, that of q by default.
     nq, nk: tokens of the dense layout, or a tuple with those of each packed sequence.
     mask: None, or kind:shape, with a kind of bool, float (some -inf), left (bool, left padding),
     right (bool, right padding) or none (bool, nothing visible), and a shape in letters of "bhqk",
@@ -34,6 +35,7 @@ class Case:
     nq: int | tuple[int, ...] = 65
     nk: int | tuple[int, ...] | None = None
     dim: int = 16
+    value_dim: int | None = None
     causal: bool = False
     window: int | tuple[int | None, int | None] | None = None
     mask: str | None = None
@@ -74,7 +76,11 @@ class Case:
             pairs = sum(a * b for a, b in zip(self.nq, nk, strict=True))
         else:
             pairs = self.batch * self.nq * nk
-        return pairs * self.heads * self.dim
+        return pairs * self.heads * (self.dim + self.width_of_v) // 2
+
+    @property
+    def width_of_v(self) -> int:
+        return self.dim if self.value_dim is None else self.value_dim
 
     def __str__(self) -> str:
         return self.id
@@ -186,6 +192,23 @@ PACKED = [
     Case("packed-dim128", nq=(65, 20), dim=128),
 ]
 
+VALUES = [
+    Case("values-wider", nq=65, nk=70, dim=24, value_dim=80),
+    Case("values-narrower", nq=65, nk=70, dim=80, value_dim=24),
+    Case("values-widest", batch=1, nq=33, dim=8, value_dim=256),
+    Case("values-narrowest", batch=1, nq=33, dim=192, value_dim=1),
+    Case("values-192-128", batch=1, nq=70, dim=192, value_dim=128, causal=True),
+    Case("values-gqa-window", heads=4, kv_heads=2, nq=130, dim=40, value_dim=64, window=9),
+    Case("values-mask", heads=3, nq=65, nk=70, dim=33, value_dim=16, mask="float:1hqk"),
+    Case("values-left-padding", batch=3, nq=66, dim=16, value_dim=48, mask="left:b11k"),
+    Case("values-packed", nq=(63, 1, 113, 16), dim=64, value_dim=96, tail=3),
+    Case("values-packed-sliced", nq=(33, 20), dim=40, value_dim=24, strides="sliced"),
+    Case("values-transposed", nq=65, dim=40, value_dim=72, strides="transposed"),
+    Case("values-lengths", batch=3, nq=65, q_lengths=(65, 0, 30), kv_lengths=(60, 0, 30),
+         dim=24, value_dim=40),
+    Case("values-logits-1e4", nq=65, dim=24, value_dim=40, logits=1e4),
+]  # fmt: skip
+
 ADDED = [
     *(
         Case(f"mask-grad-{shape}", heads=3, nq=65, nk=70, mask=f"float:{shape}", mask_grad=True)
@@ -268,6 +291,9 @@ DROPOUT = [
         kv_lengths=(33, 9, 1),
     ),
     Case("dropout-packed", nq=(65, 0, 33), dropout=0.2, tail=2),
+    Case("dropout-values", nq=65, dropout=0.2, dim=24, value_dim=40),
+    Case("values-added", nq=65, dim=40, value_dim=24, alibi="h", relative=9, softcap=5.0),
+    Case("values-mask-grad", nq=65, dim=24, value_dim=40, mask="float:1hqk", mask_grad=True),
     Case("dropout-prefix", nq=65, dropout=0.2, window=6, global_prefix=9),
     Case(
         "everything", heads=4, kv_heads=2, nq=113, mask="float:1hqk", mask_grad=True, segments=4,
@@ -283,4 +309,4 @@ DROPOUT = [
 
 FEATURES = [*ADDED, *INTERVALS, *DROPOUT]
 DENSE = [*SIZES, *WINDOWS, *LENGTHS, *MASKS, *MEMORY]
-CASES = [*DENSE, *PACKED]
+CASES = [*DENSE, *PACKED, *VALUES]

@@ -57,7 +57,8 @@ class Drawn:
             leaf, self.bias = torch.where(self.leaf == -float("inf"), 0, self.leaf), None
         self.terms = self.features.terms(leaf).to(device)
         self.q = self.draw(self.heads, self.nq)
-        self.k, self.v = (self.draw(self.kv_heads, self.nk) for _ in range(2))
+        self.k = self.draw(self.kv_heads, self.nk)
+        self.v = self.draw(self.kv_heads, self.nk, case.width_of_v)
         if case.rising:  # five plateaus
             height = torch.linspace(0, 4.99, self.nk).floor()[:, None]
             self.q = self.q.abs()
@@ -68,8 +69,9 @@ class Drawn:
             self.q = (self.q * (case.logits / s.abs().max())).to(dtype)
         self.make_cotangents()
 
-    def draw(self, heads: int, tokens: int) -> Tensor:
-        x = torch.randn(self.batch, heads, tokens, self.case.dim, generator=self.random)
+    def draw(self, heads: int, tokens: int, dim: int | None = None) -> Tensor:
+        dim = self.case.dim if dim is None else dim
+        x = torch.randn(self.batch, heads, tokens, dim, generator=self.random)
         return x.to(self.device, self.dtype)
 
     def make_mask(self) -> Tensor | None:
@@ -130,7 +132,7 @@ class Drawn:
         return visible.to(self.device)
 
     def make_cotangents(self) -> None:
-        shape, kind = self.q.shape, self.case.cotangent
+        shape, kind = (*self.q.shape[:-1], self.v.shape[-1]), self.case.cotangent
         self.do = torch.randn(shape, generator=self.random).to(self.device, self.dtype)
         lse_dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
         self.lse_like = torch.empty(shape[:-1], dtype=lse_dtype, device=self.device)

@@ -54,6 +54,7 @@ def cases(draw):
         "heads": kv_heads * draw(st.integers(1, 3)),
         "kv_heads": kv_heads,
         "dim": draw(st.sampled_from([8, 16, 17, 32, 40, 64, 80, 128])),
+        "value_dim": draw(st.none() | st.sampled_from([8, 24, 64, 96])),
         "causal": draw(st.booleans()),
         "window": draw(st.none() | st.integers(4, 40) | st.tuples(SIDES, SIDES)),
         "scale": draw(st.none() | st.floats(-1, 1, width=16)),

@@ -162,6 +162,7 @@ def draw_case(chance: random.Random) -> Case:
         "heads": kv_heads * chance.choice([1, 1, 2, 3]),
         "kv_heads": kv_heads,
         "dim": chance.choice([chance.randint(1, 256), chance.randint(1, 40), chance.choice(DIMS)]),
+        "value_dim": maybe(lambda: chance.choice([chance.randint(1, 256), chance.choice(DIMS)])),
         "causal": chance.random() < 0.3,
         "window": maybe(lambda: chance.choice([chance.randint(0, 90), (side(), side())])),
         "scale": maybe(lambda: chance.uniform(-1, 1)),

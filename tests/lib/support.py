@@ -86,7 +86,9 @@ class Problem(Drawn):
         k, v = self.k, self.v
         if self.case.strides == "expanded":
             k, v = (x[:, :1].expand(x.shape) for x in (k, v))
-        do = torch.zeros_like(self.q) if self.do is None else self.do
+        do = (
+            self.v.new_zeros((*self.q.shape[:-1], self.v.shape[-1])) if self.do is None else self.do
+        )
         dlse = torch.zeros_like(self.lse_like) if self.dlse is None else self.dlse
         return [self.q, k, v, do, dlse.masked_fill(~self.alive_q, 0)]
 
@@ -186,32 +188,37 @@ class Problem(Drawn):
         return self.dtype, self.case, self.scale, self.operands, self.orders, self.random
 
     def orders_of_summation(self) -> Iterator[list[Tensor]]:
-        """Places of queries, keys and features: as they are first, then at random."""
-        q, k, *_ = self.operands
+        """Places of queries, keys and features of q and of v: as they are first, then at random."""
+        q, k, v, *_ = self.operands
+        sizes = [q.shape[2], k.shape[2], q.shape[3]]
+        if self.case.value_dim is not None:
+            sizes.append(v.shape[3])
         for order in range(self.orders):
-            places = [torch.arange(n) for n in (q.shape[2], k.shape[2], self.case.dim)]
+            places = [torch.arange(n) for n in sizes]
             if order > 0:
                 places = [torch.randperm(len(x), generator=self.random) for x in places]
-            yield places
+            yield [*places[:3], places[-1]]
 
-    def reordered(self, i: Tensor, j: Tensor, d: Tensor) -> list[Tensor | None]:
+    def reordered(self, i: Tensor, j: Tensor, d: Tensor, e: Tensor) -> list[Tensor | None]:
         """The same problem with its queries, keys and features in another order."""
         q, k, v, do, dlse, visible, bias, terms = self.operands
         bias = None if bias is None else bias[..., i, :][..., j]
-        tensors = [x[..., rows, :][..., d] for x, rows in ((q, i), (k, j), (v, j), (do, i))]
+        of_rows = ((q, i, d), (k, j, d), (v, j, e), (do, i, e))
+        tensors = [x[..., rows, :][..., features] for x, rows, features in of_rows]
         terms = terms.reordered(i, j)
         return [*tensors, dlse[..., i], visible[..., i, :][..., j], bias, terms]
 
-    def restored(self, results: dict[str, Tensor], i: Tensor, j: Tensor, d: Tensor) -> dict:
+    def restored(self, results: dict[str, Tensor], *places: Tensor) -> dict[str, Tensor]:
         """Results of a reordered problem, in the order of this one."""
-        i, j, d = i.argsort(), j.argsort(), d.argsort()
+        i, j, d, e = (x.argsort() for x in places)
         restored = {}
         for name, x in results.items():
             if name[1:] in PARAMETERS:
                 restored[name] = x
                 continue
             rows = j if name in ("dk", "dv") else i
-            x = x[..., rows] if name == "lse" else x[..., rows, :][..., d]
+            features = e if name in ("o", "dv") else d
+            x = x[..., rows] if name == "lse" else x[..., rows, :][..., features]
             restored[name] = x
         return self.all_given(restored)
 

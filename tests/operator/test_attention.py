@@ -90,8 +90,6 @@ def test_the_function_itself(backend):
     o, lse, _ = FusedAttention.apply(q, k, v, backend=backend, return_lse=True, window_right=0)
     assert torch.equal(o, fused_attention(q, k, v, is_causal=True, backend=backend))
     assert lse.requires_grad
-    with pytest.raises(ValueError, match="expected 4"):
-        FusedAttention.apply(q[0], k[0], v[0])
 
 
 def test_return_lse(backend):

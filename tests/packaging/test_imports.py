@@ -136,15 +136,18 @@ LAYERS = {
     "operator.ops": {"after_import", "ranges"},
     "operator.words.scalars": set(),
     "operator.words.checks": {"visibility", "words.scalars"},
+    "operator.words.forms": set(),
     "operator.words.feature_checks": {"timeline", "visibility", "words.checks", "words.scalars"},
     "operator.words.features": {"timeline", "words.feature_checks"},
     "operator.packing": {"visibility", "words.checks", "words.scalars"},
     "operator.relative": {"words.checks", "words.scalars"},
     "operator.functions": {
-        "autograd", "ops", "visibility", "words.checks", "words.feature_checks", "words.scalars",
+        "autograd", "ops", "visibility",
+        "words.checks", "words.feature_checks", "words.forms", "words.scalars",
     },
     "operator.attention": {
-        "functions", "visibility", "words.checks", "words.features", "words.scalars",
+        "functions", "visibility",
+        "words.checks", "words.features", "words.forms", "words.scalars",
     },
     "operator.rotary_op": {"ops"},
     "operator.rotary": {

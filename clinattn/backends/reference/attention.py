@@ -76,7 +76,7 @@ def probabilities(
 @in_full_precision
 def attention_forward(call: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     problem, q = SegmentedCall(call), call.q
-    o = q.new_zeros(q.shape)
+    o = q.new_zeros((*q.shape[:-1], call.v.shape[-1]))
     shape = (q.shape[1], q.shape[0]) if problem.packed else q.shape[:-1]
     lse = q.new_full(shape, -float("inf"), dtype=problem.dtype)
     lse_low = torch.zeros_like(lse)
@@ -138,7 +138,7 @@ def attention_double_backward(
     problem, scale = SegmentedCall(call), call.scale
     added, (q, k, v) = AddedGradients(problem, needs), (call.q, call.k, call.v)
     ddq, ddk, ddv, *dd_added = cotangents
-    grad_do, grad_q = q.new_zeros(q.shape), q.new_zeros(q.shape)
+    grad_do, grad_q = torch.zeros_like(do), q.new_zeros(q.shape)
     grad_dlse = torch.zeros_like(lse)
     (grad_k, grad_k_view), (grad_v, grad_v_view) = problem.zeros(k), problem.zeros(v)
     for block in problem.blocks():

@@ -25,9 +25,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from clinattn.backends.call import MAX_HEAD_DIM
 from clinattn.integrations.outcome import Outcome
 from clinattn.integrations.torch.multihead import module_attention
-from clinattn.operator.words.checks import MAX_HEAD_DIM
 
 
 class _Fused:

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from clinattn.backends.call import MAX_HEAD_DIM
 from clinattn.integrations.torch.multihead import module_attention
-from clinattn.operator.words.checks import MAX_HEAD_DIM, SERVED_DTYPES
+from clinattn.operator.words.checks import SERVED_DTYPES
 
 _THEIRS: Any = nn.MultiheadAttention.forward
 

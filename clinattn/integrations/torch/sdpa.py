@@ -14,11 +14,10 @@ gradients to plain maths on the CPU, and masks elsewhere on a GPU; here they are
 the caller got hold of the function.
 
 Torch's own attention serves, after one warning for each reason, what fused_attention does not take:
-a head_dim above 256, a value of another head_dim than key, more than four dimensions, types and
-devices that it does not know, tensor subclasses such as DTensor. It serves without a warning where
-its own switches turn flash attention off, as sdpa_kernel(SDPBackend.MATH) does, and, activated but
-not in a block, where torch.func transforms the call; and it refuses what it always refused. An
-attn_mask together with is_causal=True, which torch's own function refuses from 2.14 on, is served
+types and devices that it does not know, tensor subclasses such as DTensor. It serves without a
+warning where its own switches turn flash attention off, as sdpa_kernel(SDPBackend.MATH) does, and,
+activated but not in a block, where torch.func transforms the call; and it refuses what it always
+refused. An attn_mask together with is_causal=True, which torch's own function refuses from 2.14 on, is served
 while clinattn is active in every torch: a key is seen where both let it be seen.
 
 nn.MultiheadAttention calls no attention function in eval mode without gradients: its fused path is
@@ -47,7 +46,8 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from clinattn.integrations.torch import nested
 from clinattn.integrations.torch.multihead import Weights, multi_head_attention
 from clinattn.operator.attention import fused_attention
-from clinattn.operator.words.checks import MAX_HEAD_DIM, SERVED_DTYPES
+from clinattn.operator.words.checks import SERVED_DTYPES
+from clinattn.operator.words.forms import dense_form, is_dense
 
 _NAME = "clinattn"
 _OP = torch.ops.aten.scaled_dot_product_attention.default
@@ -83,17 +83,20 @@ def _mismatch(
     enable_gqa: bool,
 ) -> str | None:
     """Reason why fused_attention refuses arguments, which torch may take or refuse, or None."""
-    shape = query.shape
-    if not 2 <= query.dim() <= 4:
-        return f"query has {query.dim()} dimensions"
-    if not 1 <= shape[-1] <= MAX_HEAD_DIM:
-        return f"head_dim is not between 1 and {MAX_HEAD_DIM}"
-    if value.shape != key.shape:
-        return "key and value differ in shape"
-    if key.dim() != query.dim() or key.shape[-1] != shape[-1] or key.shape[:-3] != shape[:-3]:
-        return "query and key differ in shape"
-    if query.dim() > 2 and key.shape[-3] != shape[-3]:
-        if not enable_gqa or key.shape[-3] == 0 or shape[-3] % key.shape[-3]:
+    if min(query.dim(), key.dim(), value.dim()) < 2:
+        return "query, key or value has one dimension"
+    if query.shape[-1] != key.shape[-1] or key.shape[-2] != value.shape[-2]:
+        return "query and key, or key and value, differ in shape"
+    if query.shape[-1] == 0 or value.shape[-1] == 0:
+        return "head_dim is 0"
+    leading: tuple[int, ...] = query.shape[:-2]
+    if not is_dense(query, key, value, enable_gqa):
+        try:
+            leading = dense_form(query, key, value, None, enable_gqa).leading
+        except ValueError:
+            return "query, key and value do not broadcast"
+    elif key.shape[1] != leading[1]:
+        if not enable_gqa or key.shape[1] == 0 or leading[1] % key.shape[1]:
             return "query and key differ in heads"
     if not (query.dtype == key.dtype == value.dtype):
         return "query, key and value differ in dtype"
@@ -105,7 +108,7 @@ def _mismatch(
         return None
     if attn_mask.dtype not in (torch.bool, query.dtype) or attn_mask.device != query.device:
         return "attn_mask differs from query in dtype or device"
-    full = (*shape[:-1], key.shape[-2])
+    full = (*leading, query.shape[-2], key.shape[-2])
     if attn_mask.dim() > len(full) or not all(
         n in (1, m) for n, m in zip(attn_mask.shape[::-1], full[::-1], strict=False)
     ):
@@ -136,10 +139,7 @@ def _attention(
         o = theirs(*args, **keywords)
         _warn(reason)
         return o
-    missing = (None,) * (4 - query.dim())
-    q, k, v = query[missing], key[missing], value[missing]
-    o = fused_attention(q, k, v, attn_mask, dropout_p, is_causal, scale, enable_gqa)
-    return o.view(query.shape)
+    return fused_attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
 
 
 def _warn(reason: str) -> None:
@@ -274,8 +274,6 @@ def _multi_head(
 ) -> tuple[Tensor, Tensor | None]:
     """F.multi_head_attention_forward, inside which no mode sees the call of attention."""
     reason = _limit(query, key, value)
-    if num_heads and embed_dim_to_check // num_heads > MAX_HEAD_DIM:
-        reason = reason or f"head_dim is not between 1 and {MAX_HEAD_DIM}"
     own_keys = static_k is None and static_v is None
     if need_weights or not own_keys or reason or not _flash_is_on():
         outputs = F.multi_head_attention_forward(

@@ -108,11 +108,6 @@ def attention(
         "softcap": softcap,
         "return_lse": True,
     }
-    dim, value_dim = query.shape[-1], value.shape[-1]
-    if value_dim < dim:
-        value = pad(value, (0, dim - value_dim))
-    elif value_dim > dim:
-        query, key = (pad(x, (0, value_dim - dim)) for x in (query, key))
     if packed:
         ends = _Ends.of(query, key, cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k)
         if mask is None and position_bias is None:
@@ -126,7 +121,7 @@ def attention(
         # The sink is one more key, without a value: it takes its share of every weight.
         sink = s_aux.to(lse.dtype)[:, None]
         o = o * torch.sigmoid(lse - sink)[..., None].to(o.dtype)
-    return o[..., :value_dim].transpose(1, 2).contiguous(), None
+    return o.transpose(1, 2).contiguous(), None
 
 
 def _check_words(module: nn.Module, words: dict[str, Any]) -> None:

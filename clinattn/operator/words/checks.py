@@ -18,7 +18,6 @@ from clinattn.backends.select import DTYPES, NAMES
 from clinattn.operator.visibility import Window, concrete
 from clinattn.operator.words.scalars import as_float, as_int, at_most_far, limits, pair_of
 
-MAX_HEAD_DIM = 256
 SERVED_DTYPES = DTYPES["reference"]
 
 
@@ -55,7 +54,7 @@ def check_tensors(query: Any, key: Any, value: Any) -> None:
 
 
 def check_dense(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> None:
-    """Checks query (B, H, Nq, D); key, value (B, Hkv, Nk, D)."""
+    """Checks query (B, H, Nq, D); key and value (B, Hkv, Nk, D or Dv)."""
     _check_kind(query, key, value)
     q, k = query.shape, key.shape
     if len(q) != 4:
@@ -68,7 +67,7 @@ def check_dense(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> 
 
 
 def check_packed(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> None:
-    """Checks query (Tq, H, D); key, value (Tk, Hkv, D)."""
+    """Checks query (Tq, H, D); key and value (Tk, Hkv, D or Dv)."""
     _check_kind(query, key, value)
     q, k = query.shape, key.shape
     if len(q) != 3:
@@ -92,8 +91,13 @@ def _check_kind(query: Tensor, key: Tensor, value: Tensor) -> None:
             f"query, key and value: got devices {device}, {key.device} and {value.device}, "
             "expected one device"
         )
-    if key.shape != value.shape:
-        raise ValueError(f"value: got shape {_shape(value)}, expected that of key, {_shape(key)}")
+    if key.shape[:-1] != value.shape[:-1]:
+        raise ValueError(
+            f"value: got shape {_shape(value)}, expected that of key, {_shape(key)}, but for the "
+            "last dimension"
+        )
+    if value.dim() == 0 or value.shape[-1] == 0:
+        raise ValueError(f"value: got shape {_shape(value)}, expected a head_dim of at least 1")
 
 
 def _raise_rank(name: str, x: Tensor, layout: str) -> NoReturn:
@@ -106,8 +110,8 @@ def _raise_rank(name: str, x: Tensor, layout: str) -> NoReturn:
 def _check_heads(heads: int, kv_heads: int, dim: int, kv_dim: int, enable_gqa: bool) -> None:
     if dim != kv_dim:
         raise ValueError(f"key: got head_dim {kv_dim}, expected that of query, {dim}")
-    if not 1 <= dim <= MAX_HEAD_DIM:
-        raise ValueError(f"query: got head_dim {dim}, expected 1 to {MAX_HEAD_DIM}")
+    if dim == 0:
+        raise ValueError("query: got head_dim 0, expected at least 1")
     if heads == kv_heads:
         return
     if not enable_gqa:

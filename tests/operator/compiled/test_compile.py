@@ -172,11 +172,24 @@ def test_autocast(backend):
 
 def test_errors_are_raised_while_tracing(backend):
     q = torch.randn(2, 2, 9, 8)
-    compiled = torch.compile(
-        lambda q: fused_attention(q, q[0], q[0], backend=backend), fullgraph=True, backend="eager"
-    )
-    with pytest.raises(Exception, match="key: got shape"):
+    call = lambda q: fused_attention(q, q, q[:, :, 1:], backend=backend)
+    compiled = torch.compile(call, fullgraph=True, backend="eager")
+    with pytest.raises(Exception, match="value: got shape"):
         compiled(q)
+
+
+def test_forms_of_other_ranks_and_widths(backend):
+    """One batch of keys for all, three dimensions, values of another width."""
+    q, k, v = torch.randn(3, 2, 9, 8), torch.randn(2, 7, 8), torch.randn(2, 7, 12)
+
+    def loss(q, k, v):
+        o = fused_attention(q, k, v, backend=backend)
+        return (o * o.detach().cos()).sum() + fused_attention(k, k, v, backend=backend).sum()
+
+    inputs = [x.requires_grad_() for x in (q, k, v)]
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    grads = [torch.autograd.grad(f(*inputs), inputs) for f in (compiled, loss)]
+    torch.testing.assert_close(*grads)
 
 
 def test_a_layer_under_inductor(backend):
