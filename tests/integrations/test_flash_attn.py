@@ -5,7 +5,18 @@ import inspect
 import pytest
 import torch
 from compared import Explicit, block_diagonal, gradients_of
-from flash_inputs import CAUSAL, DTYPES, TABLE, distances, draw, heads_first, packed, qkv, sees
+from flash_inputs import (
+    CAUSAL,
+    DTYPES,
+    TABLE,
+    distances,
+    draw,
+    heads_first,
+    packed,
+    paged,
+    qkv,
+    sees,
+)
 
 from clinattn.integrations import flash_attn as fa
 from clinattn.integrations.flash_attn import flash_attn_interface
@@ -118,16 +129,6 @@ def test_packed_arguments():
         flat[:, 0], flat[:, 1:], ends, ends, 9, 9, causal=True
     )
     torch.testing.assert_close(actual, expected)
-
-
-def paged(dense, table, size):
-    """Pages of size tokens for dense (B, N, H, D), which the table (B, blocks) leads to."""
-    pages = torch.full((int(table.max()) + 1, size, *dense.shape[2:]), float("nan"))
-    for row, blocks in zip(dense, table, strict=True):
-        for block, part in zip(blocks, row.split(size), strict=False):
-            pages[block, : len(part)] = part
-    return pages
-
 
 
 def test_varlen_pages():
