@@ -19,7 +19,7 @@ from flash_inputs import (
 )
 
 from clinattn.integrations import flash_attn as fa
-from clinattn.integrations.flash_attn import flash_attn_interface
+from clinattn.integrations.flash_attn.flash_attn_interface import FlashAttnFunc
 
 WORDS = {
     "plain": {},
@@ -219,12 +219,14 @@ WRONG = {
         ValueError,
         "block_table: got blocks from 1",
     ),
-    "seqused": (
-        lambda: flash_attn_interface._flash_attn_varlen_forward(
-            Q[0], K[0], K[0], None, None, 4, 6, 0.0, 1.0, False, seqused_k=K
-        ),
-        NotImplementedError,
-        "seqused_k",
+    "num_splits": (
+        lambda: fa.flash_attn_with_kvcache(Q, K, K, num_splits=129), ValueError, "num_splits: got",
+    ),
+    "by position": (lambda: FlashAttnFunc.apply(Q, K, K), TypeError, "got 3 arguments"),
+    "gradients or not": (
+        lambda: FlashAttnFunc.apply(Q, K, K, 0, None, False, (-1, -1), 0, None, False, False, 2),
+        TypeError,
+        "is_grad_enabled",
     ),
 }  # fmt: skip
 

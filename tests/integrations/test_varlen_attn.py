@@ -94,11 +94,11 @@ REFUSED = {
     "heads": ((Q, Q[:, :1], Q[:, :1], ENDS, ENDS), {}, ValueError, "enable_gqa=True"),
     "no keys": ((Q, Q, Q, ENDS, None), {}, ValueError, "cu_seq_k: got None"),
     "table alone": (
-        (Q, Q[None], Q[None], ENDS, None), {"block_table": ENDS[None]}, ValueError, "seqused_k: got",
+        (Q, Q[None], Q[None], ENDS, None), {"block_table": ENDS[None]}, ValueError, "seqused_k: g",
     ),
     "used": ((Q, Q, Q, ENDS, ENDS), {"seqused_k": USED + 1}, ValueError, "seqused_k"),
     "gradient": ((LEAF, Q, Q, ENDS, ENDS), {"seqused_k": USED}, RuntimeError, "for inference only"),
-    "window": ((Q, Q, Q, ENDS, ENDS), {"window_size": (1,)}, ValueError, "window_size"),
+    "window": ((Q, Q, Q, ENDS, ENDS), {"window_size": (1,)}, TypeError, "window_size"),
     "longest": ((Q, Q, Q, ENDS, ENDS), {"max_q": 3}, ValueError, "max_seqlen_q: got 3"),
     "dtype": ((Q, Q.double(), Q, ENDS, ENDS), {}, TypeError, "expected one dtype"),
 }  # fmt: skip

@@ -138,7 +138,7 @@ def _attention(
     jagged, reason, given = is_jagged(query), None, args[:3]
     if jagged:
         reason = nested.mismatch(query, key, value, attn_mask)
-        given = given if reason else tuple(x.values() for x in given)
+        given = given if reason else (query.values(), key.values(), value.values())
     reason = reason or _limit(*given, *(() if attn_mask is None else (attn_mask,)))
     reason = reason or _mismatch(*given, *args[3:], enable_gqa)
     if reason is not None:

@@ -19,13 +19,10 @@ from torch import Tensor
 from torch._ops import OpOverloadPacket
 from torch.library import Library
 
-from clinattn.integrations.flash_attn.paged import packed_pages
-from clinattn.integrations.flash_attn.used import used_tokens
-from clinattn.integrations.flash_attn.words import bound
+from clinattn.integrations.flash_attn.used import used_keys
+from clinattn.integrations.flash_attn.words import band
 from clinattn.operator.attention import fused_attention_varlen
-from clinattn.operator.packing import cu_seqlens_from_lengths
-from clinattn.operator.words.checks import check_lengths
-from clinattn.operator.words.scalars import as_flag, as_int
+from clinattn.operator.words.scalars import as_int
 
 NAMESPACE = "torch_attn"
 DEVICES = ("CPU", "CUDA")
@@ -51,14 +48,16 @@ def _varlen_attn(
 
     num_splits: how to share out the work, which changes no bit here.
     """
-    left, right = _window(window_size, is_causal)
+    window = band(is_causal, (-1, -1) if window_size is None else tuple(window_size))
     if num_splits is not None:
         as_int("num_splits", num_splits)
-    if seqused_k is not None or block_table is not None:
-        _check_inference(query, key, value)
-        key, value, cu_seq_k = _used(key, value, cu_seq_k, seqused_k, block_table, cu_seq_q)
-    elif cu_seq_k is None:
+    if block_table is None and cu_seq_k is None:
         raise ValueError("cu_seq_k: got None without block_table, expected the ends of the keys")
+    if block_table is not None and seqused_k is None:
+        raise ValueError("seqused_k: got None with block_table, expected the lengths of sequences")
+    if seqused_k is not None:
+        _check_inference(query, key, value)
+    key, value, cu_seq_k = used_keys(key, value, cu_seq_k, cu_seq_q, block_table, seqused_k)
     o, lse = fused_attention_varlen(
         query,
         key,
@@ -69,7 +68,7 @@ def _varlen_attn(
         max_k,
         scale=scale,
         enable_gqa=enable_gqa,
-        window=(left, right),
+        window=window,
         bottom_right=True,
         return_lse=True,
     )
@@ -125,39 +124,9 @@ def replacement(op: OpOverloadPacket, *args: Any) -> Any:
     return None
 
 
-def _window(window_size: Any, is_causal: Any) -> tuple[int | None, int | None]:
-    sides = (-1, -1) if window_size is None else tuple(window_size)
-    if len(sides) != 2:
-        raise ValueError(f"window_size: got {sides}, expected (left, right), -1 for no bound")
-    left, right = (bound(as_int("window_size", side)) for side in sides)
-    return left, 0 if as_flag("is_causal", is_causal) else right
-
-
 def _check_inference(*tensors: Tensor) -> None:
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
         raise RuntimeError(
             "seqused_k and block_table: got one with inputs that require a gradient, expected a "
             "call under torch.no_grad(): they are for inference only"
         )
-
-
-def _used(
-    key: Tensor,
-    value: Tensor,
-    cu_seq_k: Tensor | None,
-    seqused_k: Tensor | None,
-    block_table: Tensor | None,
-    cu_seq_q: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """key and value (Tk, H, D) of the tokens that are used, one after the other, and their ends."""
-    if seqused_k is None:
-        raise ValueError("seqused_k: got None with block_table, expected the lengths of sequences")
-    batch, device = len(cu_seq_q) - 1, key.device
-    if block_table is not None:
-        room = block_table.shape[-1] * key.shape[1]
-        used = check_lengths("seqused_k", seqused_k, batch, room, device)
-        ends = cu_seqlens_from_lengths(used)
-        return *packed_pages(key, value, block_table, ends), ends
-    if cu_seq_k is None:
-        raise ValueError("cu_seq_k: got None without block_table, expected the ends of the keys")
-    return used_tokens(key, value, cu_seq_k, seqused_k)
