@@ -13,12 +13,15 @@ above torch's choice of a kernel. That choice would send dropout, grouped heads 
 gradients to plain maths on the CPU, and masks elsewhere on a GPU; here they are all served, however
 the caller got hold of the function.
 
+So are jagged nested tensors, over their packed tokens, and torch.nn.attention.varlen's functions.
+
 Torch's own attention serves, after one warning for each reason, what fused_attention does not take:
-types and devices that it does not know, tensor subclasses such as DTensor. It serves without a
-warning where its own switches turn flash attention off, as sdpa_kernel(SDPBackend.MATH) does, and,
-activated but not in a block, where torch.func transforms the call; and it refuses what it always
-refused. An attn_mask together with is_causal=True, which torch's own function refuses from 2.14 on, is served
-while clinattn is active in every torch: a key is seen where both let it be seen.
+types and devices that it does not know, strided nested tensors, tensor subclasses such as DTensor.
+It serves without a warning where its own switches turn flash attention off, as
+sdpa_kernel(SDPBackend.MATH) does, and, activated but not in a block, where torch.func transforms
+the call; and it refuses what it always refused. An attn_mask together with is_causal=True, which
+torch's own function refuses from 2.14 on, is served while clinattn is active in every torch: a key
+is seen where both let it be seen.
 
 nn.MultiheadAttention calls no attention function in eval mode without gradients: its fused path is
 off while clinattn is active, in a block for this thread alone. Nested inputs, which torch takes on
