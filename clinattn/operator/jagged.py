@@ -181,12 +181,7 @@ def _dense_rows(dense: Any, query: Any, key: Any, value: Any, **words: Any) -> A
     if not same_sequences(query, key):
         raise ValueError("key: got sequences of other lengths than those of query")
     tokens = tokens_of(query), tokens_of(key), tokens_of(value)
-    heads = query.ndim > 4
-    given = (x.values if heads else x.values[:, None] for x in tokens)
-    outputs = dense(*given, **words)
-    several = isinstance(outputs, tuple)
-    nested = [
-        jagged_like(x if heads else x[:, 0], tokens[0], query, 1)
-        for x in (outputs if several else (outputs,))
-    ]
-    return tuple(nested) if several else nested[0]
+    outputs = dense(*(x.values for x in tokens), **words)
+    if not isinstance(outputs, tuple):
+        return jagged_like(outputs, tokens[0], query, 1)
+    return tuple(jagged_like(x, tokens[0], query, 1) for x in outputs)

@@ -114,6 +114,7 @@ def test_jagged_attention_that_is_torchs(way, monkeypatch):
         ((x, torch.randn(3, 4, 9, 16), x), {}),
         ((x, x, y), {}),
         ((x, x.double(), x), {}),
+        ((x, *2 * [packed(parts_of([5, 1, 9], 1, 16, 0))]), {}),
     ):
         with pytest.raises((RuntimeError, ValueError)) as theirs:
             F.scaled_dot_product_attention(*inputs, **words)

@@ -46,6 +46,12 @@ def test_sequences_have_what_they_have_alone(words, lengths, make):
     check_alone(words, leaves(*lengths), make)
 
 
+def test_values_of_another_width():
+    q, k, _ = leaves(*LENGTHS["other"])
+    v = parts_of(LENGTHS["other"][1], KV_HEADS, 40, 30)
+    check_alone({"is_causal": True}, (q, k, v), packed)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
 def test_other_dtypes(dtype):
     check_alone({"is_causal": True}, leaves(*LENGTHS["other"], dtype), with_holes)
@@ -61,7 +67,7 @@ def check_alone(words, parts, make):
             words["global_prefix"] = min(2, len(given[1]))
         alone.append(fused_attention(*(x.transpose(0, 1)[None] for x in given), **words))
     assert o.layout == lse.layout == torch.jagged
-    assert o.shape == query.shape and lse.shape == query.shape[:3]
+    assert o.shape == (*query.shape[:3], value.shape[3]) and lse.shape == query.shape[:3]
     for results, expected in ((o.unbind(), 0), (lse.unbind(), 1)):
         assert all(torch.equal(x, y[expected][0]) for x, y in zip(results, alone, strict=True))
     actual = gradients(o.unbind(), lse.unbind(), parts)

@@ -47,7 +47,9 @@ def stop(holder: Any) -> None:
         nn.MultiheadAttention.forward = _THEIRS  # type: ignore[method-assign]
 
 
-def mismatch(query: Any, key: Any, value: Any, attn_mask: Tensor | None) -> str | None:
+def mismatch(
+    query: Any, key: Any, value: Any, attn_mask: Tensor | None, enable_gqa: bool
+) -> str | None:
     """Reason why fused_attention refuses jagged tensors, whatever their values, or None."""
     if attn_mask is not None:
         return "attn_mask was given with jagged tensors"
@@ -55,6 +57,9 @@ def mismatch(query: Any, key: Any, value: Any, attn_mask: Tensor | None) -> str 
         check_jagged(query, key, value)
     except (TypeError, ValueError):
         return "query, key and value are not jagged alike"
+    heads, kv_heads = query.shape[-3], key.shape[-3]
+    if value.shape[-3] != kv_heads or not (enable_gqa or heads == kv_heads):
+        return "query, key and value differ in heads"
     return None
 
 

@@ -140,7 +140,7 @@ def _attention(
         return theirs(*args, **keywords)
     jagged, reason, given = is_jagged(query), None, args[:3]
     if jagged:
-        reason = nested.mismatch(query, key, value, attn_mask)
+        reason = nested.mismatch(query, key, value, attn_mask, enable_gqa)
         given = given if reason else (query.values(), key.values(), value.values())
     reason = reason or _limit(*given, *(() if attn_mask is None else (attn_mask,)))
     reason = reason or _mismatch(*given, *args[3:], enable_gqa)
