@@ -102,8 +102,8 @@ def fused_attention(
     global_prefix: all queries see the first global_prefix valid keys, and the first global_prefix
     queries see all valid keys, whatever causal, window, segments and times say; at most Nk.
     backend: "triton", "cuda", "cpu" or "reference"; None chooses (see clinattn.backends()).
-    query, key and value may be jagged nested tensors, (B, H, j, D) and (B, Hkv, k, D or Dv), which
-    are attention over their packed tokens; times is (B, j) then, and o and lse are jagged like query.
+    query, key and value may be jagged nested tensors, (B, H, j, D) and (B, Hkv, k, D or Dv): this
+    is attention over their packed tokens. times is (B, j) then, o and lse are jagged like query.
     They take no attn_mask, lengths and segment_ids, as they hold no padding.
 
     Returns o (B, H, Nq, Dv), and with return_lse also the natural log of the softmax normaliser,
