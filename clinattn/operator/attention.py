@@ -10,6 +10,7 @@ from torch.amp import is_autocast_available
 
 from clinattn.backends.call import Arguments
 from clinattn.operator.functions import attend
+from clinattn.operator.jagged import is_jagged, jagged_attention
 from clinattn.operator.visibility import PreparedMask, Window, fold_window, prepare_mask, shorter
 from clinattn.operator.words import checks, forms
 from clinattn.operator.words.features import Words, dense_features, packed_features
@@ -101,6 +102,9 @@ def fused_attention(
     global_prefix: all queries see the first global_prefix valid keys, and the first global_prefix
     queries see all valid keys, whatever causal, window, segments and times say; at most Nk.
     backend: "triton", "cuda", "cpu" or "reference"; None chooses (see clinattn.backends()).
+    query, key and value may be jagged nested tensors, (B, H, j, D) and (B, Hkv, k, D or Dv): this
+    is attention over their packed tokens. times is (B, j) then, o and lse are jagged like query.
+    They take no attn_mask, lengths and segment_ids, as they hold no padding.
 
     Returns o (B, H, Nq, Dv), and with return_lse also the natural log of the softmax normaliser,
     (B, H, Nq), in fp32 (fp64 for fp64 inputs); both have gradients. A query that sees no key
@@ -109,6 +113,18 @@ def fused_attention(
     that the backend asked for does not compute (docs/operator.md has the table; with backend=None
     the reference computes them), RuntimeError where the backend asked for cannot run.
     """
+    if is_jagged(query):
+        of_pairs = {
+            "attn_mask": attn_mask, "kv_lengths": kv_lengths, "q_lengths": q_lengths,
+            "segment_ids": segment_ids,
+        }  # fmt: skip
+        return jagged_attention(
+            fused_attention, fused_attention_varlen, query, key, value, of_pairs,
+            dropout_p=dropout_p, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa,
+            window=window, bottom_right=bottom_right, times=times, time_window=time_window,
+            time_decay=time_decay, alibi_slopes=alibi_slopes, relative_bias=relative_bias,
+            softcap=softcap, global_prefix=global_prefix, return_lse=return_lse, backend=backend,
+        )  # fmt: skip
     checks.check_tensors(query, key, value)
     query, key, value = _autocast(query, key, value)
     enable_gqa = as_flag("enable_gqa", enable_gqa)

@@ -36,6 +36,16 @@ def cu_seqlens_from_lengths(lengths: Tensor) -> Tensor:
     return cu_seqlens
 
 
+def token_places(starts: Tensor, lengths: Tensor) -> Tensor:
+    """Returns int64 (T,), the places [starts_s, starts_s + lengths_s) of all sequences s in order.
+
+    starts, lengths: (S,), of any integer dtype.
+    """
+    sequence = torch.repeat_interleave(lengths)
+    ahead = lengths.cumsum(0) - lengths  # tokens of the sequences before
+    return torch.arange(len(sequence), device=lengths.device) + (starts - ahead)[sequence]
+
+
 def _check_lengths(lengths: Any) -> None:
     check_tensor("lengths", lengths)
     if lengths.dtype not in INTEGERS:

@@ -5,10 +5,21 @@ import inspect
 import pytest
 import torch
 from compared import Explicit, block_diagonal, gradients_of
-from flash_inputs import CAUSAL, DTYPES, TABLE, distances, draw, heads_first, packed, qkv, sees
+from flash_inputs import (
+    CAUSAL,
+    DTYPES,
+    TABLE,
+    distances,
+    draw,
+    heads_first,
+    packed,
+    paged,
+    qkv,
+    sees,
+)
 
 from clinattn.integrations import flash_attn as fa
-from clinattn.integrations.flash_attn import flash_attn_interface
+from clinattn.integrations.flash_attn.flash_attn_interface import FlashAttnFunc
 
 WORDS = {
     "plain": {},
@@ -120,16 +131,6 @@ def test_packed_arguments():
     torch.testing.assert_close(actual, expected)
 
 
-def paged(dense, table, size):
-    """Pages of size tokens for dense (B, N, H, D), which the table (B, blocks) leads to."""
-    pages = torch.full((int(table.max()) + 1, size, *dense.shape[2:]), float("nan"))
-    for row, blocks in zip(dense, table, strict=True):
-        for block, part in zip(blocks, row.split(size), strict=False):
-            pages[block, : len(part)] = part
-    return pages
-
-
-
 def test_varlen_pages():
     """NaN in unused places of pages is not read."""
     dense_k, dense_v = draw(2, 11, 2, 16, seed=1), draw(2, 11, 2, 16, seed=2)
@@ -218,12 +219,14 @@ WRONG = {
         ValueError,
         "block_table: got blocks from 1",
     ),
-    "seqused": (
-        lambda: flash_attn_interface._flash_attn_varlen_forward(
-            Q[0], K[0], K[0], None, None, 4, 6, 0.0, 1.0, False, seqused_k=K
-        ),
-        NotImplementedError,
-        "seqused_k",
+    "num_splits": (
+        lambda: fa.flash_attn_with_kvcache(Q, K, K, num_splits=129), ValueError, "num_splits: got",
+    ),
+    "by position": (lambda: FlashAttnFunc.apply(Q, K, K), TypeError, "got 3 arguments"),
+    "gradients or not": (
+        lambda: FlashAttnFunc.apply(Q, K, K, 0, None, False, (-1, -1), 0, None, False, False, 2),
+        TypeError,
+        "is_grad_enabled",
     ),
 }  # fmt: skip
 

@@ -121,7 +121,7 @@ HOOKS = {
     "window_size_left window_size_right softcap alibi_slopes deterministic rng_state",
     "_flash_attn_varlen_forward": "q k v cu_seqlens_q cu_seqlens_k max_seqlen_q max_seqlen_k "
     "dropout_p softmax_scale causal window_size_left window_size_right softcap alibi_slopes "
-    "return_softmax block_table leftpad_k seqused_k zero_tensors",
+    "return_softmax block_table leftpad_k seqused_k zero_tensors num_splits",
     "_flash_attn_varlen_backward": "dout q k v out softmax_lse dq dk dv cu_seqlens_q cu_seqlens_k "
     "max_seqlen_q max_seqlen_k dropout_p softmax_scale causal window_size_left window_size_right "
     "softcap alibi_slopes deterministic rng_state zero_tensors",

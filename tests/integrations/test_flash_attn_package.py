@@ -54,8 +54,9 @@ def installed():
 
 SCRIPT = """
     from flash_attn import __version__, flash_attn_func
-    from flash_attn.bert_padding import pad_input, unpad_input
-    from flash_attn.flash_attn_interface import _flash_attn_forward, flash_attn_varlen_func
+    from flash_attn.bert_padding import IndexFirstAxis, pad_input, unpad_input
+    from flash_attn.flash_attn_interface import FlashAttnVarlenFunc, flash_attn_varlen_func
+    from flash_attn.flash_attn_interface import _flash_attn_forward, _wrapped_flash_attn_forward
 
     def attend(x, mask):
         tokens, indices, ends, longest, _ = unpad_input(x, mask)

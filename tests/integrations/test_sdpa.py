@@ -196,17 +196,6 @@ def test_the_switches_of_torch_are_obeyed(way):
         )
 
 
-@both_ways
-def test_nested_tensors_are_torchs(way):
-    parts = [torch.randn(n, 4, 8) for n in (3, 5)]
-    x = torch.nested.nested_tensor(parts, layout=torch.jagged).transpose(1, 2)
-    expected = F.scaled_dot_product_attention(x, x, x)
-    with way(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        actual = F.scaled_dot_product_attention(x, x, x)
-    assert all(map(torch.equal, actual.unbind(), expected.unbind()))
-
-
 # The reach of activating and of a block, and its end
 
 

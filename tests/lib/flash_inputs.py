@@ -47,3 +47,12 @@ def packed(lengths_q, lengths_k, heads=4, kv_heads=2, dim=24, dtype=torch.float3
     q, k, v = (x[0] for x in qkv(1, sum(lengths_q), sum(lengths_k), heads, kv_heads, dim, dtype))
     ends = [torch.tensor([0, *x]).cumsum(0).int() for x in (lengths_q, lengths_k)]
     return (q, k, v), (*ends, max(lengths_q, default=0), max(lengths_k, default=0))
+
+
+def paged(dense, table, size):
+    """Pages of size tokens for dense (B, N, H, D), which the table (B, blocks) leads to."""
+    pages = torch.full((int(table.max()) + 1, size, *dense.shape[2:]), float("nan"))
+    for row, blocks in zip(dense, table, strict=True):
+        for block, part in zip(blocks, row.split(size), strict=False):
+            pages[block, : len(part)] = part
+    return pages

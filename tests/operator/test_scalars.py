@@ -70,7 +70,7 @@ REFUSED = [
     (
         {"key": torch.nested.nested_tensor([Q[0], Q[1]])},
         TypeError,
-        "key: got a nested tensor, expected a dense one; fused_attention_varlen takes",
+        "key: got a nested tensor, expected a dense one; fused_attention takes jagged",
     ),
 ]
 

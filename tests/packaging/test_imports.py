@@ -140,13 +140,14 @@ LAYERS = {
     "operator.words.feature_checks": {"timeline", "visibility", "words.checks", "words.scalars"},
     "operator.words.features": {"timeline", "words.feature_checks"},
     "operator.packing": {"visibility", "words.checks", "words.scalars"},
+    "operator.jagged": {"packing"},
     "operator.relative": {"words.checks", "words.scalars"},
     "operator.functions": {
         "autograd", "ops", "visibility",
         "words.checks", "words.feature_checks", "words.forms", "words.scalars",
     },
     "operator.attention": {
-        "functions", "visibility",
+        "functions", "jagged", "visibility",
         "words.checks", "words.features", "words.forms", "words.scalars",
     },
     "operator.rotary_op": {"ops"},

@@ -2,7 +2,8 @@
 
     from clinattn.integrations.flash_attn import flash_attn_func
 
-or, for code that imports flash_attn by name, clinattn.integrations.flash_attn.install().
+or, for code that imports flash_attn by name, clinattn.integrations.flash_attn.install(). torch's
+varlen_attn, which has flash-attn's semantics, imports words and used.
 """
 
 from clinattn.integrations.flash_attn.flash_attn_interface import (

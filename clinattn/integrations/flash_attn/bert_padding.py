@@ -89,3 +89,23 @@ def index_put_first_axis(values: Tensor, indices: Tensor, first_axis_dim: int) -
     check_indices(indices, first_axis_dim, values.device, values)
     rows = values.new_zeros(first_axis_dim, *values.shape[1:])
     return rows.index_copy(0, indices.long(), values)
+
+
+def index_first_axis_residual(input: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows of input at indices, and input itself for the residual; both have gradients."""
+    return index_first_axis(input, indices), input.view_as(input)
+
+
+# The names under which the functions are torch.autograd.Functions in flash-attn.
+
+
+class IndexFirstAxis:
+    apply = staticmethod(index_first_axis)
+
+
+class IndexPutFirstAxis:
+    apply = staticmethod(index_put_first_axis)
+
+
+class IndexFirstAxisResidual:
+    apply = staticmethod(index_first_axis_residual)

@@ -9,7 +9,14 @@ from torch import Tensor
 
 from clinattn.integrations.flash_attn.cache import Cache, checked_cache
 from clinattn.integrations.flash_attn.paged import check_used
-from clinattn.integrations.flash_attn.words import DENSE, as_given, band, check_qkv, keywords
+from clinattn.integrations.flash_attn.words import (
+    DENSE,
+    as_given,
+    band,
+    check_num_splits,
+    check_qkv,
+    keywords,
+)
 from clinattn.operator.attention import fused_attention
 from clinattn.operator.visibility import concrete
 from clinattn.operator.words.checks import check_dense, check_lengths, check_scale, check_tensor
@@ -49,7 +56,8 @@ def flash_attn_with_kvcache(
     rotary_cos, rotary_sin: (positions, rotary_dim / 2), at least as long as the cache; k turns at
     its place in the cache, q at its own with causal or a window, else all of q at cache_seqlens.
     rotary_interleaved: pairs are (0, 1), (2, 3), ...; else (i, i + rotary_dim / 2).
-    num_splits: how to share out the work, which is decided here. The rest as in flash_attn_func.
+    num_splits: in how many parts to take the keys, at most 128 and below 1 for any; results have
+    the same bits for every number. The rest as in flash_attn_func.
 
     Returns out as q, and with return_softmax_lse also lse (batch, heads, seqlen_q). Has no
     backward pass: raises NotImplementedError for inputs that require a gradient.
@@ -78,7 +86,7 @@ def flash_attn_with_kvcache(
         _check_places(tables[0], lengths, q.shape[1])
     rotary_interleaved = as_flag("rotary_interleaved", rotary_interleaved)
     return_softmax_lse = as_flag("return_softmax_lse", return_softmax_lse)
-    as_int("num_splits", num_splits)
+    check_num_splits(num_splits)
     with torch.no_grad(), as_given(q):
         if k is not None and v is not None:
             places = _places(lengths, new)

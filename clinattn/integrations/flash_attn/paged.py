@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from clinattn.integrations.flash_attn.words import PAGED, check_layout
+from clinattn.operator.packing import token_places
 from clinattn.operator.visibility import concrete
 from clinattn.operator.words.checks import check_on
 
@@ -76,7 +77,7 @@ def packed_pages(
     check_pages(k, v, block_table, len(cu_seqlens) - 1)
     size, lengths = k.shape[1], cu_seqlens.diff()
     check_used(block_table, lengths, k)
-    sequence = torch.repeat_interleave(lengths)
-    position = torch.arange(len(sequence), device=k.device) - cu_seqlens[sequence]
-    page = block_table[sequence, position // size]
-    return k[page, position % size], v[page, position % size]
+    capacity = block_table.shape[1] * size
+    places = token_places(torch.arange(len(lengths), device=k.device) * capacity, lengths)
+    where = block_table.flatten()[places // size], places % size
+    return k[where], v[where]

@@ -16,6 +16,7 @@ from clinattn.operator.words.scalars import as_flag, as_float, as_int, pair_of
 DENSE = "(batch, seqlen, heads, head_dim)"
 PACKED = "(total_tokens, heads, head_dim)"
 PAGED = "(blocks, block_size, heads, head_dim)"
+MOST_SPLITS = 128  # of flash-attn's kernels
 
 
 def check_layout(name: str, x: Any, layout: str) -> None:
@@ -81,6 +82,12 @@ def check_softcap(softcap: Any) -> float | None:
     if softcap < 0:
         raise ValueError(f"softcap: got {softcap}, expected a number > 0, or 0.0 for none")
     return softcap or None
+
+
+def check_num_splits(num_splits: Any) -> None:
+    """Checks how many parts of the keys were asked for, below 1 for any; it changes no bit here."""
+    if as_int("num_splits", num_splits) > MOST_SPLITS:
+        raise ValueError(f"num_splits: got {num_splits}, expected at most {MOST_SPLITS}")
 
 
 def keywords(

@@ -11,7 +11,8 @@ own, whose forward computes the same by fused_attention. restore gives the old c
   a floating src_key_padding_mask are added, where it would take their keys for padding.
 - A query all of whose keys are hidden has attention 0, so out_proj returns its bias; torch returns
   NaN in some of its paths and the bias in others.
-- Nested inputs, strided or jagged, are attention over packed sequences, in training too.
+- Nested inputs, strided or jagged, are attention over packed sequences, in training too, and causal
+  in each sequence with is_causal=True.
 - A torch.jit.script of an adapted module fails: restore it first.
 """
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clinattn.operator.attention import fused_attention, fused_attention_varlen
+from clinattn.operator.jagged import Tokens, is_jagged, jagged_like, tokens_of
 from clinattn.operator.visibility import combined, right_padded_lengths
 from clinattn.operator.words.checks import check_on
 from clinattn.operator.words.scalars import as_flag
@@ -97,7 +98,8 @@ def multi_head_attention(
     query: (N, E), or (B, N, E) with batch_first, else (N, B, E); key and value alike; or nested
     tensors, strided or jagged, without masks. key_padding_mask: (B, Nk), or (Nk,) for a single
     sequence; attn_mask: (Nq, Nk) or (B H, Nq, Nk); bool (True = hidden) or floating (added).
-    is_causal: attn_mask is known to be the causal mask, and is not read.
+    is_causal: attn_mask is known to be the causal mask, and is not read. Nested tensors are causal
+    in each sequence then, with or without attn_mask.
 
     A query all of whose keys are hidden gets out_proj_bias, where torch may return NaN. Raises
     ValueError or TypeError for shapes and types that do not fit.
@@ -107,9 +109,9 @@ def multi_head_attention(
             raise TypeError(f"{name}: got {type(x).__name__}, expected a torch.Tensor")
     is_causal = as_flag("is_causal", is_causal)
     if query.is_nested or key.is_nested or value.is_nested:
-        if not (attn_mask is key_padding_mask is None and not is_causal):
+        if key_padding_mask is not None or (attn_mask is not None and not is_causal):
             raise ValueError("nested tensors: got a mask, expected none: they hold no padding")
-        return _nested(query, key, value, weights, dropout_p)
+        return _nested(query, key, value, weights, is_causal, dropout_p)
     _check_inputs(query, key, value, weights, batch_first)
     batched = query.dim() == 3
     tokens = 1 if batch_first and batched else 0
@@ -257,7 +259,9 @@ def _merge(
     return combined(*masks), kv_lengths
 
 
-def _nested(query: Tensor, key: Tensor, value: Tensor, w: Weights, dropout_p: float) -> Tensor:
+def _nested(
+    query: Tensor, key: Tensor, value: Tensor, w: Weights, is_causal: bool, dropout_p: float
+) -> Tensor:
     """multi_head_attention of nested tensors, whose sequences are packed as they lie."""
     if not (query.is_nested and key.is_nested and value.is_nested):
         raise ValueError("query, key and value: got some that are nested, expected all or none")
@@ -265,28 +269,32 @@ def _nested(query: Tensor, key: Tensor, value: Tensor, w: Weights, dropout_p: fl
         raise NotImplementedError(
             "nested tensors: got add_bias_kv or add_zero_attn, expected keys of the input alone"
         )
-    packed: dict[int, tuple[Tensor, Tensor]] = {}
+    packed: dict[int, Tokens] = {}
     for x in (query, key, value):
         if id(x) not in packed:
             packed[id(x)] = _packed(x)
-    (q, ends_q), (k, ends_k), (v, ends_v) = (packed[id(x)] for x in (query, key, value))
-    if ends_v is not ends_k and not torch.equal(ends_v, ends_k):
+    of_q, of_k, of_v = (packed[id(x)] for x in (query, key, value))
+    if of_v is not of_k and not torch.equal(of_v.cu_seqlens, of_k.cu_seqlens):
         raise ValueError("value: got lengths other than those of key, expected the same")
-    q, k, v = (x.unflatten(-1, (w.num_heads, -1)) for x in _project(q, k, v, w))
-    o = fused_attention_varlen(q, k, v, ends_q, ends_k, dropout_p=dropout_p)
+    projected = _project(of_q.values, of_k.values, of_v.values, w)
+    q, k, v = (x.unflatten(-1, (w.num_heads, -1)) for x in projected)
+    ends = (of_q.cu_seqlens, of_k.cu_seqlens, of_q.max_seqlen, of_k.max_seqlen)
+    o = fused_attention_varlen(q, k, v, *ends, is_causal=is_causal, dropout_p=dropout_p)
     o = F.linear(o.flatten(1), w.out_proj_weight, w.out_proj_bias)
-    if query.layout == torch.jagged:
-        offsets = query.offsets()  # type: ignore[attr-defined]
-        return torch.nested.nested_tensor_from_jagged(o, offsets)
-    return torch.nested.as_nested_tensor(list(o.split(ends_q.diff().tolist())))
+    if is_jagged(query):
+        return jagged_like(o, of_q, query, 1)
+    return torch.nested.as_nested_tensor(list(o.split(of_q.cu_seqlens.diff().tolist())))
 
 
-def _packed(x: Any) -> tuple[Tensor, Tensor]:
-    """(T, E) and cu_seqlens (B + 1,) of a nested tensor."""
-    if x.layout == torch.jagged:
-        if x.lengths() is not None:
-            raise ValueError("jagged tensor: got one with holes, expected x.contiguous()")
-        return x.values(), x.offsets().to(torch.int32)
+def _packed(x: Any) -> Tokens:
+    """The tokens of a nested tensor (B, j, E)."""
+    if is_jagged(x):
+        if x.dim() != 3 or x._ragged_idx != 1:
+            raise ValueError(
+                f"nested tensors: got {x.dim()} dimensions with tokens in {x._ragged_idx}, "
+                "expected (batch, tokens, features)"
+            )
+        return tokens_of(x)
     parts = x.unbind()
     ends = torch.tensor([0, *map(len, parts)], device=x.device).cumsum(0, dtype=torch.int32)
-    return torch.cat(parts), ends
+    return Tokens(torch.cat(parts), ends, None, None, sum(map(len, parts)))

@@ -1,7 +1,9 @@
-"""Nested inputs of nn.MultiheadAttention, which it refuses outside its fused path.
+"""Nested inputs of nn.MultiheadAttention and F.scaled_dot_product_attention.
 
-That path is off where clinattn is under torch's attention: for as long, the class has a forward
-that gives nested inputs to clinattn, and all others to its own.
+nn.MultiheadAttention refuses them outside its fused path, which is off where clinattn is under
+torch's attention: for as long, the class has a forward that gives nested inputs to clinattn, and
+all others to its own. Jagged tensors answer F.scaled_dot_product_attention by a function of their
+own, above the dispatcher, so that one is replaced too.
 """
 
 from __future__ import annotations
@@ -13,9 +15,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nested._internal import ops
 
 from clinattn.backends.call import MAX_HEAD_DIM
 from clinattn.integrations.torch.multihead import module_attention
+from clinattn.operator.jagged import check_jagged
 from clinattn.operator.words.checks import SERVED_DTYPES
 
 _THEIRS: Any = nn.MultiheadAttention.forward
@@ -41,6 +45,39 @@ def stop(holder: Any) -> None:
     _reaches.pop(holder, None)
     if not _reaches:
         nn.MultiheadAttention.forward = _THEIRS  # type: ignore[method-assign]
+
+
+def mismatch(
+    query: Any, key: Any, value: Any, attn_mask: Tensor | None, enable_gqa: bool
+) -> str | None:
+    """Reason why fused_attention refuses jagged tensors, whatever their values, or None."""
+    if attn_mask is not None:
+        return "attn_mask was given with jagged tensors"
+    try:
+        check_jagged(query, key, value)
+    except (TypeError, ValueError):
+        return "query, key and value are not jagged alike"
+    heads, kv_heads = query.shape[-3], key.shape[-3]
+    if value.shape[-3] != kv_heads or not (enable_gqa or heads == kv_heads):
+        return "query, key and value differ in heads"
+    return None
+
+
+def replace_jagged_attention(attention: Callable[..., Tensor]) -> Callable[[], None]:
+    """Jagged tensors answer F.scaled_dot_product_attention by attention(theirs, ...).
+
+    Returns what undoes it.
+    """
+    theirs = ops.jagged_scaled_dot_product_attention
+
+    def ours(*args: Any, **kwargs: Any) -> Tensor:
+        return attention(theirs, *args, **kwargs)
+
+    def undo() -> None:
+        ops.jagged_scaled_dot_product_attention = theirs
+
+    ops.jagged_scaled_dot_product_attention = ours
+    return undo
 
 
 @wraps(_THEIRS)

@@ -13,12 +13,15 @@ above torch's choice of a kernel. That choice would send dropout, grouped heads 
 gradients to plain maths on the CPU, and masks elsewhere on a GPU; here they are all served, however
 the caller got hold of the function.
 
+So are jagged nested tensors, over their packed tokens, and torch.nn.attention.varlen's functions.
+
 Torch's own attention serves, after one warning for each reason, what fused_attention does not take:
-types and devices that it does not know, tensor subclasses such as DTensor. It serves without a
-warning where its own switches turn flash attention off, as sdpa_kernel(SDPBackend.MATH) does, and,
-activated but not in a block, where torch.func transforms the call; and it refuses what it always
-refused. An attn_mask together with is_causal=True, which torch's own function refuses from 2.14 on,
-is served while clinattn is active in every torch: a key is seen where both let it be seen.
+types and devices that it does not know, strided nested tensors, tensor subclasses such as DTensor.
+It serves without a warning where its own switches turn flash attention off, as
+sdpa_kernel(SDPBackend.MATH) does, and, activated but not in a block, where torch.func transforms
+the call; and it refuses what it always refused. An attn_mask together with is_causal=True, which
+torch's own function refuses from 2.14 on, is served while clinattn is active in every torch: a key
+is seen where both let it be seen.
 
 nn.MultiheadAttention calls no attention function in eval mode without gradients: its fused path is
 off while clinattn is active, in a block for this thread alone. Nested inputs, which torch takes on
@@ -38,14 +41,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._ops import OpOverloadPacket
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.library import Library
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
-from clinattn.integrations.torch import nested
+from clinattn.integrations.torch import nested, varlen
 from clinattn.integrations.torch.multihead import Weights, multi_head_attention
 from clinattn.operator.attention import fused_attention
+from clinattn.operator.jagged import is_jagged
 from clinattn.operator.words.checks import SERVED_DTYPES
 from clinattn.operator.words.forms import dense_form, is_dense
 
@@ -133,8 +138,12 @@ def _attention(
     keywords: dict[str, Any] = {"scale": scale, "enable_gqa": enable_gqa}
     if not _flash_is_on():
         return theirs(*args, **keywords)
-    reason = _limit(query, key, value, *(() if attn_mask is None else (attn_mask,)))
-    reason = reason or _mismatch(*args, enable_gqa)
+    jagged, reason, given = is_jagged(query), None, args[:3]
+    if jagged:
+        reason = nested.mismatch(query, key, value, attn_mask, enable_gqa)
+        given = given if reason else (query.values(), key.values(), value.values())
+    reason = reason or _limit(*given, *(() if attn_mask is None else (attn_mask,)))
+    reason = reason or _mismatch(*given, *args[3:], enable_gqa)
     if reason is not None:
         o = theirs(*args, **keywords)
         _warn(reason)
@@ -155,6 +164,7 @@ class _Activated:
     """clinattn under aten::scaled_dot_product_attention, until removed."""
 
     library: Library | None
+    varlen: Library | None
 
     def __init__(self) -> None:
         self.library = Library("aten", "IMPL")
@@ -165,6 +175,8 @@ class _Activated:
         self.tag = torch.compiler.config.cache_key_tag
         torch.compiler.config.cache_key_tag = f"{self.tag}{_NAME}"
         nested.serve(self, nested.Reach(lambda: True, lambda: self.fastpath))
+        self.undo = nested.replace_jagged_attention(_attention)
+        self.varlen = varlen.replace_ops()
         _forget()
 
     def remove(self) -> None:
@@ -172,6 +184,8 @@ class _Activated:
         torch.backends.mha.set_fastpath_enabled(self.fastpath)
         torch.compiler.config.cache_key_tag = self.tag
         nested.stop(self)
+        self.undo()
+        self.varlen = None
         _forget()
 
 
@@ -242,6 +256,8 @@ class _Block(TorchFunctionMode):
             return _attention(func, *args, **kwargs)
         if func is F.multi_head_attention_forward:
             return _multi_head(*args, **kwargs)
+        if isinstance(func, OpOverloadPacket):
+            func = varlen.replacement(func, *args) or func
         return func(*args, **kwargs)
 
 

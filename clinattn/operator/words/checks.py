@@ -31,8 +31,8 @@ def check_tensor(name: str, x: Any) -> None:
         raise TypeError(f"{name}: got {type(x).__name__}, expected a torch.Tensor")
     if x.is_nested:
         raise TypeError(
-            f"{name}: got a nested tensor, expected a dense one; fused_attention_varlen takes its "
-            "values with cu_seqlens"
+            f"{name}: got a nested tensor, expected a dense one; fused_attention takes jagged ones "
+            "for query, key and value together"
         )
     if x.layout is not torch.strided:
         raise TypeError(f"{name}: got a tensor of layout {x.layout}, expected torch.strided")
