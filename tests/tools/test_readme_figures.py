@@ -115,7 +115,8 @@ def pretrained_lines() -> list[str]:
 def femr_lines() -> list[str]:
     named = {"infer": "inference", "train": "training"}
     lines = []
-    for row in (row for run in kept("femr") for row in run["rows"]):
+    rows = [row for run in kept("femr") for row in run["rows"]]
+    for row in sorted(rows, key=lambda row: (row["tokens"], row["pass"])):
         ours, theirs = (row["tokens_per_s"][way]["median"] for way in ("clinattn", "scores"))
         peaks = (row["peak_memory_bytes"][way] / 2**20 for way in ("scores", "clinattn"))
         cells = (f"{ours / theirs:.1f}", *(f"{peak:,.0f}" for peak in peaks))
