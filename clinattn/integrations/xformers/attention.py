@@ -32,7 +32,8 @@ def memory_efficient_attention(
 
     query: (B, Mq, H, K); key: (B, Mk, H, K); value: (B, Mk, H, Kv). Or without the heads, or
     grouped, (B, M, G, H, K), where key and value may have been expanded from H = 1: groups of
-    query heads then share them. fp32, bf16, fp16, on the CPU fp64; K and Kv from 1 to 256.
+    query heads then share them. fp32, bf16, fp16, on the CPU fp64. K and Kv may differ; where one
+    is above 256, the reference serves, with a warning.
     attn_bias: a tensor added to the scores, of as many dimensions as query, (B, [G, H,] Mq, Mk) or
     1 in place of any size; or one of the biases of this package or xformers. Tensors may need a
     gradient.
@@ -120,7 +121,7 @@ def memory_efficient_attention_backward(
         lse = problem.checked_lse(lse)
         incoming = Incoming(do, None, o.contiguous(), lse.contiguous(), None)
         dq, dk, dv, *_ = BACKWARD(*incoming, *call, NO_GRADIENTS_BUT_QKV, "")
-    # Through the layout: from the keys that count, and from all widths, to those given.
+    # Through the layout: from the keys that count to all of them.
     found = torch.autograd.grad((problem.q, problem.k, problem.v), leaves, (dq, dk, dv))
     return found[0], found[1], found[2]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from clinattn.backends.call import Arguments
@@ -34,10 +33,9 @@ class Sequences(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """q, k, v: (B, heads, M, K), or with sequences (T, heads, K), all of one width K.
+    """q, k, v: (B, heads, M, K), or with sequences (T, heads, K); v may have another width.
 
-    mask: added to the scores, (B, heads, Mq, Mk) or 1 in place of any size. value_dim: how many
-    features of v there were.
+    mask: added to the scores, (B, heads, Mq, Mk) or 1 in place of any size.
     """
 
     layout: HeadLayout
@@ -45,7 +43,6 @@ class Problem(NamedTuple):
     k: Tensor
     v: Tensor
     scale: Any
-    value_dim: int
     band: Band = Band()
     mask: Tensor | None = None
     sequences: Sequences | None = None
@@ -63,12 +60,11 @@ class Problem(NamedTuple):
         else:
             o, lse = fused_attention(q, k, v, self.mask, **words)
             o = o.transpose(1, 2)
-        return self.layout.results(o[..., : self.value_dim].contiguous(), lse)
+        return self.layout.results(o.contiguous(), lse)
 
     def cotangent(self, x: Tensor) -> Tensor:
         """A tensor in the layout of out, in that of q."""
         (x,) = self.layout.heads(x)
-        x = _widened(x, self.q.shape[-1])
         return x[0] if self.sequences is not None else x.transpose(1, 2)
 
     def checked_lse(self, lse: Any) -> Tensor:
@@ -119,9 +115,7 @@ def problem_of(
     """Checks the tensors and the bias, and lays them out; differentiable."""
     layout = layout_of(query, key, value)
     q, k, v = layout.heads(query, key, value)
-    q, k, v = (_widened(x, max(q.shape[-1], v.shape[-1])) for x in (q, k, v))
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    problem = Problem(layout, q, k, v, scale, value.shape[-1])
+    problem = Problem(layout, q, k, v, scale)
     name = type(attn_bias).__name__
     if name in BY_BLOCK:
         return _in_blocks(problem, attn_bias)
@@ -164,8 +158,3 @@ def _check_tokens(name: str, x: Tensor, tokens: int | None) -> None:
         raise ValueError(
             f"{name}: got batch size {x.shape[0]} and {x.shape[1]} tokens, expected {expected}"
         )
-
-
-def _widened(x: Tensor, width: int) -> Tensor:
-    """x with zeros up to a last size of width: they change neither scores nor other features."""
-    return x if x.shape[-1] == width else F.pad(x, (0, width - x.shape[-1]))
