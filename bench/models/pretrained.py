@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -35,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "lib"))
 from minilm import clinical_phrases, embed, unpacked_encoder
 
 from rows_file import output_file, write_json
+from turns import in_turns
 
 WAYS = ("eager", "sdpa", "clinattn")
 BOUND = 1e-5
@@ -88,17 +88,6 @@ def check(found: dict[str, Any], batches: list[Tokens]) -> float:
     error = float((embed_all(found["clinattn"], batches) - expected).abs().max())
     assert error <= BOUND, f"embeddings differ by {error:.2g}, allowed {BOUND}; nothing was timed"
     return error
-
-
-def in_turns(works: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each work in each round, after one to warm up."""
-    seconds: dict[str, list[float]] = {name: [] for name in works}
-    for _ in range(rounds + 1):
-        for name, work in works.items():
-            started = time.perf_counter()
-            work()
-            seconds[name].append(time.perf_counter() - started)
-    return {name: times[1:] for name, times in seconds.items()}
 
 
 def measure(folder: Path, rounds: int, console: Console) -> Iterator[dict[str, Any]]:

@@ -1,56 +1,11 @@
 """xformers' memory_efficient_attention and its biases against plain maths."""
 
-import math
-
 import pytest
 import torch
 from compared import Explicit, block_diagonal, gradients_of
+from xformers_calls import BOTTOM_RIGHT, INF, attend, check, draw, heads_first, qkv, sees
 
 from clinattn.integrations import xformers as xf
-
-INF = math.inf
-BOTTOM_RIGHT = {"bottom_right": True}
-
-
-def draw(*shape, dtype=torch.float32, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-def qkv(batch, nq, nk, *heads, dim=24, dim_v=None, dtype=torch.float32):
-    """Returns q, k and v (B, M, ..., K), with gradients."""
-    shapes = ((nq, dim), (nk, dim), (nk, dim_v or dim))
-    return [
-        draw(batch, n, *heads, d, dtype=dtype, seed=at).requires_grad_()
-        for at, (n, d) in enumerate(shapes)
-    ]
-
-
-def sees(nq, nk, left=INF, right=INF, bottom_right=False):
-    """Returns which pairs are seen; windows count from the query's place among the keys."""
-    shift = nk - nq if bottom_right else 0
-    rows = [[i + shift - left <= j <= i + shift + right for j in range(nk)] for i in range(nq)]
-    return torch.tensor(rows, dtype=torch.bool).view(nq, nk)
-
-
-def heads_first(*tensors):
-    return [x.transpose(1, 2) for x in tensors]
-
-
-def attend(q, k, v, bias=None, **words):
-    """Returns (out, lse), of which memory_efficient_attention returns out."""
-    out, lse = xf.memory_efficient_attention_partial(q, k, v, bias, **words)
-    assert torch.equal(out, xf.memory_efficient_attention(q, k, v, bias, **words))
-    return out, lse
-
-
-def check(problem, out, lse, flat=lambda x: x, **inputs):
-    """Checks out, lse and all gradients; flat makes (B, M, H, K) of a tensor in another layout."""
-    cotangents = [problem.do.transpose(1, 2).reshape(out.shape), problem.dlse.view(lse.shape)]
-    grads = gradients_of([out, lse], cotangents, **inputs)
-    results = {"o": out, **{name: grads.pop(name) for name in ("dq", "dk", "dv")}}
-    results = {name: flat(x).transpose(1, 2) for name, x in results.items()}
-    problem.check({"lse": lse.view(problem.dlse.shape), **results, **grads})
-
 
 DENSE = {
     "none": (None, {}),
@@ -121,33 +76,6 @@ def test_blocks(make, band, lengths_q, lengths_k):
     problem = Explicit(*heads_first(q, k, v), visible)
     check(problem, *attend(q, k, v, bias), q=q, k=k, v=v)
     assert torch.equal(bias.materialize((nq, nk)) == 0, visible)
-
-
-PADDED = {
-    "full": (xf.BlockDiagonalPaddedKeysMask, {}),
-    "causal": (xf.BlockDiagonalCausalWithOffsetPaddedKeysMask, {"right": 0, **BOTTOM_RIGHT}),
-}
-
-
-@pytest.mark.parametrize("cls, band", PADDED.values(), ids=list(PADDED))
-def test_padded_keys(cls, band):
-    """NaN between the blocks of keys reaches neither results nor gradients."""
-    lengths_q, lengths_k, padding = [2, 1, 0, 3], [5, 7, 2, 0], 7
-    bias = cls.from_seqlens(q_seqlen=lengths_q, kv_padding=padding, kv_seqlen=lengths_k)
-    clean = qkv(1, 6, 28, 3)
-    valid = (torch.arange(padding) < torch.tensor(lengths_k)[:, None]).flatten()
-    q, k, v = (
-        clean[0],
-        *(
-            torch.where(valid[:, None, None], x, torch.nan).detach().requires_grad_()
-            for x in clean[1:]
-        ),
-    )
-    blocks = [sees(n, m, **band) for n, m in zip(lengths_q, lengths_k, strict=True)]
-    visible = block_diagonal(blocks, 28, starts=[0, 7, 14, 21])
-    problem = Explicit(*heads_first(*clean), visible)
-    check(problem, *attend(q, k, v, bias), q=q, k=k, v=v)
-    assert torch.equal(bias.materialize((6, 28)) == 0, visible)
 
 
 # ---- tensors
@@ -285,11 +213,40 @@ def test_forward_alone():
     q, k, v = qkv(2, 6, 9, 3)
     mask = xf.LowerTriangularFromBottomRightMask()
     expected = xf.memory_efficient_attention(q, k, v, mask)
-    out = xf.memory_efficient_attention_forward(q, k, v, mask, output_dtype=torch.float64)
-    assert out.dtype == torch.float64 and torch.equal(out.float(), expected)
-    assert not out.requires_grad
+    out = xf.memory_efficient_attention_forward(q, k, v, mask)
+    assert torch.equal(out, expected) and not out.requires_grad
     out, lse = xf.memory_efficient_attention_forward_requires_grad(q, k, v, mask)
     assert torch.equal(out, expected) and lse.shape == (2, 3, 6) and not lse.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_output_dtype(dtype):
+    """The result in another dtype, with its gradient; of parts, fp32 is the default."""
+    q, k, v = qkv(2, 6, 9, 3, dtype=dtype)
+    expected = xf.memory_efficient_attention(q, k, v)
+    assert expected.dtype == dtype
+    parts = [
+        xf.memory_efficient_attention,
+        xf.memory_efficient_attention_forward,
+        lambda *given, **words: xf.memory_efficient_attention_partial(*given, **words)[0],
+        lambda *given, **words: xf.memory_efficient_attention_forward_requires_grad(
+            *given, **words
+        )[0],
+    ]
+    for function in parts:
+        for other in (torch.float64, torch.bfloat16):
+            out = function(q, k, v, output_dtype=other)
+            assert out.dtype == other and torch.equal(out, expected.to(other))
+    out, lse = xf.memory_efficient_attention_partial(q, k, v)
+    assert out.dtype == lse.dtype == torch.promote_types(dtype, torch.float32)
+    do = torch.ones(expected.shape)
+    wide = xf.memory_efficient_attention(q, k, v, output_dtype=torch.float64)
+    for x, y in zip(
+        torch.autograd.grad(wide, (q, k, v), do.double()),
+        torch.autograd.grad(expected, (q, k, v), do.to(dtype)),
+        strict=True,
+    ):
+        assert torch.equal(x, y)
 
 
 # ---- the real package's objects, and what is refused
@@ -319,19 +276,19 @@ class TensorBias(torch.Tensor, xf.AttentionBias):
     pass
 
 
-class BlockDiagonalGappyKeysMask(xf.BlockDiagonalMask):
+class BlockDiagonalOtherMask(xf.BlockDiagonalMask):
     pass
 
 
 Q = draw(1, 4, 2, 8)
 BLOCK = xf.BlockDiagonalMask.from_seqlens([3, 2])
-GAPPY = BlockDiagonalGappyKeysMask.from_seqlens([4])
+OTHER = BlockDiagonalOtherMask.from_seqlens([4])
 WRONG = {
     "bias": (lambda: xf.memory_efficient_attention(Q, Q, Q, "causal"), NotImplementedError, "str"),
     "subclass": (
-        lambda: xf.memory_efficient_attention(Q, Q, Q, GAPPY),
+        lambda: xf.memory_efficient_attention(Q, Q, Q, OTHER),
         NotImplementedError,
-        "a BlockDiagonalGappyKeysMask",
+        "a BlockDiagonalOtherMask",
     ),
     "tensor of another kind": (
         lambda: xf.memory_efficient_attention(Q, Q, Q, torch.zeros(1).as_subclass(TensorBias)),
@@ -368,6 +325,11 @@ WRONG = {
         lambda: xf.memory_efficient_attention_partial(Q, Q, Q, p=0.1),
         NotImplementedError,
         "p: got 0.1",
+    ),
+    "output": (
+        lambda: xf.memory_efficient_attention(Q, Q, Q, output_dtype=torch.int32),
+        TypeError,
+        "output_dtype: got torch.int32",
     ),
     "window": (lambda: BLOCK.make_local_attention(0), ValueError, "window_size: got 0"),
     "padding": (

@@ -149,6 +149,10 @@ CALLS = {
         "query": D, "key": D, "value": D, "attn_bias": torch.zeros(2, 4, 5, 5), "p": 0.0,
         "scale": 0.5,
     }),
+    "memory_efficient_attention_backward": (xf.memory_efficient_attention_backward, {
+        "grad": D, "output": D, "lse": torch.randn(2, 4, 5), "query": D, "key": D, "value": D,
+        "attn_bias": torch.zeros(2, 4, 5, 5), "p": 0.0, "scale": 0.5,
+    }),
     "memory_efficient_attention_partial": (xf.memory_efficient_attention_partial, {
         "query": D, "key": D, "value": D, "p": 0.0,
     }),
@@ -161,6 +165,38 @@ CALLS = {
     "BlockDiagonalPaddedKeysMask": (xf.attn_bias.BlockDiagonalPaddedKeysMask.from_seqlens, {
         "q_seqlen": [2, 3], "kv_padding": 4, "kv_seqlen": [3, 2],
     }),
+    "BlockDiagonalGappyKeysMask": (xf.BlockDiagonalGappyKeysMask.from_seqlens, {
+        "q_seqlen": [2, 3], "kv_seqstarts": [1, 4, 7], "kv_seqlen": [3, 2],
+    }),
+    "BlockDiagonalLocalAttentionPaddedKeysMask": (
+        xf.BlockDiagonalLocalAttentionPaddedKeysMask.from_seqlens_local, {
+            "q_seqlen": [2, 3], "kv_padding": 4, "kv_seqlen": [3, 2], "window_left": 1,
+            "window_right": 0,
+        },
+    ),
+    "PagedBlockDiagonalPaddedKeysMask": (xf.PagedBlockDiagonalPaddedKeysMask.from_seqlens, {
+        "q_seqlen": [2, 3], "kv_seqlen": [3, 2], "block_tables": BLOCKS, "page_size": 4,
+    }),
+    "PagedBlockDiagonalGappyKeysMask": (xf.PagedBlockDiagonalGappyKeysMask.from_seqlens, {
+        "q_seqlen": [2, 3], "kv_seqstarts": [1, 0], "kv_seqlen": [3, 2], "block_tables": BLOCKS,
+        "page_size": 4,
+    }),
+    "make_paged": (
+        xf.BlockDiagonalPaddedKeysMask.from_seqlens([2, 3], 4, [3, 2]).make_paged, {
+            "block_tables": BLOCKS, "page_size": 4,
+            "paged_type": xf.PagedBlockDiagonalPaddedKeysMask,
+        },
+    ),
+    "make_paged of gaps": (
+        xf.BlockDiagonalGappyKeysMask.from_seqlens([2, 3], [1, 8, 16], [3, 2]).make_paged, {
+            "block_tables": BLOCKS, "page_size": 4, "notional_padding": 8,
+            "paged_type": xf.PagedBlockDiagonalGappyKeysMask,
+        },
+    ),
+    "from_seqlens_inplace": (
+        xf.BlockDiagonalMask.from_seqlens([2, 3]).q_seqinfo.from_seqlens_inplace,
+        {"seqlens": [1, 2]},
+    ),
     "LocalAttentionFromBottomRightMask": (xf.attn_bias.LocalAttentionFromBottomRightMask, {
         "window_left": 1, "window_right": 2,
     }),

@@ -20,7 +20,7 @@ ROOMS = {
     "gpu": set(),
     "suites": {"base_tree"},
     "cpu": {"base_tree", "rows_file", "suites.problem"},
-    "models": {"rows_file"},
+    "models": {"rows_file", "turns"},
 }
 COMMANDS = {"gpu.run", "gpu.pack", "gpu.plan", "gpu.plot", "gpu.adopt", "cpu.run", "cpu.compare"}
 

@@ -112,6 +112,18 @@ def pretrained_lines() -> list[str]:
     ]
 
 
+def femr_lines() -> list[str]:
+    named = {"infer": "inference", "train": "training"}
+    lines = []
+    rows = [row for run in kept("femr") for row in run["rows"]]
+    for row in sorted(rows, key=lambda row: (row["tokens"], row["pass"])):
+        ours, theirs = (row["tokens_per_s"][way]["median"] for way in ("clinattn", "scores"))
+        peaks = (row["peak_memory_bytes"][way] / 2**20 for way in ("scores", "clinattn"))
+        cells = (f"{ours / theirs:.1f}", *(f"{peak:,.0f}" for peak in peaks))
+        lines.append(f"| {row['tokens']:,}, {named[row['pass']]} | {' | '.join(cells)} |")
+    return lines
+
+
 def of_gpu(run: str) -> list[dict]:
     """The rows of a run on a GPU."""
     (path,) = (ROOT / "bench" / "results").glob(f"gpu-*-{run}.jsonl")
@@ -161,7 +173,7 @@ def gpu_encoder_lines() -> list[str]:
 TABLES = {
     README: (encoder_lines, gpu_encoder_lines),
     SPEED: (
-        gpu_lines, cpu_lines, against_lines, pretrained_lines, memory_lines
+        gpu_lines, cpu_lines, against_lines, pretrained_lines, femr_lines, memory_lines
     ),
 }  # fmt: skip
 
@@ -239,7 +251,7 @@ def test_hardware_and_dates_are_those_of_the_rows():
         named = (facts["gpu"], f"driver {driver}", f"torch {facts['torch']}")
         assert ", ".join((*named, f"Triton {facts['triton']}", cudnn)) in words(page)
         assert facts["date"][:10] in words(page)
-    for kind in ("cpu-kernels", "against-transformers", "pretrained"):
+    for kind in ("cpu-kernels", "against-transformers", "pretrained", "femr"):
         for run in kept(kind):
             facts = run.get("environment") or run["rows"][0]
             assert facts["date"][:10] in words(SPEED) and facts["cpus"] == 2

@@ -7,18 +7,20 @@ clinattn.integrations.transformers instead.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import sys
 from collections.abc import Callable
-from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-NAME = "flash_attn"
-HERE = "clinattn.integrations.flash_attn"
-SUBMODULES = ("bert_padding", "flash_attn_interface")
+from clinattn.integrations.served_name import ServedName
 
-_replaced: dict[str, ModuleType] | None = None  # None while not installed
+HERE = "clinattn.integrations.flash_attn"
+SUBMODULES = {name: f"{HERE}.{name}" for name in ("bert_padding", "flash_attn_interface")}
+
+
+def _names(ours: ModuleType) -> set[str]:
+    return {"__version__", *ours.__all__} - {"install", "uninstall"}
+
+
+_served = ServedName("flash_attn", HERE, _names, SUBMODULES)
 
 
 def install(*, force: bool = False) -> Callable[[], None]:
@@ -30,47 +32,10 @@ def install(*, force: bool = False) -> Callable[[], None]:
     Returns uninstall. Installing twice is installing once. Raises RuntimeError where the real
     package is there and force is not given.
     """
-    global _replaced
-    if _replaced is not None:
-        return uninstall
-    if not force and _is_present():
-        raise RuntimeError(
-            f"{NAME}: the package is installed, so nothing was replaced; "
-            "install(force=True) puts clinattn in its place"
-        )
-    _replaced = _taken_out()
-    package = ModuleType(NAME, "flash-attn's interface, served by clinattn.")
-    # A package without a folder: submodules are those below, and no others are found.
-    package.__spec__ = ModuleSpec(NAME, loader=None, origin=HERE, is_package=True)
-    package.__path__ = []
-    ours = importlib.import_module(HERE)
-    for name in ("__version__", *ours.__all__):
-        if name not in ("install", "uninstall"):
-            setattr(package, name, getattr(ours, name))
-    sys.modules[NAME] = package
-    for name in SUBMODULES:
-        module = importlib.import_module(f"{HERE}.{name}")
-        setattr(package, name, module)
-        sys.modules[f"{NAME}.{name}"] = module
+    _served.serve(force)
     return uninstall
 
 
 def uninstall() -> None:
     """Leave sys.modules as it was before install()."""
-    global _replaced
-    if _replaced is not None:
-        _taken_out()
-        sys.modules.update(_replaced)
-        _replaced = None
-
-
-def _is_present() -> bool:
-    if NAME in sys.modules:
-        return True
-    return importlib.util.find_spec(NAME) is not None
-
-
-def _taken_out() -> dict[str, ModuleType]:
-    """Removes the package's modules from sys.modules, and returns them by name."""
-    names = [x for x in sys.modules if x == NAME or x.startswith(f"{NAME}.")]
-    return {name: sys.modules.pop(name) for name in names}
+    _served.give_back()

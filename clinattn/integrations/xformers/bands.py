@@ -36,41 +36,67 @@ class Band(NamedTuple):
         return {"window": (self.left, self.right), "bottom_right": self.bottom_right}
 
 
-EVERYTHING = Band()
-CAUSAL = Band(right=0)
-CAUSAL_AT_THE_END = Band(right=0, bottom_right=True)
+def _everything(bias: Any) -> Band:
+    return Band()
 
 
-def _local(bias: Any) -> Band:
+def _causal(bias: Any) -> Band:
+    return Band(right=0)
+
+
+def _causal_at_the_end(bias: Any) -> Band:
+    return Band(right=0, bottom_right=True)
+
+
+def _causal_local(bias: Any) -> Band:
     return Band(bias._window_size - 1, 0)
 
 
-def _local_at_the_end(bias: Any) -> Band:
+def _causal_local_at_the_end(bias: Any) -> Band:
     return Band(bias._window_size - 1, 0, bottom_right=True)
 
 
+def _local_at_the_end(bias: Any) -> Band:
+    return Band(bias.window_left, bias.window_right, bottom_right=True)
+
+
 # Bands by class name: xformers' own objects are taken without importing xformers. A subclass of
-# another name may mean something else.
-DENSE: dict[str, Callable[[Any], Band]] = {
-    "LowerTriangularMask": lambda bias: CAUSAL,
-    "LowerTriangularMaskWithTensorBias": lambda bias: CAUSAL,
-    "LowerTriangularFromBottomRightMask": lambda bias: CAUSAL_AT_THE_END,
-    "LowerTriangularFromBottomRightLocalAttentionMask": _local_at_the_end,
-    "LocalAttentionFromBottomRightMask": lambda bias: Band(
-        bias.window_left, bias.window_right, bottom_right=True
-    ),
+# another name may mean something else. A table for each place that keys can have.
+Table = dict[str, Callable[[Any], Band]]
+DENSE: Table = {
+    "LowerTriangularMask": _causal,
+    "LowerTriangularMaskWithTensorBias": _causal,
+    "LowerTriangularFromBottomRightMask": _causal_at_the_end,
+    "LowerTriangularFromBottomRightLocalAttentionMask": _causal_local_at_the_end,
+    "LocalAttentionFromBottomRightMask": _local_at_the_end,
 }
-BLOCKS: dict[str, Callable[[Any], Band]] = {
-    "BlockDiagonalMask": lambda bias: EVERYTHING,
-    "BlockDiagonalCausalMask": lambda bias: CAUSAL,
-    "BlockDiagonalCausalFromBottomRightMask": lambda bias: CAUSAL_AT_THE_END,
-    "BlockDiagonalCausalLocalAttentionMask": _local,
-    "BlockDiagonalCausalLocalAttentionFromBottomRightMask": _local_at_the_end,
+BLOCKS: Table = {
+    "BlockDiagonalMask": _everything,
+    "BlockDiagonalCausalMask": _causal,
+    "BlockDiagonalCausalFromBottomRightMask": _causal_at_the_end,
+    "BlockDiagonalCausalLocalAttentionMask": _causal_local,
+    "BlockDiagonalCausalLocalAttentionFromBottomRightMask": _causal_local_at_the_end,
 }
-PADDED_BLOCKS: dict[str, Callable[[Any], Band]] = {
-    "BlockDiagonalPaddedKeysMask": lambda bias: EVERYTHING,
-    "BlockDiagonalCausalWithOffsetPaddedKeysMask": lambda bias: CAUSAL_AT_THE_END,
+BLOCKS_APART: Table = {
+    "BlockDiagonalPaddedKeysMask": _everything,
+    "BlockDiagonalCausalWithOffsetPaddedKeysMask": _causal_at_the_end,
+    "BlockDiagonalLocalAttentionPaddedKeysMask": _local_at_the_end,
+    "BlockDiagonalCausalLocalAttentionPaddedKeysMask": _causal_local_at_the_end,
+    "BlockDiagonalGappyKeysMask": _everything,
+    "BlockDiagonalCausalWithOffsetGappyKeysMask": _causal_at_the_end,
+    "BlockDiagonalLocalAttentionFromBottomRightGappyKeysMask": _local_at_the_end,
 }
+PAGED: Table = {
+    "PagedBlockDiagonalPaddedKeysMask": _everything,
+    "PagedBlockDiagonalCausalWithOffsetPaddedKeysMask": _causal_at_the_end,
+    "PagedBlockDiagonalCausalLocalPaddedKeysMask": _causal_local_at_the_end,
+}
+PAGED_GAPPY: Table = {
+    "PagedBlockDiagonalGappyKeysMask": _everything,
+    "PagedBlockDiagonalCausalWithOffsetGappyKeysMask": _causal_at_the_end,
+}
+BY_BLOCK: Table = BLOCKS | BLOCKS_APART | PAGED | PAGED_GAPPY
+BY_NAME: Table = DENSE | BY_BLOCK
 
 
 def is_plain_tensor(bias: Any) -> bool:
@@ -82,10 +108,9 @@ def is_plain_tensor(bias: Any) -> bool:
 def band_of(bias: Any) -> Band:
     """Returns the band of a bias. Raises NotImplementedError for one that no table has."""
     name = type(bias).__name__
-    for table in (DENSE, BLOCKS, PADDED_BLOCKS):
-        if name in table:
-            return table[name](bias)
-    served = ", ".join((*DENSE, *BLOCKS, *PADDED_BLOCKS))
-    raise NotImplementedError(
-        f"attn_bias: got a {name}, expected a torch.Tensor or one of {served}"
-    )
+    if name not in BY_NAME:
+        served = ", ".join(BY_NAME)
+        raise NotImplementedError(
+            f"attn_bias: got a {name}, expected a torch.Tensor or one of {served}"
+        )
+    return BY_NAME[name](bias)

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clinattn.integrations.xformers.attention import _attend
+from clinattn.integrations.xformers.attention import attend, check_output_dtype, refuse_dropout
 from clinattn.operator.words.checks import check_on, check_tensor
-from clinattn.operator.words.scalars import as_float
 
 
 def memory_efficient_attention_partial(
@@ -27,11 +26,11 @@ def memory_efficient_attention_partial(
     """(out, lse) of some of the keys, to be merged with others; both have gradients.
 
     Arguments as in memory_efficient_attention, p = 0: dropout of parts is not that of the whole.
+    output_dtype: default fp32, for fp64 inputs fp64.
     """
-    if as_float("p", p) != 0:
-        raise NotImplementedError(f"p: got {p}, expected 0.0: parts are merged without dropout")
-    out, lse = _attend(query, key, value, attn_bias, p, scale)
-    return out.to(output_dtype or query.dtype), lse
+    refuse_dropout(p)
+    out, lse = attend(query, key, value, attn_bias, p, scale, output_dtype)
+    return (out if output_dtype is not None else out.to(lse.dtype)), lse
 
 
 def merge_attentions(
@@ -46,6 +45,7 @@ def merge_attentions(
     their (B, H, M) or (B, G, H, M). write_lse: else lse is None. output_dtype: default that of
     attn_split. A query that sees no key in any part returns 0, and lse = -inf.
     """
+    check_output_dtype(output_dtype)
     parts, lses = _stacked("attn_split", attn_split), _stacked("lse_split", lse_split)
     check_on("lse_split", lses, parts.device, "attn_split")
     if parts.dim() not in (5, 6) or lses.shape != parts[..., 0].movedim(2, -1).shape:
