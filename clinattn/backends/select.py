@@ -93,7 +93,7 @@ def reasons_against(name: str, device: torch.device | None = None) -> list[str]:
 
 def asked_for(call: Arguments, needs: int) -> tuple[str, ...]:
     """Returns the FEATURES that a call has, the gradients in `needs` among them."""
-    wide = call.q.size(-1) > MAX_HEAD_DIM or call.v.size(-1) > MAX_HEAD_DIM
+    wide = call.q.shape[-1] > MAX_HEAD_DIM or call.v.shape[-1] > MAX_HEAD_DIM
     if call.is_plain() and call.lo is None and not (call.global_prefix or needs or wide):
         return ()
     asked = (

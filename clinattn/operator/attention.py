@@ -113,7 +113,7 @@ def fused_attention(
     that the backend asked for does not compute (docs/operator.md has the table; with backend=None
     the reference computes them), RuntimeError where the backend asked for cannot run.
     """
-    if is_jagged(query):
+    if type(query) is not Tensor and is_jagged(query):
         of_pairs = {
             "attn_mask": attn_mask, "kv_lengths": kv_lengths, "q_lengths": q_lengths,
             "segment_ids": segment_ids,
@@ -129,15 +129,14 @@ def fused_attention(
     query, key, value = _autocast(query, key, value)
     enable_gqa = as_flag("enable_gqa", enable_gqa)
     form = None
-    if not forms.is_dense(query, key, value, enable_gqa):
+    if not checks.check_dense(query, key, value, enable_gqa):
         form = forms.dense_form(query, key, value, attn_mask, enable_gqa)
         form.refuse(
             kv_lengths=kv_lengths, q_lengths=q_lengths, segment_ids=segment_ids, times=times,
             time_decay=time_decay, alibi_slopes=alibi_slopes, relative_bias=relative_bias,
         )  # fmt: skip
         query, key, value, attn_mask, _ = form
-        enable_gqa = True
-    checks.check_dense(query, key, value, enable_gqa)
+        checks.check_dense(query, key, value, True)
     batch, heads, n_queries, head_dim = query.shape
     n_keys = key.shape[2]
     is_causal, bottom_right = as_flag("is_causal", is_causal), as_flag("bottom_right", bottom_right)

@@ -71,7 +71,7 @@ class FusedAttention(Function):
         q, k, v = given[:3]
         checks.check_tensors(q, k, v)
         form = None
-        if given.cu_seqlens_q is None and not forms.is_dense(q, k, v, False):
+        if given.cu_seqlens_q is None and not forms.is_dense(q.shape, k.shape, v.shape, False):
             fewer_heads = q.dim() > 2 < k.dim() and 1 != k.shape[-3] < q.shape[-3]
             form = forms.dense_form(q, k, v, given.mask, fewer_heads)
             q, k, v, mask, _ = form

@@ -32,7 +32,7 @@ DENSE = [
         "head-dim-0",
         {n: x[..., :0] for n, x in (("query", Q), ("key", K), ("value", K))},
         ValueError,
-        "value: got shape .*, expected a head_dim of at least 1",
+        "query: got head_dim 0, expected at least 1",
     ),
     (
         "head-dim-0-of-keys",
@@ -40,6 +40,7 @@ DENSE = [
         ValueError,
         "query: got head_dim 0, expected at least 1",
     ),
+    ("head-dim-0-of-values", {"value": K[..., :0]}, ValueError, "value: got .* at least 1"),
     (
         "heads",
         {"key": K[:, :2], "value": K[:, :2]},

@@ -135,7 +135,7 @@ LAYERS = {
     "operator.flops": {"visibility"},
     "operator.ops": {"after_import", "ranges"},
     "operator.words.scalars": set(),
-    "operator.words.checks": {"visibility", "words.scalars"},
+    "operator.words.checks": {"visibility", "words.forms", "words.scalars"},
     "operator.words.forms": set(),
     "operator.words.feature_checks": {"timeline", "visibility", "words.checks", "words.scalars"},
     "operator.words.features": {"timeline", "words.feature_checks"},

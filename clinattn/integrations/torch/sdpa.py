@@ -95,7 +95,7 @@ def _mismatch(
     if query.shape[-1] == 0 or value.shape[-1] == 0:
         return "head_dim is 0"
     leading: tuple[int, ...] = query.shape[:-2]
-    if not is_dense(query, key, value, enable_gqa):
+    if not is_dense(query.shape, key.shape, value.shape, enable_gqa):
         try:
             leading = dense_form(query, key, value, None, enable_gqa).leading
         except ValueError:

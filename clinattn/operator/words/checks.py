@@ -16,6 +16,7 @@ from torch import Tensor
 
 from clinattn.backends.select import DTYPES, NAMES
 from clinattn.operator.visibility import Window, concrete
+from clinattn.operator.words.forms import is_dense
 from clinattn.operator.words.scalars import as_float, as_int, at_most_far, limits, pair_of
 
 SERVED_DTYPES = DTYPES["reference"]
@@ -53,17 +54,19 @@ def check_tensors(query: Any, key: Any, value: Any) -> None:
     check_tensor("value", value)
 
 
-def check_dense(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> None:
-    """Checks query (B, H, Nq, D); key and value (B, Hkv, Nk, D or Dv)."""
+def check_dense(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> bool:
+    """Checks query (B, H, Nq, D); key and value (B, Hkv, Nk, D or Dv).
+
+    Returns False where these have another form, of which only type and device are checked.
+    """
     _check_kind(query, key, value)
-    q, k = query.shape, key.shape
-    if len(q) != 4:
-        _raise_rank("query", query, "(batch, heads, tokens, head_dim)")
-    if len(k) != 4:
-        _raise_rank("key", key, "(batch, heads, tokens, head_dim)")
-    if k[0] != q[0]:
-        raise ValueError(f"key: got batch size {k[0]}, expected that of query, {q[0]}")
+    q, k, v = query.shape, key.shape, value.shape
+    if not is_dense(q, k, v, enable_gqa):
+        return False
+    if k != v:
+        _check_values(key, value)
     _check_heads(q[1], k[1], q[3], k[3], enable_gqa)
+    return True
 
 
 def check_packed(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> None:
@@ -74,6 +77,8 @@ def check_packed(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) ->
         _raise_rank("query", query, "(total_tokens, heads, head_dim)")
     if len(k) != 3:
         _raise_rank("key", key, "(total_tokens, heads, head_dim)")
+    if k != value.shape:
+        _check_values(key, value)
     _check_heads(q[1], k[1], q[2], k[2], enable_gqa)
 
 
@@ -91,12 +96,15 @@ def _check_kind(query: Tensor, key: Tensor, value: Tensor) -> None:
             f"query, key and value: got devices {device}, {key.device} and {value.device}, "
             "expected one device"
         )
+
+
+def _check_values(key: Tensor, value: Tensor) -> None:
     if key.shape[:-1] != value.shape[:-1]:
         raise ValueError(
             f"value: got shape {_shape(value)}, expected that of key, {_shape(key)}, but for the "
             "last dimension"
         )
-    if value.dim() == 0 or value.shape[-1] == 0:
+    if value.shape[-1] == 0:
         raise ValueError(f"value: got shape {_shape(value)}, expected a head_dim of at least 1")
 
 

@@ -37,9 +37,8 @@ class DenseForm(NamedTuple):
         return x.reshape(*self.leading, *x.shape[dim:])
 
 
-def is_dense(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> bool:
-    """Returns whether there are four dimensions of which none broadcasts."""
-    q, k, v = query.shape, key.shape, value.shape
+def is_dense(q: torch.Size, k: torch.Size, v: torch.Size, enable_gqa: bool) -> bool:
+    """Returns whether query, key and value have four dimensions of which none broadcasts."""
     if not len(q) == len(k) == len(v) == 4:
         return False
     heads_fit = k[1] == q[1] or enable_gqa or 1 not in (q[1], k[1])
