@@ -1,4 +1,4 @@
-"""Compiles a file of CUDA kernels for a kind of card and says what is wrong with them."""
+"""Compiles a file of CUDA kernels for kinds of cards and says what is wrong with them."""
 
 import re
 import subprocess
@@ -16,7 +16,8 @@ from clinattn.tools.compiled.kernel_report import triton_tool
 
 CSRC = ROOT / "csrc"
 
-CARDS = (75, 80, 86, 90, 100, 120)
+# Cards by the architecture for which nvcc's front end compiles: from 8.0 on one program for all
+FRONT_ENDS = {75: (75,), 80: (80, 86, 90, 100, 120)}
 DTYPES = {"6__half": "float16", "13__nv_bfloat16": "bfloat16", "f": "float32"}
 DIMS = (64, 128, 256)
 VARIANTS = [(d, p, t) for d in DIMS for p in (False, True) for t in (False, True)]
@@ -87,46 +88,52 @@ class Kernel:
         return found
 
 
-def problems(source, card):
-    """Returns the faults of the kernels of a .cu file for a card, in words; kept in the cache."""
+def problems(source, cards):
+    """Returns the faults of the kernels of a .cu file for cards, in words; kept in the cache.
+
+    cards: some of one of FRONT_ENDS.
+    """
     judges = (Path(__file__), Path(sass.__file__))
-    key = digest(*sources(source), *judges, words=words_of(source, card))
-    name = f"{source.stem}-{card}"
-    return kept(cache_folder("cuda_aot"), name, key, lambda: compiled_and_judged(source, card))
+    key = digest(*sources(source), *judges, words=words_of(source, cards))
+    name = "-".join(map(str, (source.stem, *cards)))
+    return kept(cache_folder("cuda_aot"), name, key, lambda: compiled_and_judged(source, cards))
 
 
-def words_of(source, card):
+def words_of(source, cards):
     """Returns the file's name, nvcc's options and its version, without the path of this clone."""
-    given = [x.replace(str(ROOT), "") for x in options(card)]
+    given = [x.replace(str(ROOT), "") for x in options(cards)]
     return [source.stem, *given, cuda.nvcc_says("--version")]
 
 
-def options(card):
-    """nvcc's options for a card. From 8.0 on its front end sees one program for all cards."""
-    front_end = 75 if card < 80 else 80
-    return [*flags.NVCC_FLAGS, "-Xptxas", "-v", f"-gencode=arch=compute_{front_end},code=sm_{card}"]
+def options(cards):
+    """nvcc's options for cards that share a front end, which then runs once for all of them."""
+    front_end = next(x for x, those in FRONT_ENDS.items() if set(cards) <= set(those))
+    codes = ",".join(f"sm_{card}" for card in cards)
+    return [*flags.NVCC_FLAGS, "-Xptxas", "-v", f"-gencode=arch=compute_{front_end},code=[{codes}]"]
 
 
-def compiled_and_judged(source, card):
+def compiled_and_judged(source, cards):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{source.stem}.o"
-        command = [cuda.nvcc(), *options(card), "-c", str(source), "-o", str(path)]
+        command = [cuda.nvcc(), *options(cards), "-c", str(source), "-o", str(path)]
         done = subprocess.run(command, capture_output=True, text=True)
         said = done.stdout + done.stderr
         assert done.returncode == 0, said
-        return judged(source, path, said, card)
+        return judged(source, path, said, cards)
 
 
-def judged(source, path, said, card):
+def judged(source, path, said, cards):
     """Lists in words the faults of an object; said: what nvcc printed when it compiled it."""
     found = [x for x in said.splitlines() if "warning" in x.lower()]
     if " exit" in subprocess.run(["nm", "-u", path], capture_output=True, text=True).stdout:
         # what nvcc puts in the place of a function that is for the device alone
         found.append("the host calls a function of the device, which ends the process there")
-    there = kernels(path, said, card)
-    if expected(source.stem) != {(x.name, x.dtype, x.variant) for x in there}:
-        found.append(f"kernels are {', '.join(map(str, there))}")
-    return found + [f"{kernel}: {words}" for kernel in there for words in kernel.problems()]
+    for card in cards:
+        there = kernels(path, said, card)
+        if expected(source.stem) != {(x.name, x.dtype, x.variant) for x in there}:
+            found.append(f"sm_{card}: kernels are {', '.join(map(str, there))}")
+        found += [f"sm_{card}: {x}: {words}" for x in there for words in x.problems()]
+    return found
 
 
 def expected(stem):
@@ -144,7 +151,7 @@ def expected(stem):
 def known_cards():
     """Returns the cards that this nvcc compiles for."""
     known = cuda.nvcc_says("--list-gpu-code").split()
-    return [card for card in CARDS if f"sm_{card}" in known]
+    return [card for cards in FRONT_ENDS.values() for card in cards if f"sm_{card}" in known]
 
 
 def sources(path):
