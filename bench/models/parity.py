@@ -1,16 +1,21 @@
 """Models of transformers before and after replace_attention: outputs and gradients, no clock.
 
-    python bench/models/parity.py                                       all, half a minute
-    python bench/models/parity.py -k bert                               those whose name has it
-    python bench/models/parity.py --json bench/results/parity-NAME.json keep the rows
+    python bench/models/parity.py              the types whose features were chosen by hand
+    python bench/models/parity.py --all        every type that AutoModel knows, at a small size
+    python bench/models/parity.py -k bert      those whose name has it
+    python bench/models/parity.py --all --json bench/results/parity-NAME.json
+                                               keep the rows, of which docs/parity.md is made
 
-Prints the table of docs/parity.md. Exit status 1 where one is off by more than is allowed.
+Prints the table of docs/parity.md, and with --all the types that were not compared, with reasons.
+Exit status 1 where one is off by more than is allowed.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -21,10 +26,20 @@ from rich.progress import track
 from clinattn.integrations.replace import replace_attention
 from clinattn.tools.environment import environment
 from clinattn.tools.model_report.architectures import REPLACED, Architecture
+from clinattn.tools.model_report.example_inputs import outputs_of
+from clinattn.tools.model_report.small import NotServed, model_types, small_architecture
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "lib"))
-from parity_table import Row, parity_rows, parity_table, write_rows
+from parity_table import (
+    LENGTHS,
+    MODES,
+    Row,
+    left_table,
+    parity_rows,
+    parity_table,
+    write_rows,
+)
 
 from rows_file import output_file
 
@@ -33,6 +48,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--all", action="store_true", help="types of AutoModel, too")
     parser.add_argument("-k", metavar="SUBSTRING", default="", help="of model types")
     parser.add_argument("--json", metavar="FILE", type=output_file, help="write the rows there")
     given = parser.parse_args()
@@ -44,6 +60,39 @@ def chosen(substring: str) -> list[Architecture]:
     return [x for x in REPLACED if substring in x.name and x.available()]
 
 
+def others(substring: str) -> list[str]:
+    """The other types that AutoModel knows."""
+    known = {x.name.replace("-", "_") for x in REPLACED}
+    return [x for x in model_types() if substring in x and x.replace("-", "_") not in known]
+
+
+def rows_of(architecture: Architecture, modes: Sequence[str]) -> list[Row]:
+    return list(parity_rows(architecture, replace_attention, modes))
+
+
+def tried(model_type: str) -> list[Row] | str:
+    """Rows of a type at a small size, in training mode, or the reason why there are none."""
+    try:
+        architecture = small_architecture(model_type)
+        model = architecture.build()
+        for padding in architecture.paddings:
+            batch = architecture.batch(model.config, LENGTHS, padding)
+            outputs_of(model(**batch.inputs), batch.real)
+    except Exception as error:  # of a model at a size that it was not made for
+        return why_not(error)
+    replacement = replace_attention(model)
+    if not replacement.replaced:
+        reasons = dict.fromkeys(x.reason.partition(": ")[2] or x.reason for x in replacement.kept)
+        return "; ".join(reasons) or "has no attention"
+    return rows_of(architecture, ("train",))
+
+
+def why_not(error: Exception) -> str:
+    if isinstance(error, NotServed):
+        return str(error)
+    return f"does not run at a small size: {type(error).__name__}"
+
+
 def failure(row: Row) -> str:
     what = f"{row.architecture}, {row.dtype}, {row.mode}, padding {row.padding}"
     return f"failed: {what}: {row.calls} calls, worst {row.worst}"
@@ -52,15 +101,26 @@ def failure(row: Row) -> str:
 def main() -> int:
     given = arguments()
     transformers.logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", message="no attention was replaced")
     stderr = Console(stderr=True)
+    progress = lambda x: track(x, "comparing", console=stderr, transient=True)
     rows: list[Row] = []
-    for architecture in track(chosen(given.k), "comparing", console=stderr, transient=True):
-        rows += parity_rows(architecture, replace_attention)
+    left: dict[str, str] = {}
+    for architecture in progress(chosen(given.k)):
+        rows += rows_of(architecture, MODES)
+    for model_type in progress(others(given.k) if given.all else []):
+        found = tried(model_type)
+        if isinstance(found, str):
+            left[model_type] = found
+        else:
+            rows += found
     facts = environment(torch.device("cpu"))
     print("{cpu}, torch {torch}, transformers {transformers}, {commit}, {date}\n".format(**facts))
     print(parity_table(rows))
+    if left:
+        print(f"\n{left_table(left)}")
     if given.json:
-        write_rows(given.json, rows, facts)
+        write_rows(given.json, rows, facts, left)
     failures = [row for row in rows if not row.passed]
     for row in failures:
         stderr.print(failure(row), style="red", highlight=False, soft_wrap=True)
