@@ -5,7 +5,6 @@ Its layers call torch's scaled_dot_product_attention and are not changed. A tiny
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from clinattn.integrations.sdpa import sdpa
 
@@ -19,23 +18,22 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(linear(width, 4 * width), nn.GELU(), linear(4 * width, width))
 
     def forward(self, x):
-        qkv = self.qkv(self.norm(x)).unflatten(-1, (3, self.heads, -1))
-        o = F.scaled_dot_product_attention(*qkv.transpose(1, 3).unbind(2), is_causal=True)
+        qkv = self.qkv(self.norm(x)).unflatten(-1, (3, self.heads, -1)).transpose(1, 3)
+        o = nn.functional.scaled_dot_product_attention(*qkv.unbind(2), is_causal=True)
         x = x + self.out(o.transpose(1, 2).flatten(2))
         return x + self.mlp(self.mlp_norm(x))
 
 
 if __name__ == "__main__":
     torch.manual_seed(0)
-    codes, places, head = nn.Embedding(40, 32), nn.Embedding(2048, 32), nn.Linear(32, 40)
-    model = nn.Sequential(Block(32, 4), Block(32, 4), nn.LayerNorm(32, bias=False), head)
-    optimizer = torch.optim.Adam([*codes.parameters(), *model.parameters()], 0.01)
-    timeline = (torch.arange(2049) ** 2 % 40)[None]  # codes that come again
+    model = nn.Sequential(nn.Embedding(40, 32), Block(32, 4), Block(32, 4), nn.Linear(32, 40))
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    timeline = torch.arange(2049) ** 2 % 40  # codes that come again
     for step in range(31):
         with sdpa():
-            logits = model(codes(timeline[:, :-1]) + places.weight)
-            loss = F.cross_entropy(logits[0], timeline[0, 1:])
-            loss.backward()
-        optimizer.step(), optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(timeline[None, :-1])[0], timeline[1:])
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
         if step % 10 == 0:
             print(f"step {step:2}  loss {loss:.3f}")

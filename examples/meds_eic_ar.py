@@ -1,6 +1,6 @@
-"""A model as MEDS-EIC-AR builds it: a Llama of codes, right-padded, whose attention one name chooses.
+"""A model as MEDS-EIC-AR builds it: a Llama of padded codes, whose attention one name chooses.
 
-The same line serves flash_attention_2, which clinattn does not put in place: see README.
+Where that project says attn_implementation="flash_attention_2", "clinattn" is to be said.
 """
 
 import torch
@@ -26,10 +26,11 @@ if __name__ == "__main__":
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
     lengths = torch.tensor([[200], [90], [31]])
     codes = (torch.arange(200) ** 2 % 60 + 1).masked_fill(torch.arange(200) >= lengths, 0)
-    for step in range(31):
+    for step in range(41):
         labels = codes.masked_fill(codes == 0, -100)
         loss = model(codes, attention_mask=codes != 0, labels=labels).loss
         loss.backward()
-        optimizer.step(), optimizer.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
         if step % 10 == 0:
             print(f"step {step:2}  loss {loss:.3f}")

@@ -15,8 +15,9 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from clinattn.tools.model_report import example_inputs
 from clinattn.tools.model_report.architectures import EITHER_SIDE, RIGHT, WITHOUT, Architecture
+from clinattn.tools.model_report.example_inputs import MakeBatch, Padding
 
-HIDDEN, INNER, HEADS, LAYERS, EXPERTS = 48, 56, 4, 2, 4
+HIDDEN, INNER, HEADS, LAYERS, EXPERTS = 64, 72, 4, 2, 4  # heads of 16: a quarter may be rotated
 
 SMALL: dict[str, Any] = {
     "vocab_size": 103,
@@ -26,7 +27,7 @@ SMALL: dict[str, Any] = {
     **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads"), HEADS),
     **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), HEADS),
     "num_key_value_heads": HEADS // 2,
-    **dict.fromkeys(("head_dim", "d_kv", "v_head_dim"), HIDDEN // HEADS),
+    **dict.fromkeys(("head_dim", "d_kv"), HIDDEN // HEADS),
     **dict.fromkeys(("num_hidden_layers", "num_layers", "n_layer", "n_layers"), LAYERS),
     **dict.fromkeys(("encoder_layers", "decoder_layers", "num_decoder_layers"), LAYERS),
     **dict.fromkeys(("max_position_embeddings", "n_positions", "max_target_positions"), 128),
@@ -36,6 +37,7 @@ SMALL: dict[str, Any] = {
     # latent attention
     **dict.fromkeys(("kv_lora_rank", "q_lora_rank"), 16),
     **dict.fromkeys(("qk_rope_head_dim", "qk_nope_head_dim"), 8),
+    "v_head_dim": 12,
     # each expert serves each token: which is the best one may be a matter of rounding
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), EXPERTS),
     **dict.fromkeys(("moe_num_experts", "num_experts_per_tok", "moe_k", "moe_topk"), EXPERTS),
@@ -83,27 +85,61 @@ def small_architecture(model_type: str) -> Architecture:
     name = names if isinstance(names, str) else names[0]
     model: Any = getattr(transformers, name)
     defaults = config_class()
-    inputs = {
-        "input_ids": (example_inputs.text, EITHER_SIDE),
-        "pixel_values": (example_inputs.image, WITHOUT),
-        "input_values": (example_inputs.waveform, RIGHT),
-    }
-    if model.main_input_name not in inputs:
-        raise NotServed(f"takes {model.main_input_name}, which nothing here makes")
-    batch, paddings = inputs[model.main_input_name]
-    if batch is example_inputs.text and defaults.is_encoder_decoder:
-        batch = example_inputs.text_to_text
+    check_stages(defaults)
+    batch, paddings = inputs_of(model.main_input_name, defaults)
     # T5's scores have no factor: it is in the weights
     spread = not hasattr(defaults, "relative_attention_num_buckets")
-    return Architecture(
-        model_type, name, small_settings(defaults), None, None, batch, paddings, spread
-    )
+    settings = small_settings(defaults)
+    return Architecture(model_type, name, settings, None, None, batch, paddings, spread)
+
+
+def inputs_of(name: str, defaults: PretrainedConfig) -> tuple[MakeBatch, tuple[Padding, ...]]:
+    """What makes the input of this name, which needs some numbers of the configuration."""
+    text = example_inputs.text_to_text if defaults.is_encoder_decoder else example_inputs.text
+    made: dict[str, tuple[MakeBatch, tuple[Padding, ...], tuple[str, ...]]] = {
+        "input_ids": (text, EITHER_SIDE, ("vocab_size",)),
+        "pixel_values": (example_inputs.image, WITHOUT, ("image_size", "num_channels")),
+        "input_values": (example_inputs.waveform, RIGHT, ("conv_kernel", "conv_stride")),
+    }
+    batch, paddings, needed = made.get(name, (text, (), ("-",)))
+    if not all(hasattr(defaults, number) for number in needed):
+        raise NotServed("takes other inputs than token ids, square images or sampled sound")
+    return batch, paddings
 
 
 def small_settings(defaults: PretrainedConfig) -> dict[str, Any]:
     """What a configuration class is given, from its defaults."""
-    settings = {name: value for name, value in SMALL.items() if hasattr(defaults, name)}
+    settings: dict[str, Any] = {"pad_token_id": 0}
+    for name, value in SMALL.items():
+        if can_set(defaults, name):
+            settings[name] = value
     for name, value in vars(defaults).items():
         if isinstance(value, str) and value in SMOOTH:
             settings[name] = SMOOTH[value]
+    kinds = getattr(defaults, "layer_types", None) or ()
+    if "linear_attention" in kinds:  # two layers would have no other
+        settings["layer_types"] = ["linear_attention", "full_attention"]
+    if "qk_rope_head_dim" in settings:  # latent attention, which has all heads
+        settings |= {"head_dim": settings["qk_rope_head_dim"], "num_key_value_heads": HEADS}
+    rope = getattr(defaults, "rope_parameters", None) or {}
+    if "mrope_section" in rope:
+        pairs = int(HIDDEN // HEADS * rope.get("partial_rotary_factor", 1.0)) // 2
+        sections = [pairs - 2 * (pairs // 3), pairs // 3, pairs // 3]
+        settings["rope_parameters"] = rope | {"mrope_section": sections}
+    if hasattr(defaults, "_experts_implementation"):
+        settings["experts_implementation"] = "eager"  # others have no fp64
     return settings
+
+
+def can_set(defaults: PretrainedConfig, name: str) -> bool:
+    """Returns whether a configuration has the name and takes another value for it."""
+    own = getattr(type(defaults), defaults.attribute_map.get(name, name), None)
+    return hasattr(defaults, name) and not (isinstance(own, property) and own.fset is None)
+
+
+def check_stages(defaults: PretrainedConfig) -> None:
+    """Refuses a type that has a list where others have one number: stages of several sizes."""
+    for name, value in SMALL.items():
+        if isinstance(value, int) and isinstance(getattr(defaults, name, None), list | tuple):
+            if name != "image_size":
+                raise NotServed("has stages of several sizes, which are not made small here")
