@@ -66,8 +66,8 @@ SMOOTH = {"relu": "gelu", "relu2": "gelu", "gated-relu": "gated-gelu"}
 
 # What a comparison says nothing about.
 NOT_JUDGED = {
-    "deepseek_v4": "has a gradient of one number, a sum whose terms cancel: 2.03 of what is allowed "
-    "in fp32 with padding on the right"
+    "deepseek_v4": "has a gradient of one number, a sum whose terms cancel: 2.03 of what is "
+    "allowed in fp32 with padding on the right"
 }
 
 
