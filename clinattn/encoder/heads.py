@@ -137,7 +137,8 @@ def _check_labels(
 ) -> None:
     if labels is None:
         return
-    check_token_labels(labels, input_ids, batch.get("lengths"), config.vocab_size)
+    padding = batch.get("lengths"), batch.get("attention_mask")
+    check_token_labels(labels, input_ids, *padding, config.vocab_size)
     if wants_per_sample_gradients(model):
         raise ValueError(
             "labels: got some under per-sample gradients (Opacus), which logits of labelled "

@@ -18,6 +18,7 @@ from clinattn.operator.words.checks import check_tensor
 from .config import EncoderConfig
 
 INDEX_DTYPES = (torch.int32, torch.int64)
+MASK_DTYPES = (torch.bool, torch.uint8, torch.int8, torch.int16, *INDEX_DTYPES)
 IGNORE = -100  # a label that is not one, as in torch's cross_entropy
 
 
@@ -132,22 +133,52 @@ def _check_range(name: str, x: Tensor, rows: int, words: str) -> None:
         )
 
 
-def check_token_labels(labels: Any, inputs: Any, lengths: Any, classes: int) -> None:
-    """Checks labels like the ids: int64, a class or IGNORE for each token that is not padding."""
+def check_attention_mask(mask: Any, tokens: Tensor) -> None:
+    """Checks a mask (B, N) like the tokens: 1 = a token, and all tokens of a row in one run."""
+    check_tensor("attention_mask", mask)
+    if mask.dtype not in MASK_DTYPES:
+        raise TypeError(f"attention_mask has dtype {mask.dtype}: expected bool, or integer 0 and 1")
+    if mask.shape != tokens.shape:
+        raise ValueError(
+            f"attention_mask has shape {tuple(mask.shape)}: expected that of the tokens, "
+            f"{tuple(tokens.shape)}"
+        )
+    if mask.device != tokens.device and mask.device.type != "cpu":
+        raise ValueError(f"attention_mask is on {mask.device}: expected {tokens.device} or the CPU")
+    if not concrete(mask) or mask.numel() == 0:
+        return
+    low, high = (int(x) for x in torch.aminmax(mask.int()))
+    if low < 0 or high > 1:
+        raise ValueError(f"attention_mask: got values from {low} to {high}, expected 0 and 1")
+    begins = mask.int().diff(dim=1, prepend=mask.new_zeros(len(mask), 1).int()) == 1
+    gaps = (begins.sum(1) > 1).nonzero()
+    if len(gaps):
+        raise ValueError(
+            f"attention_mask: got zeros between the tokens of row {int(gaps[0])}, expected padding "
+            "on the left or right"
+        )
+
+
+def check_token_labels(
+    labels: Any, inputs: Any, lengths: Any, attention_mask: Any, classes: int
+) -> None:
+    """Checks labels like the ids: int64, a class or IGNORE for each token that is not padding.
+
+    lengths, attention_mask: as the caller gave them, not checked so far.
+    """
     check_tensor("labels", labels)
     check_tensor("input_ids", inputs)
     if labels.dtype != torch.int64:
         raise TypeError(f"labels has dtype {labels.dtype}: expected torch.int64")
     _check_like("labels", labels, tuple(inputs.shape), inputs)
-    if (
-        isinstance(lengths, Tensor)
-        and lengths.dtype in INDEX_DTYPES
-        and lengths.shape == labels.shape[:1]
-        and labels.dim() == 2
-    ):
-        if not (concrete(lengths) and concrete(labels)):
-            return
-        labels = labels.where(mask_from_lengths(lengths, labels.shape[1]), IGNORE)
+    padding = [x for x in (lengths, attention_mask) if isinstance(x, Tensor)]
+    if not all(map(concrete, (labels, *padding))):
+        return
+    for x in padding:
+        if x.shape == labels.shape:
+            labels = labels.where(x.ne(0), IGNORE)
+        elif x.shape == labels.shape[:1] and x.dtype in INDEX_DTYPES and labels.dim() == 2:
+            labels = labels.where(mask_from_lengths(x, labels.shape[1]), IGNORE)
     _check_classes("labels", labels, classes)
 
 

@@ -18,7 +18,7 @@ from clinattn.operator.words.checks import check_tensor
 from clinattn.operator.words.scalars import as_int, at_most_far
 
 from .config import EncoderConfig
-from .inputs import INDEX_DTYPES
+from .inputs import INDEX_DTYPES, check_attention_mask
 from .packed_layout import PackedLayout
 from .padded_layout import PaddedLayout, SdpaLayout
 
@@ -27,6 +27,7 @@ class Batch(TypedDict, total=False):
     """The keyword arguments that go with the inputs; see Encoder.encode."""
 
     lengths: Tensor | None
+    attention_mask: Tensor | None
     cu_seqlens: Tensor | None
     max_seqlen: int | None
     positions: Tensor | None
@@ -93,6 +94,7 @@ class Layout(Protocol):
 def make_layout(
     tokens: Tensor,
     lengths: Tensor | None,
+    attention_mask: Tensor | None,
     cu_seqlens: Tensor | None,
     max_seqlen: int | None,
     layout: str | None,
@@ -113,26 +115,43 @@ def make_layout(
             if x.device != tokens.device and x.device.type != "cpu":
                 raise ValueError(f"{name} is on {x.device}: expected {tokens.device} or the CPU")
     if tokens.dim() == 1:
-        if cu_seqlens is None or lengths is not None:
-            raise ValueError("1-D input_ids are packed: expected cu_seqlens, and no lengths")
+        if cu_seqlens is None or lengths is not None or attention_mask is not None:
+            raise ValueError(
+                "1-D input_ids are packed: expected cu_seqlens, and no lengths or attention_mask"
+            )
         if config.attention == "sdpa" or layout == "padded":
             raise ValueError("1-D input_ids are packed: expected attention='clinattn' and 'packed'")
         return _packed(tokens, cu_seqlens, max_seqlen, visibility)
     if cu_seqlens is not None or max_seqlen is not None:
         raise ValueError("cu_seqlens and max_seqlen belong to 1-D input_ids; 2-D take lengths")
+    if attention_mask is not None:
+        if lengths is not None:
+            raise ValueError("lengths and attention_mask: got both, expected at most one")
+        check_attention_mask(attention_mask, tokens)
+        attention_mask = attention_mask.to(tokens.device).ne(0)
     batch, length = tokens.shape
     if lengths is not None and lengths.shape != (batch,):
         raise ValueError(f"lengths has shape {tuple(lengths.shape)}: expected ({batch},)")
     if lengths is not None and concrete(lengths):
         if bool(((lengths < 0) | (lengths > length)).any()):
             raise ValueError(f"lengths={lengths.tolist()}: expected 0 to N={length}")
+    if config.attention == "sdpa" and layout == "packed":
+        raise ValueError("attention='sdpa' has no packed form: expected layout='padded'")
+    if config.attention != "sdpa" and layout != "padded":
+        return _unpadded(tokens, lengths, attention_mask, visibility)
+    starts = None
+    if attention_mask is not None:
+        lengths, starts = attention_mask.sum(1), _starts(attention_mask)
     if config.attention == "sdpa":
-        if layout == "packed":
-            raise ValueError("attention='sdpa' has no packed form: expected layout='padded'")
-        return SdpaLayout(_unless_full(lengths, length), length, tokens.device, *visibility)
-    if layout == "padded":
-        return PaddedLayout(lengths, length, tokens.device, *visibility)
-    return _unpadded(tokens, lengths, visibility)
+        lengths = _unless_full(lengths, length)
+        return SdpaLayout(lengths, length, tokens.device, *visibility, starts)
+    return PaddedLayout(lengths, length, tokens.device, *visibility, starts)
+
+
+def _starts(mask: Tensor) -> Tensor | None:
+    """The place of each row's first token, (B,); None where every row begins with it."""
+    starts = mask.int().argmax(1)
+    return None if concrete(starts) and not starts.any() else starts
 
 
 def _unless_full(lengths: Tensor | None, length: int) -> Tensor | None:
@@ -165,11 +184,14 @@ def _packed(
     return PackedLayout(cu_seqlens, max_seqlen, total, None, None, *visibility)
 
 
-def _unpadded(tokens: Tensor, lengths: Tensor | None, visibility: tuple[bool, int]) -> PackedLayout:
+def _unpadded(
+    tokens: Tensor, lengths: Tensor | None, mask: Tensor | None, visibility: tuple[bool, int]
+) -> PackedLayout:
     batch, length = tokens.shape
-    if lengths is None:
+    if lengths is None and mask is None:
         lengths = torch.full((batch,), length)
-    packed = unpad(tokens, lengths=lengths.to(tokens.device))
+    lengths = None if lengths is None else lengths.to(tokens.device)
+    packed = unpad(tokens, lengths=lengths, mask=mask)
     total = packed.values.shape[0]
     return PackedLayout(
         packed.cu_seqlens, packed.max_seqlen, total, (batch, length), packed.indices, *visibility

@@ -153,6 +153,7 @@ class Encoder(Pretrained):
         inputs: Tensor,
         *,
         lengths: Tensor | None = None,
+        attention_mask: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
         max_seqlen: int | None = None,
         positions: Tensor | None = None,
@@ -164,6 +165,8 @@ class Encoder(Pretrained):
 
         inputs: token ids or codes, (T,) with int32 cu_seqlens (S + 1,), or (B, N) with lengths
             (B,), None = all N. Or with channels a signal, (T, channels) or (B, N, channels).
+        attention_mask: in place of lengths, (B, N), bool or integers, 1 = a token: the tokens of a
+            row are one run, with padding on the left or right. Positions count from its first.
         max_seqlen: bounds the lengths of packed sequences; left out, it is read from cu_seqlens,
             and under torch.compile, where lengths have no values, T or N stands in.
         positions: like the tokens, int64, default 0, 1, ... in each sequence; fp32 or fp64 (days)
@@ -176,7 +179,8 @@ class Encoder(Pretrained):
         Raises ValueError or TypeError for bad arguments.
         """
         tokens = check_inputs(self.config, inputs, positions, token_types, values)
-        chosen = make_layout(tokens, lengths, cu_seqlens, max_seqlen, layout, self.config)
+        padding = lengths, attention_mask
+        chosen = make_layout(tokens, *padding, cu_seqlens, max_seqlen, layout, self.config)
         if wants_per_sample_gradients(self) and chosen.cu_seqlens is not None:
             raise ValueError(
                 "per-sample gradients (Opacus) would be those of tokens where sequences are "

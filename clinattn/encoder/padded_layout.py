@@ -16,15 +16,22 @@ from .packed_layout import at_least_fp32
 
 @dataclass(frozen=True)
 class PaddedLayout:
-    """(B, N, ...) as given; padding goes through every layer and attention leaves it out."""
+    """(B, N, ...) with the padding, which goes through every layer and which attention leaves out.
+
+    starts: the places of the first tokens in the batch as given, (B,); in the layout they come
+    first. None where they do already.
+    """
 
     lengths: Tensor | None
     max_seqlen: int
     device: torch.device
     is_causal: bool = False
     global_prefix: int = 0
+    starts: Tensor | None = None
 
     def pack(self, x: Tensor) -> Tensor:
+        if self.starts is not None:
+            x = self._rolled(x, self.starts)
         if self.lengths is None or not x.is_floating_point():
             return x
         return self._real(x)  # a NaN in the padding would reach the gradient of a weight as 0 * NaN
@@ -36,7 +43,12 @@ class PaddedLayout:
         return x.where(real.view(*real.shape, *(1,) * (x.dim() - 2)), 0)
 
     def restore(self, x: Tensor) -> Tensor:
-        return x
+        return x if self.starts is None else self._rolled(x, -self.starts)
+
+    def _rolled(self, x: Tensor, by: Tensor) -> Tensor:
+        """x (B, N, ...), each row moved to the left and what falls out put behind it."""
+        places = (self.positions() + by[:, None]) % self.max_seqlen
+        return x[torch.arange(len(x), device=self.device)[:, None], places]
 
     def positions(self) -> Tensor:
         return torch.arange(self.max_seqlen, device=self.device)

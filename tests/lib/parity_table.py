@@ -57,6 +57,8 @@ def compare_architecture(
     )
     (report,) = reports
     replaced = len(report.replaced)
+    expected = architecture.expected_calls(padding)
+    called = parity.calls > 0 if expected is None else parity.calls == expected
     return Row(
         architecture.name,
         architecture.model,
@@ -69,26 +71,44 @@ def compare_architecture(
         parity.outputs,
         parity.gradients,
         parity.worst[0],
-        parity.passed and parity.calls == architecture.expected_calls(padding),
+        parity.passed and called,
     )
 
 
-def parity_rows(architecture: Architecture, replace: Replace) -> Iterator[Row]:
+def parity_rows(
+    architecture: Architecture, replace: Replace, modes: Sequence[str] = MODES
+) -> Iterator[Row]:
     """Yields the rows of every dtype, mode and padding."""
     for padding in architecture.paddings:
         for dtype in DTYPES:
-            for mode in MODES:
+            for mode in modes:
                 yield compare_architecture(architecture, dtype, mode, padding, replace)
 
 
-def write_rows(path: Path, rows: Iterable[Row], facts: Mapping[str, Any]) -> None:
-    """Writes rows. facts: what the rows depend on, see clinattn.tools.environment."""
-    result = {"environment": dict(facts), "rows": [asdict(row) for row in rows]}
+def write_rows(
+    path: Path, rows: Iterable[Row], facts: Mapping[str, Any], left: Mapping[str, str]
+) -> None:
+    """Writes rows. facts: what the rows depend on, see clinattn.tools.environment.
+
+    left: model types that were not compared, with the reasons.
+    """
+    result = {"environment": dict(facts), "left": dict(left), "rows": [asdict(x) for x in rows]}
     write_text(path, json.dumps(result, indent=1) + "\n")
 
 
-def read_rows(path: Path) -> list[Row]:
-    return [Row(**row) for row in json.loads(path.read_text(encoding="utf-8"))["rows"]]
+def read_rows(path: Path) -> tuple[list[Row], dict[str, str]]:
+    """The rows, and the types that were not compared, as written by write_rows."""
+    result = json.loads(path.read_text(encoding="utf-8"))
+    return [Row(**row) for row in result["rows"]], result.get("left", {})
+
+
+def left_table(left: Mapping[str, str]) -> str:
+    """Returns Markdown, a line a reason: how many model types, and which."""
+    lines = ["| reason | number | model types |", "| --- | ---: | --- |"]
+    for reason in dict.fromkeys(sorted(left.values())):
+        names = [f"`{name}`" for name in left if left[name] == reason]
+        lines.append(f"| {reason} | {len(names)} | {', '.join(names)} |")
+    return "\n".join(lines)
 
 
 def parity_table(rows: Sequence[Row]) -> str:

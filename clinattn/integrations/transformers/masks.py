@@ -20,6 +20,11 @@ from transformers import masking_utils
 from clinattn.integrations.transformers.pattern_mask import Pattern, PatternMask, made
 
 ATTRIBUTE = "_clinattn_pattern"
+# Models whose own attention adds to scores what the registered mask function gives, True and all.
+ADDED = {
+    "bigbird_pegasus": "its encoder adds the masks of the implementation that its decoder asks for "
+    "to scores; expected attn_implementation='eager'"
+}
 
 
 def parts_of(mask: Tensor) -> tuple[Tensor, Pattern | None]:
@@ -123,8 +128,11 @@ def attention_mask(
     cache_position, (q_length,).
 
     Returns a bool mask, True = visible, (batch_size, 1, q_length, kv_length): a PatternMask where
-    it is one, and (batch_size, 1, 1, kv_length) with its Pattern where torch is tracing.
+    it is one, and (batch_size, 1, 1, kv_length) with its Pattern where torch is tracing. Raises
+    NotImplementedError for a model that would read the mask otherwise.
     """
+    if getattr(config, "model_type", None) in ADDED:
+        raise NotImplementedError(f"{config.model_type}: {ADDED[config.model_type]}")
     segment_ids = pattern = None
     if cache_position is not None:
         device = cache_position.device

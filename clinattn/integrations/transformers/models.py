@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from clinattn.integrations.outcome import Outcome
+from clinattn.integrations.transformers.masks import ADDED
 from clinattn.integrations.transformers.registry import NAME, register
 from clinattn.integrations.unsupported import uses_registry
 
@@ -17,7 +18,11 @@ from clinattn.integrations.unsupported import uses_registry
 def switch(model: nn.Module) -> Callable[[], None]:
     """Selects clinattn in every transformers model within model; returns what undoes it."""
     register()
-    models = [x for x in model.modules() if isinstance(x, PreTrainedModel)]
+    models = [
+        x
+        for x in model.modules()
+        if isinstance(x, PreTrainedModel) and x.config.model_type not in ADDED
+    ]
     before = [(x.config, x.config._attn_implementation) for x in models]
     with _unlogged():  # of those that cannot be switched, adapt says so
         for x in models:
@@ -49,6 +54,9 @@ def adapt(module: nn.Module) -> Outcome | None:
         return None
     if chosen == NAME:
         return Outcome(True, f"attn_implementation={NAME!r}")
+    model_type = getattr(config, "model_type", "")
+    if model_type in ADDED:
+        return Outcome(False, ADDED[model_type])
     return Outcome(False, f"transformers kept attn_implementation={chosen!r} for its model")
 
 

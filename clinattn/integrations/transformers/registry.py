@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from clinattn.integrations.transformers.documents import documents, warn_of_one_document
 from clinattn.integrations.transformers.masks import attention_mask, parts_of
 from clinattn.integrations.transformers.pattern_mask import Pattern
 from clinattn.operator.attention import fused_attention, fused_attention_varlen
@@ -94,11 +94,13 @@ def attention(
     if query.dim() != 4:
         raise ValueError(f"query: got shape {tuple(query.shape)}, expected (B, H, N, D)")
     packed = cu_seq_lens_q is not None
+    if attention_mask is not None and not packed:
+        warn_of_one_document(attention_mask, position_ids, query, key)
     mask, pattern = _visible(
         module, query, key, attention_mask, position_ids, is_causal, sliding_window
     )
     if pattern.right != 0 and pattern.segment_ids is None and mask is None and not packed:
-        pattern = pattern._replace(segment_ids=_documents(position_ids, query, key))
+        pattern = pattern._replace(segment_ids=documents(position_ids, query, key))
     if isinstance(scaling, Tensor):
         query, scaling = query * scaling, 1.0
     words: dict[str, Any] = {
@@ -195,7 +197,7 @@ def _check_says_all(
     if spoken.left is not None or spoken.right is not None:
         meant = "a causal or windowed layer"
     elif position_ids is not None and concrete(position_ids):
-        if _documents(position_ids, query, key) is not None:
+        if documents(position_ids, query, key) is not None:
             meant = "position_ids of packed documents"
     if meant is not None:
         raise ValueError(
@@ -214,24 +216,6 @@ def _spoken(
         is_causal = bool(getattr(module, "is_causal", False)) and not cross
     side = None if window is None else window - 1
     return Pattern(side, 0 if is_causal else side, key.shape[2] - query.shape[2])
-
-
-def _documents(position_ids: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
-    """Segment ids (1, N) of a row whose positions start over: 0 1 2 0 1 are two documents.
-
-    Positions that repeat or leave numbers out, such as those of visits, are not documents.
-    """
-    shape = (1, query.shape[2])
-    if position_ids is None or position_ids.shape != shape or key.shape[2] != shape[1] < 2:
-        return None
-    if query.shape[0] != 1 or shape[1] < 2:
-        return None
-    step = position_ids.diff(dim=1)
-    starts = (step <= 0) & (position_ids[:, 1:] == position_ids[:, :1])
-    packed = ((step == 1) | starts).all() & (step < 0).any()
-    if concrete(position_ids) and not packed:
-        return None
-    return pad(starts.cumsum(1), (1, 0)) * packed
 
 
 def _dense(

@@ -27,22 +27,22 @@ class Architecture:
     """A model type of transformers at a size for tests.
 
     name: the model type. model: its class. settings: what its configuration is given.
-    attentions: the modules that compute attention. calls: how often they do in a forward pass, if
-    that is another number, by padding if that decides. batch: makes inputs. paddings: those that
-    the architecture knows.
+    attentions: the modules that compute attention, None where that is not known. calls: how often
+    they do in a forward pass, if that is another number, by padding if that decides. batch: makes
+    inputs. paddings: those that the architecture knows.
     spread: its weights are drawn anew by spread_weights.
     """
 
     name: str
     model: str
     settings: Mapping[str, Any]
-    attentions: int = 2
+    attentions: int | None = 2
     calls: int | Mapping[Padding, int] | None = None
     batch: MakeBatch = example_inputs.text
     paddings: tuple[Padding, ...] = EITHER_SIDE
     spread: bool = True
 
-    def expected_calls(self, padding: Padding) -> int:
+    def expected_calls(self, padding: Padding) -> int | None:
         if isinstance(self.calls, Mapping):
             return self.calls[padding]
         return self.attentions if self.calls is None else self.calls

@@ -86,7 +86,8 @@ def answers(lengths: Sequence[int]) -> list[int]:
 
 def image(config: Any, lengths: Sequence[int], padding: Padding) -> ExampleInputs:
     size = config.image_size
-    pixels = torch.randn(len(lengths), config.num_channels, size, size)
+    height, width = (size, size) if isinstance(size, int) else size
+    pixels = torch.randn(len(lengths), config.num_channels, height, width)
     return ExampleInputs({"pixel_values": pixels}, {"last_hidden_state": None})
 
 

@@ -101,8 +101,6 @@ def compare(
     if getattr(eager.config, "_attn_implementation", "eager") != "eager":
         eager.set_attn_implementation("eager")
     exact = nn.Module.double(copy.deepcopy(eager))
-    replaced = copy.deepcopy(model)
-    replace(replaced)
     batch = batch.to(dtype, device)
     with InDouble():
         truth = quantities(exact.train(training), batch.to(torch.float64, device), dtype, gradients)
@@ -113,6 +111,8 @@ def compare(
         pass  # the model has no other than eager attention
     else:
         naive.append(quantities(eager, batch, dtype, gradients))
+    replaced = copy.deepcopy(model)
+    replace(replaced)
     with CountedAttention() as counted:
         actual = quantities(replaced.train(training), batch, dtype, gradients)
     return judge(actual, truth, naive, dtype, counted.calls)

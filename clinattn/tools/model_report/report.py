@@ -17,9 +17,10 @@ from clinattn.tools.benchmark.measure import peak_memory, quartiles, synchronize
 from clinattn.tools.environment import environment
 from clinattn.tools.model_report.architectures import WITHOUT
 from clinattn.tools.model_report.example_inputs import ExampleInputs, Padding, outputs_of
+from clinattn.tools.model_report.heads import batch_for_class, real_tokens
 from clinattn.tools.model_report.parity import Parity, compare
 from clinattn.tools.model_report.settings import DTYPES, ReportSettings
-from clinattn.tools.model_report.source import architecture_of, load_model
+from clinattn.tools.model_report.source import architecture_of, first_line_of_errors, load_model
 
 DEFAULT_TOKENS = 256
 POSITIONS = ("max_position_embeddings", "n_positions", "max_target_positions")
@@ -41,10 +42,14 @@ def report_model(settings: ReportSettings, progress: Progress) -> dict[str, Any]
     lengths = lengths_for(model, settings)
     torch.manual_seed(0)
     paddings: list[Padding] = [p for p in architecture.paddings if p != "none"]
-    batches = {
+    examples = {
         padding: architecture.batch(model.config, lengths, padding).to(dtype, device)
         for padding in paddings or WITHOUT
     }
+    fit = lambda example: first_line_of_errors(
+        type(model).__name__, lambda: batch_for_class(model, example)
+    )
+    batches = {padding: fit(example) for padding, example in examples.items()}
     reports: list[Replacement] = []
     parities: dict[Padding, Parity] = {}
     for padding, batch in batches.items():
@@ -65,7 +70,7 @@ def report_model(settings: ReportSettings, progress: Progress) -> dict[str, Any]
     for name, work in works.items():
         progress(f"memory: {name}", steps - 1, steps)
         peaks[name] = peak_memory(work, device)
-    tokens = real_tokens(model, batch)
+    tokens = real_tokens(model, list(examples.values())[-1])
     passed = all(parity.passed and parity.calls > 0 for parity in parities.values())
     return {
         "settings": asdict(settings),
@@ -99,7 +104,7 @@ def lengths_for(model: PreTrainedModel, settings: ReportSettings) -> list[int]:
     """Lengths of a batch, from the longest down to a quarter of it."""
     counts = [getattr(model.config, name, None) for name in POSITIONS]
     # RoBERTa and its like count positions from behind the padding id
-    first = getattr(getattr(model, "embeddings", None), "padding_idx", None) or -1
+    first = getattr(getattr(model.base_model, "embeddings", None), "padding_idx", None) or -1
     limit = min((n for n in counts if isinstance(n, int) and n > 0), default=None)
     limit = None if limit is None else limit - first - 1
     longest = settings.tokens or min(DEFAULT_TOKENS, limit or DEFAULT_TOKENS)
@@ -107,13 +112,6 @@ def lengths_for(model: PreTrainedModel, settings: ReportSettings) -> list[int]:
         raise ValueError(f"tokens: got {longest}, expected at most {limit}, the model's positions")
     rows = settings.batch_size
     return [max(1, longest - i * (longest - longest // 4) // max(1, rows - 1)) for i in range(rows)]
-
-
-@torch.no_grad()
-def real_tokens(model: nn.Module, batch: ExampleInputs) -> int:
-    """Hidden states that are compared: of encoder and decoder, of tokens, frames or patches."""
-    outputs = outputs_of(model(**batch.inputs), batch.real)
-    return sum(x.numel() // x.shape[-1] for x in outputs)
 
 
 def step(model: nn.Module, batch: ExampleInputs, train: bool) -> None:

@@ -19,6 +19,7 @@ from clinattn.tools.model_report.architectures import (
     with_dropout,
 )
 from clinattn.tools.model_report.example_inputs import text, text_to_text
+from clinattn.tools.model_report.heads import named_class
 
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
@@ -26,9 +27,11 @@ WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 def load_model(source: str, full_size: bool = False) -> tuple[PreTrainedModel, str]:
     """The model, in evaluation mode and fp32, and in words where its weights come from.
 
-    source: a folder with config.json, and weights or none; a config.json; or a model type such as
-    bert, at a size for tests, or with full_size at that of its default configuration. Without
-    weights they are random, large enough that attention is no plain average, and without dropout.
+    source: a folder with config.json, and weights or none, or a config.json: the class is the first
+    of transformers that `architectures` there names, with its head, else that of the type. Or a
+    model type such as bert, at a size for tests, or with full_size at that of its default
+    configuration. Without weights they are random, large enough that attention is no plain average,
+    and without dropout.
     Raises ValueError for anything else. Nothing is downloaded.
     """
     path = Path(source)
@@ -36,15 +39,17 @@ def load_model(source: str, full_size: bool = False) -> tuple[PreTrainedModel, s
         if not (path / "config.json").is_file():
             raise ValueError(f"{source}: this folder has no config.json")
         if any(any(path.glob(pattern)) for pattern in WEIGHTS):
-            load = lambda: AutoModel.from_pretrained(
+            config = read_config(source, path)
+            load = lambda: (named_class(config) or AutoModel).from_pretrained(
                 path, local_files_only=True, trust_remote_code=False, dtype=torch.float32
             )
-            return first_line_of_errors(source, load).eval(), f"the weights in {source}"
+            model = first_line_of_errors(source, load).eval()
+            return model, f"the weights in {source}{without_head(config)}"
         path /= "config.json"
     if path.is_file():
-        load = lambda: AutoConfig.from_pretrained(path, trust_remote_code=False)
-        config = first_line_of_errors(source, load)
-        return random_model(source, config), f"random weights for {path}"
+        config = read_config(source, path)
+        model = random_model(source, config)
+        return model, f"random weights for {path}{without_head(config)}"
     name = source.replace("-", "_")
     if not full_size:
         for architecture in ARCHITECTURES:
@@ -62,9 +67,24 @@ def load_model(source: str, full_size: bool = False) -> tuple[PreTrainedModel, s
     )
 
 
+def read_config(source: str, path: Path) -> Any:
+    load = lambda: AutoConfig.from_pretrained(path, trust_remote_code=False)
+    return first_line_of_errors(source, load)
+
+
+def without_head(config: Any) -> str:
+    """Words for a class that transformers does not have, whose type is loaded without a head."""
+    names = getattr(config, "architectures", None)
+    if not names or named_class(config) is not None:
+        return ""
+    return f", without the head of {names[0]}, which is no class of transformers"
+
+
 def random_model(source: str, config: Any) -> PreTrainedModel:
     with_dropout(config, 0.0)
-    model = first_line_of_errors(source, lambda: AutoModel.from_config(config))
+    named = named_class(config)
+    build = AutoModel.from_config if named is None else named._from_config
+    model = first_line_of_errors(source, lambda: build(config))
     if architecture_of(model).spread:
         spread_weights(model)
     return model.eval()

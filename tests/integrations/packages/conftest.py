@@ -3,7 +3,8 @@
 from importlib.util import find_spec
 
 NEEDED = (
-    "accelerate", "all_minilm_l6_v2", "opacus", "safetensors", "simple_icd_10_cm", "transformers",
+    "accelerate", "all_minilm_l6_v2", "opacus", "peft", "safetensors", "simple_icd_10_cm",
+    "transformers",
 )  # fmt: skip
 
 collect_ignore_glob = [] if all(map(find_spec, NEEDED)) else ["test_*.py"]

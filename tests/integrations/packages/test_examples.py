@@ -10,7 +10,11 @@ import pytest
 from places import ROOT
 
 EXAMPLES = ROOT / "examples"
-PACKAGES = {"finetune_bert": ("transformers", "accelerate"), "private_training": ("opacus",)}
+PACKAGES = {
+    "finetune_bert": ("transformers", "accelerate"),
+    "meds_eic_ar": ("transformers",),
+    "private_training": ("opacus",),
+}
 
 
 def numbers(name, output):
@@ -49,11 +53,20 @@ def differs_by_rounding(output):
     return 0 < difference < 1e-5
 
 
+def keeps_apart(output):
+    """The gradient of one patient's output is 0 in the other, and not in its own."""
+    (other,), (own,) = numbers("other patient", output), numbers("own", output)
+    return other == 0 < own
+
+
 SHOWS = {
+    "cehr_gpt": keeps_apart,
     "compile": agrees,
     "encoder_decoder": replaces,
+    "ethos_ares": falls,
     "femr": differs_by_rounding,
     "finetune_bert": replaces,
+    "meds_eic_ar": falls,
     "private_training": spends,
     "self_attention": forgets_the_distant,
 }

@@ -80,6 +80,61 @@ def test_the_weights_are_those_of_the_folder(folder):
     assert all(torch.equal(x, expected[name]) for name, x in model.state_dict().items())
 
 
+HEADS = [
+    ("bert", "BertForMaskedLM"),
+    ("bert", "BertForSequenceClassification"),
+    ("bert", "BertForQuestionAnswering"),
+    ("bert", "BertForMultipleChoice"),
+    ("llama", "LlamaForCausalLM"),
+    ("llama", "LlamaForSequenceClassification"),
+    ("t5", "T5ForConditionalGeneration"),
+    ("t5", "T5EncoderModel"),
+    ("vit", "ViTForImageClassification"),
+    ("wav2vec2", "Wav2Vec2ForCTC"),
+]
+
+
+@pytest.mark.parametrize("name, head", HEADS, ids=[head for _, head in HEADS])
+@pytest.mark.parametrize("weights", [True, False], ids=["weights", "configuration"])
+def test_a_folder_is_loaded_with_its_head(report, tmp_path, name, head, weights):
+    model = find(name).build(head=head)
+    model.save_pretrained(tmp_path / "saved")
+    if not weights:
+        (tmp_path / "saved/model.safetensors").unlink()
+    done = report(tmp_path / "saved", *FAST, "--json")
+    assert done.exit_code == 0, done.output
+    result = json.loads(done.stdout)
+    assert result["model"] == head and result["kept"] == []
+    assert result["parameters"] == sum(p.numel() for p in model.parameters())
+    for parity in result["parity"].values():
+        assert parity["calls"] > 0 and 0 < parity["outputs"] <= 1
+
+
+def test_a_wrong_head_is_noticed(report, tmp_path, monkeypatch):
+    """Hidden states agree: what differs is behind them."""
+    from clinattn.tools.model_report import report as module
+
+    find("bert").build(head="BertForSequenceClassification").save_pretrained(tmp_path / "saved")
+    replace = module.replace_attention
+
+    def sabotaged(model):
+        with torch.no_grad():
+            model.classifier.weight.mul_(1.1)
+        return replace(model)
+
+    monkeypatch.setattr(module, "replace_attention", sabotaged)
+    assert report(tmp_path / "saved", *FAST).exit_code == 1
+
+
+def test_a_class_of_somebody_else_is_loaded_without_its_head(report, folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["architectures"] = ["BertForCodingOfOurs"]
+    (folder / "config.json").write_text(json.dumps(config))
+    done = report(folder, *FAST)
+    assert done.exit_code == 0, done.output
+    assert "without the head of BertForCodingOfOurs" in done.stdout
+
+
 @pytest.mark.parametrize("source", [".", "config.json"])
 def test_a_configuration_without_weights(report, folder, source):
     (folder / "model.safetensors").unlink()

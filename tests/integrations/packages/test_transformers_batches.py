@@ -11,6 +11,7 @@ transformers = pytest.importorskip("transformers")
 from parity_table import LENGTHS  # noqa: E402
 
 from clinattn.integrations.replace import replace_attention  # noqa: E402
+from clinattn.integrations.transformers import documents as documents_of_rows  # noqa: E402
 from clinattn.integrations.transformers import early_transformers  # noqa: E402
 from clinattn.tools.model_report.architectures import find  # noqa: E402
 from clinattn.tools.model_report.parity import CountedAttention, InDouble, judge  # noqa: E402
@@ -82,6 +83,40 @@ def test_packed_documents_do_not_see_each_other(name, ends):
     # with a cache, positions that start over mean nothing to transformers
     words = collated(return_flash_attn_kwargs=ends) | {"use_cache": False}
     three(name, one_by_one, lambda model: model(**words).last_hidden_state[0])
+
+
+@pytest.fixture
+def not_yet_warned(monkeypatch):
+    monkeypatch.setattr(documents_of_rows._Done, "warned", False)
+
+
+@pytest.mark.parametrize("name", ["bert", "llama", "mistral"])
+def test_a_mask_of_ones_makes_a_row_one_document_and_a_warning_says_so(name, not_yet_warned):
+    words = collated() | {"use_cache": False}
+    words["attention_mask"] = torch.ones_like(words["input_ids"])
+    run = lambda model: model(**words).last_hidden_state[0]
+    with pytest.warns(UserWarning, match="attention_mask=None .* to keep documents apart"):
+        three(name, run, run)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(built(name, "clinattn"))
+
+
+@pytest.mark.parametrize("kind", ["padded", "visits", "no mask", "one document", "cu_seq_lens"])
+def test_other_rows_are_not_warned_of(kind, not_yet_warned):
+    words = collated(return_flash_attn_kwargs=kind == "cu_seq_lens") | {"use_cache": False}
+    ones = torch.ones_like(words["input_ids"])
+    if kind == "padded":
+        ones[:, -1] = 0
+    elif kind == "visits":
+        words["position_ids"] = torch.arange(N_TOKENS)[None] // 3
+    elif kind == "one document":
+        words["position_ids"] = torch.arange(N_TOKENS)[None]
+    if kind != "no mask":
+        words["attention_mask"] = ones
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        built("llama", "clinattn")(**words)
 
 
 def four_dimensional(kind, dtype):

@@ -13,6 +13,7 @@ from torch import nn
 transformers = pytest.importorskip("transformers")
 
 from clinattn.integrations import unsupported  # noqa: E402
+from clinattn.integrations.replace import replace_attention  # noqa: E402
 from clinattn.integrations.transformers import bert_shaped, big_bird, longformer, xlm  # noqa: E402
 
 REPLACED = {
@@ -171,3 +172,29 @@ def test_replaced_ones_do_not_look_like_attention():
     assert left() == ["LongformerSelfAttention"]
     adapt_all(model, longformer.adapt)
     assert left() == []
+
+
+def test_masks_that_a_model_would_misread_are_not_made_for_it():
+    """The encoder of BigBird-Pegasus adds what the registered mask function gives to its scores."""
+    from clinattn.integrations.transformers.registry import register
+
+    config = transformers.BigBirdPegasusConfig(
+        vocab_size=103, d_model=48, encoder_layers=1, decoder_layers=1, encoder_attention_heads=4,
+        decoder_attention_heads=4, encoder_ffn_dim=56, decoder_ffn_dim=56, pad_token_id=0,
+        max_position_embeddings=128, attention_type="original_full",
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.BigBirdPegasusModel._from_config(config, attn_implementation="eager")
+    ids = torch.randint(5, 103, (2, 13))
+    inputs = {"input_ids": ids, "attention_mask": torch.arange(13) < torch.tensor([[13], [6]])}
+    inputs |= {"decoder_input_ids": ids[:, :7]}
+    before = model.eval()(**inputs).last_hidden_state
+    with pytest.warns(UserWarning, match="no attention was replaced"):
+        report = replace_attention(model)
+    assert any("its encoder adds the masks" in x.reason for x in report.kept)
+    assert torch.equal(model(**inputs).last_hidden_state, before)
+
+    register()
+    model.set_attn_implementation("clinattn")
+    with pytest.raises(NotImplementedError, match="bigbird_pegasus: .* expected attn_impl"):
+        model(**inputs)
