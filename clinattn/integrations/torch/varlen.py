@@ -4,6 +4,9 @@ varlen_attn and varlen_attn_out check heads and call an op each, torch_attn::_va
 _varlen_attn_out; the ops are what is replaced, however the caller got hold of the functions. Theirs
 run on CUDA in 16 bits; here they have every device and dtype of fused_attention_varlen.
 
+Releases of torch give the ops more arguments and in another order: each is known by its name, and a
+name that is not known here is refused unless it is None.
+
 As there: windows and causal order are aligned at the last query and the last key of a sequence;
 key and value are of the first seqused_k tokens of each, or in pages, which is for inference only;
 lse is (H, Tq). Unlike there, a query that sees no key has lse = -inf.
@@ -11,6 +14,7 @@ lse is (H, Tq). Unlike there, a query that sees no key has lse = -inf.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -89,6 +93,32 @@ def _varlen_attn_out(out: Tensor, query: Tensor, *args: Any, **kwargs: Any) -> T
 
 
 OPS: dict[str, Any] = {"_varlen_attn": _varlen_attn, "_varlen_attn_out": _varlen_attn_out}
+KNOWN = tuple(inspect.signature(_varlen_attn).parameters)
+CHOICES = ("backend",)  # of a kernel of torch's: 2.15
+
+
+@torch.compiler.assume_constant_result
+def _names(name: str) -> str:
+    """Returns the names of the arguments of torch's op, in its order, with a space between."""
+    schema = getattr(torch.ops.torch_attn, name).default._schema
+    return " ".join(x.name for x in schema.arguments)
+
+
+def _by_name(name: str) -> Any:
+    """Returns the function of OPS as torch's op of that name is called."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        names = _names(name).split()
+        given = dict(zip(names, args, strict=False)) | kwargs
+        first = [given.pop("out")] if "out" in given else []
+        for word in [x for x in given if x not in KNOWN]:
+            if given.pop(word) is not None and word not in CHOICES:
+                raise NotImplementedError(f"{word}: got one, expected None: it is not served")
+        if "enable_gqa" not in names:  # 2.11, whose kernel shares heads unasked
+            given["enable_gqa"] = True
+        return OPS[name](*first, **given)
+
+    return call
 
 
 def replace_ops() -> Library:
@@ -97,7 +127,8 @@ def replace_ops() -> Library:
     Torch defines the ops where torch.nn.attention.varlen is imported, which may come later.
     """
     library = Library(NAMESPACE, "IMPL")
-    for name, function in OPS.items():
+    for name in OPS:
+        function = _by_name(name)
         for device in DEVICES:
             library.impl(name, function, device)
             library.impl(name, _below_transforms(name, function), f"Autograd{device}")
@@ -118,9 +149,9 @@ def _below_transforms(name: str, function: Any) -> Any:
 
 def replacement(op: OpOverloadPacket, *args: Any) -> Any:
     """Returns the function above that op is replaced by where the tensors are, or None."""
-    for name, function in OPS.items():
+    for name in OPS:
         if op is getattr(torch.ops.torch_attn, name, None):
-            return function if args[0].device.type in ("cpu", "cuda") else None
+            return _by_name(name) if args[0].device.type in ("cpu", "cuda") else None
     return None
 
 
