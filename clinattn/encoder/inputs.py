@@ -164,14 +164,18 @@ def check_token_labels(
 ) -> None:
     """Checks labels like the ids: int64, a class or IGNORE for each token that is not padding.
 
-    lengths, attention_mask: as the caller gave them, not checked so far.
+    lengths, attention_mask: as the caller gave them; shapes and types are checked elsewhere.
     """
     check_tensor("labels", labels)
     check_tensor("input_ids", inputs)
     if labels.dtype != torch.int64:
         raise TypeError(f"labels has dtype {labels.dtype}: expected torch.int64")
     _check_like("labels", labels, tuple(inputs.shape), inputs)
-    padding = [x for x in (lengths, attention_mask) if isinstance(x, Tensor)]
+    padding = []
+    for name, x in (("lengths", lengths), ("attention_mask", attention_mask)):
+        if x is not None:
+            check_tensor(name, x)
+            padding.append(x)
     if not all(map(concrete, (labels, *padding))):
         return
     for x in padding:
