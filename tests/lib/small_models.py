@@ -66,8 +66,8 @@ SMOOTH = {"relu": "gelu", "relu2": "gelu", "gated-relu": "gated-gelu"}
 
 # What a comparison says nothing about.
 NOT_JUDGED = {
-    "data2vec-audio": "has, in bf16, gradients by plain attention that are off by half their size in "
-    "the median, and by twice it at worst",
+    "data2vec-audio": "has, in bf16, gradients by plain attention that are off by half their size "
+    "in the median, and by twice it at worst",
     "deepseek_v4": "has a gradient of one number, a sum whose terms cancel: 2.03 of what is "
     "allowed in fp32 with padding on the right"
 }
