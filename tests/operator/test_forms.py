@@ -37,7 +37,6 @@ FORMS = {
     "head_dim 300": ((2, 2, 5, 300), (2, 2, 7, 300), (2, 2, 7, 300), None, False),
     "values of 260": ((2, 2, 5, 8), (2, 2, 7, 8), (2, 2, 7, 260), None, False),
     "empty batch": ((0, 4, 5, 8), (0, 4, 7, 8), (0, 4, 7, 6), None, False),
-    "no heads": ((2, 0, 5, 8), (2, 0, 7, 8), (2, 0, 7, 8), None, False),
     "empty 5-D": ((2, 0, 4, 5, 8), (2, 0, 4, 7, 8), (2, 0, 4, 7, 8), None, False),
     "no queries": ((2, 4, 0, 8), (2, 4, 7, 8), (2, 4, 7, 6), None, False),
 }
@@ -70,6 +69,15 @@ def test_a_form_means_what_it_means_in_torch(form, way):
     for name, x, y in zip(("o", "dq", "dk", "dv"), ours, theirs, strict=True):
         assert x.shape == y.shape, name
         torch.testing.assert_close(x, y.nan_to_num(), msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_no_heads(way):
+    """torch's own function ends the process here, up to 2.11."""
+    inputs, _ = drawn(((2, 0, 5, 8), (2, 0, 7, 8), (2, 0, 7, 6), None))
+    o, *grads = outcome(WAYS[way], inputs)
+    assert o.shape == (2, 0, 5, 6)
+    assert [x.shape for x in grads] == [x.shape for x in inputs]
 
 
 @pytest.mark.parametrize("form", FORMS)
