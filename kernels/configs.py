@@ -31,6 +31,9 @@ class Rows:
     pairs: with something that differs from pair to pair, which takes registers of its own.
     keys: with a mask that is the same for all queries, and no such bound.
     terms: with what terms.py does to scores, which takes more of them; `pairs` by default.
+    values: with values of another width than keys, so that tiles of the two, and of their
+        gradients, have addresses of their own; `pairs` by default.
+    values_pairs: with such values and what `pairs` or `terms` are for; `terms` by default.
     """
 
     plain: tuple[int, int, int, int]
@@ -38,7 +41,12 @@ class Rows:
     pairs: tuple[int, int, int, int] | None = None
     terms: tuple[int, int, int, int] | None = None
     keys: tuple[int, int, int, int] | None = None
+    values: tuple[int, int, int, int] | None = None
+    values_pairs: tuple[int, int, int, int] | None = None
 
+
+# The kind whose row serves one that has none; `plain` where no other is named.
+DEFAULTS = {"terms": "pairs", "values": "pairs", "values_pairs": "terms"}
 
 # By card, then bits of the type, then largest head dim.
 Table = dict[int, dict[int, dict[int, Rows]]]
@@ -56,22 +64,22 @@ FP32_FORWARD_HOPPER = {
 FP32_DKDV_AMPERE = {
     64: Rows((32, 32, 8, 3), pairs=(16, 32, 4, 2)),
     128: Rows((16, 16, 4, 2), window=(16, 16, 4, 3), pairs=(16, 32, 8, 1)),
-    256: Rows((16, 16, 8, 2), pairs=(16, 16, 8, 1)),
+    256: Rows((16, 16, 8, 2), pairs=(16, 16, 8, 1), values=(16, 16, 8, 2)),
 }
 FP32_DKDV_HOPPER = {
     64: Rows((16, 32, 8, 2), pairs=(16, 32, 4, 2)),
     128: Rows((16, 32, 8, 2), pairs=(16, 32, 8, 1), keys=(16, 32, 8, 1)),
-    256: Rows((16, 16, 8, 2), window=(16, 32, 8, 2), pairs=(16, 16, 8, 1)),
+    256: Rows((16, 16, 8, 2), window=(16, 32, 8, 2), pairs=(16, 16, 8, 1), values=(16, 32, 8, 2)),
 }
 FP32_DQ_AMPERE = {
     64: Rows((32, 32, 8, 2), window=(32, 32, 8, 1), pairs=(32, 16, 4, 3)),
-    128: Rows((32, 16, 4, 2)),
+    128: Rows((32, 16, 4, 2), values_pairs=(16, 16, 8, 2)),
     256: Rows((16, 16, 4, 2), window=(16, 16, 4, 3), pairs=(16, 16, 8, 2)),
 }
 FP32_DQ_HOPPER = {
     64: Rows((32, 32, 8, 2), pairs=(32, 16, 4, 2)),
     128: Rows((32, 16, 8, 2), window=(16, 16, 4, 2), pairs=(16, 16, 8, 2)),
-    256: Rows((16, 16, 4, 2), window=(16, 16, 8, 2), pairs=(32, 16, 8, 2)),
+    256: Rows((16, 16, 4, 2), window=(16, 16, 8, 2), pairs=(32, 16, 8, 2), values=(16, 16, 8, 3)),
 }
 
 # The rows of 80 keep to the 99 KiB of shared memory that 8.6, 8.9 and 12.0 have.
@@ -108,7 +116,12 @@ DKDV: Table = {
     80: {
         16: {
             64: Rows((32, 64, 4, 3), pairs=(32, 64, 4, 2)),
-            128: Rows((64, 64, 8, 2), pairs=(32, 64, 8, 2)),
+            128: Rows(
+                (64, 64, 8, 2),
+                pairs=(32, 64, 8, 2),
+                values=(16, 128, 8, 2),
+                values_pairs=(64, 32, 8, 2),
+            ),
             256: Rows((32, 64, 8, 1), pairs=(32, 32, 8, 2)),
         },
         32: FP32_DKDV_AMPERE,
@@ -122,15 +135,25 @@ DKDV: Table = {
             128: Rows(
                 (32, 64, 4, 3), pairs=(32, 128, 8, 2), terms=(32, 64, 8, 2), keys=(32, 128, 8, 3)
             ),
-            256: Rows((16, 128, 8, 2), window=(32, 128, 8, 2), pairs=(32, 128, 8, 2)),
+            256: Rows(
+                (16, 128, 8, 2),
+                window=(32, 128, 8, 2),
+                pairs=(32, 128, 8, 2),
+                values_pairs=(16, 128, 8, 2),
+            ),
         },
         32: FP32_DKDV_HOPPER,
     },
     100: {
         16: {
             64: Rows((64, 64, 4, 2), pairs=(32, 64, 4, 2)),
-            128: Rows((64, 128, 8, 2), pairs=(32, 64, 8, 2)),
-            256: Rows((32, 128, 8, 2)),
+            128: Rows(
+                (64, 128, 8, 2),
+                pairs=(32, 64, 8, 2),
+                values=(64, 128, 8, 2),
+                values_pairs=(64, 64, 8, 2),
+            ),
+            256: Rows((32, 128, 8, 2), values_pairs=(32, 64, 8, 2)),
         },
         32: FP32_DKDV_HOPPER,
     },
@@ -184,5 +207,6 @@ def tile_config(
     card = {9: 90, 10: 100, 11: 100}.get(capability[0], 80)
     by_dim = TABLES[table][card][dtype.itemsize * 8]
     rows = by_dim[min(d for d in by_dim if d >= head_dim)]
-    row = getattr(rows, kind) or (rows.pairs if kind == "terms" else None) or rows.plain
-    return TileConfig(*row)
+    while getattr(rows, kind) is None:
+        kind = DEFAULTS.get(kind, "plain")
+    return TileConfig(*getattr(rows, kind))

@@ -38,6 +38,7 @@ SHARES = ("BATCHES_SHARE", "HEADS_SHARE", "QUERIES_SHARE", "KEYS_SHARE")
 # One tile for all cards: these kernels recompute the scores for one number of each pair, and are
 # bound by loads. At D 256 a tile of this size does not spill.
 TILE = TileConfig(32, 32, 4, 1)
+VALUES_TILE = TileConfig(16, 16, 4, 1)  # for values of another width than keys: TILE would spill
 COPIES = 16  # of a table of relative biases; tiles of queries add to the copies by turns
 
 
@@ -170,19 +171,26 @@ def mask_gradient_kernel(
     tl.store(dmask_ptr + at, total, mask=(i < rows)[:, None] & (j < columns)[None, :])
 
 
+def tile_for(problem: KernelProblem) -> TileConfig:
+    """Returns the tile of both kernels for a call."""
+    layout = problem.layout
+    return TILE if layout.value_dim == layout.head_dim else VALUES_TILE
+
+
 def mask_gradient(problem: KernelProblem, gradient: dict[str, Any]) -> torch.Tensor:
     """Returns dmask in the shape and type of the mask. Memory: one more mask, in fp32."""
     mask = problem.call.mask
     share = [n == 1 for n in mask.shape]
-    q_tiles = -(-problem.layout.seqlen_q // TILE.block_m)
-    k_tiles = -(-problem.layout.seqlen_k // TILE.block_n)
+    tile = tile_for(problem)
+    q_tiles = -(-problem.layout.seqlen_q // tile.block_m)
+    k_tiles = -(-problem.layout.seqlen_k // tile.block_n)
     total = torch.empty(mask.shape, dtype=torch.float32, device=mask.device)
     planes = mask.shape[0] * mask.shape[1]
     num_tiles = (1 if share[2] else q_tiles) * (1 if share[3] else k_tiles)
     arguments = dict(zip(SHARES, share, strict=True))
     problem.launch(
         mask_gradient_kernel,
-        TILE,
+        tile,
         num_tiles,
         problem.layout.num_heads,
         programs=num_tiles * planes,
@@ -288,8 +296,8 @@ def relative_gradient(problem: KernelProblem, gradient: dict[str, Any]) -> torch
     Memory for partial sums: COPIES of that table, cut at the longest sequence, or as many as fit
     into what q takes in fp32, if those are more.
     """
-    call, layout = problem.call, problem.layout
-    num_tiles = layout.num_tiles(layout.seqlen_q, TILE.block_m)
+    call, layout, tile = problem.call, problem.layout, tile_for(problem)
+    num_tiles = layout.num_tiles(layout.seqlen_q, tile.block_m)
     far = call.relative.shape[1] // 2
     longest = max(call.max_seqlen_q, call.max_seqlen_k) or max(layout.seqlen_q, layout.seqlen_k)
     reached = min(far, longest)
@@ -300,7 +308,7 @@ def relative_gradient(problem: KernelProblem, gradient: dict[str, Any]) -> torch
     sums = torch.zeros(shape, dtype=torch.float32, device=call.relative.device)
     problem.launch(
         relative_gradient_kernel,
-        TILE,
+        tile,
         num_tiles,
         layout.num_heads,
         programs=copies * layout.num_heads,

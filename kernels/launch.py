@@ -93,6 +93,8 @@ class KernelLayout:
             kind = self.form.MASK
         if not call.is_plain():
             kind = "terms"
+        if self.value_dim != self.head_dim:
+            kind = "values_pairs" if kind in ("pairs", "terms") else "values"
         # The arguments of tile_config after the table.
         self.config_key = (capability, self.widest_dim, q.dtype, kind)
 

@@ -27,6 +27,13 @@ VARIANTS = KINDS | {
     "intervals": {"intervals": True},
     "terms": {"terms": True, "needs": 2 + 4 + 8},
     "dropout": {"dropout": True},
+    "values-64": {"value_dim": 64},
+    "values-128": {"value_dim": 128},
+    "values-window": {"value_dim": 128, "left": 64, "right": 64},
+    "values-keys": {"value_dim": 128, "mask": (2, 1, 1, 256)},
+    "values-pairs": {"value_dim": 128, "mask": (2, 1, 256, 256)},
+    "values-bias": {"value_dim": 128, "mask": (2, 1, 256, 256), "bias": True, "needs": 1},
+    "values-terms": {"value_dim": 128, "terms": True, "needs": 2 + 4 + 8},
 }
 
 

@@ -15,11 +15,13 @@ from clinattn.backends.call import Arguments  # noqa: E402
 from clinattn.kernels import forward  # noqa: E402
 from clinattn.tools.compiled.kernel_report import CARDS, KINDS, captured_launches  # noqa: E402
 
+VALUES = [name for name in VARIANTS if name.startswith("values-")]
 # Every row of the configuration tables, and the other ways into the kernels on one card.
 QUICK = [
     *itertools.product(CARDS, (64, 128, 256), ("bfloat16", "float32"), KINDS),
     *itertools.product((90,), (64, 128), ("bfloat16",), [x for x in VARIANTS if x not in KINDS]),
     *itertools.product((90,), (64, 128, 256), ("float16",), ("plain",)),
+    *itertools.product(CARDS, (64, 192), ("bfloat16", "float32"), VALUES),
 ]
 EVERY = itertools.product(CARDS, (16, 64, 128, 256), ("bfloat16", "float16", "float32"), VARIANTS)
 # CLINATTN_TESTS=every compiles every variant: an hour.

@@ -234,9 +234,11 @@ def both_passes(
     head_dim: int,
     dtype: torch.dtype,
     *,
+    value_dim: int | None = None,
     left: int = -1,
     right: int = -1,
     mask: tuple[int, int, int, int] | None = None,
+    bias: bool = False,
     packed: bool = False,
     group: int = 1,
     lengths: bool = False,
@@ -247,18 +249,19 @@ def both_passes(
 ) -> None:
     """Call the launchers of forward and backward for a problem of this kind, of 256 zeros.
 
-    intervals: bounds of the keys by query, and a global prefix. terms: all that is added to scores
-    or done to them. needs: as in attention_backward.
+    value_dim: of v, by default head_dim. bias: the mask has numbers to add. intervals: bounds of
+    the keys by query, and a global prefix. terms: all that is added to scores or done to them.
+    needs: as in attention_backward.
     """
-    n, heads = 256, 4
-    shapes = [(n, h, head_dim) if packed else (2, h, n, head_dim) for h in (heads, heads // group)]
-    q, k = (torch.zeros(shape, dtype=dtype) for shape in shapes)
+    n, heads, kv_heads = 256, 4, 4 // group
+    sizes = ((heads, head_dim), (kv_heads, head_dim), (kv_heads, value_dim or head_dim))
+    q, k, v = (torch.zeros((n, h, d) if packed else (2, h, n, d), dtype=dtype) for h, d in sizes)
     cu_seqlens = torch.zeros(5, dtype=torch.int32) if packed else None
     ends = torch.zeros(2, dtype=torch.int32) if lengths else None
     bounds = torch.zeros(2, n, dtype=torch.int32) if intervals else None
     call = Arguments(
-        *(q, k, k),
-        mask=None if mask is None else torch.ones(mask, dtype=torch.bool),
+        *(q, k, v),
+        mask=None if mask is None else torch.ones(mask, dtype=dtype if bias else torch.bool),
         cu_seqlens_q=cu_seqlens,
         cu_seqlens_k=cu_seqlens,
         q_lengths=ends,
@@ -279,7 +282,7 @@ def both_passes(
         dropout_p=0.1 if dropout else 0.0,
     )
     o, lse, lse_low = forward.attention_forward(call)
-    backward.attention_backward(q, None, o, lse, lse_low, call, needs)
+    backward.attention_backward(o, None, o, lse, lse_low, call, needs)
 
 
 # A call of each kind that configs.Rows has a row for.

@@ -10,6 +10,7 @@ from places import BENCH
 
 GPU = {"gpu": "NVIDIA H100 80GB HBM3", "date": "2026-01-02T03:04:05+00:00"}
 HOPPER = (9, 0)
+KINDS = ("plain", "window", "pairs", "terms", "keys", "values", "values_pairs")
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def every_tile(configs):
         for card in ((8, 0), HOPPER, (10, 0))
         for dim in (64, 128, 256)
         for dtype in (torch.bfloat16, torch.float32)
-        for kind in ("plain", "window", "pairs", "terms", "keys")
+        for kind in KINDS
     }
 
 
