@@ -12,6 +12,8 @@
 
 #include <string.h>
 
+#include <initializer_list>
+
 #include "amx_factors.h"
 #include "amx_sums.h"
 #include "cover.h"
