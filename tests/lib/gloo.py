@@ -63,4 +63,6 @@ def worker(rank, port, folder):
             results[case, run] = {name.removeprefix(prefix): g for name, g in found.items()}
     if rank == 0:
         torch.save(results, f"{folder}/gradients.pt")
+    dist.barrier()
     dist.destroy_process_group()
+    os._exit(0)  # a thread of torch's may still run, and its destructor would abort the process
