@@ -124,6 +124,16 @@ def femr_lines() -> list[str]:
     return lines
 
 
+def clinical_code_lines() -> list[str]:
+    lines = []
+    for row in [row for run in kept("clinical-code") for row in run["rows"]]:
+        before, after = row["before"], row["after"]
+        peaks = (f"{x['peak_memory_bytes'] / 2**20:,.0f}" for x in (before, after))
+        cells = (f"{before['median'] / after['median']:.2f}", *peaks)
+        lines.append(f"| {row['code']} | {' | '.join(cells)} |")
+    return lines
+
+
 def of_gpu(run: str) -> list[dict]:
     """The rows of a run on a GPU."""
     (path,) = (ROOT / "bench" / "results").glob(f"gpu-*-{run}.jsonl")
@@ -173,7 +183,8 @@ def gpu_encoder_lines() -> list[str]:
 TABLES = {
     README: (encoder_lines, gpu_encoder_lines),
     SPEED: (
-        gpu_lines, cpu_lines, against_lines, pretrained_lines, femr_lines, memory_lines
+        gpu_lines, cpu_lines, against_lines, pretrained_lines, femr_lines, clinical_code_lines,
+        memory_lines,
     ),
 }  # fmt: skip
 
@@ -251,7 +262,7 @@ def test_hardware_and_dates_are_those_of_the_rows():
         named = (facts["gpu"], f"driver {driver}", f"torch {facts['torch']}")
         assert ", ".join((*named, f"Triton {facts['triton']}", cudnn)) in words(page)
         assert facts["date"][:10] in words(page)
-    for kind in ("cpu-kernels", "against-transformers", "pretrained", "femr"):
+    for kind in ("cpu-kernels", "against-transformers", "pretrained", "femr", "clinical-code"):
         for run in kept(kind):
             facts = run.get("environment") or run["rows"][0]
             assert facts["date"][:10] in words(SPEED) and facts["cpus"] == 2
