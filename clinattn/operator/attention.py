@@ -129,7 +129,7 @@ def fused_attention(
     query, key, value = _autocast(query, key, value)
     enable_gqa = as_flag("enable_gqa", enable_gqa)
     form = None
-    if not checks.check_dense(query, key, value, enable_gqa):
+    if not checks.has_checked_form(query, key, value, enable_gqa):
         form = forms.dense_form(query, key, value, attn_mask, enable_gqa)
         form.refuse(
             kv_lengths=kv_lengths, q_lengths=q_lengths, segment_ids=segment_ids, times=times,

@@ -33,7 +33,7 @@ def real(side: str) -> torch.Tensor:
 
 
 def results(model, words, chosen):
-    """What a model gives of the real tokens, and the gradient of every parameter."""
+    """Returns a model's outputs at the real tokens, and the gradient of every parameter."""
     hidden = model(**words)
     hidden = hidden[chosen]
     weight = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(1))

@@ -157,7 +157,7 @@ def test_dense_biases(make):
     ids=["ops", "fmha", "attn_bias"],
 )
 def test_names_and_arguments(module, original):
-    """What is served is there under the same name, with the same arguments in the same order."""
+    """xformers has each served name, with the same arguments in the same order."""
     for name in module.__all__:
         if module is our_biases and not hasattr(original, name):
             continue  # a bias of a later version

@@ -109,7 +109,7 @@ def one_timeline(lengths: Sequence[int], width: int) -> dict[str, Tensor]:
 
 
 def packed(lengths: Sequence[int], width: int) -> dict[str, Tensor]:
-    """One row, with an empty place behind each patient; times in days."""
+    """Returns a row of packed patients, an empty place behind each; times in days."""
     mask = torch.cat([torch.tensor([1.0] * n + [0.0]) for n in lengths])[None]
     times = (torch.rand(mask.shape) * 9).cumsum(1)
     return {"x": torch.randn(*mask.shape, width), "mask": mask, "times": times}

@@ -64,7 +64,7 @@ SMALL: dict[str, Any] = {
 SMOOTH = {"relu": "gelu", "relu2": "gelu", "gated-relu": "gated-gelu"}
 
 
-# What a comparison says nothing about.
+# Model types whose comparison says nothing, with the reasons.
 NOT_JUDGED = {
     "data2vec-audio": "has, in bf16, gradients by plain attention that are off by half their size "
     "in the median, and by twice it at worst",
@@ -105,7 +105,7 @@ def small_architecture(model_type: str) -> Architecture:
 
 
 def inputs_of(name: str, defaults: PretrainedConfig) -> tuple[MakeBatch, tuple[Padding, ...]]:
-    """What makes the input of this name, which needs some numbers of the configuration."""
+    """Returns what makes the input of this name; some need numbers of the configuration."""
     text = example_inputs.text_to_text if defaults.is_encoder_decoder else example_inputs.text
     made: dict[str, tuple[MakeBatch, tuple[Padding, ...], tuple[str, ...]]] = {
         "input_ids": (text, EITHER_SIDE, ("vocab_size",)),
@@ -119,7 +119,7 @@ def inputs_of(name: str, defaults: PretrainedConfig) -> tuple[MakeBatch, tuple[P
 
 
 def small_settings(defaults: PretrainedConfig) -> dict[str, Any]:
-    """What a configuration class is given, from its defaults."""
+    """Returns the settings for a configuration class with these defaults."""
     settings: dict[str, Any] = {"pad_token_id": 0}
     for name, value in SMALL.items():
         if can_set(defaults, name):

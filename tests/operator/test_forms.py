@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import clinattn
 from clinattn import FusedAttention, fused_attention
+from clinattn.operator.words.checks import check_dense
 
 # shapes of query, key, value and mask, and whether enable_gqa
 FORMS = {
@@ -163,6 +164,15 @@ def test_what_does_not_broadcast_is_refused(shapes, words):
     if "enable_gqa" not in words:  # which apply does not have
         with pytest.raises(ValueError, match=words):
             FusedAttention.apply(q, k, v)
+
+
+def test_other_forms_are_refused_where_only_one_is_taken():
+    """The checks that other interfaces share raise; a form that is passed over is not served."""
+    q, one = torch.randn(2, 4, 5, 8), torch.randn(1, 4, 5, 8)
+    for inputs in ((q, one, one), (q, q, q[:, :1]), (q[0], q[0], q[0])):
+        with pytest.raises(ValueError, match="with one batch size"):
+            check_dense(*inputs, True)
+    check_dense(q, q[:, :2], q[:, :2, :, :3], True)
 
 
 def test_arguments_per_sequence_need_four_dimensions():

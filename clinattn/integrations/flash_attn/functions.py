@@ -1,8 +1,8 @@
 """The public functions of flash_attn.flash_attn_interface, but for the one with a cache.
 
 Throughout: q (batch, seqlen_q, heads, head_dim), k and v (batch, seqlen_k, heads_k, head_dim), any
-strides, heads a multiple of heads_k; fp32, bf16, fp16, on the CPU fp64. Results
-have the dtype of q, under autocast too.
+strides, heads a multiple of heads_k; fp32, bf16, fp16, on the CPU fp64. Results have the dtype of
+q, under autocast too.
 dropout_p: probability to drop a pair. softmax_scale: default head_dim ** -0.5.
 causal, window_size = (left, right) with -1 for no bound, and alibi_slopes, (heads,) or
 (batch, heads), take query i of a sequence as the key i + seqlen_k - seqlen_q: bottom-right aligned.

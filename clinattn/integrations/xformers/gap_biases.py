@@ -32,7 +32,7 @@ from clinattn.operator.words.scalars import as_size
 
 @dataclass
 class Apart(AttentionBias):
-    """What the biases below share. _PAGED_TYPES: the biases of pages that mean the same."""
+    """Base of the biases below. _PAGED_TYPES: the biases of pages that mean the same."""
 
     q_seqinfo: _SeqLenInfo
     k_seqinfo: Any

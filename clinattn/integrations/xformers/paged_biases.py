@@ -26,7 +26,7 @@ from clinattn.integrations.xformers.seqlens import _GappySeqInfo, _PaddedSeqLenI
 
 @dataclass
 class Paged(AttentionBias):
-    """What the biases below share."""
+    """Base of the biases below: blocks of queries, and blocks of keys in pages."""
 
     q_seqinfo: _SeqLenInfo
     k_seqinfo: Any
@@ -160,7 +160,7 @@ def paddings(
 
 
 def row_length(block_tables: Any, page_size: Any, blocks: int) -> int:
-    """How many keys the pages of a sequence hold."""
+    """Returns the number of keys that the pages of a sequence hold."""
     return checked_block_tables(block_tables, blocks).shape[1] * checked_page_size(page_size)
 
 

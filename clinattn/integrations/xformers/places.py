@@ -1,4 +1,4 @@
-"""Where the keys of each block are, for biases whose blocks of keys do not follow one another."""
+"""Places of the keys of each block, for biases whose blocks of keys do not follow one another."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from clinattn.operator.words import checks
 
 
 class Sequences(NamedTuple):
-    """Where the sequences of packed tokens are, in the words of fused_attention_varlen."""
+    """Bounds of the sequences of packed tokens, in the words of fused_attention_varlen."""
 
     cu_seqlens_q: Tensor
     cu_seqlens_k: Tensor

@@ -176,7 +176,7 @@ def checked_lengths(seqlens: Any) -> list[int]:
 
 
 def _checked_starts(seqstarts: Any) -> list[int]:
-    """As checked_lengths, but for the sum, which may be beyond all lengths."""
+    """Checks lengths like checked_lengths, but not their sum."""
     is_sequence = hasattr(seqstarts, "__iter__") and getattr(seqstarts, "ndim", 1) == 1
     if isinstance(seqstarts, (str, bytes, dict)) or not is_sequence:
         raise TypeError(f"seqstarts: got {type(seqstarts).__name__}, expected integers in a row")

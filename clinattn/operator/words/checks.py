@@ -54,10 +54,20 @@ def check_tensors(query: Any, key: Any, value: Any) -> None:
     check_tensor("value", value)
 
 
-def check_dense(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> bool:
-    """Checks query (B, H, Nq, D); key and value (B, Hkv, Nk, D or Dv).
+def check_dense(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> None:
+    """Checks query (B, H, Nq, D); key and value (B, Hkv, Nk, D or Dv)."""
+    if not has_checked_form(query, key, value, enable_gqa):
+        raise ValueError(
+            f"query, key and value: got shapes {_shape(query)}, {_shape(key)} and {_shape(value)}, "
+            "expected (batch, heads, tokens, head_dim) with one batch size, and one number of "
+            "heads for key and value"
+        )
 
-    Returns False where these have another form, of which only type and device are checked.
+
+def has_checked_form(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> bool:
+    """Checks tensors as check_dense does, but returns False for shapes of another form.
+
+    Of those only type and device are checked.
     """
     _check_kind(query, key, value)
     q, k, v = query.shape, key.shape, value.shape
