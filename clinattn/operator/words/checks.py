@@ -71,6 +71,8 @@ def has_checked_form(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool
     """
     _check_kind(query, key, value)
     q, k, v = query.shape, key.shape, value.shape
+    if len(q) == 4 and q == k == v and q[3] > 0:  # most calls, and nothing more to ask
+        return True
     if not is_dense(q, k, v, enable_gqa):
         return False
     if k != v:
