@@ -36,12 +36,13 @@ def cu_seqlens_from_lengths(lengths: Tensor) -> Tensor:
     return cu_seqlens
 
 
-def token_places(starts: Tensor, lengths: Tensor) -> Tensor:
+def token_places(starts: Tensor, lengths: Tensor, total: int | None = None) -> Tensor:
     """Returns int64 (T,), the places [starts_s, starts_s + lengths_s) of all sequences s in order.
 
-    starts, lengths: (S,), of any integer dtype.
+    starts, lengths: (S,), of any integer dtype. total: the sum of lengths, where it is known: a GPU
+    is not waited for then.
     """
-    sequence = torch.repeat_interleave(lengths)
+    sequence = torch.repeat_interleave(lengths, output_size=total)
     ahead = lengths.cumsum(0) - lengths  # tokens of the sequences before
     return torch.arange(len(sequence), device=lengths.device) + (starts - ahead)[sequence]
 

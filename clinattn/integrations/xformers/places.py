@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from clinattn.integrations.xformers.bands import PAGED, PAGED_GAPPY
+from clinattn.operator.packing import token_places
 from clinattn.operator.visibility import concrete
 from clinattn.operator.words.checks import check_tensor
 from clinattn.operator.words.scalars import as_int
@@ -53,7 +54,10 @@ def key_places(bias: Any, n_keys: int, device: Any) -> KeyPlaces:
             raise ValueError(
                 f"attn_bias: got a block of the keys {start} to {end}, expected 0 to {limit}"
             )
-    places = KeyPlaces(*_consecutive(spans, device))
+    lengths = [end - start for start, end in spans]
+    starts, ends = torch.tensor(spans, dtype=torch.int64, device=device).view(-1, 2).unbind(1)
+    indices = token_places(starts, ends - starts, sum(lengths))
+    places = KeyPlaces(indices, lengths)
     if not is_paged:
         return places
     block = _block_of(places.lengths, device)
@@ -76,16 +80,6 @@ def _spans(bias: Any) -> list[tuple[int, int]]:
     if name in PAGED_GAPPY:
         return list(zip(info.seqstart_py, info.seqlen_py, strict=False))
     return list(info.intervals())
-
-
-def _consecutive(spans: list[tuple[int, int]], device: Any) -> tuple[Tensor, list[int]]:
-    """(places, lengths): all places from start to end of each span, int64."""
-    lengths = [end - start for start, end in spans]
-    before = accumulate(lengths, initial=0)
-    shifts = [start - first for (start, _), first in zip(spans, before, strict=False)]
-    shift = torch.tensor(shifts, dtype=torch.int64, device=device)
-    places = torch.arange(sum(lengths), device=device) + shift[_block_of(lengths, device)]
-    return places, lengths
 
 
 def _block_of(lengths: list[int], device: Any) -> Tensor:
