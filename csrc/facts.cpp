@@ -49,6 +49,9 @@ std::string build_info() {
 #ifdef CLINATTN_HAVE_AVX512
   info += " avx512";
 #endif
+#ifdef CLINATTN_HAVE_AVX512_BF16
+  info += " avx512_bf16";
+#endif
 #ifdef CLINATTN_HAVE_AMX
   info += " amx";
 #endif

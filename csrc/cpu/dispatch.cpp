@@ -34,15 +34,23 @@ constexpr Choice kAvx2{"avx2", avx2_kernels, avx2_kernels, avx2_kernels};
 #ifdef CLINATTN_HAVE_AVX512
 constexpr Choice kAvx512{"avx512", avx512_kernels, avx512_kernels, avx512_kernels};
 #endif
+#ifdef CLINATTN_HAVE_AVX512_BF16
+constexpr Choice kAvx512Bf16{"avx512_bf16",  avx512_kernels, avx512_bf16_kernels,
+                             avx512_kernels, avx512_kernels, avx512_bf16_kernels};
+
+bool avx512_bf16_usable() {
+  unsigned a, b, c, d;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 5);
+}
+#endif
 #ifdef CLINATTN_HAVE_AMX
 constexpr Choice kAmx{"amx",         amx_three_parts, amx_one_part,
                       amx_two_parts, amx_two_parts,   amx_one_part};
 
-// AMX-BF16 and AMX-TILE with AVX512-BF16, and leave from the kernel for the tile registers
+// AMX-BF16 and AMX-TILE, and leave from the kernel for the tile registers
 bool amx_usable() {
   unsigned a, b, c, d;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & 1u << 22) || !(d & 1u << 24)) return false;
-  if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & 1u << 5)) return false;
 #ifdef __linux__
   constexpr long kGetPermission = 0x1022, kRequestPermission = 0x1023, kTileData = 18;
   unsigned long granted = 0;
@@ -73,8 +81,11 @@ std::vector<const Choice*> usable() {
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
       list.back() == &kAvx2) {
     list.push_back(&kAvx512);
+#ifdef CLINATTN_HAVE_AVX512_BF16
+    if (avx512_bf16_usable()) list.push_back(&kAvx512Bf16);
 #ifdef CLINATTN_HAVE_AMX
-    if (amx_usable()) list.push_back(&kAmx);
+    if (list.back() == &kAvx512Bf16 && amx_usable()) list.push_back(&kAmx);
+#endif
 #endif
   }
 #endif

@@ -89,6 +89,9 @@ const CpuKernels& avx2_kernels();
 #ifdef CLINATTN_HAVE_AVX512
 const CpuKernels& avx512_kernels();
 #endif
+#ifdef CLINATTN_HAVE_AVX512_BF16
+const CpuKernels& avx512_bf16_kernels();  // of bf16
+#endif
 #ifdef CLINATTN_HAVE_AMX
 // Numbers as so many bf16: one serves bf16, two fp16, three fp32.
 const CpuKernels& amx_one_part();

@@ -1,22 +1,31 @@
 // Kernels for AMX-BF16: matrix products on tiles, everything else on AVX-512.
-#include "amx_backward.h"
-#include "amx_forward.h"
 #include "amx_linear.h"
+#include "amx_products.h"
+#include "bf16_backward.h"
+#include "bf16_forward.h"
 #include "peak_amx.h"
 #include "tiles.h"
 #include "vec_avx512.h"
 
+namespace {
+
+template <int kParts>
+clinattn::CpuKernels tile_kernels() {
+  using Multiplier = TileProducts<kParts>;
+  return make_kernels<Bf16Forward<Multiplier>, Bf16Backward<Multiplier>>("amx", tile_loop<kParts>);
+}
+
+}  // namespace
+
 namespace clinattn {
 
 const CpuKernels& amx_one_part() {
-  static const CpuKernels kernels =
-      make_kernels<AmxForward<1>, AmxBackward<1>>("amx", tile_loop<1>);
+  static const CpuKernels kernels = tile_kernels<1>();
   return kernels;
 }
 
 const CpuKernels& amx_two_parts() {
-  static const CpuKernels kernels =
-      make_kernels<AmxForward<2>, AmxBackward<2>>("amx", tile_loop<2>);
+  static const CpuKernels kernels = tile_kernels<2>();
   return kernels;
 }
 
@@ -24,7 +33,7 @@ const CpuKernels& amx_three_parts() {
   static const LinearKernels linear{AmxLinear::kRows, AmxLinear::kDepth, AmxLinear::packed_size,
                                     AmxLinear::pack, AmxLinear::multiply};
   static const CpuKernels kernels = [] {
-    CpuKernels all = make_kernels<AmxForward<3>, AmxBackward<3>>("amx", tile_loop<3>);
+    CpuKernels all = tile_kernels<3>();
     all.linear = &linear;
     return all;
   }();

@@ -17,8 +17,8 @@
 #include <initializer_list>
 #include <type_traits>
 
-#include "amx_products.h"
-#include "amx_queries.h"
+#include "bf16_products.h"
+#include "bf16_queries.h"
 #include "forward_step.h"
 #include "normaliser.h"
 
@@ -27,7 +27,7 @@ namespace {
 // hide(step) gives -inf to the scores of keys that are not seen, and says whether it has made them
 // natural; hide.draw(step) draws what dropout keeps.
 template <class E, class Hide, bool kDropout>
-class AmxFold {
+class Bf16Fold {
   using V = Avx512;
   static constexpr int kParts = E::kParts;
   static constexpr int64_t kRows = E::kRows, kKeys = E::kKeys, kGroup = E::kGroup;
@@ -37,15 +37,17 @@ class AmxFold {
   // Of one part weights lose half their digits, on the average by a little. o is divided by the sum
   // of what is left of them, and lse is that of the weights themselves.
   static constexpr bool kCut = kParts == 1;
+  // With dropout, and where a product with ones costs more, that sum is formed beside the weights.
+  static constexpr bool kCutBeside = kCut && (kDropout || !E::Multiplier::kDelayed);
   static constexpr int64_t kBlocks = 4;  // in flight: one more than have scores
   static constexpr int64_t kUnits = 16;  // 16 queries and E::kEnd keys each, of a full block
 
-  using Queries = AmxQueries<Hide>;
+  using Queries = Bf16Queries<Hide>;
   struct Block {
     Step step;
     Queries* queries;
   };
-  using Group = AmxGroup<Hide>;
+  using Group = Bf16Group<Hide>;
   // Blocks in flight, the group that gathers weights and the one that is multiplied have five
   // tiles of queries at most.
   static constexpr int64_t kTiles = 8;
@@ -53,7 +55,7 @@ class AmxFold {
   E& e;
   const Units<float> scales;
   [[maybe_unused]] const std::conditional_t<kParts == 1, FlushDenormals, NoWork> flush;
-  TileProducts<kParts> products;
+  typename E::Multiplier products;
   Queries tiles[kTiles];
   Block blocks[kBlocks];
   int64_t tile = 0;
@@ -76,7 +78,7 @@ class AmxFold {
   int64_t pieces = 0;
 
  public:
-  AmxFold(E& e, Units<float> scales) : e(e), scales(scales), flush{}, piece(e.o_width) {}
+  Bf16Fold(E& e, Units<float> scales) : e(e), scales(scales), flush{}, piece(e.o_width) {}
 
   // Folds blocks of keys into n queries from row r, whose state is at rows.
   void fold(int64_t r, int64_t n, const Step* steps, int64_t count, const Hide& hide,
@@ -116,7 +118,7 @@ class AmxFold {
         {e.k_tile(0, step.at, 0), next, kTile, kParts * kTile, step.end > 16},
         {queries->q, next, kTile, kParts * kTile, queries->halves > 1}, e.width / 32,
         e.scores(asked), piece < e.o_width ? kUnits / 2 : kUnits);
-    stored = asked++;
+    stored = asked++ + !E::Multiplier::kDelayed;
     credit += pieces_of(e.o_width);
     for (; piece < e.o_width && credit >= kGroup; credit -= kGroup) {
       advance();
@@ -128,7 +130,7 @@ class AmxFold {
   // The work beside products: adds sums of the piece before, and turns scores of the block at hand
   // into weights.
   struct Work {
-    AmxFold& f;
+    Bf16Fold& f;
     const int64_t first;
     Shares units;
     Addition addition;
@@ -336,8 +338,7 @@ class AmxFold {
         __m512 even = weight_of<kParts>(V::load(from + 32 * x), factor, offset),
                odd = weight_of<kParts>(V::load(from + 32 * x + 16), factor, offset);
         total = V::add(total, V::add(even, odd));
-        if (kCut && kDropout)
-          cut = V::add(cut, V::add(round_down_to_bf16(even), round_down_to_bf16(odd)));
+        if (kCutBeside) cut = E::Multiplier::add_cut(cut, even, odd);
 #pragma GCC unroll 3
         for (int part = 0; part < kParts; ++part) {
           const __m512 a = kCut ? even : take_part<kParts>(even, part);
@@ -358,7 +359,7 @@ class AmxFold {
     while (piece < e.o_width) multiply_piece();
     Queries& q = *group.queries;
     for (int64_t i = 0; i < 2; ++i) {
-      if (kCut && kDropout) {
+      if (kCutBeside) {
         float* to = q.o + e.v_width * 32 + i * 256;
         V::store(to, V::add(V::load(to), q.cut[i]));
         q.cut[i] = V::zero();
@@ -389,7 +390,7 @@ class AmxFold {
     const Group& g = weighed;
     const int64_t blocks = g.last + 1 - g.first, d = piece;
     piece += 32;
-    if (kCut && kDropout && d == e.v_width) return;
+    if (kCutBeside && d == e.v_width) return;
     float* o = g.queries->o + d * 32;
     const bool at_once = kInPlace || g.fresh;
     float* c = at_once ? o : e.sums + pieces++ % 2 * 1024;

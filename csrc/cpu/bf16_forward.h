@@ -2,21 +2,22 @@
 // vector belongs to one key and 16 queries, so that nothing is ever reduced along a vector.
 #pragma once
 
-#include "amx_fold.h"
+#include "bf16_fold.h"
 #include "cover.h"
 #include "philox.h"
 
 namespace {
 
-template <int kNumParts>
-struct AmxForward {
-  static constexpr int kParts = kNumParts;
+template <class M>
+struct Bf16Forward {
+  using Multiplier = M;
+  static constexpr int kParts = M::kParts;
   using V = Avx512;
   using T = float;
-  using Session = TileSession;
-  using Cover = ColumnCover<AmxForward>;
+  using Session = typename M::Session;
+  using Cover = ColumnCover<Bf16Forward>;
   template <class Hide, bool kDropout>
-  using Fold = AmxFold<AmxForward, Hide, kDropout>;
+  using Fold = Bf16Fold<Bf16Forward, Hide, kDropout>;
   static constexpr int64_t kRows = 32, kKeys = 32;  // two tiles of queries, two of keys
   static constexpr int64_t kBlock = 32;             // keys packed at a time
   static constexpr int64_t kBegin = 32, kEnd = 4;   // where columns of a step may begin and end
@@ -55,7 +56,7 @@ struct AmxForward {
   float raised;                   // the factor of v
   ColumnKept<V> kept;             // by dropout, of that
 
-  AmxForward(Arena& a, int64_t head_dim, int64_t value_dim, int64_t rows)
+  Bf16Forward(Arena& a, int64_t head_dim, int64_t value_dim, int64_t rows)
       : head_dim(head_dim),
         value_dim(value_dim),
         width(round_up(head_dim, 32)),

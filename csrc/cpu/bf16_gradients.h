@@ -5,7 +5,7 @@
 
 #include <initializer_list>
 
-#include "amx_products.h"
+#include "bf16_products.h"
 
 namespace {
 
@@ -25,7 +25,7 @@ struct Slice {
 // hidden. Gradients of what is added to
 // scores need ds as it is: it is left in place of dp.
 template <class E, bool kEdge, class Extras>
-struct AmxGradients {
+struct Bf16Gradients {
   using V = Avx512;
   static constexpr int kParts = E::kParts;
 
@@ -39,8 +39,8 @@ struct AmxGradients {
   const Extras extras;
   int64_t done = 0;
 
-  AmxGradients(E& e, const Slice& slice, int64_t row, int64_t key, int64_t last, float scale2,
-               int64_t calls, const Extras& extras)
+  Bf16Gradients(E& e, const Slice& slice, int64_t row, int64_t key, int64_t last, float scale2,
+                int64_t calls, const Extras& extras)
       : e(e),
         slice(slice),
         row(row),

@@ -14,21 +14,22 @@
 
 #include <initializer_list>
 
-#include "amx_factors.h"
-#include "amx_sums.h"
+#include "bf16_factors.h"
+#include "bf16_sums.h"
 #include "cover.h"
 #include "normaliser.h"
 #include "philox.h"
 
 namespace {
 
-template <int kNumParts>
-struct AmxBackward {
-  static constexpr int kParts = kNumParts;
+template <class M>
+struct Bf16Backward {
+  using Multiplier = M;
+  static constexpr int kParts = M::kParts;
   using V = Avx512;
   using T = float;
-  using Session = TileSession;
-  using Cover = ColumnCover<AmxBackward>;
+  using Session = typename M::Session;
+  using Cover = ColumnCover<Bf16Backward>;
   static constexpr bool kRaises = kParts > 1;
   static constexpr bool kDelayed = true;  // what differentiate leaves for later is called complete
   static constexpr int64_t kRows = 128;   // queries of a block
@@ -61,20 +62,20 @@ struct AmxBackward {
   float *offset, *fraction, *delta;  // (kRows): p = fraction 2^(s + offset), offset an integer
   float* large;                      // (kRows): the normaliser of a large row, else 0
   float *s, *dp;                     // the buffers at hand
-  AmxFactors factors;                // of rows as they are packed
+  Bf16Factors factors;               // of rows as they are packed
   float unit = 1;                    // what scores are multiples of
   int64_t step_key;                  // their first key
   float* gains;                      // gains of the scores, laid out as s: 4 KB
   ColumnKept<V> kept;                // by dropout, of those
   Contents keys, values, queries, gradients;  // what rows of k, v, q and do hold
 
-  AmxSums<AmxBackward> summing;
+  Bf16Sums<Bf16Backward> summing;
   int64_t slices = 0, blocks = 0;  // slices and blocks of queries so far
 
   bool finite_keys() const { return keys.finite; }
   bool finite_rows() const { return queries.finite && gradients.finite; }
 
-  AmxBackward(Arena& a, int64_t head_dim, int64_t value_dim)
+  Bf16Backward(Arena& a, int64_t head_dim, int64_t value_dim)
       : head_dim(head_dim),
         value_dim(value_dim),
         width(round_up(head_dim, 32)),
@@ -143,9 +144,9 @@ struct AmxBackward {
   float* column(int64_t row, int64_t key) { return s + in_block(key - step_key, row); }
   float* gain_at(int64_t row, int64_t key) { return gains + in_block(key - step_key, row); }
 
-  // See AmxFactors.
+  // See Bf16Factors.
   void begin_task(uint32_t q_bits, uint32_t do_bits, int64_t count) {
-    factors = AmxFactors::of(q_bits, do_bits, max64(count, kKeys));
+    factors = Bf16Factors::of(q_bits, do_bits, max64(count, kKeys));
     unit = factors.scores();
   }
   bool outgrown() const {
@@ -358,11 +359,11 @@ struct AmxBackward {
         if (extras.dropout) extras.draw(i, 32, j, j + 32);
       }
       if (edge || Extras::kAny) {
-        beside(AmxGradients<AmxBackward, true, Extras>(*this, slice, i, j, last, scales.base2,
-                                                       calls, extras));
+        beside(Bf16Gradients<Bf16Backward, true, Extras>(*this, slice, i, j, last, scales.base2,
+                                                         calls, extras));
       } else {
-        beside(AmxGradients<AmxBackward, false, Extras>(*this, slice, i, j, last, scales.base2,
-                                                        calls, extras));
+        beside(Bf16Gradients<Bf16Backward, false, Extras>(*this, slice, i, j, last, scales.base2,
+                                                          calls, extras));
       }
       if constexpr (Extras::kAny) {
         if (extras.added) add_gradients(i, seen, j, extras);

@@ -1,7 +1,7 @@
 // A tile of queries into which blocks of keys are folded, and the blocks that are folded together.
 #pragma once
 
-#include "amx.h"
+#include "bf16_parts.h"
 #include "normaliser.h"
 
 namespace {
@@ -9,7 +9,7 @@ namespace {
 // The state of the queries of a tile: their reference points, and the sums of weights of the group
 // of blocks at hand.
 template <class Hide>
-struct AmxQueries {
+struct Bf16Queries {
   using V = Avx512;
   // offset: -m, or 0 for a query that has seen nothing; top: the natural maximum of a large row,
   // whose reference point it is, and whose offset is 0
@@ -41,8 +41,8 @@ struct AmxQueries {
 // Blocks whose weights are multiplied with v together, [first, last] of those that lie between
 // two multiples of kGroup. Where edge, some query does not see some key that is multiplied.
 template <class Hide>
-struct AmxGroup {
-  AmxQueries<Hide>* queries;
+struct Bf16Group {
+  Bf16Queries<Hide>* queries;
   int64_t index, at, first, last;
   bool edge;
   Bf16* p;

@@ -5,12 +5,12 @@
 
 #include <initializer_list>
 
-#include "amx_gradients.h"
+#include "bf16_gradients.h"
 
 namespace {
 
 template <class E>
-class AmxSums {
+class Bf16Sums {
   using V = Avx512;
   static constexpr int kParts = E::kParts;
   // Of one part the sums of dk and dv go on where they stand; of more, sums that start at 0 are
@@ -29,9 +29,9 @@ class AmxSums {
   Waiting fresh, ripe;  // on their way to dk and dv: what a tile has just stored is not read yet
 
  public:
-  TileProducts<kParts> products;
+  typename E::Multiplier products;
 
-  explicit AmxSums(E& e) : e(e) {}
+  explicit Bf16Sums(E& e) : e(e) {}
 
   // Blocks of the slice at hand, those that are left, and how often the one after ahead others
   // calls work.

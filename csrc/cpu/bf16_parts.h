@@ -1,4 +1,4 @@
-// AMX tiles of bf16: configuration, operand layouts, and numbers as sums of bf16 parts.
+// Numbers as sums of bf16 parts, in the layouts of operands of products of bf16, and exponentials.
 // One part is bf16 itself; two hold fp16 exactly, three fp32.
 #pragma once
 
@@ -7,27 +7,6 @@
 namespace {
 
 using Bf16 = uint16_t;
-
-// All eight tiles are 16 rows of 64 bytes. What torch had configured on this thread is put back.
-struct TileSession {
-  struct alignas(64) Config {
-    uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    uint16_t bytes_per_row[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-  };
-  static const Config kAllTiles;
-  Config before;
-
-  TileSession() {
-    // The intrinsics tell the compiler of 8 bytes only: what they read must lie in memory already.
-    _tile_storeconfig(&before);
-    asm volatile("" ::: "memory");
-    _tile_loadconfig(&kAllTiles);
-  }
-  ~TileSession() { before.palette ? _tile_loadconfig(&before) : _tile_release(); }
-};
-
-const TileSession::Config TileSession::kAllTiles;
 
 inline __m512 widen16(__m256i x) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));

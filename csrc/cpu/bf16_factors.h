@@ -5,11 +5,11 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "amx.h"
+#include "bf16_parts.h"
 
 namespace {
 
-struct AmxFactors {
+struct Bf16Factors {
   float raised = 1, gradient = 1;  // of q, k and v; of do
   float largest_q = 0, largest_do = 0;
   int64_t terms = 0;  // of a sum over queries or keys
@@ -21,8 +21,8 @@ struct AmxFactors {
 
   // The largest magnitudes of q, and of do and dlse, as bits. do is packed to be below 2^33; 2^76
   // is as far as 1 / dq() is a normal number.
-  static AmxFactors of(uint32_t q_bits, uint32_t do_bits, int64_t terms) {
-    AmxFactors x;
+  static Bf16Factors of(uint32_t q_bits, uint32_t do_bits, int64_t terms) {
+    Bf16Factors x;
     memcpy(&x.largest_q, &q_bits, sizeof q_bits);
     memcpy(&x.largest_do, &do_bits, sizeof do_bits);
     x.terms = terms;

@@ -1,0 +1,17 @@
+// Kernels for AVX512-BF16 without tiles: products of bf16 by VDPBF16PS, everything else on AVX-512.
+#include "bf16_backward.h"
+#include "bf16_forward.h"
+#include "dot_products.h"
+#include "peak_dots.h"
+#include "tiles.h"
+#include "vec_avx512.h"
+
+namespace clinattn {
+
+const CpuKernels& avx512_bf16_kernels() {
+  static const CpuKernels kernels =
+      make_kernels<Bf16Forward<DotProducts>, Bf16Backward<DotProducts>>("avx512_bf16", dot_loop);
+  return kernels;
+}
+
+}  // namespace clinattn
