@@ -1,7 +1,7 @@
-"""Linear layers in fp32 on AMX tiles, at 24 bits: each number is the sum of three bf16 parts.
+"""Linear layers with what follows them, compiled for the CPU where that serves, else by torch.
 
-On AMX these layers are faster than torch's, which run on AVX-512 (bench/NOTES.md). From ROWS on,
-tiles give a row the same bits whatever the rows beside it and the number of threads.
+In fp32 each number keeps its 24 bits; under autocast to bf16, or with bf16 weights, products are of
+bf16 numbers, and sums, activation, residual and norm are fp32.
 """
 
 from __future__ import annotations
@@ -15,93 +15,175 @@ from torch.autograd import forward_ad
 from torch.nn.modules.module import _has_any_global_hook
 
 from clinattn.backends import compiled, cpu
-from clinattn.operator.autograd import Function
-from clinattn.operator.ops import LIB
 
-LIB.define(
-    "cpu_linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
-    tags=torch.Tag.pt2_compliant_tag,
-)
+from .embeddings import BiaslessLayerNorm
+from .linear_op import LAYER_NORM, RMS_NORM, WITHOUT_NORM, Form, Linear, NormOf, activated, run
 
-# With fewer rows or columns, taking numbers apart costs more than the products save.
-ROWS, COLUMNS = 256, 128
+# On AMX fp32 numbers are taken apart, which costs more than the products save with fewer rows or
+# columns. Other instruction sets serve any size.
+AMX_ROWS, AMX_COLUMNS = 256, 128
+# Instruction sets without linear layers in these numbers, or without faster ones than torch's
+WITHOUT_FLOAT32, WITHOUT_BFLOAT16 = (None, "scalar"), (None, "scalar", "amx")
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+NORMS = {nn.LayerNorm: LAYER_NORM, BiaslessLayerNorm: LAYER_NORM, nn.RMSNorm: RMS_NORM}
 
 
-def linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    """layer(x): on AMX where that is faster and nothing but the result is asked for.
+def linear(
+    layer: nn.Linear,
+    x: Tensor,
+    *,
+    activation: str | None = None,
+    gated: bool = False,
+    dropout: nn.Dropout | None = None,
+    residual: Tensor | None = None,
+    norm: nn.Module | None = None,
+) -> Tensor:
+    """norm(residual + dropout(act(layer(x)))), in one pass where the compiled layers serve.
 
-    A layer of another type (quantised, LoRA, parametrised) or with hooks, autocast, compilers,
-    traces, modes and torch.func get the call itself.
+    x: (..., in_features); residual: (..., features), fp32 or bf16. activation: None, "gelu",
+    "gelu_tanh" or "relu". gated: act of the first half of the layer's features times the second.
+    A layer or norm of another type (quantised, LoRA, parametrised) or with hooks, other types of
+    numbers, other devices, compilers, traces, modes and torch.func get torch's own calls.
+    Returns (..., features): in the residual's dtype, else as the layer does.
     """
-    if not _served(layer, x):
-        return layer(x)
+    form = _form(layer, x, residual, activation, gated)
+    if form is None:
+        return by_torch(
+            layer, x, activation=activation, gated=gated,
+            dropout=dropout, residual=residual, norm=norm,
+        )  # fmt: skip
+    dropped = dropout is not None and dropout.training and dropout.p > 0
+    shape = (*x.shape[:-1], layer.out_features // 2 if gated else layer.out_features)
     rows = x.reshape(-1, x.shape[-1])
-    bias = layer.bias
-    if torch.is_grad_enabled():
-        y = Linear.run(rows, layer.weight, bias)
+    added = None if residual is None or dropped else residual.reshape(-1, shape[-1])
+    given = (x, layer.weight, layer.bias, residual)
+    wants_gradients = torch.is_grad_enabled() and any(
+        a is not None and a.requires_grad for a in given
+    )
+    of_norm = None if dropped or wants_gradients else _norm_of(norm)
+    if wants_gradients:
+        y = Linear.run(form, rows, layer.weight, layer.bias, added)[0]
     else:
-        y = _product(rows, layer.weight, bias)
-    return y.view(*x.shape[:-1], -1)
+        y = run(form, rows, layer.weight, layer.bias, added, of_norm or WITHOUT_NORM)[0]
+    y = y.view(shape)
+    if dropped:
+        assert dropout is not None
+        y = dropout(y) if residual is None else residual + dropout(y)
+    return y if norm is None or of_norm else normalise(norm, y)
 
 
-def _served(layer: nn.Linear, x: Tensor) -> bool:
+def serves_stream(x: Tensor) -> bool:
+    """Returns whether layers of bf16 weights may take, and add to, fp32 in place of a bf16 x."""
+    return (
+        x.dtype == torch.bfloat16
+        and _may_serve(x)
+        and cpu.instruction_set() not in WITHOUT_BFLOAT16
+        and compiled_layers()
+    )
+
+
+def normalise(norm: nn.Module, x: Tensor) -> Tensor:
+    """norm(x), also for an x of fp32 and a norm of bf16 weights, which torch refuses: in fp32."""
+    of_norm = _norm_of(norm)
+    if of_norm is None or of_norm.gamma is None or x.dtype == of_norm.gamma.dtype:
+        return norm(x)
+    gamma, beta = (None if a is None else a.to(x.dtype) for a in (of_norm.gamma, of_norm.beta))
+    if of_norm.kind == RMS_NORM:
+        return nn.functional.rms_norm(x, x.shape[-1:], gamma, of_norm.eps)
+    return nn.functional.layer_norm(x, x.shape[-1:], gamma, beta, of_norm.eps)
+
+
+def by_torch(
+    layer: nn.Linear,
+    x: Tensor,
+    *,
+    activation: str | None = None,
+    gated: bool = False,
+    dropout: nn.Dropout | None = None,
+    residual: Tensor | None = None,
+    norm: nn.Module | None = None,
+) -> Tensor:
+    """What `linear` returns, by torch's own calls."""
+    if type(layer) is nn.Linear and not torch.is_autocast_enabled(x.device.type):
+        x = x.to(layer.weight.dtype)  # of a stream that is kept in fp32
+    y = activated(activation, gated, layer(x))
+    if dropout is not None:
+        y = dropout(y)
+    if residual is not None:
+        y = residual + y
+    return y if norm is None else normalise(norm, y)
+
+
+def _form(
+    layer: nn.Linear, x: Tensor, residual: Tensor | None, activation: str | None, gated: bool
+) -> Form | None:
+    """What the compiled layers compute of the call; None where torch's own calls serve it."""
+    if type(layer) is not nn.Linear or _has_hooks(layer):
+        return None
+    if not _may_serve(x, layer.weight, layer.bias, residual):
+        return None
+    weight = layer.weight
+    autocast = torch.is_autocast_enabled("cpu")
+    if autocast and torch.get_autocast_dtype("cpu") != torch.bfloat16:
+        return None
+    in_bfloat16 = autocast or weight.dtype == torch.bfloat16
+    if in_bfloat16:
+        if cpu.instruction_set() in WITHOUT_BFLOAT16 or not compiled_layers():
+            return None
+    elif x.dtype != torch.float32 or (residual is not None and residual.dtype != x.dtype):
+        return None
+    elif torch.get_float32_matmul_precision() != "highest":
+        return None
+    elif cpu.instruction_set() in WITHOUT_FLOAT32 or not compiled_layers():
+        return None
+    elif cpu.instruction_set() == "amx" and not (
+        x.numel() >= AMX_ROWS * x.shape[-1] and len(weight) >= AMX_COLUMNS
+    ):
+        return None
+    dtype = torch.bfloat16 if in_bfloat16 else torch.float32
+    return Form(activation, gated, in_bfloat16, dtype if residual is None else residual.dtype)
+
+
+def _may_serve(x: Tensor, *others: Tensor | None) -> bool:
     return (
         not torch.compiler.is_compiling()
-        and type(layer) is nn.Linear
-        and _is_plain(x)
-        and _is_plain(layer.weight)
-        and (layer.bias is None or _is_plain(layer.bias))
-        and x.numel() >= ROWS * x.shape[-1] > 0
-        and not any(getattr(layer, hooks) for hooks in HOOKS)
-        and not _has_any_global_hook()
-        and not torch.is_autocast_enabled("cpu")
+        and all(_is_plain(a) for a in (x, *others) if a is not None)
+        and x.numel() > 0
         and torch._C._get_tracing_state() is None
         and not torch._C._are_functorch_transforms_active()
         and torch._C._len_torch_dispatch_stack() == 0
         and forward_ad._current_level < 0
-        and torch.get_float32_matmul_precision() == "highest"
-        and _built()
-        and cpu.instruction_set() == "amx"
     )
 
 
 def _is_plain(x: Tensor) -> bool:
-    return type(x) in (Tensor, nn.Parameter) and x.dtype == torch.float32 and x.device.type == "cpu"
+    return (
+        type(x) in (Tensor, nn.Parameter)
+        and x.dtype in (torch.float32, torch.bfloat16)
+        and x.device.type == "cpu"
+    )
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return _has_any_global_hook() or any(getattr(module, hooks) for hooks in HOOKS)
+
+
+def _norm_of(norm: nn.Module | None) -> NormOf | None:
+    """The norm as the compiled layers take it; None where it is to be called."""
+    kind = NORMS.get(type(norm))
+    if norm is None or kind is None or _has_hooks(norm):
+        return None
+    given: Any = norm
+    gamma, beta, eps = given.weight, getattr(given, "bias", None), given.eps
+    if len(given.normalized_shape) != 1:
+        return None
+    if not all(_is_plain(a) for a in (gamma, beta) if a is not None):
+        return None
+    return NormOf(kind, gamma, beta, torch.finfo(torch.float32).eps if eps is None else eps)
 
 
 @functools.cache
-def _built() -> bool:
+def compiled_layers() -> bool:
     """Returns whether the compiled module is there and has the kernel."""
     compiled.compiled_module()
     return torch._C._dispatch_has_kernel_for_dispatch_key("clinattn::cpu_linear", "CPU")
-
-
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x (M, K) weight (N, K)^T + bias (N,); a transposed x is more work."""
-    if len(x) < ROWS or len(weight) < (COLUMNS if x.stride(-1) == 1 else ROWS):
-        return nn.functional.linear(x, weight, bias)
-    x, weight = (a if 1 in a.stride() else a.contiguous() for a in (x, weight))
-    return torch.ops.clinattn.cpu_linear(x, weight, bias)
-
-
-class Linear(Function):
-    """_product with its gradients, which are products, too."""
-
-    @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return _product(x, weight, bias)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:2])
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        wants_x, wants_weight, wants_bias = ctx.needs_input_grad
-        return (
-            Linear.run(dy, weight.t(), None) if wants_x else None,
-            Linear.run(dy.t(), x.t(), None) if wants_weight else None,
-            dy.sum(0) if wants_bias else None,
-        )

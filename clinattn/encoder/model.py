@@ -8,13 +8,13 @@ see config.py and presets.py.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from clinattn.encoder.linear import linear
 from clinattn.operator import ranges
 from clinattn.operator.rotary import Angles, check_positions, frequencies_of, steps_of, turned
 
@@ -23,12 +23,13 @@ from .config import EncoderConfig
 from .embeddings import Embeddings, make_norm
 from .inputs import check_indices, check_inputs, check_rows
 from .layout import Batch, Layout, make_layout
+from .linear import by_torch, linear, normalise, serves_stream
 from .pieces import in_pieces
 
 
-def linear_of(config: EncoderConfig) -> Callable[[nn.Linear, Tensor], Tensor]:
+def linear_of(config: EncoderConfig) -> Callable[..., Tensor]:
     """Function that calls a linear layer: torch's where attention is torch's, else ours."""
-    return linear if config.attention == "clinattn" else nn.Linear.__call__
+    return linear if config.attention == "clinattn" else by_torch
 
 
 class Turns:
@@ -47,6 +48,8 @@ class Turns:
 
 
 class Attention(nn.Module):
+    """Attention up to its last layer, `out`, which the block calls with what follows it."""
+
     def __init__(self, config: EncoderConfig, window: int | None):
         super().__init__()
         self.heads = (3, config.num_heads, config.head_dim)
@@ -65,7 +68,7 @@ class Attention(nn.Module):
         o = layout.attend(q, k, v, self.window, dropout_p)
         if self.from_prefix is not None:
             o = self.from_prefix(x, o, layout, dropout_p)
-        return self.linear(self.out, o.flatten(-2))
+        return o.flatten(-2)
 
 
 class PrefixAttention(nn.Module):
@@ -92,12 +95,10 @@ class FeedForward(nn.Module):
         self.up = nn.Linear(config.hidden_size, inner, config.linear_bias)
         self.down = nn.Linear(config.intermediate_size, config.hidden_size, config.linear_bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.linear(self.up, x)
-        if self.gated:
-            x, gate = x.chunk(2, dim=-1)
-            return self.linear(self.down, F.gelu(x) * gate)
-        return self.linear(self.down, F.gelu(x))
+    def forward(self, x: Tensor, **what_follows: Any) -> Tensor:
+        """what_follows: dropout, residual and norm, as `linear` takes them."""
+        x = self.linear(self.up, x, activation="gelu", gated=self.gated)
+        return self.linear(self.down, x, **what_follows)
 
 
 class Block(nn.Module):
@@ -112,18 +113,20 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout)
 
     def forward(self, x: Tensor, layout: Layout, turns: Turns | None) -> Tensor:
-        seen = self.attention_norm(x) if self.pre_norm else x
+        seen = normalise(self.attention_norm, x) if self.pre_norm else x
         return in_pieces(self.by_token, x, seen, self.attention(seen, layout, turns))
 
     def by_token(self, x: Tensor, seen: Tensor, attended: Tensor) -> Tensor:
-        """The rest of the layer, from the input and the result of attention."""
+        """The rest of the layer, from its input, what attention saw and what it gave."""
+        out = partial(self.attention.linear, self.attention.out, attended)
         if self.parallel:
-            return x + self.dropout(attended + self.feed_forward(seen))
-        x = x + self.dropout(attended)
+            return x + self.dropout(self.feed_forward(seen, residual=out()))
         if self.pre_norm:
-            return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
-        x = self.attention_norm(x)
-        return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
+            x = out(dropout=self.dropout, residual=x)
+            seen = normalise(self.feed_forward_norm, x)
+            return self.feed_forward(seen, dropout=self.dropout, residual=x)
+        x = out(dropout=self.dropout, residual=x, norm=self.attention_norm)
+        return self.feed_forward(x, dropout=self.dropout, residual=x, norm=self.feed_forward_norm)
 
 
 class Encoder(Pretrained):
@@ -194,10 +197,13 @@ class Encoder(Pretrained):
         check_rows(self.config, inputs, None if positions is None else at, types)
         x = self.embeddings(inputs, at, types, values)
         turns = Turns(self.config, at, chosen, x) if self.config.rotary else None
+        dtype = x.dtype
+        if self.config.attention == "clinattn" and serves_stream(x):
+            x = x.float()
         for i, layer in enumerate(self.layers):
             args = (x, chosen, turns)
             x = ranges.run_layer(i, layer, *args) if ranges.on else layer(*args)
-        return self.final_norm(x), chosen
+        return normalise(self.final_norm, x).to(dtype), chosen
 
 
 def wants_per_sample_gradients(module: nn.Module) -> bool:

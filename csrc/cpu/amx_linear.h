@@ -4,13 +4,11 @@
 // The bits of an element do not depend on the rows beside it.
 #pragma once
 
-#include "../linear.h"
 #include "amx_products.h"
+#include "linear_epilogue.h"
 
 namespace {
 
-using clinattn::LinearParams;
-using clinattn::LinearShared;
 using clinattn::LinearTask;
 using clinattn::Matrix;
 
@@ -18,7 +16,7 @@ using clinattn::Matrix;
 // packed, and 16 floats, the powers of two that products with them are multiplied by.
 struct AmxLinear {
   static constexpr int kParts = 3;
-  static constexpr int64_t kRows = 128, kDepth = 1024, kSection = 256;
+  static constexpr int64_t kDepth = 1024, kSection = 256;
 
   // Rows are multiplied by 2^24, after which every digit of every number counts, of denormal ones
   // too; those that reach 2^32 by what brings their largest number to [2^55, 2^56): 1024 products
@@ -34,6 +32,14 @@ struct AmxLinear {
   static size_t packed_size(int64_t rows, int64_t depth) {
     return round_up(rows, 32) / 16 * sixteen(depth) * sizeof(Bf16);
   }
+  static size_t strips_size(int64_t strips, int64_t depth) {
+    return packed_size(32 * strips, depth);
+  }
+  // Behind rows there is room for a strip.
+  static size_t rows_size(int64_t rows, int64_t depth) { return packed_size(rows + 32, depth); }
+  static int64_t panel(int64_t) { return 128; }
+  // Columns of y in a strip: 32 rows of b, in order, are one.
+  static int64_t strip(const LinearParams& p) { return p.gated ? 16 : 32; }
 
   // The powers of 16 rows
   static float* powers(Bf16* at, int64_t depth) {
@@ -74,7 +80,8 @@ struct AmxLinear {
                          const Lines& to, float* powers, bool again) {
     alignas(64) float turned[16 * kSection], scaled[kSection];
     const int64_t rows = x.rows - row0 < 16 ? x.rows - row0 : 16;
-    const float* from = x.at + row0 * x.row_stride + depth0 * x.depth_stride;
+    const float* from =
+        static_cast<const float*>(x.at) + row0 * x.row_stride + depth0 * x.depth_stride;
     int64_t stride = x.row_stride;
     if (x.depth_stride != 1) {
       int64_t k = 0;
@@ -122,15 +129,15 @@ struct AmxLinear {
         for (int64_t k = 0; k < depth; k += kSection) split(row, k, true);
   }
 
-  static void pack(const LinearParams& p, const LinearShared& shared, const LinearTask& task) {
+  static void pack_strips(const LinearParams& p, const LinearTask& task, void* strips) {
     alignas(64) Bf16 lines[kParts * 16 * kSection];
     const int64_t depth = task.depth1 - task.depth0, part = steps(depth) * kTile;
-    Bf16* const packed =
-        static_cast<Bf16*>(shared.packed) + (task.column0 - shared.column0) / 16 * sixteen(depth);
-    split_all(packed, task.column1 - task.column0, depth, [&](int64_t row, int64_t k, bool again) {
+    const int64_t row0 = 32 * task.strip0, row1 = min64(32 * task.strip1, p.b.rows);
+    Bf16* const packed = static_cast<Bf16*>(strips);
+    split_all(packed, row1 - row0, depth, [&](int64_t row, int64_t k, bool again) {
       Bf16* const to = packed + row / 16 * sixteen(depth);
       const int64_t count = min64(depth - k, kSection);
-      split_rows(p.b, task.column0 + row, task.depth0 + k, count, {lines, 16 * kSection, kTile},
+      split_rows(p.b, row0 + row, task.depth0 + k, count, {lines, 16 * kSection, kTile},
                  powers(to, depth), again);
       for (int i = 0; i < kParts; ++i)
         for (int64_t step = 0; step < steps(count); ++step)
@@ -139,22 +146,68 @@ struct AmxLinear {
     });
   }
 
-  static void multiply(const LinearParams& p, const LinearShared& shared, const LinearTask& task,
-                       void* scratch) {
+  static void pack_rows(const LinearParams& p, const LinearTask& task, void* rows) {
+    const int64_t depth = task.depth1 - task.depth0;
+    Bf16* const packed = static_cast<Bf16*>(rows);
+    split_all(packed, task.row1 - task.row0, depth, [&](int64_t row, int64_t k, bool again) {
+      Bf16* const to = packed + row / 16 * sixteen(depth);
+      split_rows(p.a, task.row0 + row, task.depth0 + k, min64(depth - k, kSection),
+                 {to + k / 32 * kTile, steps(depth) * kTile, kTile}, powers(to, depth), again);
+    });
+  }
+
+  static void multiply(const LinearParams& p, const LinearTask& task, const void* strips,
+                       void* rows) {
     const TileSession session;
-    AmxLinear(p, shared, task, scratch).run();
+    const auto* a = static_cast<const Bf16*>(rows);
+    if (strips) return AmxLinear(p, task, static_cast<const Bf16*>(strips), a).run();
+    const int64_t depth = task.depth1 - task.depth0;
+    char* strip = static_cast<char*>(rows) + packed_size(task.row1 - task.row0, depth);
+    for (int64_t s = task.strip0; s < task.strip1; ++s) {
+      const LinearTask one{task.row0, task.row1, s, s + 1, task.depth0, task.depth1};
+      pack_strips(p, one, strip);
+      AmxLinear(p, one, reinterpret_cast<const Bf16*>(strip), a).run();
+    }
+  }
+
+  // y <- what follows the sums that whole holds: rows [row0, row1)
+  static void finish(const LinearParams& p, int64_t row0, int64_t row1) {
+    constexpr int64_t kLine = 64;
+    for (int64_t column = 0; column < p.columns(); column += kLine) {
+      const float* sums = reinterpret_cast<const float*>(line_of(p.whole, row0, column));
+      Epilogue<Avx512, kLine>(p, column, min64(p.columns() - column, kLine))
+          .run(row0, row1 - row0, sums, p.gated ? sums + p.columns() : nullptr, p.whole.stride);
+    }
+    if (p.norm != Norm::kNone) normalise_rows<Avx512>(p, row0, row1);
+  }
+
+  static const clinattn::LinearKernels& kernels() {
+    static const clinattn::LinearKernels all{
+        .micro_rows = 32,
+        .depth = kDepth,
+        .needs_whole = true,
+        .panel = panel,
+        .strip = strip,
+        .strips_size = strips_size,
+        .rows_size = rows_size,
+        .pack_strips = pack_strips,
+        .pack_rows = pack_rows,
+        .multiply = multiply,
+        .finish = finish,
+        .differentiate = differentiate_rows<Avx512>,
+    };
+    return all;
   }
 
  private:
   const LinearParams& p;
-  const LinearShared& shared;
   const LinearTask& task;
-  const int64_t depth = task.depth1 - task.depth0;
-  Bf16* const rows;  // those of a, packed
+  const int64_t depth = task.depth1 - task.depth0, column0 = 32 * task.strip0,
+                column1 = min64(32 * task.strip1, p.b.rows);
+  const Bf16 *packed, *rows;  // b of the columns and a of the rows
 
-  AmxLinear(const LinearParams& p, const LinearShared& shared, const LinearTask& task,
-            void* scratch)
-      : p(p), shared(shared), task(task), rows(static_cast<Bf16*>(scratch)) {}
+  AmxLinear(const LinearParams& p, const LinearTask& task, const Bf16* packed, const Bf16* rows)
+      : p(p), task(task), packed(packed), rows(rows) {}
 
   // 32 rows of a packed operand
   Operand operand(const Bf16* at, int64_t row, bool two) const {
@@ -175,23 +228,17 @@ struct AmxLinear {
   }
 
   void run() {
-    split_all(rows, task.row1 - task.row0, depth, [&](int64_t row, int64_t k, bool again) {
-      Bf16* const to = rows + row / 16 * sixteen(depth);
-      split_rows(p.a, task.row0 + row, task.depth0 + k, min64(depth - k, kSection),
-                 {to + k / 32 * kTile, steps(depth) * kTile, kTile}, powers(to, depth), again);
-    });
-    const Bf16* packed = static_cast<const Bf16*>(shared.packed);
     alignas(64) float sums[2][4 * 256];
     int turn = 0;
     TileProducts<kParts> tiles;
     Block done(*this);
     const int64_t blocks = ceil_div(task.row1 - task.row0, 32);
     const int64_t lines = 2 * sixteen(depth) / 32, calls = blocks * tiles.calls(steps(depth));
-    for (int64_t column = task.column0; column < task.column1; column += 32) {
-      const Operand b = operand(packed, column - shared.column0, task.column1 - column > 16);
+    for (int64_t column = column0; column < column1; column += 32) {
+      const Operand b = operand(packed, column - column0, column1 - column > 16);
       // The next columns come to L2 meanwhile.
       const Bf16* ahead = b.at + 2 * sixteen(depth);
-      Shares ahead_shares(column + 32 < task.column1 ? lines : 0, calls);
+      Shares ahead_shares(column + 32 < column1 ? lines : 0, calls);
       int64_t fetched = 0;
       const auto work = [&] {
         for (const int64_t until = ahead_shares.next(); fetched < until; ++fetched)
@@ -213,9 +260,9 @@ struct AmxLinear {
     done.finish();
   }
 
-  // y <- sums of 32 rows and columns, multiplied back, with the bias, or y + that where depth was
-  // worked on before: beside the products of the next block, whose first call comes before the sums
-  // are stored
+  // whole <- sums of 32 rows and columns, multiplied back, or whole + that where depth was worked
+  // on before: beside the products of the next block, whose first call comes before the sums are
+  // stored
   struct Block {
     const AmxLinear* task;
     const float* sums;
@@ -228,7 +275,7 @@ struct AmxLinear {
                    int64_t column = 0)
         : task(&task), sums(sums), row(row), column(column), shares(0, 0) {
       if (!sums) return;
-      rows = min64(task.task.row1 - row, 32), columns = min64(task.task.column1 - column, 32);
+      rows = min64(task.task.row1 - row, 32), columns = min64(task.column1 - column, 32);
       shares = Shares(rows, TileProducts<kParts>::calls(steps(task.depth)) - 1);
     }
 
@@ -255,23 +302,23 @@ struct AmxLinear {
       return _mm512_loadu_ps(sums + (i / 16 * 2 + half) * 256 + i % 16 * 16);
     }
 
-    // Row i of y, and what sums are added to there
+    // Row i of whole, and what sums are added to there
     struct Line {
       float* y;
       const float* more;
       int64_t columns;
 
       Line(const Block& block, int64_t i) : columns(block.columns) {
-        const LinearParams& p = block.task->p;
-        y = p.y + (block.row + i) * p.b.rows + block.column;
-        more = block.task->task.depth0 ? y : p.bias ? p.bias + block.column : nullptr;
+        const RowsOf& whole = block.task->p.whole;
+        y = reinterpret_cast<float*>(line_of(whole, block.row + i, block.column));
+        more = block.task->task.depth0 ? y : nullptr;
       }
 
       __mmask16 there(int64_t half) const {
         return static_cast<__mmask16>((1u << min64(columns - 16 * half, 16)) - 1);
       }
 
-      // y <- factor x + more: 16 columns
+      // whole <- factor x + more: 16 columns
       void put(int64_t half, __m512 x, __m512 factor) const {
         const __mmask16 mask = there(half);
         x = more ? _mm512_fmadd_ps(x, factor, _mm512_maskz_loadu_ps(mask, more + 16 * half))
@@ -370,8 +417,8 @@ struct AmxLinear {
   };
 
   float one_by_one(int64_t row, int64_t column) const {
-    const float* a = p.a.at + row * p.a.row_stride;
-    const float* b = p.b.at + column * p.b.row_stride;
+    const float* a = static_cast<const float*>(p.a.at) + row * p.a.row_stride;
+    const float* b = static_cast<const float*>(p.b.at) + column * p.b.row_stride;
     double sum = 0;
     for (int64_t k = task.depth0; k < task.depth1; ++k)
       sum += static_cast<double>(a[k * p.a.depth_stride]) * b[k * p.b.depth_stride];

@@ -30,11 +30,9 @@ const CpuKernels& amx_two_parts() {
 }
 
 const CpuKernels& amx_three_parts() {
-  static const LinearKernels linear{AmxLinear::kRows, AmxLinear::kDepth, AmxLinear::packed_size,
-                                    AmxLinear::pack, AmxLinear::multiply};
   static const CpuKernels kernels = [] {
     CpuKernels all = tile_kernels<3>();
-    all.linear = &linear;
+    all.linear = &AmxLinear::kernels();
     return all;
   }();
   return kernels;

@@ -1,12 +1,16 @@
 // Kernels for AVX2 with FMA and F16C.
+#include "fma_linear.h"
 #include "tiles.h"
 #include "vec_avx2.h"
 
 namespace clinattn {
 
 const CpuKernels& avx2_kernels() {
-  static const CpuKernels kernels =
-      make_kernels<FmaForward<Avx2>, FmaBackward<Avx2>>("avx2", fma_loop<Avx2>);
+  static const CpuKernels kernels = [] {
+    CpuKernels all = make_kernels<FmaForward<Avx2>, FmaBackward<Avx2>>("avx2", fma_loop<Avx2>);
+    all.linear = &FmaLinear<Avx2>::kernels();
+    return all;
+  }();
   return kernels;
 }
 

@@ -1,12 +1,17 @@
 // Kernels for AVX-512 without a matrix unit.
+#include "fma_linear.h"
 #include "tiles.h"
 #include "vec_avx512.h"
 
 namespace clinattn {
 
 const CpuKernels& avx512_kernels() {
-  static const CpuKernels kernels =
-      make_kernels<FmaForward<Avx512>, FmaBackward<Avx512>>("avx512", fma_loop<Avx512>);
+  static const CpuKernels kernels = [] {
+    CpuKernels all =
+        make_kernels<FmaForward<Avx512>, FmaBackward<Avx512>>("avx512", fma_loop<Avx512>);
+    all.linear = &FmaLinear<Avx512>::kernels();
+    return all;
+  }();
   return kernels;
 }
 

@@ -2,15 +2,20 @@
 #include "bf16_backward.h"
 #include "bf16_forward.h"
 #include "dot_products.h"
+#include "fma_linear.h"
 #include "peak_dots.h"
 #include "tiles.h"
-#include "vec_avx512.h"
+#include "vec_avx512_bf16.h"
 
 namespace clinattn {
 
 const CpuKernels& avx512_bf16_kernels() {
-  static const CpuKernels kernels =
-      make_kernels<Bf16Forward<DotProducts>, Bf16Backward<DotProducts>>("avx512_bf16", dot_loop);
+  static const CpuKernels kernels = [] {
+    CpuKernels all =
+        make_kernels<Bf16Forward<DotProducts>, Bf16Backward<DotProducts>>("avx512_bf16", dot_loop);
+    all.linear = &FmaLinear<Avx512Pairs>::kernels();
+    return all;
+  }();
   return kernels;
 }
 

@@ -1,8 +1,9 @@
-// The torch side of products of fp32 matrices: checks, allocation, threads.
+// The torch side of linear layers: checks, allocation, and the order of what threads do.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <tuple>
 
 #include "../interval.h"
 #include "../tensor.h"
@@ -13,73 +14,201 @@ namespace clinattn {
 namespace {
 
 constexpr int64_t kPackBytes = 24 << 20;  // what the C library hands out again: below its 32 MiB
+constexpr int64_t kLeastRows = 48;        // of a panel that reads all strips
 
-Matrix matrix_of(const Tensor& x, const char* name) {
-  CLINATTN_CHECK(x.is_cpu() && x.scalar_type() == ScalarType::Float && x.dim() == 2, name, " is ",
-                 x.scalar_type(), " of shape ", x.sizes(), " on ", x.device(),
-                 "; expected a matrix of Float on cpu");
-  CLINATTN_CHECK(x.stride(1) == 1 || x.stride(0) == 1, name, " has strides ", x.strides(),
-                 "; expected one of them to be 1");
-  return {static_cast<const float*>(x.const_data_ptr()), x.size(0), x.stride(0), x.stride(1)};
+DType dtype_of(const Tensor& x, const char* name) {
+  const ScalarType type = x.scalar_type();
+  CLINATTN_CHECK(x.is_cpu() && (type == ScalarType::Float || type == ScalarType::BFloat16), name,
+                 " is ", type, " on ", x.device(), "; expected Float or BFloat16 on cpu");
+  return type == ScalarType::Float ? DType::kFloat32 : DType::kBFloat16;
 }
 
-Tensor cpu_linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias) {
-  LinearParams p{matrix_of(x, "x"), matrix_of(weight, "weight"), x.size(1), nullptr, nullptr};
-  CLINATTN_CHECK(weight.size(1) == p.depth, "weight has shape ", weight.sizes(), "; expected (*, ",
-                 p.depth, ") for x ", x.sizes());
-  if (bias) {
-    CLINATTN_CHECK(bias->scalar_type() == ScalarType::Float && bias->dim() == 1 &&
-                       bias->is_contiguous() && bias->size(0) == p.b.rows,
-                   "bias has shape ", bias->sizes(), "; expected a contiguous (", p.b.rows,
-                   ") of Float");
-    p.bias = static_cast<const float*>(bias->const_data_ptr());
+Matrix matrix_of(const Tensor& x, const char* name) {
+  CLINATTN_CHECK(x.dim() == 2 && (x.stride(1) == 1 || x.stride(0) == 1), name, " has shape ",
+                 x.sizes(), " and strides ", x.strides(),
+                 "; expected a matrix, with one of its strides 1");
+  return {x.const_data_ptr(), dtype_of(x, name), x.size(0), x.stride(0), x.stride(1)};
+}
+
+RowsOf rows_of(const Tensor& x, const char* name, int64_t rows, int64_t columns) {
+  CLINATTN_CHECK(x.dim() == 2 && x.size(0) == rows && x.size(1) == columns &&
+                     (x.stride(1) == 1 || columns == 1),
+                 name, " has shape ", x.sizes(), " and strides ", x.strides(), "; expected (", rows,
+                 ", ", columns, ") with rows of consecutive numbers");
+  return {const_cast<void*>(x.const_data_ptr()), dtype_of(x, name), x.stride(0)};
+}
+
+const float* vector_of(const OptionalTensor& x, const char* name, int64_t size) {
+  if (!x) return nullptr;
+  CLINATTN_CHECK(x->is_cpu() && x->scalar_type() == ScalarType::Float && x->dim() == 1 &&
+                     x->is_contiguous() && x->size(0) == size,
+                 name, " is ", x->scalar_type(), " of shape ", x->sizes(),
+                 "; expected a contiguous (", size, ") of Float");
+  return static_cast<const float*>(x->const_data_ptr());
+}
+
+const LinearKernels& kernels_for(bool in_bfloat16) {
+  const LinearKernels* kernels =
+      cpu_kernels(in_bfloat16 ? DType::kBFloat16 : DType::kFloat32).linear;
+  CLINATTN_CHECK(kernels, "the instruction set in force, ", instruction_set(),
+                 ", has no linear layers in ", in_bfloat16 ? "bfloat16" : "float32");
+  return *kernels;
+}
+
+// One product on all threads
+class Product {
+ public:
+  Product(const LinearParams& p, const LinearKernels& kernels, const Tensor& like)
+      : p_(p),
+        kernels_(kernels),
+        like_(like),
+        threads_(torch::stable::get_num_threads()),
+        depth_(kernels.depth ? std::min(p.depth, kernels.depth) : p.depth),
+        strips_(ceil_div(p.columns(), kernels.strip(p))) {
+    const int64_t most = kernels.panel(depth_), micro = kernels.micro_rows;
+    const int64_t rounds = ceil_div(p.a.rows, most * threads_);
+    rows_ = round_up(ceil_div(p.a.rows, rounds * threads_), micro);
+    by_rows_ = p.a.rows > most && rows_ >= kLeastRows;
+    if (!by_rows_) rows_ = std::min(most, round_up(p.a.rows, micro));
   }
-  const LinearKernels* kernels = cpu_kernels(DType::kFloat32).linear;
-  CLINATTN_CHECK(kernels, "the instruction set in force is ", instruction_set(), "; expected amx");
-  Tensor y = empty({p.a.rows, p.b.rows}, ScalarType::Float, x);
-  p.y = static_cast<float*>(y.mutable_data_ptr());
-  if (y.numel() == 0 || p.depth == 0) {
-    if (bias) return torch::stable::copy_(y, *bias);
-    zero(y);
-    return y;
+
+  void run() const {
+    for (int64_t k = 0; k < p_.depth; k += depth_) {
+      const int64_t k1 = std::min(k + depth_, p_.depth);
+      if (by_rows_) {
+        by_rows(k, k1);
+      } else {
+        by_strips(k, k1);
+      }
+    }
   }
-  const int64_t threads = torch::stable::get_num_threads();
-  const int64_t depth = std::min(p.depth, kernels->depth);
-  const int64_t most = std::max<int64_t>(kPackBytes / kernels->packed_size(32, depth), 1) * 32;
-  const int64_t columns = std::min(p.b.rows, most);
-  // Panels of rows, alike for all threads; where there are fewer than threads, split by columns.
-  const int64_t rounds = ceil_div(p.a.rows, kernels->rows * threads);
-  const int64_t rows = ceil_div(ceil_div(p.a.rows, rounds * threads), 32) * 32;
-  const int64_t panels = ceil_div(p.a.rows, rows), splits = ceil_div(threads, panels);
-  const auto room = [&](int64_t of_rows, int64_t of_depth) {
-    const auto bytes = static_cast<int64_t>(kernels->packed_size(of_rows, of_depth));
-    return empty({bytes}, ScalarType::Byte, x);
-  };
-  const Tensor packed = room(columns, depth);
-  LinearShared shared{packed.mutable_data_ptr(), 0};
-  for (int64_t k = 0; k < p.depth; k += depth) {
-    const int64_t k1 = std::min(k + depth, p.depth);
-    for (int64_t c = 0; c < p.b.rows; c += columns) {
-      const int64_t c1 = std::min(c + columns, p.b.rows);
-      shared.column0 = c;
-      torch::stable::parallel_for(0, ceil_div(c1 - c, 32), 1, [&](int64_t begin, int64_t end) {
-        kernels->pack(p, shared, {0, 0, c + 32 * begin, std::min(c + 32 * end, c1), k, k1});
+
+ private:
+  // Panels of rows, alike for all threads, with strips that all of them share
+  void by_rows(int64_t k0, int64_t k1) const {
+    const auto bytes = static_cast<int64_t>(kernels_.strips_size(1, k1 - k0));
+    const int64_t most = std::min(strips_, std::max<int64_t>(kPackBytes / bytes, 1));
+    const Tensor packed = room(kernels_.strips_size(most, k1 - k0));
+    char* strips = static_cast<char*>(packed.mutable_data_ptr());
+    for (int64_t s0 = 0; s0 < strips_; s0 += most) {
+      const int64_t s1 = std::min(s0 + most, strips_);
+      torch::stable::parallel_for(s0, s1, 1, [&](int64_t begin, int64_t end) {
+        kernels_.pack_strips(p_, {0, 0, begin, end, k0, k1}, strips + (begin - s0) * bytes);
       });
-      const int64_t width = ceil_div(ceil_div(c1 - c, splits), 32) * 32;
-      torch::stable::parallel_for(0, panels * splits, 1, [&](int64_t begin, int64_t end) {
-        const Tensor scratch = room(rows, k1 - k);
+      torch::stable::parallel_for(0, panels(), 1, [&](int64_t begin, int64_t end) {
+        const Tensor rows = room(kernels_.rows_size(rows_, k1 - k0));
         for (int64_t i = begin; i < end; ++i) {
-          const int64_t row = i / splits * rows, column = c + i % splits * width;
-          if (column < c1)
-            kernels->multiply(
-                p, shared,
-                {row, std::min(row + rows, p.a.rows), column, std::min(column + width, c1), k, k1},
-                scratch.mutable_data_ptr());
+          const LinearTask task{i * rows_, std::min((i + 1) * rows_, p_.a.rows), s0, s1, k0, k1};
+          kernels_.pack_rows(p_, task, rows.mutable_data_ptr());
+          kernels_.multiply(p_, task, strips, rows.mutable_data_ptr());
+          if (s1 == strips_ && k1 == p_.depth) finish(task.row0, task.row1);
         }
       });
     }
   }
-  return y;
+
+  // Of few rows: each task packs the strips that it multiplies.
+  void by_strips(int64_t k0, int64_t k1) const {
+    const int64_t shares = std::min(strips_, ceil_div(threads_, panels()));
+    torch::stable::parallel_for(0, panels() * shares, 1, [&](int64_t begin, int64_t end) {
+      const Tensor rows = room(kernels_.rows_size(rows_, k1 - k0));
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t row = i / shares * rows_, share = i % shares;
+        const LinearTask task{row,
+                              std::min(row + rows_, p_.a.rows),
+                              strips_ * share / shares,
+                              strips_ * (share + 1) / shares,
+                              k0,
+                              k1};
+        kernels_.pack_rows(p_, task, rows.mutable_data_ptr());
+        kernels_.multiply(p_, task, nullptr, rows.mutable_data_ptr());
+      }
+    });
+    if (k1 == p_.depth && p_.whole.at)
+      torch::stable::parallel_for(0, p_.a.rows, 16,
+                                  [&](int64_t begin, int64_t end) { finish(begin, end); });
+  }
+
+  void finish(int64_t row0, int64_t row1) const {
+    if (p_.whole.at) kernels_.finish(p_, row0, row1);
+  }
+  int64_t panels() const { return ceil_div(p_.a.rows, rows_); }
+  Tensor room(size_t bytes) const {
+    return empty({static_cast<int64_t>(bytes)}, ScalarType::Byte, like_);
+  }
+
+  const LinearParams& p_;
+  const LinearKernels& kernels_;
+  const Tensor& like_;
+  int64_t threads_, depth_, strips_, rows_;
+  bool by_rows_;
+};
+
+// u = x weight^T + bias; y = norm(residual + act(u)), as csrc/linear.h says; in_bfloat16: products
+// of bf16 numbers. Returns y, and u where `before` names its type, else an empty tensor.
+std::tuple<Tensor, Tensor> cpu_linear(const Tensor& x, const Tensor& weight,
+                                      const OptionalTensor& bias, int64_t activation, bool gated,
+                                      const OptionalTensor& residual, int64_t norm,
+                                      const OptionalTensor& gamma, const OptionalTensor& beta,
+                                      double eps, bool in_bfloat16, ScalarType dtype,
+                                      std::optional<ScalarType> before) {
+  LinearParams p{};
+  p.a = matrix_of(x, "x");
+  p.b = matrix_of(weight, "weight");
+  p.depth = x.size(1);
+  CLINATTN_CHECK(weight.size(1) == p.depth, "weight has shape ", weight.sizes(), "; expected (*, ",
+                 p.depth, ") for x ", x.sizes());
+  CLINATTN_CHECK(in_bfloat16 || (p.a.dtype == DType::kFloat32 && p.b.dtype == DType::kFloat32),
+                 "x is ", x.scalar_type(), " and weight ", weight.scalar_type(),
+                 "; expected Float for products in float32");
+  CLINATTN_CHECK(!gated || p.b.rows % 2 == 0, "weight has ", p.b.rows,
+                 " rows; expected an even number for a gate");
+  p.gated = gated;
+  p.activation = static_cast<Activation>(activation);
+  p.norm = static_cast<Norm>(norm);
+  p.bias = vector_of(bias, "bias", p.b.rows);
+  p.gamma = vector_of(gamma, "gamma", p.columns());
+  p.beta = vector_of(beta, "beta", p.columns());
+  p.eps = eps;
+  if (residual) p.residual = rows_of(*residual, "residual", p.a.rows, p.columns());
+  const LinearKernels& kernels = kernels_for(in_bfloat16);
+  const Tensor y = empty({p.a.rows, p.columns()}, dtype, x);
+  const Tensor u = empty({before ? p.a.rows : 0, p.b.rows}, before.value_or(ScalarType::Float), x);
+  p.y = rows_of(y, "y", p.a.rows, p.columns());
+  if (before) p.before = rows_of(u, "before", p.a.rows, p.b.rows);
+  if (y.numel() == 0) return {y, u};
+  if (p.depth == 0)
+    return cpu_linear(zeros({p.a.rows, 1}, ScalarType::Float, x),
+                      zeros({p.b.rows, 1}, ScalarType::Float, x), bias, activation, gated, residual,
+                      norm, gamma, beta, eps, in_bfloat16, dtype, before);
+  Tensor whole = y;
+  if (kernels.needs_whole || p.norm != Norm::kNone) {
+    const int64_t width = kernels.needs_whole ? p.b.rows : p.columns();
+    if (dtype != ScalarType::Float || width != p.columns())
+      whole = empty({p.a.rows, width}, ScalarType::Float, x);
+    p.whole = rows_of(whole, "whole", p.a.rows, width);
+  }
+  Product(p, kernels, x).run();
+  return {y, u};
+}
+
+// The gradient of u from that of y = act(u), gated or not
+Tensor cpu_linear_activation_backward(const Tensor& dy, const Tensor& u, int64_t activation,
+                                      bool gated, ScalarType dtype) {
+  LinearParams p{};
+  const int64_t rows = dy.size(0), columns = dy.size(1);
+  p.gated = gated;
+  p.b.rows = gated ? 2 * columns : columns;
+  p.activation = static_cast<Activation>(activation);
+  p.before = rows_of(u, "u", rows, p.b.rows);
+  const RowsOf grad = rows_of(dy, "dy", rows, columns);
+  const Tensor du = empty({rows, p.b.rows}, dtype, dy);
+  const RowsOf to = rows_of(du, "du", rows, p.b.rows);
+  const LinearKernels& kernels = kernels_for(false);
+  torch::stable::parallel_for(0, rows, 16, [&](int64_t begin, int64_t end) {
+    kernels.differentiate(p, grad, to, begin, end);
+  });
+  return du;
 }
 
 }  // namespace
@@ -88,4 +217,5 @@ Tensor cpu_linear(const Tensor& x, const Tensor& weight, const OptionalTensor& b
 
 STABLE_TORCH_LIBRARY_IMPL(clinattn, CPU, m) {
   m.impl("cpu_linear", TORCH_BOX(&clinattn::cpu_linear));
+  m.impl("cpu_linear_activation_backward", TORCH_BOX(&clinattn::cpu_linear_activation_backward));
 }

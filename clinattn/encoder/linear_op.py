@@ -1,0 +1,149 @@
+"""The compiled linear layer on CPU: norm(residual + act(x weight^T + bias)) in one pass.
+
+y is written once: what follows the product is computed while its sums are in cache (csrc/linear.h
+has the formula). Sums are fp32, of products of fp32 or of bf16 numbers. The bits of a row do not
+depend on the rows beside it or on the number of threads.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clinattn.operator.autograd import Function
+from clinattn.operator.ops import LIB
+
+LIB.define(
+    "cpu_linear(Tensor x, Tensor weight, Tensor? bias, int activation, bool gated, "
+    "Tensor? residual, int norm, Tensor? gamma, Tensor? beta, float eps, bool in_bfloat16, "
+    "ScalarType dtype, ScalarType? before) -> (Tensor, Tensor)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+LIB.define(
+    "cpu_linear_activation_backward(Tensor dy, Tensor u, int activation, bool gated, "
+    "ScalarType dtype) -> Tensor",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+
+# Their numbers in csrc/linear.h
+ACTIVATIONS = {None: 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
+NO_NORM, LAYER_NORM, RMS_NORM = 0, 1, 2
+
+
+class Form(NamedTuple):
+    """What a layer computes, and in which numbers.
+
+    gated: the first half of u is activated and multiplied with the second. in_bfloat16: products
+    are of bf16 numbers. dtype: of y.
+    """
+
+    activation: str | None
+    gated: bool
+    in_bfloat16: bool
+    dtype: torch.dtype
+
+
+class NormOf(NamedTuple):
+    kind: int = NO_NORM
+    gamma: Tensor | None = None
+    beta: Tensor | None = None
+    eps: float = 0.0
+
+
+WITHOUT_NORM = NormOf()
+
+
+def run(
+    form: Form,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None = None,
+    norm: NormOf = WITHOUT_NORM,
+    before: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """y (M, N), and u = x weight^T + bias in the dtype `before`, or an empty tensor.
+
+    x: (M, K); weight: (N, K), or (2 N, K) where gated; bias like its rows; residual: (M, N). All
+    fp32 or bf16, with any strides. Raises RuntimeError for other shapes and types.
+    """
+    vectors = [None if a is None else a.float().contiguous() for a in (bias, norm.gamma, norm.beta)]
+    bias, gamma, beta = vectors
+    x, weight = (a if 1 in a.stride() else a.contiguous() for a in (x, weight))
+    if residual is not None and residual.stride(-1) != 1:
+        residual = residual.contiguous()
+    return torch.ops.clinattn.cpu_linear(
+        x, weight, bias, ACTIVATIONS[form.activation], form.gated, residual,
+        norm.kind, gamma, beta, norm.eps, form.in_bfloat16, form.dtype, before,
+    )  # fmt: skip
+
+
+class Linear(Function):
+    """residual + act(x weight^T + bias), with gradients, whose products run the same way."""
+
+    @staticmethod
+    def forward(
+        form: Form, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        kept = None
+        if form.activation is not None or form.gated:
+            kept = torch.bfloat16 if form.in_bfloat16 else torch.float32
+        return run(form, x, weight, bias, residual, before=kept)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.form, x, weight, bias, residual = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(x, weight, bias, output[1])
+        ctx.residual_dtype = None if residual is None else residual.dtype
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        form, (x, weight, bias, u) = ctx.form, ctx.saved_tensors
+        _, wants_x, wants_weight, wants_bias, wants_residual = ctx.needs_input_grad
+        du = _gradient_of_u(form, dy, x, weight, bias, u)
+
+        def product(a: Tensor, b: Tensor, like: Tensor) -> Tensor:
+            plain = Form(None, False, form.in_bfloat16, like.dtype)
+            return Linear.run(plain, a, b, None, None)[0]
+
+        return (
+            None,
+            product(du, weight.t(), x) if wants_x else None,
+            product(du.t(), x.t(), weight) if wants_weight else None,
+            du.sum(0, dtype=torch.float32).to(bias.dtype) if wants_bias else None,
+            dy.to(ctx.residual_dtype) if wants_residual else None,
+        )
+
+
+def _gradient_of_u(
+    form: Form, dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, u: Tensor
+) -> Tensor:
+    """The gradient of u from that of act(u); differentiable itself where grad mode is on."""
+    if form.activation is None and not form.gated:
+        return dy
+    if not torch.is_grad_enabled():
+        dtype = torch.bfloat16 if form.in_bfloat16 else torch.float32
+        return torch.ops.clinattn.cpu_linear_activation_backward(
+            dy.contiguous(), u, ACTIVATIONS[form.activation], form.gated, dtype
+        )
+    plain = Form(None, False, form.in_bfloat16, torch.float32)
+    u = Linear.run(plain, x, weight, bias, None)[0]
+    with torch.enable_grad():
+        y = activated(form.activation, form.gated, u)
+        return torch.autograd.grad(y, u, dy.to(y.dtype), create_graph=True)[0]
+
+
+def activated(activation: str | None, gated: bool, u: Tensor) -> Tensor:
+    """act(u), or act(the first half of u's features) times the second, by torch."""
+    if gated:
+        u, gate = u.chunk(2, dim=-1)
+        return activated(activation, False, u) * gate
+    if activation is None:
+        return u
+    if activation == "relu":
+        return F.relu(u)
+    return F.gelu(u, approximate="tanh" if activation == "gelu_tanh" else "none")
