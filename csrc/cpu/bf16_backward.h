@@ -2,7 +2,7 @@
 // pass a vector of scores belongs to one key and 16 queries. In time, with b the block of 32
 // queries and 32 keys at hand, and slices of kSlice keys of all the queries:
 //
-//   tiles     | q k^T, do v^T of b + 2 | dv, dk, dq^T of the slice before, as many as are due | ...
+//   tiles     | q k^T, do v^T of b + kAhead | dv, dk, dq^T of the slice before, as many as are due | ...
 //   vectors   | p and ds of b, spread over both                                               |
 //
 // Two blocks are multiplied before the first: scores of three are in flight, p and ds of two
@@ -43,6 +43,10 @@ struct Bf16Backward {
   // and ds are in L1.
   static constexpr bool kBeside = kParts > 1;
   static constexpr int64_t kHalves = kBeside ? 2 : 1;  // slices, and blocks of queries, kept
+
+  // Blocks multiplied ahead of the one at hand, and buffers of their scores: what a tile has just
+  // multiplied is not stored yet.
+  static constexpr int64_t kAhead = M::kDelayed ? 2 : 1, kScores = kAhead + 1;
 
   const int64_t head_dim, value_dim;
   const int64_t width, v_width;  // these two padded to two tiles
@@ -91,7 +95,7 @@ struct Bf16Backward {
     dout = tiles(kRows, v_width);
     q_pairs = tiles(kHalves * kRows, width);
     dout_pairs = tiles(kHalves * kRows, v_width);
-    s_all = a.take<float>(3 * 32 * 32);
+    s_all = a.take<float>(kScores * 32 * 32);
     dp_all = a.take<float>(3 * 32 * 32);
     p = a.take<Bf16>(kHalves * kWeights);
     ds = a.take<Bf16>(kHalves * kWeights);
@@ -306,7 +310,7 @@ struct Bf16Backward {
       summing.template multiply<false, true, AllProducts<kParts>>(
           {key_tile(k, 0, ahead.j, 0), next, kTile, step, two_keys},
           {query_tile(q, 0, ahead.i, 0), next, kTile, step, two_queries}, width / 32,
-          s_all + b % 3 * 1024, work);
+          s_all + b % kScores * 1024, work);
       summing.template multiply<false, true>(
           {key_tile(v, 0, ahead.j, 0), v_next, kTile, step, two_keys},
           {query_tile(dout, 0, ahead.i, 0), v_next, kTile, step, two_queries}, v_width / 32,
@@ -315,7 +319,7 @@ struct Bf16Backward {
       ahead.next();
     };
     NoWork none;
-    for (int64_t b = 0; b < min64(2, count); ++b) multiply(b, none);
+    for (int64_t b = 0; b < min64(kAhead, count); ++b) multiply(b, none);
     Slice slice = make_slice(here, n, some_edge, skip_rows, skip_keys);
     int64_t credit = 0;
     for (int64_t b = 0; b < count; ++b, here.next()) {
@@ -325,7 +329,7 @@ struct Bf16Backward {
         credit = 0;
       }
       if (waiting == b) summing.products.finish();
-      s = s_all + b % 3 * 1024;
+      s = s_all + b % kScores * 1024;
       dp = dp_all + b % (1 + kHalves) * 1024;
       step_key = here.j;
       if (kBeside) prefetch(b, count);
@@ -342,13 +346,13 @@ struct Bf16Backward {
           take_off_normaliser(i + half, half, last - j, lanes, scales.natural);
       // sums due by now, if those of the slice before are to end with this one
       credit += summing.count();
-      int64_t due = 0, calls = b + 2 < count ? products_of_a_block : 0;
+      int64_t due = 0, calls = b + kAhead < count ? products_of_a_block : 0;
       for (; due < summing.left() && credit >= here.slice_blocks(); ++due) {
         credit -= here.slice_blocks();
         calls += summing.calls(due);
       }
       const auto beside = [&](auto&& work) {
-        if (b + 2 < count) multiply(b + 2, work);
+        if (b + kAhead < count) multiply(b + kAhead, work);
         for (; due > 0; --due) {
           summing.multiply_next(work);
           waiting = -1;
