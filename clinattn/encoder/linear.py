@@ -22,8 +22,8 @@ from .linear_op import LAYER_NORM, RMS_NORM, WITHOUT_NORM, Form, Linear, NormOf,
 # On AMX fp32 numbers are taken apart, which costs more than the products save with fewer rows or
 # columns. Other instruction sets serve any size.
 AMX_ROWS, AMX_COLUMNS = 256, 128
-# Instruction sets without linear layers in these numbers, or without faster ones than torch's
-WITHOUT_FLOAT32, WITHOUT_BFLOAT16 = (None, "scalar"), (None, "scalar", "amx")
+# Instruction sets without linear layers
+WITHOUT_LAYERS = (None, "scalar")
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 NORMS = {nn.LayerNorm: LAYER_NORM, BiaslessLayerNorm: LAYER_NORM, nn.RMSNorm: RMS_NORM}
 
@@ -74,12 +74,7 @@ def linear(
 
 def serves_stream(x: Tensor) -> bool:
     """Returns whether layers of bf16 weights may take, and add to, fp32 in place of a bf16 x."""
-    return (
-        x.dtype == torch.bfloat16
-        and _may_serve(x)
-        and cpu.instruction_set() not in WITHOUT_BFLOAT16
-        and compiled_layers()
-    )
+    return x.dtype == torch.bfloat16 and _may_serve(x)
 
 
 def normalise(norm: nn.Module, x: Tensor) -> Tensor:
@@ -104,7 +99,7 @@ def by_torch(
     norm: nn.Module | None = None,
 ) -> Tensor:
     """What `linear` returns, by torch's own calls."""
-    if type(layer) is nn.Linear and not torch.is_autocast_enabled(x.device.type):
+    if x.device.type == "cpu" and type(layer) is nn.Linear and not torch.is_autocast_enabled("cpu"):
         x = x.to(layer.weight.dtype)  # of a stream that is kept in fp32
     y = activated(activation, gated, layer(x))
     if dropout is not None:
@@ -127,19 +122,14 @@ def _form(
     if autocast and torch.get_autocast_dtype("cpu") != torch.bfloat16:
         return None
     in_bfloat16 = autocast or weight.dtype == torch.bfloat16
-    if in_bfloat16:
-        if cpu.instruction_set() in WITHOUT_BFLOAT16 or not compiled_layers():
+    if not in_bfloat16:
+        if x.dtype != torch.float32 or (residual is not None and residual.dtype != x.dtype):
             return None
-    elif x.dtype != torch.float32 or (residual is not None and residual.dtype != x.dtype):
-        return None
-    elif torch.get_float32_matmul_precision() != "highest":
-        return None
-    elif cpu.instruction_set() in WITHOUT_FLOAT32 or not compiled_layers():
-        return None
-    elif cpu.instruction_set() == "amx" and not (
-        x.numel() >= AMX_ROWS * x.shape[-1] and len(weight) >= AMX_COLUMNS
-    ):
-        return None
+        if torch.get_float32_matmul_precision() != "highest":
+            return None
+        large = x.numel() >= AMX_ROWS * x.shape[-1] and len(weight) >= AMX_COLUMNS
+        if cpu.instruction_set() == "amx" and not large:
+            return None
     dtype = torch.bfloat16 if in_bfloat16 else torch.float32
     return Form(activation, gated, in_bfloat16, dtype if residual is None else residual.dtype)
 
@@ -153,6 +143,8 @@ def _may_serve(x: Tensor, *others: Tensor | None) -> bool:
         and not torch._C._are_functorch_transforms_active()
         and torch._C._len_torch_dispatch_stack() == 0
         and forward_ad._current_level < 0
+        and cpu.instruction_set() not in WITHOUT_LAYERS
+        and compiled_layers()
     )
 
 

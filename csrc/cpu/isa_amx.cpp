@@ -4,6 +4,7 @@
 #include "bf16_backward.h"
 #include "bf16_forward.h"
 #include "peak_amx.h"
+#include "tile_linear.h"
 #include "tiles.h"
 #include "vec_avx512.h"
 
@@ -20,7 +21,11 @@ clinattn::CpuKernels tile_kernels() {
 namespace clinattn {
 
 const CpuKernels& amx_one_part() {
-  static const CpuKernels kernels = tile_kernels<1>();
+  static const CpuKernels kernels = [] {
+    CpuKernels all = tile_kernels<1>();
+    all.linear = &TileLinear::kernels();
+    return all;
+  }();
   return kernels;
 }
 

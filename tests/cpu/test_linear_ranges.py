@@ -1,4 +1,4 @@
-"""Linear layers in fp32 on AMX tiles: numbers of every size, infinity and NaN among them."""
+"""Compiled linear layers in fp32: numbers of every size, infinity and NaN among them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from linear_products import TILES, assert_near, exact, matrix, product
+from linear_products import COMPILED, assert_near, exact, matrix, product
 
-pytestmark = TILES
+pytestmark = COMPILED
 FLOAT = torch.finfo(torch.float32)
 
 
