@@ -3,10 +3,6 @@
 #include <algorithm>
 #include <cstddef>
 
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-
 namespace clinattn {
 
 namespace {
@@ -40,17 +36,6 @@ Place place_of(const Tensor& x) {
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(x.get(), &place.type));
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(x.get(), &place.index));
   return place;
-}
-
-// Asks for huge pages where memory has none yet: a first write to each page of 4 KB costs as much
-// as 1,500 multiply-adds of a vector, and the C library gives large blocks back to the system.
-void ask_for_huge_pages([[maybe_unused]] void* at, [[maybe_unused]] size_t bytes) {
-#ifdef MADV_HUGEPAGE
-  constexpr uintptr_t kHuge = 2 << 20;
-  const auto first = reinterpret_cast<uintptr_t>(at), last = first + bytes;
-  const uintptr_t begin = (first + kHuge - 1) / kHuge * kHuge, end = last / kHuge * kHuge;
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#endif
 }
 
 }  // namespace
@@ -87,9 +72,7 @@ Tensor empty(Sizes sizes, ScalarType type, const Tensor& like) {
   CLINATTN_CHECK(!aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
                                            strides.data(), dtype, place.type, place.index, &made),
                  "out of memory: a tensor of ", type, " of shape ", sizes, " on ", like.device());
-  Tensor x(made);
-  if (x.is_cpu()) ask_for_huge_pages(x.mutable_data_ptr(), x.numel() * x.element_size());
-  return x;
+  return Tensor(made);
 }
 
 Tensor zeros(Sizes sizes, ScalarType type, const Tensor& like) {

@@ -97,6 +97,7 @@ class Linear(Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         ctx.form, x, weight, bias, residual = inputs
         ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)  # a gradient of u would be zeros
         ctx.save_for_backward(x, weight, bias, output[1])
         ctx.residual_dtype = None if residual is None else residual.dtype
 
@@ -106,15 +107,19 @@ class Linear(Function):
         _, wants_x, wants_weight, wants_bias, wants_residual = ctx.needs_input_grad
         du = _gradient_of_u(form, dy, x, weight, bias, u)
 
-        def product(a: Tensor, b: Tensor, like: Tensor) -> Tensor:
-            plain = Form(None, False, form.in_bfloat16, like.dtype)
-            return Linear.run(plain, a, b, None, None)[0]
+        def product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+            return Linear.run(Form(None, False, form.in_bfloat16, dtype), a, b, None, None)[0]
+
+        def sum_of_rows(dtype: torch.dtype) -> Tensor:
+            if du.dtype == dtype == torch.float32:
+                return du.sum(0)
+            return product(du.new_ones(1, len(du)), du.t(), dtype)[0]  # torch would copy du as fp32
 
         return (
             None,
-            product(du, weight.t(), x) if wants_x else None,
-            product(du.t(), x.t(), weight) if wants_weight else None,
-            du.sum(0, dtype=torch.float32).to(bias.dtype) if wants_bias else None,
+            product(du, weight.t(), x.dtype) if wants_x else None,
+            product(du.t(), x.t(), weight.dtype) if wants_weight else None,
+            sum_of_rows(bias.dtype) if wants_bias else None,
             dy.to(ctx.residual_dtype) if wants_residual else None,
         )
 

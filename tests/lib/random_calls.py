@@ -41,7 +41,16 @@ from mixtures import mixed  # noqa: E402
 from support import DTYPES, Problem, dtype_id  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-import clinattn.encoder.linear  # noqa: E402  it defines the operator
+import clinattn  # noqa: E402
+from clinattn.encoder.linear_op import (  # noqa: E402
+    ACTIVATIONS,
+    LAYER_NORM,
+    NO_NORM,
+    RMS_NORM,
+    Form,
+    NormOf,
+    run,
+)
 
 DIMS = [8, 16, 24, 32, 40, 64, 80, 96, 128, 256]
 STRIDES = ["contiguous", "contiguous", "transposed", "sliced", "reversed", "expanded"]
@@ -67,12 +76,16 @@ class Rotary:
 
 @dataclass(frozen=True)
 class Product:
-    """A linear layer of AMX and the two products of its backward pass; which have a unit stride."""
+    """A linear layer with what follows it, and the products of its backward pass."""
 
     rows: int
     columns: int
     depth: int
     bias: bool
+    activation: str | None
+    gated: bool
+    residual: bool
+    norm: int
 
 
 @dataclass(frozen=True)
@@ -116,11 +129,13 @@ class Call:
 def draw(seed: int, number: int, sets: list[str]) -> Call:
     chance = random.Random(f"{seed} {number}")
     instruction_set, dtype = chance.choice(sets), chance.choice(DTYPES)
-    problem = draw_problem(chance, instruction_set == "amx")
+    problem = draw_problem(chance, instruction_set != "scalar")
+    if isinstance(problem, Product) and dtype != torch.bfloat16:
+        dtype = torch.float32
     return Call(
         number,
         problem,
-        torch.float32 if isinstance(problem, Product) else dtype,
+        dtype,
         instruction_set,
         threads=chance.choice([1, 1, 2, 3]),
         gap=chance.choice([0, 0, 1, 3, 8]),
@@ -132,8 +147,17 @@ def draw_problem(chance: random.Random, has_product: bool) -> Case | Rotary | Pr
     kind = chance.random()
     if kind < 0.05:
         return draw_rotary(chance)
-    if kind < 0.1 and has_product:
-        return Product(*(chance.randint(0, 140) for _ in range(3)), bias=chance.random() < 0.5)
+    if kind < 0.15 and has_product:
+        return Product(
+            rows=chance.choice([chance.randint(0, 140), 260]),
+            columns=2 * chance.randint(0, 70),
+            depth=chance.randint(0, 300),
+            bias=chance.random() < 0.5,
+            activation=chance.choice(list(ACTIVATIONS)),
+            gated=chance.random() < 0.3,
+            residual=chance.random() < 0.5,
+            norm=chance.choice([NO_NORM, LAYER_NORM, RMS_NORM]),
+        )
     case = draw_case(chance)
     while case.work > LARGEST and chance.random() < 0.99:
         case = draw_case(chance)
@@ -249,11 +273,21 @@ def rotary(call: Call, problem: Rotary) -> Results:
 
 def product(call: Call, problem: Product) -> Results:
     random = torch.Generator().manual_seed(call.number)
-    draw = lambda *shape: call.placed(torch.randn(*shape, generator=random))
-    x, weight = draw(problem.rows, problem.depth), draw(problem.columns, problem.depth)
-    dy, multiply = draw(problem.rows, problem.columns), torch.ops.clinattn.cpu_linear
-    bias = guarded(torch.ones(problem.columns)) if problem.bias else None
-    return multiply(x, weight, bias), multiply(dy, weight.t(), None), multiply(dy.t(), x.t(), None)
+    draw = lambda *shape: call.placed(torch.randn(*shape, generator=random).to(call.dtype))
+    rows, columns = problem.rows, problem.columns // 2 if problem.gated else problem.columns
+    x, weight = draw(rows, problem.depth), draw(problem.columns, problem.depth)
+    residual = draw(rows, columns) if problem.residual else None
+    vector = lambda size: guarded(torch.ones(size), call.at_end)
+    bias = vector(problem.columns) if problem.bias else None
+    norm = NormOf(problem.norm, vector(columns), vector(columns), 1e-5)
+    in_bfloat16 = call.dtype == torch.bfloat16
+    form = Form(problem.activation, problem.gated, in_bfloat16, call.dtype)
+    y, u = run(form, x, weight, bias, residual, norm, before=call.dtype)
+    plain = Form(None, False, in_bfloat16, call.dtype)
+    number = ACTIVATIONS[problem.activation]
+    gradient = torch.ops.clinattn.cpu_linear_activation_backward
+    du = call.placed(gradient(draw(rows, columns), u, number, problem.gated, call.dtype))
+    return y, u, run(plain, du, weight.t(), None)[0], run(plain, du.t(), x.t(), None)[0]
 
 
 def main(seed: int, first: int, calls: int) -> None:
