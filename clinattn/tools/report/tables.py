@@ -161,8 +161,8 @@ def suites(result: Record) -> Section:
     tables = [Table(title, header, rows) for title, rows in groups.items()]
     tables += [memory_table(title, points) for title, points in memory.items()]
     if linear:
-        columns = ("tokens x in x out", "product", "GFLOP/s", "over torch", "% of peak")
-        tables.append(Table("Linear layers in fp32", columns, linear))
+        columns = ("type, tokens x in x out", "product", "GFLOP/s", "over torch", "% of peak")
+        tables.append(Table("Linear layers", columns, linear))
     if starts:
         tables.append(Table("Start of a program", ("program", "part", "ms"), starts))
     charts = [line_chart(title, points) for title, points in (memory | speed).items()]
