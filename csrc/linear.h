@@ -26,7 +26,7 @@ enum class Activation : int64_t { kNone, kGelu, kGeluTanh, kRelu };
 enum class Norm : int64_t { kNone, kLayer, kRms };
 
 // u <- a b^T + bias;  y <- act(u) or, where gated, act(the first half of u) * (the second half);
-// y <- residual + y;  y <- norm(y) gamma + beta
+// y <- residual + dropout(y);  y <- norm(y) gamma + beta
 struct LinearParams {
   Matrix a, b;
   int64_t depth;
@@ -34,6 +34,10 @@ struct LinearParams {
   RowsOf before;      // u (a.rows, b.rows), for a backward pass
   Activation activation;
   bool gated;
+  // Numbers are dropped with probability dropout_threshold / 2^24, as pairs of a query (their row)
+  // and a key (their column) are in attention.
+  uint32_t dropout_threshold;
+  uint64_t seed;
   RowsOf residual;  // (a.rows, columns())
   Norm norm;
   const float *gamma, *beta;  // (columns()), or null
@@ -67,7 +71,7 @@ struct LinearKernels {
   void (*multiply)(const LinearParams&, const LinearTask&, const void* strips, void* rows);
   // Completes rows [row0, row1) after all their products where p.whole holds them.
   void (*finish)(const LinearParams&, int64_t row0, int64_t row1);
-  // du <- the gradient of u (rows, b.rows) from that of y before the residual: rows [row0, row1)
+  // du <- the gradient of u (rows, b.rows) from that of dropout(y): rows [row0, row1)
   void (*differentiate)(const LinearParams&, const RowsOf& dy, const RowsOf& du, int64_t row0,
                         int64_t row1);
 };

@@ -15,9 +15,21 @@ from torch.autograd import forward_ad
 from torch.nn.modules.module import _has_any_global_hook
 
 from clinattn.backends import compiled, cpu
+from clinattn.operator.words.features import SEEDS
 
 from .embeddings import BiaslessLayerNorm
-from .linear_op import LAYER_NORM, RMS_NORM, WITHOUT_NORM, Form, Linear, NormOf, activated, run
+from .linear_op import (
+    LAYER_NORM,
+    RMS_NORM,
+    WITHOUT_DROPOUT,
+    WITHOUT_NORM,
+    Dropped,
+    Form,
+    Linear,
+    NormOf,
+    activated,
+    run,
+)
 
 # On AMX fp32 numbers are taken apart, which costs more than the products save with fewer rows or
 # columns. Other instruction sets serve any size.
@@ -52,24 +64,38 @@ def linear(
             layer, x, activation=activation, gated=gated,
             dropout=dropout, residual=residual, norm=norm,
         )  # fmt: skip
-    dropped = dropout is not None and dropout.training and dropout.p > 0
     shape = (*x.shape[:-1], layer.out_features // 2 if gated else layer.out_features)
     rows = x.reshape(-1, x.shape[-1])
-    added = None if residual is None or dropped else residual.reshape(-1, shape[-1])
+    dropped = _drawn(dropout)
+    at_once = dropped is not None
+    added = None if residual is None or not at_once else residual.reshape(-1, shape[-1])
     given = (x, layer.weight, layer.bias, residual)
     wants_gradients = torch.is_grad_enabled() and any(
         a is not None and a.requires_grad for a in given
     )
-    of_norm = None if dropped or wants_gradients else _norm_of(norm)
+    of_norm = None if wants_gradients or not at_once else _norm_of(norm)
     if wants_gradients:
-        y = Linear.run(form, rows, layer.weight, layer.bias, added)[0]
+        y = Linear.run(form, dropped or WITHOUT_DROPOUT, rows, layer.weight, layer.bias, added)[0]
     else:
-        y = run(form, rows, layer.weight, layer.bias, added, of_norm or WITHOUT_NORM)[0]
+        y = run(
+            form, rows, layer.weight, layer.bias, added, of_norm or WITHOUT_NORM,
+            dropped=dropped or WITHOUT_DROPOUT,
+        )[0]  # fmt: skip
     y = y.view(shape)
-    if dropped:
-        assert dropout is not None
+    if dropout is not None and not at_once:
         y = dropout(y) if residual is None else residual + dropout(y)
     return y if norm is None or of_norm else normalise(norm, y)
+
+
+def _drawn(dropout: nn.Dropout | None) -> Dropped | None:
+    """The dropout for the compiled layers, its seed drawn; None where it is to be called itself."""
+    if dropout is None:
+        return WITHOUT_DROPOUT
+    if type(dropout) is not nn.Dropout or _has_hooks(dropout):
+        return None
+    if not (dropout.training and dropout.p > 0):
+        return WITHOUT_DROPOUT
+    return Dropped(dropout.p, int(torch.randint(0, SEEDS, ())))
 
 
 def serves_stream(x: Tensor) -> bool:

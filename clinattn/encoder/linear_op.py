@@ -1,4 +1,4 @@
-"""The compiled linear layer on CPU: norm(residual + act(x weight^T + bias)) in one pass.
+"""The compiled linear layer on CPU: norm(residual + dropout(act(x weight^T + bias))) in one pass.
 
 y is written once: what follows the product is computed while its sums are in cache (csrc/linear.h
 has the formula). Sums are fp32, of products of fp32 or of bf16 numbers. The bits of a row do not
@@ -18,13 +18,13 @@ from clinattn.operator.ops import LIB
 
 LIB.define(
     "cpu_linear(Tensor x, Tensor weight, Tensor? bias, int activation, bool gated, "
-    "Tensor? residual, int norm, Tensor? gamma, Tensor? beta, float eps, bool in_bfloat16, "
-    "ScalarType dtype, ScalarType? before) -> (Tensor, Tensor)",
+    "float dropout_p, int seed, Tensor? residual, int norm, Tensor? gamma, Tensor? beta, "
+    "float eps, bool in_bfloat16, ScalarType dtype, ScalarType? before) -> (Tensor, Tensor)",
     tags=torch.Tag.pt2_compliant_tag,
 )
 LIB.define(
-    "cpu_linear_activation_backward(Tensor dy, Tensor u, int activation, bool gated, "
-    "ScalarType dtype) -> Tensor",
+    "cpu_linear_activation_backward(Tensor dy, Tensor? u, int activation, bool gated, "
+    "float dropout_p, int seed, ScalarType dtype) -> Tensor",
     tags=torch.Tag.pt2_compliant_tag,
 )
 
@@ -46,6 +46,13 @@ class Form(NamedTuple):
     dtype: torch.dtype
 
 
+class Dropped(NamedTuple):
+    """Which numbers of act(u) are dropped: Philox4x32-7 of (seed, row, column), as in attention."""
+
+    p: float = 0.0
+    seed: int = 0
+
+
 class NormOf(NamedTuple):
     kind: int = NO_NORM
     gamma: Tensor | None = None
@@ -53,7 +60,7 @@ class NormOf(NamedTuple):
     eps: float = 0.0
 
 
-WITHOUT_NORM = NormOf()
+WITHOUT_DROPOUT, WITHOUT_NORM = Dropped(), NormOf()
 
 
 def run(
@@ -64,6 +71,7 @@ def run(
     residual: Tensor | None = None,
     norm: NormOf = WITHOUT_NORM,
     before: torch.dtype | None = None,
+    dropped: Dropped = WITHOUT_DROPOUT,
 ) -> tuple[Tensor, Tensor]:
     """y (M, N), and u = x weight^T + bias in the dtype `before`, or an empty tensor.
 
@@ -76,26 +84,31 @@ def run(
     if residual is not None and residual.stride(-1) != 1:
         residual = residual.contiguous()
     return torch.ops.clinattn.cpu_linear(
-        x, weight, bias, ACTIVATIONS[form.activation], form.gated, residual,
+        x, weight, bias, ACTIVATIONS[form.activation], form.gated, *dropped, residual,
         norm.kind, gamma, beta, norm.eps, form.in_bfloat16, form.dtype, before,
     )  # fmt: skip
 
 
 class Linear(Function):
-    """residual + act(x weight^T + bias), with gradients, whose products run the same way."""
+    """residual + dropout(act(x weight^T + bias)), with gradients by products of the same kind."""
 
     @staticmethod
     def forward(
-        form: Form, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None
+        form: Form,
+        dropped: Dropped,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        residual: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        kept = None
+        before = None
         if form.activation is not None or form.gated:
-            kept = torch.bfloat16 if form.in_bfloat16 else torch.float32
-        return run(form, x, weight, bias, residual, before=kept)
+            before = torch.bfloat16 if form.in_bfloat16 else torch.float32
+        return run(form, x, weight, bias, residual, before=before, dropped=dropped)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.form, x, weight, bias, residual = inputs
+        ctx.form, ctx.dropped, x, weight, bias, residual = inputs
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)  # a gradient of u would be zeros
         ctx.save_for_backward(x, weight, bias, output[1])
@@ -104,11 +117,12 @@ class Linear(Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         form, (x, weight, bias, u) = ctx.form, ctx.saved_tensors
-        _, wants_x, wants_weight, wants_bias, wants_residual = ctx.needs_input_grad
-        du = _gradient_of_u(form, dy, x, weight, bias, u)
+        _, _, wants_x, wants_weight, wants_bias, wants_residual = ctx.needs_input_grad
+        du = _gradient_of_u(form, ctx.dropped, dy, x, weight, bias, u)
 
         def product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-            return Linear.run(Form(None, False, form.in_bfloat16, dtype), a, b, None, None)[0]
+            plain = Form(None, False, form.in_bfloat16, dtype)
+            return Linear.run(plain, WITHOUT_DROPOUT, a, b, None, None)[0]
 
         def sum_of_rows(dtype: torch.dtype) -> Tensor:
             if du.dtype == dtype == torch.float32:
@@ -116,6 +130,7 @@ class Linear(Function):
             return product(du.new_ones(1, len(du)), du.t(), dtype)[0]  # torch would copy du as fp32
 
         return (
+            None,
             None,
             product(du, weight.t(), x.dtype) if wants_x else None,
             product(du.t(), x.t(), weight.dtype) if wants_weight else None,
@@ -125,21 +140,36 @@ class Linear(Function):
 
 
 def _gradient_of_u(
-    form: Form, dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, u: Tensor
+    form: Form,
+    dropped: Dropped,
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    u: Tensor,
 ) -> Tensor:
-    """The gradient of u from that of act(u); differentiable itself where grad mode is on."""
-    if form.activation is None and not form.gated:
+    """The gradient of u from that of dropout(act(u)); differentiable itself in grad mode."""
+    is_linear = form.activation is None and not form.gated
+    if is_linear and not dropped.p:
         return dy
     if not torch.is_grad_enabled():
-        dtype = torch.bfloat16 if form.in_bfloat16 else torch.float32
-        return torch.ops.clinattn.cpu_linear_activation_backward(
-            dy.contiguous(), u, ACTIVATIONS[form.activation], form.gated, dtype
-        )
+        return _backward(form, dropped, dy, None if is_linear else u)
+    if dropped.p:
+        dy = dy * _backward(Form(None, False, False, dy.dtype), dropped, torch.ones_like(dy), None)
+    if is_linear:
+        return dy
     plain = Form(None, False, form.in_bfloat16, torch.float32)
-    u = Linear.run(plain, x, weight, bias, None)[0]
+    u = Linear.run(plain, WITHOUT_DROPOUT, x, weight, bias, None)[0]
     with torch.enable_grad():
         y = activated(form.activation, form.gated, u)
         return torch.autograd.grad(y, u, dy.to(y.dtype), create_graph=True)[0]
+
+
+def _backward(form: Form, dropped: Dropped, dy: Tensor, u: Tensor | None) -> Tensor:
+    dtype = torch.bfloat16 if form.in_bfloat16 else torch.float32
+    return torch.ops.clinattn.cpu_linear_activation_backward(
+        dy.contiguous(), u, ACTIVATIONS[form.activation], form.gated, *dropped, dtype
+    )
 
 
 def activated(activation: str | None, gated: bool, u: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <cmath>
 #include <tuple>
 
 #include "../interval.h"
@@ -144,10 +145,18 @@ class Product {
   bool by_rows_;
 };
 
-// u = x weight^T + bias; y = norm(residual + act(u)), as csrc/linear.h says; in_bfloat16: products
-// of bf16 numbers. Returns y, and u where `before` names its type, else an empty tensor.
+void put_dropout(LinearParams& p, double dropout_p, int64_t seed) {
+  CLINATTN_CHECK(dropout_p >= 0 && dropout_p <= 1, "dropout_p is ", dropout_p,
+                 "; expected 0 <= dropout_p <= 1");
+  p.dropout_threshold = static_cast<uint32_t>(std::nearbyint(dropout_p * 0x1p24));
+  p.seed = static_cast<uint64_t>(seed);
+}
+
+// u = x weight^T + bias; y = norm(residual + dropout(act(u))), as csrc/linear.h says; in_bfloat16:
+// products of bf16 numbers. Returns y, and u where `before` names its type, else an empty tensor.
 std::tuple<Tensor, Tensor> cpu_linear(const Tensor& x, const Tensor& weight,
                                       const OptionalTensor& bias, int64_t activation, bool gated,
+                                      double dropout_p, int64_t seed,
                                       const OptionalTensor& residual, int64_t norm,
                                       const OptionalTensor& gamma, const OptionalTensor& beta,
                                       double eps, bool in_bfloat16, ScalarType dtype,
@@ -165,6 +174,7 @@ std::tuple<Tensor, Tensor> cpu_linear(const Tensor& x, const Tensor& weight,
                  " rows; expected an even number for a gate");
   p.gated = gated;
   p.activation = static_cast<Activation>(activation);
+  put_dropout(p, dropout_p, seed);
   p.norm = static_cast<Norm>(norm);
   p.bias = vector_of(bias, "bias", p.b.rows);
   p.gamma = vector_of(gamma, "gamma", p.columns());
@@ -179,8 +189,9 @@ std::tuple<Tensor, Tensor> cpu_linear(const Tensor& x, const Tensor& weight,
   if (y.numel() == 0) return {y, u};
   if (p.depth == 0)
     return cpu_linear(zeros({p.a.rows, 1}, ScalarType::Float, x),
-                      zeros({p.b.rows, 1}, ScalarType::Float, x), bias, activation, gated, residual,
-                      norm, gamma, beta, eps, in_bfloat16, dtype, before);
+                      zeros({p.b.rows, 1}, ScalarType::Float, x), bias, activation, gated,
+                      dropout_p, seed, residual, norm, gamma, beta, eps, in_bfloat16, dtype,
+                      before);
   Tensor whole = y;
   if (kernels.needs_whole || p.norm != Norm::kNone) {
     const int64_t width = kernels.needs_whole ? p.b.rows : p.columns();
@@ -192,15 +203,20 @@ std::tuple<Tensor, Tensor> cpu_linear(const Tensor& x, const Tensor& weight,
   return {y, u};
 }
 
-// The gradient of u from that of y = act(u), gated or not
-Tensor cpu_linear_activation_backward(const Tensor& dy, const Tensor& u, int64_t activation,
-                                      bool gated, ScalarType dtype) {
+// The gradient of u from that of dropout(act(u)), gated or not; u may be left out where there is no
+// activation.
+Tensor cpu_linear_activation_backward(const Tensor& dy, const OptionalTensor& u, int64_t activation,
+                                      bool gated, double dropout_p, int64_t seed,
+                                      ScalarType dtype) {
   LinearParams p{};
   const int64_t rows = dy.size(0), columns = dy.size(1);
   p.gated = gated;
   p.b.rows = gated ? 2 * columns : columns;
   p.activation = static_cast<Activation>(activation);
-  p.before = rows_of(u, "u", rows, p.b.rows);
+  put_dropout(p, dropout_p, seed);
+  CLINATTN_CHECK(u || (!gated && p.activation == Activation::kNone),
+                 "u is left out; expected it for an activation");
+  if (u) p.before = rows_of(*u, "u", rows, p.b.rows);
   const RowsOf grad = rows_of(dy, "dy", rows, columns);
   const Tensor du = empty({rows, p.b.rows}, dtype, dy);
   const RowsOf to = rows_of(du, "du", rows, p.b.rows);

@@ -39,12 +39,15 @@ struct Dropout {
   uint32_t head, sequence, threshold;
 
   Dropout(const AttentionParams& p, int64_t seq, int64_t head)
+      : Dropout(p.seed, p.dropout_threshold, seq, head) {}
+
+  Dropout(uint64_t seed, uint32_t threshold, int64_t seq, int64_t head)
       : head(static_cast<uint32_t>(head)),
         sequence(static_cast<uint32_t>(seq)),
-        threshold(p.dropout_threshold) {
+        threshold(threshold) {
     for (uint32_t i = 0; i < kPhiloxRounds; ++i) {
-      key0[i] = static_cast<uint32_t>(p.seed) + i * 0x9E3779B9;
-      key1[i] = static_cast<uint32_t>(p.seed >> 32) + i * 0xBB67AE85;
+      key0[i] = static_cast<uint32_t>(seed) + i * 0x9E3779B9;
+      key1[i] = static_cast<uint32_t>(seed >> 32) + i * 0xBB67AE85;
     }
   }
 
@@ -111,10 +114,11 @@ struct Dropout {
 };
 
 // Returns the factor on pairs that are kept; 0 where none is.
-inline double kept_scale(const AttentionParams& p) {
-  const double kept = 1 - p.dropout_threshold / 0x1p24;
+inline double kept_scale(uint32_t threshold) {
+  const double kept = 1 - threshold / 0x1p24;
   return kept > 0 ? 1 / kept : 0;
 }
+inline double kept_scale(const AttentionParams& p) { return kept_scale(p.dropout_threshold); }
 
 // The pairs of a tile that are kept, a bit each, row by row: 48 x 128 bits are 1 KB.
 template <class V, int64_t kRows, int64_t kKeys>

@@ -185,7 +185,7 @@ def test_encoders_come_to_the_same(products, monkeypatch, name, dtype):
 def test_bad_input_has_a_clear_error(x, weight, bias, message):
     if compiled.compiled_module() is None:
         pytest.skip("needs the compiled module")
-    rest = (0, False, None, 0, None, None, 0.0, False, torch.float32, None)
+    rest = (0, False, 0.0, 0, None, 0, None, None, 0.0, False, torch.float32, None)
     with pytest.raises(RuntimeError, match=message):
         torch.ops.clinattn.cpu_linear(x, weight, bias, *rest)
 

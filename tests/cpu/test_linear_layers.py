@@ -8,11 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from linear_products import COMPILED
+from slow_philox import keep_mask
 from support import dtype_id
 from torch import nn
 
 from clinattn.encoder.linear import WITHOUT_LAYERS, by_torch, linear
-from clinattn.encoder.linear_op import Form, run
+from clinattn.encoder.linear_op import Dropped, Form, Linear, activated, run
 
 pytestmark = COMPILED
 FLOAT, HALF = torch.float32, torch.bfloat16
@@ -165,3 +166,42 @@ def test_activation_of_every_size(instruction_set, function):
     assert (error <= 2.0**-22 * wanted.abs() + 2.0**-25 * x.abs()).all()
     theirs = (F.gelu(x, approximate=approximate) - wanted).abs()
     assert error.max() <= 2 * theirs.max()
+
+
+@pytest.mark.parametrize("dropout_p", [0.1, 0.75, 1.0])
+@pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
+@pytest.mark.parametrize("activation", [None, "gelu"])
+def test_dropout_drops_the_pairs_of_attention(instruction_set, activation, gated, dropout_p):
+    """Row and column are a query and a key: the mask is that of the definition, both ways."""
+    if instruction_set in WITHOUT_LAYERS:
+        pytest.skip("torch's own layers draw from its generator")
+    seed, case = 2**61 + 12345, Case((290, 140, 260), FLOAT, gated, residual=True)
+    columns = case.residual.shape[1]
+    kept = keep_mask(seed, dropout_p, [0], 1, range(290), range(columns))[0, 0]
+    factor = kept.double() * (0 if dropout_p == 1 else 1 / (1 - round(dropout_p * 2**24) / 2**24))
+    inputs = [case.x, case.layer.weight, case.layer.bias, case.residual]
+    leaves = [a.detach().requires_grad_() for a in inputs]
+    y = Linear.run(Form(activation, gated, False, FLOAT), Dropped(dropout_p, seed), *leaves)[0]
+    mark = torch.randn_like(y)
+    ours = [y, *torch.autograd.grad(y, leaves, mark)]
+    x, weight, bias, residual = leaves = [a.detach().double().requires_grad_() for a in inputs]
+    y = residual + activated(activation, gated, F.linear(x, weight, bias)) * factor
+    wanted = [y, *torch.autograd.grad(y, leaves, mark.double())]
+    for own, exact in zip(ours, wanted, strict=True):
+        assert (own - exact).norm() <= 1e-6 * exact.norm() + 1e-30
+
+
+def test_dropout_of_a_layer(monkeypatch):
+    """The seed is drawn from torch's generator; a dropout with hooks is called itself."""
+    case = Case((290, 140, 260), FLOAT, residual=True, norm="layer")
+    dropout = nn.Dropout(0.5)
+    call = lambda: linear(case.layer, case.x, dropout=dropout, residual=case.residual)
+    results = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        results.append(call())
+    assert torch.equal(*results) and not torch.equal(results[0], call())
+    assert 0.45 < (results[0] == case.residual).float().mean() < 0.55
+    dropout.register_forward_hook(lambda module, args, y: torch.zeros_like(y))
+    assert torch.equal(call(), case.residual)
+    assert torch.equal(dropout.eval() and call(), case.residual)

@@ -47,6 +47,7 @@ from clinattn.encoder.linear_op import (  # noqa: E402
     LAYER_NORM,
     NO_NORM,
     RMS_NORM,
+    Dropped,
     Form,
     NormOf,
     run,
@@ -86,6 +87,7 @@ class Product:
     gated: bool
     residual: bool
     norm: int
+    dropout_p: float
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,7 @@ def draw_problem(chance: random.Random, has_product: bool) -> Case | Rotary | Pr
             gated=chance.random() < 0.3,
             residual=chance.random() < 0.5,
             norm=chance.choice([NO_NORM, LAYER_NORM, RMS_NORM]),
+            dropout_p=chance.choice([0.0, 0.0, 0.3, 1.0]),
         )
     case = draw_case(chance)
     while case.work > LARGEST and chance.random() < 0.99:
@@ -282,11 +285,13 @@ def product(call: Call, problem: Product) -> Results:
     norm = NormOf(problem.norm, vector(columns), vector(columns), 1e-5)
     in_bfloat16 = call.dtype == torch.bfloat16
     form = Form(problem.activation, problem.gated, in_bfloat16, call.dtype)
-    y, u = run(form, x, weight, bias, residual, norm, before=call.dtype)
+    dropped = Dropped(problem.dropout_p, call.number)
+    y, u = run(form, x, weight, bias, residual, norm, call.dtype, dropped)
     plain = Form(None, False, in_bfloat16, call.dtype)
     number = ACTIVATIONS[problem.activation]
     gradient = torch.ops.clinattn.cpu_linear_activation_backward
-    du = call.placed(gradient(draw(rows, columns), u, number, problem.gated, call.dtype))
+    dy = draw(rows, columns)
+    du = call.placed(gradient(dy, u, number, problem.gated, *dropped, call.dtype))
     return y, u, run(plain, du, weight.t(), None)[0], run(plain, du.t(), x.t(), None)[0]
 
 
