@@ -24,6 +24,7 @@ COLORS = 6  # the page has as many
 FACTS = (
     *("date", "clinattn", "commit", "python", "torch", "triton", "transformers", "platform"),
     *("cpu", "gpu", "cpus", "threads", "instruction_set"),
+    *("peak_fp32_gflop_per_s", "peak_bf16_gflop_per_s"),
 )
 
 Record = dict[str, Any]
