@@ -1,0 +1,87 @@
+"""The loads: which model, how long its sequences are, and how many go into a batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+
+from clinattn.tools.benchmark.workload import profile_workload
+
+# Published sizes: huggingface.co/emilyalsentzer/Bio_ClinicalBERT, answerdotai/ModernBERT-base.
+MODELS = {
+    "BERT base": (transformers.BertConfig, {"vocab_size": 28_996}),
+    "ModernBERT base": (transformers.ModernBertConfig, {}),
+}
+
+
+@dataclass(frozen=True)
+class Load:
+    """sequences at the lengths of a clinical profile, cut at cap tokens, batch of them at once.
+
+    layers: of the model that is run; all of them take the same time but for ModernBERT's, of which
+    every third, from the first on, sees all tokens. apart: start and memory are measured.
+    """
+
+    name: str
+    title: str
+    model: str
+    profile: str
+    cap: int
+    sequences: int
+    batch: int
+    layers: int
+    apart: bool = False
+
+    def drawn(self) -> list[np.ndarray]:
+        """Token ids (N,) of each sequence: lengths at evenly spaced quantiles, in random order."""
+        work = profile_workload(self.profile, self.cap, vocab_size(self.model), seed=0)
+        return [work.tokens(i).numpy() for i in work.sample(self.sequences, seed=0)]
+
+    def with_layers(self, layers: int) -> Load:
+        return replace(self, layers=layers)
+
+    def quick(self) -> Load:
+        """A quarter of it with fewer layers, without start and memory."""
+        sequences = max(self.sequences // 4, min(self.sequences, 2))
+        batch = min(self.batch, max(sequences // 2, 1))
+        layers = QUICK_LAYERS[self.model]
+        return replace(self, sequences=sequences, batch=batch, layers=layers, apart=False)
+
+
+BERT, MODERNBERT = MODELS
+QUICK_LAYERS = {BERT: 1, MODERNBERT: 2}
+LOADS = (
+    Load("full", "512 tokens, no padding", BERT, "fixed", 512, 8, 8, 4, apart=True),
+    Load("chunks", "chunks of notes of 128 tokens", BERT, "note_chunks", 128, 64, 32, 4),
+    Load("timelines", "timelines to 512 tokens", BERT, "ehr_population", 512, 64, 16, 4),
+    Load("notes", "notes to 4,096 tokens", MODERNBERT, "note_discharge", 4096, 16, 8, 3),
+    Load("note", "one note of 8,192 tokens", MODERNBERT, "fixed", 8192, 1, 1, 3, apart=True),
+)
+
+
+def vocab_size(model: str) -> int:
+    return config(model, None).vocab_size
+
+
+def published_layers(model: str) -> int:
+    return config(model, None).num_hidden_layers
+
+
+@cache
+def config(model: str, layers: int | None) -> transformers.PretrainedConfig:
+    """The configuration at its published sizes, with fewer layers if given."""
+    kind, words = MODELS[model]
+    return kind(**words, **({} if layers is None else {"num_hidden_layers": layers}))
+
+
+def write_model(model: str, layers: int, folder: Path) -> None:
+    """Saves the model in fp32 with random weights, the same for the same arguments."""
+    transformers.logging.disable_progress_bar()
+    torch.manual_seed(0)
+    made = transformers.AutoModel.from_config(config(model, layers))
+    made.save_pretrained(folder)
