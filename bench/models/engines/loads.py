@@ -54,7 +54,7 @@ class Load:
 
 
 BERT, MODERNBERT = MODELS
-QUICK_LAYERS = {BERT: 1, MODERNBERT: 2}
+QUICK_LAYERS = {BERT: 1, MODERNBERT: 3}  # the least in which a local layer reads a local one
 LOADS = (
     Load("full", "512 tokens, no padding", BERT, "fixed", 512, 8, 8, 4, apart=True),
     Load("chunks", "chunks of notes of 128 tokens", BERT, "note_chunks", 128, 64, 32, 4),

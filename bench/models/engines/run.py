@@ -9,8 +9,8 @@ Models have published sizes and random weights, and fewer layers than published,
 (--layers takes others). Each engine computes every load by its best legal batching, padded and
 sorted by length, or packed, with its own hints and the same number of threads. Outputs are compared
 with fp32 torch on each sequence alone before anything is timed, and one with NaN in a real token is
-not timed. Within a class of precision engines take turns, and a rate is the median of rounds. All of
-it is inference.
+not timed. Within a class of precision engines take turns, and a rate is the median of rounds.
+Everything is inference.
 """
 
 from __future__ import annotations
