@@ -24,11 +24,12 @@ class Load:
     """sequences at the lengths of a clinical profile, cut at cap tokens, batch of them at once.
 
     layers: of the model that is run; all of them take the same time but for ModernBERT's, of which
-    every third, from the first on, sees all tokens. apart: start and memory are measured.
+    every third, from the first on, sees all tokens. Three are the fewest in which a local layer
+    reads another local one. apart: start and memory are measured.
     """
 
     name: str
-    title: str
+    words: str
     model: str
     profile: str
     cap: int
@@ -36,6 +37,10 @@ class Load:
     batch: int
     layers: int
     apart: bool = False
+
+    @property
+    def title(self) -> str:
+        return self.words.format(cap=f"{self.cap:,}")
 
     def drawn(self) -> list[np.ndarray]:
         """Token ids (N,) of each sequence: lengths at evenly spaced quantiles, in random order."""
@@ -46,21 +51,27 @@ class Load:
         return replace(self, layers=layers)
 
     def quick(self) -> Load:
-        """A quarter of it with fewer layers, without start and memory."""
+        """A quarter of it, shorter, with one layer of BERT, without start and memory."""
         sequences = max(self.sequences // 4, min(self.sequences, 2))
         batch = min(self.batch, max(sequences // 2, 1))
-        layers = QUICK_LAYERS[self.model]
-        return replace(self, sequences=sequences, batch=batch, layers=layers, apart=False)
+        return replace(
+            self,
+            cap=min(self.cap, QUICK_CAP),
+            sequences=sequences,
+            batch=batch,
+            layers=1 if self.model == BERT else self.layers,
+            apart=False,
+        )
 
 
 BERT, MODERNBERT = MODELS
-QUICK_LAYERS = {BERT: 1, MODERNBERT: 3}  # the least in which a local layer reads a local one
+QUICK_CAP = 2048
 LOADS = (
-    Load("full", "512 tokens, no padding", BERT, "fixed", 512, 8, 8, 4, apart=True),
-    Load("chunks", "chunks of notes of 128 tokens", BERT, "note_chunks", 128, 64, 32, 4),
-    Load("timelines", "timelines to 512 tokens", BERT, "ehr_population", 512, 64, 16, 4),
-    Load("notes", "notes to 4,096 tokens", MODERNBERT, "note_discharge", 4096, 16, 8, 3),
-    Load("note", "one note of 8,192 tokens", MODERNBERT, "fixed", 8192, 1, 1, 3, apart=True),
+    Load("full", "{cap} tokens, no padding", BERT, "fixed", 512, 8, 8, 2, apart=True),
+    Load("chunks", "chunks of notes of {cap} tokens", BERT, "note_chunks", 128, 64, 32, 2),
+    Load("timelines", "timelines to {cap} tokens", BERT, "ehr_population", 512, 64, 16, 2),
+    Load("notes", "notes to {cap} tokens", MODERNBERT, "note_discharge", 4096, 16, 8, 3),
+    Load("note", "one note of {cap} tokens", MODERNBERT, "fixed", 8192, 1, 1, 3, apart=True),
 )
 
 

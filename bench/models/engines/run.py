@@ -1,7 +1,7 @@
 """Encoders of transformers under clinattn, torch, torch.compile, OpenVINO and ONNX Runtime.
 
-    make bench-engines                                     under 15 minutes on two cores
-    make bench-engines BENCH_ARGS=--quick                  under two, with smaller loads
+    make bench-engines                                     some 15 minutes on two cores
+    make bench-engines BENCH_ARGS=--quick                  some two, with smaller loads
     python bench/models/engines/run.py -k "notes fp32"     loads and classes with both words
     python bench/models/engines/run.py --json FILE         keep the rows
 
@@ -17,8 +17,10 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import signal
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,8 +43,9 @@ from engines.registry import ENGINES
 from engines.rows import Row
 from rows_file import output_file, write_json
 
-ROUNDS, BUDGET_S = range(3, 9), 40.0
-QUICK_ROUNDS, QUICK_BUDGET_S = range(2, 4), 2.0
+# The fewest and the most, and the seconds of the rounds between these
+ROUNDS, BUDGET_S = range(2, 9), 20.0
+QUICK_ROUNDS, QUICK_BUDGET_S = range(2, 6), 3.0
 PACKAGES = ("openvino", "onnxruntime", "onnx", "nncf")
 CPU = torch.device("cpu")
 
@@ -54,7 +57,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("-k", metavar="WORDS", default="", help="groups that have all of them")
     parser.add_argument("--engines", nargs="+", metavar="NAME", help="(default: all)")
     parser.add_argument("--layers", type=int, help="of every model (default: those of its load)")
-    parser.add_argument("--rounds", type=int, help="exactly (default: by the clock, at least 3)")
+    parser.add_argument("--rounds", type=int, help="exactly (default: by the clock, at least 2)")
     parser.add_argument("--threads", type=int, help="of every engine (default: as torch chooses)")
     parser.add_argument("--quick", action="store_true", help="smaller loads, fewer layers")
     parser.add_argument("--json", metavar="FILE", type=output_file, help="write the rows there")
@@ -97,6 +100,21 @@ def measured(given: argparse.Namespace, engines: list[Engine], console: Console)
     rounds, budget = (QUICK_ROUNDS, QUICK_BUDGET_S) if given.quick else (ROUNDS, BUDGET_S)
     if given.rounds:
         rounds = range(given.rounds, given.rounds)
+    started = time.perf_counter()
+    asked: list[int] = []
+
+    def interrupt(number: int, _: object) -> None:
+        asked.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+
+    def say(words: str) -> None:
+        if asked:  # an engine's converter caught the exception and went on
+            raise KeyboardInterrupt
+        spent = time.perf_counter() - started
+        console.print(f"{spent:4.0f} s  {words}", highlight=False, soft_wrap=True)
+
     with tempfile.TemporaryDirectory() as place:
         for load, kinds in chosen(given.k, given.quick, given.layers):
             folder = Path(place) / f"{load.model} {load.layers}"
@@ -104,14 +122,12 @@ def measured(given: argparse.Namespace, engines: list[Engine], console: Console)
                 write_model(load.model, load.layers, folder)
             threads = torch.get_num_threads()
             setting = Setting(load, load.drawn(), folder, threads, rounds, budget)
-            console.print(f"{load.name}: fp32 torch on each sequence alone", highlight=False)
+            say(f"{load.name}: fp32 torch on each sequence alone")
             truth = setting.truth()
             for kind in kinds:
                 own = [engine for engine in engines if engine.kind == kind]
-                say = lambda words, where=f"{load.name}, {kind}": console.print(
-                    f"{where}: {words}", highlight=False, soft_wrap=True
-                )
-                yield from measure(setting, own, truth, say)
+                where = f"{load.name}, {kind}"
+                yield from measure(setting, own, truth, lambda x, where=where: say(f"{where}: {x}"))
 
 
 def facts() -> dict[str, Any]:
