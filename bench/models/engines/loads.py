@@ -25,7 +25,8 @@ class Load:
 
     layers: of the model that is run; all of them take the same time but for ModernBERT's, of which
     every third, from the first on, sees all tokens. Three are the fewest in which a local layer
-    reads another local one. apart: start and memory are measured.
+    reads another local one. apart: start and memory are measured. cut: lengths are of the profile
+    to cut x cap tokens, divided by it, so that the share of padding stays.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Load:
     batch: int
     layers: int
     apart: bool = False
+    cut: int = 1
 
     @property
     def title(self) -> str:
@@ -44,28 +46,28 @@ class Load:
 
     def drawn(self) -> list[np.ndarray]:
         """Token ids (N,) of each sequence: lengths at evenly spaced quantiles, in random order."""
-        work = profile_workload(self.profile, self.cap, vocab_size(self.model), seed=0)
-        return [work.tokens(i).numpy() for i in work.sample(self.sequences, seed=0)]
+        work = profile_workload(self.profile, self.cap * self.cut, vocab_size(self.model), seed=0)
+        found = [work.tokens(i).numpy() for i in work.sample(self.sequences, seed=0)]
+        return [ids[: max(1, len(ids) // self.cut)] for ids in found]
 
     def with_layers(self, layers: int) -> Load:
         return replace(self, layers=layers)
 
+    def shared(self, share: int) -> Load:
+        """One of so many parts of its sequences, at most two batches where it has several."""
+        sequences = max(self.sequences // share, min(self.sequences, 2))
+        batch = self.batch if share == 1 else min(self.batch, max(sequences // 2, 1))
+        return replace(self, sequences=sequences, batch=batch)
+
     def quick(self) -> Load:
-        """A quarter of it, shorter, with one layer of BERT, without start and memory."""
-        sequences = max(self.sequences // 4, min(self.sequences, 2))
-        batch = min(self.batch, max(sequences // 2, 1))
-        return replace(
-            self,
-            cap=min(self.cap, QUICK_CAP),
-            sequences=sequences,
-            batch=batch,
-            layers=1 if self.model == BERT else self.layers,
-            apart=False,
-        )
+        """One layer of BERT, or notes cut to a quarter each; without start and memory."""
+        if self.model == BERT:
+            return replace(self, layers=1, apart=False)
+        return replace(self, cap=self.cap // QUICK_CUT, cut=QUICK_CUT, apart=False)
 
 
 BERT, MODERNBERT = MODELS
-QUICK_CAP = 2048
+QUICK_SHARE, QUICK_CUT = 4, 4
 LOADS = (
     Load("full", "{cap} tokens, no padding", BERT, "fixed", 512, 8, 8, 2, apart=True),
     Load("chunks", "chunks of notes of {cap} tokens", BERT, "note_chunks", 128, 64, 32, 2),

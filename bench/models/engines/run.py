@@ -38,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # bench
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/models
 from engines.engine import KINDS, Engine
 from engines.group import Setting, measure
-from engines.loads import LOADS, Load, published_layers, write_model
+from engines.loads import LOADS, QUICK_SHARE, Load, published_layers, write_model
 from engines.registry import ENGINES
 from engines.rows import Row
 from rows_file import output_file, write_json
@@ -57,6 +57,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("-k", metavar="WORDS", default="", help="groups that have all of them")
     parser.add_argument("--engines", nargs="+", metavar="NAME", help="(default: all)")
     parser.add_argument("--layers", type=int, help="of every model (default: those of its load)")
+    parser.add_argument("--share", type=int, metavar="N", help="an N-th of every load's sequences")
     parser.add_argument("--rounds", type=int, help="exactly (default: by the clock, at least 2)")
     parser.add_argument("--threads", type=int, help="of every engine (default: as torch chooses)")
     parser.add_argument("--quick", action="store_true", help="smaller loads, fewer layers")
@@ -65,27 +66,27 @@ def arguments() -> argparse.Namespace:
     names = {engine.name for engine in ENGINES}
     if unknown := set(given.engines or ()) - names:
         parser.error(f"--engines {' '.join(sorted(unknown))}: expected some of {sorted(names)}")
-    if min(given.layers or 1, given.rounds or 1, given.threads or 1) < 1 or 0 in (
-        given.layers, given.rounds, given.threads,
-    ):  # fmt: skip
-        parser.error("--layers, --rounds, --threads: expected at least 1")
+    for name in ("layers", "share", "rounds", "threads"):
+        number = getattr(given, name)
+        if number is not None and number < 1:
+            parser.error(f"--{name}: got {number}, expected at least 1")
     for load in LOADS:
         if (given.layers or 1) > published_layers(load.model):
-            parser.error(
-                f"--layers {given.layers}: {load.model} has {published_layers(load.model)}"
-            )
+            most = published_layers(load.model)
+            parser.error(f"--layers: got {given.layers}, expected at most {most} ({load.model})")
     return given
 
 
-def chosen(words: str, quick: bool, layers: int | None) -> list[tuple[Load, list[str]]]:
+def chosen(given: argparse.Namespace) -> list[tuple[Load, list[str]]]:
     """Loads, and the classes of each, whose label has all words."""
     found = []
     for load in LOADS:
         label = f"{load.name} {load.title} {load.model}"
-        kinds = [k for k in KINDS if all(word in f"{label} {k}" for word in words.split())]
-        load = load.quick() if quick else load
+        kinds = [k for k in KINDS if all(word in f"{label} {k}" for word in given.k.split())]
+        load = load.shared(given.share or (QUICK_SHARE if given.quick else 1))
+        load = load.quick() if given.quick else load
         if kinds:
-            found.append((load if layers is None else load.with_layers(layers), kinds))
+            found.append((load.with_layers(given.layers) if given.layers else load, kinds))
     return found
 
 
@@ -116,7 +117,7 @@ def measured(given: argparse.Namespace, engines: list[Engine], console: Console)
         console.print(f"{spent:4.0f} s  {words}", highlight=False, soft_wrap=True)
 
     with tempfile.TemporaryDirectory() as place:
-        for load, kinds in chosen(given.k, given.quick, given.layers):
+        for load, kinds in chosen(given):
             folder = Path(place) / f"{load.model} {load.layers}"
             if not folder.exists():
                 write_model(load.model, load.layers, folder)
@@ -163,7 +164,7 @@ def main() -> int:
     given = arguments()
     if given.threads:
         torch.set_num_threads(given.threads)
-    if not chosen(given.k, given.quick, given.layers):
+    if not chosen(given):
         print(f"error: -k {given.k!r} fits no load and class", file=sys.stderr)
         return 2
     stderr = Console(stderr=True)
