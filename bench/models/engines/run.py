@@ -81,8 +81,9 @@ def chosen(given: argparse.Namespace) -> list[tuple[Load, list[str]]]:
     """Loads, and the classes of each, whose label has all words."""
     found = []
     for load in LOADS:
-        label = f"{load.name} {load.title} {load.model}"
-        kinds = [k for k in KINDS if all(word in f"{label} {k}" for word in given.k.split())]
+        label = f"{load.name} {load.title} {load.model}".replace(",", "")
+        asked = set(given.k.replace(",", "").split())
+        kinds = [kind for kind in KINDS if asked <= set(f"{label} {kind}".split())]
         load = load.shared(given.share or (QUICK_SHARE if given.quick else 1))
         load = load.quick() if given.quick else load
         if kinds:
