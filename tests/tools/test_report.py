@@ -59,7 +59,7 @@ def test_several_share_a_page(tmp_path):
 
 def test_the_kept_rows_make_a_page():
     kept = BENCH / "results"
-    kinds = ("cpu-kernels", "encoder", "against-transformers", "suites")
+    kinds = ("cpu-kernels", "encoder", "against-transformers", "engines", "suites")
     measured = [x for kind in kinds for x in kept.glob(f"{kind}-*.json")]
     results = [load_result(path) for path in sorted(measured)]
     assert results

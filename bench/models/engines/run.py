@@ -129,7 +129,8 @@ def measured(given: argparse.Namespace, engines: list[Engine], console: Console)
             for kind in kinds:
                 own = [engine for engine in engines if engine.kind == kind]
                 where = f"{load.name}, {kind}"
-                yield from measure(setting, own, truth, lambda x, where=where: say(f"{where}: {x}"))
+                if own:
+                    yield from measure(setting, own, truth, lambda x, at=where: say(f"{at}: {x}"))
 
 
 def facts() -> dict[str, Any]:

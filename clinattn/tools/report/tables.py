@@ -158,7 +158,7 @@ def engine_rows(rows: list[Record]) -> list[tuple[str, ...]]:
     """Cells of one load and class, the fastest first; what gave NaN comes last, without a rate."""
     rate = lambda row: 0.0 if row["tokens_per_s"] is None else row["tokens_per_s"]["median"]
     torch = [rate(row) for row in rows if (row["engine"], row["batching"]) == ("torch", "padded")]
-    cells = []
+    cells: list[tuple[str, ...]] = []
     for row in sorted(rows, key=rate, reverse=True):
         speed = row["tokens_per_s"]
         ratio = f"{rate(row) / torch[0]:.2f}" if speed and torch and torch[0] else "-"
