@@ -32,7 +32,7 @@ CSRC := $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h csrc/cuda/*.c
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup ext bench bench-cpu bench-compare test test-all test-elsewhere test-integrations triton-matrix cuda-headers compilers compat sanitize lint format doctor gpu gpu-here gpu-plan gpu-pack gpu-adopt clean FORCE
+.PHONY: help setup ext bench bench-cpu bench-compare bench-engines test test-all test-elsewhere test-integrations triton-matrix cuda-headers compilers compat sanitize lint format doctor gpu gpu-here gpu-plan gpu-pack gpu-adopt clean FORCE
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
@@ -48,6 +48,9 @@ bench-cpu: setup  ## time the CPU kernels, pass by pass (BENCH_ARGS="-k name --j
 
 bench-compare: setup  ## time the CPU kernels of BASE=REVISION against these (BENCH_ARGS="-k name")
 	$(AT)$(BIN)/python bench/cpu/compare.py $(BENCH_ARGS) -- "$(BASE)"
+
+bench-engines: setup $(VENV)/.engines  ## time torch, torch.compile, OpenVINO, ONNX Runtime and clinattn (BENCH_ARGS=--quick)
+	$(AT)$(BIN)/python bench/models/engines/run.py $(BENCH_ARGS)
 
 test: setup  ## every fast test and one in twelve of the others (PYTEST_ARGS="-k name")
 	$(AT)$(BIN)/python tests/lib/suite.py $(PYTEST_ARGS)
@@ -171,6 +174,11 @@ build/.in-place: FORCE
 $(VENV)/.integrations: $(VENV)/.installed pyproject.toml
 	$(AT)$(if $(OFFLINE),,echo 'installing clinattn[integrations] into $(VENV)' && \
 	  CLINATTN_SKIP_EXT=1 PYTHONWARNINGS=ignore $(PIP) --no-build-isolation -e '.[integrations]')
+	@touch $@
+
+$(VENV)/.engines: $(VENV)/.installed pyproject.toml
+	$(AT)$(if $(OFFLINE),,echo 'installing clinattn[engines] into $(VENV)' && \
+	  CLINATTN_SKIP_EXT=1 PYTHONWARNINGS=ignore $(PIP) --no-build-isolation -e '.[engines]')
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.torch pyproject.toml

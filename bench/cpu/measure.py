@@ -102,4 +102,11 @@ def facts_of_this_process() -> dict[str, Any]:
         from clinattn.tools.environment import environment
     except ModuleNotFoundError:  # a side of compare.py may be a revision that had no tools/
         from clinattn.environment import environment
-    return environment(CPU) | {"torch_cpu_capability": torch.backends.cpu.get_cpu_capability()}
+    try:
+        from clinattn.tools.peaks import peaks_in_force
+    except ModuleNotFoundError:
+        peaks = {}
+    else:
+        peaks = peaks_in_force()
+    capability = {"torch_cpu_capability": torch.backends.cpu.get_cpu_capability()}
+    return environment(CPU) | peaks | capability

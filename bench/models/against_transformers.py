@@ -36,6 +36,7 @@ from clinattn.tools.benchmark.measure import quartiles
 from clinattn.tools.benchmark.workload import profile_workload
 from clinattn.tools.environment import environment
 from clinattn.tools.other_work import Watch, disturbance, here
+from clinattn.tools.peaks import peaks_in_force
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/
 from rows_file import output_file, write_json
@@ -179,7 +180,7 @@ def main() -> int:
     if not chosen:
         print(f"error: -k {given.k!r} fits no case", file=sys.stderr)
         return 2
-    facts = environment(torch.device("cpu"))
+    facts = environment(torch.device("cpu")) | peaks_in_force()
     rows = []
     for case in chosen:
         print(case, file=sys.stderr, flush=True)

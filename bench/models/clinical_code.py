@@ -23,6 +23,7 @@ from rich.table import Table
 
 from clinattn.tools.benchmark.measure import peak_memory, quartiles
 from clinattn.tools.environment import environment
+from clinattn.tools.peaks import peaks_in_force
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "lib"))
@@ -91,7 +92,7 @@ def measured(code: Code, given: argparse.Namespace) -> dict[str, object]:
 
 def main() -> None:
     given = arguments()
-    facts = environment(torch.device("cpu"))
+    facts = environment(torch.device("cpu")) | peaks_in_force()
     table = Table("code", "before, ms", "clinattn, ms", "times as fast", "MiB before", "MiB after")
     rows = []
     for code in CODES:

@@ -27,6 +27,7 @@ from clinattn.integrations.xformers import memory_efficient_attention
 from clinattn.tools.benchmark.measure import peak_memory, quartiles
 from clinattn.tools.environment import environment
 from clinattn.tools.other_work import Watch, disturbance, here
+from clinattn.tools.peaks import peaks_in_force
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "lib"))
@@ -135,7 +136,7 @@ def main() -> int:
     if given.threads:
         torch.set_num_threads(given.threads)
     rows = list(measure(given, Console(stderr=True)))
-    facts = environment(CPU)
+    facts = environment(CPU) | peaks_in_force()
     print("{cpu}, {threads} threads, torch {torch}, {commit}, {date}".format(**facts))
     Console(width=110).print(table(rows))
     if note := disturbance(rows):

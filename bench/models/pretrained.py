@@ -28,6 +28,7 @@ from clinattn.integrations.replace import replace_attention
 from clinattn.tools.benchmark.measure import quartiles
 from clinattn.tools.environment import environment
 from clinattn.tools.other_work import Watch, disturbance, here
+from clinattn.tools.peaks import peaks_in_force
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "lib"))
@@ -147,7 +148,7 @@ def main() -> int:
     transformers.logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
         rows = list(measure(unpacked_encoder(Path(folder)), given.rounds, Console(stderr=True)))
-    facts = environment(torch.device("cpu"))
+    facts = environment(torch.device("cpu")) | peaks_in_force()
     print("{cpu}, {threads} threads, torch {torch}, transformers {transformers}, ".format(**facts))
     print("{commit}, {date}".format(**facts))
     Console(width=110).print(table(rows))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from clinattn.backends.compiled import compiled_module
 from clinattn.tools.benchmark.measure import quartiles
 from clinattn.tools.environment import environment
 from clinattn.tools.other_work import Watch, here
+from clinattn.tools.peaks import peaks_in_force
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `from suites.problem ...`
 
@@ -48,7 +50,13 @@ def pytest_collection_modifyitems(items):
 
 def pytest_benchmark_update_machine_info(config, machine_info):
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    machine_info["clinattn"] = environment(device)
+    machine_info["clinattn"] = environment(device) | peaks(device)
+
+
+@cache
+def peaks(device: torch.device) -> dict[str, float]:
+    """Facts of the processor's peaks, measured once; none for a GPU's rows."""
+    return peaks_in_force() if device.type == "cpu" else {}
 
 
 @pytest.fixture(scope="session")
@@ -90,9 +98,9 @@ def race(benchmark, device) -> Callable[..., None]:
                 peer_s.append(timer() - began)
 
         benchmark.group = group
-        benchmark.extra_info.update(
-            environment(device) | facts | {"dtype": name_of(dtype), "tokens": tokens}
-        )
+        machine = environment(device) | peaks(device)
+        named = {"dtype": name_of(dtype), "tokens": tokens}
+        benchmark.extra_info.update(machine | facts | named)
         watch = Watch()
         benchmark.pedantic(
             work,

@@ -109,8 +109,20 @@ def doctor(
     for name, value in found["compiled module"].items():
         states.add_row(f"  {name}", ", ".join(value) if isinstance(value, list) else str(value))
     out.print(facts, "", states)
+    if found["FLOP/s of a thread"]:
+        out.print("", rates(**found["FLOP/s of a thread"]))
     for hint in found["hints"]:
         out.print(f"hint: {hint}")
+
+
+def rates(peaks: dict[str, dict[str, float]], attention: dict[str, dict[str, float]]) -> Table:
+    """GFLOP/s of one thread by instruction set: of multiply-adds in registers, and of attention."""
+    columns = [f"{what} {dtype}" for what in ("peak", "attention") for dtype in ("fp32", "bf16")]
+    table = Table("GFLOP/s of a thread", *columns, show_edge=False)
+    for name in peaks:
+        cells = [found[name][dtype] for found in (peaks, attention) for dtype in ("fp32", "bf16")]
+        table.add_row(name, *(f"{x / 1e9:,.0f}" for x in cells))
+    return table
 
 
 def show_kernels(cards: list[int] | None, as_json: bool) -> None:

@@ -11,18 +11,24 @@ import torch
 
 from clinattn.backends.compiled import compiled_module
 from clinattn.backends.select import backends
+from clinattn.tools import peaks
 from clinattn.tools.environment import environment
 
 COMPILERS = ("c++", "g++", "clang++")
 
 
 def diagnose() -> dict[str, Any]:
-    """Versions and hardware, the state of each backend, the compiled module, and hints."""
+    """Versions and hardware, backends, the compiled module and its instruction sets, and hints."""
     statuses = backends()
     found = {name: list(status.reasons) for name, status in statuses.items()}
     compiled: dict[str, Any] = {}
     module = compiled_module()
-    if module is not None:
+    measured = peaks.measure()
+    rates: dict[str, Any] = {}
+    advice = hints(found)
+    if module is not None and measured is not None:
+        rates = measured._asdict()
+        advice += peaks.advice(measured.attention, module.instruction_set())
         compiled = {
             "instruction sets here": module.instruction_sets(),
             "in force": module.instruction_set(),
@@ -33,8 +39,9 @@ def diagnose() -> dict[str, Any]:
         "backends": found,
         "notes": {name: list(status.notes) for name, status in statuses.items() if status.notes},
         "compiled module": compiled,
+        "FLOP/s of a thread": rates,
         "compiler": compiler(),
-        "hints": hints(found),
+        "hints": advice,
     }
 
 

@@ -134,6 +134,55 @@ def clinical_code_lines() -> list[str]:
     return lines
 
 
+ENGINES = ("torch", "torch.compile", "onnxruntime", "openvino", "clinattn")
+
+
+def engine_rows() -> dict[tuple[str, ...], dict]:
+    """Rows by load, class, engine and batching; of two runs of a load the second counts.
+
+    An engine whose graph gives NaN stands for itself by its graph with finite masks.
+    """
+    found: dict[tuple[str, ...], dict] = {}
+    for run in kept("engines"):
+        for row in run["rows"]:
+            name, _, finite = row["engine"].partition(", ")
+            if not row["not_finite"]:
+                found[row["load"], row["kind"], name, row["batching"]] = row | {"finite": finite}
+    return found
+
+
+def engine_lines() -> list[str]:
+    """Tokens/s, padded / sorted or packed, or one number where nothing is padded."""
+    rows = engine_rows()
+    lines = []
+    for load, kind in dict.fromkeys(key[:2] for key in rows if key[1] != "8 bit"):
+        cells = []
+        for name in ENGINES:
+            own = [rows.get((load, kind, name, how)) for how in ("padded", "sorted", "packed")]
+            rates = [f"{row['tokens_per_s']['median']:,.0f}" for row in own if row]
+            cells.append(" / ".join(rates) or "-")
+        one = next(row for key, row in rows.items() if key[:2] == (load, kind))
+        lines.append(f"| {one['model']}, {one['title']}, {kind} | {' | '.join(cells)} |")
+    return lines
+
+
+def engine_cost_lines() -> list[str]:
+    """Errors by class, and start, memory and size of packages in fp32, without padding."""
+    rows = engine_rows()
+    lines = []
+    for name in ENGINES:
+        of = lambda kind, name=name: rows.get(("full", kind, name, "padded"))
+        errors = [
+            "-" if (row := of(kind)) is None else f"{row['error']:.1e}"
+            for kind in ("fp32", "16 bit", "8 bit")
+        ]
+        one = of("fp32")
+        cells = [f"{one['start_seconds']:.1f}", f"{one['peak_memory_bytes'] / 2**20:,.0f}"]
+        cells.append(f"{one['package_bytes'] / 2**20:,.0f}")
+        lines.append(f"| {name} | {' | '.join(errors + cells)} |")
+    return lines
+
+
 def of_gpu(run: str) -> list[dict]:
     """The rows of a run on a GPU."""
     (path,) = (ROOT / "bench" / "results").glob(f"gpu-*-{run}.jsonl")
@@ -181,10 +230,10 @@ def gpu_encoder_lines() -> list[str]:
 
 
 TABLES = {
-    README: (encoder_lines, gpu_encoder_lines),
+    README: (encoder_lines, gpu_encoder_lines, engine_lines),
     SPEED: (
-        gpu_lines, cpu_lines, against_lines, pretrained_lines, femr_lines, clinical_code_lines,
-        memory_lines,
+        gpu_lines, cpu_lines, engine_cost_lines, against_lines, pretrained_lines, femr_lines,
+        clinical_code_lines, memory_lines,
     ),
 }  # fmt: skip
 
@@ -262,7 +311,8 @@ def test_hardware_and_dates_are_those_of_the_rows():
         named = (facts["gpu"], f"driver {driver}", f"torch {facts['torch']}")
         assert ", ".join((*named, f"Triton {facts['triton']}", cudnn)) in words(page)
         assert facts["date"][:10] in words(page)
-    for kind in ("cpu-kernels", "against-transformers", "pretrained", "femr", "clinical-code"):
+    kinds = ("cpu-kernels", "against-transformers", "pretrained", "femr", "clinical-code")
+    for kind in (*kinds, "engines"):
         for run in kept(kind):
             facts = run.get("environment") or run["rows"][0]
             assert facts["date"][:10] in words(SPEED) and facts["cpus"] == 2

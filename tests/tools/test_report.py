@@ -30,9 +30,10 @@ SHOWN = {
     "encoders": ["notes, up to 4,321", "3,140", "3.14", "25.0%"],
     "kernels": ["causal N4096 D64", "2.00", "61.2%", "30.6%", "2,000 (amx bf16)", "interrupted"],
     "compare": ["Against b45e", "2000.000", "1000.000"],
+    "engines": ["3 of 22 layers", "12,346", "2.50", "NaN in tokens", "6.1e-03", "3,072", "41.0%"],
     "suites": ["12,346", "11,111 to 13,333", "1.75", "over SDPA", "33.7%", "50.0%", "42.1"],
 }
-CHARTS = {"kernels": 1, "compare": 0, "encoders": 0, "suites": 2}
+CHARTS = {"kernels": 1, "compare": 0, "encoders": 0, "engines": 0, "suites": 2}
 
 
 @pytest.mark.parametrize("kind", RESULTS)
@@ -53,12 +54,12 @@ def test_several_share_a_page(tmp_path):
     html = (tmp_path / "report.html").read_text()
     assert_self_contained(html)
     assert html.count("<h1>") == len(RESULTS) and html.count("<svg") == sum(CHARTS.values())
-    assert html.count("<details>") == len(RESULTS) and "(4 of 4)" in html
+    assert html.count("<details>") == len(RESULTS) and "(5 of 5)" in html
 
 
 def test_the_kept_rows_make_a_page():
     kept = BENCH / "results"
-    kinds = ("cpu-kernels", "encoder", "against-transformers", "suites")
+    kinds = ("cpu-kernels", "encoder", "against-transformers", "engines", "suites")
     measured = [x for kind in kinds for x in kept.glob(f"{kind}-*.json")]
     results = [load_result(path) for path in sorted(measured)]
     assert results

@@ -135,6 +135,36 @@ AGAINST_TRANSFORMERS = Named(
         ),
     }
 )
+ENGINES = Named(
+    {
+        "environment": FACTS,
+        "interrupted": FLAG,
+        "absent": Each(TEXT),
+        "rows": Each(
+            Named(
+                {
+                    "title": TEXT,
+                    "model": TEXT,
+                    "layers": COUNT,
+                    "published_layers": COUNT,
+                    "kind": TEXT,
+                    "engine": TEXT,
+                    "batching": TEXT,
+                    "padding_share": NOT_NEGATIVE,
+                    "not_finite": NOT_NEGATIVE,
+                    "error": NOT_NEGATIVE | NOTHING,
+                    "tokens_per_s": ANYTHING,
+                    "latency_s": POSITIVE | NOTHING,
+                    "compile_seconds": NOT_NEGATIVE,
+                    "start_seconds": POSITIVE | NOTHING,
+                    "peak_memory_bytes": POSITIVE | NOTHING,
+                    "package_bytes": NOT_NEGATIVE,
+                }
+            ),
+            1,
+        ),
+    }
+)
 SUITES = Named(
     {
         "machine_info": Named({}, {"clinattn": FACTS}),
@@ -176,6 +206,7 @@ KINDS: dict[str, Shape] = {
     "suites": SUITES,
     "compare": COMPARE,
     "against_transformers": AGAINST_TRANSFORMERS,
+    "engines": ENGINES,
     "kernels": KERNELS,
 }
 
@@ -188,7 +219,7 @@ def kind_of(result: Any) -> str | None:
             return "encoder"
         if "benchmarks" in result and "machine_info" in result:
             return "suites"
-        if result.get("kind") in ("compare", "against_transformers"):
+        if result.get("kind") in ("compare", "against_transformers", "engines"):
             return result["kind"]
         if isinstance(rows, list) and rows and isinstance(rows[0], dict):
             if {"ours_s", "torch_s", "case"} <= rows[0].keys():
@@ -212,6 +243,10 @@ def check_result(result: Record, kind: str) -> None:
     for i, row in enumerate(result["rows"] if kind != "suites" else ()):
         if row.get("disturbed"):
             require(row, DISTURBED, f"rows[{i}]")
+    if kind == "engines":
+        for i, row in enumerate(result["rows"]):
+            if row["tokens_per_s"] is not None:
+                require(row, Named({"tokens_per_s": QUARTILES}), f"rows[{i}]")
     if kind == "encoder":
         if result.get("agreement"):
             require(result["agreement"], AGREEMENT, "agreement")

@@ -1,7 +1,7 @@
 """Sections of a report on results that `clinattn bench` did not write: tables, and lines by length.
 
-Known are the rows of bench/cpu/run.py, bench/cpu/compare.py and
-bench/models/against_transformers.py, and pytest-benchmark's JSON of the suites in bench/suites.
+Known are the rows of bench/cpu/run.py, bench/cpu/compare.py, bench/models/against_transformers.py
+and bench/models/engines/run.py, and pytest-benchmark's JSON of the suites in bench/suites.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ COLORS = 6  # the page has as many
 FACTS = (
     *("date", "clinattn", "commit", "python", "torch", "triton", "transformers", "platform"),
     *("cpu", "gpu", "cpus", "threads", "instruction_set"),
+    *("peak_fp32_gflop_per_s", "peak_bf16_gflop_per_s"),
 )
 
 Record = dict[str, Any]
@@ -55,6 +56,7 @@ def section(result: Record) -> Section | None:
         "suites": suites,
         "compare": compared,
         "against_transformers": encoders,
+        "engines": engines,
         "kernels": kernels,
     }
     kind = kind_of(result)
@@ -130,6 +132,57 @@ def encoders(result: Record) -> Section:
         [Table("Tokens/s", header, rows)],
         disturbance=disturbance(result["rows"]),
     )
+
+
+def engines(result: Record) -> Section:
+    """bench/models/engines/run.py: a table for each load and class of precision."""
+    groups: dict[str, list[Record]] = {}
+    for row in result["rows"]:
+        layers = f"{row['layers']} of {row['published_layers']} layers"
+        title = f"{row['model']}, {layers}, {row['title']}: {row['kind']}"
+        groups.setdefault(title, []).append(row)
+    header = (
+        *("engine", "batching", "tokens/s", "over torch padded", "quartiles", "padding"),
+        *("ms a batch", "rms error", "compile s", "start s", "peak MiB", "packages MiB"),
+    )
+    return Section(
+        "Encoders under the engines of a CPU",
+        facts_in(result["environment"]),
+        [Table(title, header, engine_rows(rows)) for title, rows in groups.items()],
+        interrupted=result["interrupted"],
+        disturbance=disturbance(result["rows"]),
+    )
+
+
+def engine_rows(rows: list[Record]) -> list[tuple[str, ...]]:
+    """Cells of one load and class, the fastest first; what gave NaN comes last, without a rate."""
+    rate = lambda row: 0.0 if row["tokens_per_s"] is None else row["tokens_per_s"]["median"]
+    torch = [rate(row) for row in rows if (row["engine"], row["batching"]) == ("torch", "padded")]
+    cells: list[tuple[str, ...]] = []
+    for row in sorted(rows, key=rate, reverse=True):
+        speed = row["tokens_per_s"]
+        ratio = f"{rate(row) / torch[0]:.2f}" if speed and torch and torch[0] else "-"
+        cells.append(
+            (
+                row["engine"],
+                row["batching"],
+                "NaN in tokens" if row["not_finite"] else marked(f"{rate(row):,.0f}", row),
+                ratio,
+                f"{speed['q1']:,.0f} to {speed['q3']:,.0f}" if speed else "-",
+                percent(row["padding_share"]),
+                number(row["latency_s"], 1e3),
+                "-" if row["error"] is None else f"{row['error']:.1e}",
+                number(row["compile_seconds"], 1.0, 1),
+                number(row["start_seconds"], 1.0, 1),
+                number(row["peak_memory_bytes"], 1 / MEBIBYTE),
+                number(row["package_bytes"], 1 / MEBIBYTE),
+            )
+        )
+    return cells
+
+
+def number(value: float | None, scale: float, digits: int = 0) -> str:
+    return "-" if value is None else f"{scale * value:,.{digits}f}"
 
 
 def suites(result: Record) -> Section:
