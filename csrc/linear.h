@@ -43,11 +43,13 @@ struct LinearParams {
   const float *gamma, *beta;  // (columns()), or null
   double eps;
   RowsOf y;  // (a.rows, columns())
-  // fp32, (a.rows, b.rows): y before its norm, and the sums of engines that multiply a depth in
-  // pieces. May be y.
+  // fp32, (a.rows, b.rows): y before its residual and norm, and the sums of engines that multiply a
+  // depth in pieces. May be y.
   RowsOf whole;
 
   int64_t columns() const { return gated ? b.rows / 2 : b.rows; }
+  // Returns whether rows are completed when all of their columns are there.
+  bool completes() const { return residual.at || norm != Norm::kNone; }
 };
 
 // Part of a product: rows of a, strips of columns, and a range of their depth.

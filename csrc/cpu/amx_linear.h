@@ -178,7 +178,7 @@ struct AmxLinear {
       Epilogue<Avx512, kLine>(p, column, min64(p.columns() - column, kLine))
           .run(row0, row1 - row0, sums, p.gated ? sums + p.columns() : nullptr, p.whole.stride);
     }
-    if (p.norm != Norm::kNone) normalise_rows<Avx512>(p, row0, row1);
+    if (p.completes()) Completion<Avx512>(p).run(row0, row1);
   }
 
   static const clinattn::LinearKernels& kernels() {

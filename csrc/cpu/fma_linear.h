@@ -87,7 +87,7 @@ struct FmaLinear {
   }
 
   static void finish(const LinearParams& p, int64_t row0, int64_t row1) {
-    if (p.norm != Norm::kNone) normalise_rows<V>(p, row0, row1);
+    if (p.completes()) Completion<V>(p).run(row0, row1);
   }
 
   static const clinattn::LinearKernels& kernels() {

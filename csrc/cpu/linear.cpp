@@ -193,7 +193,7 @@ std::tuple<Tensor, Tensor> cpu_linear(const Tensor& x, const Tensor& weight,
                       dropout_p, seed, residual, norm, gamma, beta, eps, in_bfloat16, dtype,
                       before);
   Tensor whole = y;
-  if (kernels.needs_whole || p.norm != Norm::kNone) {
+  if (kernels.needs_whole || p.completes()) {
     const int64_t width = kernels.needs_whole ? p.b.rows : p.columns();
     if (dtype != ScalarType::Float || width != p.columns())
       whole = empty({p.a.rows, width}, ScalarType::Float, x);

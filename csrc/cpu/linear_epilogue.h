@@ -61,9 +61,9 @@ struct LinearKept {
   }
 };
 
-// y, or whole where a norm follows, of rows [row0, row0 + rows) and columns [column0,
-// column0 + n), from sums (rows, ld), whose columns are padded to vectors. gates: the sums of the
-// second half, or null. kMost: the most columns.
+// dropout(act(u)), in y, or in whole where more follows, of rows [row0, row0 + rows) and columns
+// [column0, column0 + n), from sums (rows, ld), whose columns are padded to vectors. gates: the
+// sums of the second half, or null. kMost: the most columns.
 template <class V, int64_t kMost>
 struct Epilogue {
   static constexpr int64_t kWidth = V::kWidth;
@@ -107,11 +107,9 @@ struct Epilogue {
     for (int64_t j = 0; j < n; j += kWidth) {
       auto y = Act::template value<V>(V::add(V::load(sums + j), V::load(bias + j)));
       if (gates) y = V::mul(y, V::add(V::load(gates + j), V::load(gate_bias + j)));
-      y = kept.apply(y, index, j);
-      if (p.residual.at) y = V::add(V::load(line + j), y);
-      V::store(line + j, y);
+      V::store(line + j, kept.apply(y, index, j));
     }
-    const RowsOf& to = p.norm == Norm::kNone ? p.y : p.whole;
+    const RowsOf& to = p.completes() ? p.whole : p.y;
     store_row<V>(line_of(to, row, column0), line, to.dtype, n, as_it_is);
   }
 
@@ -123,47 +121,116 @@ struct Epilogue {
   }
 };
 
-// Rows of y <- (x - mean x) / sqrt(mean (x - mean x)^2 + eps) gamma + beta for x = rows of whole,
-// or x / sqrt(mean x^2 + eps) gamma (Ba et al., arXiv 1607.06450; Zhang and Sennrich, 1910.07467)
+// Rows of y <- norm(residual + x) for x = rows of whole: (x - mean x) / sqrt(mean (x - mean x)^2 +
+// eps) gamma + beta, or x / sqrt(mean x^2 + eps) gamma (Ba et al., arXiv 1607.06450; Zhang and
+// Sennrich, 1910.07467)
 template <class V>
-void normalise_rows(const LinearParams& p, int64_t row0, int64_t row1) {
-  constexpr int64_t kWidth = V::kWidth, kLine = 64;
-  const int64_t n = p.columns(), vectors = n / kWidth * kWidth;
-  for (int64_t row = row0; row < row1; ++row) {
-    const auto* x = reinterpret_cast<const float*>(line_of(p.whole, row, 0));
-    float mean = 0;
-    if (p.norm == Norm::kLayer) {
-      auto sum = V::zero();
-      for (int64_t j = 0; j < vectors; j += kWidth) sum = V::add(sum, V::load(x + j));
-      mean = V::hsum(sum);
-      for (int64_t j = vectors; j < n; ++j) mean += x[j];
-      mean /= static_cast<float>(n);
-    }
-    auto squares = V::zero();
-    for (int64_t j = 0; j < vectors; j += kWidth) {
-      const auto d = V::sub(V::load(x + j), V::set1(mean));
-      squares = V::fma(d, d, squares);
-    }
-    float variance = V::hsum(squares);
-    for (int64_t j = vectors; j < n; ++j) variance += (x[j] - mean) * (x[j] - mean);
-    variance /= static_cast<float>(n);
-    const auto factor = V::set1(1 / __builtin_sqrtf(variance + static_cast<float>(p.eps)));
-    for (int64_t j = 0; j < n; j += kLine) {
-      alignas(64) float line[kLine], gamma[kLine], beta[kLine];
-      const int64_t here = n - j < kLine ? n - j : kLine;
-      load_row<V>(line, x + j, DType::kFloat32, here);
-      if (p.gamma) load_row<V>(gamma, p.gamma + j, DType::kFloat32, here);
-      if (p.beta) load_row<V>(beta, p.beta + j, DType::kFloat32, here);
-      for (int64_t i = 0; i < here; i += kWidth) {
-        auto y = V::mul(V::sub(V::load(line + i), V::set1(mean)), factor);
-        if (p.gamma) y = V::mul(y, V::load(gamma + i));
-        if (p.beta) y = V::add(y, V::load(beta + i));
-        V::store(line + i, y);
+class Completion {
+  using F = typename V::F;
+  static constexpr int64_t kWidth = V::kWidth, kSums = 4;  // chains of additions
+
+  const LinearParams& p;
+  const int64_t n, whole_vectors;
+
+ public:
+  explicit Completion(const LinearParams& p)
+      : p(p), n(p.columns()), whole_vectors(n / kWidth * kWidth) {}
+
+  void run(int64_t row0, int64_t row1) const {
+    if (p.y.dtype == DType::kFloat32) return rows<float>(row0, row1);
+    rows<BFloat16>(row0, row1);
+  }
+
+ private:
+  template <class Y>
+  void rows(int64_t row0, int64_t row1) const {
+    for (int64_t row = row0; row < row1; ++row) {
+      float* x = reinterpret_cast<float*>(line_of(p.whole, row, 0));
+      if (p.residual.at) {
+        const char* residual = line_of(p.residual, row, 0);
+        if (p.residual.dtype == DType::kFloat32) {
+          add(x, reinterpret_cast<const float*>(residual));
+        } else {
+          add(x, reinterpret_cast<const BFloat16*>(residual));
+        }
       }
-      store_row<V>(line_of(p.y, row, j), line, p.y.dtype, here, [](auto y) { return y; });
+      put(x, reinterpret_cast<Y*>(line_of(p.y, row, 0)));
     }
   }
-}
+
+  // Calls work(j) for vectors of a row, in turns of kSums, and then rest(j) for single numbers.
+  template <class Work, class Rest>
+  void each(const Work& work, const Rest& rest) const {
+    int64_t j = 0;
+    for (; j + kSums * kWidth <= n; j += kSums * kWidth)
+#pragma GCC unroll 4
+      for (int64_t i = 0; i < kSums; ++i) work(j + i * kWidth, i);
+    for (; j < whole_vectors; j += kWidth) work(j, 0);
+    for (; j < n; ++j) rest(j);
+  }
+
+  template <class R>
+  void add(float* x, const R* residual) const {
+    each([&](int64_t j,
+             int64_t) { V::store(x + j, V::add(V::load_as(residual + j), V::load(x + j))); },
+         [&](int64_t j) { x[j] = one(residual[j]) + x[j]; });
+  }
+
+  static float one(float x) { return x; }
+  static float one(BFloat16 x) { return widen(x); }
+
+  template <class Y>
+  void put(const float* x, Y* y) const {
+    if (p.norm == Norm::kNone) {
+      if (static_cast<const void*>(x) != y) store_elements<V>(y, x, n, [](F a) { return a; });
+      return;
+    }
+    const float mean = p.norm == Norm::kLayer ? sum(x) / static_cast<float>(n) : 0;
+    const float variance = squares(x, mean) / static_cast<float>(n);
+    const float factor = 1 / __builtin_sqrtf(variance + static_cast<float>(p.eps));
+    const auto scaled = [&](F a, F gamma, F beta) {
+      return V::add(V::mul(V::mul(V::sub(a, V::set1(mean)), V::set1(factor)), gamma), beta);
+    };
+    const auto part = [&](const float* a, int64_t j, float other) {
+      return a ? V::load(a + j) : V::set1(other);
+    };
+    for (int64_t j = 0; j < whole_vectors; j += kWidth)
+      V::store_as(y + j, scaled(V::load(x + j), part(p.gamma, j, 1), part(p.beta, j, 0)));
+    if (whole_vectors == n) return;
+    alignas(64) float last[3][kWidth] = {};
+    const int64_t j = whole_vectors, rest = n - j;
+    load_row<V>(last[0], x + j, DType::kFloat32, rest);
+    if (p.gamma) load_row<V>(last[1], p.gamma + j, DType::kFloat32, rest);
+    if (p.beta) load_row<V>(last[2], p.beta + j, DType::kFloat32, rest);
+    const F gamma = p.gamma ? V::load(last[1]) : V::set1(1);
+    store_elements<V>(y + j, last[0], rest,
+                      [&](F a) { return scaled(a, gamma, V::load(last[2])); });
+  }
+
+  float sum(const float* x) const {
+    F sums[kSums] = {V::zero(), V::zero(), V::zero(), V::zero()};
+    float rest = 0;
+    each([&](int64_t j, int64_t i) { sums[i] = V::add(sums[i], V::load(x + j)); },
+         [&](int64_t j) { rest += x[j]; });
+    return total(sums) + rest;
+  }
+
+  float squares(const float* x, float mean) const {
+    F sums[kSums] = {V::zero(), V::zero(), V::zero(), V::zero()};
+    float rest = 0;
+    each(
+        [&](int64_t j, int64_t i) {
+          const F d = V::sub(V::load(x + j), V::set1(mean));
+          sums[i] = V::fma(d, d, sums[i]);
+        },
+        [&](int64_t j) { rest += (x[j] - mean) * (x[j] - mean); });
+    return total(sums) + rest;
+  }
+
+  static float total(const F (&sums)[kSums]) {
+    return V::hsum(V::add(V::add(sums[0], sums[1]), V::add(sums[2], sums[3])));
+  }
+};
 
 // du <- dropout(dy) act'(u), or where gated (.. gate act'(u), .. act(u)), for u in p.before, which
 // is not read where there is no activation

@@ -72,7 +72,7 @@ struct TileLinear {
   }
 
   static void finish(const LinearParams& p, int64_t row0, int64_t row1) {
-    if (p.norm != Norm::kNone) normalise_rows<Avx512>(p, row0, row1);
+    if (p.completes()) Completion<Avx512>(p).run(row0, row1);
   }
 
   static const clinattn::LinearKernels& kernels() {
