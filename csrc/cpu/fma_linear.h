@@ -69,6 +69,8 @@ struct FmaLinear {
     const float *a = static_cast<float*>(rows_of_a), *b = static_cast<const float*>(strips);
     float *sums = static_cast<float*>(rows_of_a) + rows * stride, *block = sums + rows * kStrip;
     for (int64_t s = task.strip0; s < task.strip1; ++s) {
+      const int64_t done = s - task.strip0, count = task.strip1 - task.strip0;
+      prefetch_residual(p, task.row0 + rows * done / count, task.row0 + rows * (done + 1) / count);
       for (int64_t e = 0; e < depth; e += kDepth) {
         const int64_t n = min64(depth - e, kDepth);
         if (!strips) pack_strip(p, s, e, e + n, block);
@@ -84,6 +86,13 @@ struct FmaLinear {
       Epilogue<V, kStrip>(p, column, min64(p.columns() - column, width))
           .run(task.row0, rows, sums, p.gated ? sums + width : nullptr, kStrip);
     }
+  }
+
+  // Asks for rows of the residual, which are added when all strips are done.
+  static void prefetch_residual(const LinearParams& p, int64_t row0, int64_t row1) {
+    if (!p.residual.at) return;
+    const int64_t bytes = p.columns() * dtype_size(p.residual.dtype);
+    for (int64_t row = row0; row < row1; ++row) prefetch_row(line_of(p.residual, row, 0), bytes);
   }
 
   static void finish(const LinearParams& p, int64_t row0, int64_t row1) {
