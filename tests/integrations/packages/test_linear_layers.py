@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import inspect
 import pickle
@@ -203,45 +202,48 @@ def test_models_with_heads(name):
     assert_no_worse({"o": actual}, {"o": expected}, [{"o": naive}], torch.float32)
 
 
+DROPPING = {  # a model, and its module around a linear layer with dropout
+    "PostNorm": ("bert", lambda model: model.encoder.layer[0].output),
+    "AddedToResidual": ("megatron-bert", lambda model: model.encoder.layer[0].attention.output),
+    "AddedInOrder": ("megatron-bert", lambda model: model.encoder.layer[0].output),
+    "FeedForward": ("distilbert", lambda model: model.transformer.layer[0].ffn),
+    "Gated": ("modernbert", lambda model: model.layers[0].mlp),
+}
+
+
 @pytest.mark.parametrize("numbers", ["fp32", "bf16"])
-@pytest.mark.parametrize("name", ["bert", "megatron-bert", "distilbert", "modernbert"])
-def test_dropout_is_that_of_the_seed(name, numbers):
-    """torch's own mask of the same seed, so that results are those of the original."""
+@pytest.mark.parametrize("family", DROPPING)
+def test_dropout(family, numbers):
+    """As many numbers are zeroed as are to be, and the others grown to make up for it."""
     dtype, _ = NUMBERS[numbers]
-    p = {"distilbert": {"dropout": 0.4}, "modernbert": {"mlp_dropout": 0.4}}
-    model = make_model(name, **p.get(name, {"hidden_dropout_prob": 0.4})).train().to(dtype)
-    inputs, valid = make_inputs()
-
-    def results(model):
-        torch.manual_seed(5)
-        return {"o": torch.where(valid[..., None], model(**inputs)[0].detach(), 0)}
-
-    with softmax_as_given(), same_dropout():
-        truth = results(copy.deepcopy(model).double())
-        naive = results(model)
-        without = results(copy.deepcopy(model).eval())
-        replace_attention(model, linear=True)
-        actual = results(model)
-    assert_no_worse(actual, truth, [naive], dtype)
-    assert (actual["o"] - without["o"]).abs().max() > 0.1
-
-
-@contextlib.contextmanager
-def same_dropout():
-    """Masks of nn.Dropout that are the same in every dtype."""
-    real = nn.Dropout.forward
-
-    def forward(self, x):
-        if not self.training or self.p == 0:
-            return x
-        keep = torch.rand(x.shape) >= self.p
-        return x * keep / (1 - self.p)
-
-    nn.Dropout.forward = forward
-    try:
-        yield
-    finally:
-        nn.Dropout.forward = real
+    name, find = DROPPING[family]
+    model = make_model(name).to(dtype)
+    replace_attention(model, linear=True)
+    module, p, rows = find(model), 0.4, 400
+    assert type(module).__mro__[1].__name__ == family
+    if family == "Gated":  # dropout before its last layer, which is made to return its input
+        module.Wo = nn.Identity()
+        module.drop.p = p
+    else:
+        module.dropout.p = p
+    if family == "PostNorm":
+        module.LayerNorm = nn.Identity()
+    layer = module.dense if hasattr(module, "dense") else getattr(module, "lin1", None)
+    x = torch.randn(2, rows, (layer or module.Wi).in_features, dtype=dtype)
+    inputs = (x,) if family in ("FeedForward", "Gated") else (x, torch.zeros(2, rows, 24))
+    with torch.no_grad():
+        whole = module.eval()(*inputs)
+        module.train()
+        torch.manual_seed(3)
+        first, second = module(*inputs), module(*inputs)
+        torch.manual_seed(3)
+        assert torch.equal(module(*inputs), first)
+    zeros = first == 0
+    assert (zeros != (second == 0)).any()
+    spread = (p * (1 - p) / zeros.numel()) ** 0.5
+    assert abs(zeros.double().mean() - p) < 5 * spread
+    unit = 2 * torch.finfo(dtype).eps
+    torch.testing.assert_close(first[~zeros], whole[~zeros] / (1 - p), rtol=unit, atol=unit)
 
 
 @pytest.mark.skipif(cpu.instruction_set() == "amx", reason="AMX serves 256 rows and more")
