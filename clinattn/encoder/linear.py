@@ -36,6 +36,8 @@ from .linear_op import (
 AMX_ROWS, AMX_COLUMNS = 256, 128
 # Instruction sets without linear layers
 WITHOUT_LAYERS = (None, "scalar")
+# Types that compute as nn.Linear does; integrations add theirs
+LAYERS: set[type] = {nn.Linear}
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 NORMS = {nn.LayerNorm: LAYER_NORM, BiaslessLayerNorm: LAYER_NORM, nn.RMSNorm: RMS_NORM}
 
@@ -58,13 +60,32 @@ def linear(
     numbers, other devices, compilers, traces, modes and torch.func get torch's own calls.
     Returns (..., features): in the residual's dtype, else as the layer does.
     """
-    form = _form(layer, x, residual, activation, gated)
+    form = None if is_wrapped(layer) else _form(layer, x, residual, activation, gated)
     if form is None:
         return by_torch(
             layer, x, activation=activation, gated=gated,
             dropout=dropout, residual=residual, norm=norm,
         )  # fmt: skip
-    shape = (*x.shape[:-1], layer.out_features // 2 if gated else layer.out_features)
+    return _computed(form, layer, x, dropout, residual, norm)
+
+
+def forward(layer: nn.Linear, x: Tensor) -> Tensor:
+    """The forward of a layer's class, around which hooks run: compiled or nn.Linear's."""
+    form = _form(layer, x, None, None, False)
+    if form is None:
+        return nn.Linear.forward(layer, x)
+    return _computed(form, layer, x, None, None, None)
+
+
+def _computed(
+    form: Form,
+    layer: nn.Linear,
+    x: Tensor,
+    dropout: nn.Dropout | None,
+    residual: Tensor | None,
+    norm: nn.Module | None,
+) -> Tensor:
+    shape = (*x.shape[:-1], layer.out_features // 2 if form.gated else layer.out_features)
     rows = x.reshape(-1, x.shape[-1])
     dropped = _drawn(dropout)
     at_once = dropped is not None
@@ -91,7 +112,7 @@ def _drawn(dropout: nn.Dropout | None) -> Dropped | None:
     """The dropout for the compiled layers, its seed drawn; None where it is to be called itself."""
     if dropout is None:
         return WITHOUT_DROPOUT
-    if type(dropout) is not nn.Dropout or _has_hooks(dropout):
+    if type(dropout) is not nn.Dropout or is_wrapped(dropout):
         return None
     if not (dropout.training and dropout.p > 0):
         return WITHOUT_DROPOUT
@@ -106,6 +127,9 @@ def serves_stream(x: Tensor) -> bool:
 def normalise(norm: nn.Module, x: Tensor) -> Tensor:
     """norm(x), also for an x of fp32 and a norm of bf16 weights, which torch refuses: in fp32."""
     of_norm = _norm_of(norm)
+    if of_norm is None and x.dtype == torch.float32:
+        weight = getattr(norm, "weight", None)
+        return norm(x.bfloat16() if weight is not None and weight.dtype == torch.bfloat16 else x)
     if of_norm is None or of_norm.gamma is None or x.dtype == of_norm.gamma.dtype:
         return norm(x)
     gamma, beta = (None if a is None else a.to(x.dtype) for a in (of_norm.gamma, of_norm.beta))
@@ -125,7 +149,7 @@ def by_torch(
     norm: nn.Module | None = None,
 ) -> Tensor:
     """What `linear` returns, by torch's own calls."""
-    if x.device.type == "cpu" and type(layer) is nn.Linear and not torch.is_autocast_enabled("cpu"):
+    if x.device.type == "cpu" and type(layer) in LAYERS and not torch.is_autocast_enabled("cpu"):
         x = x.to(layer.weight.dtype)  # of a stream that is kept in fp32
     y = activated(activation, gated, layer(x))
     if dropout is not None:
@@ -139,9 +163,11 @@ def _form(
     layer: nn.Linear, x: Tensor, residual: Tensor | None, activation: str | None, gated: bool
 ) -> Form | None:
     """What the compiled layers compute of the call; None where torch's own calls serve it."""
-    if type(layer) is not nn.Linear or _has_hooks(layer):
+    if type(layer) not in LAYERS:
         return None
     if not _may_serve(x, layer.weight, layer.bias, residual):
+        return None
+    if residual is not None and residual.shape[:-1] != x.shape[:-1]:  # one that broadcasts
         return None
     weight = layer.weight
     autocast = torch.is_autocast_enabled("cpu")
@@ -169,9 +195,13 @@ def _may_serve(x: Tensor, *others: Tensor | None) -> bool:
         and not torch._C._are_functorch_transforms_active()
         and torch._C._len_torch_dispatch_stack() == 0
         and forward_ad._current_level < 0
-        and cpu.instruction_set() not in WITHOUT_LAYERS
-        and compiled_layers()
+        and serves()
     )
+
+
+def serves() -> bool:
+    """Returns whether this machine has compiled layers."""
+    return cpu.instruction_set() not in WITHOUT_LAYERS and compiled_layers()
 
 
 def _is_plain(x: Tensor) -> bool:
@@ -182,14 +212,19 @@ def _is_plain(x: Tensor) -> bool:
     )
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    return _has_any_global_hook() or any(getattr(module, hooks) for hooks in HOOKS)
+def is_wrapped(module: nn.Module) -> bool:
+    """Returns whether calling the module does more than its class: hooks, a forward of its own."""
+    return (
+        _has_any_global_hook()
+        or "forward" in vars(module)
+        or any(getattr(module, hooks) for hooks in HOOKS)
+    )
 
 
 def _norm_of(norm: nn.Module | None) -> NormOf | None:
     """The norm as the compiled layers take it; None where it is to be called."""
     kind = NORMS.get(type(norm))
-    if norm is None or kind is None or _has_hooks(norm):
+    if norm is None or kind is None or is_wrapped(norm):
         return None
     given: Any = norm
     gamma, beta, eps = given.weight, getattr(given, "bias", None), given.eps

@@ -286,7 +286,11 @@ def looks_like_attention(module: nn.Module) -> bool:
     or one to three times the width, for q, k and v; and nothing in it is replaced already. Such a
     module is to be named, not passed over.
     """
-    if any(type(x).__module__.startswith("clinattn.") for x in module.modules()):
+    if any(
+        type(x).__module__.startswith("clinattn.")
+        for x in module.modules()
+        if not isinstance(x, nn.Linear)
+    ):
         return False
     if re.search("Attention|Attn", type(module).__name__) is None:
         return False

@@ -104,7 +104,7 @@ ROOMS = {
     "files": set(),
     "encoder": {"backends", "files", "operator"},
     "workloads": {"files", "operator"},
-    "integrations": {"backends", "operator"},
+    "integrations": {"backends", "encoder", "operator"},
     "training": {"encoder", "files", "operator", "workloads"},
     "tools": {
         "backends", "encoder", "files", "integrations", "kernels", "operator", "training",

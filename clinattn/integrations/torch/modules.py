@@ -28,19 +28,12 @@ from torch.nn.utils import parametrize
 
 from clinattn.backends.call import MAX_HEAD_DIM
 from clinattn.integrations.outcome import Outcome
+from clinattn.integrations.stand_in import StandIn, is_stand_in
 from clinattn.integrations.torch.multihead import module_attention
 
 
-class _Fused:
-    """Base of stand-ins for `replaces`, the class that a pickle names, as it can be imported."""
-
-    replaces: type
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        how: Any = super().__reduce_ex__(protocol)
-        if "replaces" not in vars(type(self)):  # a class derived from it, as by parametrize
-            return how
-        return _empty, (self.replaces,), *how[2:]
+class _Fused(StandIn):
+    """Base of the stand-ins for torch's classes."""
 
 
 _warned = False
@@ -194,9 +187,7 @@ def _fused_class(cls: Any) -> Any:
     raise TypeError(f"clinattn: {cls.__name__} has no stand-in")
 
 
-def _empty(cls: Any) -> Any:
-    fused = _fused_class(cls)
-    return fused.__new__(fused)
+_Fused.stand_in_of = staticmethod(_fused_class)
 
 
 def _stand_in(module: nn.Module) -> str | None:
@@ -251,7 +242,7 @@ def restore(module: nn.Module) -> None:
     """Give module and all inside it the classes that they had before adapt."""
     for child in module.modules():
         if isinstance(child, _Fused):
-            if "replaces" not in vars(type(child)):
+            if not is_stand_in(child):
                 raise ValueError(
                     f"restore: got {type(child).__name__}, which was derived from the replaced "
                     "class, as by torch.nn.utils.parametrize; expected that to be undone first"
