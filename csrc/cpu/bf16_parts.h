@@ -31,7 +31,7 @@ inline void split(__m512 a, __m512 b, Bf16* first, int64_t part_stride) {
 }
 
 // The same for any 16 elements x: the first part of a large finite number stays finite, what is not
-// finite has no further part, and small parts are kept although tiles will take them for 0.
+// finite has no further part, and small parts are kept although products will take them for 0.
 template <int kParts>
 inline void split_special(__m512 x, Bf16* first, int64_t part_stride) {
   const __m512 top = _mm512_castsi512_ps(_mm512_set1_epi32(0x7f7f0000));
@@ -64,7 +64,7 @@ struct Contents {
   float size() const { return _mm512_reduce_max_ps(largest); }
 };
 
-// Tiles take bf16 below 2^-126 for 0, and with them the later parts of fp32 numbers below 2^-110
+// Products take bf16 below 2^-126 for 0, and with them the later parts of fp32 numbers below 2^-110
 // and of their products with weights. So numbers are multiplied by a power of two as they are
 // packed, which changes no digit; by kRaised, or more, no number but a denormal one is small.
 constexpr float kSmall = 0x1p-94f, kRaised = 0x1p24f;
@@ -223,19 +223,38 @@ inline __m512 exponential(__m512 x, __m512 scale, __m512 offset, __mmask16 where
 template <int kParts>
 constexpr float kWeightUnit = kParts == 1 ? 0x1p-10f : 1.0f;
 
-// kWeightUnit 2^(scale x + offset), as exact as fp32 where the power is below 2. Of one part
+// x <- kWeightUnit 2^(scale x + offset), as exact as fp32 where the power is below 2. Of one part
 // denormal numbers must be flushed: to ask for those that are too small costs as much as two steps
-// of a polynomial.
+// of a polynomial. A step of all comes before the next one, which need not wait then.
+template <int kParts, int kCount>
+inline void to_weights(__m512 (&x)[kCount], __m512 scale, __m512 offset) {
+  using V = Avx512;
+  if constexpr (kParts > 1) {
+    for (__m512& y : x) y = exponential<kParts>(y, scale, offset);
+    return;
+  }
+  __m512 r[kCount], e[kCount];
+#pragma GCC unroll 4
+  for (int i = 0; i < kCount; ++i) x[i] = V::fma(x[i], scale, offset);
+#pragma GCC unroll 4
+  for (int i = 0; i < kCount; ++i)
+    r[i] = _mm512_reduce_ps(x[i], _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+#pragma GCC unroll 4
+  for (int i = 0; i < kCount; ++i) e[i] = V::set1(kExp2Above[5] * kWeightUnit<kParts>);
+#pragma GCC unroll 5
+  for (int k = 4; k >= 0; --k)
+#pragma GCC unroll 4
+    for (int i = 0; i < kCount; ++i)
+      e[i] = V::fma(e[i], r[i], V::set1(kExp2Above[k] * kWeightUnit<kParts>));
+#pragma GCC unroll 4
+  for (int i = 0; i < kCount; ++i) x[i] = _mm512_scalef_ps(e[i], x[i]);
+}
+
 template <int kParts>
 inline __m512 weight_of(__m512 x, __m512 scale, __m512 offset) {
-  using V = Avx512;
-  if constexpr (kParts > 1) return exponential<kParts>(x, scale, offset);
-  const __m512 y = V::fma(x, scale, offset);
-  const __m512 r = _mm512_reduce_ps(y, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
-  __m512 e = V::set1(kExp2Above[5] * kWeightUnit<kParts>);
-#pragma GCC unroll 5
-  for (int i = 4; i >= 0; --i) e = V::fma(e, r, V::set1(kExp2Above[i] * kWeightUnit<kParts>));
-  return _mm512_scalef_ps(e, y);
+  __m512 weight[1] = {x};
+  to_weights<kParts>(weight, scale, offset);
+  return weight[0];
 }
 
 // While an object of this type exists, vector instructions give 0 for denormal results.
