@@ -335,21 +335,10 @@ class Bf16Fold {
     for (uint64_t unit = first; unit < static_cast<uint64_t>(last); ++unit) {
       const float* from = e.s + unit / 4 * 512 + i * 256 + unit % 4 * 64;
       Bf16* to = p + unit * 64;
-      // Weights two by two fill the gaps between tile products; else four by four wait less.
-      [[maybe_unused]] __m512 all[4];
-      if constexpr (!E::Multiplier::kDelayed) {
-        for (int x = 0; x < 4; ++x) all[x] = V::load(from + 16 * x);
-        to_weights<kParts>(all, factor, offset);
-      }
 #pragma GCC unroll 2
       for (int x = 0; x < 2; ++x) {
-        __m512 even, odd;
-        if constexpr (E::Multiplier::kDelayed) {
-          even = weight_of<kParts>(V::load(from + 32 * x), factor, offset);
-          odd = weight_of<kParts>(V::load(from + 32 * x + 16), factor, offset);
-        } else {
-          even = all[2 * x], odd = all[2 * x + 1];
-        }
+        __m512 even = weight_of<kParts>(V::load(from + 32 * x), factor, offset),
+               odd = weight_of<kParts>(V::load(from + 32 * x + 16), factor, offset);
         total = V::add(total, V::add(even, odd));
         if (kCutBeside) cut = E::Multiplier::add_cut(cut, even, odd);
 #pragma GCC unroll 3

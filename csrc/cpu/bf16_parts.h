@@ -223,38 +223,19 @@ inline __m512 exponential(__m512 x, __m512 scale, __m512 offset, __mmask16 where
 template <int kParts>
 constexpr float kWeightUnit = kParts == 1 ? 0x1p-10f : 1.0f;
 
-// x <- kWeightUnit 2^(scale x + offset), as exact as fp32 where the power is below 2. Of one part
+// kWeightUnit 2^(scale x + offset), as exact as fp32 where the power is below 2. Of one part
 // denormal numbers must be flushed: to ask for those that are too small costs as much as two steps
-// of a polynomial. A step of all comes before the next one, which need not wait then.
-template <int kParts, int kCount>
-inline void to_weights(__m512 (&x)[kCount], __m512 scale, __m512 offset) {
-  using V = Avx512;
-  if constexpr (kParts > 1) {
-    for (__m512& y : x) y = exponential<kParts>(y, scale, offset);
-    return;
-  }
-  __m512 r[kCount], e[kCount];
-#pragma GCC unroll 4
-  for (int i = 0; i < kCount; ++i) x[i] = V::fma(x[i], scale, offset);
-#pragma GCC unroll 4
-  for (int i = 0; i < kCount; ++i)
-    r[i] = _mm512_reduce_ps(x[i], _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
-#pragma GCC unroll 4
-  for (int i = 0; i < kCount; ++i) e[i] = V::set1(kExp2Above[5] * kWeightUnit<kParts>);
-#pragma GCC unroll 5
-  for (int k = 4; k >= 0; --k)
-#pragma GCC unroll 4
-    for (int i = 0; i < kCount; ++i)
-      e[i] = V::fma(e[i], r[i], V::set1(kExp2Above[k] * kWeightUnit<kParts>));
-#pragma GCC unroll 4
-  for (int i = 0; i < kCount; ++i) x[i] = _mm512_scalef_ps(e[i], x[i]);
-}
-
+// of a polynomial.
 template <int kParts>
 inline __m512 weight_of(__m512 x, __m512 scale, __m512 offset) {
-  __m512 weight[1] = {x};
-  to_weights<kParts>(weight, scale, offset);
-  return weight[0];
+  using V = Avx512;
+  if constexpr (kParts > 1) return exponential<kParts>(x, scale, offset);
+  const __m512 y = V::fma(x, scale, offset);
+  const __m512 r = _mm512_reduce_ps(y, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  __m512 e = V::set1(kExp2Above[5] * kWeightUnit<kParts>);
+#pragma GCC unroll 5
+  for (int i = 4; i >= 0; --i) e = V::fma(e, r, V::set1(kExp2Above[i] * kWeightUnit<kParts>));
+  return _mm512_scalef_ps(e, y);
 }
 
 // While an object of this type exists, vector instructions give 0 for denormal results.

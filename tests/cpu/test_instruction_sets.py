@@ -70,8 +70,8 @@ sets_and_their_dtypes = pytest.mark.parametrize(
 def across_tiles():
     """(case, set, dtype): a long problem for each thing that one of the three may get wrong.
 
-    Sets other than AMX take fp16 as they take bf16 or fp32, and all but it and AVX512-BF16 take 16-bit
-    types as fp32 once rows are widened.
+    Sets other than AMX take fp16 as they take another type, and all but AVX512-BF16 16-bit
+    ones as fp32 once rows are widened.
     """
     for name in SETS or [None]:
         for case in SHORT:

@@ -1,4 +1,4 @@
-"""The compiled CPU backend with AVX-512, AVX512-BF16 and AMX emulated, for a machine that has AVX2 alone.
+"""The compiled CPU backend with AVX-512, AVX512-BF16 and AMX emulated, where AVX2 alone is there.
 
     PYTHONPATH=tests/lib pytest -p emulated_sets tests/cpu/test_instruction_sets.py
 
