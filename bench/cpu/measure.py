@@ -91,6 +91,8 @@ def measure(
 
 
 def peak_loop(instruction_set: str, dtype: str) -> str:
+    if instruction_set == "avx512_bf16":
+        return "avx512 bf16" if dtype == "bf16" else "avx512 fma"
     if instruction_set != "amx":
         return f"{instruction_set} fma"
     products = {"fp32": 6, "fp16": 3, "bf16": 1}[dtype]  # of bf16 tiles, for one of the dtype

@@ -8,7 +8,7 @@ Ours is checked against fp64 before it is timed. Rounds interleave ours and torc
 median of wall times. FLOP are 4D a visible pair forward and 10D backward, padding not counted. The
 peak is a loop of multiply-adds in registers, measured beside each case on the same threads: AMX's
 where AMX is in force, over three for fp16 and over six for fp32, which need so many bf16 products
-for each of their own; else FMA.
+for each of their own; AVX512-BF16's for bf16 where that is in force; else FMA.
 """
 
 from __future__ import annotations

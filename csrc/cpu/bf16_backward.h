@@ -1,13 +1,14 @@
-// The backward pass's products on AMX tiles, its gradients of scores on AVX-512. As in the forward
-// pass a vector of scores belongs to one key and 16 queries. In time, with b the block of 32
-// queries and 32 keys at hand, and slices of kSlice keys of all the queries:
+// The backward pass's products of bf16 parts by a multiplier M (TileProducts, DotProducts), its
+// gradients of scores on AVX-512. As in the forward pass a vector of scores belongs to one key and
+// 16 queries. In time, with b the block of 32 queries and 32 keys at hand, and slices of kSlice
+// keys of all the queries:
 //
-//   tiles     | q k^T, do v^T of b + kAhead | dv, dk, dq^T of the slice before, as many as are due | ...
+//   products  | q k^T, do v^T of b + 2 | dv, dk, dq^T of the slice before, as many as are due | ...
 //   vectors   | p and ds of b, spread over both                                               |
 //
-// Two blocks are multiplied before the first: scores of three are in flight, p and ds of two
-// slices. The last slice of a call waits for the products of the next call, or for finish. Of one
-// part (not kBeside) a slice is summed as soon as it has its p and ds, and one is in flight.
+// Two blocks are multiplied before the first (kAhead): scores of three are in flight, p and ds of
+// two slices. The last slice of a call waits for the products of the next call, or for finish. Of
+// one part (not kBeside) a slice is summed as soon as it has its p and ds, and one is in flight.
 #pragma once
 
 #include <string.h>
@@ -32,9 +33,10 @@ struct Bf16Backward {
   using Cover = ColumnCover<Bf16Backward>;
   static constexpr bool kRaises = kParts > 1;
   static constexpr bool kDelayed = true;  // what differentiate leaves for later is called complete
-  static constexpr int64_t kRows = 128;   // queries of a block
-  static constexpr int64_t kKeys = 512;   // keys of a tile
-  static constexpr int64_t kBlock = 32;   // keys packed at a time
+  // Queries of a block and keys of a tile. Without tile registers smaller blocks, which fit windows
+  // better, cost nothing, and a tile of 768 keys is packed and folded less often.
+  static constexpr int64_t kRows = M::kDelayed ? 128 : 64, kKeys = M::kDelayed ? 512 : 768;
+  static constexpr int64_t kBlock = 32;                      // keys packed at a time
   static constexpr int64_t kBegin = 32, kEnd = 2;            // where columns may begin and end
   static constexpr int64_t kSlice = kParts == 1 ? 128 : 64;  // keys whose p and ds are kept at once
   static constexpr int64_t kWeights = kParts * kRows * kSlice;  // elements of p or ds
@@ -44,8 +46,8 @@ struct Bf16Backward {
   static constexpr bool kBeside = kParts > 1;
   static constexpr int64_t kHalves = kBeside ? 2 : 1;  // slices, and blocks of queries, kept
 
-  // Blocks multiplied ahead of the one at hand, and buffers of their scores: what a tile has just
-  // multiplied is not stored yet.
+  // Blocks multiplied ahead of the one at hand, and buffers of their scores: what tile registers
+  // have just multiplied is not stored yet.
   static constexpr int64_t kAhead = M::kDelayed ? 2 : 1, kScores = kAhead + 1;
 
   const int64_t head_dim, value_dim;
@@ -55,7 +57,7 @@ struct Bf16Backward {
   Tiled<Bf16> k, v, kt;             // K and V (keys, d), K^T (d, keys) as A operands: 64 KB each
   Tiled<Bf16> q, dout;              // Q^T and dO^T (d, queries) as B operands: 16 KB each
   Tiled<Bf16> q_pairs, dout_pairs;  // Q and dO (queries, d) as B operands: 16 KB each, kHalves
-  float *s_all, *dp_all;            // 2 x 2 tiles (keys, queries), three buffers: 12 KB each
+  float *s_all, *dp_all;            // 2 x 2 tiles (keys, queries), kScores buffers: 4 KB each
   Bf16 *p, *ds;                     // (keys, queries) of a slice as A operands: 32 KB each, kHalves
   Bf16* ds_pairs;                   // ds (keys, queries) of a slice as B operand: 32 KB, kHalves
   Tiled<float> dk, dv;              // blocks of 32 keys and 32 d: 128 KB each

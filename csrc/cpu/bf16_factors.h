@@ -1,5 +1,5 @@
 // The powers of two by which the backward pass multiplies rows before it splits them, so that no
-// digit of small numbers is lost in tiles and no sum overflows.
+// digit of small numbers is lost in products and no sum overflows.
 #pragma once
 
 #include <stdint.h>

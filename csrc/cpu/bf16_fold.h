@@ -11,7 +11,8 @@
 // So scores of two or three blocks (e.buffers) and weights of two groups are in flight. A tile's
 // sums are stored while the next product runs, and not read before that one ends: scores of b - 1
 // lie still while s of b is multiplied. Without p v beside it, s of b takes all the weights of
-// b - 2. A group ends with its last block: its l is added up, and its p v begins.
+// b - 2. A group ends with its last block: its l is added up, and its p v begins. Sums that are
+// stored at once (not kDelayed) leave one block less in flight.
 #pragma once
 
 #include <initializer_list>
@@ -37,7 +38,8 @@ class Bf16Fold {
   // Of one part weights lose half their digits, on the average by a little. o is divided by the sum
   // of what is left of them, and lse is that of the weights themselves.
   static constexpr bool kCut = kParts == 1;
-  // With dropout, and where a product with ones costs more, that sum is formed beside the weights.
+  // With dropout, and where a product with a tile of ones is no cheaper, that sum is formed beside
+  // the weights.
   static constexpr bool kCutBeside = kCut && (kDropout || !E::Multiplier::kDelayed);
   static constexpr int64_t kBlocks = 4;  // in flight: one more than have scores
   static constexpr int64_t kUnits = 16;  // 16 queries and E::kEnd keys each, of a full block

@@ -1,5 +1,6 @@
-// The forward pass's products on AMX tiles, its softmax on AVX-512. Everything is transposed: a
-// vector belongs to one key and 16 queries, so that nothing is ever reduced along a vector.
+// The forward pass's products of bf16 parts by a multiplier M (TileProducts, DotProducts), its
+// softmax on AVX-512. Everything is transposed: a vector belongs to one key and 16 queries, so that
+// nothing is ever reduced along a vector.
 #pragma once
 
 #include "bf16_fold.h"
@@ -63,7 +64,7 @@ struct Bf16Forward {
         v_width(round_up(value_dim, 32)),
         o_width(v_width + (kParts == 1 ? 16 : 0)),
         rows(round_up(rows, kRows)),
-        buffers(max64(width, v_width) > 64 ? 2 : 3),
+        buffers(M::kDelayed && max64(width, v_width) <= 64 ? 3 : 2),
         panel(262144 / (kParts * (width + v_width) * kAligned) * kAligned) {
     q = a.take<Bf16>(kParts * this->rows * width);
     k = a.take<Bf16>(kParts * panel * width);

@@ -1,5 +1,5 @@
 // The backward pass's gradients of scores, on AVX-512: p <- 2^(s - lse) and ds <- p (dp - delta),
-// as operands for tiles. As in the forward pass a vector of scores belongs to one key and 16
+// as operands of products. As in the forward pass a vector of scores belongs to one key and 16
 // queries.
 #pragma once
 

@@ -31,7 +31,7 @@ inline void split(__m512 a, __m512 b, Bf16* first, int64_t part_stride) {
 }
 
 // The same for any 16 elements x: the first part of a large finite number stays finite, what is not
-// finite has no further part, and small parts are kept although tiles will take them for 0.
+// finite has no further part, and small parts are kept although products will take them for 0.
 template <int kParts>
 inline void split_special(__m512 x, Bf16* first, int64_t part_stride) {
   const __m512 top = _mm512_castsi512_ps(_mm512_set1_epi32(0x7f7f0000));
@@ -64,7 +64,7 @@ struct Contents {
   float size() const { return _mm512_reduce_max_ps(largest); }
 };
 
-// Tiles take bf16 below 2^-126 for 0, and with them the later parts of fp32 numbers below 2^-110
+// Products take bf16 below 2^-126 for 0, and with them the later parts of fp32 numbers below 2^-110
 // and of their products with weights. So numbers are multiplied by a power of two as they are
 // packed, which changes no digit; by kRaised, or more, no number but a denormal one is small.
 constexpr float kSmall = 0x1p-94f, kRaised = 0x1p24f;

@@ -1,4 +1,4 @@
-// The backward pass's sums over slices of p and ds, on AMX tiles: dv <- dv + p^T do,
+// The backward pass's sums over slices of p and ds, of bf16 parts: dv <- dv + p^T do,
 // dk <- dk + ds^T q and dq^T <- dq^T + k^T ds^T. They are multiplied one block of 32 x 32 after
 // another, when there is something to do beside them.
 #pragma once

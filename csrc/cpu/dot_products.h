@@ -7,8 +7,8 @@
 namespace {
 
 // Products of two tiles of A with two of B. Each sum is one chain in the order of k, whatever is
-// beside it. work() is called after every kRows rows, for vector instructions to run beside the
-// products of the next ones: out of order, as far as the processor looks ahead.
+// beside it. work() is called after every tile of A, for vector instructions to run beside the
+// products of the next one: out of order, as far as the processor looks ahead.
 struct DotProducts {
   static constexpr int kParts = 1;
   static constexpr bool kDelayed = false;  // sums are stored when multiply returns
@@ -21,21 +21,22 @@ struct DotProducts {
   template <bool kAdd = false, bool kStream = false, class P = Products<1>, class Work = NoWork>
   void multiply(const Operand& a, const Operand& b, int64_t steps, float* c, Work&& work = {}) {
     const Bf16* left = a.at;
-    for (int64_t tile = 0; tile <= a.two; ++tile, left += a.other, c += 512)
+    for (int64_t tile = 0; tile <= a.two; ++tile, left += a.other, c += 512) {
       for (int64_t row = 0; row < 16; row += kRows) {
         if (b.two) {
           rows<2, kAdd>(left + row * 32, a.step, b, steps, c + row * 16);
         } else {
           rows<1, kAdd>(left + row * 32, a.step, b, steps, c + row * 16);
         }
-        work();
       }
+      work();
+    }
   }
 
   // Returns how often multiply calls work where A has two tiles.
   template <class P = Products<1>>
   static int64_t calls(int64_t) {
-    return 32 / kRows;
+    return 2;
   }
 
   static void finish() {}

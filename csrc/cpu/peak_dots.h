@@ -8,7 +8,7 @@ namespace {
 
 inline int64_t dot_loop(int64_t steps) {
   constexpr int kChains = 24;
-  // (c + 0.5) 0.5 of pairs (1, 0.5) ... : all sums converge to 2
+  // the two products of a pair cancel each other: sums stay where they began
   __m512 c[kChains];
   for (int i = 0; i < kChains; ++i) c[i] = _mm512_set1_ps(static_cast<float>(i));
   const auto pairs = [](uint32_t x) {

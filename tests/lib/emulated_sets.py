@@ -1,8 +1,8 @@
-"""The compiled CPU backend with AVX-512 and AMX emulated, for a machine that has AVX2 alone.
+"""The compiled CPU backend with AVX-512, AVX512-BF16 and AMX emulated, where AVX2 alone is there.
 
     PYTHONPATH=tests/lib pytest -p emulated_sets tests/cpu/test_instruction_sets.py
 
-Once imported, clinattn._C is over that library: the kernels of both sets are compiled with
+Once imported, clinattn._C is over that library: the kernels of these sets are compiled with
 tests/lib/csrc/emulated_*.h. Numbers are those of the instructions; time is not.
 """
 

@@ -1,6 +1,6 @@
 """The library built beside setup.py, from its sources and flags: what is added is added here.
 
-AVX-512 and AMX can be emulated, for a machine that has AVX2 alone.
+AVX-512, AVX512-BF16 and AMX can be emulated, for a machine that has AVX2 alone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from kept import one_at_a_time
 from places import LIB, ROOT
 
 CSRC = ROOT / "csrc"
-EMULATED = ("avx512", "amx")
+EMULATED = ("avx512", "avx512_bf16", "amx")
 FRESH = "-DCLINATTN_FRESH_SCRATCH"  # scratch is allocated anew for each call
 
 

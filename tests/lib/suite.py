@@ -51,7 +51,7 @@ MAIN = Session("kernels of this machine", ("tests",), ("-m", "not timed"), witho
 WITHOUT_PACKAGES = replace(MAIN, options=("-m", "not timed and not integrations"))
 INTERPRETER = Session("Triton's interpreter", (INTERPRETED,), settings={"TRITON_INTERPRET": "1"})
 EMULATED_SETS = Session(
-    "emulated AVX-512 and AMX",
+    "emulated AVX-512, AVX512-BF16 and AMX",
     tuple(
         f"tests/{name}.py"
         for name in (
@@ -77,7 +77,7 @@ def sessions(everything: bool) -> list[Session]:
         if "amx" in instruction_sets():
             print("This machine has AMX: nothing is emulated in its place.")
         elif reason := extension.missing():
-            print(f"AVX-512 and AMX are not emulated: {reason}")
+            print(f"AVX-512, AVX512-BF16 and AMX are not emulated: {reason}")
         else:
             found.insert(2, EMULATED_SETS)
     return found

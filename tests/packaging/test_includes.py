@@ -129,8 +129,9 @@ def test_a_file_includes_the_header_of_each_name(path):
 
 def flags_of(path):
     """The flags of the instruction set that a header is written for."""
-    for name in ("amx", "avx512", "avx2"):
-        if name in path.stem:
+    sets = {"amx": "amx", "bf16": "avx512_bf16", "dot": "avx512_bf16", "avx512": "avx512"}
+    for word, name in (sets | {"avx2": "avx2"}).items():
+        if word in path.stem:
             return build_flags.ISA_FLAGS[name]
     return []
 

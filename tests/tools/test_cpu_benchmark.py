@@ -166,6 +166,8 @@ class TestMeasured:
         peak = {name: module.peak_flops(name) for name in ("float32", "bfloat16", "float16")}
         assert module.instruction_set() == before
         assert all(flops > 1e8 for flops in peak.values())
+        if before == "avx512_bf16":
+            assert peak["bfloat16"] > 1.5 * peak["float32"]
         if before == "amx":
             assert peak["bfloat16"] > 2 * peak["float16"] > 3 * peak["float32"]
 

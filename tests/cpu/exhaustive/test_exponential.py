@@ -19,6 +19,7 @@ LARGEST_ERROR = {
     "scalar": {"exp2": UNFUSED},
     "avx2": {"exp2": FUSED},
     "avx512": {"exp2": FUSED},
+    "avx512_bf16": {"exp2": FUSED, "short": SHORT, "weight": WEIGHT},
     "amx": {"exp2": FUSED, "short": SHORT, "weight": WEIGHT},
 }
 

@@ -8,8 +8,8 @@
 #include <cstdio>
 #include <initializer_list>
 
-#if defined(__AMX_BF16__)
-#include "cpu/amx.h"
+#if defined(__AVX512BF16__)
+#include "cpu/bf16_parts.h"
 using V = Avx512;
 #elif defined(__AVX512F__)
 #include "cpu/vec_avx512.h"
@@ -31,7 +31,7 @@ struct Exp2 {
   static V::F of(V::F x) { return V::exp2(x); }
 };
 
-#if defined(__AMX_BF16__)
+#if defined(__AVX512BF16__)
 struct Short {
   static constexpr bool kRelative = true;
   static V::F of(V::F x) { return exponential<1>(x, V::set1(1), V::zero()); }
@@ -140,7 +140,7 @@ bool report(const char* name) {
 
 int main() {
   bool good = report<Exp2>("exp2");
-#if defined(__AMX_BF16__)
+#if defined(__AVX512BF16__)
   good &= report<Short>("short");
   good &= report<Weight>("weight");
 #endif
