@@ -105,6 +105,30 @@ Arguments Stack::pop_arguments() {
 #undef CLINATTN_POP
 }
 
+Arguments Stack::pop_bare() {
+  Arguments a{.q = pop<Tensor>(), .k = pop<Tensor>(), .v = pop<Tensor>()};
+  CLINATTN_CHECK(a.q.dim() == 4 && a.k.dim() == 4 && a.q.size(1) == a.k.size(1),
+                 "q and k have shapes ", a.q.sizes(), " and ", a.k.sizes(),
+                 "; expected four dimensions, and as many heads");
+  a.scalars.window_left = -1;
+  a.scalars.window_right = pop<bool>() ? 0 : -1;
+  const auto scale = pop<std::optional<double>>();
+  a.scalars.scale = scale ? *scale : std::pow(static_cast<double>(a.q.size(3)), -0.5);
+  return a;
+}
+
+BackwardArguments Stack::pop_bare_backward() {
+  return {
+      .dout = pop<Tensor>(),
+      .dlse = std::nullopt,
+      .o = pop<Tensor>(),
+      .lse = pop<Tensor>(),
+      .lse_low = pop<Tensor>(),
+      .call = pop_bare(),
+      .needs = 0,
+  };
+}
+
 BackwardArguments Stack::pop_backward() {
   return {
       .dout = pop<Tensor>(),

@@ -50,7 +50,11 @@ class Stack {
     return torch::stable::detail::to<T>(values_[popped_++]);
   }
   Arguments pop_arguments();
+  // A bare call: q, k, v (B, H, N, D), is_causal, and a scale that may be left out
+  Arguments pop_bare();
   BackwardArguments pop_backward();
+  // do, o, lse and lse_low, then a bare call
+  BackwardArguments pop_bare_backward();
 
   void push(std::initializer_list<Tensor> results);
   void push(const Gradients& g) { push({g.dq, g.dk, g.dv, g.mask, g.decay, g.slopes, g.relative}); }

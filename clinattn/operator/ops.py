@@ -30,6 +30,8 @@ CALL, INCOMING = schema_of(Arguments), schema_of(Incoming)
 GRADS = ", ".join(f"Tensor d{name}" for name in Gradients._fields)
 SECOND = schema_of(Gradients).replace("Tensor ", "Tensor dd").replace("Tensor? ", "Tensor? dd")
 PRECISION = "int precision=0"  # of cpu.PRECISIONS
+# What a call consists of that has nothing but these; an op with all arguments takes 3 us more.
+BARE = "Tensor q, Tensor k, Tensor v, bool is_causal, float? scale"
 
 # Arguments and results of each op.
 SIGNATURES = {
@@ -41,6 +43,12 @@ SIGNATURES = {
     ),
     "cpu_forward": (f"{CALL}, {PRECISION}", RESULTS),
     "cpu_backward": (f"{INCOMING}, {CALL}, int needs, {PRECISION}", f"({GRADS})"),
+    "cpu_bare_output": (f"{BARE}, {PRECISION}", "Tensor o"),
+    "cpu_bare_forward": (f"{BARE}, {PRECISION}", RESULTS),
+    "cpu_bare_backward": (
+        f"Tensor do, Tensor o, Tensor lse, Tensor lse_low, {BARE}, {PRECISION}",
+        "(Tensor dq, Tensor dk, Tensor dv)",
+    ),
     "cuda_forward": (CALL, RESULTS),
     "cuda_backward": (f"{INCOMING}, {CALL}, int needs", f"({GRADS})"),
 }
@@ -146,7 +154,9 @@ def attention_double_backward(*args: Any) -> tuple[Tensor, ...]:
     return reference.attention_double_backward(call, cotangents, do, dlse, lse, lse_low, needs)
 
 
-def forward_fake(q: Tensor, v: Tensor, cu_seqlens_q: Tensor | None, **_: Any) -> tuple[Tensor, ...]:
+def forward_fake(
+    q: Tensor, v: Tensor, cu_seqlens_q: Tensor | None = None, **_: Any
+) -> tuple[Tensor, ...]:
     lse = lse_like(q, packed=cu_seqlens_q is not None)
     return output_like(q, v), lse, torch.empty_like(lse)
 
@@ -154,6 +164,14 @@ def forward_fake(q: Tensor, v: Tensor, cu_seqlens_q: Tensor | None, **_: Any) ->
 def backward_fake(q: Tensor, k: Tensor, v: Tensor, needs: int, **row: Any) -> tuple[Tensor, ...]:
     empty = empty_gradients(needs, q, [row[name] for name in NEEDS])
     return *(x.new_empty(x.shape) for x in (q, k, v)), *empty
+
+
+def bare_output_fake(q: Tensor, v: Tensor, **_: Any) -> Tensor:
+    return output_like(q, v)
+
+
+def bare_backward_fake(q: Tensor, k: Tensor, v: Tensor, **_: Any) -> tuple[Tensor, ...]:
+    return tuple(x.new_empty(x.shape) for x in (q, k, v))
 
 
 def double_backward_fake(**row: Any) -> tuple[Tensor, ...]:
@@ -172,6 +190,9 @@ FAKES: dict[str, Callable[..., Any]] = {
     "attention_double_backward": double_backward_fake,
     "cpu_forward": forward_fake,
     "cpu_backward": backward_fake,
+    "cpu_bare_output": bare_output_fake,
+    "cpu_bare_forward": forward_fake,
+    "cpu_bare_backward": bare_backward_fake,
     "cuda_forward": forward_fake,
     "cuda_backward": backward_fake,
 }

@@ -72,6 +72,17 @@ struct Avx2 {
     const F hidden = set1(-__builtin_inff());
     return _mm256_blendv_ps(x, hidden, _mm256_cmp_ps(mask, hidden, _CMP_EQ_OQ));
   }
+  // -inf in the lanes outside [lo, hi)
+  static F hidden_but(F x, int64_t lo, int64_t hi) {
+    const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    const auto bound = [](int64_t i) {
+      return _mm256_set1_epi32(static_cast<int>(clamp(i, 0, 8)));
+    };
+    const __m256i outside = _mm256_or_si256(
+        _mm256_cmpgt_epi32(bound(lo), lanes),
+        _mm256_xor_si256(_mm256_cmpgt_epi32(bound(hi), lanes), _mm256_set1_epi32(-1)));
+    return _mm256_blendv_ps(x, set1(-__builtin_inff()), _mm256_castsi256_ps(outside));
+  }
   static F zero_where_hidden(F x, F mask) {
     return _mm256_and_ps(x, _mm256_cmp_ps(mask, set1(-__builtin_inff()), _CMP_NEQ_UQ));
   }
@@ -164,9 +175,19 @@ struct Avx2 {
 
   // dst (8 x 8) <- src^T
   static void transpose(const float* src, int64_t ld_src, float* dst, int64_t ld_dst) {
+    transpose_first<8>(src, ld_src, dst, ld_dst);
+  }
+  // the same of the first n rows of src, rounded up to 4; the others count as zeros
+  static void transpose_rows(const float* src, int64_t ld_src, int64_t n, float* dst,
+                             int64_t ld_dst) {
+    n > 4 ? transpose_first<8>(src, ld_src, dst, ld_dst)
+          : transpose_first<4>(src, ld_src, dst, ld_dst);
+  }
+  template <int kFirst>
+  static void transpose_first(const float* src, int64_t ld_src, float* dst, int64_t ld_dst) {
     __m256 r[8], t[8];
 #pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i) r[i] = load(src + i * ld_src);
+    for (int i = 0; i < 8; ++i) r[i] = i < kFirst ? load(src + i * ld_src) : zero();
 #pragma GCC unroll 4
     for (int i = 0; i < 8; i += 2) {
       t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);

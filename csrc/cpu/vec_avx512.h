@@ -74,6 +74,16 @@ struct Avx512 {
                              _mm512_cmplt_epi32_mask(at, _mm512_load_si512(hi));
     return _mm512_mask_mov_ps(set1(-__builtin_inff()), inside, x);
   }
+  // -inf in the lanes outside [lo, hi)
+  static F hidden_but(F x, int64_t lo, int64_t hi) {
+    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const auto bound = [](int64_t i) {
+      return _mm512_set1_epi32(static_cast<int>(clamp(i, 0, 16)));
+    };
+    const __mmask16 inside =
+        _mm512_cmple_epi32_mask(bound(lo), lanes) & _mm512_cmplt_epi32_mask(lanes, bound(hi));
+    return _mm512_mask_mov_ps(set1(-__builtin_inff()), inside, x);
+  }
   static F zero_where_hidden(F x, F mask) {
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(mask, set1(-__builtin_inff()), _CMP_NEQ_UQ), x);
   }
@@ -167,9 +177,20 @@ struct Avx512 {
 
   // dst (16 x 16) <- src^T
   static void transpose(const float* src, int64_t ld_src, float* dst, int64_t ld_dst) {
+    transpose_first<16>(src, ld_src, dst, ld_dst);
+  }
+  // the same of the first n rows of src, rounded up to 4; the others count as zeros
+  static void transpose_rows(const float* src, int64_t ld_src, int64_t n, float* dst,
+                             int64_t ld_dst) {
+    if (n > 8) return transpose_first<16>(src, ld_src, dst, ld_dst);
+    n > 4 ? transpose_first<8>(src, ld_src, dst, ld_dst)
+          : transpose_first<4>(src, ld_src, dst, ld_dst);
+  }
+  template <int kFirst>
+  static void transpose_first(const float* src, int64_t ld_src, float* dst, int64_t ld_dst) {
     __m512 r[16], t[16];
 #pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i) r[i] = load(src + i * ld_src);
+    for (int i = 0; i < 16; ++i) r[i] = i < kFirst ? load(src + i * ld_src) : zero();
 #pragma GCC unroll 8
     for (int i = 0; i < 16; i += 2) {
       t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
