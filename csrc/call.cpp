@@ -44,10 +44,13 @@ const int32_t* row_bounds(const OptionalTensor& t, const char* name, Sizes sizes
   return static_cast<const int32_t*>(stat_values(t, name, sizes, ScalarType::Int, q));
 }
 
-std::vector<int64_t> with_last(const Tensor& t, int64_t size) {
-  std::vector<int64_t> sizes = t.sizes().vec();
-  sizes.back() = size;
-  return sizes;
+// t has three or four dimensions.
+Shape with_last(const Tensor& t, int64_t size) {
+  const Sizes sizes = t.sizes();
+  Shape shape{{}, sizes.size()};
+  std::copy(sizes.begin(), sizes.end() - 1, shape.sizes.begin());
+  shape.sizes[shape.rank - 1] = size;
+  return shape;
 }
 
 void check_intervals(const Arguments& a, Sizes rows, AttentionParams& p) {
@@ -261,8 +264,7 @@ AttentionParams check_shapes(const Arguments& a) {
     }
     p.mask = {m.const_data_ptr(), dtype_of(m, "mask"), stride[0], stride[1], stride[2], stride[3]};
   }
-  const std::vector<int64_t> rows =
-      packed ? std::vector<int64_t>{p.total_q} : std::vector<int64_t>{p.num_seqs, p.max_q};
+  const Shape rows = packed ? Shape{{p.total_q}, 1} : Shape{{p.num_seqs, p.max_q}, 2};
   check_intervals(a, rows, p);
   check_score_terms(a, rows, p);
   check_dropout(a, p);
@@ -272,13 +274,11 @@ AttentionParams check_shapes(const Arguments& a) {
   return p;
 }
 
-std::vector<int64_t> output_shape(const AttentionParams& p, const Tensor& q) {
-  return with_last(q, p.value_dim);
-}
+Shape output_shape(const AttentionParams& p, const Tensor& q) { return with_last(q, p.value_dim); }
 
-std::vector<int64_t> stat_shape(const AttentionParams& p) {
-  if (p.cu_seqlens_q) return {p.heads, p.total_q};
-  return {p.num_seqs, p.heads, p.max_q};
+Shape stat_shape(const AttentionParams& p) {
+  if (p.cu_seqlens_q) return {{p.heads, p.total_q}, 2};
+  return {{p.num_seqs, p.heads, p.max_q}, 3};
 }
 
 ScalarType stat_type(const Tensor& q) {
@@ -288,7 +288,9 @@ ScalarType stat_type(const Tensor& q) {
 BackwardInputs::BackwardInputs(AttentionParams& p, const BackwardArguments& b) {
   const Tensor& q = b.call.q;
   const auto of_o = output_shape(p, q);
-  check_layout(b.dout, "do", of_o, q);
+  const bool by_rows = b.dout.dim() == 0 || b.dout.stride(-1) == 1 || b.dout.size(-1) == 1;
+  const Tensor& dout = by_rows ? b.dout : copies_[3].emplace(torch::stable::contiguous(b.dout));
+  check_layout(dout, "do", of_o, q);
   check_layout(b.o, "o", of_o, q);
   const auto sizes = stat_shape(p);
   const auto stat = [&](const Tensor& x, const char* name, OptionalTensor& copy) {
@@ -300,8 +302,8 @@ BackwardInputs::BackwardInputs(AttentionParams& p, const BackwardArguments& b) {
   p.lse = stat(b.lse, "lse", copies_[0]);
   p.lse_low = b.lse_low ? stat(*b.lse_low, "lse_low", copies_[1]) : nullptr;
   p.dlse = b.dlse ? stat(*b.dlse, "dlse", copies_[2]) : nullptr;
-  p.dout = b.dout.const_data_ptr();
-  p.do_strides = strides_of(b.dout);
+  p.dout = dout.const_data_ptr();
+  p.do_strides = strides_of(dout);
   p.o = const_cast<void*>(b.o.const_data_ptr());
   p.o_strides = strides_of(b.o);
 }

@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _is_any_autocast_enabled
 from torch._C._functorch import unwrap_if_dead
 from torch.autograd import forward_ad
 
 from clinattn.backends.call import Arguments
 from clinattn.backends.cpu import matmul_precision
 from clinattn.backends.select import prefers_cpu
-from clinattn.operator import functions, ops, ranges
+from clinattn.operator import functions, ranges
 from clinattn.operator.autograd import op_is_watched
 
 # The overload's own callable; the overload takes 0.2 us to call it.
@@ -34,7 +35,7 @@ def attend(
     if (
         op_is_watched(query, key, value)
         or not query.is_cpu
-        or torch._C._is_any_autocast_enabled()
+        or _is_any_autocast_enabled()
         or forward_ad._current_level >= 0
         or ranges.on
         or type(is_causal) is not bool
@@ -60,13 +61,13 @@ class BareAttention(torch.autograd.Function):
     ) -> Tensor:
         results = FORWARD(query, key, value, is_causal, scale, matmul_precision())
         ctx.save_for_backward(query, key, value, *results)
-        ctx.is_causal, ctx.scale = is_causal, scale
+        ctx.words = is_causal, scale
         return results[0]
 
     @staticmethod
     def backward(ctx: Any, do: Tensor) -> Any:
         query, key, value, o, lse, lse_low = ctx.saved_tensors
-        is_causal, scale = ctx.is_causal, ctx.scale
+        is_causal, scale = ctx.words
         if torch.is_grad_enabled() or op_is_watched(query, key, do) or ranges.on:
             call = Arguments(
                 query,
@@ -79,9 +80,10 @@ class BareAttention(torch.autograd.Function):
             )
             grads = functions.gradients(call, do, None, (o, lse, lse_low), 0, "")
             return *grads[:3], None, None
-        do = ops.with_unit_last_stride(do)
-        grads = BACKWARD(do, o, lse, lse_low, query, key, value, is_causal, scale, matmul_precision())
-        return *grads, None, None
+        dq, dk, dv = BACKWARD(
+            do, o, lse, lse_low, query, key, value, is_causal, scale, matmul_precision()
+        )
+        return dq, dk, dv, None, None
 
 
 # Function.apply without its part for functorch transforms

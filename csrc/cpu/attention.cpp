@@ -1,6 +1,7 @@
 // The two passes on a CPU: allocation, and the order of what threads do.
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cstdint>
@@ -110,16 +111,16 @@ class BackwardMemory {
                  const AddedSums& added)
       : blocks(query_blocks(p, kernels)),
         dq_acc_(accumulator(p, kernels, dq)),
-        lse2_(empty(stat_shape(p), stat_type(dq), dq)),
-        lse2_low_(empty(stat_shape(p), stat_type(dq), dq)),
-        delta_(empty(stat_shape(p), stat_type(dq), dq)),
+        statistics_(empty(three(stat_shape(p)), stat_type(dq), dq)),
         first_turns_(p.num_seqs),
         turns_(blocks.size() * p.heads),
         largest_(p.num_seqs * p.kv_heads * 2) {
     for (size_t i = blocks.size(); i-- > 0;) first_turns_[blocks[i].sequence] = i * p.heads;
-    shared.lse2 = lse2_.mutable_data_ptr();
-    shared.lse2_low = lse2_low_.mutable_data_ptr();
-    shared.delta = delta_.mutable_data_ptr();
+    char* statistics = static_cast<char*>(statistics_.mutable_data_ptr());
+    const int64_t size = statistics_.stride(0) * (p.dtype == DType::kFloat64 ? 8 : 4);
+    shared.lse2 = statistics;
+    shared.lse2_low = statistics + size;
+    shared.delta = statistics + 2 * size;
     shared.dq_acc = dq_acc_.mutable_data_ptr();
     shared.dq_acc_strides = strides_of(dq_acc_);
     shared.turns = turns_.data();
@@ -132,7 +133,13 @@ class BackwardMemory {
   BackwardShared shared{};
 
  private:
-  Tensor dq_acc_, lse2_, lse2_low_, delta_;
+  static Shape three(const Shape& x) {
+    Shape shape{{3}, x.rank + 1};
+    std::copy_n(x.sizes.begin(), x.rank, shape.sizes.begin() + 1);
+    return shape;
+  }
+
+  Tensor dq_acc_, statistics_;  // lse2, lse2_low and delta
   std::vector<int64_t> first_turns_;
   std::vector<std::atomic<int32_t>> turns_;
   std::vector<std::atomic<uint32_t>> largest_;
