@@ -76,19 +76,18 @@ struct FmaBackward {
   // So are k^T and v^T past n, in columns of scores that are hidden.
   void put_keys(int64_t j0, int64_t n, const void* const* k_rows, const void* const* v_rows,
                 DType dtype) {
-    T* v_staged = s;
-    const int64_t packed = round_up(n, 4);
-    for (int64_t j = 0; j < packed; ++j) {
-      load_row_or_zeros<V>(k + (j0 + j) * width, j < n ? k_rows[j] : nullptr, dtype, head_dim);
-      load_row_or_zeros<V>(v_staged + j * v_width, j < n ? v_rows[j] : nullptr, dtype, value_dim);
+    const T *rows_of_k[kBlock], *rows_of_v[kBlock];
+    for (int64_t j = 0; j < n; ++j) {
+      rows_of_k[j] = k + (j0 + j) * width;
+      load_row_or_zeros<V>(k + (j0 + j) * width, k_rows[j], dtype, head_dim);
+      rows_of_v[j] = row_or_copy<V>(v_rows[j], dtype, value_dim, s + j * v_width);
     }
+    for (int64_t j = n; j < round_up(n, 4); ++j) rows_of_k[j] = rows_of_v[j] = kZeroRow<T>;
     const int64_t strip = j0 / V::kStrip * V::kStrip, at = j0 % V::kStrip;
     for (int64_t d = 0; d < width; d += V::kWidth)
-      V::transpose_rows(k + j0 * width + d, width, n, kt + strip * width + at + d * V::kStrip,
-                        V::kStrip);
+      V::transpose_rows(rows_of_k, d, n, kt + strip * width + at + d * V::kStrip, V::kStrip);
     for (int64_t d = 0; d < v_width; d += V::kWidth)
-      V::transpose_rows(v_staged + d, v_width, n, vt + strip * v_width + at + d * V::kStrip,
-                        V::kStrip);
+      V::transpose_rows(rows_of_v, d, n, vt + strip * v_width + at + d * V::kStrip, V::kStrip);
     for (int64_t j = j0 * width; j < (j0 + n) * width; j += V::kWidth) V::store(dk + j, V::zero());
     for (int64_t j = j0 * v_width; j < (j0 + n) * v_width; j += V::kWidth)
       V::store(dv + j, V::zero());

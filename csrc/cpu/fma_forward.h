@@ -69,16 +69,15 @@ struct FmaForward {
   // So is k past n, in columns of scores that are hidden; v past n is not read.
   void put_keys(int64_t j0, int64_t n, const void* const* k_rows, const void* const* v_rows,
                 DType dtype) {
-    T* rows = s;  // k on its way to being transposed
+    const T* rows[kBlock];
     for (int64_t j = 0; j < n; ++j) {
-      load_row_or_zeros<V>(rows + j * width, k_rows[j], dtype, head_dim);
+      rows[j] = row_or_copy<V>(k_rows[j], dtype, head_dim, s + j * width);
       load_row_or_zeros<V>(v + (j0 + j) * o_width, v_rows[j], dtype, value_dim);
     }
-    for (int64_t j = n; j < round_up(n, 4); ++j)
-      load_row_or_zeros<V>(rows + j * width, nullptr, dtype, head_dim);
+    for (int64_t j = n; j < round_up(n, 4); ++j) rows[j] = kZeroRow<T>;
     T* strip = kt + j0 / V::kStrip * (V::kStrip * width) + j0 % V::kStrip;
     for (int64_t d = 0; d < width; d += V::kWidth)
-      V::transpose_rows(rows + d, width, n, strip + d * V::kStrip, V::kStrip);
+      V::transpose_rows(rows, d, n, strip + d * V::kStrip, V::kStrip);
     finite = finite && all_finite<V>(v + j0 * o_width, n * o_width);
   }
 
