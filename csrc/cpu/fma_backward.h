@@ -82,7 +82,7 @@ struct FmaBackward {
       load_row_or_zeros<V>(k + (j0 + j) * width, k_rows[j], dtype, head_dim);
       rows_of_v[j] = row_or_copy<V>(v_rows[j], dtype, value_dim, s + j * v_width);
     }
-    for (int64_t j = n; j < round_up(n, 4); ++j) rows_of_k[j] = rows_of_v[j] = kZeroRow<T>;
+    for (int64_t j = n; j < kBlock; ++j) rows_of_k[j] = rows_of_v[j] = kZeroRow<T>;
     const int64_t strip = j0 / V::kStrip * V::kStrip, at = j0 % V::kStrip;
     for (int64_t d = 0; d < width; d += V::kWidth)
       V::transpose_rows(rows_of_k, d, n, kt + strip * width + at + d * V::kStrip, V::kStrip);

@@ -74,7 +74,7 @@ struct FmaForward {
       rows[j] = row_or_copy<V>(k_rows[j], dtype, head_dim, s + j * width);
       load_row_or_zeros<V>(v + (j0 + j) * o_width, v_rows[j], dtype, value_dim);
     }
-    for (int64_t j = n; j < round_up(n, 4); ++j) rows[j] = kZeroRow<T>;
+    for (int64_t j = n; j < kBlock; ++j) rows[j] = kZeroRow<T>;
     T* strip = kt + j0 / V::kStrip * (V::kStrip * width) + j0 % V::kStrip;
     for (int64_t d = 0; d < width; d += V::kWidth)
       V::transpose_rows(rows, d, n, strip + d * V::kStrip, V::kStrip);

@@ -189,7 +189,7 @@ struct Avx512 {
   static void transpose(const float* src, int64_t ld_src, float* dst, int64_t ld_dst) {
     transpose_first<16>([&](int i) { return src + i * ld_src; }, dst, ld_dst);
   }
-  // the same of 16 columns from `at` of n rows, rounded up to 4; further rows count as zeros
+  // the same of 16 columns from `at` of 16 rows, of which those past the first n are zeros
   static void transpose_rows(const float* const* rows, int64_t at, int64_t n, float* dst,
                              int64_t ld_dst) {
     const auto row = [&](int i) { return rows[i] + at; };

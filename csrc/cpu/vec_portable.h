@@ -244,11 +244,10 @@ struct Portable {
     for (int i = 0; i < kLanes; ++i)
       for (int j = 0; j < kLanes; ++j) dst[j * ld_dst + i] = src[i * ld_src + j];
   }
-  // the same of kLanes columns from `at` of n rows, rounded up to 4; further rows count as zeros
-  static void transpose_rows(const T* const* rows, int64_t at, int64_t n, T* dst, int64_t ld_dst) {
-    const int64_t given = round_up(n, 4);
-    for (int64_t i = 0; i < kLanes; ++i)
-      for (int j = 0; j < kLanes; ++j) dst[j * ld_dst + i] = i < given ? rows[i][at + j] : T(0);
+  // the same of kLanes columns from `at` of kLanes rows, of which those past the first n are zeros
+  static void transpose_rows(const T* const* rows, int64_t at, int64_t, T* dst, int64_t ld_dst) {
+    for (int i = 0; i < kLanes; ++i)
+      for (int j = 0; j < kLanes; ++j) dst[j * ld_dst + i] = rows[i][at + j];
   }
 };
 
