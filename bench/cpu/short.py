@@ -173,8 +173,8 @@ def main() -> int:
         console.print(worst(rows, SHOWN))
         console.print(summary(rows))
     if given.json:
-        records = [row.record() for row in rows]
-        write_json(given.json, {"kind": "short", "interrupted": interrupted, **facts, "rows": records})
+        content = {"kind": "short", "interrupted": interrupted, **facts}
+        write_json(given.json, content | {"rows": [row.record() for row in rows]})
     return 130 if interrupted else 0
 
 

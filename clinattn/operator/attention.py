@@ -115,8 +115,8 @@ def fused_attention(
     the reference computes them), RuntimeError where the backend asked for cannot run.
     """
     if (
-        attn_mask is window is kv_lengths is q_lengths is segment_ids is times is time_window is None
-        and time_decay is alibi_slopes is relative_bias is softcap is backend is None
+        attn_mask is window is kv_lengths is q_lengths is segment_ids is times is None
+        and time_window is time_decay is alibi_slopes is relative_bias is softcap is backend is None
         and enable_gqa is bottom_right is return_lse is False
         and dropout_p == 0 and global_prefix == 0
     ):  # fmt: skip

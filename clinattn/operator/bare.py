@@ -1,4 +1,4 @@
-"""The bare call: q, k, v of one shape on the CPU, a scale and causal order, and nothing else.
+"""The bare call: q, k, v (B, H, N, D) on the CPU, causal order, a scale, and nothing else.
 
 Short sequences cost more on the host than in the kernels. This is the shortest way there: a few
 questions, then an op of few arguments. Whatever is out of the ordinary goes the long way, through
@@ -28,9 +28,7 @@ BACKWARD = torch.ops.clinattn.cpu_bare_backward.default._op
 LARGEST_SCALE = 1e30  # every dtype takes these; larger ones are looked at by checks.check_scale
 
 
-def attend(
-    query: Any, key: Any, value: Any, is_causal: bool, scale: float | None
-) -> Tensor | None:
+def attend(query: Any, key: Any, value: Any, is_causal: bool, scale: float | None) -> Tensor | None:
     """Returns o, or None for a call that is not a bare one; arguments need not be checked."""
     if (
         op_is_watched(query, key, value)
