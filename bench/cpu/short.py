@@ -109,7 +109,9 @@ def measure(
 ) -> Iterator[Row]:
     """A row for each pass; AssertionError where ours errs."""
     batch, heads, n, dim = shape
-    check(AttentionCase((n,) * min(batch, 2), 1, dim), DTYPES[dtype], CPU, (OursDense,))
+    few = AttentionCase((n,) * min(batch, 2), 1, dim)
+    # of one key dq and dk are 0, and so is the error that plain maths would allow
+    check(few, DTYPES[dtype], CPU, (OursDense,), gradients=n > 2)
     case = AttentionCase((n,) * batch, heads, dim)
     qkv = inputs(case, DTYPES[dtype], CPU)
     ways, d_out = [OursDense(case, qkv), Sdpa(case, qkv)], cotangent(qkv[0])

@@ -1,5 +1,6 @@
 #include "tasks.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <functional>
 #include <memory>
