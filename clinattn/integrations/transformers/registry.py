@@ -243,7 +243,7 @@ def _dense(
         bottom_right = False
     elif mask is not None and prepared is not None and not bottom_right:
         if mask.device == query.device and len(mask) == len(query):
-            attn_mask = prepared
+            attn_mask = None if prepared.hides_nothing() else prepared
     if bias is not None:
         if mask is not None and mask.shape[1:3] == (1, 1) and not bottom_right:
             kv_lengths = right_padded_lengths(mask[:, 0, 0])
