@@ -32,7 +32,7 @@ CSRC := $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h csrc/cuda/*.c
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup ext bench bench-cpu bench-compare bench-engines test test-all test-elsewhere test-integrations triton-matrix cuda-headers compilers compat sanitize lint format doctor gpu gpu-here gpu-plan gpu-pack gpu-adopt clean FORCE
+.PHONY: help setup ext bench bench-cpu bench-short bench-compare bench-engines test test-all test-elsewhere test-integrations triton-matrix cuda-headers compilers compat sanitize lint format doctor gpu gpu-here gpu-plan gpu-pack gpu-adopt clean FORCE
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
@@ -45,6 +45,9 @@ bench: setup  ## time the encoder on clinical sequences: table, plot, report
 
 bench-cpu: setup  ## time the CPU kernels, pass by pass (BENCH_ARGS="-k name --json FILE")
 	$(AT)$(BIN)/python bench/cpu/run.py $(BENCH_ARGS)
+
+bench-short: setup  ## time short and many sequences against torch, and show the worst (BENCH_ARGS=--long)
+	$(AT)$(BIN)/python bench/cpu/short.py $(BENCH_ARGS)
 
 bench-compare: setup  ## time the CPU kernels of BASE=REVISION against these (BENCH_ARGS="-k name")
 	$(AT)$(BIN)/python bench/cpu/compare.py $(BENCH_ARGS) -- "$(BASE)"

@@ -44,7 +44,8 @@ struct AttentionParams : Scalars {
   Strides q_strides, k_strides, v_strides;
   void* o;  // forward writes, backward reads
   // Natural log of the normaliser, and what rounding took from it: float, or double for kFloat64,
-  // (batch, head, row) or (head, total_q). lse_low may be null in the backward pass.
+  // (batch, head, row) or (head, total_q). Both may be null in a forward pass on the CPU, lse_low
+  // in a backward pass.
   void *lse, *lse_low;
   Strides o_strides;
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 
 namespace clinattn {
 
@@ -44,10 +45,13 @@ const int32_t* row_bounds(const OptionalTensor& t, const char* name, Sizes sizes
   return static_cast<const int32_t*>(stat_values(t, name, sizes, ScalarType::Int, q));
 }
 
-std::vector<int64_t> with_last(const Tensor& t, int64_t size) {
-  std::vector<int64_t> sizes = t.sizes().vec();
-  sizes.back() = size;
-  return sizes;
+// t has three or four dimensions.
+Shape with_last(const Tensor& t, int64_t size) {
+  const Sizes sizes = t.sizes();
+  Shape shape{{}, sizes.size()};
+  std::copy(sizes.begin(), sizes.end() - 1, shape.sizes.begin());
+  shape.sizes[shape.rank - 1] = size;
+  return shape;
 }
 
 void check_intervals(const Arguments& a, Sizes rows, AttentionParams& p) {
@@ -103,6 +107,30 @@ Arguments Stack::pop_arguments() {
 #define CLINATTN_POP(type, name) .name = pop<type>(),
   return {CLINATTN_TENSORS(CLINATTN_POP).scalars = {CLINATTN_SCALARS(CLINATTN_POP)}};
 #undef CLINATTN_POP
+}
+
+Arguments Stack::pop_bare() {
+  Arguments a{.q = pop<Tensor>(), .k = pop<Tensor>(), .v = pop<Tensor>()};
+  CLINATTN_CHECK(a.q.dim() == 4 && a.k.dim() == 4 && a.q.size(1) == a.k.size(1),
+                 "q and k have shapes ", a.q.sizes(), " and ", a.k.sizes(),
+                 "; expected four dimensions, and as many heads");
+  a.scalars.window_left = -1;
+  a.scalars.window_right = pop<bool>() ? 0 : -1;
+  const auto scale = pop<std::optional<double>>();
+  a.scalars.scale = scale ? *scale : std::pow(static_cast<double>(a.q.size(3)), -0.5);
+  return a;
+}
+
+BackwardArguments Stack::pop_bare_backward() {
+  return {
+      .dout = pop<Tensor>(),
+      .dlse = std::nullopt,
+      .o = pop<Tensor>(),
+      .lse = pop<Tensor>(),
+      .lse_low = pop<Tensor>(),
+      .call = pop_bare(),
+      .needs = 0,
+  };
 }
 
 BackwardArguments Stack::pop_backward() {
@@ -237,8 +265,7 @@ AttentionParams check_shapes(const Arguments& a) {
     }
     p.mask = {m.const_data_ptr(), dtype_of(m, "mask"), stride[0], stride[1], stride[2], stride[3]};
   }
-  const std::vector<int64_t> rows =
-      packed ? std::vector<int64_t>{p.total_q} : std::vector<int64_t>{p.num_seqs, p.max_q};
+  const Shape rows = packed ? Shape{{p.total_q}, 1} : Shape{{p.num_seqs, p.max_q}, 2};
   check_intervals(a, rows, p);
   check_score_terms(a, rows, p);
   check_dropout(a, p);
@@ -248,13 +275,11 @@ AttentionParams check_shapes(const Arguments& a) {
   return p;
 }
 
-std::vector<int64_t> output_shape(const AttentionParams& p, const Tensor& q) {
-  return with_last(q, p.value_dim);
-}
+Shape output_shape(const AttentionParams& p, const Tensor& q) { return with_last(q, p.value_dim); }
 
-std::vector<int64_t> stat_shape(const AttentionParams& p) {
-  if (p.cu_seqlens_q) return {p.heads, p.total_q};
-  return {p.num_seqs, p.heads, p.max_q};
+Shape stat_shape(const AttentionParams& p) {
+  if (p.cu_seqlens_q) return {{p.heads, p.total_q}, 2};
+  return {{p.num_seqs, p.heads, p.max_q}, 3};
 }
 
 ScalarType stat_type(const Tensor& q) {
@@ -264,7 +289,9 @@ ScalarType stat_type(const Tensor& q) {
 BackwardInputs::BackwardInputs(AttentionParams& p, const BackwardArguments& b) {
   const Tensor& q = b.call.q;
   const auto of_o = output_shape(p, q);
-  check_layout(b.dout, "do", of_o, q);
+  const bool by_rows = b.dout.dim() == 0 || b.dout.stride(-1) == 1 || b.dout.size(-1) == 1;
+  const Tensor& dout = by_rows ? b.dout : copies_[3].emplace(torch::stable::contiguous(b.dout));
+  check_layout(dout, "do", of_o, q);
   check_layout(b.o, "o", of_o, q);
   const auto sizes = stat_shape(p);
   const auto stat = [&](const Tensor& x, const char* name, OptionalTensor& copy) {
@@ -276,8 +303,8 @@ BackwardInputs::BackwardInputs(AttentionParams& p, const BackwardArguments& b) {
   p.lse = stat(b.lse, "lse", copies_[0]);
   p.lse_low = b.lse_low ? stat(*b.lse_low, "lse_low", copies_[1]) : nullptr;
   p.dlse = b.dlse ? stat(*b.dlse, "dlse", copies_[2]) : nullptr;
-  p.dout = b.dout.const_data_ptr();
-  p.do_strides = strides_of(b.dout);
+  p.dout = dout.const_data_ptr();
+  p.do_strides = strides_of(dout);
   p.o = const_cast<void*>(b.o.const_data_ptr());
   p.o_strides = strides_of(b.o);
 }

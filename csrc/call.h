@@ -4,9 +4,9 @@
 #pragma once
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <initializer_list>
-#include <vector>
 
 #include "arguments.h"
 #include "attention.h"
@@ -50,7 +50,11 @@ class Stack {
     return torch::stable::detail::to<T>(values_[popped_++]);
   }
   Arguments pop_arguments();
+  // A bare call: q, k, v (B, H, N, D), is_causal, and a scale that may be left out
+  Arguments pop_bare();
   BackwardArguments pop_backward();
+  // do, o, lse and lse_low, then a bare call
+  BackwardArguments pop_bare_backward();
 
   void push(std::initializer_list<Tensor> results);
   void push(const Gradients& g) { push({g.dq, g.dk, g.dv, g.mask, g.decay, g.slopes, g.relative}); }
@@ -78,9 +82,16 @@ void check_layout(const Tensor& t, const char* name, Sizes sizes, const Tensor& 
 // The strides of a dense (B, H, N, D) or packed (T, H, D) tensor
 Strides strides_of(const Tensor& t);
 
-std::vector<int64_t> output_shape(const AttentionParams& p, const Tensor& q);
+// Sizes of a tensor of up to four dimensions, kept here: a vector would ask for memory.
+struct Shape {
+  std::array<int64_t, 4> sizes;
+  size_t rank;
+  operator Sizes() const { return {sizes.data(), rank}; }
+};
+
+Shape output_shape(const AttentionParams& p, const Tensor& q);
 // Shape and type of lse and of the tensors that are laid out like lse
-std::vector<int64_t> stat_shape(const AttentionParams& p);
+Shape stat_shape(const AttentionParams& p);
 ScalarType stat_type(const Tensor& q);
 
 // Checks do, dlse, o, lse and lse_low, and points p to them. Holds the contiguous copies of those
@@ -90,7 +101,7 @@ class BackwardInputs {
   BackwardInputs(AttentionParams& p, const BackwardArguments& b);
 
  private:
-  std::array<OptionalTensor, 3> copies_;
+  std::array<OptionalTensor, 4> copies_;
 };
 // Returns unwritten and contiguous dq, dk and dv, and points p to them.
 std::array<Tensor, 3> allocate_gradients(AttentionParams& p, const Arguments& a);

@@ -6,15 +6,16 @@ import functools
 import importlib
 import os
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
-from clinattn.backends import cpu, cuda, triton
+from clinattn.backends import compiled, cpu, cuda, triton
 from clinattn.backends.backend import Backend, Implementation
 from clinattn.backends.call import FEATURE_SCALARS, MAX_HEAD_DIM, NEEDS, Arguments
 
 NAMES = ("triton", "cuda", "cpu", "reference")
+VARIABLE = "CLINATTN_BACKEND"
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 DTYPES = {
@@ -105,6 +106,20 @@ def asked_for(call: Arguments, needs: int) -> tuple[str, ...]:
     return tuple(name for name, wanted in zip(FEATURES, asked, strict=True) if wanted)
 
 
+# os.environ.get takes 0.5 us, where nothing is found.
+_variables: Any = getattr(os.environ, "_data", os.environ)
+_FORCED = VARIABLE if _variables is os.environ else os.environ.encodekey(VARIABLE)
+
+
+def prefers_cpu() -> bool:
+    """Returns whether calls with CPU tensors that name no backend go to the compiled kernels."""
+    return (
+        compiled.extension_error is None
+        and _registered["cpu"] is cpu.BACKEND
+        and (_FORCED not in _variables or os.environ[VARIABLE] in ("", "cpu"))
+    )
+
+
 def implementation(
     name: str, tensor: torch.Tensor, asked: tuple[str, ...] = (), *, backward: bool = False
 ) -> Implementation:
@@ -113,7 +128,7 @@ def implementation(
     name: the backend asked for, or "" for that of CLINATTN_BACKEND or the best one. asked: the
     FEATURES of the call.
     """
-    name = name or os.environ.get("CLINATTN_BACKEND", "")
+    name = name or os.environ.get(VARIABLE, "")
     return _select(name, tensor.device, tensor.dtype, asked, backward)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.amp import is_autocast_available
 
 from clinattn.backends.call import Arguments
+from clinattn.operator import bare
 from clinattn.operator.functions import attend
 from clinattn.operator.jagged import is_jagged, jagged_attention
 from clinattn.operator.visibility import PreparedMask, Window, fold_window, prepare_mask, shorter
@@ -113,6 +114,15 @@ def fused_attention(
     that the backend asked for does not compute (docs/operator.md has the table; with backend=None
     the reference computes them), RuntimeError where the backend asked for cannot run.
     """
+    if (
+        attn_mask is window is kv_lengths is q_lengths is segment_ids is times is None
+        and time_window is time_decay is alibi_slopes is relative_bias is softcap is backend is None
+        and enable_gqa is bottom_right is return_lse is False
+        and dropout_p == 0 and global_prefix == 0
+    ):  # fmt: skip
+        o = bare.attend(query, key, value, is_causal, scale)
+        if o is not None:
+            return o
     if type(query) is not Tensor and is_jagged(query):
         of_pairs = {
             "attn_mask": attn_mask, "kv_lengths": kv_lengths, "q_lengths": q_lengths,

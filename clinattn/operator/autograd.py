@@ -6,7 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import (  # looked up once: every call asks them
+    _are_functorch_transforms_active,
+    _get_tracing_state,
+    _len_torch_dispatch_stack,
+)
 from torch._C._functorch import unwrap_if_dead
+from torch.compiler import is_compiling
 
 
 def op_is_watched(q: Tensor, k: Tensor, v: Tensor) -> bool:
@@ -16,12 +22,12 @@ def op_is_watched(q: Tensor, k: Tensor, v: Tensor) -> bool:
     a subclass or on meta.
     """
     return (
-        torch.compiler.is_compiling()
-        or torch._C._get_tracing_state() is not None
+        is_compiling()
+        or _get_tracing_state() is not None
         or not (type(q) is type(k) is type(v) is Tensor)
         or q.is_meta
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack() > 0
+        or _are_functorch_transforms_active()
+        or _len_torch_dispatch_stack() > 0
     )
 
 

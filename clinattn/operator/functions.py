@@ -115,7 +115,7 @@ class FusedAttention(Function):
         needs = _needs(PLACES, ctx.needs_input_grad)
         *tensors, o, lse, lse_low = ctx.saved_tensors
         call = Arguments(*tensors, *ctx.scalars)
-        grads = _gradients(call, do, dlse, (o, lse, lse_low), needs, ctx.backend)
+        grads = gradients(call, do, dlse, (o, lse, lse_low), needs, ctx.backend)
         return tuple(_placed(len(NAMES), PLACES, grads, needs))
 
 
@@ -244,7 +244,7 @@ class DirectAttention(torch.autograd.Function):
         call = Arguments._make((*tensors, *ctx.scalars))
         wanted = ctx.needs_input_grad[:-1]
         needs = sum(itertools.compress(NEEDS.values(), wanted[3:]))
-        grads = _gradients(call, do, dlse, (o, lse, lse_low), needs, ctx.backend)
+        grads = gradients(call, do, dlse, (o, lse, lse_low), needs, ctx.backend)
         return *[x if wants else None for x, wants in zip(grads, wanted, strict=True)], None
 
 
@@ -252,7 +252,7 @@ class DirectAttention(torch.autograd.Function):
 DIRECT = super(torch.autograd.Function, DirectAttention).apply
 
 
-def _gradients(
+def gradients(
     call: Arguments,
     do: Tensor | None,
     dlse: Tensor | None,

@@ -30,6 +30,9 @@ CALL, INCOMING = schema_of(Arguments), schema_of(Incoming)
 GRADS = ", ".join(f"Tensor d{name}" for name in Gradients._fields)
 SECOND = schema_of(Gradients).replace("Tensor ", "Tensor dd").replace("Tensor? ", "Tensor? dd")
 PRECISION = "int precision=0"  # of cpu.PRECISIONS
+# A bare call; an op with all arguments takes 3 us more. Nothing traces these ops, so they have no
+# fakes: tensors without data are refused.
+BARE = "Tensor q, Tensor k, Tensor v, bool is_causal, float? scale"
 
 # Arguments and results of each op.
 SIGNATURES = {
@@ -41,6 +44,12 @@ SIGNATURES = {
     ),
     "cpu_forward": (f"{CALL}, {PRECISION}", RESULTS),
     "cpu_backward": (f"{INCOMING}, {CALL}, int needs, {PRECISION}", f"({GRADS})"),
+    "cpu_bare_output": (f"{BARE}, {PRECISION}", "Tensor o"),
+    "cpu_bare_forward": (f"{BARE}, {PRECISION}", RESULTS),
+    "cpu_bare_backward": (
+        f"Tensor do, Tensor o, Tensor lse, Tensor lse_low, {BARE}, {PRECISION}",
+        "(Tensor dq, Tensor dk, Tensor dv)",
+    ),
     "cuda_forward": (CALL, RESULTS),
     "cuda_backward": (f"{INCOMING}, {CALL}, int needs", f"({GRADS})"),
 }

@@ -96,6 +96,9 @@ class PreparedMask(NamedTuple):
     kv_start: Tensor | None = None
     kv_end: Tensor | None = None
 
+    def hides_nothing(self) -> bool:
+        return self.mask is self.kv_start is self.kv_end is None
+
 
 def prepare_mask(
     mask: Tensor, batch: int, n_keys: int, dtype: torch.dtype, keep_end: bool = False
@@ -104,7 +107,7 @@ def prepare_mask(
 
     A mask that is the same for all queries also gives the range of its visible keys, so that
     kernels skip the keys outside. Where the host can read that every key in the range is visible,
-    the mask is dropped. keep_end: positions count from the last key, so no range is given.
+    the mask is dropped, and with it the range of all keys. keep_end: positions count from the last key, so no range is given.
     """
     if mask.dtype != torch.bool:
         accumulator = torch.float64 if dtype == torch.float64 else torch.float32
@@ -118,6 +121,8 @@ def prepare_mask(
     visible = mask[:, 0, 0]
     if mask.dtype != torch.bool:
         visible = visible != -float("inf")
+    elif concrete(mask) and bool(visible.all()):
+        return PreparedMask(None)
     start, end = key_range(visible.expand(-1, n_keys))
     range_only = (
         mask.dtype == torch.bool

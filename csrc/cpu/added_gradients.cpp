@@ -22,6 +22,7 @@ struct Part {
 
 AddedGradientSums::AddedGradientSums(const Arguments& a, const AttentionParams& p, int64_t needs)
     : a_(a), p_(p), needs_(needs) {
+  if (!needs) return;
   const auto take = [&](int64_t n) {
     const int64_t at = sums_.length;
     sums_.length += n;

@@ -1,6 +1,8 @@
 // The two passes on a CPU: allocation, and the order of what threads do.
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <limits>
@@ -19,14 +21,26 @@ namespace {
 
 Precision precision_of(int64_t number) { return static_cast<Precision>(number); }
 
-void cpu_forward(StableIValue* values, uint64_t count, uint64_t) {
-  Stack stack(values, count);
-  const Arguments a = stack.pop_arguments();
-  const Precision precision = precision_of(stack.pop<int64_t>());
+Tensor allocate_o(AttentionParams& p, const Tensor& q) {
+  Tensor o = empty(output_shape(p, q), q.scalar_type(), q);
+  p.o = o.mutable_data_ptr();
+  p.o_strides = strides_of(o);
+  return o;
+}
+
+void run_forward(const AttentionParams& p, Precision precision) {
+  const CpuKernels& kernels = cpu_kernels(p.dtype, precision);
+  run_tasks(forward_tasks(p, kernels), kernels.forward_scratch(p),
+            [&](const ForwardTask* batch, int64_t tasks, void* scratch) {
+              kernels.forward(p, batch, tasks, scratch);
+            });
+}
+
+// Returns o, lse and lse_low.
+std::array<Tensor, 3> forward(const Arguments& a, Precision precision) {
   AttentionParams p = check(a);
   const auto stat_sizes = stat_shape(p);
-  const Tensor o = empty(output_shape(p, a.q), a.q.scalar_type(), a.q),
-               lse = empty(stat_sizes, stat_type(a.q), a.q),
+  const Tensor o = allocate_o(p, a.q), lse = empty(stat_sizes, stat_type(a.q), a.q),
                lse_low = empty(stat_sizes, stat_type(a.q), a.q);
   if (o.numel() > 0) {
     if (p.cu_seqlens_q && p.cu_seqlens_q[p.num_seqs] < p.total_q) {
@@ -34,17 +48,37 @@ void cpu_forward(StableIValue* values, uint64_t count, uint64_t) {
       fill(lse, -std::numeric_limits<double>::infinity());
       zero(lse_low);
     }
-    p.o = o.mutable_data_ptr();
-    p.o_strides = strides_of(o);
     p.lse = lse.mutable_data_ptr();
     p.lse_low = lse_low.mutable_data_ptr();
-    const CpuKernels& kernels = cpu_kernels(p.dtype, precision);
-    run_tasks(forward_tasks(p, kernels), kernels.forward_scratch(p),
-              [&](const ForwardTask* batch, int64_t tasks, void* scratch) {
-                kernels.forward(p, batch, tasks, scratch);
-              });
+    run_forward(p, precision);
   }
+  return {o, lse, lse_low};
+}
+
+void cpu_forward(StableIValue* values, uint64_t count, uint64_t) {
+  Stack stack(values, count);
+  const Arguments a = stack.pop_arguments();
+  const auto [o, lse, lse_low] = forward(a, precision_of(stack.pop<int64_t>()));
   stack.push({o, lse, lse_low});
+}
+
+void cpu_bare_forward(StableIValue* values, uint64_t count, uint64_t) {
+  Stack stack(values, count);
+  const Arguments a = stack.pop_bare();
+  const auto [o, lse, lse_low] = forward(a, precision_of(stack.pop<int64_t>()));
+  stack.push({o, lse, lse_low});
+}
+
+// o alone, which is all that inference takes
+void cpu_bare_output(StableIValue* values, uint64_t count, uint64_t) {
+  Stack stack(values, count);
+  const Arguments a = stack.pop_bare();
+  const Precision precision = precision_of(stack.pop<int64_t>());
+  AttentionParams p = check(a);
+  p.lse = p.lse_low = nullptr;
+  const Tensor o = allocate_o(p, a.q);
+  if (o.numel() > 0) run_forward(p, precision);
+  stack.push({o});
 }
 
 // A block of query rows of a sequence
@@ -77,16 +111,16 @@ class BackwardMemory {
                  const AddedSums& added)
       : blocks(query_blocks(p, kernels)),
         dq_acc_(accumulator(p, kernels, dq)),
-        lse2_(empty(stat_shape(p), stat_type(dq), dq)),
-        lse2_low_(empty(stat_shape(p), stat_type(dq), dq)),
-        delta_(empty(stat_shape(p), stat_type(dq), dq)),
+        statistics_(empty(three(stat_shape(p)), stat_type(dq), dq)),
         first_turns_(p.num_seqs),
         turns_(blocks.size() * p.heads),
         largest_(p.num_seqs * p.kv_heads * 2) {
     for (size_t i = blocks.size(); i-- > 0;) first_turns_[blocks[i].sequence] = i * p.heads;
-    shared.lse2 = lse2_.mutable_data_ptr();
-    shared.lse2_low = lse2_low_.mutable_data_ptr();
-    shared.delta = delta_.mutable_data_ptr();
+    char* statistics = static_cast<char*>(statistics_.mutable_data_ptr());
+    const int64_t size = statistics_.stride(0) * (p.dtype == DType::kFloat64 ? 8 : 4);
+    shared.lse2 = statistics;
+    shared.lse2_low = statistics + size;
+    shared.delta = statistics + 2 * size;
     shared.dq_acc = dq_acc_.mutable_data_ptr();
     shared.dq_acc_strides = strides_of(dq_acc_);
     shared.turns = turns_.data();
@@ -99,7 +133,13 @@ class BackwardMemory {
   BackwardShared shared{};
 
  private:
-  Tensor dq_acc_, lse2_, lse2_low_, delta_;
+  static Shape three(const Shape& x) {
+    Shape shape{{3}, x.rank + 1};
+    std::copy_n(x.sizes.begin(), x.rank, shape.sizes.begin() + 1);
+    return shape;
+  }
+
+  Tensor dq_acc_, statistics_;  // lse2, lse2_low and delta
   std::vector<int64_t> first_turns_;
   std::vector<std::atomic<int32_t>> turns_;
   std::vector<std::atomic<uint32_t>> largest_;
@@ -135,15 +175,12 @@ void run_backward(const AttentionParams& p, const CpuKernels& kernels, const Bac
   for (int64_t b = 0; b < p.num_seqs; ++b) run(of_sequence(plan, b));
 }
 
-void cpu_backward(StableIValue* values, uint64_t count, uint64_t) {
-  Stack stack(values, count);
-  const BackwardArguments b = stack.pop_backward();
-  const Precision precision = precision_of(stack.pop<int64_t>());
-  AttentionParams p = check(b.call);
-  check_needs(b.call, b.needs);
+// Returns dq, dk and dv, and the gradients that `added` sums.
+std::array<Tensor, 3> backward(const BackwardArguments& b, AttentionParams& p, Precision precision,
+                               const AddedGradientSums& added) {
   const BackwardInputs inputs(p, b);
-  const auto [dq, dk, dv] = allocate_gradients(p, b.call);
-  const AddedGradientSums added(b.call, p, b.needs);
+  const auto grads = allocate_gradients(p, b.call);
+  const auto& [dq, dk, dv] = grads;
   if (p.cu_seqlens_q && p.cu_seqlens_q[p.num_seqs] < p.total_q) zero(dq);
   if (p.cu_seqlens_k && p.cu_seqlens_k[p.num_seqs] < p.total_k) zero(dk), zero(dv);
   if (p.num_seqs > 0 && p.heads > 0) {
@@ -152,7 +189,28 @@ void cpu_backward(StableIValue* values, uint64_t count, uint64_t) {
     prepare(p, kernels, memory);
     run_backward(p, kernels, memory.shared, added.one_by_one());
   }
+  return grads;
+}
+
+void cpu_backward(StableIValue* values, uint64_t count, uint64_t) {
+  Stack stack(values, count);
+  const BackwardArguments b = stack.pop_backward();
+  const Precision precision = precision_of(stack.pop<int64_t>());
+  AttentionParams p = check(b.call);
+  check_needs(b.call, b.needs);
+  const AddedGradientSums added(b.call, p, b.needs);
+  const auto [dq, dk, dv] = backward(b, p, precision, added);
   stack.push({dq, dk, dv, added.mask(), added.decay(), added.slopes(), added.relative()});
+}
+
+void cpu_bare_backward(StableIValue* values, uint64_t count, uint64_t) {
+  Stack stack(values, count);
+  const BackwardArguments b = stack.pop_bare_backward();
+  const Precision precision = precision_of(stack.pop<int64_t>());
+  AttentionParams p = check(b.call);
+  const AddedGradientSums added(b.call, p, b.needs);
+  const auto [dq, dk, dv] = backward(b, p, precision, added);
+  stack.push({dq, dk, dv});
 }
 
 }  // namespace
@@ -162,4 +220,7 @@ void cpu_backward(StableIValue* values, uint64_t count, uint64_t) {
 STABLE_TORCH_LIBRARY_IMPL(clinattn, CPU, m) {
   m.impl("cpu_forward", clinattn::cpu_forward);
   m.impl("cpu_backward", clinattn::cpu_backward);
+  m.impl("cpu_bare_output", clinattn::cpu_bare_output);
+  m.impl("cpu_bare_forward", clinattn::cpu_bare_forward);
+  m.impl("cpu_bare_backward", clinattn::cpu_bare_backward);
 }

@@ -47,18 +47,21 @@ concept Vector = requires(typename V::F x, typename V::T t, typename V::T* to,
 
 // A vector for products without tiles, in blocks of kMicroRows x kMicroVectors accumulators
 template <class V>
-concept FmaVector = Vector<V> && requires(typename V::F x, typename V::Sum sum,
-                                          const typename V::T* from, uint32_t bits) {
-  requires V::kMicroRows > 0 && V::kStrip == V::kMicroVectors* V::kWidth;
-  requires V::kForwardRows % V::kWidth == 0 && V::kForwardKeys % V::kStrip == 0;
-  requires V::kBackwardRows % V::kWidth == 0 && V::kBackwardKeys % V::kStrip == 0;
-  { V::no_sum() } -> std::same_as<typename V::Sum>;
-  { V::add_product(x, x, sum) } -> std::same_as<typename V::Sum>;
-  { V::rounded(sum) } -> std::same_as<typename V::F>;
-  { V::max_rows(from) } -> std::same_as<typename V::F>;  // of kWidth x kWidth
-  { V::sum_rows(from) } -> std::same_as<typename V::F>;
-  { V::zero_where_dropped(x, bits) } -> std::same_as<typename V::F>;
-};
+concept FmaVector =
+    Vector<V> && requires(typename V::F x, typename V::Sum sum, const typename V::T* from,
+                          typename V::T* to, int64_t stride, uint32_t bits) {
+      requires V::kMicroRows > 0 && V::kStrip == V::kMicroVectors* V::kWidth;
+      requires V::kForwardRows % V::kWidth == 0 && V::kForwardKeys % V::kStrip == 0;
+      requires V::kBackwardRows % V::kWidth == 0 && V::kBackwardKeys % V::kStrip == 0;
+      { V::no_sum() } -> std::same_as<typename V::Sum>;
+      { V::add_product(x, x, sum) } -> std::same_as<typename V::Sum>;
+      { V::rounded(sum) } -> std::same_as<typename V::F>;
+      { V::max_rows(from) } -> std::same_as<typename V::F>;  // of kWidth x kWidth
+      { V::sum_rows(from) } -> std::same_as<typename V::F>;
+      { V::zero_where_dropped(x, bits) } -> std::same_as<typename V::F>;
+      { V::hidden_but(x, stride, stride) } -> std::same_as<typename V::F>;  // -inf but in a range
+      V::transpose_rows(&from, stride, stride, to, stride);  // of kWidth rows, the last ones zeros
+    };
 
 // Both passes: kRows queries by kKeys keys of a tile, kBlock keys packed at a time, columns that
 // begin at multiples of kBegin and end at multiples of kEnd. A Session lives as long as a batch of

@@ -73,8 +73,12 @@ struct RowCover {
     for (int64_t j = begin; j < end; j += V::kWidth) {
       if ((j >= lo && j + V::kWidth <= hi) || j + V::kWidth <= prefix) continue;
       T* x = engine.segment(i, j);
-      for (int64_t lane = j; lane < j + V::kWidth; ++lane)
-        if ((lane < lo || lane >= hi) && lane >= prefix) x[lane - j] = -kInf;
+      if (j >= prefix) {
+        V::store(x, V::hidden_but(V::load(x), lo - j, hi - j));
+        continue;
+      }
+      for (int64_t lane = max64(j, prefix); lane < j + V::kWidth; ++lane)
+        if (lane < lo || lane >= hi) x[lane - j] = -kInf;
     }
   }
 };

@@ -31,7 +31,8 @@ struct FmaBackward {
   bool* large;                    // (kRows): whether lse2 is a natural one
   T* gains;                       // (kRows, kKeys): gains of the scores
   RowKept<V, kRows, kKeys> kept;  // by dropout
-  int64_t first_column, columns;  // of the block at hand
+  int64_t keys;                   // of the tile
+  int64_t first_column, columns;  // of the block at hand, those of keys
   bool keys_are_finite, rows_are_finite, skip_hidden_keys;
   bool finite_keys() const { return keys_are_finite; }
   bool finite_rows() const { return rows_are_finite; }
@@ -66,26 +67,32 @@ struct FmaBackward {
   static constexpr bool outgrown() { return false; }
   static void lower() {}
 
-  void begin_tile(int64_t keys) {
+  void begin_tile(int64_t) {
     keys_are_finite = true;
-    for (int64_t j = 0; j < keys * width; j += V::kWidth) V::store(dk + j, V::zero());
-    for (int64_t j = 0; j < keys * v_width; j += V::kWidth) V::store(dv + j, V::zero());
+    keys = 0;
   }
 
-  // Keys [j0, j0 + kBlock) of the tile; a null row is hidden from all and packed as zeros.
-  void put_keys(int64_t j0, int64_t /*n*/, const void* const* k_rows, const void* const* v_rows,
+  // n keys from j0 of the tile, at most kBlock; a null row is hidden from all and packed as zeros.
+  // So are k^T and v^T past n, in columns of scores that are hidden.
+  void put_keys(int64_t j0, int64_t n, const void* const* k_rows, const void* const* v_rows,
                 DType dtype) {
-    T* v_staged = s;
-    for (int64_t j = 0; j < kBlock; ++j) {
+    const T *rows_of_k[kBlock], *rows_of_v[kBlock];
+    for (int64_t j = 0; j < n; ++j) {
+      rows_of_k[j] = k + (j0 + j) * width;
       load_row_or_zeros<V>(k + (j0 + j) * width, k_rows[j], dtype, head_dim);
-      load_row_or_zeros<V>(v_staged + j * v_width, v_rows[j], dtype, value_dim);
+      rows_of_v[j] = row_or_copy<V>(v_rows[j], dtype, value_dim, s + j * v_width);
     }
+    for (int64_t j = n; j < kBlock; ++j) rows_of_k[j] = rows_of_v[j] = kZeroRow<T>;
     const int64_t strip = j0 / V::kStrip * V::kStrip, at = j0 % V::kStrip;
     for (int64_t d = 0; d < width; d += V::kWidth)
-      V::transpose(k + j0 * width + d, width, kt + strip * width + at + d * V::kStrip, V::kStrip);
+      V::transpose_rows(rows_of_k, d, n, kt + strip * width + at + d * V::kStrip, V::kStrip);
     for (int64_t d = 0; d < v_width; d += V::kWidth)
-      V::transpose(v_staged + d, v_width, vt + strip * v_width + at + d * V::kStrip, V::kStrip);
-    keys_are_finite = keys_are_finite && all_finite<V>(k + j0 * width, kBlock * width);
+      V::transpose_rows(rows_of_v, d, n, vt + strip * v_width + at + d * V::kStrip, V::kStrip);
+    for (int64_t j = j0 * width; j < (j0 + n) * width; j += V::kWidth) V::store(dk + j, V::zero());
+    for (int64_t j = j0 * v_width; j < (j0 + n) * v_width; j += V::kWidth)
+      V::store(dv + j, V::zero());
+    keys = j0 + n;
+    keys_are_finite = keys_are_finite && all_finite<V>(k + j0 * width, n * width);
   }
 
   void begin_block() {}
@@ -113,7 +120,7 @@ struct FmaBackward {
                      const Hide& hide, bool /*edge*/, bool skip_rows, bool skip_keys,
                      const Complete&, const Prefetch&, const Extras& extras) {
     first_column = begin;
-    columns = end - begin;
+    columns = min64(end, keys) - begin;
     skip_hidden_keys = skip_keys;
     scores(n, begin, end);
     const bool edge = is_edge(0, n, begin, end);
@@ -132,7 +139,7 @@ struct FmaBackward {
       if (extras.added) extras.add(0, n, begin, end, dp + begin, kKeys);
       if (extras.gains) multiply_gains(n, begin, end);
     }
-    accumulate(n, begin, end, skip_rows);
+    accumulate(n, skip_rows);
   }
 
   template <class Complete>
@@ -192,10 +199,10 @@ struct FmaBackward {
 
   // dv <- dv + p^T do, dk <- dk + ds^T q; skip_zeros keeps what is not finite in rows of q and do
   // from keys that they do not see
-  void accumulate(int64_t n, int64_t begin, int64_t end, bool skip_zeros) {
-    const int64_t cols = end - begin;
-    T *dk_at = dk + begin * width, *dv_at = dv + begin * v_width;
-    const T *p = s + begin, *ds = dp + begin;
+  void accumulate(int64_t n, bool skip_zeros) {
+    const int64_t cols = columns;
+    T *dk_at = dk + first_column * width, *dv_at = dv + first_column * v_width;
+    const T *p = s + first_column, *ds = dp + first_column;
     if (skip_zeros) {
       gemm_skip_zeros<V, true, Update::kAdd>(cols, v_width, n, p, kKeys, dout, v_width, dv_at,
                                              v_width);
@@ -209,17 +216,17 @@ struct FmaBackward {
 
   // acc <- ds k where set, else acc + ds k; rows of acc are ld apart
   void fold(int64_t n, T* acc, int64_t ld, bool set) {
-    const T *ds = dp + first_column, *keys = k + first_column * width;
+    const T *ds = dp + first_column, *rows = k + first_column * width;
     const int64_t cols = columns;
     const bool skip_zeros = skip_hidden_keys;
     if (skip_zeros && set) {
-      gemm_skip_zeros<V, false, Update::kSet>(n, width, cols, ds, kKeys, keys, width, acc, ld);
+      gemm_skip_zeros<V, false, Update::kSet>(n, width, cols, ds, kKeys, rows, width, acc, ld);
     } else if (skip_zeros) {
-      gemm_skip_zeros<V, false, Update::kAdd>(n, width, cols, ds, kKeys, keys, width, acc, ld);
+      gemm_skip_zeros<V, false, Update::kAdd>(n, width, cols, ds, kKeys, rows, width, acc, ld);
     } else if (set) {
-      gemm<V, false, Update::kSet>(n, width, cols, ds, kKeys, keys, width, V::kStrip, acc, ld);
+      gemm<V, false, Update::kSet>(n, width, cols, ds, kKeys, rows, width, V::kStrip, acc, ld);
     } else {
-      gemm<V, false, Update::kAdd>(n, width, cols, ds, kKeys, keys, width, V::kStrip, acc, ld);
+      gemm<V, false, Update::kAdd>(n, width, cols, ds, kKeys, rows, width, V::kStrip, acc, ld);
     }
   }
   const T* dk_row(int64_t j) { return dk + j * width; }

@@ -65,18 +65,20 @@ struct FmaForward {
 
   void begin_panel() { finite = true; }
 
-  // Keys [j0, j0 + kBlock) of the panel; a null row is hidden from all and packed as zeros.
-  void put_keys(int64_t j0, int64_t /*n*/, const void* const* k_rows, const void* const* v_rows,
+  // n keys from j0 of the panel, at most kBlock; a null row is hidden from all and packed as zeros.
+  // So is k past n, in columns of scores that are hidden; v past n is not read.
+  void put_keys(int64_t j0, int64_t n, const void* const* k_rows, const void* const* v_rows,
                 DType dtype) {
-    T* rows = s;  // k on its way to being transposed
-    for (int64_t j = 0; j < kBlock; ++j) {
-      load_row_or_zeros<V>(rows + j * width, k_rows[j], dtype, head_dim);
+    const T* rows[kBlock];
+    for (int64_t j = 0; j < n; ++j) {
+      rows[j] = row_or_copy<V>(k_rows[j], dtype, head_dim, s + j * width);
       load_row_or_zeros<V>(v + (j0 + j) * o_width, v_rows[j], dtype, value_dim);
     }
+    for (int64_t j = n; j < kBlock; ++j) rows[j] = kZeroRow<T>;
     T* strip = kt + j0 / V::kStrip * (V::kStrip * width) + j0 % V::kStrip;
     for (int64_t d = 0; d < width; d += V::kWidth)
-      V::transpose(rows + d, width, strip + d * V::kStrip, V::kStrip);
-    finite = finite && all_finite<V>(v + j0 * o_width, kBlock * o_width);
+      V::transpose_rows(rows, d, n, strip + d * V::kStrip, V::kStrip);
+    finite = finite && all_finite<V>(v + j0 * o_width, n * o_width);
   }
 
   // Folds steps of the panel into n queries from row r. hide(step) gives -inf to what is not seen,
@@ -94,7 +96,8 @@ struct FmaForward {
         const auto scale = step.edge && hide(step) ? Units<T>::of_natural() : units;
         if (kDropout) hide.draw(step);
         e.softmax<kDropout>(n, step.begin, step.end, scale, rows);
-        e.accumulate(n, step.at, step.begin, step.end, rows.o, step.edge && !e.finite);
+        e.accumulate(n, step.at, step.begin, min64(step.end, step.keys), rows.o,
+                     step.edge && !e.finite);
       }
     }
     void finish() {}
@@ -206,5 +209,8 @@ struct FmaForward {
   const T* output(T* o, int64_t r) { return o + r * o_width; }
   static T normaliser(const T*, int64_t, T l) { return l; }
 };
+
+template <FmaVector V>
+inline constexpr int64_t kRowsTouched<FmaForward<V>> = 1;
 
 }  // namespace

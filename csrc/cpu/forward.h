@@ -107,8 +107,10 @@ struct Forward {
               .rows<V>(task.row0 + i0, kRows, draws.at(g * head_rows + i0));
       }
     for (int64_t i = 0; i < group * head_rows; ++i) m[i] = -kInf, l[i] = 0;
-    for (int64_t i = 0; i < group * head_rows * engine.o_width; i += V::kWidth)
-      V::store(o + i, V::zero());
+    const int64_t touched = round_up(rows, kRowsTouched<E>) * engine.o_width;
+    for (int64_t g = 0; g < group; ++g)
+      for (int64_t i = 0; i < touched; i += V::kWidth)
+        V::store(o + g * head_rows * engine.o_width + i, V::zero());
   }
 
   void pack(const Sequence& seq, const ForwardTask& task, int64_t k0, int64_t keys) {
@@ -228,37 +230,45 @@ struct Forward {
       for (int64_t i = row1; i < task.row1; ++i) {
         const int64_t head = task.kv_head * group + g;
         memset(o_at(seq, head, i), 0, p.value_dim * dtype_size(p.dtype));
-        put_lse(seq, head, i, {-kInf, 0});
+        if (p.lse) put_lse(seq, head, i, {-kInf, 0});
       }
   }
 
   void write(const Sequence& seq, const ForwardTask& task, int64_t rows) {
-    const T kept = static_cast<T>(kept_scale(p));
     for (int64_t g = 0; g < group; ++g)
       for (int64_t i0 = 0; i0 < rows; i0 += V::kWidth) {
         const int64_t head = task.kv_head * group + g, r0 = g * head_rows + i0;
-        double logs[V::kWidth];
-        for (int64_t i = 0; i < V::kWidth; ++i) logs[i] = log_of(l[r0 + i]);
-        for (int64_t i = 0; i < min64(V::kWidth, rows - i0); ++i) {
-          const T sum = l[r0 + i];
-          const bool empty = sum == 0;
-          const T norm = empty ? 1 : engine.normaliser(o, r0 + i, sum);
-          void* to = o_at(seq, head, task.row0 + i0 + i);
-          const T* from = engine.output(o, r0 + i);
-          if (dtype_size(p.dtype) == 2) {  // a reciprocal's error is far below that of 16 bits
-            const auto factor = V::set1(kept / norm);
-            store_row<V>(to, from, p.dtype, p.value_dim, [&](auto x) { return V::mul(x, factor); });
-          } else {
-            const auto divisor = V::set1(norm), factor = V::set1(kept);
-            store_row<V>(to, from, p.dtype, p.value_dim,
-                         [&](auto x) { return V::mul(V::div(x, divisor), factor); });
-          }
-          put_lse(seq, head, task.row0 + i0 + i,
-                  empty                 ? TwoPart<T>{-kInf, 0}
-                  : is_large(m[r0 + i]) ? natural_of_large(top[r0 + i], sum, logs[i])
-                                        : natural(m[r0 + i], sum, logs[i]));
-        }
+        const int64_t row0 = task.row0 + i0, n = min64(V::kWidth, rows - i0);
+        for (int64_t i = 0; i < n; ++i) write_row(r0 + i, o_at(seq, head, row0 + i));
+        if (p.lse) write_lse(seq, head, row0, r0, n);
       }
+  }
+
+  void write_row(int64_t r, void* to) {
+    const T norm = l[r] == 0 ? 1 : engine.normaliser(o, r, l[r]);
+    const T* from = engine.output(o, r);
+    const T kept = static_cast<T>(kept_scale(p));
+    if (dtype_size(p.dtype) == 2) {  // a reciprocal's error is far below that of 16 bits
+      const auto factor = V::set1(kept / norm);
+      store_row<V>(to, from, p.dtype, p.value_dim, [&](auto x) { return V::mul(x, factor); });
+    } else {
+      const auto divisor = V::set1(norm), factor = V::set1(kept);
+      store_row<V>(to, from, p.dtype, p.value_dim,
+                   [&](auto x) { return V::mul(V::div(x, divisor), factor); });
+    }
+  }
+
+  // Of n queries from row0, at most a vector of them, whose state lies from r0 on
+  void write_lse(const Sequence& seq, int64_t head, int64_t row0, int64_t r0, int64_t n) {
+    double logs[V::kWidth];
+    for (int64_t i = 0; i < V::kWidth; ++i) logs[i] = log_of(l[r0 + i]);
+    for (int64_t i = 0; i < n; ++i) {
+      const T sum = l[r0 + i];
+      put_lse(seq, head, row0 + i,
+              sum == 0              ? TwoPart<T>{-kInf, 0}
+              : is_large(m[r0 + i]) ? natural_of_large(top[r0 + i], sum, logs[i])
+                                    : natural(m[r0 + i], sum, logs[i]));
+    }
   }
 };
 

@@ -11,6 +11,10 @@ struct Step {
   bool edge, masked;
 };
 
+// Rows of o that engine E reads and writes at a time: of a tile, unless it says otherwise.
+template <class E>
+inline constexpr int64_t kRowsTouched = E::kRows;
+
 // The state of queries between steps, from the first query of a tile on
 template <class T>
 struct Rows {

@@ -58,15 +58,23 @@ inline void micro_rows(int64_t m, int64_t k, const typename V::T* a, int64_t lda
   }
 }
 
+// Rows of a block whose rows are kN vectors: a narrow one takes more of them, so that as many sums
+// are under way and none waits for its last addition.
+template <class V, int kN>
+inline constexpr int kBlockRows = V::kMicroRows * (kN * 2 <= V::kMicroVectors ? 2 : 1);
+
 template <class V, int kN, bool kTransA, Update kUpdate>
 inline void strip(int64_t m, int64_t n, int64_t k, const typename V::T* a, int64_t lda,
                   const typename V::T* b, int64_t ldb, typename V::T* c, int64_t ldc,
                   const typename V::T* alpha) {
   if (n == kN * V::kWidth) {
-    for (int64_t i = 0; i < m; i += V::kMicroRows) {
-      int64_t rows = m - i < V::kMicroRows ? m - i : V::kMicroRows;
-      micro_rows<V, V::kMicroRows, kN, kTransA, kUpdate>(rows, k, a + (kTransA ? i : i * lda), lda,
-                                                         b, ldb, c + i * ldc, ldc, alpha + i);
+    constexpr int64_t kMost = kBlockRows<V, kN>;
+    // blocks of a height, where there are few: a low one takes as long as its additions
+    const int64_t blocks = (m + kMost - 1) / kMost, height = blocks ? (m + blocks - 1) / blocks : 0;
+    for (int64_t i = 0; i < m; i += height) {
+      const int64_t rows = m - i < height ? m - i : height;
+      micro_rows<V, kMost, kN, kTransA, kUpdate>(rows, k, a + (kTransA ? i : i * lda), lda, b, ldb,
+                                                 c + i * ldc, ldc, alpha + i);
     }
   } else if constexpr (kN > 1) {
     strip<V, kN - 1, kTransA, kUpdate>(m, n, k, a, lda, b, ldb, c, ldc, alpha);

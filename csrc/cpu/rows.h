@@ -76,6 +76,21 @@ inline void load_row_or_zeros(typename V::T* dst, const void* src, DType t, int6
   for (int64_t j = 0; j < n; j += V::kWidth) V::store(dst + j, V::zero());
 }
 
+template <class T>
+alignas(64) inline constexpr T kZeroRow[256] = {};
+
+// Returns the numbers of a row where they are, zeros where src is null, or else a copy as load_row
+// makes it.
+template <class V>
+inline const typename V::T* row_or_copy(const void* src, DType t, int64_t n, typename V::T* copy) {
+  using T = typename V::T;
+  if (!src) return kZeroRow<T>;
+  if (n % V::kWidth == 0 && t == (sizeof(T) == 8 ? DType::kFloat64 : DType::kFloat32))
+    return static_cast<const T*>(src);
+  load_row<V>(copy, src, t, n);
+  return copy;
+}
+
 // x (n, a multiple of the vector width) <- -x
 template <class V>
 inline void negate_row(typename V::T* x, int64_t n) {

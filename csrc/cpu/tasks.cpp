@@ -1,5 +1,6 @@
 #include "tasks.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <functional>
 #include <memory>
@@ -14,7 +15,8 @@ namespace {
 
 // Costliest first, so that no thread is left with a long task at the end.
 template <class Task>
-Plan<Task> by_cost(const Plan<Task>& plan) {
+Plan<Task> by_cost(Plan<Task> plan) {
+  if (std::is_sorted(plan.cost.begin(), plan.cost.end(), std::greater<>())) return plan;
   std::vector<int64_t> order(plan.tasks.size());
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(),
@@ -30,22 +32,24 @@ Plan<ForwardTask> cut_forward(const AttentionParams& p, int64_t chunk) {
   constexpr double kPacking = 96;  // a task packs every key it sees, at the cost of so many scores
   const int64_t group = p.heads / p.kv_heads;
   Plan<ForwardTask> plan;
+  plan.reserve(p.num_seqs * p.kv_heads);
   for (int64_t b = 0; b < p.num_seqs; ++b) {
     const Sequence seq(p, b);
+    const auto cost_of = [&](int64_t i, int64_t last) -> double {
+      if (last < i) return 0;
+      const int64_t prefix = seq.k_prefix - seq.k_begin;
+      const auto seen = [&](int64_t lo, int64_t hi) {
+        return min64(prefix + max64(0, hi - lo), seq.k_end - seq.k_begin);
+      };
+      const Span some = seq.view(i, last + 1).some;
+      const int64_t ends = seen(seq.lo(i), seq.hi(i)) + seen(seq.lo(last), seq.hi(last));
+      return 0.5 * (last + 1 - i) * group * ends + kPacking * seen(some.lo, some.hi);
+    };
     for (int64_t h = 0; h < p.kv_heads; ++h)
       for (int64_t i = 0; i < seq.rows_q; i += chunk) {
         const int64_t end = std::min(i + chunk, seq.rows_q), last = std::min(end, seq.q_end) - 1;
-        double cost = 0;
-        if (last >= i) {
-          const int64_t prefix = seq.k_prefix - seq.k_begin;
-          const auto seen = [&](int64_t lo, int64_t hi) {
-            return min64(prefix + max64(0, hi - lo), seq.k_end - seq.k_begin);
-          };
-          const Span some = seq.view(i, last + 1).some;
-          const int64_t ends = seen(seq.lo(i), seq.hi(i)) + seen(seq.lo(last), seq.hi(last));
-          cost = 0.5 * (last + 1 - i) * group * ends + kPacking * seen(some.lo, some.hi);
-        }
-        plan.add({b, h, i, end}, cost);
+        const bool alike = h > 0 && seq.rows_q <= chunk;  // short sequences have many heads
+        plan.add({b, h, i, end}, alike ? plan.cost.back() : cost_of(i, last));
       }
   }
   return plan;
@@ -79,7 +83,7 @@ Plan<ForwardTask> forward_tasks(const AttentionParams& p, const CpuKernels& kern
     Plan<ForwardTask> finer = cut_forward(p, chunk);
     if (busiest(finer.cost, threads) < busiest(best.cost, threads)) best = std::move(finer);
   }
-  return by_cost(best);
+  return by_cost(std::move(best));
 }
 
 // The key tiles of a head come in order, which the turns on dq rely on. As many heads as there are
@@ -90,6 +94,7 @@ Plan<BackwardTask> backward_tasks(const AttentionParams& p, const CpuKernels& ke
     double tile_cost;
   };
   Plan<Head> heads;
+  heads.reserve(p.num_seqs * p.kv_heads);
   for (int64_t b = 0; b < p.num_seqs; ++b) {
     const Sequence seq(p, b);
     const int64_t tiles =
@@ -100,8 +105,9 @@ Plan<BackwardTask> backward_tasks(const AttentionParams& p, const CpuKernels& ke
     for (int64_t h = 0; h < p.kv_heads; ++h)
       heads.add({b, h, tiles, tile_cost}, static_cast<double>(tiles) * seq.q_end);
   }
-  const std::vector<Head> sorted = by_cost(heads).tasks;
+  const std::vector<Head> sorted = by_cost(std::move(heads)).tasks;
   Plan<BackwardTask> plan;
+  plan.reserve(sorted.size());
   const size_t side_by_side = torch::stable::get_num_threads();
   for (size_t first = 0; first < sorted.size(); first += side_by_side) {
     const size_t last = std::min(first + side_by_side, sorted.size());
@@ -138,7 +144,7 @@ void* thread_scratch(size_t bytes) {
 
 std::vector<int64_t> batch_ends(const std::vector<double>& cost) {
   const double total = std::accumulate(cost.begin(), cost.end(), 0.0);
-  const double most = std::min(8192.0, total / (4 * torch::stable::get_num_threads()));
+  const double most = std::clamp(total / (4 * torch::stable::get_num_threads()), 2048.0, 8192.0);
   std::vector<int64_t> ends;
   double scores = 0;
   const auto count = static_cast<int64_t>(cost.size());

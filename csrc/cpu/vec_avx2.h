@@ -45,22 +45,28 @@ struct Avx2 {
     const __m256i set = _mm256_and_si256(_mm256_set1_epi32(static_cast<int>(bits)), lanes);
     return _mm256_and_ps(x, _mm256_castsi256_ps(_mm256_cmpeq_epi32(set, lanes)));
   }
-  // Element i is the maximum (sum) of row i of a (8 x 8).
+  // Element i is the maximum (sum) of row i of a (8 x 8), whose elements are added pairwise.
   static F max_rows(const float* a) {
-    alignas(32) float t[64];
-    transpose(a, 8, t, 8);
-    F y = load(t);
-#pragma GCC unroll 8
-    for (int i = 1; i < 8; ++i) y = max(y, load(t + 8 * i));
-    return y;
+    return reduce_rows(a, [](F x, F y) { return max(x, y); });
   }
   static F sum_rows(const float* a) {
-    alignas(32) float t[64];
-    transpose(a, 8, t, 8);
-    F y = load(t);
-#pragma GCC unroll 8
-    for (int i = 1; i < 8; ++i) y = add(y, load(t + 8 * i));
-    return y;
+    return reduce_rows(a, [](F x, F y) { return add(x, y); });
+  }
+  // A transpose that halves the vectors at every step, so that no step waits for many others
+  template <class Op>
+  static F reduce_rows(const float* a, Op op) {
+    F pairs[4], fours[2];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const F x = load(a + 16 * i), y = load(a + 16 * i + 8);
+      pairs[i] = op(_mm256_unpacklo_ps(x, y), _mm256_unpackhi_ps(x, y));
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i)
+      fours[i] = op(_mm256_shuffle_ps(pairs[2 * i], pairs[2 * i + 1], 0x44),
+                    _mm256_shuffle_ps(pairs[2 * i], pairs[2 * i + 1], 0xee));
+    return op(_mm256_permute2f128_ps(fours[0], fours[1], 0x20),
+              _mm256_permute2f128_ps(fours[0], fours[1], 0x31));
   }
   static float hsum(F a) {
     __m128 x = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
@@ -71,6 +77,17 @@ struct Avx2 {
   static F hidden_where_hidden(F x, F mask) {
     const F hidden = set1(-__builtin_inff());
     return _mm256_blendv_ps(x, hidden, _mm256_cmp_ps(mask, hidden, _CMP_EQ_OQ));
+  }
+  // -inf in the lanes outside [lo, hi)
+  static F hidden_but(F x, int64_t lo, int64_t hi) {
+    const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    const auto bound = [](int64_t i) {
+      return _mm256_set1_epi32(static_cast<int>(clamp(i, 0, 8)));
+    };
+    const __m256i outside = _mm256_or_si256(
+        _mm256_cmpgt_epi32(bound(lo), lanes),
+        _mm256_xor_si256(_mm256_cmpgt_epi32(bound(hi), lanes), _mm256_set1_epi32(-1)));
+    return _mm256_blendv_ps(x, set1(-__builtin_inff()), _mm256_castsi256_ps(outside));
   }
   static F zero_where_hidden(F x, F mask) {
     return _mm256_and_ps(x, _mm256_cmp_ps(mask, set1(-__builtin_inff()), _CMP_NEQ_UQ));
@@ -164,9 +181,19 @@ struct Avx2 {
 
   // dst (8 x 8) <- src^T
   static void transpose(const float* src, int64_t ld_src, float* dst, int64_t ld_dst) {
+    transpose_first<8>([&](int i) { return src + i * ld_src; }, dst, ld_dst);
+  }
+  // the same of 8 columns from `at` of 8 rows, of which those past the first n are zeros
+  static void transpose_rows(const float* const* rows, int64_t at, int64_t n, float* dst,
+                             int64_t ld_dst) {
+    const auto row = [&](int i) { return rows[i] + at; };
+    n > 4 ? transpose_first<8>(row, dst, ld_dst) : transpose_first<4>(row, dst, ld_dst);
+  }
+  template <int kFirst, class Row>
+  static void transpose_first(const Row& row, float* dst, int64_t ld_dst) {
     __m256 r[8], t[8];
 #pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i) r[i] = load(src + i * ld_src);
+    for (int i = 0; i < 8; ++i) r[i] = i < kFirst ? load(row(i)) : zero();
 #pragma GCC unroll 4
     for (int i = 0; i < 8; i += 2) {
       t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);

@@ -44,22 +44,32 @@ struct Avx512 {
   static F zero_where_dropped(F x, uint32_t bits) {
     return _mm512_maskz_mov_ps(static_cast<__mmask16>(bits), x);
   }
-  // Element i is the maximum (sum) of row i of a (16 x 16).
+  // Element i is the maximum (sum) of row i of a (16 x 16), whose elements are added pairwise.
   static F max_rows(const float* a) {
-    alignas(64) float t[256];
-    transpose(a, 16, t, 16);
-    F y = load(t);
-#pragma GCC unroll 16
-    for (int i = 1; i < 16; ++i) y = max(y, load(t + 16 * i));
-    return y;
+    return reduce_rows(a, [](F x, F y) { return max(x, y); });
   }
   static F sum_rows(const float* a) {
-    alignas(64) float t[256];
-    transpose(a, 16, t, 16);
-    F y = load(t);
-#pragma GCC unroll 16
-    for (int i = 1; i < 16; ++i) y = add(y, load(t + 16 * i));
-    return y;
+    return reduce_rows(a, [](F x, F y) { return add(x, y); });
+  }
+  // A transpose that halves the vectors at every step, so that no step waits for many others
+  template <class Op>
+  static F reduce_rows(const float* a, Op op) {
+    F pairs[8], fours[4], halves[2];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+      const F x = load(a + 32 * i), y = load(a + 32 * i + 16);
+      pairs[i] = op(_mm512_unpacklo_ps(x, y), _mm512_unpackhi_ps(x, y));
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i)
+      fours[i] = op(_mm512_shuffle_ps(pairs[2 * i], pairs[2 * i + 1], 0x44),
+                    _mm512_shuffle_ps(pairs[2 * i], pairs[2 * i + 1], 0xee));
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i)
+      halves[i] = op(_mm512_shuffle_f32x4(fours[2 * i], fours[2 * i + 1], 0x88),
+                     _mm512_shuffle_f32x4(fours[2 * i], fours[2 * i + 1], 0xdd));
+    return op(_mm512_shuffle_f32x4(halves[0], halves[1], 0x88),
+              _mm512_shuffle_f32x4(halves[0], halves[1], 0xdd));
   }
   static float hsum(F a) { return _mm512_reduce_add_ps(a); }
   // -inf where the mask hides
@@ -72,6 +82,16 @@ struct Avx512 {
     const __m512i at = _mm512_set1_epi32(j);
     const __mmask16 inside = _mm512_cmple_epi32_mask(_mm512_load_si512(lo), at) &
                              _mm512_cmplt_epi32_mask(at, _mm512_load_si512(hi));
+    return _mm512_mask_mov_ps(set1(-__builtin_inff()), inside, x);
+  }
+  // -inf in the lanes outside [lo, hi)
+  static F hidden_but(F x, int64_t lo, int64_t hi) {
+    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const auto bound = [](int64_t i) {
+      return _mm512_set1_epi32(static_cast<int>(clamp(i, 0, 16)));
+    };
+    const __mmask16 inside =
+        _mm512_cmple_epi32_mask(bound(lo), lanes) & _mm512_cmplt_epi32_mask(lanes, bound(hi));
     return _mm512_mask_mov_ps(set1(-__builtin_inff()), inside, x);
   }
   static F zero_where_hidden(F x, F mask) {
@@ -167,9 +187,20 @@ struct Avx512 {
 
   // dst (16 x 16) <- src^T
   static void transpose(const float* src, int64_t ld_src, float* dst, int64_t ld_dst) {
+    transpose_first<16>([&](int i) { return src + i * ld_src; }, dst, ld_dst);
+  }
+  // the same of 16 columns from `at` of 16 rows, of which those past the first n are zeros
+  static void transpose_rows(const float* const* rows, int64_t at, int64_t n, float* dst,
+                             int64_t ld_dst) {
+    const auto row = [&](int i) { return rows[i] + at; };
+    if (n > 8) return transpose_first<16>(row, dst, ld_dst);
+    n > 4 ? transpose_first<8>(row, dst, ld_dst) : transpose_first<4>(row, dst, ld_dst);
+  }
+  template <int kFirst, class Row>
+  static void transpose_first(const Row& row, float* dst, int64_t ld_dst) {
     __m512 r[16], t[16];
 #pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i) r[i] = load(src + i * ld_src);
+    for (int i = 0; i < 16; ++i) r[i] = i < kFirst ? load(row(i)) : zero();
 #pragma GCC unroll 8
     for (int i = 0; i < 16; i += 2) {
       t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);

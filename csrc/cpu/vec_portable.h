@@ -122,6 +122,11 @@ struct Portable {
     constexpr T kHidden = -static_cast<T>(__builtin_inf());
     return each([&](int i) { return mask.x[i] == kHidden ? kHidden : a.x[i]; });
   }
+  // -inf in the lanes outside [lo, hi)
+  static F hidden_but(F a, int64_t lo, int64_t hi) {
+    constexpr T kHidden = -static_cast<T>(__builtin_inf());
+    return each([&](int i) { return i < lo || i >= hi ? kHidden : a.x[i]; });
+  }
   static F zero_where_hidden(F a, F mask) {
     return each(
         [&](int i) { return mask.x[i] == -static_cast<T>(__builtin_inf()) ? T(0) : a.x[i]; });
@@ -238,6 +243,11 @@ struct Portable {
   static void transpose(const T* src, int64_t ld_src, T* dst, int64_t ld_dst) {
     for (int i = 0; i < kLanes; ++i)
       for (int j = 0; j < kLanes; ++j) dst[j * ld_dst + i] = src[i * ld_src + j];
+  }
+  // the same of kLanes columns from `at` of kLanes rows, of which those past the first n are zeros
+  static void transpose_rows(const T* const* rows, int64_t at, int64_t, T* dst, int64_t ld_dst) {
+    for (int i = 0; i < kLanes; ++i)
+      for (int j = 0; j < kLanes; ++j) dst[j * ld_dst + i] = rows[i][at + j];
   }
 };
 

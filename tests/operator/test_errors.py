@@ -252,7 +252,7 @@ def test_nothing_is_computed_before_the_checks(monkeypatch):
 
     monkeypatch.setattr(module, "forward", refuse)
     with pytest.raises(AssertionError, match="computed"):
-        fused_attention(Q, K, K)
+        fused_attention(Q, K, K, return_lse=True)
     for _, changed, error, match in DENSE:
         with pytest.raises(error, match=match):
             fused_attention(**{"query": Q, "key": K, "value": K, **changed})

@@ -27,13 +27,14 @@ HEADERS = [path for path in FILES if path.suffix == ".h" and CSRC in path.parent
 
 # The header of each name of the standard library; one of several where they all declare it.
 DECLARED_IN = {
-    "algorithm": "max min max_element find_if sort stable_sort reverse shuffle push_heap pop_heap",
+    "algorithm": "clamp copy copy_n max min max_element find_if is_sorted sort stable_sort reverse "
+    "shuffle push_heap pop_heap",
     "array": "array",
     "atomic": "atomic memory_order_acquire memory_order_release memory_order_relaxed",
     "bit": "bit_cast",
     "chrono": "chrono",
     "concepts": "convertible_to same_as",
-    "cmath": "abs exp2 isinf logb nearbyint",
+    "cmath": "abs exp2 isinf logb nearbyint pow",
     "cstdlib": "aligned_alloc atoi free getenv",
     "cstring": "memset memcpy",
     "exception": "exception",

@@ -108,19 +108,22 @@ def attention(
         "scale": query.shape[-1] ** -0.5 if scaling is None else scaling,
         "enable_gqa": key.shape[1] != query.shape[1],
         "softcap": softcap,
-        "return_lse": True,
+        "return_lse": s_aux is not None,
     }
     if packed:
         ends = _Ends.of(query, key, cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k)
         if mask is None and position_bias is None:
-            o, lse = ends.attend(query, key, value, pattern, words)
+            results = ends.attend(query, key, value, pattern, words)
         else:
             pattern = pattern._replace(segment_ids=ends.segment_ids())
-            o, lse = _dense(query, key, value, mask, position_bias, pattern, words)
+            results = _dense(query, key, value, mask, position_bias, pattern, words)
     else:
-        o, lse = _dense(query, key, value, mask, position_bias, pattern, words)
-    if s_aux is not None:
+        results = _dense(query, key, value, mask, position_bias, pattern, words)
+    if s_aux is None:
+        o = results
+    else:
         # The sink is one more key, without a value: it takes its share of every weight.
+        o, lse = results
         sink = s_aux.to(lse.dtype)[:, None]
         o = o * torch.sigmoid(lse - sink)[..., None].to(o.dtype)
     return o.transpose(1, 2).contiguous(), None
@@ -226,7 +229,7 @@ def _dense(
     bias: Tensor | None,
     pattern: Pattern,
     words: dict[str, Any],
-) -> tuple[Tensor, Tensor]:
+) -> Any:
     left, right, offset, segment_ids, _, prepared = pattern
     n_queries, n_keys = query.shape[2], key.shape[2]
     bounded = left is not None or right is not None
@@ -240,14 +243,14 @@ def _dense(
         bottom_right = False
     elif mask is not None and prepared is not None and not bottom_right:
         if mask.device == query.device and len(mask) == len(query):
-            attn_mask = prepared
+            attn_mask = None if prepared.hides_nothing() else prepared
     if bias is not None:
         if mask is not None and mask.shape[1:3] == (1, 1) and not bottom_right:
             kv_lengths = right_padded_lengths(mask[:, 0, 0])
         attn_mask = bias if mask is None or kv_lengths is not None else combined(mask, bias)
     return fused_attention(
-        query, key, value, attn_mask, window=(left, right), bottom_right=bottom_right,
-        segment_ids=segment_ids, kv_lengths=kv_lengths, **words,
+        query, key, value, attn_mask, window=None if left is right is None else (left, right),
+        bottom_right=bottom_right, segment_ids=segment_ids, kv_lengths=kv_lengths, **words,
     )  # fmt: skip
 
 
@@ -291,11 +294,14 @@ class _Ends(NamedTuple):
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, words: dict[str, Any]
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Any:
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-        o, lse = fused_attention_varlen(
+        results = fused_attention_varlen(
             q, k, v, *self[:4], window=(pattern.left, pattern.right), bottom_right=True, **words
         )
+        if not words["return_lse"]:
+            return results.transpose(0, 1)[None]
+        o, lse = results
         return o.transpose(0, 1)[None], lse[None]
 
     def segment_ids(self) -> Tensor:
