@@ -214,11 +214,8 @@ def _is_plain(x: Tensor) -> bool:
 
 def is_wrapped(module: nn.Module) -> bool:
     """Returns whether calling the module does more than its class: hooks, a forward of its own."""
-    return (
-        _has_any_global_hook()
-        or "forward" in vars(module)
-        or any(getattr(module, hooks) for hooks in HOOKS)
-    )
+    own = vars(module)
+    return "forward" in own or any(map(own.get, HOOKS)) or _has_any_global_hook()
 
 
 def _norm_of(norm: nn.Module | None) -> NormOf | None:
