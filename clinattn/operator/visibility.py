@@ -107,7 +107,8 @@ def prepare_mask(
 
     A mask that is the same for all queries also gives the range of its visible keys, so that
     kernels skip the keys outside. Where the host can read that every key in the range is visible,
-    the mask is dropped, and with it the range of all keys. keep_end: positions count from the last key, so no range is given.
+    the mask is dropped, and with it the range of all keys. keep_end: positions count from the last
+    key, so no range is given.
     """
     if mask.dtype != torch.bool:
         accumulator = torch.float64 if dtype == torch.float64 else torch.float32
