@@ -36,8 +36,8 @@ struct TileProducts {
   static constexpr int kParts = kNumParts;
   using Session = TileSession;
   static constexpr bool kDelayed = true;  // sums are stored while the next products run
-  float* late = nullptr;         // where the finished sums go,
-  bool late_rows, late_columns;  // and whether there are two tiles of them each way
+  float* late = nullptr;                  // where the finished sums go,
+  bool late_rows, late_columns;           // and whether there are two tiles of them each way
 
   ~TileProducts() { finish(); }
 
