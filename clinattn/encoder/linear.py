@@ -26,6 +26,7 @@ from .linear_op import (
     Dropped,
     Form,
     Linear,
+    Norm,
     NormOf,
     activated,
     run,
@@ -94,9 +95,13 @@ def _computed(
     wants_gradients = torch.is_grad_enabled() and any(
         a is not None and a.requires_grad for a in given
     )
-    of_norm = None if wants_gradients or not at_once else _norm_of(norm)
-    if wants_gradients:
-        y = Linear.run(form, dropped or WITHOUT_DROPOUT, rows, layer.weight, layer.bias, added)[0]
+    of_norm = _norm_of(norm) if at_once else None
+    if wants_gradients or _wants_gradients(of_norm):
+        exact = form if of_norm is None else form._replace(dtype=torch.float32)
+        drawn = dropped or WITHOUT_DROPOUT
+        y = Linear.run(exact, drawn, rows, layer.weight, layer.bias, added)[0]
+        if of_norm:
+            y = Norm.run(of_norm.kind, of_norm.eps, form.dtype, y, of_norm.gamma, of_norm.beta)
     else:
         y = run(
             form, rows, layer.weight, layer.bias, added, of_norm or WITHOUT_NORM,
@@ -106,6 +111,12 @@ def _computed(
     if dropout is not None and not at_once:
         y = dropout(y) if residual is None else residual + dropout(y)
     return y if norm is None or of_norm else normalise(norm, y)
+
+
+def _wants_gradients(norm: NormOf | None) -> bool:
+    if norm is None or not torch.is_grad_enabled():
+        return False
+    return any(a is not None and a.requires_grad for a in (norm.gamma, norm.beta))
 
 
 def _drawn(dropout: nn.Dropout | None) -> Dropped | None:

@@ -27,6 +27,11 @@ LIB.define(
     "float dropout_p, int seed, ScalarType dtype) -> Tensor",
     tags=torch.Tag.pt2_compliant_tag,
 )
+LIB.define(
+    "cpu_norm(Tensor x, int norm, Tensor? gamma, Tensor? beta, float eps, ScalarType dtype) -> "
+    "Tensor",
+    tags=torch.Tag.pt2_compliant_tag,
+)
 
 # Their numbers in csrc/linear.h
 ACTIVATIONS = {None: 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
@@ -87,6 +92,46 @@ def run(
         x, weight, bias, ACTIVATIONS[form.activation], form.gated, *dropped, residual,
         norm.kind, gamma, beta, norm.eps, form.in_bfloat16, form.dtype, before,
     )  # fmt: skip
+
+
+class Norm(Function):
+    """The norm that ends `run`, of rows x (M, N) in fp32, to the bit, with gradients."""
+
+    @staticmethod
+    def forward(
+        kind: int,
+        eps: float,
+        dtype: torch.dtype,
+        x: Tensor,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+    ) -> Tensor:
+        vectors = [None if a is None else a.float().contiguous() for a in (gamma, beta)]
+        return torch.ops.clinattn.cpu_norm(x, kind, *vectors, eps, dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.kind, ctx.eps, _, x, gamma, beta = inputs
+        ctx.save_for_backward(x, gamma, beta)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        again = torch.is_grad_enabled()
+        saved: list[Any] = list(ctx.saved_tensors)
+        if not again:
+            saved = [None if a is None else a.detach().requires_grad_() for a in saved]
+        x, gamma, beta = saved
+        wanted = ctx.needs_input_grad[3:]
+        inputs = [a for a, wants in zip(saved, wanted, strict=True) if wants]
+        with torch.enable_grad():
+            weight, bias = (None if a is None else a.float() for a in (gamma, beta))
+            size = x.shape[1:]
+            if ctx.kind == LAYER_NORM:
+                y = F.layer_norm(x, size, weight, bias, ctx.eps)
+            else:
+                y = F.rms_norm(x, size, weight, ctx.eps)
+        grads = iter(torch.autograd.grad(y, inputs, dy.float(), create_graph=again))
+        return None, None, None, *(next(grads) if wants else None for wants in wanted)
 
 
 class Linear(Function):

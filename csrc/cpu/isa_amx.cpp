@@ -4,7 +4,7 @@
 #include "bf16_backward.h"
 #include "bf16_forward.h"
 #include "peak_amx.h"
-#include "tile_linear.h"
+#include "amx_bf16_linear.h"
 #include "tiles.h"
 #include "vec_avx512.h"
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 #include <tuple>
 
 #include "../interval.h"
@@ -227,11 +228,32 @@ Tensor cpu_linear_activation_backward(const Tensor& dy, const OptionalTensor& u,
   return du;
 }
 
+// Rows of x (M, N), fp32, normalised as a linear layer's are
+Tensor cpu_norm(const Tensor& x, int64_t norm, const OptionalTensor& gamma,
+                const OptionalTensor& beta, double eps, ScalarType dtype) {
+  LinearParams p{};
+  const int64_t rows = x.size(0), columns = x.size(1);
+  p.b.rows = columns;
+  p.whole = rows_of(x, "x", rows, columns);
+  CLINATTN_CHECK(p.whole.dtype == DType::kFloat32, "x is ", x.scalar_type(), "; expected Float");
+  p.norm = static_cast<Norm>(norm);
+  p.gamma = vector_of(gamma, "gamma", columns);
+  p.beta = vector_of(beta, "beta", columns);
+  p.eps = eps;
+  const Tensor y = empty({rows, columns}, dtype, x);
+  p.y = rows_of(y, "y", rows, columns);
+  const LinearKernels& kernels = kernels_for(true);
+  torch::stable::parallel_for(0, rows, 16,
+                              [&](int64_t begin, int64_t end) { kernels.finish(p, begin, end); });
+  return y;
+}
+
 }  // namespace
 
 }  // namespace clinattn
 
 STABLE_TORCH_LIBRARY_IMPL(clinattn, CPU, m) {
   m.impl("cpu_linear", TORCH_BOX(&clinattn::cpu_linear));
+  m.impl("cpu_norm", TORCH_BOX(&clinattn::cpu_norm));
   m.impl("cpu_linear_activation_backward", TORCH_BOX(&clinattn::cpu_linear_activation_backward));
 }
