@@ -1,7 +1,7 @@
 """Griffe extension: the arguments in clinattn's docstrings become a list.
 
-The docstrings write `name: what it is` at the beginning of a line, and go on in the next lines until
-another name or an empty line. Markdown would make one paragraph of all that.
+The docstrings write `name: what it is` at the beginning of a line, and go on in the next lines
+until another name or an empty line. Markdown would make one paragraph of all that.
 """
 
 from __future__ import annotations

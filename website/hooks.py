@@ -69,7 +69,8 @@ def api_page(heading: str, modules: tuple[str, ...]) -> str:
     parts = [f"# {heading}"]
     for module in modules:
         parts.append(f"```python\nimport {module}\n```")
-        parts += [f"::: {name}" for name in (*exported(module), *ALSO.get(module, ()))]
+        names = sorted(exported(module), key=lambda name: name.split(".")[-1][0].isupper())
+        parts += [f"::: {name}" for name in (*names, *ALSO.get(module, ()))]  # functions first
     return "\n\n".join(parts) + "\n"
 
 
