@@ -127,7 +127,7 @@ def test_a_broken_link_fails(tmp_path, link, broken):
         shutil.copytree(ROOT / name, tmp_path / name)
     shutil.copytree(ROOT / "clinattn", tmp_path / "clinattn", ignore=_but_python)
     (tmp_path / "bench" / "results").mkdir(parents=True)
-    for path in [*ROOT.glob("*.md"), ROOT / "bench" / "NOTES.md"]:
+    for path in [*ROOT.glob("*.md"), ROOT / "LICENSE", ROOT / "bench" / "NOTES.md"]:
         shutil.copy(path, tmp_path / path.relative_to(ROOT))
     with (tmp_path / "docs" / "rotary.md").open("a", encoding="utf-8") as page:
         page.write(f"\nSee [this]({link}).\n")
