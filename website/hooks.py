@@ -27,7 +27,8 @@ MOVED = {
     "examples": "examples.md",
 }
 ASSETS = ("style.css", "iframe-worker.js")
-LINK = re.compile(r"(?<=\])\(([^)\s]+)\)")
+LINK = re.compile(r"\[([^\]]+)\]\(([^)\s]+)\)")
+HEADING = re.compile(r"^# (.+)$", re.MULTILINE)
 # Of the API: the page, its heading, and the modules whose exported names it shows.
 API = (
     ("api/operator.md", "The operator", ("clinattn",)),
@@ -100,22 +101,25 @@ def on_files(files: Files, config: Any) -> Files:
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
     """Turns links between files of the tree into links between pages.
 
-    A link to a file that is no page, such as a source, becomes its text.
+    A link whose text is a path gets the title of its page. A link to a file that is no page, such
+    as a source, becomes its text.
     """
     at = {uri: path for path, uri in MOVED.items()}
     uri = page.file.src_uri
     path = at.get(uri, f"docs/{uri}")
 
     def link(found: re.Match[str]) -> str:
-        target, hash_, anchor = found[1].partition("#")
+        text, (target, hash_, anchor) = found[1], found[2].partition("#")
         if ":" in target or not target:
             return found[0]
         named = posixpath.normpath(posixpath.join(posixpath.dirname(path), target))
         to = MOVED.get(named, named.removeprefix("docs/"))
         if files.get_file_from_path(to) is None:
             if not (ROOT / named).exists():
-                raise ValueError(f"{path}: the link to {found[1]} leads nowhere")
-            return ""
-        return f"({posixpath.relpath(to, posixpath.dirname(uri) or '.')}{hash_}{anchor})"
+                raise ValueError(f"{path}: the link to {found[2]} leads nowhere")
+            return text
+        if target.endswith(f"{text}") and named.endswith(".md"):
+            (text, *_) = HEADING.findall((ROOT / named).read_text(encoding="utf-8"))
+        return f"[{text}]({posixpath.relpath(to, posixpath.dirname(uri) or '.')}{hash_}{anchor})"
 
     return LINK.sub(link, markdown)
