@@ -51,7 +51,14 @@ ALSO = {
     "clinattn.workloads": ("clinattn.training.settings.TrainingSettings",),
 }
 # Names that are modules to a reader of sources: what they stand for.
-RENAMED = {"clinattn.backends": "clinattn.backends.select.backends"}
+RENAMED = {
+    "clinattn.backends": "clinattn.backends.select.backends",
+    "clinattn.integrations.flash_attn.install": "clinattn.integrations.flash_attn.install.install",
+    "clinattn.integrations.xformers.install": "clinattn.integrations.xformers.install.install",
+}
+# Modules whose docstring says what the arguments of their functions have in common.
+SHARED = {"clinattn.integrations.flash_attn": "clinattn.integrations.flash_attn.functions"}
+DOCSTRING_ALONE = "    options: {members: [], show_root_heading: false}"
 LEFT_OUT = {"clinattn.ranges"}  # a module; what it is used for is in ALSO
 
 
@@ -70,6 +77,8 @@ def api_page(heading: str, modules: tuple[str, ...]) -> str:
     parts = [f"# {heading}"]
     for module in modules:
         parts.append(f"```python\nimport {module}\n```")
+        if module in SHARED:
+            parts.append(f"::: {SHARED[module]}\n{DOCSTRING_ALONE}")
         names = sorted(exported(module), key=lambda name: name.split(".")[-1][0].isupper())
         parts += [f"::: {name}" for name in (*names, *ALSO.get(module, ()))]  # functions first
     return "\n\n".join(parts) + "\n"
