@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from documentation import GUIDES, OF_INTEGRATIONS, Block, split
-from places import ROOT
 
 REASONS = {
     "needs a GPU",
@@ -79,8 +78,6 @@ def _run_commands(block: Block, folder: Path, programs: Path) -> None:
     environment = os.environ | {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
     for name in ("MEDS_DIR", "CLINATTN_MEDS_DIR", "QUICK"):
         environment.pop(name, None)
-    seen = [str(ROOT), environment.get("PYTHONPATH", "")]
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, seen))
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", block.code],
         cwd=folder,

@@ -12,6 +12,7 @@ import subprocess
 import guides
 import pytest
 from documentation import GUIDES
+from places import ROOT
 
 
 def name(guide):
@@ -46,7 +47,7 @@ def test_guide_runs(guide, tmp_path, monkeypatch):
 def test_a_block_that_fails_fails_its_guide(tmp_path, monkeypatch):
     """Commands that fail, and Python that raises, are errors; a later block sees an earlier one."""
     monkeypatch.chdir(tmp_path)
-    page = guides.ROOT / "docs" / "guides" / "of_a_test.md"
+    page = ROOT / "docs" / "guides" / "of_a_test.md"
     text = "```sh\necho 3 > x\n```\n\n```python\nassert int(open('x').read()) == {}\n```\n"
     monkeypatch.setattr(guides, "all_blocks", lambda guide: parsed(tmp_path, guide, text, 3))
     guides.run(page, tmp_path)

@@ -31,7 +31,10 @@ DOORS = {
     "## I want to measure": "sh",
 }
 HERE = python_blocks(integrations=False)
-FOLDERS = ("bench", "build_support", "clinattn", "csrc", "docs", "examples", "kernels", "tests")
+FOLDERS = (
+    *("bench", "build_support", "clinattn", "csrc", "docs", "examples", "kernels", "tests"),
+    "website",
+)
 NAMED_FILE = re.compile(rf"(?<![\w/.-])(?:{'|'.join(FOLDERS)})/[\w./*-]*\w")
 MADE_BY_RUNS = ("bench/out/",)
 SET = r"(?:[A-Z_]+=\S+ +)*"

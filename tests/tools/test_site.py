@@ -77,7 +77,9 @@ def test_every_public_name_has_its_entry(site):
     for module in ("flash_attn", "xformers", "sdpa"):
         names = importlib.import_module(f"clinattn.integrations.{module}").__all__
         for name in names:
-            assert re.search(rf'id="clinattn.integrations.{module}\.(install\.)?{name}"', text), name
+            assert re.search(rf'id="clinattn.integrations.{module}\.(install\.)?{name}"', text), (
+                name
+            )
 
 
 def test_arguments_are_a_list(site):
