@@ -58,7 +58,7 @@ RENAMED = {
 }
 # Modules whose docstring says what the arguments of their functions have in common.
 SHARED = {"clinattn.integrations.flash_attn": "clinattn.integrations.flash_attn.functions"}
-DOCSTRING_ALONE = "    options: {members: [], show_root_heading: false}"
+DOCSTRING_ALONE = "options: {members: [], show_root_heading: false, show_root_toc_entry: false}"
 LEFT_OUT = {"clinattn.ranges"}  # a module; what it is used for is in ALSO
 
 
@@ -74,13 +74,18 @@ def exported(module: str) -> list[str]:
 
 
 def api_page(heading: str, modules: tuple[str, ...]) -> str:
+    """A page of the names of some modules, below a heading for each module where they are many."""
     parts = [f"# {heading}"]
+    level = 2 if len(modules) == 1 else 3
     for module in modules:
+        parts += [f"## {module}"] * (level - 2)
         parts.append(f"```python\nimport {module}\n```")
         if module in SHARED:
-            parts.append(f"::: {SHARED[module]}\n{DOCSTRING_ALONE}")
-        names = sorted(exported(module), key=lambda name: name.split(".")[-1][0].isupper())
-        parts += [f"::: {name}" for name in (*names, *ALSO.get(module, ()))]  # functions first
+            parts.append(f"::: {SHARED[module]}\n    {DOCSTRING_ALONE}")
+        functions_first = lambda name: name.split(".")[-1][0].isupper()
+        names = sorted(exported(module), key=functions_first)
+        options = f"    options: {{heading_level: {level}}}"
+        parts += [f"::: {name}\n{options}" for name in (*names, *ALSO.get(module, ()))]
     return "\n\n".join(parts) + "\n"
 
 
