@@ -32,7 +32,7 @@ CSRC := $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h csrc/cuda/*.c
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup ext bench bench-cpu bench-short bench-compare bench-engines test test-all test-elsewhere test-integrations triton-matrix cuda-headers compilers compat sanitize lint format doctor gpu gpu-here gpu-plan gpu-pack gpu-adopt clean FORCE
+.PHONY: help setup ext bench bench-cpu bench-short bench-compare bench-engines test test-all test-elsewhere test-integrations triton-matrix cuda-headers compilers compat sanitize lint format docs doctor gpu gpu-here gpu-plan gpu-pack gpu-adopt clean FORCE
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
@@ -58,7 +58,7 @@ bench-engines: setup $(VENV)/.engines  ## time torch, torch.compile, OpenVINO, O
 test: setup  ## every fast test and one in twelve of the others (PYTEST_ARGS="-k name")
 	$(AT)$(BIN)/python tests/lib/suite.py $(PYTEST_ARGS)
 
-test-all: setup $(VENV)/.integrations  ## every test, those that need transformers, opacus, ... too
+test-all: setup $(VENV)/.integrations $(VENV)/.docs  ## every test, those that need transformers, opacus, ... too
 	$(AT)$(BIN)/python tests/lib/suite.py --all $(PYTEST_ARGS)
 
 test-elsewhere: setup  ## every compiler here, headers of promised torches, random calls sanitized
@@ -95,6 +95,11 @@ lint: setup $(VENV)/.lint  ## ruff, mypy, clang-format
 format: $(VENV)/.lint  ## sort imports, mend what ruff can, format the C++
 	$(AT)$(BIN)/ruff check --fix .
 	$(AT)$(if $(CSRC),$(BIN)/clang-format -i $(CSRC))
+
+# Not --quiet: MkDocs would no longer count the warnings that make a strict build fail.
+docs: $(VENV)/.docs  ## build the documentation as a site in build/site; warnings are errors
+	$(AT)NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build -f website/mkdocs.yml
+	@echo "wrote build/site/index.html"
 
 # A machine with its own CUDA torch keeps it: nothing is downloaded there.
 gpu:  ## build, test and measure on the GPU of this machine (TUNE=1: try other tiles; GPU_ARGS="race speed")
@@ -182,6 +187,10 @@ $(VENV)/.integrations: $(VENV)/.installed pyproject.toml
 $(VENV)/.engines: $(VENV)/.installed pyproject.toml
 	$(AT)$(if $(OFFLINE),,echo 'installing clinattn[engines] into $(VENV)' && \
 	  CLINATTN_SKIP_EXT=1 PYTHONWARNINGS=ignore $(PIP) --no-build-isolation -e '.[engines]')
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.torch pyproject.toml
+	$(AT)$(if $(OFFLINE),,echo 'installing mkdocs into $(VENV)' && $(PIP) --group docs)
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.torch pyproject.toml

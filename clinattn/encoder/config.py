@@ -201,5 +201,5 @@ class EncoderConfig:
         return replace(PRESETS[name], **overrides)  # type: ignore[arg-type]
 
 
-# By name; presets.py enters the published ones.
 PRESETS: dict[str, EncoderConfig] = {}
+"""The published configurations by name; presets.py enters them."""

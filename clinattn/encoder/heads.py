@@ -24,7 +24,10 @@ from .packed_layout import at_least_fp32
 
 @dataclass
 class HeadOutput:
-    """loss: scalar, None without labels. logits: see the head."""
+    """What a head returns.
+
+    loss: scalar, None without labels. logits: see the head.
+    """
 
     loss: Tensor | None
     logits: Tensor

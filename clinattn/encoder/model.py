@@ -130,6 +130,8 @@ class Block(nn.Module):
 
 
 class Encoder(Pretrained):
+    """A transformer encoder, or with causal=True a decoder, that returns hidden states."""
+
     task = "encoder"
 
     def __init__(self, config: EncoderConfig):
@@ -175,7 +177,7 @@ class Encoder(Pretrained):
         positions: like the tokens, int64, default 0, 1, ... in each sequence; fp32 or fp64 (days)
             unless they are learned. token_types: like the tokens, default all 0.
         values: like the tokens, floating, NaN where an event has none; with numeric_values.
-        layout, for (B, N): "packed" drops the padding before the embedding, and restore puts
+        layout: for (B, N). "packed" drops the padding before the embedding, and restore puts
             zeros in its place; "padded" computes on it, and what stands there means nothing.
             Default "packed", and "padded" for attention="sdpa", which has no other. Opacus takes
             the first dimension for the samples, so that private training needs "padded".

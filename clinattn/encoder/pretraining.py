@@ -20,8 +20,9 @@ from .packed_layout import at_least_fp32
 
 @dataclass
 class PretrainingOutput(HeadOutput):
-    """loss: that of the masked tokens plus that of the pairs. logits: of tokens.
+    """What PretrainingModel returns.
 
+    loss: that of the masked tokens plus that of the pairs. logits: of tokens.
     masked_loss and next_loss: scalars, None without labels. next_logits: (sequences, 2), for what
     follows (0) and what does not (1).
     """

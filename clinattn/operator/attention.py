@@ -92,9 +92,6 @@ def fused_attention(
     formed in fp32 after the time of the row's first valid key was subtracted in the type of times.
     time_window: query i sees the keys with |t_i - t_j| <= time_window, in the unit of times.
     time_decay: (H,); time_decay[h] |t_i - t_j| is subtracted from the scores. Has a gradient.
-    With segment_ids or times, tokens from min(q_lengths, kv_lengths) on are padding in queries and
-    keys alike, and may hold any value. The order is checked on the CPU, except in a traced call. On
-    a GPU a check would stop the host, so values out of order give results without meaning.
     alibi_slopes: (H,) or (B, H); alibi_slopes[h] |i - j| is subtracted from the scores (Press et
     al., 2022). Has a gradient.
     relative_bias: (H, 2 L + 1); relative_bias[h, L + min(max(j - i, -L), L)] is added to the
@@ -103,6 +100,11 @@ def fused_attention(
     global_prefix: all queries see the first global_prefix valid keys, and the first global_prefix
     queries see all valid keys, whatever causal, window, segments and times say; at most Nk.
     backend: "triton", "cuda", "cpu" or "reference"; None chooses (see clinattn.backends()).
+
+    With segment_ids or times, tokens from min(q_lengths, kv_lengths) on are padding in queries and
+    keys alike, and may hold any value. The order is checked on the CPU, except in a traced call. On
+    a GPU a check would stop the host, so values out of order give results without meaning.
+
     query, key and value may be jagged nested tensors, (B, H, j, D) and (B, Hkv, k, D or Dv): this
     is attention over their packed tokens. times is (B, j) then, o and lse are jagged like query.
     They take no attn_mask, lengths and segment_ids, as they hold no padding.
@@ -233,9 +235,10 @@ def fused_attention_varlen(
     cu_seqlens_k: the same for the keys; default cu_seqlens_q. Rows past the last end see nothing.
     max_seqlen_q, max_seqlen_k: upper bounds of the lengths. Left out, they are read from
     cu_seqlens, which stops the host until a GPU has them; torch.compile takes the totals Tq and Tk.
-    is_causal, window and global_prefix count positions within a sequence, from its start;
-    bottom_right moves the queries of a sequence to the end of its keys, as in flash-attn. times:
-    (T,), with the same cu_seqlens for queries and keys; the first of a sequence is its origin.
+    is_causal, window, global_prefix: count positions within a sequence, from its start.
+    bottom_right: moves the queries of a sequence to the end of its keys, as in flash-attn.
+    times: (T,), with the same cu_seqlens for queries and keys; the first of a sequence is its
+    origin.
     alibi_slopes: (H,) or (S, H). The other arguments are those of fused_attention.
 
     Returns o (Tq, H, Dv), and with return_lse also lse (H, Tq). Raises as fused_attention does.

@@ -73,6 +73,7 @@ PROFILES = {
         lambda rng, count, max_tokens: np.full(count, max_tokens),
     ),
 }
+"""The clinical length profiles by name: a description, its source, and how lengths are drawn."""
 
 
 def sample_lengths(profile: str, count: int, max_tokens: int, seed: int = 0) -> np.ndarray:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+"""The first tokens of every vocabulary of codes or words; their ids are 0 to 4."""
 PAD, UNK, CLS, SEP, MASK = range(len(SPECIAL_TOKENS))
 
 

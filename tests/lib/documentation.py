@@ -12,21 +12,28 @@ from places import ROOT
 from clinattn.backends import select
 
 README = ROOT / "README.md"
-PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+GUIDES = sorted((ROOT / "docs" / "guides").glob("*.md"))
+OTHERS = [ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"]
+PAGES = [README, *OTHERS, *sorted((ROOT / "docs").glob("*.md")), *GUIDES]
 # A snippet may import the standard library, these two, and the packages of
 # clinattn[integrations]. Their snippets run in tests/integrations/packages.
 ALWAYS_THERE = {"clinattn", "torch"}
 OF_INTEGRATIONS = {"accelerate", "opacus", "safetensors", "transformers"}
+NOT_RUN = re.compile(r"<!-- not run: (.+) -->")
 SPAN = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 
 
 class Block(NamedTuple):
-    """A fenced block: the page, the line where its code begins, the word after the fence."""
+    """A fenced block: the page, the line where its code begins, the word after the fence.
+
+    not_run: the reason why no test runs it, from the comment `<!-- not run: REASON -->` above it.
+    """
 
     page: Path
     line: int
     language: str
     code: str
+    not_run: str | None = None
 
     @property
     def name(self) -> str:
@@ -42,9 +49,9 @@ class Block(NamedTuple):
                 found.add(str(node.module).split(".")[0])
         return found
 
-    def run(self) -> dict[str, Any]:
-        """Runs the code in a namespace of its own, which is returned."""
-        namespace: dict[str, Any] = {"__name__": "__main__"}
+    def run(self, namespace: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Runs the code in a namespace, by default one of its own, and returns that."""
+        namespace = {"__name__": "__main__"} if namespace is None else namespace
         # As many lines above as on the page, so that a traceback names the line of the page.
         exec(compile("\n" * (self.line - 1) + self.code, self.page, "exec"), namespace)
         return namespace
@@ -52,14 +59,16 @@ class Block(NamedTuple):
 
 def split(page: Path) -> tuple[list[Block], str]:
     """The fenced blocks of a page, and the page without them. Raises ValueError for an open one."""
-    blocks, rest = [], []
-    language, start, code = None, 0, []
+    blocks, rest = [], [""]
+    language, start, code, not_run = None, 0, [], None
     for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
         fence = line.lstrip().startswith(("```", "~~~"))
         if fence and language is None:
             language, start, code = line.strip()[3:], number + 1, []
+            above = NOT_RUN.fullmatch(rest[-1])
+            not_run = above and above[1]
         elif fence:
-            blocks.append(Block(page, start, language, "\n".join(code) + "\n"))
+            blocks.append(Block(page, start, language, "\n".join(code) + "\n", not_run))
             language = None
         else:
             (rest if language is None else code).append(line)
@@ -73,8 +82,12 @@ def blocks(page: Path, language: str) -> list[Block]:
 
 
 def python_blocks(*, integrations: bool) -> list[Block]:
-    """Returns the Python blocks of all pages that need clinattn[integrations], or the others."""
-    found = [block for page in PAGES for block in blocks(page, "python")]
+    """Returns the Python blocks that need clinattn[integrations], or the others.
+
+    They are those of all pages but the guides, whose blocks build on each other (guides.py).
+    """
+    pages = [page for page in PAGES if page not in GUIDES]
+    found = [block for page in pages for block in blocks(page, "python")]
     return [x for x in found if bool(x.packages() & OF_INTEGRATIONS) == integrations]
 
 

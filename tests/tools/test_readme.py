@@ -11,6 +11,7 @@ import sys
 import pytest
 from documentation import (
     ALWAYS_THERE,
+    GUIDES,
     OF_INTEGRATIONS,
     PAGES,
     README,
@@ -30,7 +31,10 @@ DOORS = {
     "## I want to measure": "sh",
 }
 HERE = python_blocks(integrations=False)
-FOLDERS = ("bench", "build_support", "clinattn", "csrc", "docs", "examples", "kernels", "tests")
+FOLDERS = (
+    *("bench", "build_support", "clinattn", "csrc", "docs", "examples", "kernels", "tests"),
+    "website",
+)
 NAMED_FILE = re.compile(rf"(?<![\w/.-])(?:{'|'.join(FOLDERS)})/[\w./*-]*\w")
 MADE_BY_RUNS = ("bench/out/",)
 SET = r"(?:[A-Z_]+=\S+ +)*"
@@ -66,7 +70,8 @@ def test_no_snippet_is_left_out():
     """Else a block in another notation, or one that no test runs, would pass unseen."""
     elsewhere = python_blocks(integrations=True)
     run = [block.name for block in HERE + elsewhere]
-    shown = [block.name for page in PAGES for block in blocks(page, "python")]
+    pages = [page for page in PAGES if page not in GUIDES]  # which test_guides.py runs
+    shown = [block.name for page in pages for block in blocks(page, "python")]
     assert sorted(run) == sorted(shown)
     of_readme = [name for name in run if name.startswith("README.md:")]
     assert len(of_readme) == README.read_text(encoding="utf-8").count("```python\n") >= 4
@@ -167,7 +172,8 @@ def test_what_is_installed_has_no_switch_for_tests():
 def test_the_index_lists_every_page():
     index = ROOT / "docs" / "README.md"
     listed = re.findall(r"^- \[\S+\]\((\S+\.md)\)", index.read_text(encoding="utf-8"), re.MULTILINE)
-    assert sorted(listed) == sorted(page.name for page in PAGES if page not in (README, index))
+    pages = [page for page in PAGES if page.is_relative_to(index.parent) and page != index]
+    assert sorted(listed) == sorted(page.relative_to(index.parent).as_posix() for page in pages)
 
 
 def test_the_map_and_the_tiers_name_what_is_there():

@@ -4,8 +4,10 @@ Throughout: q (batch, seqlen_q, heads, head_dim), k and v (batch, seqlen_k, head
 strides, heads a multiple of heads_k; fp32, bf16, fp16, on the CPU fp64. Results have the dtype of
 q, under autocast too.
 dropout_p: probability to drop a pair. softmax_scale: default head_dim ** -0.5.
-causal, window_size = (left, right) with -1 for no bound, and alibi_slopes, (heads,) or
-(batch, heads), take query i of a sequence as the key i + seqlen_k - seqlen_q: bottom-right aligned.
+causal: query i of a sequence stands at the key i + seqlen_k - seqlen_q (bottom-right aligned), and
+sees no later one.
+window_size: (left, right), -1 for no bound, aligned like causal.
+alibi_slopes: (heads,) or (batch, heads), aligned like causal.
 softcap: scores are softcap tanh(s / softcap), 0.0 for none.
 deterministic: gradients are, whatever it says.
 return_attn_probs: also softmax_lse, fp32 (batch, heads, seqlen_q) or packed (heads, total_q), the
