@@ -98,7 +98,7 @@ format: $(VENV)/.lint  ## sort imports, mend what ruff can, format the C++
 
 # Not --quiet: MkDocs would no longer count the warnings that make a strict build fail.
 docs: $(VENV)/.docs  ## build the documentation as a site in build/site; warnings are errors
-	$(AT)NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build -f website/mkdocs.yml
+	$(AT)NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build -f build_support/website/mkdocs.yml
 	@echo "wrote build/site/index.html"
 
 # A machine with its own CUDA torch keeps it: nothing is downloaded there.

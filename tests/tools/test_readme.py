@@ -31,10 +31,7 @@ DOORS = {
     "## I want to measure": "sh",
 }
 HERE = python_blocks(integrations=False)
-FOLDERS = (
-    *("bench", "build_support", "clinattn", "csrc", "docs", "examples", "kernels", "tests"),
-    "website",
-)
+FOLDERS = ("bench", "build_support", "clinattn", "csrc", "docs", "examples", "kernels", "tests")
 NAMED_FILE = re.compile(rf"(?<![\w/.-])(?:{'|'.join(FOLDERS)})/[\w./*-]*\w")
 MADE_BY_RUNS = ("bench/out/",)
 SET = r"(?:[A-Z_]+=\S+ +)*"

@@ -37,7 +37,7 @@ def build(root: Path, out: Path) -> subprocess.CompletedProcess[str]:
     # No process may reach a network: a proxy that is not there stands in front of it.
     environment |= {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy")}
     return subprocess.run(
-        [*command, "-f", str(root / "website" / "mkdocs.yml")],
+        [*command, "-f", str(root / "build_support" / "website" / "mkdocs.yml")],
         env=environment,
         capture_output=True,
         text=True,
@@ -125,7 +125,7 @@ def test_search_knows_the_guides(site):
 )
 def test_a_broken_link_fails(tmp_path, link, broken):
     """In a copy of what the site is made of."""
-    for name in ("docs", "website", "examples"):
+    for name in ("docs", "build_support/website", "examples"):
         shutil.copytree(ROOT / name, tmp_path / name)
     shutil.copytree(ROOT / "clinattn", tmp_path / "clinattn", ignore=_but_python)
     (tmp_path / "bench" / "results").mkdir(parents=True)

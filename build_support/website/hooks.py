@@ -14,7 +14,7 @@ from typing import Any
 
 from mkdocs.structure.files import File, Files
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 # Where files of the tree stand in the site; other files of docs/ stand where they are.
 MOVED = {
     "README.md": "index.md",
