@@ -29,10 +29,11 @@ struct FmaLinear {
   static size_t rows_size(int64_t rows, int64_t depth) {
     return (rows * (row_stride(depth) + kStrip) + kStrip * kDepth) * sizeof(float);
   }
-  // Rows of a that fill 384 KB of L2, whole blocks of the product
+  // Rows of a that fill most of L2, whole blocks of the product; few panels are shared out
+  // unevenly.
   static int64_t panel(int64_t depth) {
-    const int64_t fitting = (384 << 10) / ((row_stride(depth) + kStrip) * 4);
-    return clamp(fitting, 48, 192) / V::kMicroRows * V::kMicroRows;
+    const int64_t fitting = (768 << 10) / ((row_stride(depth) + kStrip) * 4);
+    return clamp(fitting, 126, 192) / V::kMicroRows * V::kMicroRows;
   }
   // Columns of y in a strip: where gated, half of the strip has the gates.
   static int64_t strip(const LinearParams& p) { return p.gated ? kStrip / 2 : kStrip; }
