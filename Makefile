@@ -125,7 +125,7 @@ gpu-adopt:  ## put the tiles that a GPU run found better into kernels/configs.py
 	@$(PYTHON) bench/gpu/adopt.py $(ROWS) $(if $(WRITE),--write)
 
 ext: $(VENV)/.installed  ## rebuild the extension alone, loudly
-	$(AT)CLINATTN_FORCE_BUILD=1 $(EXT)
+	$(AT)$(EXT)
 
 clean:  ## remove what was built, not the environment
 	rm -rf build dist *.egg-info clinattn/*.so .pytest_cache .mypy_cache .ruff_cache
@@ -170,7 +170,7 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml
 # for. CLINATTN_SKIP_EXT=1 asks for it.
 $(VENV)/.built: $(VENV)/.installed build/.in-place $(BUILD_SUPPORT) $(CSRC)
 ifneq ($(CLINATTN_SKIP_EXT),1)
-	$(AT)CLINATTN_FORCE_BUILD=1 $(EXT)
+	$(AT)$(EXT)
 	@touch $@
 endif
 

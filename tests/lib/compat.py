@@ -62,8 +62,7 @@ def build_library() -> Path:
     """The library, which every torch is to load."""
     copy_sources(FOLDER)
     command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
-    settings = {"CLINATTN_FORCE_BUILD": "1", "CLINATTN_CUDA": "0"}
-    subprocess.run(command, env=os.environ | settings, cwd=FOLDER, check=True)
+    subprocess.run(command, env=os.environ | {"CLINATTN_CUDA": "0"}, cwd=FOLDER, check=True)
     return Path(shutil.copy(FOLDER / "clinattn" / folders.LIBRARY, FOLDER))
 
 
