@@ -21,7 +21,6 @@ from build_support.sources import torch_sources, units
 from build_support.toolchain import cached_compiler, compiler, complaint
 from build_support.torch_here import torch_folder
 
-
 REMEDY = """
 clinattn: no kernels were built, and nothing is installed. What helps, the quickest first:
   a wheel of clinattn, which carries them and needs no compiler

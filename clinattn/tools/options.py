@@ -90,6 +90,13 @@ def help_of(found: Option) -> str:
     return found.help if found.least is None else f"{found.help} At least {found.least}."
 
 
+def completions(found: Option) -> list[str]:
+    """What a shell completes the value of an option with: its choices, or the kinds of --data."""
+    if found.names is None:
+        return list(found.allowed())
+    return ["meds:", "text:", *(f"profile:{name}" for name in found.names())]
+
+
 def parameter(name: str, found: Option, kind: type, default: Any) -> inspect.Parameter:
     """The typer parameter of a field. Numbers and choices are checked by the settings alone."""
     shown: Any = {} if found.shown is None else {"show_default": found.shown}
@@ -97,7 +104,10 @@ def parameter(name: str, found: Option, kind: type, default: Any) -> inspect.Par
         kind, default = str, ",".join(default)
     if kind is Path and default is not None:
         default = Path(default)
-    told = typer.Option(found.name or spelled(name), help=found.help, **shown)
+    complete = (lambda: completions(found)) if found.choices or found.names else None
+    told = typer.Option(
+        found.name or spelled(name), help=found.help, autocompletion=complete, **shown
+    )
     return keyword(name, kind, default, told)
 
 

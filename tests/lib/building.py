@@ -16,8 +16,15 @@ if "build_support" not in sys.modules:
     _spec.loader.exec_module(sys.modules["build_support"])
 
 from build_support import (  # noqa: E402
-    cuda, extension, flags, folders, ninja, sources, toolchain, torch_here,
-)  # fmt: skip
+    cuda,
+    extension,
+    flags,
+    folders,
+    ninja,
+    sources,
+    toolchain,
+    torch_here,
+)
 
 __all__ = [
     "cuda", "extension", "flags", "folders", "ninja", "sources", "toolchain", "torch_here",

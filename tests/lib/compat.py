@@ -38,11 +38,12 @@ def python_of(version: str) -> str:
     raise FileNotFoundError(f"Python {version} is neither on PATH nor among those of pyenv")
 
 
-def make_environment(folder: Path, torch: str, python: str, transformers: str) -> Path:
-    """An environment with this torch and clinattn; returns its Python."""
+def make_environment(folder: Path, torch: str, python: str, *wanted: str) -> Path:
+    """An environment with this torch and what else pip is to install; returns its Python."""
     # Constraints of this machine are meant for its own packages.
     env = os.environ | {"PIP_CONSTRAINT": os.devnull, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-    run = lambda *command, **more: subprocess.run(command, env=env | more, cwd=FOLDER, check=True)
+    env |= {"CLINATTN_SKIP_EXT": "1"}
+    run = lambda *command: subprocess.run(command, env=env, cwd=folder.parent, check=True)
     inside = folder / "bin" / "python"
     done = folder / "complete"
     pip = (inside, "-m", "pip", "install", "--quiet", "--no-cache-dir")
@@ -51,10 +52,7 @@ def make_environment(folder: Path, torch: str, python: str, transformers: str) -
         run(*pip, "--upgrade", "pip", "setuptools>=77", "ninja")
         run(*pip, f"torch=={torch}")
         done.touch()
-    extras = ["integrations"] if transformers else ["bench", "test"]
-    pinned = [f"transformers=={transformers}"] if transformers else []
-    wanted = [f"torch=={torch}", *pinned, "-e", f"{FOLDER}[{','.join(extras)}]"]
-    run(*pip, "--no-build-isolation", *wanted, CLINATTN_SKIP_EXT="1")
+    run(*pip, "--no-build-isolation", f"torch=={torch}", *wanted)
     return inside
 
 
@@ -72,7 +70,10 @@ def try_case(case: str, library: Path, options: list[str]) -> Result:
     copy_sources(FOLDER)
     shutil.copy(library, FOLDER / "clinattn")
     try:
-        inside = make_environment(folder, torch, python, transformers)
+        extras = ["integrations"] if transformers else ["bench", "test"]
+        pinned = [f"transformers=={transformers}"] if transformers else []
+        wanted = [*pinned, "-e", f"{FOLDER}[{','.join(extras)}]"]
+        inside = make_environment(folder, torch, python, *wanted)
         suite = ["integrations/packages"] if transformers else []
         return run_tests(inside, [*(suite or FAST), *options], FOLDER)
     except (subprocess.CalledProcessError, FileNotFoundError) as error:

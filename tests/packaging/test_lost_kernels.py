@@ -7,10 +7,10 @@ from building import extension, torch_here
 from installs import copy_repository, run
 
 NO_COMPILER = {"CXX": "/nonexistent/c++"}
-BROKEN_COMPILER = '''#!/bin/sh
+BROKEN_COMPILER = """#!/bin/sh
 case "$*" in *isa_*.cpp*) echo "this compiler is broken" >&2; exit 3;; esac
 exec c++ "$@"
-'''
+"""
 PIP = ("-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", "dist", ".")
 
 
