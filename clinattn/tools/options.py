@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin
 
 import typer
 from typer.core import TyperCommand
@@ -26,7 +26,7 @@ def takes(
     MEDS_DIR and then the demo folder say where the data are.
     """
     known = options(settings)
-    types = {name: plain_type(found) for name, found in get_type_hints(settings).items()}
+    types = {name: plain_type(found) for name, found in types_of(settings).items()}
     defaults = {field.name: field.default for field in fields(settings)}
     parameters = []
     for name, found in known.items():
@@ -109,6 +109,12 @@ def parameter(name: str, found: Option, kind: type, default: Any) -> inspect.Par
         found.name or spelled(name), help=found.help, autocompletion=complete, **shown
     )
     return keyword(name, kind, default, told)
+
+
+def types_of(settings: type) -> dict[str, Any]:
+    """The types of a dataclass by name. typing.get_type_hints refuses an InitVar in Python 3.10."""
+    of_classes = (inspect.get_annotations(x, eval_str=True) for x in reversed(settings.__mro__))
+    return {name: found for own in of_classes for name, found in own.items()}
 
 
 def plain_type(found: Any) -> type:
