@@ -47,7 +47,9 @@ def make_environment(folder: Path, torch: str, python: str, *wanted: str) -> Pat
     inside = folder / "bin" / "python"
     done = folder / "complete"
     pip = (inside, "-m", "pip", "install", "--quiet", "--no-cache-dir")
-    if not done.exists():
+    if done.exists():  # pip takes a wheel of the same version for installed
+        run(inside, "-m", "pip", "uninstall", "--quiet", "--yes", "clinattn")
+    else:
         run(python_of(python), "-m", "venv", "--clear", folder)
         run(*pip, "--upgrade", "pip", "setuptools>=77", "ninja")
         run(*pip, f"torch=={torch}")

@@ -50,12 +50,13 @@ def build() -> Path:
         sources = Path(name) / "clinattn"
         copy_repository(sources)
         code = f"from setuptools.build_meta import build_sdist; build_sdist({str(DIST)!r})"
-        subprocess.run([sys.executable, "-c", code], cwd=sources, check=True, stdout=2)
+        quiet = subprocess.DEVNULL  # a line for each file
+        subprocess.run([sys.executable, "-c", code], cwd=sources, check=True, stdout=quiet)
     (archive,) = DIST.glob("*.tar.gz")
     # Without the registry, setuptools and ninja are those of this environment.
     alone = ["--no-build-isolation"] if os.environ.get("OFFLINE") else []
-    pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", *alone, "--wheel-dir", DIST, archive]
-    subprocess.run(pip, cwd=DIST, check=True)
+    pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-cache-dir", *alone]
+    subprocess.run([*pip, "--wheel-dir", DIST, archive], cwd=DIST, check=True)
     (wheel,) = DIST.glob("*.whl")
     return repaired(wheel)
 
