@@ -17,6 +17,8 @@ TRITON_VERSIONS ?= 3.6.0 3.7.1 3.8.0 3.9.0
 HEADERS ?= 2.11.0 2.15.0
 # Each torch that is promised, and a Python for it.
 COMPAT ?= 2.11.0:3.10 2.12.1:3.12 2.13.0:3.11 2.14.1:3.11 2.15.0:3.13
+# Another torch and Python than the wheel is built with. Empty: it is built and not installed.
+WHEEL_IN ?= 2.11.0:3.10
 # Empty: every g++ and clang++ on PATH.
 COMPILERS ?=
 
@@ -32,7 +34,7 @@ CSRC := $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h csrc/cuda/*.c
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup ext bench bench-cpu bench-short bench-compare bench-engines test test-all test-elsewhere test-integrations triton-matrix cuda-headers compilers compat sanitize lint format docs doctor gpu gpu-here gpu-plan gpu-pack gpu-adopt clean FORCE
+.PHONY: help setup ext bench bench-cpu bench-short bench-compare bench-engines test test-all test-elsewhere test-integrations triton-matrix cuda-headers compilers compat wheel sanitize lint format docs doctor gpu gpu-here gpu-plan gpu-pack gpu-adopt clean FORCE
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
@@ -80,6 +82,9 @@ compilers: setup  ## build with each compiler on PATH, without warnings, and tes
 compat: setup  ## test one library under each promised torch, in environments of 6 GB (COMPAT="2.15.0:3.13")
 	$(AT)$(BIN)/python tests/lib/compat.py $(COMPAT) $(if $(PYTEST_ARGS),-- $(PYTEST_ARGS))
 
+wheel: $(VENV)/.wheel  ## build a wheel with its kernels in dist/, test it under another torch (WHEEL_IN="2.15.0:3.13")
+	$(AT)OFFLINE="$(OFFLINE)" $(BIN)/python tests/lib/wheels.py $(WHEEL_IN) $(if $(PYTEST_ARGS),-- $(PYTEST_ARGS))
+
 sanitize: setup  ## make 20,000 random calls under sanitizers of memory (CALLS=500 SEED=0 FIRST=0)
 	$(AT)$(BIN)/python tests/lib/sanitize.py $(if $(CALLS),--calls $(CALLS)) $(if $(SEED),--seed $(SEED)) \
 	  $(if $(FIRST),--first $(FIRST))
@@ -125,7 +130,7 @@ gpu-adopt:  ## put the tiles that a GPU run found better into kernels/configs.py
 	@$(PYTHON) bench/gpu/adopt.py $(ROWS) $(if $(WRITE),--write)
 
 ext: $(VENV)/.installed  ## rebuild the extension alone, loudly
-	$(AT)CLINATTN_FORCE_BUILD=1 $(EXT)
+	$(AT)$(EXT)
 
 clean:  ## remove what was built, not the environment
 	rm -rf build dist *.egg-info clinattn/*.so .pytest_cache .mypy_cache .ruff_cache
@@ -170,7 +175,7 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml
 # for. CLINATTN_SKIP_EXT=1 asks for it.
 $(VENV)/.built: $(VENV)/.installed build/.in-place $(BUILD_SUPPORT) $(CSRC)
 ifneq ($(CLINATTN_SKIP_EXT),1)
-	$(AT)CLINATTN_FORCE_BUILD=1 $(EXT)
+	$(AT)$(EXT)
 	@touch $@
 endif
 
@@ -191,6 +196,10 @@ $(VENV)/.engines: $(VENV)/.installed pyproject.toml
 
 $(VENV)/.docs: $(VENV)/.torch pyproject.toml
 	$(AT)$(if $(OFFLINE),,echo 'installing mkdocs into $(VENV)' && $(PIP) --group docs)
+	@touch $@
+
+$(VENV)/.wheel: $(VENV)/.installed pyproject.toml
+	$(AT)$(if $(OFFLINE),,echo 'installing auditwheel into $(VENV)' && $(PIP) --group wheel)
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.torch pyproject.toml

@@ -1,10 +1,9 @@
-"""Builds libclinattn.so, the compiled backend, when torch, a C++ compiler and ninja are at hand.
+"""Builds libclinattn.so, the compiled backend, which needs torch, a C++ compiler and ninja.
 
-Without one of them the install succeeds all the same and the reference backend serves; the Makefile
-stops instead. The module also gets the CUDA kernels where torch is a CUDA build and nvcc is found.
-CLINATTN_FORCE_BUILD=1 makes a failed build an error, CLINATTN_SKIP_EXT=1 leaves the extension out,
-CLINATTN_CUDA=0 leaves out the CUDA kernels, CLINATTN_CUDA=1 makes their absence an error,
-TORCH_CUDA_ARCH_LIST names their cards, CXX the compiler, MAX_JOBS limits its processes,
+A build that cannot make it fails, and says what helps. CLINATTN_SKIP_EXT=1 asks for none: the slow
+reference backend serves. The library also gets the CUDA kernels where torch is a CUDA build and
+nvcc is found: CLINATTN_CUDA=0 leaves them out, CLINATTN_CUDA=1 makes their absence an error,
+TORCH_CUDA_ARCH_LIST names their cards. CXX is the compiler, MAX_JOBS limits its processes,
 CLINATTN_CCACHE=0 compiles without ccache, V=1 shows the commands. The rest is in build_support/.
 """
 

@@ -17,6 +17,7 @@ from build_support.sources import cuda_sources, torch_units, units
 # The cards to compile for where neither TORCH_CUDA_ARCH_LIST nor a card names any.
 CUDA_ARCHS = ("7.5", "8.0", "8.6", "9.0", "10.0", "12.0")
 OLDEST_CUDA_ARCH = (7, 5)
+CPU_BUILD = "is built without CUDA"
 
 
 def nvcc() -> str | None:
@@ -34,12 +35,14 @@ def nvcc_says(*options: str) -> str:
 
 def cuda_missing() -> str | None:
     """Returns the reason why the CUDA kernels cannot be built here, or None."""
-    import torch
-
     if os.environ.get("CLINATTN_CUDA") == "0":
         return "CLINATTN_CUDA=0"
+    try:
+        import torch
+    except Exception as error:  # a broken torch raises all kinds
+        return f"torch cannot be imported ({error})"
     if torch.version.cuda is None:
-        return f"torch {torch.__version__} is built without CUDA; install a CUDA build of torch"
+        return f"torch {torch.__version__} {CPU_BUILD}; install a CUDA build of torch"
     if nvcc() is None:
         return (
             "nvcc is neither on PATH nor in CUDA_HOME; "
@@ -86,15 +89,13 @@ def gencode(arch: str) -> list[str]:
 
 def wants_cuda() -> bool:
     """Returns whether to build the CUDA kernels; exits if they are forced but impossible."""
-    import torch
-
     asked = os.environ.get("CLINATTN_CUDA", "")
     if asked not in ("", "0", "1"):
         sys.exit(f"clinattn: CLINATTN_CUDA is {asked!r}; expected 0 or 1")
     reason = cuda_missing()
     if reason and asked == "1":
         sys.exit(f"clinattn: CLINATTN_CUDA=1, but the CUDA kernels cannot be built: {reason}")
-    if reason and torch.version.cuda is not None:
+    if reason and CPU_BUILD not in reason:
         print(f"clinattn: building without the CUDA kernels: {reason}", file=sys.stderr)
     return reason is None
 

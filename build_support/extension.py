@@ -1,4 +1,4 @@
-"""The library as setuptools builds it, or the reason why it is left out."""
+"""The library as setuptools builds it, or the reason why that fails."""
 
 from __future__ import annotations
 
@@ -19,33 +19,42 @@ from build_support.flags import link_flags
 from build_support.folders import CSRC, LIBRARY, ROOT
 from build_support.sources import torch_sources, units
 from build_support.toolchain import cached_compiler, compiler, complaint
+from build_support.torch_here import torch_folder
+
+REMEDY = """
+clinattn: no kernels were built, and nothing is installed. What helps, the quickest first:
+  a wheel of clinattn, which carries them and needs no compiler
+  what the reason above names, and then the same command again
+  CLINATTN_SKIP_EXT=1 with the same command, for the slow reference in plain torch alone"""
 
 
 def extensions() -> dict[str, Any]:
-    """Returns setup()'s arguments for the library; none, with a message, if it is left out."""
+    """Returns setup()'s arguments for the library; none, with a message, if it is left out.
+
+    They do not depend on what is installed: an archive of the sources is the same everywhere.
+    """
     if os.environ.get("CLINATTN_SKIP_EXT") == "1":
+        print("clinattn: CLINATTN_SKIP_EXT=1, so no kernels are built", file=sys.stderr)
         return {}
-    reason = missing()
-    if reason is None:
-        # setuptools wants sources, and asks for files by them; build_library knows them.
-        sources = [str(path.relative_to(ROOT)) for path in torch_sources()]
-        library = Extension(f"clinattn.{LIBRARY.removesuffix('.so')}", sources)
-        return {
-            "ext_modules": [library],
-            "cmdclass": {"build_ext": Build, "bdist_wheel": Wheel},
-        }
-    give_up(reason)
-    return {}
+    # setuptools wants sources, and asks for files by them; build_library knows them.
+    sources = [str(path.relative_to(ROOT)) for path in torch_sources()]
+    library = Extension(f"clinattn.{LIBRARY.removesuffix('.so')}", sources)
+    return {"ext_modules": [library], "cmdclass": {"build_ext": Build, "bdist_wheel": Wheel}}
 
 
 def missing() -> str | None:
-    """Returns the reason why the compiled backend cannot be built here, or None."""
+    """Returns the reason why the library cannot be built here, with the remedy, or None."""
     if not (CSRC / "facts.cpp").exists():
-        return "the C++ sources are not part of this tree"
-    try:
-        import torch  # noqa: F401
-    except Exception as error:  # a broken torch raises all kinds
-        return f"torch cannot be imported ({error}); install it first, then --no-build-isolation"
+        return "the C++ sources are not part of this tree: take the whole repository or archive"
+    folder = torch_folder()
+    if folder is None:
+        return (
+            f"{sys.executable} has no torch, against whose headers the kernels are compiled: pip "
+            "install torch (2.11 or newer), then pip install --no-build-isolation with setuptools "
+            "and ninja installed, too"
+        )
+    if not (folder / "include" / "torch" / "csrc" / "stable" / "library.h").exists():
+        return f"{folder} has no headers of torch's stable ABI: expected torch 2.11 or newer"
     if shutil.which(compiler()[0]) is None:
         return f"no C++ compiler: {compiler()[0]!r} is not on PATH (install g++ or set CXX)"
     if ninja.program() is None:
@@ -55,30 +64,10 @@ def missing() -> str | None:
     return None
 
 
-def forced_by() -> str | None:
-    """The environment variable that makes a failed build an error."""
-    names = ("CLINATTN_FORCE_BUILD", "CLINATTN_CUDA")
-    return next((name for name in names if os.environ.get(name) == "1"), None)
-
-
-def give_up(reason: str) -> None:
-    if forced := forced_by():
-        sys.exit(
-            f"clinattn: {forced}=1, but the compiled backend failed: {reason}\n"
-            "clinattn: CLINATTN_SKIP_EXT=1 goes on without it, on the slow reference backend"
-        )
-    print(f"clinattn: installing without the compiled CPU backend: {reason}", file=sys.stderr)
-
-
 def build_library(folder: Path) -> Path:
     """Brings the library in a folder up to date, with the CUDA kernels where they can be built."""
     if wants_cuda():
-        try:
-            return link(folder, *cuda_parts(folder / "cuda"))
-        except Exception as error:
-            if forced_by():
-                raise
-            print(f"clinattn: building without the CUDA kernels: {error}", file=sys.stderr)
+        return link(folder, *cuda_parts(folder / "cuda"))
     return link(folder, {}, ninja.Library(LIBRARY, [], link_flags()))
 
 
@@ -100,10 +89,12 @@ class Build(build_ext):
         folders += [ROOT] if in_place else []
         drop(folders, "_C.*so")  # extension modules of earlier versions, which hide _C.py
         try:
+            if reason := missing():
+                raise SystemExit(reason)
             super().run()
         except (Exception, SystemExit) as error:
             drop(folders, LIBRARY)  # that of an earlier build no longer matches the sources
-            give_up(f"the build stopped: {error}")
+            sys.exit(f"clinattn: {error}\n{REMEDY}")
 
     def build_extension(self, ext: Extension) -> None:
         built = build_library(ROOT / "build" / self.plat_name)

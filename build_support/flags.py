@@ -6,6 +6,7 @@ from pathlib import Path
 
 from build_support.folders import CSRC
 from build_support.toolchain import is_clang
+from build_support.torch_here import torch_folder
 
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"]
@@ -42,15 +43,17 @@ def isa_common_flags() -> list[str]:
 
 def torch_flags() -> list[str]:
     """Flags of the files that include torch."""
-    return [*TORCH_COMMON_FLAGS, f"-isystem{torch_folder() / 'include'}"]
+    return [*TORCH_COMMON_FLAGS, f"-isystem{found_torch() / 'include'}"]
 
 
 def link_flags(*names: str) -> list[str]:
     """Flags that link a library to those of torch, which `import torch` has loaded before it."""
-    return [f"-L{torch_folder() / 'lib'}", *(f"-l{name}" for name in ("torch_cpu", *names))]
+    return [f"-L{found_torch() / 'lib'}", *(f"-l{name}" for name in ("torch_cpu", *names))]
 
 
-def torch_folder() -> Path:
-    import torch
-
-    return Path(torch.__file__).parent
+def found_torch() -> Path:
+    """The folder of torch. Raises FileNotFoundError without torch."""
+    folder = torch_folder()
+    if folder is None:
+        raise FileNotFoundError("torch is not installed")
+    return folder

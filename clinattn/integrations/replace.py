@@ -119,6 +119,8 @@ def replace_attention(model: nn.Module, linear: bool = False) -> Replacement:
         if outcome is None:
             if unsupported.looks_like_attention(module) or unsupported.calls_sdpa(module):
                 unknown.append(Kept(name, kind, unsupported.why_unknown(module)))
+        elif outcome.container:
+            continue
         elif outcome.replaced:
             result.replaced.append(Replaced(name, kind, outcome.detail))
         else:

@@ -49,7 +49,6 @@ class Commands(TyperGroup):
 app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -100,7 +99,8 @@ def doctor(
         print(json.dumps(found, indent=2))
         return
     facts = Table("machine", "", show_edge=False)
-    for name, value in (found["environment"] | {"compiler": found["compiler"]}).items():
+    install = {name: found[name] for name in ("compiler", "kernels")}
+    for name, value in (found["environment"] | install).items():
         facts.add_row(name, "not available" if value is None else str(value))
     states = Table("backend", "", show_edge=False)
     for name, reasons in found["backends"].items():

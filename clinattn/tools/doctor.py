@@ -11,7 +11,7 @@ import torch
 
 from clinattn.backends.compiled import compiled_module
 from clinattn.backends.select import backends
-from clinattn.tools import peaks
+from clinattn.tools import installation, peaks
 from clinattn.tools.environment import environment
 
 COMPILERS = ("c++", "g++", "clang++")
@@ -38,6 +38,7 @@ def diagnose() -> dict[str, Any]:
         "environment": environment(),
         "backends": found,
         "notes": {name: list(status.notes) for name, status in statuses.items() if status.notes},
+        "kernels": installation.kernels(),
         "compiled module": compiled,
         "FLOP/s of a thread": rates,
         "compiler": compiler(),
@@ -58,6 +59,8 @@ def compiler() -> str | None:
 def hints(found: dict[str, list[str]]) -> list[str]:
     """Hints on what would make this machine faster, most useful first."""
     advice = []
+    if untested := installation.untested_torch():
+        advice.append(untested)
     if found["cpu"]:
         if compiler() is None:
             advice.append("install a C++ compiler (Debian: apt install g++), then: make ext")

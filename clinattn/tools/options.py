@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin
 
 import typer
 from typer.core import TyperCommand
@@ -26,7 +26,7 @@ def takes(
     MEDS_DIR and then the demo folder say where the data are.
     """
     known = options(settings)
-    types = {name: plain_type(found) for name, found in get_type_hints(settings).items()}
+    types = {name: plain_type(found) for name, found in types_of(settings).items()}
     defaults = {field.name: field.default for field in fields(settings)}
     parameters = []
     for name, found in known.items():
@@ -90,6 +90,13 @@ def help_of(found: Option) -> str:
     return found.help if found.least is None else f"{found.help} At least {found.least}."
 
 
+def completions(found: Option) -> list[str]:
+    """What a shell completes the value of an option with: its choices, or the kinds of --data."""
+    if found.names is None:
+        return list(found.allowed())
+    return ["meds:", "text:", *(f"profile:{name}" for name in found.names())]
+
+
 def parameter(name: str, found: Option, kind: type, default: Any) -> inspect.Parameter:
     """The typer parameter of a field. Numbers and choices are checked by the settings alone."""
     shown: Any = {} if found.shown is None else {"show_default": found.shown}
@@ -97,8 +104,17 @@ def parameter(name: str, found: Option, kind: type, default: Any) -> inspect.Par
         kind, default = str, ",".join(default)
     if kind is Path and default is not None:
         default = Path(default)
-    told = typer.Option(found.name or spelled(name), help=found.help, **shown)
+    complete = (lambda: completions(found)) if found.choices or found.names else None
+    told = typer.Option(
+        found.name or spelled(name), help=found.help, autocompletion=complete, **shown
+    )
     return keyword(name, kind, default, told)
+
+
+def types_of(settings: type) -> dict[str, Any]:
+    """The types of a dataclass by name. typing.get_type_hints refuses an InitVar in Python 3.10."""
+    of_classes = (inspect.get_annotations(x, eval_str=True) for x in reversed(settings.__mro__))
+    return {name: found for own in of_classes for name, found in own.items()}
 
 
 def plain_type(found: Any) -> type:

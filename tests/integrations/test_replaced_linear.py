@@ -65,7 +65,7 @@ def test_default_leaves_linear_layers():
     assert report.linear is None and type(model[1]) is nn.Linear
     assert str(report) == (
         "1 attention modules replaced, 0 kept\n"
-        "  1 x FusedMultiheadAttention: clinattn.fused_attention"
+        "  1 x MultiheadAttention: clinattn.fused_attention"
     )
 
 
@@ -76,7 +76,7 @@ def test_what_is_printed():
     )  # fmt: skip
     assert str(replace_attention(model, linear=True)) == (
         "1 attention modules and 2 linear layers replaced, 1 kept\n"
-        "  1 x FusedMultiheadAttention: clinattn.fused_attention\n"
+        "  1 x MultiheadAttention: clinattn.fused_attention\n"
         "  2 x Linear: compiled linear layer\n"
         "  own (Doubled) kept: Doubled is a subclass with its own code"
     )

@@ -15,6 +15,17 @@ if "build_support" not in sys.modules:
     sys.modules["build_support"] = module_from_spec(_spec)
     _spec.loader.exec_module(sys.modules["build_support"])
 
-from build_support import cuda, extension, flags, folders, ninja, sources, toolchain  # noqa: E402
+from build_support import (  # noqa: E402
+    cuda,
+    extension,
+    flags,
+    folders,
+    ninja,
+    sources,
+    toolchain,
+    torch_here,
+)
 
-__all__ = ["cuda", "extension", "flags", "folders", "ninja", "sources", "toolchain"]
+__all__ = [
+    "cuda", "extension", "flags", "folders", "ninja", "sources", "toolchain", "torch_here",
+]  # fmt: skip

@@ -38,23 +38,23 @@ def python_of(version: str) -> str:
     raise FileNotFoundError(f"Python {version} is neither on PATH nor among those of pyenv")
 
 
-def make_environment(folder: Path, torch: str, python: str, transformers: str) -> Path:
-    """An environment with this torch and clinattn; returns its Python."""
+def make_environment(folder: Path, torch: str, python: str, *wanted: str) -> Path:
+    """An environment with this torch and what else pip is to install; returns its Python."""
     # Constraints of this machine are meant for its own packages.
     env = os.environ | {"PIP_CONSTRAINT": os.devnull, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-    run = lambda *command, **more: subprocess.run(command, env=env | more, cwd=FOLDER, check=True)
+    env |= {"CLINATTN_SKIP_EXT": "1"}
+    run = lambda *command: subprocess.run(command, env=env, cwd=folder.parent, check=True)
     inside = folder / "bin" / "python"
     done = folder / "complete"
     pip = (inside, "-m", "pip", "install", "--quiet", "--no-cache-dir")
-    if not done.exists():
+    if done.exists():  # pip takes a wheel of the same version for installed
+        run(inside, "-m", "pip", "uninstall", "--quiet", "--yes", "clinattn")
+    else:
         run(python_of(python), "-m", "venv", "--clear", folder)
         run(*pip, "--upgrade", "pip", "setuptools>=77", "ninja")
         run(*pip, f"torch=={torch}")
         done.touch()
-    extras = ["integrations"] if transformers else ["bench", "test"]
-    pinned = [f"transformers=={transformers}"] if transformers else []
-    wanted = [f"torch=={torch}", *pinned, "-e", f"{FOLDER}[{','.join(extras)}]"]
-    run(*pip, "--no-build-isolation", *wanted, CLINATTN_SKIP_EXT="1")
+    run(*pip, "--no-build-isolation", f"torch=={torch}", *wanted)
     return inside
 
 
@@ -62,8 +62,7 @@ def build_library() -> Path:
     """The library, which every torch is to load."""
     copy_sources(FOLDER)
     command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
-    settings = {"CLINATTN_FORCE_BUILD": "1", "CLINATTN_CUDA": "0"}
-    subprocess.run(command, env=os.environ | settings, cwd=FOLDER, check=True)
+    subprocess.run(command, env=os.environ | {"CLINATTN_CUDA": "0"}, cwd=FOLDER, check=True)
     return Path(shutil.copy(FOLDER / "clinattn" / folders.LIBRARY, FOLDER))
 
 
@@ -73,7 +72,10 @@ def try_case(case: str, library: Path, options: list[str]) -> Result:
     copy_sources(FOLDER)
     shutil.copy(library, FOLDER / "clinattn")
     try:
-        inside = make_environment(folder, torch, python, transformers)
+        extras = ["integrations"] if transformers else ["bench", "test"]
+        pinned = [f"transformers=={transformers}"] if transformers else []
+        wanted = [*pinned, "-e", f"{FOLDER}[{','.join(extras)}]"]
+        inside = make_environment(folder, torch, python, *wanted)
         suite = ["integrations/packages"] if transformers else []
         return run_tests(inside, [*(suite or FAST), *options], FOLDER)
     except (subprocess.CalledProcessError, FileNotFoundError) as error:

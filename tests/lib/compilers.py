@@ -41,7 +41,7 @@ def on_the_path() -> list[str]:
 def build(compiler: str, folder: Path) -> str | None:
     """Compiles the copy; returns what is wrong, after the compiler's own words are printed."""
     log = folder / "build.log"
-    env = os.environ | {"CXX": compiler, "CLINATTN_FORCE_BUILD": "1"}
+    env = os.environ | {"CXX": compiler}
     with log.open("w") as file:
         command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
         done = subprocess.run(command, cwd=folder, env=env, stdout=file, stderr=subprocess.STDOUT)

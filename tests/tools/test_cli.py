@@ -27,7 +27,7 @@ def test_doctor_says_what_runs_and_why_not(cli):
 def test_doctor_as_json(cli):
     found = json.loads(cli("doctor", "--json").stdout)
     assert set(found) == {
-        *("environment", "backends", "notes", "compiled module", "compiler", "hints"),
+        *("environment", "backends", "notes", "kernels", "compiled module", "compiler", "hints"),
         "FLOP/s of a thread",
     }
     assert found["backends"]["reference"] == []

@@ -33,7 +33,10 @@ from clinattn.integrations.torch.multihead import module_attention
 
 
 class _Fused(StandIn):
-    """Base of the stand-ins for torch's classes."""
+    """Base of the stand-ins for torch's classes, whose names they have.
+
+    Wrapping policies, printed models and reports show the name.
+    """
 
 
 _warned = False
@@ -172,6 +175,8 @@ _STAND_INS: tuple[tuple[type[nn.Module], type[_Fused], tuple[str, ...]], ...] = 
     ),
     (nn.TransformerEncoder, FusedTransformerEncoder, ("forward",)),
 )
+for _base, _fused, _ in _STAND_INS:
+    _fused.__name__ = _base.__name__
 _REPLACED = tuple(base for base, _, _ in _STAND_INS)
 # The replaced classes, and those that do nothing but call them.
 _SERVED = (*_REPLACED, nn.TransformerDecoderLayer, nn.TransformerDecoder, nn.Transformer)
@@ -183,7 +188,7 @@ def _fused_class(cls: Any) -> Any:
         if cls is base:
             return fused
         if issubclass(cls, base):
-            return type(f"Fused{cls.__name__}", (fused, cls), {"replaces": cls})
+            return type(cls.__name__, (fused, cls), {"replaces": cls})
     raise TypeError(f"clinattn: {cls.__name__} has no stand-in")
 
 
@@ -228,14 +233,18 @@ def adapt(module: nn.Module) -> Outcome | None:
         return None
     if not isinstance(module, _SERVED):
         return None
-    left = []
+    left = {}
     child: nn.Module
     for name, child in module.named_modules():
         if isinstance(child, _REPLACED) and not isinstance(child, _Fused):
             reason = _stand_in(child)
             if reason is not None:
-                left.append(f"{name}: {reason}" if name else reason)
-    return Outcome(False, "; ".join(left)) if left else Outcome(True, "clinattn.fused_attention")
+                left[name] = reason
+    container = not isinstance(module, nn.MultiheadAttention) and "" not in left
+    if left:
+        reasons = (f"{name}: {reason}" if name else reason for name, reason in left.items())
+        return Outcome(False, "; ".join(reasons), container)
+    return Outcome(True, "clinattn.fused_attention", container)
 
 
 def restore(module: nn.Module) -> None:
