@@ -1,10 +1,10 @@
 // Kernels for AMX-BF16: matrix products on tiles, everything else on AVX-512.
+#include "amx_bf16_linear.h"
 #include "amx_linear.h"
 #include "amx_products.h"
 #include "bf16_backward.h"
 #include "bf16_forward.h"
 #include "peak_amx.h"
-#include "amx_bf16_linear.h"
 #include "tiles.h"
 #include "vec_avx512.h"
 
