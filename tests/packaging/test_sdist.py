@@ -77,6 +77,6 @@ def test_make_starts_in_an_unpacked_archive(archives, tmp_path):
     tests = "tests/operator/test_ranges.py"
     assert (ROOT / tests).exists()
     make = ["make", "test", "OFFLINE=1", f"PYTHON={sys.executable}", f"PYTEST_ARGS={tests}"]
-    done = run(*make, cwd=folder, CLINATTN_SKIP_EXT="1", PYTHONPATH="")
+    done = run(*make, cwd=folder, CLINATTN_SKIP_EXT="1", PYTHONPATH="", PYTHONSAFEPATH="")
     assert "all passed" in done.stdout
     assert not (folder / "clinattn" / "libclinattn.so").exists()
