@@ -134,7 +134,7 @@ def clinical_code_lines() -> list[str]:
     return lines
 
 
-ENGINES = ("torch", "torch.compile", "onnxruntime", "openvino", "clinattn")
+ENGINES = ("torch", "torch.compile", "onnxruntime", "openvino", "clinattn", "clinattn linear")
 
 
 def engine_rows() -> dict[tuple[str, ...], dict]:
