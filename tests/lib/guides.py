@@ -30,8 +30,9 @@ def all_blocks(guide: Path) -> list[Block]:
 
 
 def needs_integrations(guide: Path) -> bool:
+    """Returns whether a block imports one of their packages, or reads or writes a checkpoint."""
     return any(
-        block.packages() & OF_INTEGRATIONS
+        block.packages() & OF_INTEGRATIONS or "_pretrained(" in block.code
         for block in all_blocks(guide)
         if block.language == "python" and not block.not_run
     )
