@@ -14,6 +14,8 @@ using clinattn::LinearTask;
 struct TileLinear {
   using V = Avx512Pairs;
   using Packing = LinearPacking<V>;
+  static constexpr int64_t kMicroRows = 32, kMostDepth = 0;
+  static constexpr bool kNeedsWhole = false;
   static constexpr int64_t kWidth = V::kWidth, kStrip = 32;
   static constexpr int64_t kFloats = kTile / 2;        // of a tile
   static constexpr int64_t kSteps = 16;                // multiplied at once: 32 KB of a strip in L1
@@ -36,12 +38,11 @@ struct TileLinear {
 
   static void pack_strips(const LinearParams& p, const LinearTask& task, void* strips) {
     float* to = static_cast<float*>(strips);
-    const int64_t columns = p.columns(), width = strip(p);
     for (int64_t s = task.strip0; s < task.strip1; ++s, to += pair_of_tiles(p.depth))
       for (int64_t j = 0; j < kStrip; j += kWidth) {
-        const int64_t column = s * width + j % width, row = (j < width ? 0 : columns) + column;
-        Packing::columns(p.b, p.depth, row, min64(columns - column, kWidth), 0,
-                         Packing::elements(p.depth), to + j / kWidth * kFloats, kBlock);
+        const SummedRows rows(p, s, strip(p), j, kWidth);
+        Packing::columns(p.b, p.depth, rows.first, rows.count, 0, Packing::elements(p.depth),
+                         to + j / kWidth * kFloats, kBlock);
       }
   }
 
@@ -71,27 +72,7 @@ struct TileLinear {
     }
   }
 
-  static void finish(const LinearParams& p, int64_t row0, int64_t row1) {
-    if (p.completes()) Completion<Avx512>(p).run(row0, row1);
-  }
-
-  static const clinattn::LinearKernels& kernels() {
-    static const clinattn::LinearKernels all{
-        .micro_rows = 32,
-        .depth = 0,
-        .needs_whole = false,
-        .panel = panel,
-        .strip = strip,
-        .strips_size = strips_size,
-        .rows_size = rows_size,
-        .pack_strips = pack_strips,
-        .pack_rows = pack_rows,
-        .multiply = multiply,
-        .finish = finish,
-        .differentiate = differentiate_rows<Avx512>,
-    };
-    return all;
-  }
+  static constexpr auto finish = complete_rows<V>;
 
  private:
   // sums (blocks of 2 x 2 tiles) <- rows of a times a strip

@@ -1,37 +1,20 @@
-// Products of fp32 matrices on AMX tiles: each number as the sum of three bf16 parts, which hold
-// all its 24 bits, and sums in fp32. Rows of both operands are multiplied by powers of two before
-// they are split, and products are multiplied back: digits of small numbers would be lost in tiles.
+// Linear layers in fp32 on AMX tiles, with the operands of amx_linear_operand.h and sums in fp32.
 // The bits of an element do not depend on the rows beside it.
 #pragma once
 
+#include "amx_linear_operand.h"
 #include "amx_products.h"
 #include "linear_epilogue.h"
 
 namespace {
 
 using clinattn::LinearTask;
-using clinattn::Matrix;
 
-// Sixteen rows of either operand lie after sixteen: their parts (3, steps of 32, 16 rows, 32), as B
-// packed, and 16 floats, the powers of two that products with them are multiplied by.
-struct AmxLinear {
-  static constexpr int kParts = 3;
-  static constexpr int64_t kDepth = 1024, kSection = 256;
+struct AmxLinear : AmxLinearOperand {
+  static constexpr int64_t kMicroRows = 32, kMostDepth = kDepth;
+  static constexpr bool kNeedsWhole = true;
+  using V = Avx512;
 
-  // Rows are multiplied by 2^24, after which every digit of every number counts, of denormal ones
-  // too; those that reach 2^32 by what brings their largest number to [2^55, 2^56): 1024 products
-  // of such stay below 2^122. With a row that is not finite all products are infinite or NaN.
-  static constexpr float kUsual = -24, kNotFinite = 73, kRaise = 0x1p24f, kBack = 0x1p-48f;
-  static constexpr float kLarge = 0x1p32f, kLargest = 55, kInfinity = __builtin_inff();
-
-  static int64_t steps(int64_t depth) { return ceil_div(depth, int64_t{32}); }
-  static int64_t parts_of(int64_t depth) { return kParts * steps(depth) * kTile; }
-  static int64_t sixteen(int64_t depth) { return parts_of(depth) + 32; }
-
-  // Bytes of so many rows of either operand
-  static size_t packed_size(int64_t rows, int64_t depth) {
-    return round_up(rows, 32) / 16 * sixteen(depth) * sizeof(Bf16);
-  }
   static size_t strips_size(int64_t strips, int64_t depth) {
     return packed_size(32 * strips, depth);
   }
@@ -40,94 +23,6 @@ struct AmxLinear {
   static int64_t panel(int64_t) { return 128; }
   // Columns of y in a strip: 32 rows of b, in order, are one.
   static int64_t strip(const LinearParams& p) { return p.gated ? 16 : 32; }
-
-  // The powers of 16 rows
-  static float* powers(Bf16* at, int64_t depth) {
-    return reinterpret_cast<float*>(at + parts_of(depth));
-  }
-  static const float* powers(const Bf16* at, int64_t depth) {
-    return reinterpret_cast<const float*>(at + parts_of(depth));
-  }
-
-  // powers <- the powers of 16 rows with these largest magnitudes. Returns whether all are kUsual.
-  static bool choose(float* powers) {
-    const __m512 sizes = _mm512_loadu_ps(powers);
-    const __mmask16 large = _mm512_cmp_ps_mask(sizes, _mm512_set1_ps(kLarge), _CMP_NLT_UQ);
-    const __m512 fitting = _mm512_sub_ps(_mm512_getexp_ps(sizes), _mm512_set1_ps(kLargest));
-    const __m512 chosen = _mm512_min_ps(fitting, _mm512_set1_ps(kNotFinite));
-    _mm512_storeu_ps(powers, _mm512_mask_mov_ps(_mm512_set1_ps(kUsual), large, chosen));
-    return large == 0;
-  }
-
-  // to <- 2^-power x (n). A result less than 2^-126 becomes 2^-126 with its sign: infinity times 0
-  // would be NaN.
-  static void scale(const float* x, int64_t n, float power, float* to) {
-    const __m512 least = _mm512_set1_ps(0x1p-126f);
-    for (int64_t d = 0; d < n; d += 16) {
-      const auto there = static_cast<__mmask16>((1u << min64(n - d, 16)) - 1);
-      const __m512 from = _mm512_maskz_loadu_ps(there, x + d);
-      const __m512 scaled = _mm512_scalef_ps(from, _mm512_set1_ps(-power));
-      const __mmask16 lost = _mm512_cmp_ps_mask(_mm512_abs_ps(scaled), least, _CMP_LT_OQ) &
-                             _mm512_cmp_ps_mask(from, _mm512_setzero_ps(), _CMP_NEQ_UQ);
-      _mm512_storeu_ps(to + d, _mm512_mask_mov_ps(scaled, lost, Avx512::with_sign(least, from)));
-    }
-  }
-
-  // to <- parts of 16 rows of x from row0 on, of [depth0, depth0 + count), at most a section; what
-  // lies outside x is 0. First all have the usual power and powers <- max(powers, sizes of rows);
-  // again, they have those that were chosen.
-  static void split_rows(const Matrix& x, int64_t row0, int64_t depth0, int64_t count,
-                         const Lines& to, float* powers, bool again) {
-    alignas(64) float turned[16 * kSection], scaled[kSection];
-    const int64_t rows = x.rows - row0 < 16 ? x.rows - row0 : 16;
-    const float* from =
-        static_cast<const float*>(x.at) + row0 * x.row_stride + depth0 * x.depth_stride;
-    int64_t stride = x.row_stride;
-    if (x.depth_stride != 1) {
-      int64_t k = 0;
-      if (rows == 16)
-        for (; k + 16 <= count; k += 16)
-          Avx512::transpose(from + k * x.depth_stride, x.depth_stride, turned + k, kSection);
-      for (; k < count; ++k)
-        for (int64_t row = 0; row < rows; ++row)
-          turned[row * kSection + k] = from[row + k * x.depth_stride];
-      from = turned, stride = kSection;
-    }
-    for (int64_t row = 0; row < 16; ++row) {
-      const Lines line{to.at + 32 * row, to.part, to.line};
-      const float* source = row < rows ? from + row * stride : nullptr;
-      const int64_t padded = round_up(count, 32);
-      float factor = kRaise;
-      if (again && powers[row] != kUsual) {
-        scale(source, count, powers[row], scaled);
-        source = scaled, factor = 1;
-      }
-      if (again && powers[row] == kNotFinite) {  // its other parts are not looked at
-        split_row<1>(line, source, DType::kFloat32, count, padded, factor);
-        continue;
-      }
-      const Contents found =
-          split_row<kParts>(line, source, DType::kFloat32, count, padded, factor);
-      if (again) continue;
-      const float size = found.finite ? found.size() : kInfinity;
-      if (size > powers[row]) powers[row] = size;
-    }
-  }
-
-  // to <- rows rows of depth numbers, where split(row, k, again) does so for 16 rows and a section
-  template <class Split>
-  static void split_all(Bf16* to, int64_t rows, int64_t depth, const Split& split) {
-    const auto powers_of = [&](int64_t row) {
-      return powers(to + row / 16 * sixteen(depth), depth);
-    };
-    rows = round_up(rows, 32);
-    for (int64_t row = 0; row < rows; row += 16) Avx512::store(powers_of(row), Avx512::zero());
-    for (int64_t k = 0; k < depth; k += kSection)
-      for (int64_t row = 0; row < rows; row += 16) split(row, k, false);
-    for (int64_t row = 0; row < rows; row += 16)
-      if (!choose(powers_of(row)))
-        for (int64_t k = 0; k < depth; k += kSection) split(row, k, true);
-  }
 
   static void pack_strips(const LinearParams& p, const LinearTask& task, void* strips) {
     alignas(64) Bf16 lines[kParts * 16 * kSection];
@@ -174,29 +69,22 @@ struct AmxLinear {
   static void finish(const LinearParams& p, int64_t row0, int64_t row1) {
     constexpr int64_t kLine = 64;
     for (int64_t column = 0; column < p.columns(); column += kLine) {
-      const float* sums = reinterpret_cast<const float*>(line_of(p.whole, row0, column));
-      Epilogue<Avx512, kLine>(p, column, min64(p.columns() - column, kLine))
-          .run(row0, row1 - row0, sums, p.gated ? sums + p.columns() : nullptr, p.whole.stride);
+      const int64_t n = min64(p.columns() - column, kLine);
+      const Epilogue<Avx512, kLine> epilogue(p, column, n);
+      const auto* sums = reinterpret_cast<const float*>(line_of(p.whole, row0, column));
+      const int64_t ld = p.whole.stride, gates = p.columns();
+      if (n % 16 == 0) {
+        epilogue.run(row0, row1 - row0, sums, p.gated ? sums + gates : nullptr, ld);
+        continue;
+      }
+      for (int64_t row = row0; row < row1; ++row, sums += ld) {  // sums end within a vector
+        alignas(64) float padded[2 * kLine];
+        load_row<Avx512>(padded, sums, DType::kFloat32, n);
+        if (p.gated) load_row<Avx512>(padded + kLine, sums + gates, DType::kFloat32, n);
+        epilogue.run(row, 1, padded, p.gated ? padded + kLine : nullptr, kLine);
+      }
     }
-    if (p.completes()) Completion<Avx512>(p).run(row0, row1);
-  }
-
-  static const clinattn::LinearKernels& kernels() {
-    static const clinattn::LinearKernels all{
-        .micro_rows = 32,
-        .depth = kDepth,
-        .needs_whole = true,
-        .panel = panel,
-        .strip = strip,
-        .strips_size = strips_size,
-        .rows_size = rows_size,
-        .pack_strips = pack_strips,
-        .pack_rows = pack_rows,
-        .multiply = multiply,
-        .finish = finish,
-        .differentiate = differentiate_rows<Avx512>,
-    };
-    return all;
+    complete_rows<Avx512>(p, row0, row1);
   }
 
  private:

@@ -13,9 +13,12 @@ namespace {
 
 using clinattn::LinearTask;
 
-template <FmaVector V>
+template <FmaVector Lanes>
 struct FmaLinear {
+  using V = Lanes;
   using Packing = LinearPacking<V>;
+  static constexpr int64_t kMicroRows = V::kMicroRows, kMostDepth = 0;
+  static constexpr bool kNeedsWhole = false;
   static constexpr int64_t kWidth = V::kWidth, kStrip = V::kStrip;
   static constexpr int64_t kDepth = 128;  // elements of one sum: 32 KB of a strip in L1
 
@@ -46,10 +49,9 @@ struct FmaLinear {
 
   // to (e1 - e0, kStrip) <- elements [e0, e1) of a strip
   static void pack_strip(const LinearParams& p, int64_t s, int64_t e0, int64_t e1, float* to) {
-    const int64_t columns = p.columns(), width = strip(p);
     for (int64_t j = 0; j < kStrip; j += kWidth) {
-      const int64_t column = s * width + j % width, row = (j < width ? 0 : columns) + column;
-      Packing::columns(p.b, p.depth, row, min64(columns - column, kWidth), e0, e1, to + j,
+      const SummedRows rows(p, s, strip(p), j, kWidth);
+      Packing::columns(p.b, p.depth, rows.first, rows.count, e0, e1, to + j,
                        {kStrip, kWidth * kStrip});
     }
   }
@@ -96,27 +98,7 @@ struct FmaLinear {
     for (int64_t row = row0; row < row1; ++row) prefetch_row(line_of(p.residual, row, 0), bytes);
   }
 
-  static void finish(const LinearParams& p, int64_t row0, int64_t row1) {
-    if (p.completes()) Completion<V>(p).run(row0, row1);
-  }
-
-  static const clinattn::LinearKernels& kernels() {
-    static const clinattn::LinearKernels all{
-        .micro_rows = V::kMicroRows,
-        .depth = 0,
-        .needs_whole = false,
-        .panel = panel,
-        .strip = strip,
-        .strips_size = strips_size,
-        .rows_size = rows_size,
-        .pack_strips = pack_strips,
-        .pack_rows = pack_rows,
-        .multiply = multiply,
-        .finish = finish,
-        .differentiate = differentiate_rows<V>,
-    };
-    return all;
-  }
+  static constexpr auto finish = complete_rows<V>;
 };
 
 }  // namespace

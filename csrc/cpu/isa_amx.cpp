@@ -4,6 +4,7 @@
 #include "amx_products.h"
 #include "bf16_backward.h"
 #include "bf16_forward.h"
+#include "linear_kernels.h"
 #include "peak_amx.h"
 #include "tiles.h"
 #include "vec_avx512.h"
@@ -23,7 +24,7 @@ namespace clinattn {
 const CpuKernels& amx_one_part() {
   static const CpuKernels kernels = [] {
     CpuKernels all = tile_kernels<1>();
-    all.linear = &TileLinear::kernels();
+    all.linear = &linear_kernels<TileLinear>();
     return all;
   }();
   return kernels;
@@ -37,7 +38,7 @@ const CpuKernels& amx_two_parts() {
 const CpuKernels& amx_three_parts() {
   static const CpuKernels kernels = [] {
     CpuKernels all = tile_kernels<3>();
-    all.linear = &AmxLinear::kernels();
+    all.linear = &linear_kernels<AmxLinear>();
     return all;
   }();
   return kernels;

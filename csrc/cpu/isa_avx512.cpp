@@ -1,5 +1,6 @@
 // Kernels for AVX-512 without a matrix unit.
 #include "fma_linear.h"
+#include "linear_kernels.h"
 #include "tiles.h"
 #include "vec_avx512.h"
 
@@ -9,7 +10,7 @@ const CpuKernels& avx512_kernels() {
   static const CpuKernels kernels = [] {
     CpuKernels all =
         make_kernels<FmaForward<Avx512>, FmaBackward<Avx512>>("avx512", fma_loop<Avx512>);
-    all.linear = &FmaLinear<Avx512>::kernels();
+    all.linear = &linear_kernels<FmaLinear<Avx512>>();
     return all;
   }();
   return kernels;

@@ -3,6 +3,7 @@
 #include "bf16_forward.h"
 #include "dot_products.h"
 #include "fma_linear.h"
+#include "linear_kernels.h"
 #include "peak_dots.h"
 #include "tiles.h"
 #include "vec_avx512_bf16.h"
@@ -13,7 +14,7 @@ const CpuKernels& avx512_bf16_kernels() {
   static const CpuKernels kernels = [] {
     CpuKernels all =
         make_kernels<Bf16Forward<DotProducts>, Bf16Backward<DotProducts>>("avx512_bf16", dot_loop);
-    all.linear = &FmaLinear<Avx512Pairs>::kernels();
+    all.linear = &linear_kernels<FmaLinear<Avx512Pairs>>();
     return all;
   }();
   return kernels;

@@ -232,6 +232,12 @@ class Completion {
   }
 };
 
+// Completes rows that wait for a residual or a norm.
+template <class V>
+void complete_rows(const LinearParams& p, int64_t row0, int64_t row1) {
+  if (p.completes()) Completion<V>(p).run(row0, row1);
+}
+
 // du <- dropout(dy) act'(u), or where gated (.. gate act'(u), .. act(u)), for u in p.before, which
 // is not read where there is no activation
 template <class V>

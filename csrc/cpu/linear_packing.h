@@ -52,6 +52,17 @@ struct LinearOperand<V> {
   }
 };
 
+// The rows of b of which kWidth sums of a strip come, from the j-th sum on: the first of them, and
+// how many are there. width: columns of y in a strip; where gated, the sums behind them are gates.
+struct SummedRows {
+  int64_t first, count;
+  SummedRows(const LinearParams& p, int64_t strip, int64_t width, int64_t j, int64_t lanes) {
+    const int64_t column = strip * width + j % width;
+    first = (j < width ? 0 : p.columns()) + column;
+    count = min64(p.columns() - column, lanes);
+  }
+};
+
 // Where kWidth elements of kWidth rows go: `line` floats from one element or row to the next,
 // `next` to the next kWidth elements.
 struct Block {
