@@ -1,4 +1,4 @@
-"""Where torch's headers lie, also for a build that pip isolates from the environment."""
+"""The place of torch's headers, also for a build that pip isolates from the environment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-// One linear layer, with what follows its product, as plain data. No torch.
+// A linear layer, with what follows its product, as plain data. No torch.
 #pragma once
 
 #include <stddef.h>

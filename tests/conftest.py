@@ -70,6 +70,25 @@ def bench_on_the_path():
     sys.path.remove(str(BENCH))
 
 
+@pytest.fixture(scope="module")
+def engines_on_the_path():
+    """Modules of bench/models/engines can be imported by name."""
+    paths = [str(BENCH / "models"), str(BENCH)]
+    sys.path[:0] = paths
+    yield
+    for path in paths:
+        sys.path.remove(path)
+
+
+@pytest.fixture
+def any_size(monkeypatch):
+    """Compiled linear layers serve any size on AMX, too, where few rows are torch's."""
+    from clinattn.encoder import linear_op
+
+    monkeypatch.setattr(linear_op, "AMX_ROWS", 1)
+    monkeypatch.setattr(linear_op, "AMX_COLUMNS", 1)
+
+
 @pytest.fixture
 def threads():
     """torch.set_num_threads, undone after the test."""

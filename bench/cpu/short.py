@@ -71,7 +71,7 @@ class Row:
 
     @property
     def ns_per_pair(self) -> float:
-        """Of ours, for a query and a key."""
+        """Our time for a query and a key."""
         return 1e3 * self.ours_us / (self.batch * self.heads * self.tokens**2)
 
     def record(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[2]
-# Where files of the tree stand in the site; other files of docs/ stand where they are.
+# Places in the site of files of the tree; other files of docs/ stand where they are.
 MOVED = {
     "README.md": "index.md",
     "README.zh-CN.md": "zh-cn.md",
@@ -29,7 +29,7 @@ MOVED = {
 ASSETS = ("style.css", "iframe-worker.js")
 LINK = re.compile(r"\[([^\]]+)\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^# (.+)$", re.MULTILINE)
-# Of the API: the page, its heading, and the modules whose exported names it shows.
+# Pages of the API: file, heading, and the modules whose exported names it shows.
 API = (
     ("api/operator.md", "The operator", ("clinattn",)),
     ("api/encoder.md", "Encoders and heads", ("clinattn.encoder",)),

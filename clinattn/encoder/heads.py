@@ -24,7 +24,7 @@ from .packed_layout import at_least_fp32
 
 @dataclass
 class HeadOutput:
-    """What a head returns.
+    """Result of a head.
 
     loss: scalar, None without labels. logits: see the head.
     """

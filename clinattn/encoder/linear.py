@@ -29,12 +29,10 @@ from .linear_op import (
     Norm,
     NormOf,
     activated,
+    pays,
     run,
 )
 
-# On AMX fp32 numbers are taken apart, which costs more than the products save with fewer rows or
-# columns. Other instruction sets serve any size.
-AMX_ROWS, AMX_COLUMNS = 256, 128
 # Instruction sets without linear layers
 WITHOUT_LAYERS = (None, "scalar")
 # Types that compute as nn.Linear does; integrations add theirs
@@ -91,12 +89,10 @@ def _computed(
     dropped = _drawn(dropout)
     at_once = dropped is not None
     added = None if residual is None or not at_once else residual.reshape(-1, shape[-1])
-    given = (x, layer.weight, layer.bias, residual)
-    wants_gradients = torch.is_grad_enabled() and any(
-        a is not None and a.requires_grad for a in given
-    )
     of_norm = _norm_of(norm) if at_once else None
-    if wants_gradients or _wants_gradients(of_norm):
+    weights = () if of_norm is None else (of_norm.gamma, of_norm.beta)
+    given = (x, layer.weight, layer.bias, residual, *weights)
+    if torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in given):
         exact = form if of_norm is None else form._replace(dtype=torch.float32)
         drawn = dropped or WITHOUT_DROPOUT
         y = Linear.run(exact, drawn, rows, layer.weight, layer.bias, added)[0]
@@ -111,12 +107,6 @@ def _computed(
     if dropout is not None and not at_once:
         y = dropout(y) if residual is None else residual + dropout(y)
     return y if norm is None or of_norm else normalise(norm, y)
-
-
-def _wants_gradients(norm: NormOf | None) -> bool:
-    if norm is None or not torch.is_grad_enabled():
-        return False
-    return any(a is not None and a.requires_grad for a in (norm.gamma, norm.beta))
 
 
 def _drawn(dropout: nn.Dropout | None) -> Dropped | None:
@@ -159,7 +149,7 @@ def by_torch(
     residual: Tensor | None = None,
     norm: nn.Module | None = None,
 ) -> Tensor:
-    """What `linear` returns, by torch's own calls."""
+    """Returns what `linear` does, by torch's own calls."""
     if x.device.type == "cpu" and type(layer) in LAYERS and not torch.is_autocast_enabled("cpu"):
         x = x.to(layer.weight.dtype)  # of a stream that is kept in fp32
     y = activated(activation, gated, layer(x))
@@ -173,7 +163,7 @@ def by_torch(
 def _form(
     layer: nn.Linear, x: Tensor, residual: Tensor | None, activation: str | None, gated: bool
 ) -> Form | None:
-    """What the compiled layers compute of the call; None where torch's own calls serve it."""
+    """Returns the form of the call for the compiled layers; None where torch serves it."""
     if type(layer) not in LAYERS:
         return None
     if not _may_serve(x, layer.weight, layer.bias, residual):
@@ -190,8 +180,7 @@ def _form(
             return None
         if torch.get_float32_matmul_precision() != "highest":
             return None
-        large = x.numel() >= AMX_ROWS * x.shape[-1] and len(weight) >= AMX_COLUMNS
-        if cpu.instruction_set() == "amx" and not large:
+        if not pays(in_bfloat16, x.numel() // x.shape[-1], len(weight)):
             return None
     dtype = torch.bfloat16 if in_bfloat16 else torch.float32
     return Form(activation, gated, in_bfloat16, dtype if residual is None else residual.dtype)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clinattn.backends import cpu
 from clinattn.operator.autograd import Function
 from clinattn.operator.ops import LIB
 
@@ -33,13 +34,16 @@ LIB.define(
     tags=torch.Tag.pt2_compliant_tag,
 )
 
-# Their numbers in csrc/linear.h
+# On AMX fp32 numbers are taken apart, which costs more than the products save with fewer rows or
+# columns. Other instruction sets serve any size.
+AMX_ROWS, AMX_COLUMNS = 256, 128
+# Activations and norms by their numbers in csrc/linear.h
 ACTIVATIONS = {None: 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
 NO_NORM, LAYER_NORM, RMS_NORM = 0, 1, 2
 
 
 class Form(NamedTuple):
-    """What a layer computes, and in which numbers.
+    """Formula and types of numbers of a layer.
 
     gated: the first half of u is activated and multiplied with the second. in_bfloat16: products
     are of bf16 numbers. dtype: of y.
@@ -52,13 +56,15 @@ class Form(NamedTuple):
 
 
 class Dropped(NamedTuple):
-    """Which numbers of act(u) are dropped: Philox4x32-7 of (seed, row, column), as in attention."""
+    """Dropout of act(u): numbers by Philox4x32-7 of (seed, row, column), as in attention."""
 
     p: float = 0.0
     seed: int = 0
 
 
 class NormOf(NamedTuple):
+    """Norm of the rows of y, with its weights."""
+
     kind: int = NO_NORM
     gamma: Tensor | None = None
     beta: Tensor | None = None
@@ -66,6 +72,16 @@ class NormOf(NamedTuple):
 
 
 WITHOUT_DROPOUT, WITHOUT_NORM = Dropped(), NormOf()
+
+
+def pays(in_bfloat16: bool, rows: int, columns: int, transposed: bool = False) -> bool:
+    """Returns whether a compiled product is faster than torch's.
+
+    transposed: the first operand lies in memory column by column.
+    """
+    if in_bfloat16 or cpu.instruction_set() != "amx":
+        return True
+    return rows >= AMX_ROWS and columns >= (AMX_ROWS if transposed else AMX_COLUMNS)
 
 
 def run(
@@ -166,6 +182,8 @@ class Linear(Function):
         du = _gradient_of_u(form, ctx.dropped, dy, x, weight, bias, u)
 
         def product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+            if not pays(form.in_bfloat16, len(a), len(b), transposed=a.stride(-1) != 1):
+                return F.linear(a, b)
             plain = Form(None, False, form.in_bfloat16, dtype)
             return Linear.run(plain, WITHOUT_DROPOUT, a, b, None, None)[0]
 

@@ -20,7 +20,7 @@ from .packed_layout import at_least_fp32
 
 @dataclass
 class PretrainingOutput(HeadOutput):
-    """What PretrainingModel returns.
+    """Result of PretrainingModel.
 
     loss: that of the masked tokens plus that of the pairs. logits: of tokens.
     masked_loss and next_loss: scalars, None without labels. next_logits: (sequences, 2), for what

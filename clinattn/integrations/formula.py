@@ -1,4 +1,4 @@
-"""What a short forward computes, read from its source as one expression."""
+"""The expression that a short forward returns, read from its source."""
 
 from __future__ import annotations
 

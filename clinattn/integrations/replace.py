@@ -25,7 +25,7 @@ ADAPTERS = {
         "transformers.big_bird", "transformers.bert_shaped", "transformers.xlm", "unsupported",
     ),
 }  # fmt: skip
-# Those of linear=True, in their order: linear layers, then modules that hold replaced ones.
+# Adapters of linear=True, in their order: linear layers, then modules that hold replaced ones.
 LINEAR_ADAPTERS = {
     "torch": ("torch.linear",),
     "transformers": ("transformers.around_linear", "transformers.stream"),
@@ -167,7 +167,7 @@ def _load(adapters: dict[str, tuple[str, ...]]) -> list[ModuleType]:
 
 
 def _first(adapters: list[ModuleType], module: nn.Module) -> Outcome | None:
-    """What the first adapter that answers has made of a module."""
+    """Returns the outcome of the first adapter that answers for a module."""
     outcomes = (adapter.adapt(module) for adapter in adapters)
     return next((x for x in outcomes if x is not None), None)
 

@@ -53,6 +53,8 @@ def attend(query: Any, key: Any, value: Any, is_causal: bool, scale: float | Non
 
 
 class BareAttention(torch.autograd.Function):
+    """A bare call with its gradients, for first derivatives; others go the long way."""
+
     @staticmethod
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, is_causal: bool, scale: float | None

@@ -1,4 +1,4 @@
-"""Where the compiled kernels come from, and whether this release of torch was tested with them."""
+"""The origin of the compiled kernels, and whether this release of torch was tested with them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NEWEST_TORCH = (2, 15)  # with which the fast tests have passed: docs/compatibil
 
 
 def kernels() -> str:
-    """Where the compiled kernels come from, or why there are none, in a line."""
+    """Returns a line on the origin of the compiled kernels, or on why there are none."""
     if compiled_module() is None:
         return f"missing: {extension_error}"
     try:
@@ -29,7 +29,7 @@ def kernels() -> str:
 
 
 def untested_torch() -> str | None:
-    """A hint where torch is newer than the releases that were tested; None where it is not."""
+    """Returns a hint for a torch newer than the releases that were tested, else None."""
     numbers = torch.__version__.split(".")
     if (int(numbers[0]), int(numbers[1])) <= NEWEST_TORCH:
         return None

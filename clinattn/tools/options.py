@@ -91,7 +91,7 @@ def help_of(found: Option) -> str:
 
 
 def completions(found: Option) -> list[str]:
-    """What a shell completes the value of an option with: its choices, or the kinds of --data."""
+    """Words with which a shell completes an option's value: its choices, or the kinds of --data."""
     if found.names is None:
         return list(found.allowed())
     return ["meds:", "text:", *(f"profile:{name}" for name in found.names())]

@@ -1,4 +1,4 @@
-"""What this machine's instruction sets reach: multiply-adds in registers, and attention itself.
+"""Speed of this machine's instruction sets: multiply-adds in registers, and attention itself.
 
 The register loop is the most that a set can do, and a row of a benchmark is read against it. The
 kernels of two sets come unequally close to theirs, so advice on a set follows from attention.

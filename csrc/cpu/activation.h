@@ -56,7 +56,7 @@ struct Gelu {
   }
 };
 
-// Its approximation x / (1 + e^(-2 u)), u = sqrt(2 / pi) (x + 0.044715 x^3)
+// The approximation of Gelu by x / (1 + e^(-2 u)), u = sqrt(2 / pi) (x + 0.044715 x^3)
 struct GeluTanh {
   static constexpr float kCubic = 0.044715f, kTwoRoots = 1.5957691216f;
   template <class V>

@@ -1,12 +1,12 @@
-// What products of numbers that are sums of bf16 parts consist of, and the layout of their operands
-// and sums.
+// Products of numbers that are sums of bf16 parts: the products of parts that count, and the layout
+// of operands and sums.
 #pragma once
 
 #include "bf16_parts.h"
 
 namespace {
 
-// Of two numbers as sums of parts, a = a1 + a2 + a3, the products that count, in passes over all
+// The products that count of two numbers as sums of parts, a = a1 + a2 + a3, in passes over all
 // steps of k. Dropped are a2 b2 of two parts, below 2^-16 of the result, and a2 b3, a3 b2 and a3 b3
 // of three, below 2^-24. Of three parts the small products come first: added to a large sum they
 // would lose what they are there for. Neighbours share a part, which stays in its tiles.

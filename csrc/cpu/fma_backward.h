@@ -73,7 +73,7 @@ struct FmaBackward {
   }
 
   // n keys from j0 of the tile, at most kBlock; a null row is hidden from all and packed as zeros.
-  // So are k^T and v^T past n, in columns of scores that are hidden.
+  // k^T and v^T are zeros past n too, in columns of scores that are hidden.
   void put_keys(int64_t j0, int64_t n, const void* const* k_rows, const void* const* v_rows,
                 DType dtype) {
     const T *rows_of_k[kBlock], *rows_of_v[kBlock];

@@ -66,7 +66,7 @@ struct FmaForward {
   void begin_panel() { finite = true; }
 
   // n keys from j0 of the panel, at most kBlock; a null row is hidden from all and packed as zeros.
-  // So is k past n, in columns of scores that are hidden; v past n is not read.
+  // k^T is zeros past n too, in columns of scores that are hidden; v past n is not read.
   void put_keys(int64_t j0, int64_t n, const void* const* k_rows, const void* const* v_rows,
                 DType dtype) {
     const T* rows[kBlock];

@@ -258,7 +258,7 @@ struct Forward {
     }
   }
 
-  // Of n queries from row0, at most a vector of them, whose state lies from r0 on
+  // lse of n queries from row0, at most a vector of them, whose state lies from r0 on
   void write_lse(const Sequence& seq, int64_t head, int64_t row0, int64_t r0, int64_t n) {
     double logs[V::kWidth];
     for (int64_t i = 0; i < V::kWidth; ++i) logs[i] = log_of(l[r0 + i]);

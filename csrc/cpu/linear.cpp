@@ -57,7 +57,7 @@ const LinearKernels& kernels_for(bool in_bfloat16) {
   return *kernels;
 }
 
-// One product on all threads
+// A product on all threads
 class Product {
  public:
   Product(const LinearParams& p, const LinearKernels& kernels, const Tensor& like)
@@ -109,7 +109,7 @@ class Product {
     }
   }
 
-  // Of few rows: each task packs the strips that it multiplies.
+  // For few rows: each task packs the strips that it multiplies.
   void by_strips(int64_t k0, int64_t k1) const {
     const int64_t shares = std::min(strips_, ceil_div(threads_, panels()));
     torch::stable::parallel_for(0, panels() * shares, 1, [&](int64_t begin, int64_t end) {

@@ -1,4 +1,4 @@
-// What follows the product of a linear layer, row by row while its sums are in cache: bias,
+// Steps after the product of a linear layer, row by row while its sums are in cache: bias,
 // activation, gate, dropout, residual and norm; and the gradient of the first four.
 #pragma once
 
@@ -31,7 +31,7 @@ inline void with_activation(Activation activation, const Work& work) {
   }
 }
 
-// What dropout keeps of kWidth rows and kColumns columns
+// The numbers that dropout keeps, of kWidth rows and kColumns columns
 template <class V, int64_t kColumns>
 struct LinearKept {
   static constexpr int64_t kRows = V::kWidth;

@@ -63,7 +63,7 @@ struct SummedRows {
   }
 };
 
-// Where kWidth elements of kWidth rows go: `line` floats from one element or row to the next,
+// Places of kWidth elements of kWidth rows: `line` floats from one element or row to the next,
 // `next` to the next kWidth elements.
 struct Block {
   int64_t line, next;

@@ -118,7 +118,7 @@ def test_autocast_and_a_stream_of_fp32(instruction_set, dtype, activation):
 @pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
 def test_bits_do_not_depend_on_other_rows_or_threads(instruction_set, threads, dtype, gated):
     if instruction_set in WITHOUT_LAYERS:
-        pytest.skip("torch's own layers promise nothing")
+        pytest.skip("needs AVX2 and more")
     rows = 260 if instruction_set == "amx" and dtype == FLOAT else 1
     case = Case((700, 300, 130), dtype, gated, residual=True, norm="layer")
     threads(1)
@@ -130,6 +130,15 @@ def test_bits_do_not_depend_on_other_rows_or_threads(instruction_set, threads, d
             for end in {begin + rows, begin + rows + 40, 700}:
                 case.x, case.residual = x[begin:end], residual[begin:end]
                 assert torch.equal(case.results(linear, "gelu")[0], wanted[begin:end])
+
+
+@pytest.mark.parametrize("dtype", [FLOAT, HALF], ids=dtype_id)
+def test_a_weight_that_is_packed_piece_by_piece(instruction_set, dtype):
+    """More than 24 MiB of packed strips: a row is normalised when it has all of its columns."""
+    columns = 18_000 if dtype == HALF else 9_000
+    case = Case((300, 800, columns), dtype, residual=True, norm="layer")
+    ours, theirs = case.results(linear, "gelu"), case.results(by_torch, "gelu")
+    assert_close(ours, theirs, case.double().results(by_torch, "gelu"))
 
 
 @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
@@ -154,7 +163,7 @@ def test_gradients_of_gradients(activation, gated):
 def test_activation_of_every_size(instruction_set, function):
     """x Phi(x) from -40 to 40: two units of the result, and half a unit of Phi = 1."""
     if instruction_set in WITHOUT_LAYERS:
-        pytest.skip("torch's own")
+        pytest.skip("needs AVX2 and more")
     x = torch.linspace(-40, 40, 40001)
     layer = nn.Linear(1, 1, bias=False)
     nn.init.ones_(layer.weight)
@@ -174,7 +183,7 @@ def test_activation_of_every_size(instruction_set, function):
 def test_dropout_drops_the_pairs_of_attention(instruction_set, activation, gated, dropout_p):
     """Row and column are a query and a key: the mask is that of the definition, both ways."""
     if instruction_set in WITHOUT_LAYERS:
-        pytest.skip("torch's own layers draw from its generator")
+        pytest.skip("needs AVX2 and more")
     seed, case = 2**61 + 12345, Case((290, 140, 260), FLOAT, gated, residual=True)
     columns = case.residual.shape[1]
     kept = keep_mask(seed, dropout_p, [0], 1, range(290), range(columns))[0, 0]

@@ -159,7 +159,7 @@ def test_results_gradients_and_who_computes(dtype, served):
         assert error <= 2 * plain + 2 * unit * t.abs().max()
 
 
-@pytest.mark.skipif(cpu.instruction_set() == "amx", reason="AMX serves 256 rows and more")
+@pytest.mark.usefixtures("any_size")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=dtype_id)
 def test_bits_do_not_depend_on_neighbours_or_threads(dtype, threads):
     model, x = replaced(mlp(dtype)), torch.randn(70, 37, dtype=dtype)

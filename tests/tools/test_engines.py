@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import sys
 
 import numpy as np
 import pytest
-from places import BENCH
 
+pytestmark = pytest.mark.usefixtures("engines_on_the_path")
 LENGTHS = (5, 1, 64, 7, 7, 30, 2)
 SEQUENCES = [np.arange(1, n + 1) + 100 * i for i, n in enumerate(LENGTHS)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def engines_on_the_path():
-    paths = [str(BENCH / "models"), str(BENCH)]
-    sys.path[:0] = paths
-    yield
-    for path in paths:
-        sys.path.remove(path)
 
 
 @pytest.fixture(scope="module")
@@ -156,16 +146,6 @@ def test_what_is_missing_is_a_line_with_a_remedy(registry, monkeypatch):
     assert "pip install 'clinattn[engines]'" in line
 
 
-def test_linear_layers_are_compared_where_they_can_be_replaced(registry, monkeypatch):
-    import clinattn
-
-    linear = registry.named("clinattn linear", "fp32")
-    monkeypatch.setattr(type(linear), "packages", ())
-    monkeypatch.setattr(clinattn, "replace_attention", lambda model, linear=False: None)
-    assert linear.missing() is None
-    monkeypatch.setattr(clinattn, "replace_attention", lambda model: None)
-    assert "no replace_attention(model, linear=True)" in linear.missing()
-
 
 def test_the_size_of_a_package_is_of_its_files(tmp_path, monkeypatch, engines_on_the_path):
     module = importlib.import_module("engines.engine")
@@ -176,3 +156,17 @@ def test_the_size_of_a_package_is_of_its_files(tmp_path, monkeypatch, engines_on
     (tmp_path / "sized" / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
     assert module.package_bytes(("sized",)) == 175
+
+
+def test_what_memory_cannot_hold_is_left_out(registry, monkeypatch):
+    """ONNX Runtime holds the scores of all pairs; the other engines do not."""
+    loads = importlib.import_module("engines.loads")
+    note = next(load for load in loads.LOADS if load.name == "note")
+    engines = [engine for engine in registry.ENGINES if engine.kind == "fp32"]
+    sizes = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 24 * 2**30 // 4096}
+    monkeypatch.setattr("os.sysconf", sizes.__getitem__)
+    refused = {engine.name: engine.too_large(note) for engine in engines}
+    assert [name for name, line in refused.items() if line] == ["onnxruntime"]
+    assert "this machine has 24" in refused["onnxruntime"]
+    sizes["SC_PHYS_PAGES"] *= 4
+    assert not any(engine.too_large(note) for engine in engines)

@@ -30,7 +30,7 @@ class Batch(NamedTuple):
 
     @property
     def full(self) -> bool:
-        """Whether there is no padding."""
+        """Returns whether the batch has no padding."""
         return self.ids.size == int(self.lengths.sum())
 
     def rows(self, output: np.ndarray) -> list[np.ndarray]:

@@ -1,4 +1,4 @@
-"""What the benchmark asks of an engine. Its packages are imported in its methods alone."""
+"""Interface of an engine to the benchmark. Methods import the packages of the engine themselves."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from engines.batches import Batch
+
+if TYPE_CHECKING:
+    from engines.loads import Load
 
 Run = Callable[[Batch], Any]  # -> (B, N, C) hidden states: an array, or a tensor
 
@@ -16,7 +19,7 @@ KINDS = ("fp32", "16 bit", "8 bit")  # classes of precision, never compared with
 
 
 class Engine:
-    """One engine at one precision.
+    """An engine at one precision.
 
     packages: what must be installed where it serves. converts: what converting to it needs besides.
     batchings: names in BATCHINGS, the best of those that it can do. remedy: where other than
@@ -37,11 +40,15 @@ class Engine:
         return f"{self.name}, {self.kind}"
 
     def missing(self) -> str | None:
-        """One line on why it cannot run here and what helps; None where it can."""
+        """Returns a line on why the engine cannot run here and what helps; None where it can."""
         absent = [x for x in (*self.packages, *self.converts) if not importlib.util.find_spec(x)]
         if not absent:
             return None
         return f"{self}: no package {', '.join(absent)}; pip install 'clinattn[engines]'"
+
+    def too_large(self, load: Load) -> str | None:
+        """Returns a line on why this machine's memory cannot hold the load; None where it can."""
+        return None
 
     def convert(self, folder: Path, masked: bool) -> None:
         """Writes what `open` reads beside the saved model, once; offline work of a user.

@@ -1,4 +1,4 @@
-"""One load at one precision: every engine is opened, checked and timed in turns with the others."""
+"""Engines on a load at one precision: each is opened, checked and timed in turns with others."""
 
 from __future__ import annotations
 

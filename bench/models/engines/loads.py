@@ -1,4 +1,4 @@
-"""The loads: which model, how long its sequences are, and how many go into a batch."""
+"""Loads of the benchmark: a model, the lengths of its sequences, and the size of a batch."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ class Load:
         return replace(self, layers=layers)
 
     def shared(self, share: int) -> Load:
-        """One of so many parts of its sequences, at most two batches where it has several."""
+        """Returns a `share`-th part of the load, in at most two batches where it has several."""
         sequences = max(self.sequences // share, min(self.sequences, 2))
         batch = self.batch if share == 1 else min(self.batch, max(sequences // 2, 1))
         return replace(self, sequences=sequences, batch=batch)
 
     def quick(self) -> Load:
-        """One layer of BERT, or notes cut to a quarter each; without start and memory."""
+        """Returns one layer of BERT, or notes cut to a quarter, without start and memory."""
         if self.model == BERT:
             return replace(self, layers=1, apart=False)
         return replace(self, cap=self.cap // QUICK_CUT, cut=QUICK_CUT, apart=False)

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engines.batches import Batch
 from engines.engine import Engine, Run
 from engines.exported import FINITE, hidden, quiet
+
+if TYPE_CHECKING:
+    from engines.loads import Load
+
+# Scores (B, H, N, N) that a run holds: at 8,192 tokens eight took more than 24 GB beside the rest.
+COPIES = 8
+MOST_OF_MEMORY = 0.7
 
 
 class OnnxRuntime(Engine):
@@ -26,6 +34,19 @@ class OnnxRuntime(Engine):
         if self.kind == "16 bit":
             return f"{self}: it has no 16-bit products on CPUs"
         return super().missing()
+
+    def too_large(self, load: Load) -> str | None:
+        from engines.loads import config
+
+        heads = config(load.model, None).num_attention_heads
+        need = COPIES * 4 * load.batch * heads * load.cap**2
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if need <= MOST_OF_MEMORY * memory:
+            return None
+        return (
+            f"{self}, {load.name}: the scores of all pairs take some {need / 2**30:,.0f} GiB, and "
+            f"this machine has {memory / 2**30:,.0f}; --share N helps where batches are many"
+        )
 
     def file(self, folder: Path, masked: bool, bits: str) -> Path:
         return folder / f"onnx-{self.attention}-{'mask' if masked else 'full'}-{bits}.onnx"

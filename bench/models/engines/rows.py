@@ -1,4 +1,4 @@
-"""A row: one engine on one load at one precision, by one batching."""
+"""Row of the benchmark: an engine on a load at one precision, by one batching."""
 
 from __future__ import annotations
 

@@ -98,7 +98,23 @@ def usable(names: list[str] | None) -> tuple[list[Engine], list[str]]:
     return [x for x in asked if lines[x] is None], [line for line in lines.values() if line]
 
 
-def measured(given: argparse.Namespace, engines: list[Engine], console: Console) -> Iterator[Row]:
+def refusals(given: argparse.Namespace, engines: list[Engine]) -> dict[tuple[str, Engine], str]:
+    """Lines on the engines, by load, that this machine's memory cannot hold."""
+    found = {
+        (load.name, engine): engine.too_large(load)
+        for load, kinds in chosen(given)
+        for engine in engines
+        if engine.kind in kinds
+    }
+    return {key: line for key, line in found.items() if line is not None}
+
+
+def measured(
+    given: argparse.Namespace,
+    engines: list[Engine],
+    refused: dict[tuple[str, Engine], str],
+    console: Console,
+) -> Iterator[Row]:
     rounds, budget = (QUICK_ROUNDS, QUICK_BUDGET_S) if given.quick else (ROUNDS, BUDGET_S)
     if given.rounds:
         rounds = range(given.rounds, given.rounds)
@@ -128,6 +144,7 @@ def measured(given: argparse.Namespace, engines: list[Engine], console: Console)
             truth = setting.truth()
             for kind in kinds:
                 own = [engine for engine in engines if engine.kind == kind]
+                own = [engine for engine in own if (load.name, engine) not in refused]
                 where = f"{load.name}, {kind}"
                 if own:
                     yield from measure(setting, own, truth, lambda x, at=where: say(f"{at}: {x}"))
@@ -171,12 +188,14 @@ def main() -> int:
         return 2
     stderr = Console(stderr=True)
     engines, absent = usable(given.engines)
+    refused = refusals(given, engines)
+    absent += refused.values()
     for line in absent:
         stderr.print(f"left out: {line}", highlight=False, soft_wrap=True)
     content: dict[str, Any] = {"kind": "engines", "quick": given.quick, "interrupted": True}
     content |= {"environment": facts(), "absent": absent, "rows": []}
     try:
-        for row in measured(given, engines, stderr):
+        for row in measured(given, engines, refused, stderr):
             content["rows"].append(row.record())
             if given.json:
                 write_json(given.json, content)

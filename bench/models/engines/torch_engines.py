@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 from engines.batches import Batch
 from engines.engine import Engine, Run
 
-# Of torch.compile: more shapes than any load has.
+# Limit of torch.compile: more shapes than any load has.
 SHAPES = 256
 
 
@@ -108,19 +107,10 @@ class Clinattn(Engine):
 
 
 class ClinattnLinear(Clinattn):
-    """Its linear layers replaced as well."""
+    """The model with attention and linear layers replaced."""
 
     name = "clinattn linear"
     words = {"linear": True}
-
-    def missing(self) -> str | None:
-        if reason := super().missing():
-            return reason
-        import clinattn
-
-        if "linear" in inspect.signature(clinattn.replace_attention).parameters:
-            return None
-        return f"{self}: this clinattn has no replace_attention(model, linear=True)"
 
 
 def packed_words(batch: Batch) -> dict[str, Any]:

@@ -106,7 +106,7 @@ class Activated(AroundLinear):
 
 
 class Transform(AroundLinear):
-    """Of a head of masked language modelling."""
+    """Transform before the decoder of masked language modelling."""
 
     formula = "self.LayerNorm(self.transform_act_fn(self.dense(hidden_states)))"
     transform_act_fn: Callable[[Tensor], Tensor]
@@ -127,7 +127,7 @@ class TwoLayers(AroundLinear):
 
 
 class FeedForward(AroundLinear):
-    """DistilBERT's, called by chunks of the sequence where the configuration says so."""
+    """Feed-forward layers of DistilBERT, called by chunks of the sequence if configured so."""
 
     formula = "self.dropout(self.lin2(self.activation(self.lin1(input))))"
     method = "ff_chunk"
@@ -142,7 +142,7 @@ class FeedForward(AroundLinear):
 
 
 class Gated(AroundLinear):
-    """ModernBERT's; an activation that the compiled layers lack is called by its own code."""
+    """Feed-forward layers of ModernBERT; without an activation of ours, by their own code."""
 
     formula = (
         "self.Wo(self.drop(self.act(self.Wi(hidden_states).chunk(2, dim=-1)[0])"

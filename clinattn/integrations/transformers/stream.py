@@ -54,7 +54,8 @@ CLASSES = {
 # The norm after the last layer of those with norms before, by the class that holds it
 FINAL_NORMS = {"MegatronBertEncoder": "ln", "ModernBertModel": "final_norm"}
 
-# What a tensor was rounded from, and its version then: None in inference mode, which counts none
+# By rounded tensor: the exact one, and the version of the rounded one then, None in inference mode,
+# which counts none
 _unrounded = WeakTensorKeyDictionary()
 
 
@@ -66,7 +67,7 @@ def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def unrounded(y: Tensor) -> Tensor | None:
-    """What y was rounded from; None where nothing is remembered, or y was written into."""
+    """Returns what y was rounded from; None where that is not known, or y was written into."""
     x, version = _unrounded.get(y, (None, None))
     if x is None:
         return None

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import sys
 
 import numpy as np
 import pytest
-from places import BENCH
 from transformers import BertConfig, ModernBertConfig
 
+pytestmark = pytest.mark.usefixtures("engines_on_the_path")
 LENGTHS = (70, 9, 33, 1)
 SIZES = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 90}
 MODELS = {
@@ -20,15 +19,6 @@ MODELS = {
 }
 EXACT = 1e-5  # rms relative in fp32, of three layers: some 2^-24 times what a layer adds up
 ROUNDED = 0.05  # with bf16 products
-
-
-@pytest.fixture(scope="module", autouse=True)
-def engines_on_the_path():
-    paths = [str(BENCH / "models"), str(BENCH)]
-    sys.path[:0] = paths
-    yield
-    for path in paths:
-        sys.path.remove(path)
 
 
 @pytest.fixture(scope="module")
