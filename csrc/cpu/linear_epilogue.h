@@ -182,29 +182,33 @@ class Completion {
   template <class Y>
   void put(const float* x, Y* y) const {
     if (p.norm == Norm::kNone) {
-      if (static_cast<const void*>(x) != y) store_elements<V>(y, x, n, [](F a) { return a; });
+      if (static_cast<const void*>(x) != y) store(x, y, [](F a, F, F) { return a; });
       return;
     }
     const float mean = p.norm == Norm::kLayer ? sum(x) / static_cast<float>(n) : 0;
     const float variance = squares(x, mean) / static_cast<float>(n);
     const float factor = 1 / __builtin_sqrtf(variance + static_cast<float>(p.eps));
-    const auto scaled = [&](F a, F gamma, F beta) {
+    store(x, y, [&](F a, F gamma, F beta) {
       return V::add(V::mul(V::mul(V::sub(a, V::set1(mean)), V::set1(factor)), gamma), beta);
-    };
-    const auto part = [&](const float* a, int64_t j, float other) {
+    });
+  }
+
+  // y (n) <- op(x, gamma, beta). x ends where its row does: its last numbers are read one by one.
+  template <class Y, class Op>
+  void store(const float* x, Y* y, const Op& op) const {
+    const auto part = [](const float* a, int64_t j, float other) {
       return a ? V::load(a + j) : V::set1(other);
     };
     for (int64_t j = 0; j < whole_vectors; j += kWidth)
-      V::store_as(y + j, scaled(V::load(x + j), part(p.gamma, j, 1), part(p.beta, j, 0)));
+      V::store_as(y + j, op(V::load(x + j), part(p.gamma, j, 1), part(p.beta, j, 0)));
     if (whole_vectors == n) return;
     alignas(64) float last[3][kWidth] = {};
     const int64_t j = whole_vectors, rest = n - j;
     load_row<V>(last[0], x + j, DType::kFloat32, rest);
     if (p.gamma) load_row<V>(last[1], p.gamma + j, DType::kFloat32, rest);
     if (p.beta) load_row<V>(last[2], p.beta + j, DType::kFloat32, rest);
-    const F gamma = p.gamma ? V::load(last[1]) : V::set1(1);
-    store_elements<V>(y + j, last[0], rest,
-                      [&](F a) { return scaled(a, gamma, V::load(last[2])); });
+    const F gamma = part(p.gamma ? last[1] : nullptr, 0, 1), beta = V::load(last[2]);
+    store_elements<V>(y + j, last[0], rest, [&](F a) { return op(a, gamma, beta); });
   }
 
   float sum(const float* x) const {

@@ -8,9 +8,10 @@ import signal
 import pytest
 import torch
 from guarded import PAGE, guarded, spaced
-from sanitize import run_calls
+from sanitize import emulated, run_calls
 
 import clinattn
+from clinattn import _C
 
 compiled = pytest.mark.skipif(
     not clinattn.backends()["cpu"], reason="the compiled backend is not built here"
@@ -26,6 +27,12 @@ set_instruction_set = lambda name: os.abort()
 @compiled
 def test_random_calls_between_guard_pages():
     assert run_calls(seed=3, first=0, calls=30) is None
+
+
+@compiled
+def test_sets_that_this_machine_lacks_are_emulated():
+    here = _C.instruction_sets()
+    assert "avx2" not in here or {*emulated(), *here} >= {"avx512", "avx512_bf16", "amx"}
 
 
 def test_a_call_that_ends_the_process_is_named(tmp_path):

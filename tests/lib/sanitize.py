@@ -19,7 +19,7 @@ from building import extension
 from module_builds import EMULATED, build, compiler_file
 from places import LIB, ROOT
 
-from clinattn.tools import environment
+from clinattn.backends.compiled import compiled_module
 
 CALLS = 20_000
 SANITIZERS = ("-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all")
@@ -46,7 +46,7 @@ def cannot() -> str | None:
 
 def emulated() -> tuple[str, ...]:
     """The sets to emulate: none where the machine has all, or cannot run what emulates them."""
-    module = environment.compiled_module()
+    module = compiled_module()
     here = module.instruction_sets() if module else []
     return EMULATED if "avx2" in here and not set(EMULATED) <= set(here) else ()
 
