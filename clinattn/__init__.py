@@ -9,6 +9,7 @@ from clinattn.operator.attention import fused_attention, fused_attention_varlen
 from clinattn.operator.functions import FusedAttention
 from clinattn.operator.relative import t5_relative_bias
 from clinattn.operator.rotary import rotary
+from clinattn.operator.summary import attention_summary
 
 try:
     __version__ = version("clinattn")
@@ -17,6 +18,7 @@ except PackageNotFoundError:  # a source tree that was never installed
 
 __all__ = [
     "FusedAttention",
+    "attention_summary",
     "backends",
     "fused_attention",
     "fused_attention_varlen",

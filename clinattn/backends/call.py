@@ -87,6 +87,20 @@ class Incoming(NamedTuple):
     lse_low: Tensor | None
 
 
+class Summary(NamedTuple):
+    """Inputs of a summary of the weights p of a call, beside the call, which has no dropout.
+
+    lse, lse_low: the forward's results, lse_low None for zeros. weights: of the queries, laid out
+    as lse, in sums over them; None for ones. A query of weight 0 is not read. do: as o, where dp =
+    do v' is asked for. All are contiguous, do by rows.
+    """
+
+    lse: Tensor
+    lse_low: Tensor | None
+    weights: Tensor | None
+    do: Tensor | None
+
+
 class Gradients(NamedTuple):
     """Gradients of a call, or cotangents of them, in the order of the results of the ops."""
 
@@ -117,6 +131,15 @@ TENSORS = tuple(
 # The numbers of a call, and those of them that a plain call does not have: all from softcap on.
 SCALARS = Arguments._fields[len(TENSORS) :]
 FEATURE_SCALARS = SCALARS[SCALARS.index("softcap") :]
+
+# What a summary makes of the weights p of all pairs, w being the weights of the queries: sums over
+# the queries for each key, laid out as lse is with keys for queries,
+RECEIVED, GRADIENT, RELEVANCE = range(3)  # of w p, of w p dp, of w max(p dp, 0)
+# or numbers for each query, laid out as lse: the entropy of its weights in nats, the largest, and
+# the `top` largest in a last dimension, with the places of their keys (int64, -1 for a weight of 0)
+# in the sequence. Of equal weights the one of the first key comes first.
+ENTROPY, MAX, TOPK = range(3, 6)
+MAX_TOP = 16
 
 # Inputs besides q, k and v that have a gradient, with their bit in `needs` of the backward ops.
 NEEDS = {"mask": 1, "decay": 2, "slopes": 4, "relative": 8}

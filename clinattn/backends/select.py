@@ -205,7 +205,13 @@ def _warn_about_reference(device: torch.device, against: dict[str, str]) -> None
 
 def _load_reference() -> Implementation:
     reference = importlib.import_module("clinattn.backends.reference.attention")
-    return Implementation("reference", reference.attention_forward, reference.attention_backward)
+    summary = importlib.import_module("clinattn.backends.reference.summary")
+    return Implementation(
+        "reference",
+        reference.attention_forward,
+        reference.attention_backward,
+        summary.attention_summary,
+    )
 
 
 _registered: dict[str, Backend] = {}

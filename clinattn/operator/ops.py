@@ -1,6 +1,6 @@
 """The ops: schemas, fakes, vmap rules, and the call of a backend; flops.py counts their work.
 
-attention_forward and attention_backward are opaque to autograd; functions.py differentiates.
+They are opaque to autograd; functions.py differentiates attention_forward and attention_backward.
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ import torch
 from torch import Tensor
 
 from clinattn.backends.call import (
+    ENTROPY,
     NEEDS,
     TENSORS,
+    TOPK,
     Arguments,
     Gradients,
     Incoming,
+    Summary,
     schema_of,
 )
 from clinattn.backends.reference import attention as reference
@@ -26,6 +29,7 @@ from clinattn.operator.after_import import after_import
 
 RESULTS = "(Tensor o, Tensor lse, Tensor lse_low)"
 CALL, INCOMING = schema_of(Arguments), schema_of(Incoming)
+SUMMARY = f"{schema_of(Summary)}, {CALL}, int reduce, int top"
 # `needs` says which of the last four are computed (call.NEEDS); the others are empty.
 GRADS = ", ".join(f"Tensor d{name}" for name in Gradients._fields)
 SECOND = schema_of(Gradients).replace("Tensor ", "Tensor dd").replace("Tensor? ", "Tensor? dd")
@@ -42,6 +46,7 @@ SIGNATURES = {
         f"{SECOND}, Tensor do, Tensor? dlse, Tensor lse, Tensor? lse_low, {CALL}, int needs",
         f"(Tensor grad_do, Tensor grad_dlse, {GRADS})",
     ),
+    "attention_summary": (f"{SUMMARY}, str backend", "(Tensor values, Tensor places)"),
     "cpu_forward": (f"{CALL}, {PRECISION}", RESULTS),
     "cpu_backward": (f"{INCOMING}, {CALL}, int needs, {PRECISION}", f"({GRADS})"),
     "cpu_bare_output": (f"{BARE}, {PRECISION}", "Tensor o"),
@@ -50,8 +55,10 @@ SIGNATURES = {
         f"Tensor do, Tensor o, Tensor lse, Tensor lse_low, {BARE}, {PRECISION}",
         "(Tensor dq, Tensor dk, Tensor dv)",
     ),
+    "cpu_summary": (f"{SUMMARY}, {PRECISION}", "(Tensor values, Tensor places)"),
     "cuda_forward": (CALL, RESULTS),
     "cuda_backward": (f"{INCOMING}, {CALL}, int needs", f"({GRADS})"),
+    "cuda_summary": (SUMMARY, "(Tensor values, Tensor places)"),
 }
 # The names of the arguments of each op.
 NAMES = {
@@ -119,6 +126,40 @@ def backward(call: Arguments, incoming: Incoming, needs: int, backend: str) -> t
     return chosen.backward(call, incoming, needs)
 
 
+def summary(
+    call: Arguments, inputs: Summary, reduce: int, top: int, backend: str
+) -> tuple[Tensor, Tensor]:
+    """Has a backend summarise the weights; it may rely on the same, and on contiguous inputs."""
+    if call.q.numel() == 0 or call.k.numel() == 0:
+        values, places = summary_like(call, reduce, top)
+        return values.zero_(), places.fill_(-1)
+    call = with_unit_last_strides(call)
+    lse, lse_low, weights = (
+        x if x is None else x.contiguous() for x in (inputs.lse, inputs.lse_low, inputs.weights)
+    )
+    do = None if inputs.do is None else with_unit_last_stride(inputs.do)
+    chosen = implementation(backend, call.q, asked_for(call, 0))
+    assert lse is not None
+    inputs = Summary(lse, lse_low, weights, do)
+    if ranges.on:
+        name = f"attention summary, {chosen.name}"
+        return ranges.run(name, chosen.summary, call, inputs, reduce, top)
+    return chosen.summary(call, inputs, reduce, top)
+
+
+def summary_like(call: Arguments, reduce: int, top: int) -> tuple[Tensor, Tensor]:
+    """Returns unwritten results of a summary."""
+    packed = call.is_packed()
+    values = lse_like(call.q, packed)
+    if reduce < ENTROPY:
+        keys = call.k.shape[0 if packed else 2]
+        values = values.new_empty((*values.shape[:-1], keys))
+    elif reduce == TOPK:
+        values = values.new_empty((*values.shape, top))
+    shape = values.shape if reduce == TOPK else (0,)
+    return values, values.new_empty(shape, dtype=torch.int64)
+
+
 def with_unit_last_strides(call: Arguments) -> Arguments:
     q, k, v = call.q, call.k, call.v
     if q.is_contiguous() and k.is_contiguous() and v.is_contiguous():  # a third of the time
@@ -155,6 +196,12 @@ def attention_double_backward(*args: Any) -> tuple[Tensor, ...]:
     return reference.attention_double_backward(call, cotangents, do, dlse, lse, lse_low, needs)
 
 
+def attention_summary(lse, lse_low, weights, do, *args: Any) -> tuple[Tensor, Tensor]:
+    *row, reduce, top, backend = args
+    inputs = Summary(lse, lse_low, weights, do)
+    return summary(Arguments(*row), inputs, reduce, top, backend)
+
+
 def forward_fake(q: Tensor, v: Tensor, cu_seqlens_q: Tensor | None, **_: Any) -> tuple[Tensor, ...]:
     lse = lse_like(q, packed=cu_seqlens_q is not None)
     return output_like(q, v), lse, torch.empty_like(lse)
@@ -170,19 +217,28 @@ def double_backward_fake(**row: Any) -> tuple[Tensor, ...]:
     return grad_do, grad_dlse, *backward_fake(**row)
 
 
+def summary_fake(reduce: int, top: int, **row: Any) -> tuple[Tensor, Tensor]:
+    call = Arguments(**{name: row[name] for name in Arguments._fields})
+    return summary_like(call, reduce, top)
+
+
 IMPLEMENTATIONS = {
     "attention_forward": attention_forward,
     "attention_backward": attention_backward,
     "attention_double_backward": attention_double_backward,
+    "attention_summary": attention_summary,
 }
 FAKES: dict[str, Callable[..., Any]] = {
     "attention_forward": forward_fake,
     "attention_backward": backward_fake,
     "attention_double_backward": double_backward_fake,
+    "attention_summary": summary_fake,
     "cpu_forward": forward_fake,
     "cpu_backward": backward_fake,
     "cuda_forward": forward_fake,
     "cuda_backward": backward_fake,
+    "cpu_summary": summary_fake,
+    "cuda_summary": summary_fake,
 }
 
 
@@ -228,7 +284,8 @@ def _is_folded(row: dict[str, Any], dims: dict[str, Any]) -> bool:
 def _vmap_rule(name: str) -> Any:
     """Returns a vmap rule that folds the new dimension into the batch where that is possible."""
     op, names = getattr(torch.ops.clinattn, name).default, NAMES[name]
-    shared = {*Arguments._fields, "needs", "backend"} - {*TENSORS} | {"decay", "relative", "seed"}
+    shared = {*Arguments._fields, "needs", "reduce", "top", "backend"} - {*TENSORS}
+    shared |= {"decay", "relative", "seed"}
     broadcast = {"mask", "slopes"}
 
     def one_by_one(size: int, in_dims: tuple[Any, ...], args: tuple[Any, ...]) -> tuple[Any, Any]:

@@ -126,6 +126,9 @@ LAYERS = {
     "backends.reference.blocks": {"call"},
     "backends.reference.scores": {"call", "reference.blocks", "reference.philox"},
     "backends.reference.attention": {"call", "reference.blocks", "reference.scores"},
+    "backends.reference.summary": {
+        "call", "reference.attention", "reference.blocks", "reference.scores",
+    },
     "backends.select": {"backend", "call", "compiled", "cpu", "cuda", "triton"},
     "operator.after_import": set(),
     "operator.autograd": set(),
@@ -147,9 +150,14 @@ LAYERS = {
         "words.checks", "words.feature_checks", "words.forms", "words.scalars",
     },
     "operator.bare": {"autograd", "functions", "ranges"},
+    "operator.assemble": {
+        "visibility", "words.checks", "words.features", "words.forms", "words.scalars",
+    },
     "operator.attention": {
-        "bare", "functions", "jagged", "visibility",
-        "words.checks", "words.features", "words.forms", "words.scalars",
+        "assemble", "bare", "functions", "jagged", "visibility", "words.checks", "words.scalars",
+    },
+    "operator.summary": {
+        "assemble", "jagged", "ops", "words.checks", "words.forms", "words.scalars",
     },
     "operator.rotary_op": {"ops"},
     "operator.rotary": {
