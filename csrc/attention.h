@@ -77,4 +77,25 @@ struct AttentionParams : Scalars {
   const uint64_t* seed_at = nullptr;  // where it is instead, on a device
 };
 
+// What a summary makes of the weights p, as clinattn/backends/call.py says
+enum class Reduce : int64_t { kReceived, kGradient, kRelevance, kEntropy, kMax, kTopK };
+
+// Beside the call, whose lse, lse_low and dout are read: the weights of queries, laid out as lse,
+// null for ones, and the results. Sums over queries: values (num_seqs, heads, max_k) or (heads,
+// total_k). Numbers by query: values as lse, for kTopK with `top` of them, and int64 places.
+constexpr int64_t kMostTop = 16;
+
+struct SummaryParams {
+  Reduce reduce;
+  int64_t top;
+  const void* weights = nullptr;
+  void* values = nullptr;
+  int64_t* places = nullptr;
+
+  CLINATTN_SHARED bool by_key() const { return reduce < Reduce::kEntropy; }
+  CLINATTN_SHARED bool needs_dp() const {
+    return reduce == Reduce::kGradient || reduce == Reduce::kRelevance;
+  }
+};
+
 }  // namespace clinattn

@@ -145,6 +145,18 @@ BackwardArguments Stack::pop_backward() {
   };
 }
 
+SummaryArguments Stack::pop_summary() {
+  return {
+      .lse = pop<Tensor>(),
+      .lse_low = pop<OptionalTensor>(),
+      .weights = pop<OptionalTensor>(),
+      .dout = pop<OptionalTensor>(),
+      .call = pop_arguments(),
+      .reduce = pop<int64_t>(),
+      .top = pop<int64_t>(),
+  };
+}
+
 void Stack::push(std::initializer_list<Tensor> results) {
   CLINATTN_CHECK(popped_ == count_, "the op has ", count_, " arguments; this library takes ",
                  popped_);
@@ -307,6 +319,46 @@ BackwardInputs::BackwardInputs(AttentionParams& p, const BackwardArguments& b) {
   p.do_strides = strides_of(dout);
   p.o = const_cast<void*>(b.o.const_data_ptr());
   p.o_strides = strides_of(b.o);
+}
+
+SummaryInputs::SummaryInputs(AttentionParams& p, SummaryParams& s, const SummaryArguments& a) {
+  const Tensor& q = a.call.q;
+  CLINATTN_CHECK(a.reduce >= 0 && a.reduce <= static_cast<int64_t>(Reduce::kTopK), "reduce is ",
+                 a.reduce, "; expected 0 to 5");
+  CLINATTN_CHECK(a.top >= 1 && a.top <= kMostTop, "top is ", a.top, "; expected 1 to ", kMostTop);
+  CLINATTN_CHECK(p.dropout_threshold == 0, "dropout_p is ", p.dropout_p, "; expected 0");
+  s = {.reduce = static_cast<Reduce>(a.reduce), .top = a.top};
+  const auto sizes = stat_shape(p);
+  const auto stat = [&](const Tensor& x, const char* name) {
+    check_layout(x, name, sizes, q, stat_type(q));
+    CLINATTN_CHECK(x.is_contiguous(), name, " has strides; expected a contiguous one");
+    return const_cast<void*>(x.const_data_ptr());
+  };
+  p.lse = stat(a.lse, "lse");
+  p.lse_low = a.lse_low ? stat(*a.lse_low, "lse_low") : nullptr;
+  s.weights = a.weights ? stat(*a.weights, "weights") : nullptr;
+  CLINATTN_CHECK(!s.needs_dp() || a.dout, "do is missing; reduce is ", a.reduce);
+  if (!s.needs_dp()) return;
+  const bool by_rows = a.dout->stride(-1) == 1 || a.dout->size(-1) == 1;
+  const Tensor& dout = by_rows ? *a.dout : copy_.emplace(torch::stable::contiguous(*a.dout));
+  check_layout(dout, "do", output_shape(p, q), q);
+  p.dout = dout.const_data_ptr();
+  p.do_strides = strides_of(dout);
+}
+
+std::array<Tensor, 2> allocate_summary(const AttentionParams& p, SummaryParams& s,
+                                       const Tensor& q) {
+  Shape shape = stat_shape(p);
+  if (s.by_key()) shape.sizes[shape.rank - 1] = p.cu_seqlens_k ? p.total_k : p.max_k;
+  if (s.reduce == Reduce::kTopK) shape.sizes[shape.rank++] = s.top;
+  const Shape none{{0}, 1};
+  const Tensor values = empty(shape, stat_type(q), q);
+  const Tensor places = empty(s.reduce == Reduce::kTopK ? shape : none, ScalarType::Long, q);
+  zero(values);
+  if (places.numel() > 0) fill(places, -1);
+  s.values = values.mutable_data_ptr();
+  s.places = static_cast<int64_t*>(places.mutable_data_ptr());
+  return {values, places};
 }
 
 std::array<Tensor, 3> allocate_gradients(AttentionParams& p, const Arguments& a) {

@@ -30,6 +30,13 @@ struct BackwardArguments {
   int64_t needs;
 };
 
+struct SummaryArguments {
+  Tensor lse;
+  OptionalTensor lse_low, weights, dout;
+  Arguments call;
+  int64_t reduce, top;
+};
+
 // Bits of `needs`
 enum Needs : int64_t { kNeedMask = 1, kNeedDecay = 2, kNeedSlopes = 4, kNeedRelative = 8 };
 
@@ -55,6 +62,7 @@ class Stack {
   BackwardArguments pop_backward();
   // do, o, lse and lse_low, then a bare call
   BackwardArguments pop_bare_backward();
+  SummaryArguments pop_summary();
 
   void push(std::initializer_list<Tensor> results);
   void push(const Gradients& g) { push({g.dq, g.dk, g.dv, g.mask, g.decay, g.slopes, g.relative}); }
@@ -103,6 +111,18 @@ class BackwardInputs {
  private:
   std::array<OptionalTensor, 4> copies_;
 };
+// Checks lse, lse_low, weights and do, and points p and s to them. Holds a contiguous do where one
+// was needed.
+class SummaryInputs {
+ public:
+  SummaryInputs(AttentionParams& p, SummaryParams& s, const SummaryArguments& a);
+
+ private:
+  OptionalTensor copy_;
+};
+// Returns values of 0 and places of -1, and points s to them; places are empty but for kTopK.
+std::array<Tensor, 2> allocate_summary(const AttentionParams& p, SummaryParams& s, const Tensor& q);
+
 // Returns unwritten and contiguous dq, dk and dv, and points p to them.
 std::array<Tensor, 3> allocate_gradients(AttentionParams& p, const Arguments& a);
 

@@ -36,10 +36,12 @@ def matmul_precision() -> int:
 def load() -> Implementation:
     forward = torch.ops.clinattn.cpu_forward.default
     backward = torch.ops.clinattn.cpu_backward.default
+    summary = torch.ops.clinattn.cpu_summary.default
     return Implementation(
         "cpu",
         lambda call: forward(*call, matmul_precision()),
         lambda call, incoming, needs: backward(*incoming, *call, needs, matmul_precision()),
+        lambda call, inputs, *asked: summary(*inputs, *call, *asked, matmul_precision()),
     )
 
 

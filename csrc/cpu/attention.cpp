@@ -30,7 +30,8 @@ Tensor allocate_o(AttentionParams& p, const Tensor& q) {
 
 void run_forward(const AttentionParams& p, Precision precision) {
   const CpuKernels& kernels = cpu_kernels(p.dtype, precision);
-  run_tasks(forward_tasks(p, kernels), kernels.forward_scratch(p),
+  run_tasks(tasks_of_queries(p, kernels.forward_chunk(p), kernels.forward_rows),
+            kernels.forward_scratch(p),
             [&](const ForwardTask* batch, int64_t tasks, void* scratch) {
               kernels.forward(p, batch, tasks, scratch);
             });
@@ -170,7 +171,7 @@ void run_backward(const AttentionParams& p, const CpuKernels& kernels, const Bac
                 kernels.backward(p, shared, batch, tasks, scratch);
               });
   };
-  const Plan<BackwardTask> plan = backward_tasks(p, kernels);
+  const Plan<BackwardTask> plan = tasks_of_keys(p, kernels.backward_keys);
   if (!one_by_one) return run(plan);
   for (int64_t b = 0; b < p.num_seqs; ++b) run(of_sequence(plan, b));
 }

@@ -15,6 +15,7 @@
 #include "extras.h"
 #include "normaliser.h"
 #include "philox.h"
+#include "steps.h"
 
 namespace {
 
@@ -25,6 +26,7 @@ template <BackwardEngine E>
 struct Backward {
   using V = typename E::V;
   using T = typename V::T;
+  using Blocks = QueryBlocks<E::kRows>;
   static constexpr int64_t kRows = E::kRows, kKeys = E::kKeys;
   static constexpr int64_t kWidth = V::kWidth;  // rows of dq_acc are padded to it
   static constexpr T kInf = static_cast<T>(__builtin_inf());
@@ -74,15 +76,6 @@ struct Backward {
     return row_at(base, p.dtype, st, seq.index, head, row);
   }
 
-  // Query blocks are cut where the first key is, so that a left-padded sequence is cut as it is
-  // alone.
-  static int64_t block_start(const Sequence& seq, int64_t block) {
-    return (block - 1) * kRows + seq.k_begin % kRows;
-  }
-  static int64_t block_of(const Sequence& seq, int64_t row) {
-    return (row - seq.k_begin % kRows + kRows) / kRows;
-  }
-
   // The place of a tile among the tiles that queries [i0, i1) see, and the number of these tiles:
   // those of the prefix, then those of the interval.
   struct Turn {
@@ -114,8 +107,8 @@ struct Backward {
   static void prepare(const AttentionParams& p, const BackwardShared& shared, int64_t seq_index,
                       int64_t head, int64_t block) {
     const Sequence seq(p, seq_index);
-    const int64_t i0 = max64(0, block_start(seq, block)),
-                  i1 = min64(block_start(seq, block + 1), seq.rows_q);
+    const int64_t i0 = max64(0, Blocks::start(seq, block)),
+                  i1 = min64(Blocks::start(seq, block + 1), seq.rows_q);
     if (i0 >= i1) return;
     const int64_t q1 = min64(i1, seq.q_end);
     const bool visited = i0 < q1 && Turn(seq, i0, q1, 0).count > 0;
@@ -200,10 +193,10 @@ struct Backward {
       const int64_t head = task.kv_head * group + g;
       const Sight by_mask = mask_sight(p, seq, head, k0, keys, mask_row);
       if (shared.added.wanted) added.begin_head(seq);
-      int64_t b = block_of(seq, 0);
-      for (; block_start(seq, b) < min64(seq.q_prefix, rows.lo); ++b)
+      int64_t b = Blocks::of(seq, 0);
+      for (; Blocks::start(seq, b) < min64(seq.q_prefix, rows.lo); ++b)
         block(seq, head, task.tile, b, k0, keys, by_mask);
-      for (b = max64(b, block_of(seq, rows.lo)); block_start(seq, b) < rows.hi; ++b)
+      for (b = max64(b, Blocks::of(seq, rows.lo)); Blocks::start(seq, b) < rows.hi; ++b)
         block(seq, head, task.tile, b, k0, keys, by_mask);
       if (shared.added.wanted) added.end_head(seq, head, task.tile, k0, keys);
     }
@@ -223,15 +216,9 @@ struct Backward {
 
   void pack(const Sequence& seq, int64_t kv_head, int64_t k0, int64_t keys) {
     engine.begin_tile(round_up(keys, E::kBlock));
-    const void *k_rows[E::kBlock], *v_rows[E::kBlock];
     for (int64_t j0 = 0; j0 < keys; j0 += E::kBlock) {
-      for (int64_t j = 0; j < E::kBlock; ++j) {
-        const int64_t key = k0 + j0 + j, at = seq.k_row0 + key;
-        const bool visible = j0 + j < keys && seen_by_group(p, seq, kv_head, key);
-        k_rows[j] = visible ? row_at(p.k, p.dtype, p.k_strides, seq.index, kv_head, at) : nullptr;
-        v_rows[j] = visible ? row_at(p.v, p.dtype, p.v_strides, seq.index, kv_head, at) : nullptr;
-      }
-      engine.put_keys(j0, min64(E::kBlock, keys - j0), k_rows, v_rows, p.dtype);
+      const KeyRows<E::kBlock> rows(p, seq, kv_head, k0 + j0, keys - j0);
+      engine.put_keys(j0, min64(E::kBlock, keys - j0), rows.k, rows.v, p.dtype);
     }
   }
 
@@ -276,8 +263,8 @@ struct Backward {
 
   void block(const Sequence& seq, int64_t head, int64_t tile, int64_t index, int64_t k0,
              int64_t keys, Sight by_mask) {
-    const int64_t i0 = max64(0, block_start(seq, index));
-    const int64_t n = min64(block_start(seq, index + 1), seq.q_end) - i0;
+    const int64_t i0 = max64(0, Blocks::start(seq, index));
+    const int64_t n = min64(Blocks::start(seq, index + 1), seq.q_end) - i0;
     if (n <= 0) return;
     const Span seen = seq.view(i0, i0 + n).seen(k0, k0 + keys);
     if (seen.empty()) return;
@@ -301,7 +288,7 @@ struct Backward {
     // All of a block of keys is multiplied, also behind the last that some row sees.
     const bool edge = is_edge(0, n, begin, round_up(end, E::kBlock));
     // Part `at` of `parts` of what is read next: dq of this block, q and do of the one behind it
-    const int64_t i1 = i0 + n, next = min64(block_start(seq, index + 2), seq.q_end) - i1;
+    const int64_t i1 = i0 + n, next = min64(Blocks::start(seq, index + 2), seq.q_end) - i1;
     const auto prefetch = [&](int64_t at, int64_t parts) {
       const int64_t size = dtype_size(p.dtype);
       for (int64_t i = at * n / parts; i < (at + 1) * n / parts; ++i)

@@ -110,7 +110,7 @@ struct Bf16Forward {
 
   // n queries from row r, at most kRows
   void put_queries(int64_t r, int64_t n, const void* const* rows_of_q, DType dtype, bool negate) {
-    of_queries[r / kRows] = packed([&](float factor) {
+    of_queries[r / kRows] = packed_by_parts<kParts>([&](float factor) {
       Contents found;
       for (int64_t i = 0; i < n; ++i)
         found.add(split_row<kParts>(staged(i, width), rows_of_q[i], dtype, head_dim, width,
@@ -129,7 +129,7 @@ struct Bf16Forward {
   // Past n only v needs them, whose products with weights of 0 count.
   void put_keys(int64_t j0, int64_t n, const void* const* k_rows, const void* const* v_rows,
                 DType dtype) {
-    of_keys[j0 / kKeys] = packed([&](float factor) {
+    of_keys[j0 / kKeys] = packed_by_parts<kParts>([&](float factor) {
       Contents found;
       for (int64_t j = 0; j < n; ++j)
         found.add(split_row<kParts>({k_tile(0, j0 + j, 0) + j % 16 * 32, kTile, kParts * kTile},
@@ -147,18 +147,6 @@ struct Bf16Forward {
   }
   Lines staged(int64_t i, int64_t width) { return {stage + i * width, kBlock * width, 32}; }
 
-  // Packs q or k by kRaised, or by less where the products of such large ones would overflow. What
-  // parts then lack counts only where both are large.
-  template <class Pack>
-  static Packing packed(const Pack& pack) {
-    float factor = kParts == 1 ? 1 : kRaised;
-    Contents found = pack(factor);
-    if (kParts > 1 && !(found.size() < kOrdinary)) {
-      factor = 1 / kRaised;
-      found = pack(factor);
-    }
-    return {1 / factor, found.finite, found.small};
-  }
   const Packing& packing_of_queries(int64_t r) const { return of_queries[r / kRows]; }
   const Packing& packing_of_keys(int64_t j) const { return of_keys[j / kKeys]; }
 

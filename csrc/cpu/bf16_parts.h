@@ -77,6 +77,19 @@ struct Packing {
 };
 constexpr float kOrdinary = 0x1p35f;
 
+// Packs rows of q or k by kRaised, or by less where the products of such large ones would overflow.
+// What parts then lack counts only where both are large.
+template <int kParts, class Pack>
+Packing packed_by_parts(const Pack& pack) {
+  float factor = kParts == 1 ? 1 : kRaised;
+  Contents found = pack(factor);
+  if (kParts > 1 && !(found.size() < kOrdinary)) {
+    factor = 1 / kRaised;
+    found = pack(factor);
+  }
+  return {1 / factor, found.finite, found.small};
+}
+
 // Where a row goes in lines of 32 elements: those of a part lie `line` elements apart.
 struct Lines {
   Bf16* at;

@@ -81,6 +81,21 @@ concept Engine = Vector<typename E::V> && std::same_as<typename E::T, typename E
                    e.kept;
                  };
 
+// Scores alone: kRows queries by kKeys keys of a tile, kBlock keys packed at a time, columns that
+// begin at multiples of kBegin and end at multiples of kEnd. A vector of scores belongs to one row.
+template <class E>
+concept ScoreEngine = Vector<typename E::V> && std::same_as<typename E::T, typename E::V::T> &&
+                      requires(E e, int64_t i, const void* const* rows, clinattn::DType type) {
+                        typename E::Session;
+                        typename E::Cover;
+                        requires E::kRows > 0 && E::kKeys % E::kBlock == 0;
+                        requires E::kBegin > 0 && E::kEnd > 0 && E::kBegin % E::kEnd == 0;
+                        e.put_queries(i, i, rows, type, true);
+                        e.put_keys(i, i, rows, type);
+                        e.multiply(i, i, i, i, i);
+                        { e.segment(i, i) } -> std::same_as<typename E::T*>;
+                      };
+
 template <class E>
 concept ForwardEngine =
     Engine<E> && requires(E e, int64_t i, const void* const* rows, clinattn::DType type,

@@ -2,82 +2,51 @@
 #pragma once
 
 #include "concepts.h"
-#include "cover.h"
+#include "fma_scores.h"
 #include "forward_step.h"
-#include "gemm.h"
 #include "normaliser.h"
 #include "philox.h"
 
 namespace {
 
 template <FmaVector Lanes>
-struct FmaForward {
+struct FmaForward : FmaScores<Lanes> {
+  using Scores = FmaScores<Lanes>;
   using V = Lanes;
   using T = typename V::T;
-  struct Session {};  // nothing to set up for a task
-  using Cover = RowCover<FmaForward>;
-  static constexpr int64_t kRows = V::kForwardRows;               // queries of a tile
-  static constexpr int64_t kKeys = V::kForwardKeys;               // keys of a tile
-  static constexpr int64_t kAligned = kKeys;                      // panels begin at multiples of it
-  static constexpr int64_t kBlock = V::kWidth;                    // keys packed at a time
-  static constexpr int64_t kBegin = V::kStrip, kEnd = V::kWidth;  // where columns may begin and end
-  static constexpr int64_t kChunk = 384;  // queries of a task, all heads of a group
+  using Scores::kRows, Scores::kKeys, Scores::kBlock, Scores::s;
+  static constexpr int64_t kAligned = kKeys;  // panels begin at multiples of it
+  static constexpr int64_t kChunk = 384;      // queries of a task, all heads of a group
   static constexpr T kLargest = static_cast<T>(sizeof(T) == 8 ? __DBL_MAX__ : __FLT_MAX__);
 
-  const int64_t head_dim, value_dim;
-  const int64_t width, o_width;  // these two padded to the vector
-  T* q;                          // (rows, width): 384 x 64 x 4 bytes = 96 KB in L2
-  T *kt, *v;  // K^T in strips, V (kKeys, o_width): 128 x 64 x 4 bytes = 32 KB each in L2
-  T* s;       // (kRows, kKeys): 48 x 128 x 4 bytes = 24 KB in L1
-  T* lanes;   // (kWidth, kWidth): one vector for each of kWidth rows
-  T* alpha;   // (kRows)
+  const int64_t value_dim;
+  const int64_t o_width;          // padded to the vector
+  T* v;                           // (kKeys, o_width): 128 x 64 x 4 bytes = 32 KB in L2
+  T* lanes;                       // (kWidth, kWidth): one vector for each of kWidth rows
+  T* alpha;                       // (kRows)
   RowKept<V, kRows, kKeys> kept;  // by dropout
   const int64_t panel = kKeys;    // keys packed together
   bool finite;
 
   FmaForward(Arena& a, int64_t head_dim, int64_t value_dim, int64_t rows)
-      : head_dim(head_dim),
+      : Scores(a, head_dim, rows, kKeys),
         value_dim(value_dim),
-        width(round_up(head_dim, V::kWidth)),
         o_width(round_up(value_dim, V::kWidth)) {
-    q = a.take<T>(rows * width);
-    kt = a.take<T>(kKeys * width);
     v = a.take<T>(kKeys * o_width);
-    s = a.take<T>(kRows * kKeys);
     lanes = a.take<T>(V::kWidth * V::kWidth);
     alpha = a.take<T>(kRows);
   }
 
-  // kWidth scores of one row
-  T* segment(int64_t row, int64_t key) { return s + row * kKeys + key; }
-  T* gain_at(int64_t, int64_t) { return nullptr; }  // for the backward pass
-
   void begin_task() {}
-
-  // n queries from row r, at most kRows
-  void put_queries(int64_t r, int64_t n, const void* const* rows, DType dtype, bool negate) {
-    for (int64_t i = 0; i < n; ++i) {
-      T* dst = q + (r + i) * width;
-      load_row<V>(dst, rows[i], dtype, head_dim);
-      if (negate) negate_row<V>(dst, width);
-    }
-  }
 
   void begin_panel() { finite = true; }
 
-  // n keys from j0 of the panel, at most kBlock; a null row is hidden from all and packed as zeros.
-  // k^T is zeros past n too, in columns of scores that are hidden; v past n is not read.
+  // n keys from j0 of the panel, at most kBlock, as Scores packs them; v past n is not read.
   void put_keys(int64_t j0, int64_t n, const void* const* k_rows, const void* const* v_rows,
                 DType dtype) {
-    const T* rows[kBlock];
-    for (int64_t j = 0; j < n; ++j) {
-      rows[j] = row_or_copy<V>(k_rows[j], dtype, head_dim, s + j * width);
+    Scores::put_keys(j0, n, k_rows, dtype);
+    for (int64_t j = 0; j < n; ++j)
       load_row_or_zeros<V>(v + (j0 + j) * o_width, v_rows[j], dtype, value_dim);
-    }
-    for (int64_t j = n; j < kBlock; ++j) rows[j] = kZeroRow<T>;
-    T* strip = kt + j0 / V::kStrip * (V::kStrip * width) + j0 % V::kStrip;
-    for (int64_t d = 0; d < width; d += V::kWidth)
-      V::transpose_rows(rows, d, n, strip + d * V::kStrip, V::kStrip);
     finite = finite && all_finite<V>(v + j0 * o_width, n * o_width);
   }
 
@@ -92,7 +61,7 @@ struct FmaForward {
               const Rows<T>& rows) {
       for (int64_t i = 0; i < count; ++i) {
         const Step& step = steps[i];
-        e.scores(r, n, step.at, step.begin, step.end);
+        e.multiply(r, n, step.at, step.begin, step.end);
         const auto scale = step.edge && hide(step) ? Units<T>::of_natural() : units;
         if (kDropout) hide.draw(step);
         e.softmax<kDropout>(n, step.begin, step.end, scale, rows);
@@ -102,14 +71,6 @@ struct FmaForward {
     }
     void finish() {}
   };
-
-  // s <- q k^T for n queries from row r
-  void scores(int64_t r, int64_t n, int64_t at, int64_t begin, int64_t end) {
-    const int64_t first = at + begin;
-    gemm<V, false, Update::kSet>(n, end - begin, width, q + r * width, width,
-                                 kt + first / V::kStrip * (V::kStrip * width), V::kStrip,
-                                 V::kStrip * width, s + begin, kKeys);
-  }
 
   // s <- p, or what dropout keeps of it; alpha <- what o is to be multiplied with
   template <bool kDropout>

@@ -14,6 +14,7 @@
 #include "isa.h"
 #include "normaliser.h"
 #include "philox.h"
+#include "steps.h"
 
 namespace {
 
@@ -115,7 +116,6 @@ struct Forward {
 
   void pack(const Sequence& seq, const ForwardTask& task, int64_t k0, int64_t keys) {
     engine.begin_panel();
-    const void *k_rows[E::kBlock], *v_rows[E::kBlock];
     const int64_t size = dtype_size(p.dtype);
     for (int64_t j0 = 0; j0 < keys; j0 += E::kBlock) {
       for (int64_t j = j0 + E::kBlock; j < min64(j0 + 2 * E::kBlock, keys); ++j) {
@@ -125,15 +125,8 @@ struct Forward {
         prefetch_row(row_at(p.v, p.dtype, p.v_strides, seq.index, task.kv_head, row),
                      p.value_dim * size);
       }
-      for (int64_t j = 0; j < E::kBlock; ++j) {
-        const int64_t key = k0 + j0 + j, row = seq.k_row0 + key;
-        const bool visible = j0 + j < keys && seen_by_group(p, seq, task.kv_head, key);
-        k_rows[j] =
-            visible ? row_at(p.k, p.dtype, p.k_strides, seq.index, task.kv_head, row) : nullptr;
-        v_rows[j] =
-            visible ? row_at(p.v, p.dtype, p.v_strides, seq.index, task.kv_head, row) : nullptr;
-      }
-      engine.put_keys(j0, min64(E::kBlock, keys - j0), k_rows, v_rows, p.dtype);
+      const KeyRows<E::kBlock> rows(p, seq, task.kv_head, k0 + j0, keys - j0);
+      engine.put_keys(j0, min64(E::kBlock, keys - j0), rows.k, rows.v, p.dtype);
     }
   }
 
@@ -148,7 +141,7 @@ struct Forward {
         by_mask[at / kKeys] = mask_sight(p, seq, head, k0 + at, min64(kKeys, keys - at), mask_row);
       for (int64_t i = 0; i < rows; i += kRows) {
         const int64_t n = min64(kRows, rows - i), i0 = task.row0 + i, r = g * head_rows + i;
-        const int64_t count = visible_steps(seq, i0, n, k0, keys);
+        const int64_t count = visible_steps<E>(p, seq, i0, n, k0, keys, by_mask, steps);
         if (count == 0) continue;
         if (!packed) {
           pack(seq, task, k0, keys);
@@ -184,34 +177,6 @@ struct Forward {
   };
 
   Units<T> units() const { return Units<T>::of(p); }
-
-  // Fills steps with what queries [i0, i0 + n) see of the panel; returns how many there are.
-  int64_t visible_steps(const Sequence& seq, int64_t i0, int64_t n, int64_t k0, int64_t keys) {
-    const View view = seq.view(i0, i0 + n);
-    const int64_t first = k0 < seq.k_prefix ? 0 : max64(0, view.some.lo - k0);
-    const int64_t end = max64(view.some.hi, seq.k_prefix) - k0, index = (k0 - seq.k_begin) / kKeys;
-    const bool shaped = has_terms(p);
-    int64_t count = 0;
-    for (int64_t at = first / kKeys * kKeys; at < min64(keys, end); at += kKeys) {
-      const int64_t step_keys = min64(kKeys, keys - at), key = k0 + at;
-      const Span seen = view.seen(key, key + step_keys);
-      const Sight mask = by_mask[at / kKeys];
-      if (seen.empty() || mask == Sight::kNone) continue;
-      const bool masked = mask == Sight::kEdge;
-      // columns that some row sees, rounded out to where the engine can begin and end
-      const int64_t begin = (seen.lo - key) / E::kBegin * E::kBegin;
-      const int64_t column_end = round_up(seen.hi - key, E::kEnd);
-      steps[count++] = {
-          index + at / kKeys,
-          at,
-          step_keys,
-          begin,
-          column_end,
-          masked || shaped || column_end > step_keys || !view.all_see(key, key + step_keys),
-          masked};
-    }
-    return count;
-  }
 
   void put_lse(const Sequence& seq, int64_t head, int64_t row, TwoPart<T> lse) {
     const int64_t at = p.cu_seqlens_q ? head * p.total_q + seq.q_row0 + row

@@ -73,6 +73,14 @@ struct CpuKernels {
                            int64_t block);
   void (*backward)(const AttentionParams&, const BackwardShared&, const BackwardTask*,
                    int64_t count, void* scratch);
+  int64_t summary_keys;                              // keys of a task of sums over queries
+  int64_t summary_rows;                              // queries of a tile of numbers by query
+  int64_t (*summary_chunk)(const AttentionParams&);  // those of a task
+  size_t (*summary_scratch)(const AttentionParams&, const SummaryParams&);
+  void (*sum_by_key)(const AttentionParams&, const SummaryParams&, const BackwardTask*,
+                     int64_t count, void* scratch);
+  void (*reduce_by_query)(const AttentionParams&, const SummaryParams&, const ForwardTask*,
+                          int64_t count, void* scratch);
   int64_t (*peak_loop)(int64_t steps);  // multiplies and adds in registers; returns the FLOP done
   // tokens [begin, end), at most kRotaryTokens, of a sequence
   void (*rotary)(const RotaryParams&, int64_t seq, int64_t begin, int64_t end, void* scratch);

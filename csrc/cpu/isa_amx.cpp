@@ -4,6 +4,7 @@
 #include "amx_products.h"
 #include "bf16_backward.h"
 #include "bf16_forward.h"
+#include "bf16_scores.h"
 #include "linear_kernels.h"
 #include "peak_amx.h"
 #include "tiles.h"
@@ -14,7 +15,8 @@ namespace {
 template <int kParts>
 clinattn::CpuKernels tile_kernels() {
   using Multiplier = TileProducts<kParts>;
-  return make_kernels<Bf16Forward<Multiplier>, Bf16Backward<Multiplier>>("amx", tile_loop<kParts>);
+  return make_kernels<Bf16Forward<Multiplier>, Bf16Backward<Multiplier>, Bf16Scores<Multiplier>>(
+      "amx", tile_loop<kParts>);
 }
 
 }  // namespace

@@ -8,7 +8,8 @@ namespace clinattn {
 
 const CpuKernels& avx2_kernels() {
   static const CpuKernels kernels = [] {
-    CpuKernels all = make_kernels<FmaForward<Avx2>, FmaBackward<Avx2>>("avx2", fma_loop<Avx2>);
+    CpuKernels all =
+        make_kernels<FmaForward<Avx2>, FmaBackward<Avx2>, FmaScores<Avx2>>("avx2", fma_loop<Avx2>);
     all.linear = &linear_kernels<FmaLinear<Avx2>>();
     return all;
   }();

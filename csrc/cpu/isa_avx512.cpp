@@ -8,8 +8,8 @@ namespace clinattn {
 
 const CpuKernels& avx512_kernels() {
   static const CpuKernels kernels = [] {
-    CpuKernels all =
-        make_kernels<FmaForward<Avx512>, FmaBackward<Avx512>>("avx512", fma_loop<Avx512>);
+    CpuKernels all = make_kernels<FmaForward<Avx512>, FmaBackward<Avx512>, FmaScores<Avx512>>(
+        "avx512", fma_loop<Avx512>);
     all.linear = &linear_kernels<FmaLinear<Avx512>>();
     return all;
   }();

@@ -7,7 +7,7 @@ namespace {
 template <class T, int kLanes>
 clinattn::CpuKernels make_portable() {
   using V = Portable<T, kLanes>;
-  return make_kernels<FmaForward<V>, FmaBackward<V>>("scalar", fma_loop<V>);
+  return make_kernels<FmaForward<V>, FmaBackward<V>, FmaScores<V>>("scalar", fma_loop<V>);
 }
 
 }  // namespace

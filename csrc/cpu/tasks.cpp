@@ -71,15 +71,14 @@ double busiest(std::vector<double> cost, int64_t threads) {
 
 // Long tasks pack few keys anew, short ones keep all threads busy to the end. Results do not depend
 // on how rows are grouped into tasks.
-Plan<ForwardTask> forward_tasks(const AttentionParams& p, const CpuKernels& kernels) {
+Plan<ForwardTask> tasks_of_queries(const AttentionParams& p, int64_t chunk, int64_t rows) {
   const int64_t threads = torch::stable::get_num_threads();
   const auto few = [&](const Plan<ForwardTask>& plan) {
     return static_cast<int64_t>(plan.tasks.size()) < 16 * threads;
   };
-  int64_t chunk = kernels.forward_chunk(p);
   Plan<ForwardTask> best = cut_forward(p, chunk);
-  while (threads > 1 && few(best) && chunk > kernels.forward_rows) {
-    chunk = round_up(chunk / 2, kernels.forward_rows);
+  while (threads > 1 && few(best) && chunk > rows) {
+    chunk = round_up(chunk / 2, rows);
     Plan<ForwardTask> finer = cut_forward(p, chunk);
     if (busiest(finer.cost, threads) < busiest(best.cost, threads)) best = std::move(finer);
   }
@@ -88,7 +87,7 @@ Plan<ForwardTask> forward_tasks(const AttentionParams& p, const CpuKernels& kern
 
 // The key tiles of a head come in order, which the turns on dq rely on. As many heads as there are
 // threads go side by side, longest sequences first: then turns are rarely waited for.
-Plan<BackwardTask> backward_tasks(const AttentionParams& p, const CpuKernels& kernels) {
+Plan<BackwardTask> tasks_of_keys(const AttentionParams& p, int64_t keys) {
   struct Head {
     int64_t seq, kv_head, tiles;
     double tile_cost;
@@ -97,11 +96,9 @@ Plan<BackwardTask> backward_tasks(const AttentionParams& p, const CpuKernels& ke
   heads.reserve(p.num_seqs * p.kv_heads);
   for (int64_t b = 0; b < p.num_seqs; ++b) {
     const Sequence seq(p, b);
-    const int64_t tiles =
-        std::max<int64_t>(1, ceil_div(seq.k_end - seq.k_begin, kernels.backward_keys));
+    const int64_t tiles = std::max<int64_t>(1, ceil_div(seq.k_end - seq.k_begin, keys));
     const double group = p.heads / p.kv_heads;
-    const double tile_cost =
-        group * seq.q_end * std::min(seq.k_end - seq.k_begin, kernels.backward_keys);
+    const double tile_cost = group * seq.q_end * std::min(seq.k_end - seq.k_begin, keys);
     for (int64_t h = 0; h < p.kv_heads; ++h)
       heads.add({b, h, tiles, tile_cost}, static_cast<double>(tiles) * seq.q_end);
   }

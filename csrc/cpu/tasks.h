@@ -28,8 +28,10 @@ struct Plan {
   }
 };
 
-Plan<ForwardTask> forward_tasks(const AttentionParams& p, const CpuKernels& kernels);
-Plan<BackwardTask> backward_tasks(const AttentionParams& p, const CpuKernels& kernels);
+// Tasks of `chunk` queries, or fewer in multiples of `rows` where threads would wait
+Plan<ForwardTask> tasks_of_queries(const AttentionParams& p, int64_t chunk, int64_t rows);
+// Tasks of `keys` keys
+Plan<BackwardTask> tasks_of_keys(const AttentionParams& p, int64_t keys);
 
 // 64-byte aligned memory of a thread, kept between calls so that it stays mapped and in cache.
 void* thread_scratch(size_t bytes);

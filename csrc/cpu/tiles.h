@@ -1,4 +1,5 @@
-// The algorithm's entry points for one pair of engines, as the table that the torch side calls.
+// The algorithm's entry points for engines of the two passes and of scores, as the table that the
+// torch side calls.
 #pragma once
 
 #include "backward.h"
@@ -8,10 +9,19 @@
 #include "forward.h"
 #include "peak.h"
 #include "rotary.h"
+#include "summary.h"
 
 namespace {
 
-template <ForwardEngine F, BackwardEngine B>
+template <ScoreEngine S, class Task>
+void summarise(const AttentionParams& p, const SummaryParams& asked, const Task* tasks,
+               int64_t count, void* scratch) {
+  [[maybe_unused]] typename S::Session session;
+  Summary<S> summary(p, asked, scratch);
+  for (int64_t i = 0; i < count; ++i) summary.run(tasks[i]);
+}
+
+template <ForwardEngine F, BackwardEngine B, ScoreEngine S>
 clinattn::CpuKernels make_kernels(const char* name, int64_t (*peak_loop)(int64_t)) {
   return {
       name,
@@ -34,6 +44,12 @@ clinattn::CpuKernels make_kernels(const char* name, int64_t (*peak_loop)(int64_t
         Backward<B> backward(p, shared, scratch);
         for (int64_t i = 0; i < count; ++i) backward.run(tasks[i]);
       },
+      Summary<S>::kPanel,
+      S::kRows,
+      Summary<S>::chunk,
+      Summary<S>::scratch,
+      summarise<S, BackwardTask>,
+      summarise<S, ForwardTask>,
       peak_loop,
       [](const RotaryParams& p, int64_t seq, int64_t begin, int64_t end, void* scratch) {
         Rotary<typename F::V>(p, scratch).run(seq, begin, end);

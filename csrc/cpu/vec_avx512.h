@@ -71,6 +71,16 @@ struct Avx512 {
     return op(_mm512_shuffle_f32x4(halves[0], halves[1], 0x88),
               _mm512_shuffle_f32x4(halves[0], halves[1], 0xdd));
   }
+  // Puts x in among 16 descending values, behind those that are as large; the last one leaves.
+  static void insert(float* values, int32_t* places, float x, int32_t place) {
+    const F v = load(values);
+    const __m512i at = _mm512_loadu_si512(places);
+    const uint32_t before = _mm512_cmp_ps_mask(v, set1(x), _CMP_GE_OQ);
+    const auto others = static_cast<__mmask16>(~(before + 1));  // all but the first bit not set
+    store(values, _mm512_mask_expand_ps(set1(x), before | others, v));
+    _mm512_storeu_si512(places,
+                        _mm512_mask_expand_epi32(_mm512_set1_epi32(place), before | others, at));
+  }
   static float hsum(F a) { return _mm512_reduce_add_ps(a); }
   // -inf where the mask hides
   static F hidden_where_hidden(F x, F mask) {

@@ -57,7 +57,7 @@ EMULATED_SETS = Session(
         for name in (
             "cpu/test_sizes", "cpu/test_float32_precision", "cpu/test_linear",
             "cpu/test_linear_layers", "cpu/test_linear_ranges", "cpu/test_unseen_keys",
-            "cpu/test_instruction_sets", "operator/test_extremes",
+            "cpu/test_instruction_sets", "cpu/test_summary_sets", "operator/test_extremes",
         )
     ),
     ("-m", "not timed", "-p", "emulated_sets", "-k", "not scalar and not avx2"),

@@ -16,6 +16,7 @@ from drawn import Drawn
 from features import SEED
 from support import max_error, rounding_unit
 from torch import Tensor
+from yardstick import shared
 
 import clinattn
 
@@ -132,10 +133,22 @@ class SummaryProblem(Drawn):
 
     @cached_property
     def truth(self) -> dict[str, Tensor]:
+        return shared(self.compute_truth, *self.operands)
+
+    def compute_truth(self) -> dict[str, Tensor]:
         return self.dense(np.longdouble)
 
     @cached_property
     def naive(self) -> list[dict[str, Tensor]]:
+        return shared(self.compute_naive, *self.operands)
+
+    @property
+    def operands(self) -> tuple[Any, ...]:
+        """Returns everything that the results of plain maths depend on."""
+        tensors = self.q, self.k, self.v, self.do, self.weights, self.visible, self.bias
+        return self.dtype, self.case, self.scale, tensors, self.terms
+
+    def compute_naive(self) -> list[dict[str, Tensor]]:
         kind = np.float64 if self.dtype == torch.float64 else np.float32
         return [
             self.dense(kind, order, by_lse) for order in range(ORDERS) for by_lse in (False, True)

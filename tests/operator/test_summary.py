@@ -10,7 +10,7 @@ import clinattn
 from clinattn import attention_summary, fused_attention
 
 TABLE = [case for case in (*CASES, *FEATURES) if case.dropout is None]
-over_backends = pytest.mark.parametrize("backend", BACKENDS[:1])
+over_backends = pytest.mark.parametrize("backend", BACKENDS)
 over_reductions = pytest.mark.parametrize("reduce", REDUCTIONS)
 
 

@@ -66,7 +66,7 @@ def _rows(
         else:
             found, order = p.sort(stable=True, dim=-1, descending=True)
             found, order = found[..., :top], order[..., :top]
-            keys = torch.where(found == 0, -1, block.keys(q.device)[order])
+            keys = torch.where(found > 0, block.keys(q.device)[order], -1)
             by_row[1][(*block.at_q, slice(keys.shape[-1]))] = keys.flatten(1, 2)
             found = torch.nn.functional.pad(found, (0, top - found.shape[-1]))
         by_row[0][block.at_q] = found.flatten(1, 2)
