@@ -26,6 +26,7 @@ from clinattn.tools.console import (
 from clinattn.tools.model_report.settings import ReportSettings
 from clinattn.tools.options import listing, takes
 from clinattn.tools.train import train
+from clinattn.tools.ways import pass_name, way_name
 from clinattn.training.settings import TrainingSettings
 
 OUTPUT = Path("bench/out")
@@ -186,17 +187,27 @@ def report(
         list[Path],
         typer.Argument(help="JSON of clinattn bench, or of a benchmark in bench/; several."),
     ],
+    baseline: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="JSON of an earlier run, to compare with."),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option(help="(default: report.html beside the first)")
     ] = None,
 ) -> None:
     """Writes one self-contained HTML page from the JSON of benchmarks."""
-    from clinattn.tools.report.page import load_result, write_report
+    from clinattn.tools.report.page import load_result, sections_of, write_report
 
     loaded = [load_result(result) for result in results]
+    earlier = None if baseline is None else load_result(baseline, "baseline")
+    sections = sections_of(loaded, earlier)
     path = output or results[0].with_name("report.html")
     require_writable(path)
-    write_report(loaded, path)
+    write_report(loaded, path, earlier)
+    for section in sections:
+        out.print(f"{section.title}: {section.conclusion}", soft_wrap=True)
+        for warning in section.warnings:
+            err.print(warning, style="yellow", soft_wrap=True)
     out.print(f"wrote {path}", soft_wrap=True)
 
 
@@ -296,6 +307,7 @@ def write_results(result: dict[str, Any], folder: Path) -> None:
 
 def show(result: dict[str, Any]) -> None:
     """The table, what to know about it, and the speed-ups."""
+    from clinattn.tools.gains import gains
     from clinattn.tools.other_work import disturbance
 
     if result["rows"]:
@@ -306,14 +318,14 @@ def show(result: dict[str, Any]) -> None:
             f"{result['settings']['dtype']}, {result['backend']} backend, "
             f"{result['environment']['threads']} threads",
         )
-    table = Table("mode", "way", show_edge=False)
+    table = Table("pass", "way", show_edge=False)
     for name in ("tokens/s", "quartiles", "rounds", "padding", "peak MiB", "CPU share"):
         table.add_column(name, justify="right")
     for row in result["rows"]:
         rate, memory = row["tokens_per_s"], row["peak_memory_bytes"]
         table.add_row(
-            row["mode"],
-            row["label"],
+            pass_name(row["mode"]),
+            way_name(row["variant"]),
             f"{rate['median']:,.0f}",
             f"{rate['q1']:,.0f} to {rate['q3']:,.0f}",
             str(row["rounds"]),
@@ -333,13 +345,15 @@ def show(result: dict[str, Any]) -> None:
         )
     for failed in result.get("out_of_memory", []):
         err.print(
-            f"{failed['mode']}: {failed['label']} ran out of memory; --batch-size makes it less",
+            f"{pass_name(failed['mode'])}: {way_name(failed['variant'])} ran out of memory; "
+            "--batch-size makes it less",
             style="yellow",
         )
-    for speedup in result["speedups"]:
+    for gain in gains(result["rows"]):
         out.print(
-            f"{speedup['mode']}: clinattn packed runs {speedup['ratio']:.2f}x the tokens/s of "
-            f"{speedup['label']}",
+            f"{pass_name(gain.mode)}: {gain.ratio:.2f} times by {gain.what} "
+            f"({way_name(gain.way)}, over {way_name(gain.over)})",
+            soft_wrap=True,
         )
     if result.get("backend") == "reference":
         err.print(

@@ -19,6 +19,17 @@ from clinattn.backends.cpu import instruction_set
 PACKAGES = ("torch", "triton", "numpy", "pyarrow", "transformers")
 
 
+def load_average() -> float | None:
+    """Processes that ran or waited, their mean over the last minute; None where nothing tells."""
+    try:
+        return round(os.getloadavg()[0], 2)
+    except (OSError, AttributeError):
+        return None
+
+
+LOAD_AT_START = load_average()  # before this program's own work
+
+
 def versions() -> str:
     """Versions of clinattn and torch, in a line."""
     return f"clinattn {clinattn.__version__}, torch {torch.__version__}"
@@ -39,6 +50,7 @@ def environment(device: torch.device | None = None) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "instruction_set": instruction_set(),
         "matmul_precision": torch.get_float32_matmul_precision(),
+        "load_average": LOAD_AT_START,
         "device": device.type,
         "gpu": None,
     }

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 import torch
@@ -80,6 +81,19 @@ def disturbance(rows: Sequence[dict[str, Any]]) -> str | None:
         f"other work kept up to {most['other_cpus']:.2f} of the {most['cpus']} CPUs busy "
         "meanwhile, so these rows are slower than this machine is (noted from "
         f"{most['noted_from']:.2f} CPUs on: half of what one busy process would take)"
+    )
+
+
+def load(rows: Sequence[dict[str, Any]]) -> str | None:
+    """A sentence on other work beside the rows; None where no row tells."""
+    found = [row for row in rows if row.get("other_cpus") is not None]
+    if not found:
+        return None
+    shares = [row["other_cpus"] for row in found]
+    cpus = max(row["cpus"] for row in found)
+    return (
+        f"Other work kept {median(shares):.2f} of the {cpus} CPUs busy beside the measurements: "
+        f"the median of {len(shares)} rows, of which the busiest says {max(shares):.2f}."
     )
 
 

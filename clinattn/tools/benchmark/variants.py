@@ -16,6 +16,7 @@ from clinattn.encoder import MaskedLanguageModel
 from clinattn.encoder.heads import IGNORE
 from clinattn.operator.packing import cu_seqlens_from_lengths
 from clinattn.tools.other_work import Spent, Watch
+from clinattn.tools.ways import way_name
 from clinattn.workloads.vocabulary import PAD
 
 from .measure import synchronize
@@ -36,10 +37,13 @@ def padded_length(longest: int) -> int:
 @dataclass(frozen=True)
 class Variant:
     name: str
-    label: str
     attention: str
     packed: bool = False
     bucketed: bool = False
+
+    @property
+    def label(self) -> str:
+        return way_name(self.name)
 
     def batches(self, lengths: list[int], batch_size: int) -> list[list[int]]:
         """Indices into lengths, batch by batch.
@@ -80,10 +84,10 @@ class Variant:
 
 
 VARIANTS = (
-    Variant("sdpa_padded", "torch SDPA, padded", "sdpa"),
-    Variant("sdpa_bucketed", "torch SDPA, length-bucketed", "sdpa", bucketed=True),
-    Variant("clinattn_padded", "clinattn, padded", "clinattn"),
-    Variant("clinattn_packed", "clinattn, packed", "clinattn", packed=True),
+    Variant("sdpa_padded", "sdpa"),
+    Variant("sdpa_bucketed", "sdpa", bucketed=True),
+    Variant("clinattn_padded", "clinattn"),
+    Variant("clinattn_packed", "clinattn", packed=True),
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from clinattn.files.shapes import (
@@ -17,6 +18,7 @@ from clinattn.files.shapes import (
     Kind,
     Named,
     Shape,
+    is_number,
     require,
 )
 
@@ -31,14 +33,16 @@ ROW = Named(
     {
         "mode": TEXT,
         "variant": TEXT,
-        "label": TEXT,
         "tokens_per_s": QUARTILES,
         "rounds": COUNT,
         "padding_share": NOT_NEGATIVE,
         "peak_memory_bytes": NOT_NEGATIVE | NOTHING,
     },
-    {"cpu_share": NOT_NEGATIVE, "disturbed": FLAG},
+    {"cpu_share": NOT_NEGATIVE},
 )
+# What a row says of other work: in general, where it was measured, and where it slowed the row.
+BESIDE = Named({}, {"other_cpus": NOT_NEGATIVE | NOTHING, "disturbed": FLAG})
+KNOWN = Named({"cpus": COUNT})
 DISTURBED = Named({"other_cpus": NOT_NEGATIVE, "noted_from": NOT_NEGATIVE, "cpus": COUNT})
 WORKLOAD = Named(
     {
@@ -93,8 +97,7 @@ KERNELS = Named(
                     "peak_loop": TEXT,
                 },
                 {"date": TEXT | NOTHING},
-            ),
-            1,
+            )
         )
     }
 )
@@ -201,6 +204,48 @@ EXTRAS: dict[str, Shape] = {
     ),
     "startup": Named({"seconds": Named({}, others=Named({"median": NUMBER}))}),
 }
+# Of what is allowed; NaN and inf are results of a comparison that failed.
+SHARE = Kind("a number", lambda x: is_number(x) or (isinstance(x, float) and not math.isfinite(x)))
+PARITY = Named(
+    {
+        "environment": FACTS,
+        "rows": Each(
+            Named(
+                {
+                    "architecture": TEXT,
+                    "model": TEXT,
+                    "dtype": TEXT,
+                    "mode": TEXT,
+                    "padding": TEXT,
+                    "replaced": COUNT,
+                    "attentions": COUNT,
+                    "outputs": SHARE,
+                    "gradients": SHARE | NOTHING,
+                    "passed": FLAG,
+                }
+            )
+        ),
+    },
+    {"left": Named({}, others=TEXT)},
+)
+PRETRAINED = Named(
+    {
+        "environment": FACTS,
+        "rows": Each(
+            Named(
+                {
+                    "workload": TEXT,
+                    "pass": TEXT,
+                    "padding": NUMBER,
+                    "largest_difference": NOT_NEGATIVE,
+                    "tokens_per_s": Named(
+                        {"eager": QUARTILES, "sdpa": QUARTILES, "clinattn": QUARTILES}
+                    ),
+                }
+            )
+        ),
+    }
+)
 KINDS: dict[str, Shape] = {
     "encoder": ENCODER,
     "suites": SUITES,
@@ -208,23 +253,38 @@ KINDS: dict[str, Shape] = {
     "against_transformers": AGAINST_TRANSFORMERS,
     "engines": ENGINES,
     "kernels": KERNELS,
+    "parity": PARITY,
+    "pretrained": PRETRAINED,
+}
+# Fields of a row that tell the kinds which have no name of their own.
+TELLING = {
+    "kernels": {"ours_s", "torch_s", "case"},
+    "parity": {"architecture", "attentions", "passed"},
+    "pretrained": {"workload", "largest_difference", "tokens_per_s"},
 }
 
 
 def kind_of(result: Any) -> str | None:
     """The kind of a result, a name in KINDS, by the fields it has; None for no known one."""
-    if isinstance(result, dict):
-        rows = result.get("rows")
-        if result.get("schema") == 1:
-            return "encoder"
-        if "benchmarks" in result and "machine_info" in result:
-            return "suites"
-        if result.get("kind") in ("compare", "against_transformers", "engines"):
-            return result["kind"]
-        if isinstance(rows, list) and rows and isinstance(rows[0], dict):
-            if {"ours_s", "torch_s", "case"} <= rows[0].keys():
-                return "kernels"
+    if not isinstance(result, dict):
+        return None
+    if result.get("schema") == 1:
+        return "encoder"
+    if "benchmarks" in result and "machine_info" in result:
+        return "suites"
+    if result.get("kind") in ("compare", "against_transformers", "engines"):
+        return result["kind"]
+    rows = result.get("rows")
+    if isinstance(rows, list) and rows and isinstance(rows[0], dict):
+        return next((kind for kind, told in TELLING.items() if told <= rows[0].keys()), None)
     return None
+
+
+def rows_in(result: Record) -> list[Record]:
+    """The rows of a result of a known kind; those of pytest-benchmark are in extra_info."""
+    if "benchmarks" in result:
+        return [benchmark["extra_info"] for benchmark in result["benchmarks"]]
+    return result["rows"]
 
 
 def check_result(result: Record, kind: str) -> None:
@@ -238,11 +298,13 @@ def check_result(result: Record, kind: str) -> None:
             require(extra, EXTRAS.get(extra.get("kind"), ANYTHING), where)
             for length in extra["peak_bytes"] if extra.get("kind") == "memory" else ():
                 require(length, LENGTH, f"{where}.peak_bytes")
-            if extra.get("disturbed"):
-                require(extra, DISTURBED, where)
-    for i, row in enumerate(result["rows"] if kind != "suites" else ()):
+    for i, row in enumerate(rows_in(result)):
+        where = f"benchmarks[{i}].extra_info" if kind == "suites" else f"rows[{i}]"
+        require(row, BESIDE, where)
+        if row.get("other_cpus") is not None:
+            require(row, KNOWN, where)
         if row.get("disturbed"):
-            require(row, DISTURBED, f"rows[{i}]")
+            require(row, DISTURBED, where)
     if kind == "engines":
         for i, row in enumerate(result["rows"]):
             if row["tokens_per_s"] is not None:

@@ -1,0 +1,29 @@
+"""What the page shows of each kind of results, and what of them a later run can be compared with.
+
+Others import VIEWS, by the kinds of shapes.py, and section (a result's own).
+"""
+
+from __future__ import annotations
+
+from clinattn.tools.report.section import Record, Section, View
+from clinattn.tools.report.shapes import kind_of
+
+from . import compared, encoder, encoders, engines, kernels, parity, pretrained, suites
+
+VIEWS = {
+    "encoder": View(encoder.section, encoder.cases, encoder.facts, encoder.settings),
+    "suites": View(suites.section, suites.cases, suites.facts),
+    "compare": View(compared.section, compared.cases, compared.facts),
+    "against_transformers": View(encoders.section, encoders.cases, encoders.facts),
+    "engines": View(engines.section, engines.cases, engines.facts),
+    "kernels": View(kernels.section, kernels.cases, kernels.facts),
+    "parity": View(parity.section, parity.cases, parity.facts),
+    "pretrained": View(pretrained.section, pretrained.cases, pretrained.facts),
+}
+
+
+def section(result: Record) -> Section:
+    """Section on a result of a known kind."""
+    kind = kind_of(result)
+    assert kind is not None
+    return VIEWS[kind].section(result)
