@@ -14,6 +14,7 @@ from clinattn.tools.report.section import (
     Record,
     Section,
     Table,
+    short,
     times,
 )
 from clinattn.tools.report.sections import VIEWS
@@ -49,12 +50,12 @@ def section(then: Record, now: Record, kind: str) -> Section:
     versions = [f"clinattn {own.get('commit') or own.get('clinattn', '?')}" for own in facts]
     return Section(
         title=f"Then and now: {view.section(now).title}",
-        conclusion=conclusion(common),
+        conclusion=conclusion(common, dates[0]),
         facts={"then": f"{dates[0]}, {versions[0]}", "now": f"{dates[1]}, {versions[1]}"},
         warnings=differences(facts[0], facts[1], "programs or machine")
         + differences(view.settings(then), view.settings(now), "work"),
         tables=[
-            table(unit, [pair for pair in common if pair[1].unit == unit], dates)
+            table(unit, [pair for pair in common if pair[1].unit == unit])
             for unit in dict.fromkeys(case.unit for _, case in common)
         ],
         notes=[
@@ -63,7 +64,17 @@ def section(then: Record, now: Record, kind: str) -> Section:
             *alone("then", before.keys() - after.keys()),
             *alone("now", after.keys() - before.keys()),
         ],
+        backing=[machines(*facts)],
     )
+
+
+def machines(then: Record, now: Record) -> Table:
+    """The facts of both runs, side by side."""
+    rows = [
+        (name, *("-" if name not in own else short(own[name]) for own in (then, now)))
+        for name in then | now
+    ]
+    return Table("Programs and machine", ("fact", "then", "now"), rows, labels=3)
 
 
 def ratio(then: Case, now: Case) -> float:
@@ -85,7 +96,7 @@ def verdict(then: Case, now: Case) -> str:
     return "more" if found > 1 else "less"
 
 
-def conclusion(common: Sequence[tuple[Case, Case]]) -> str:
+def conclusion(common: Sequence[tuple[Case, Case]], date: str) -> str:
     """How many cases are faster, slower and the same; without speeds, of memory or errors."""
     speeds = [pair for pair in common if pair[1].unit in SPEEDS]
     own = speeds or list(common)
@@ -96,15 +107,15 @@ def conclusion(common: Sequence[tuple[Case, Case]]) -> str:
     mean = f"; the geometric mean is {times(geometric_mean(ratios))}" if ratios else ""
     mean += unit.removeprefix("times") if ratios else ""
     return (
-        f"Of {len(own)} cases, {count['more']} are {words[0]} than then, {count['less']} "
+        f"Of {len(own)} cases, {count['more']} are {words[0]} than on {date}, {count['less']} "
         f"{words[1]} and {count['the same']} the same{mean}."
     )
 
 
-def table(unit: str, pairs: Sequence[tuple[Case, Case]], dates: Sequence[str]) -> Table:
+def table(unit: str, pairs: Sequence[tuple[Case, Case]]) -> Table:
     head = (f"{when}, {unit}" for when in ("then", "now"))
     return Table(
-        f"{unit}, {dates[0]} and {dates[1]}",
+        UNITS[unit].title,
         ("case", *head, UNITS[unit].ratio, "difference"),
         [
             (
@@ -126,7 +137,7 @@ def named(unit: str, found: str) -> str:
 
 def shown(case: Case) -> str:
     """The value with as many digits as tell, and a star for other work."""
-    digits = 0 if case.value >= 1000 else 2 if case.value >= 1 else 4
+    digits = 0 if case.value >= 100 else 2 if case.value >= 1 else 4
     return f"{case.value:,.{digits}f}" + "*" * case.disturbed
 
 

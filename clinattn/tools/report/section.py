@@ -49,7 +49,8 @@ class Section:
     """Section on one file of results.
 
     conclusion: a sentence. facts: hardware, versions, date, commit. load: what else the machine
-    did. warnings: what makes the numbers doubtful. notes: how they were measured.
+    did. warnings: what makes the numbers doubtful. notes: how they were measured. backing: tables
+    that come last, before that of the facts.
     """
 
     title: str
@@ -61,6 +62,7 @@ class Section:
     charts: Sequence[Record] = ()
     tables: Sequence[Table] = ()
     notes: Sequence[str] = ()
+    backing: Sequence[Table] = ()
 
     @property
     def origin(self) -> str:
@@ -68,13 +70,16 @@ class Section:
         named = ("date", "clinattn", "commit", "torch", "gpu", "cpu", "threads", "then", "now")
         said = {"clinattn": "clinattn {}", "torch": "torch {}", "threads": "{} threads"}
         said |= {"commit": "commit {}", "then": "then: {}", "now": "now: {}"}
-        found = [(name, self.facts[name]) for name in named if name in self.facts]
+        shown = self.facts | {"date": str(self.facts.get("date", ""))[:10]}
+        found = [(name, shown[name]) for name in named if shown.get(name)]
         return "; ".join(said.get(name, "{}").format(value) for name, value in found)
 
     @property
-    def machine(self) -> Table:
+    def last_tables(self) -> list[Table]:
+        """The backing tables, and that of the facts; a comparison has its facts in its own."""
         rows = [(name, short(value)) for name, value in self.facts.items()]
-        return Table("Environment", ("fact", "value"), rows, labels=2)
+        facts = Table("Environment", ("fact", "value"), rows, labels=2)
+        return [*self.backing, *([] if "then" in self.facts else [facts])]
 
 
 @dataclass(frozen=True)
@@ -94,18 +99,19 @@ class Case:
 
 @dataclass(frozen=True)
 class Unit:
-    """ratio: the head of the column of ratios. rate: whether more is better."""
+    """title: of a table. ratio: the head of its ratios; they are of now over then if `rate`."""
 
+    title: str
     ratio: str
     rate: bool
 
 
 UNITS = {
-    "tokens/s": Unit("times as fast", True),
-    "GFLOP/s": Unit("times as fast", True),
-    "ms": Unit("times as fast", False),
-    "MiB": Unit("times the memory", True),
-    "of the error allowed": Unit("times the error", True),
+    "tokens/s": Unit("Speed, in tokens/s", "times as fast", True),
+    "GFLOP/s": Unit("Speed, in GFLOP/s", "times as fast", True),
+    "ms": Unit("Time, in ms", "times as fast", False),
+    "MiB": Unit("Peak memory, in MiB", "times the memory", True),
+    "of the error allowed": Unit("Largest errors", "times the error", True),
 }
 SPEEDS = tuple(name for name, unit in UNITS.items() if unit.ratio == "times as fast")
 
@@ -171,6 +177,7 @@ def set_against(
     if not found:
         return "No case has a ratio."
     (least, low), (most, high) = (pick(found, key=lambda x: x[1]) for pick in (min, max))
+    subject, rival = closed(subject), closed(rival)
     if len(found) == 1:
         return f"{subject} is {times(low)} as fast as {rival} ({least}){addition}."
     mean = geometric_mean([ratio for _, ratio in found])
@@ -193,6 +200,11 @@ def short(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value))
     return str(value)
+
+
+def closed(name: str) -> str:
+    """A name that stands in a sentence: one with a comma ends with another."""
+    return f"{name}," if "," in name else name
 
 
 def times(ratio: float) -> str:

@@ -22,12 +22,12 @@ def section(result: Record) -> Section:
     rows = result["rows"]
     base = result["base"].get("commit") or "the base"
     ratios = [(", ".join(key(row)), row["ratio"]) for row in rows]
-    header = ("case", "dtype", "pass", "base, ms", "this tree, ms", "times as fast as the base")
+    header = ("case", "dtype", "pass", "base, ms", "this tree, ms", "times as fast")
     cells = [
         (
             *key(row),
-            f"{1e3 * median(row['base_s']):.3f}",
-            f"{1e3 * median(row['here_s']):.3f}",
+            f"{1e3 * median(row['base_s']):,.3f}",
+            f"{1e3 * median(row['here_s']):,.3f}",
             marked(f"{row['ratio']:.2f}", row),
         )
         for row in rows

@@ -12,6 +12,7 @@ from clinattn.tools.report.section import (
     Record,
     Section,
     Table,
+    closed,
     doubts,
     facts_in,
     load_in,
@@ -19,6 +20,7 @@ from clinattn.tools.report.section import (
     of_rate,
     percent,
     quartiles,
+    scaled,
     short,
     times,
 )
@@ -53,34 +55,32 @@ def section(result: Record) -> Section:
         load=load_in(rows) if measured else "",
         warnings=warnings(result),
         figures=[
-            Figure(times(gain.ratio), f"{gain.what}, in {pass_name(gain.mode)}")
+            Figure(f"{gain.ratio:.2f}\u00d7", f"by {gain.what}, in {pass_name(gain.mode)}")
             for gain in gains(rows)
             if gain.what in (KERNELS[0], PACKING[0])
         ],
         charts=charts(result),
         tables=[table for table in tables(result) if table.rows],
         notes=NOTES if measured else (),
+        backing=backing(result),
     )
 
 
 def conclusion(rows: list[Record]) -> str:
-    """How many times the tokens of torch's fastest way clinattn's fastest processes, by mode."""
+    """How many times as fast clinattn's fastest way is as torch's fastest, by mode."""
     if not rows:
         return "Nothing was measured."
-    found = best_gains(rows)
-    if not found:
-        return f"Measured alone, without a rival: {', '.join(names(rows))}."
-    parts = []
-    for gain in found:
-        much = f"{times(gain.ratio)} as many tokens a second"
-        if not gain.apart:
-            much = f"as many tokens a second ({times(gain.ratio)}, within the scatter of rounds)"
-        parts.append(
-            f"in {pass_name(gain.mode)}, {way_name(gain.way)}, processes {much} as "
-            f"{way_name(gain.over)}"
-        )
-    text = "; ".join(parts)
-    return f"{text[0].upper()}{text[1:]}. Each is the fastest of its side."
+    pairs: dict[tuple[str, str], list[str]] = {}
+    for gain in best_gains(rows):
+        much = f"{times(gain.ratio)} as fast in {pass_name(gain.mode)}"
+        much += "" if gain.apart else ", within the scatter of rounds,"
+        pairs.setdefault((way_name(gain.way), way_name(gain.over)), []).append(much)
+    if not pairs:
+        return f"Measured without a rival: {'; '.join(names(rows))}."
+    return " ".join(
+        f"{closed(way)} is {' and '.join(found)} as {closed(over)} the fastest way of torch."
+        for (way, over), found in pairs.items()
+    )
 
 
 def names(rows: list[Record]) -> list[str]:
@@ -105,11 +105,20 @@ def tables(result: Record) -> list[Table]:
         found.append(lengths_table(result["workload"]))
     if result.get("agreement"):
         found.append(agreement_table(result["agreement"]))
-    for title, facts in (("Encoder", result.get("encoder")), ("Settings", result["settings"])):
-        if facts:
-            cells = [(name.replace("_", " "), short(value)) for name, value in facts.items()]
-            found.append(Table(title, ("name", "value"), cells, labels=2))
     return found
+
+
+def backing(result: Record) -> list[Table]:
+    return [
+        Table(
+            title,
+            ("name", "value"),
+            [(name.replace("_", " "), short(value)) for name, value in facts.items()],
+            labels=2,
+        )
+        for title, facts in (("Encoder", result.get("encoder")), ("Settings", result["settings"]))
+        if facts
+    ]
 
 
 def results_table(rows: list[Record]) -> Table:
@@ -125,19 +134,14 @@ def results_table(rows: list[Record]) -> Table:
                 quartiles(row["tokens_per_s"]),
                 f"{row['rounds']:,}",
                 percent(row["padding_share"]),
-                short(memory_of(row)),
-                marked(f"{row['cpu_share']:.0%}", row) if "cpu_share" in row else "not available",
-                "not available" if row.get("other_cpus") is None else f"{row['other_cpus']:.2f}",
+                scaled(row["peak_memory_bytes"], 1 / MEBIBYTE),
+                marked(f"{row['cpu_share']:.0%}", row) if "cpu_share" in row else "-",
+                scaled(row.get("other_cpus"), 1.0, 2),
             )
             for row in rows
         ],
         labels=2,
     )  # fmt: skip
-
-
-def memory_of(row: Record) -> int | None:
-    peak = row["peak_memory_bytes"]
-    return None if peak is None else round(peak / MEBIBYTE)
 
 
 def gains_table(rows: list[Record]) -> Table:
@@ -150,12 +154,11 @@ def gains_table(rows: list[Record]) -> Table:
         lines.setdefault((gain.what, gain.way, gain.over), {})[gain.mode] = cell
     return Table(
         "Where the gain comes from",
-        ("gain", "of", *(pass_name(mode) for mode in modes)),
+        ("gain", *(pass_name(mode) for mode in modes), "of", "over"),
         [
-            (what, f"{way_name(way)}, over {way_name(over)}", *(c.get(m, "-") for m in modes))
+            (what, *(c.get(m, "-") for m in modes), way_name(way), way_name(over))
             for (what, way, over), c in lines.items()
         ],
-        labels=2,
         note="The gain of the kernels, both sides padded, times the gain of packing is the gain of "
         "both together. Below 1 time is a loss.",
     )

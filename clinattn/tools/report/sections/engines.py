@@ -10,6 +10,7 @@ from clinattn.tools.report.section import (
     Record,
     Section,
     Table,
+    closed,
     doubts,
     facts_in,
     load_in,
@@ -23,7 +24,7 @@ from clinattn.tools.ways import way_name
 
 RIVAL = way_name("torch", "padded")
 HEADER = (
-    *("way", "tokens/s", f"times as fast as {RIVAL}", "quartiles", "padding"),
+    *("way", "tokens/s", "times as fast", "quartiles", "padding"),
     *("a batch, ms", "rms error", "compile, s", "start, s", "peak MiB", "packages, MiB"),
 )
 
@@ -74,12 +75,13 @@ def conclusion(rows: list[Record]) -> str:
     if not found:
         return "No engine was timed."
     first = Counter(way(max(own, key=rate)) for own in found.values())
-    text = ", ".join(f"{name} in {count}" for name, count in first.most_common())
-    return f"Of {len(found)} loads and classes of precision, the fastest is {text}."
+    text = "; ".join(f"{closed(name)} in {count}" for name, count in first.most_common())
+    return f"Of {len(found)} loads, each in one precision, the fastest is {text}."
 
 
 def tables(rows: list[Record]) -> list[Table]:
-    return [Table(title, HEADER, cells(own)) for title, own in groups(rows).items()]
+    note = f"Times as fast: as {RIVAL}."
+    return [Table(title, HEADER, cells(own), note=note) for title, own in groups(rows).items()]
 
 
 def cells(rows: list[Record]) -> list[tuple[str, ...]]:

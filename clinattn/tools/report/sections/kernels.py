@@ -50,10 +50,10 @@ def table(rows: list[Record]) -> Table:
     ours, torch = SIDES.values()
     return Table(
         "By case and pass",
-        ("case", "dtype", "pass", f"{ours}, ms", f"{torch}, ms", f"times as fast as {torch}",
+        ("case", "dtype", "pass", f"{ours}, ms", f"{torch}, ms", "times as fast",
          f"{ours}, % of peak", f"{torch}, % of peak", "peak, GFLOP/s"),
         [
-            (*key(r), f"{r['ours_ms']:.2f}", f"{r['torch_ms']:.2f}",
+            (*key(r), f"{r['ours_ms']:,.2f}", f"{r['torch_ms']:,.2f}",
              marked(f"{r['ratio']:.2f}", r), percent(r["ours_of_peak"]),
              percent(r["torch_of_peak"]), f"{r['peak'] / 1e9:,.0f} ({r['peak_loop']})")
             for r in rows

@@ -33,7 +33,7 @@ def section(result: Record) -> Section:
     return Section(
         title="A pretrained model with its attention replaced",
         conclusion=set_against(
-            f"The model with {WAYS['clinattn']},",
+            f"The model with {WAYS['clinattn']}",
             ratios,
             WAYS["sdpa"],
             f"; its outputs differ by {error:.1g} at most",

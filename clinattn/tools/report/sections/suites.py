@@ -81,17 +81,17 @@ def tables(result: Record) -> list[Table]:
     found = []
     for kind, peer in PEERS.items():
         own = of_kind(rows, kind)
-        compared = f"times as fast as {peer}"
-        header = ("way", "tokens/s", compared, "quartiles", "% of peak", "padding")
+        header = ("way", "tokens/s", "times as fast", "quartiles", "% of peak", "padding")
         for title in dict.fromkeys(row["group"] for row in own):
             cells = [speed_cells(row) for row in own if row["group"] == title]
-            found.append(Table(title, header, cells))
+            found.append(Table(title, header, cells, note=f"Times as fast: as {peer}."))
     found += [memory_table(title, points) for title, points in memory(rows).items()]
     if linear := [linear_cells(row) for row in of_kind(rows, "linear")]:
-        columns = ("product", "pass", "GFLOP/s", "times as fast as torch", "% of peak")
-        found.append(Table("Linear layers", columns, linear, labels=2))
+        columns = ("product", "pass", "GFLOP/s", "times as fast", "% of peak")
+        note = "Times as fast: as torch's."
+        found.append(Table("Linear layers", columns, linear, labels=2, note=note))
     starts = [
-        (row["way"], part, f"{1e3 * q['median']:.1f}")
+        (row["way"], part, f"{1e3 * q['median']:,.1f}")
         for row in of_kind(rows, "startup")
         for part, q in row["seconds"].items()
     ]
