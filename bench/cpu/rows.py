@@ -105,11 +105,15 @@ def table(rows: Sequence[Row]) -> Table:
     result = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("\ncase", "\ndtype", "\npass"):
         result.add_column(name, no_wrap=True)
-    for name in ("ours\nms", "torch\nms", "\nratio", "\ntarget"):
+    from clinattn.tools.ways import way_name  # another tree's clinattn may lack it
+
+    ours, torch = way_name("clinattn"), way_name("sdpa")
+    for name in (f"{ours}\nms", f"{torch}\nms", "\nratio", "\ntarget"):
         result.add_column(name, justify="right")
     result.add_column("")
-    for name in ("ours\nGF/s", "torch\nGF/s", "ours\n% of peak", "torch\n% of peak"):
-        result.add_column(name, justify="right")
+    for unit in ("GF/s", "% of peak"):
+        for name in (ours, torch):
+            result.add_column(f"{name}\n{unit}", justify="right")
     result.add_column("peak\nGF/s", no_wrap=True)
     for row in rows:
         result.add_row(

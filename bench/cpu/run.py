@@ -34,7 +34,7 @@ from cpu.rows import Row, content, summary, table
 from rows_file import output_file, write_json
 
 ROUNDS = 15
-TABLE_WIDTH = 135
+TABLE_WIDTH = 145
 
 
 def forced(isa: str) -> dict[str, str]:
@@ -99,7 +99,7 @@ def measure_all(words: str, rounds: int, console: Console) -> tuple[list[Row], l
 
 
 def line(row: Row) -> str:
-    times = f"{row.ours_ms:9.2f} ms, torch {row.torch_ms:9.2f} ms, {row.ratio:6.2f} times"
+    times = f"{row.ours_ms:9.2f} ms, torch SDPA {row.torch_ms:9.2f} ms, {row.ratio:6.2f} times"
     return f"{row.case:24} {row.dtype} {row.passes:8} {times}"
 
 

@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 import clinattn
+from clinattn.tools.ways import way_name
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/, which holds the packages
 from cpu.cases import PASSES
@@ -122,7 +123,8 @@ def measure(
 
 def worst(rows: Sequence[Row], shown: int) -> Table:
     result = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("batch x heads", "tokens", "head dim", "dtype", "pass", "ours us", "torch us"):
+    times = [f"{way_name(name)}, us" for name in ("clinattn", "sdpa")]
+    for name in ("batch x heads", "tokens", "head dim", "dtype", "pass", *times):
         result.add_column(name, justify="right")
     result.add_column("ratio", justify="right")
     for row in sorted(rows, key=lambda row: row.ratio)[:shown]:
@@ -135,7 +137,8 @@ def worst(rows: Sequence[Row], shown: int) -> Table:
 def summary(rows: Sequence[Row]) -> str:
     slower = sum(row.ratio < 1 for row in rows)
     mean = statistics.geometric_mean(row.ratio for row in rows)
-    return f"{slower} of {len(rows)} slower than torch; geometric mean of the ratios {mean:.2f}"
+    told = f"{slower} of {len(rows)} slower than torch SDPA"
+    return f"{told}; geometric mean of the ratios {mean:.2f}"
 
 
 def arguments() -> argparse.Namespace:

@@ -12,11 +12,10 @@ from typing import Any
 
 import matplotlib
 
-from clinattn.files.disk import written_whole
 from clinattn.tools.benchmark.variants import VARIANTS
 from clinattn.tools.report import plots
 
-LABELS = {variant.name: variant.label for variant in VARIANTS}
+WAYS = [variant.name for variant in VARIANTS]
 
 
 def result_of(path: Path) -> dict[str, Any]:
@@ -30,7 +29,6 @@ def result_of(path: Path) -> dict[str, Any]:
         {
             "mode": row["mode"],
             "variant": row["provider"],
-            "label": LABELS[row["provider"]],
             "tokens_per_s": {
                 "median": row["tokens_per_s"],
                 "q1": row["tokens_per_s_low"],
@@ -42,19 +40,16 @@ def result_of(path: Path) -> dict[str, Any]:
             "workload": f"{of_encoder[0]['sequences']} sequences of {source}",
         }
         for row in of_encoder
-        if row.get("case") == "tokens/s" and row["provider"] in LABELS
+        if row.get("case") == "tokens/s" and row["provider"] in WAYS
     ]
-    order = list(LABELS)
-    measured.sort(key=lambda row: (row["mode"] != "train", order.index(row["variant"])))
+    measured.sort(key=lambda row: (row["mode"] != "train", WAYS.index(row["variant"])))
     return {"environment": facts, "rows": measured}
 
 
 def main(rows: str, target: str) -> None:
     matplotlib.rcParams["svg.hashsalt"] = "clinattn"
     draw, _ = plots.PLOTS["throughput"]
-    figure = draw(result_of(Path(rows)))
-    with written_whole(target) as partial:
-        figure.savefig(partial, bbox_inches="tight", metadata={"Date": None})
+    plots.save(draw(result_of(Path(rows))), target, "throughput")
 
 
 if __name__ == "__main__":

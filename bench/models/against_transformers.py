@@ -37,6 +37,7 @@ from clinattn.tools.benchmark.workload import profile_workload
 from clinattn.tools.environment import environment
 from clinattn.tools.other_work import Watch, disturbance, here
 from clinattn.tools.peaks import peaks_in_force
+from clinattn.tools.report.sections.encoders import SIDES
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/
 from rows_file import output_file, write_json
@@ -189,7 +190,8 @@ def main() -> int:
             content = {"kind": "against_transformers", "environment": facts, "rows": rows}
             write_json(given.json, content)
     print("{cpu}, {threads} threads, torch {torch}, {transformers}, {date}".format(**facts))
-    table = Table("case", "layers", "padding", "transformers", "clinattn", "ratio", "target")
+    sides = [f"{name}, tokens/s" for name in SIDES.values()]
+    table = Table("case", "layers", "padding", *sides, "times as fast", "target")
     for case, row in zip(chosen, rows, strict=True):
         rate = row["tokens_per_s"]
         table.add_row(

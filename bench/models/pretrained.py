@@ -29,6 +29,7 @@ from clinattn.tools.benchmark.measure import quartiles
 from clinattn.tools.environment import environment
 from clinattn.tools.other_work import Watch, disturbance, here
 from clinattn.tools.peaks import peaks_in_force
+from clinattn.tools.ways import pass_name, way_name
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "lib"))
@@ -37,7 +38,8 @@ from minilm import clinical_phrases, embed, unpacked_encoder
 from rows_file import output_file, write_json
 from turns import in_turns
 
-WAYS = ("eager", "sdpa", "clinattn")
+RIVALS = ("eager", "sdpa")
+WAYS = (*RIVALS, "clinattn")
 BOUND = 1e-5
 BATCH, BATCHES = 8, 4
 LONGEST_LIST = 24
@@ -117,13 +119,14 @@ def measure(folder: Path, rounds: int, console: Console) -> Iterator[dict[str, A
 
 
 def table(rows: list[dict[str, Any]]) -> Table:
-    columns = ("workload", "pass", *(f"{way} tokens/s" for way in WAYS), "to eager", "to sdpa")
-    shown = Table(*columns, show_edge=False)
+    rates = [f"{way_name(way, 'padded')}, tokens/s" for way in WAYS]
+    ratios = [f"times as fast as {way_name(way)}" for way in RIVALS]
+    shown = Table("workload", "pass", *rates, *ratios, show_edge=False)
     for row in rows:
         rate = {way: row["tokens_per_s"][way]["median"] for way in WAYS}
-        ratios = [f"{rate['clinattn'] / rate[way]:.2f}x" for way in ("eager", "sdpa")]
-        way = row["pass"] + "*" * row["disturbed"]
-        shown.add_row(row["workload"], way, *(f"{rate[w]:,.0f}" for w in WAYS), *ratios)
+        ratios = [f"{rate['clinattn'] / rate[way]:.2f}" for way in RIVALS]
+        name = pass_name(row["pass"]) + "*" * row["disturbed"]
+        shown.add_row(row["workload"], name, *(f"{rate[w]:,.0f}" for w in WAYS), *ratios)
     return shown
 
 

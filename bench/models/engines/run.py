@@ -26,13 +26,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 
 from clinattn.tools.environment import environment
 from clinattn.tools.other_work import disturbance
 from clinattn.tools.peaks import peaks_in_force
-from clinattn.tools.report.tables import section
+from clinattn.tools.report.sections import section
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # bench
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/models
@@ -162,14 +162,14 @@ def facts() -> dict[str, Any]:
 
 def shown(content: dict[str, Any], console: Console) -> None:
     found = section(content)
-    assert found is not None
     console.print(
         "{cpu}, {threads} threads, torch {torch}, {commit}, {date}".format(**content["environment"])
     )
     for own in found.tables:
         table = Table(title=own.title, title_justify="left", box=None, pad_edge=False)
         for i, name in enumerate(own.header):
-            table.add_column(name, justify="left" if i < 2 else "right", no_wrap=i < 3)
+            justify: JustifyMethod = "left" if i < own.labels else "right"
+            table.add_column(name, justify=justify, no_wrap=i < 3)
         for row in own.rows:
             table.add_row(*row)
         console.print(table)
@@ -177,6 +177,7 @@ def shown(content: dict[str, Any], console: Console) -> None:
         console.print(f"left out: {line}", highlight=False, soft_wrap=True)
     if note := disturbance(content["rows"]):
         console.print(f"* {note}")
+    console.print(found.conclusion, soft_wrap=True)
 
 
 def main() -> int:

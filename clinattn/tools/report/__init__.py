@@ -1,4 +1,4 @@
 """A page of tables and charts from results in JSON.
 
-Others import page (load_result, write_report) and plots (write_plots).
+Others import page (load_result, sections_of, write_report), plots (write_plots, save) and sections.
 """

@@ -11,20 +11,20 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from clinattn.files.disk import written_whole
+from clinattn.tools.report.charts import tick
+from clinattn.tools.report.colors import LIGHT, bar_color
+from clinattn.tools.ways import dtype_name, pass_name, way_name
 
-COLORS = {  # Okabe and Ito's, told apart by colour-blind readers and in grey print
-    "sdpa_padded": "#999999",
-    "sdpa_bucketed": "#56b4e9",
-    "clinattn_padded": "#e69f00",
-    "clinattn_packed": "#009e73",
-}
 MEBIBYTE = 1 << 20
 
 Result = dict[str, Any]
 
 
 def write_plots(result: Result, folder: Path) -> list[Path]:
-    """Write <name>.png and <name>.svg for each plot the result has data for."""
+    """Write <name>.png and <name>.svg for each plot the result has data for.
+
+    Both hold the plot in words, for programs that read a page aloud.
+    """
     matplotlib.rcParams["svg.hashsalt"] = "clinattn"  # the same data give the same file
     matplotlib.rcParams["text.parse_math"] = False  # a $ in the name of a folder is one
     written = []
@@ -34,11 +34,28 @@ def write_plots(result: Result, folder: Path) -> list[Path]:
         figure = draw(result)
         for suffix in ("png", "svg"):
             path = folder / f"{name}.{suffix}"
-            metadata = {"Date": None} if suffix == "svg" else None
-            with written_whole(path) as partial:
-                figure.savefig(partial, dpi=150, bbox_inches="tight", metadata=metadata)
+            save(figure, path, name)
             written.append(path)
     return written
+
+
+def save(figure: Figure, path: str | Path, title: str) -> None:
+    """Write a figure whole, with its words; the same figure gives the same bytes."""
+    metadata: dict[str, Any] = {"Title": f"{title}: {in_words(figure)}"}
+    metadata |= {"Date": None} if Path(path).suffix == ".svg" else {}
+    with written_whole(path) as partial:
+        figure.savefig(partial, dpi=150, bbox_inches="tight", metadata=metadata)
+
+
+def in_words(figure: Figure) -> str:
+    """Every panel's title, axis and labelled bars."""
+    parts = []
+    for ax in figure.axes:
+        names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+        values = [text.get_text() for text in ax.texts]
+        bars = "; ".join(f"{n}: {v}" for n, v in zip(names, values, strict=False))
+        parts.append(f"{ax.get_title()}, {ax.get_xlabel()}. {bars}".strip())
+    return "".join(x if x.isprintable() else "?" for x in "; ".join(parts))  # a folder's name
 
 
 def caption(result: Result) -> str:
@@ -46,7 +63,8 @@ def caption(result: Result) -> str:
     facts, row = result["environment"], result["rows"][0]
     hardware = facts.get("gpu") or f"{facts['cpu']}, {facts['threads']} threads"
     return (
-        f"{row['preset']}, {row['dtype']}, up to {row['max_tokens']} tokens, {row['workload']}; "
+        f"{row['preset']}, {dtype_name(row['dtype'])}, up to {row['max_tokens']} tokens, "
+        f"{row['workload']}; "
         f"{hardware}; torch {facts['torch']}; {facts['date'][:10]}"
     )
 
@@ -71,17 +89,17 @@ def _bars(
     axes = figure.subplots(1, len(modes), sharey=True, squeeze=False)[0]
     for ax, (mode, rows) in zip(axes, modes.items(), strict=True):
         values = [value(row) for row in rows]
-        labels = [row["label"] for row in rows]
+        labels = [way_name(row["variant"]) for row in rows]
         errors = None
         if spread:
             quartiles = [row["tokens_per_s"] for row in rows]
             errors = np.array([(q["median"] - q["q1"], q["q3"] - q["median"]) for q in quartiles]).T
-        bars = ax.barh(
-            labels, values, xerr=errors, capsize=3, color=[COLORS[row["variant"]] for row in rows]
-        )
+        colors = [LIGHT[bar_color(row["variant"])] for row in rows]
+        bars = ax.barh(labels, values, xerr=errors, capsize=3, color=colors)
         ax.bar_label(bars, [text.format(v) for v in values], padding=6, fontsize=8)
         ax.margins(x=0.25)
-        ax.set(title=mode, xlabel=xlabel)
+        ax.xaxis.set_major_formatter(lambda x, _: tick(x))
+        ax.set(title=pass_name(mode), xlabel=xlabel)
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].invert_yaxis()
     figure.supxlabel(caption(result), fontsize=7)
@@ -124,7 +142,8 @@ def _lengths(result: Result) -> Figure:
     workload = result["workload"]
     figure = Figure(figsize=(5.5, 2.6), layout="constrained")
     ax = figure.subplots()
-    ax.stairs(workload["histogram"]["counts"], workload["histogram"]["edges"], fill=True)
+    counts, edges = workload["histogram"]["counts"], workload["histogram"]["edges"]
+    ax.stairs(counts, edges, fill=True, color=LIGHT[bar_color("sdpa_bucketed")])
     ax.set(xlabel="tokens per sequence", ylabel="sequences", title=workload["source"])
     ax.title.set_fontsize(8)
     ax.spines[["top", "right"]].set_visible(False)
