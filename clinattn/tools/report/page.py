@@ -20,7 +20,7 @@ from clinattn.tools.report.sections import section
 from clinattn.tools.report.shapes import check_result, kind_of
 from clinattn.tools.report.words import word_of, words_in
 
-EXPECTED = "the results.json of clinattn bench, or JSON of bench/"
+EXPECTED = "expected the results.json of clinattn bench, or JSON of bench/"
 
 
 class ReportError(ValueError):
@@ -35,14 +35,19 @@ def load_result(path: str | Path, name: str = "results") -> Record:
     where = f"{name}={str(path)!r}"
     try:
         text = Path(path).read_bytes()
-        if not text.strip():
-            raise ReportError(f"{where} is empty: expected {EXPECTED}")
+    except OSError as error:
+        raise ReportError(f"{where} cannot be read ({error.strerror}): {EXPECTED}") from error
+    return parse_result(text, where)
+
+
+def parse_result(text: bytes, where: str) -> Record:
+    """The result that a file holds. where: names the file in the message of a ReportError."""
+    if not text.strip():
+        raise ReportError(f"{where} is empty: {EXPECTED}")
+    try:
         result = parse_json(text)
-    except ReportError:
-        raise
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ReportError(f"{where} cannot be read ({reason}): expected {EXPECTED}") from error
+    except ValueError as error:
+        raise ReportError(f"{where} cannot be read ({error}): {EXPECTED}") from error
     if isinstance(result, dict) and [] in (result.get("rows"), result.get("benchmarks")):
         raise ReportError(f"{where} has no rows: expected a run that measured something")
     kind = kind_of(result)

@@ -74,16 +74,11 @@ WORDS = (
         ("with linear layers",),
     ),
     Word(
-        "Training, inference",
-        "Training changes the model's weights; inference uses the finished model.",
-        ("training", "inference"),
+        "Pass: training, inference, forward, backward",
+        "Training changes the model's weights; inference uses the finished model. Inference is a "
+        "forward pass; training has a backward pass too, which computes how to change the weights.",
+        ("training", "inference", "forward", "backward"),
         heads=("pass",),
-    ),
-    Word(
-        "Forward, backward",
-        "Forward computes a result; backward computes from it how weights should change, which "
-        "only training needs.",
-        ("forward", "backward"),
     ),
     Word(
         "Median, quartiles",
@@ -168,8 +163,13 @@ HEADS = {head: i for i, word in enumerate(WORDS) for head in word.heads}
 
 def words_in(texts: Iterable[str]) -> list[tuple[int, Word]]:
     """The words that texts of a page use, with their places among WORDS."""
-    text = "\n".join(texts).lower()
-    return [(i, word) for i, word in enumerate(WORDS) if any(s in text for s in word.signs)]
+    given = set(texts)
+    text = "\n".join(given).lower()
+    return [
+        (i, word)
+        for i, word in enumerate(WORDS)
+        if given & set(word.heads) or any(sign in text for sign in word.signs)
+    ]
 
 
 def word_of(head: str) -> int | None:

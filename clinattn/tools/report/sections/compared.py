@@ -20,7 +20,7 @@ from clinattn.tools.ways import pass_name
 
 def section(result: Record) -> Section:
     rows = result["rows"]
-    base = result["base"].get("commit") or "the base"
+    base = str(result["base"].get("commit") or "the base")
     ratios = [(", ".join(key(row)), row["ratio"]) for row in rows]
     header = ("case", "dtype", "pass", "base, ms", "this tree, ms", "times as fast")
     cells = [
