@@ -66,9 +66,9 @@ class Replacement:
             self._undo.pop()()
 
     def __str__(self) -> str:
-        replaced, kept = f"{len(self.replaced)} attention modules", len(self.kept)
+        replaced, kept = several(len(self.replaced), "attention module"), len(self.kept)
         if self.linear is not None:
-            replaced += f" and {len(self.linear)} linear layers"
+            replaced += f" and {several(len(self.linear), 'linear layer')}"
             kept += len(self.linear_kept)
         lines = [f"{replaced} replaced, {kept} kept"]
         every = [*self.replaced, *(self.linear or ()), *self.around]
@@ -76,6 +76,11 @@ class Replacement:
         every_kept = [*self.kept, *self.linear_kept, *self.around_kept]
         lines += [f"  {x.name} ({x.type}) kept: {x.reason}" for x in every_kept]
         return "\n".join(lines)
+
+
+def several(count: int, what: str) -> str:
+    """A number with its noun: 1 attention module, 2 attention modules."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _counted(replaced: list[Replaced]) -> dict[str, int]:
@@ -112,13 +117,16 @@ def replace_attention(model: nn.Module, linear: bool = False) -> Replacement:
         if hasattr(adapter, "switch"):
             result._undo.append(adapter.switch(model))
     result._undo.append(partial(_restore, model, adapters))
-    unknown = []
+    unknown, callers = [], set()
     for name, module in model.named_modules():
         outcome = _first(adapters, module)
         kind = type(module).__name__
         if outcome is None:
-            if unsupported.looks_like_attention(module) or unsupported.calls_sdpa(module):
-                unknown.append(Kept(name, kind, unsupported.why_unknown(module)))
+            if unsupported.calls_sdpa(module):
+                callers.add(name)
+            elif not unsupported.looks_like_attention(module):
+                continue
+            unknown.append(Kept(name, kind, unsupported.why_unknown(module)))
         elif outcome.container:
             continue
         elif outcome.replaced:
@@ -126,7 +134,13 @@ def replace_attention(model: nn.Module, linear: bool = False) -> Replacement:
         else:
             result.kept.append(Kept(name, kind, outcome.detail))
     answered = [x.name for x in result.replaced] + [x.name for x in result.kept]
-    result.kept.extend(x for x in unknown if not _holds_or_is_in(x.name, answered))
+    seeming = answered + [x.name for x in unknown]
+    result.kept.extend(
+        x
+        for x in unknown
+        if not any(_is_in(x.name, other) for other in answered)
+        and (x.name in callers or not any(_is_in(other, x.name) for other in seeming))
+    )
     if linear:
         _replace_linear(model, result)
     if not result.replaced and not result.linear:
@@ -178,6 +192,6 @@ def _restore(model: nn.Module, adapters: list[ModuleType]) -> None:
             adapter.restore(module)
 
 
-def _holds_or_is_in(name: str, others: list[str]) -> bool:
-    """Returns whether a module holds one of the others or lies in one."""
-    return any(x.startswith(f"{name}.") or name.startswith(f"{x}.") for x in others)
+def _is_in(name: str, other: str) -> bool:
+    """Returns whether a module lies in another one, by their names; the model's own is empty."""
+    return name != other and (not other or name.startswith(f"{other}."))

@@ -64,7 +64,7 @@ def test_default_leaves_linear_layers():
     report = replace_attention(model)
     assert report.linear is None and type(model[1]) is nn.Linear
     assert str(report) == (
-        "1 attention modules replaced, 0 kept\n"
+        "1 attention module replaced, 0 kept\n"
         "  1 x MultiheadAttention: clinattn.fused_attention"
     )
 
@@ -75,9 +75,11 @@ def test_what_is_printed():
          "second": nn.Linear(24, 24), "own": Doubled(24, 24)}
     )  # fmt: skip
     assert str(replace_attention(model, linear=True)) == (
-        "1 attention modules and 2 linear layers replaced, 1 kept\n"
+        "1 attention module and 2 linear layers replaced, 2 kept\n"
         "  1 x MultiheadAttention: clinattn.fused_attention\n"
         "  2 x Linear: compiled linear layer\n"
+        "  attention.out_proj (NonDynamicallyQuantizableLinear) kept: nn.MultiheadAttention reads "
+        "its weight and never calls it; the products of q, k, v and the output are torch's there\n"
         "  own (Doubled) kept: Doubled is a subclass with its own code"
     )
 

@@ -16,6 +16,10 @@ from clinattn.integrations.outcome import Outcome
 from clinattn.integrations.swap import swap, swap_back
 
 DETAIL = "compiled linear layer"
+PROJECTION = (
+    "nn.MultiheadAttention reads its weight and never calls it; the products of q, k, v and the "
+    "output are torch's there"
+)
 
 
 class Linear(nn.Linear):
@@ -34,11 +38,12 @@ REPLACEMENTS: dict[type, type] = {nn.Linear: Linear}
 def adapt(module: nn.Module) -> Outcome | None:
     """Replace the module if it is an nn.Linear that the compiled layers serve on this machine.
 
-    Returns None for other modules, and for the projection of nn.MultiheadAttention, which reads its
-    weight and does not call it.
+    Returns None for other modules.
     """
-    if not isinstance(module, nn.Linear) or type(module) is NonDynamicallyQuantizableLinear:
+    if not isinstance(module, nn.Linear):
         return None
+    if type(module) is NonDynamicallyQuantizableLinear:
+        return Outcome(False, PROJECTION)
     reason = None if type(module) is Linear else _why_not(module)
     return Outcome(False, reason) if reason else swap(module, REPLACEMENTS, DETAIL)
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from clinattn.integrations.replace import Replacement, replace_attention
+from clinattn.integrations.replace import Replacement, replace_attention, several
 from clinattn.tools.benchmark.measure import peak_memory, quartiles, synchronize
 from clinattn.tools.environment import environment
 from clinattn.tools.model_report.architectures import WITHOUT
@@ -151,7 +151,8 @@ def summary(result: dict[str, Any]) -> Sequence[str]:
         kinds[what] = kinds.get(what, 0) + 1
     lines = [
         f"{result['model']}, {result['parameters']:,} parameters, {result['weights']}",
-        f"{len(result['replaced'])} attention modules replaced, {len(result['kept'])} kept",
+        f"{several(len(result['replaced']), 'attention module')} replaced, "
+        f"{len(result['kept'])} kept",
         *(f"  {count} x {what}" for what, count in kinds.items()),
         *(f"  {x['name']} ({x['type']}) kept: {x['reason']}" for x in result["kept"]),
     ]
