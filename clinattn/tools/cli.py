@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.table import Table
-from rich.text import Text
 from typer.core import TyperGroup
 
 from clinattn.files.disk import require_writable, require_writable_folder, write_text
@@ -87,7 +86,10 @@ def doctor(
         typer.Option(help="With --kernels: 80, 90 or 100; repeatable. (default: all)"),
     ] = None,
 ) -> None:
-    """Tells what can run on this machine, and why the rest cannot."""
+    """Tells what can run here and why the rest cannot, what is slower than need be, and a verdict.
+
+    The last line says "ready" or "not ready" and why. Ends with status 1 if not ready.
+    """
     if card and not kernels:
         raise typer.BadParameter("it goes with --kernels", param_hint="--card")
     if kernels:
@@ -98,32 +100,15 @@ def doctor(
     found = diagnose()
     if as_json:
         print(json.dumps(found, indent=2))
-        return
-    facts = Table("machine", "", show_edge=False)
-    install = {name: found[name] for name in ("compiler", "kernels")}
-    for name, value in (found["environment"] | install).items():
-        facts.add_row(name, "not available" if value is None else str(value))
-    states = Table("backend", "", show_edge=False)
-    for name, reasons in found["backends"].items():
-        usable = "; ".join(["usable", *found["notes"].get(name, [])])
-        states.add_row(name, Text("; ".join(reasons), "red") if reasons else Text(usable, "green"))
-    for name, value in found["compiled module"].items():
-        states.add_row(f"  {name}", ", ".join(value) if isinstance(value, list) else str(value))
-    out.print(facts, "", states)
-    if found["FLOP/s of a thread"]:
-        out.print("", rates(**found["FLOP/s of a thread"]))
-    for hint in found["hints"]:
-        out.print(f"hint: {hint}")
+    else:
+        from clinattn.tools.doctor_tables import tables
 
-
-def rates(peaks: dict[str, dict[str, float]], attention: dict[str, dict[str, float]]) -> Table:
-    """GFLOP/s of one thread by instruction set: of multiply-adds in registers, and of attention."""
-    columns = [f"{what} {dtype}" for what in ("peak", "attention") for dtype in ("fp32", "bf16")]
-    table = Table("GFLOP/s of a thread", *columns, show_edge=False)
-    for name in peaks:
-        cells = [found[name][dtype] for found in (peaks, attention) for dtype in ("fp32", "bf16")]
-        table.add_row(name, *(f"{x / 1e9:,.0f}" for x in cells))
-    return table
+        for part in tables(found):
+            out.print(part)
+        style = "bold green" if found["ready"] else "bold red"
+        out.print(found["verdict"], style=style, soft_wrap=True)
+    if not found["ready"]:
+        raise typer.Exit(1)
 
 
 def show_kernels(cards: list[int] | None, as_json: bool) -> None:

@@ -3,78 +3,100 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
-import subprocess
+import os
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from clinattn.backends import cpu
 from clinattn.backends.compiled import compiled_module
 from clinattn.backends.select import backends
-from clinattn.tools import installation, peaks
+from clinattn.tools import advice, installation, peaks
+from clinattn.tools.cpus import cpus
 from clinattn.tools.environment import environment
+from clinattn.tools.instruction_sets import instruction_sets, processor_flags, refusal
+from clinattn.tools.other_work import Watch, here
+from clinattn.tools.readiness import readiness
 
-COMPILERS = ("c++", "g++", "clang++")
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+OF_BENCH = ("pyarrow", "matplotlib", "jinja2")
 
 
 def diagnose() -> dict[str, Any]:
-    """Versions and hardware, backends, the compiled module and its instruction sets, and hints."""
-    statuses = backends()
-    found = {name: list(status.reasons) for name, status in statuses.items()}
-    compiled: dict[str, Any] = {}
+    """Returns what `clinattn doctor --json` prints.
+
+    environment, cpus, compiler: the machine. backends: each with whether it is usable, the reasons
+    why not, and notes. kernels: the origin and the build of the compiled ones. instruction_sets:
+    tools.instruction_sets.InstructionSet of each, with FLOP/s of a thread. warnings, slower,
+    information: lines for people. ready, verdict: the last line; what, remedy: its parts.
+    """
     module = compiled_module()
+    refused = refusal(module)
+    facts = environment()
+    facts.pop("instruction_set")  # the table of sets says it
+    in_force = None if refused else cpu.instruction_set()
+    watch = Watch()
     measured = peaks.measure()
-    rates: dict[str, Any] = {}
-    advice = hints(found)
-    if module is not None and measured is not None:
-        rates = measured._asdict()
-        advice += peaks.advice(measured.attention, module.instruction_set())
-        compiled = {
-            "instruction sets here": module.instruction_sets(),
-            "in force": module.instruction_set(),
-            **module.build_info(),
-        }
+    other_work = here([watch.spent()], torch.device("cpu"))
+    sets = instruction_sets(module, in_force, measured)
+    statuses = backends()
+    against = {name: list(status.reasons) for name, status in statuses.items()}
+    machine = advice.Machine(
+        environ=os.environ,
+        threads=torch.get_num_threads(),
+        cpus=cpus(),
+        sets=tuple(sets),
+        flags=frozenset(processor_flags() or ()),
+        huge_pages=huge_pages(),
+        other_work=other_work,
+        against=against,
+        cuda=torch.cuda.is_available(),
+    )
+    slower = advice.slower(machine)
+    if measured is not None and in_force is not None:
+        slower += peaks.advice(measured.attention, in_force)
+    verdict = readiness(torch.device(facts["device"]), in_force, refused)
+    build = {} if module is None else module.build_info()
+    build.pop("instruction_sets", None)
     return {
-        "environment": environment(),
-        "backends": found,
-        "notes": {name: list(status.notes) for name, status in statuses.items() if status.notes},
-        "kernels": installation.kernels(),
-        "compiled module": compiled,
-        "FLOP/s of a thread": rates,
-        "compiler": compiler(),
-        "hints": advice,
+        "environment": facts,
+        "cpus": machine.cpus._asdict(),
+        "compiler": installation.compiler(),
+        "backends": {
+            name: {"usable": bool(status), "reasons": against[name], "notes": list(status.notes)}
+            for name, status in statuses.items()
+        },
+        "kernels": {"origin": installation.kernels(), **build},
+        "instruction_sets": [x._asdict() for x in sets],
+        "warnings": warnings(),
+        "slower": slower,
+        "information": [*advice.information(machine), *missing_packages()],
+        "ready": verdict.ready,
+        "verdict": str(verdict),
+        "what": verdict.what,
+        "remedy": verdict.remedy,
     }
 
 
-def compiler() -> str | None:
-    """First line of the C++ compiler's --version; None without one."""
-    for name in COMPILERS:
-        path = shutil.which(name)
-        if path is not None:
-            shown = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
-            return (shown.stdout.splitlines() or [path])[0]
-    return None
+def warnings() -> list[str]:
+    """Lines on what is not known to work."""
+    untested = installation.untested_torch()
+    return [] if untested is None else [untested]
 
 
-def hints(found: dict[str, list[str]]) -> list[str]:
-    """Hints on what would make this machine faster, most useful first."""
-    advice = []
-    if untested := installation.untested_torch():
-        advice.append(untested)
-    if found["cpu"]:
-        if compiler() is None:
-            advice.append("install a C++ compiler (Debian: apt install g++), then: make ext")
-        else:
-            advice.append("build the CPU kernels: make ext")
-    if torch.cuda.is_available() and found["triton"]:
-        advice.append(f"no Triton kernels on this GPU: {'; '.join(found['triton'])}")
-        if found["cuda"]:
-            advice.append(f"no CUDA kernels either: {'; '.join(found['cuda'])}")
-    missing = [
-        name
-        for name in ("pyarrow", "matplotlib", "jinja2")
-        if importlib.util.find_spec(name) is None
-    ]
-    if missing:
-        advice.append(f"clinattn bench needs {', '.join(missing)}: pip install 'clinattn[bench]'")
-    return advice
+def missing_packages() -> list[str]:
+    """A line on the packages that a benchmark needs and this environment lacks."""
+    missing = [name for name in OF_BENCH if importlib.util.find_spec(name) is None]
+    if not missing:
+        return []
+    return [f"clinattn bench needs {', '.join(missing)}: pip install 'clinattn[bench]'"]
+
+
+def huge_pages() -> str | None:
+    """Linux's setting of transparent huge pages, which is between brackets; None without one."""
+    try:
+        words = HUGE_PAGES.read_text().split()
+    except OSError:
+        return None
+    return next((word[1:-1] for word in words if word.startswith("[")), None)

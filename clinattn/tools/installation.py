@@ -1,14 +1,17 @@
-"""The origin of the compiled kernels, and whether this release of torch was tested with them."""
+"""The origin of the compiled kernels, what builds them, and whether this torch was tested."""
 
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 from importlib.metadata import PackageNotFoundError, distribution
 
 import torch
 
 from clinattn.backends.compiled import compiled_module, extension_error
 
+COMPILERS = ("c++", "g++", "clang++")
 NEWEST_TORCH = (2, 15)  # with which the fast tests have passed: docs/compatibility.md
 
 
@@ -26,6 +29,23 @@ def kernels() -> str:
     lines = (installed.read_text("WHEEL") or "").splitlines()
     tags = [line.removeprefix("Tag: ") for line in lines if line.startswith("Tag: ")]
     return f"from a wheel, {', '.join(tags)}"
+
+
+def compiler() -> str | None:
+    """First line of the C++ compiler's --version; None without one."""
+    for name in COMPILERS:
+        path = shutil.which(name)
+        if path is not None:
+            shown = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
+            return (shown.stdout.splitlines() or [path])[0]
+    return None
+
+
+def to_build() -> str:
+    """Returns what a user does for compiled kernels."""
+    if compiler() is None:
+        return "install a C++ compiler (Debian: apt install g++), then: make ext"
+    return "build the CPU kernels: make ext"
 
 
 def untested_torch() -> str | None:
