@@ -136,15 +136,22 @@ CLMBR = EncoderConfig(
     pooling="last",
 )
 
-PRESETS.update(
-    {
-        "tiny": TINY,
-        "clinicalbert": CLINICALBERT,
-        "gatortron-base": GATORTRON_BASE,
-        "clinical-longformer": CLINICAL_LONGFORMER,
-        "bioclinical-modernbert-base": BIOCLINICAL_MODERNBERT_BASE,
-        "bioclinical-modernbert-large": BIOCLINICAL_MODERNBERT_LARGE,
-        "cehr-bert": CEHR_BERT,
-        "clmbr": CLMBR,
-    }
-)
+# By name: the shape, and what it is in a few words
+PUBLISHED = {
+    "tiny": (TINY, "three narrow layers of ModernBERT's kinds, for laptops and tests"),
+    "clinicalbert": (CLINICALBERT, "Bio_ClinicalBERT: notes of up to 512 tokens"),
+    "gatortron-base": (GATORTRON_BASE, "GatorTron: notes of up to 512 tokens, 24 layers"),
+    "clinical-longformer": (CLINICAL_LONGFORMER, "notes of up to 4,096 tokens, windows of 512"),
+    "bioclinical-modernbert-base": (
+        BIOCLINICAL_MODERNBERT_BASE,
+        "notes of up to 8,192 tokens, windows in two of three layers",
+    ),
+    "bioclinical-modernbert-large": (
+        BIOCLINICAL_MODERNBERT_LARGE,
+        "the same with 28 layers, 1,024 wide",
+    ),
+    "cehr-bert": (CEHR_BERT, "CEHR-BERT: visits of codes with values"),
+    "clmbr": (CLMBR, "CLMBR of FEMR: causal timelines, positions by age"),
+}
+PRESETS.update({name: config for name, (config, _) in PUBLISHED.items()})
+DESCRIPTIONS = {name: description for name, (_, description) in PUBLISHED.items()}

@@ -9,6 +9,7 @@ import typer
 
 from clinattn.tools import console
 from clinattn.tools.parameters import keyword, source_of, spelled
+from clinattn.training.settings import profiles
 
 MEDS_VARIABLES = ["MEDS_DIR", "CLINATTN_MEDS_DIR"]
 
@@ -36,6 +37,8 @@ def word_parameters(environment: bool) -> list[Any]:
         if environment and name == "meds_dir":
             known = {"envvar": MEDS_VARIABLES}
             help = f"{help} Without any data: {console.DEMO}, if there."
+        if name == "profile":
+            known = {"autocompletion": lambda: list(profiles().items())}
         found.append(keyword(name, kind, None, typer.Option(spelled(name), help=help, **known)))
     return found
 

@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import typer
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
 from typer.core import TyperCommand
 
 from clinattn.tools.data_options import data_of, word_parameters
 from clinattn.tools.parameters import keyword, source_of, spelled
-from clinattn.training.fields import Option, options
+from clinattn.training.fields import Option, Phrases, options
 
 
 def takes(
@@ -63,6 +67,8 @@ def takes(
 def listing(settings: type) -> type[TyperCommand]:
     """The class of a command whose help lists the choices and least values of settings.
 
+    Choices with phrases are lists of their own below the options.
+
     They are looked up when that command runs: some choices take imports that others do without.
     """
     known = options(settings)
@@ -74,27 +80,52 @@ def listing(settings: type) -> type[TyperCommand]:
             shown: Any
             for shown in () if self.listed else self.params:
                 if shown.name in known:
-                    shown.help = help_of(known[shown.name])
+                    shown.help = help_of(shown.name, known[shown.name])
             self.listed = True
             return super().get_params(ctx)
+
+        def format_help(self, ctx: Any, formatter: Any) -> None:
+            super().format_help(ctx, formatter)
+            for name, found in known.items():
+                if phrases := found.phrases():
+                    Console(markup=False, highlight=False).print(panel(title(name, found), phrases))
 
     return Listing
 
 
-def help_of(found: Option) -> str:
+def panel(title: str, phrases: Phrases) -> Panel:
+    """A list of names and their phrases, in the looks of typer's help."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold cyan", no_wrap=True)
+    for name, phrase in phrases.items():
+        table.add_row(name, Text(phrase))
+    return Panel(table, title=title, title_align="left", border_style="dim")
+
+
+def title(name: str, found: Option) -> str:
+    """The title of an option's list, by which its help refers to the list."""
+    option = found.name or spelled(name)
+    return f"Choices of {option}" if found.names is None else f"NAME of {option}"
+
+
+def help_of(name: str, found: Option) -> str:
     """The help of an option, with its choices or its least value."""
+    if found.phrases():
+        return f"{found.help} Below: {title(name, found)}."
     if allowed := found.allowed():
         return f"{found.help} Choices: {', '.join(allowed)}."
-    if found.names is not None:
-        return f"{found.help} NAME: {', '.join(found.names())}."
     return found.help if found.least is None else f"{found.help} At least {found.least}."
 
 
-def completions(found: Option) -> list[str]:
-    """Words with which a shell completes an option's value: its choices, or the kinds of --data."""
+def completions(found: Option) -> list[tuple[str, str]]:
+    """Words with which a shell completes an option's value, each with a phrase that may be empty.
+
+    They are its choices, or the kinds of --data.
+    """
     if found.names is None:
-        return list(found.allowed())
-    return ["meds:", "text:", *(f"profile:{name}" for name in found.names())]
+        return list((found.phrases() or dict.fromkeys(found.allowed(), "")).items())
+    named = [(f"profile:{name}", phrase) for name, phrase in found.phrases().items()]
+    return [("meds:", "a MEDS folder"), ("text:", "a CSV or JSONL file"), *named]
 
 
 def parameter(name: str, found: Option, kind: type, default: Any) -> inspect.Parameter:

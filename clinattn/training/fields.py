@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-Choices = tuple[str, ...] | Callable[[], tuple[str, ...]]  # a function, where a list takes imports
+Phrases = Mapping[str, str]  # names, each with what it is in a few words
+# A function, where a list takes imports
+Choices = tuple[str, ...] | Callable[[], tuple[str, ...] | Phrases]
 
 
 @dataclass(frozen=True)
@@ -20,12 +22,20 @@ class Option:
     help: str
     choices: Choices = ()
     least: int | None = None
-    names: Callable[[], tuple[str, ...]] | None = None
+    names: Callable[[], Phrases] | None = None
     shown: str | None = None
     name: str | None = None
 
     def allowed(self) -> tuple[str, ...]:
         """The choices; () where any value may be given."""
+        return tuple(self._chosen())
+
+    def phrases(self) -> Phrases:
+        """What NAME may be, or the choices, each with its phrase; empty where they have none."""
+        found = self._chosen() if self.names is None else self.names()
+        return found if isinstance(found, Mapping) else {}
+
+    def _chosen(self) -> tuple[str, ...] | Phrases:
         return self.choices() if callable(self.choices) else self.choices
 
 

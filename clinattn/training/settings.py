@@ -19,18 +19,18 @@ NOT_MATHS = (
 )
 
 
-def presets() -> tuple[str, ...]:
-    """The names of the encoder's presets."""
-    from clinattn.encoder import PRESETS
+def presets() -> dict[str, str]:
+    """The encoder's presets, each with a phrase."""
+    from clinattn.encoder.presets import DESCRIPTIONS, PRESETS
 
-    return tuple(sorted(PRESETS))
+    return {name: DESCRIPTIONS.get(name, "") for name in sorted(PRESETS)}
 
 
-def profiles() -> tuple[str, ...]:
-    """The names of the length profiles."""
+def profiles() -> dict[str, str]:
+    """The length profiles, each with a phrase."""
     from clinattn.workloads.profiles import PROFILES
 
-    return tuple(PROFILES)
+    return {name: profile.description for name, profile in PROFILES.items()}
 
 
 @dataclass(frozen=True)

@@ -17,23 +17,6 @@ def flat(text: str) -> str:
     return " ".join(text.split())
 
 
-def test_doctor_says_what_runs_and_why_not(cli):
-    done = cli("doctor")
-    assert done.exit_code == 0
-    for name in ("torch", "threads", "triton", "cuda", "cpu", "reference", "usable"):
-        assert name in done.stdout
-
-
-def test_doctor_as_json(cli):
-    found = json.loads(cli("doctor", "--json").stdout)
-    assert set(found) == {
-        *("environment", "backends", "notes", "kernels", "compiled module", "compiler", "hints"),
-        "FLOP/s of a thread",
-    }
-    assert found["backends"]["reference"] == []
-    assert found["environment"]["threads"] >= 1
-
-
 def test_bench_writes_everything_and_prints_the_speedup(cli, meds, tmp_path):
     done = cli("bench", "--meds-dir", meds, "--output", "res", *FAST)
     assert done.exit_code == 0, done.output

@@ -2,15 +2,18 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
+from places import ROOT
 
 for package in ("typer", "rich"):
     pytest.importorskip(package)
 
 from clinattn.tools import installation  # noqa: E402
+from clinattn.workloads.profiles import PROFILES  # noqa: E402
 
 
 class Installed:
@@ -57,7 +60,9 @@ def test_a_torch_newer_than_the_tests_is_named(monkeypatch, version, tested):
     [
         ("clinattn rep", {"report", "report-model"}),
         ("clinattn bench --preset clinicalb", {"clinicalbert"}),
+        ("clinattn bench --profile note_", {"note_discharge", "note_chunks"}),
         ("clinattn profile --data profile:ehr_i", {"profile:ehr_icu"}),
+        ("clinattn profile --variant clinattn_pac", {"clinattn_packed"}),
     ],
 )
 def test_a_shell_completes_commands_and_choices(words, expected, tmp_path):
@@ -71,9 +76,34 @@ def test_a_shell_completes_commands_and_choices(words, expected, tmp_path):
     assert set(done.stdout.split()) == expected, done.stderr
 
 
-def test_help_lists_presets_and_profiles(tmp_path):
-    command = [sys.executable, "-m", "clinattn", "bench", "--help"]
-    env = os.environ | {"COLUMNS": "200"}
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize(
+    "words, expected",
+    [("--preset clinicalb", "clinicalbert"), ("--profile ehr_i", "ehr_icu")],
+)
+def test_bash_completes_with_what_the_command_gives_it(words, expected, tmp_path):
+    command = tmp_path / "clinattn"
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m clinattn "$@"\n')
+    command.chmod(0o755)
+    script = f"""
+        eval "$(_CLINATTN_COMPLETE=source_bash clinattn)"
+        COMP_WORDS=(clinattn bench {words}) COMP_CWORD=3
+        _clinattn_completion clinattn
+        echo "${{COMPREPLY[@]}}"
+    """
+    env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, cwd=tmp_path, env=env
+    )
+    assert done.stdout.split() == [expected], done.stderr
+
+
+def test_shells_that_show_them_get_the_phrases(tmp_path):
+    env = os.environ | {
+        "_CLINATTN_COMPLETE": "complete_fish",
+        "_TYPER_COMPLETE_ARGS": "clinattn bench --profile fix",
+        "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+    }
+    command = [sys.executable, "-m", "clinattn"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env)
-    for name in ("clinicalbert", "bioclinical-modernbert-base", "note_discharge", "ehr_icu"):
-        assert name in done.stdout, name
+    assert done.stdout.split("\t") == ["fixed", PROFILES["fixed"].description + "\n"]

@@ -14,6 +14,7 @@ for package in ("typer", "rich", "pyarrow", "matplotlib", "jinja2"):
     pytest.importorskip(package)
 
 from clinattn.encoder import PRESETS  # noqa: E402
+from clinattn.encoder.presets import DESCRIPTIONS  # noqa: E402
 from clinattn.tools import console  # noqa: E402
 from clinattn.tools.benchmark import settings as benchmark  # noqa: E402
 from clinattn.tools.benchmark.variants import VARIANTS  # noqa: E402
@@ -82,11 +83,29 @@ def test_each_field_is_an_option_with_its_help_and_default(cli, command):
 def test_the_help_lists_the_choices(cli, command):
     lines = help_lines(cli, command)
     for name, choices in {"device": ("cpu", "cuda"), **LISTED[command]}.items():
-        (listed,) = re.findall(r"Choices: (.*?)\.", lines[f"--{name}"])
-        assert set(listed.split(", ")) == set(choices)
-    if command != "report-model":
-        (listed,) = re.findall(r"NAME: (.*?)\.", lines["--data"])
-        assert set(listed.split(", ")) == set(PROFILES)
+        if name != "preset":
+            (listed,) = re.findall(r"Choices: (.*?)\.", lines[f"--{name}"])
+            assert set(listed.split(", ")) == set(choices)
+
+
+@pytest.mark.parametrize("command", ["bench", "train", "profile"])
+@pytest.mark.parametrize("columns", ["80", "200"])
+def test_the_help_has_presets_and_profiles_with_a_phrase_each(cli, command, columns):
+    width = {"COLUMNS": columns, "TERMINAL_WIDTH": columns}
+    printed = cli(command, "--help", **WIDE | width).stdout
+    profiles = {name: profile.description for name, profile in PROFILES.items()}
+    for title, phrases in (("NAME of --data", profiles), ("Choices of --preset", DESCRIPTIONS)):
+        start = printed.index(f"─ {title} ─")
+        listed = printed[start : printed.index("╰", start)]
+        flat = " ".join(listed.replace("│", " ").split())
+        for name, phrase in phrases.items():
+            assert f" {name} {phrase}" in flat
+        assert max(map(len, listed.splitlines())) <= int(columns)
+        assert f"Below: {title}." in " ".join(printed.replace("│", " ").split())
+
+
+def test_every_preset_has_a_phrase():
+    assert set(DESCRIPTIONS) == set(PRESETS) and all(DESCRIPTIONS.values())
 
 
 @pytest.mark.parametrize(
