@@ -26,7 +26,8 @@ class Machine:
     environ: the environment variables. threads: torch's. sets: the table of instruction sets.
     flags: the processor's features by Linux's names. huge_pages: "always", "madvise" or "never",
     None where nothing tells. other_work: fields of other_work.beside, taken just now. against: the
-    reasons against each backend. cuda: whether torch sees a GPU.
+    reasons against each backend. interpreted: whether Triton kernels run in Python. cuda: whether
+    torch sees a GPU.
     """
 
     environ: Mapping[str, str]
@@ -37,6 +38,7 @@ class Machine:
     huge_pages: str | None
     other_work: Mapping[str, Any]
     against: Mapping[str, list[str]]
+    interpreted: bool
     cuda: bool
 
     @property
@@ -45,8 +47,8 @@ class Machine:
         return max((NAMES.index(x.name) for x in self.sets if x.usable), default=0)
 
     def on(self, variable: str) -> bool:
-        """Returns whether a variable is set to what means yes."""
-        return self.environ.get(variable, "").lower() in ("1", "true", "yes", "on", "y")
+        """Returns whether a variable of torch or CUDA is set to 1."""
+        return self.environ.get(variable, "") == "1"
 
 
 def no_cpu_kernels(here: Machine) -> str | None:
@@ -195,7 +197,7 @@ def huge_pages_off(here: Machine) -> str | None:
 
 
 def interpreter(here: Machine) -> str | None:
-    if not here.cuda or not here.on("TRITON_INTERPRET"):
+    if not here.cuda or not here.interpreted:
         return None
     return "TRITON_INTERPRET runs Triton kernels in Python; unset TRITON_INTERPRET"
 
@@ -211,7 +213,7 @@ def busy(here: Machine) -> str | None:
         return None
     return (
         f"other work keeps {here.other_work['other_cpus']:.1f} of {here.other_work['cpus']} CPUs "
-        "busy now: rates above are low, and other numbers taken now would be; end it, or measure "
+        "busy now, so that the rates above are low and other work here is slow; end it, or measure "
         "again later"
     )
 
@@ -263,7 +265,7 @@ def precision(here: Machine) -> str | None:
 
 
 def unneeded_interpreter(here: Machine) -> str | None:
-    if here.cuda or not here.on("TRITON_INTERPRET"):
+    if here.cuda or not here.interpreted:
         return None
     return "TRITON_INTERPRET is set, which only tests need: Triton kernels run in Python"
 

@@ -12,6 +12,7 @@ import torch
 from clinattn.backends import cpu
 from clinattn.backends.compiled import compiled_module
 from clinattn.backends.select import backends
+from clinattn.backends.triton import triton_interpreter
 from clinattn.tools import advice, installation, peaks
 from clinattn.tools.cpus import cpus
 from clinattn.tools.environment import environment
@@ -51,6 +52,7 @@ def diagnose() -> dict[str, Any]:
         huge_pages=huge_pages(),
         other_work=other_work,
         against=against,
+        interpreted=triton_interpreter(),
         cuda=torch.cuda.is_available(),
     )
     slower = advice.slower(machine)

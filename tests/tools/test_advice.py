@@ -37,6 +37,7 @@ FINE = Machine(
     huge_pages="always",
     other_work={"disturbed": False, "other_cpus": 0.1, "cpus": 4},
     against={"triton": ["no GPU"], "cuda": ["no GPU"], "cpu": [], "reference": []},
+    interpreted=False,
     cuda=False,
 )
 WITH_AMX = FINE.flags | set(FLAGS["amx"])
@@ -129,7 +130,7 @@ SLOW = {
         "THP_MEM_ALLOC_ENABLE=1 has no effect, because the system gives no huge pages; as root:",
     ),
     "the interpreter": (
-        {**GPU, **variables(TRITON_INTERPRET="1")},
+        {**GPU, "interpreted": True},
         "TRITON_INTERPRET runs Triton kernels in Python; unset TRITON_INTERPRET",
     ),
     "blocking launches": (
@@ -166,7 +167,7 @@ NOT_SLOW = {
     "oneDNN's best": {"environ": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}},
     "all of oneDNN": {"environ": {"ONEDNN_MAX_CPU_ISA": "ALL"}},
     "no huge pages, and none asked for": {"huge_pages": "never"},
-    "the interpreter, without a GPU": {"environ": {"TRITON_INTERPRET": "1"}},
+    "the interpreter, without a GPU": {"interpreted": True},
     "launches that do not block": {**GPU, "environ": {"CUDA_LAUNCH_BLOCKING": "0"}},
     "blocking launches, without a GPU": {"environ": {"CUDA_LAUNCH_BLOCKING": "1"}},
     "a GPU": GPU,
@@ -216,7 +217,7 @@ def test_no_compiler_is_named_first(monkeypatch):
 NOTES = {
     "amx": ({"sets": sets("amx")}, 'set_float32_matmul_precision("high") makes it faster on amx'),
     "huge pages": ({"huge_pages": "madvise"}, "THP_MEM_ALLOC_ENABLE=1"),
-    "the interpreter": (variables(TRITON_INTERPRET="1"), "which only tests need"),
+    "the interpreter": ({"interpreted": True}, "which only tests need"),
 }
 
 
