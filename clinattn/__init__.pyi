@@ -10,6 +10,7 @@ from clinattn.operator import ranges as ranges
 from clinattn.operator.functions import FusedAttention as FusedAttention
 from clinattn.operator.relative import t5_relative_bias as t5_relative_bias
 from clinattn.operator.rotary import rotary as rotary
+from clinattn.operator.summary import attention_summary as attention_summary
 from clinattn.operator.visibility import PreparedMask, Window
 
 __version__: str

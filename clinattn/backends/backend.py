@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,25 +12,20 @@ from clinattn.backends.call import Arguments, Incoming, Summary
 Summarises = Callable[[Arguments, Summary, int, int], tuple[torch.Tensor, torch.Tensor]]
 
 
-def by_reference(call: Arguments, inputs: Summary, reduce: int, top: int) -> Any:
-    return importlib.import_module("clinattn.backends.reference.summary").attention_summary(
-        call, inputs, reduce, top
-    )
-
-
 class Implementation(NamedTuple):
     """The two passes of a backend, and summaries of the weights.
 
     forward(call) returns (o, lse, lse_low), where None stands for an lse_low of zeros.
     backward(call, incoming, needs) returns the Gradients; those that `needs` leaves out are empty.
     summary(call, inputs, reduce, top) returns (values, places), where reduce is one of
-    call.RECEIVED to call.TOPK, and places is empty for all but the last.
+    call.RECEIVED to call.TOPK, and places is empty for all but the last. None where select.SERVES
+    does not name it.
     """
 
     name: str
     forward: Callable[[Arguments], tuple[Any, ...]]
     backward: Callable[[Arguments, Incoming, int], tuple[torch.Tensor, ...]]
-    summary: Summarises = by_reference
+    summary: Summarises | None = None
 
 
 def of_ops(

@@ -42,8 +42,11 @@ WIDE = f"head_dim above {MAX_HEAD_DIM}"
 FEATURES = (*IN_KERNELS, WIDE)
 
 
+SUMMARIES = "attention_summary"
+
+
 class Serves(NamedTuple):
-    """The FEATURES that each of the two passes of a backend computes."""
+    """The FEATURES that each of the two passes of a backend computes; the first, SUMMARIES, too."""
 
     forward: tuple[str, ...]
     backward: tuple[str, ...]
@@ -52,8 +55,8 @@ class Serves(NamedTuple):
 SERVES = {
     "triton": Serves(forward=IN_KERNELS, backward=IN_KERNELS),
     "cuda": Serves(forward=IN_KERNELS, backward=IN_KERNELS),
-    "cpu": Serves(forward=IN_KERNELS, backward=IN_KERNELS),
-    "reference": Serves(forward=FEATURES, backward=FEATURES),
+    "cpu": Serves(forward=(*IN_KERNELS, SUMMARIES), backward=IN_KERNELS),
+    "reference": Serves(forward=(*FEATURES, SUMMARIES), backward=FEATURES),
 }
 
 

@@ -23,7 +23,7 @@ from clinattn.backends.call import (
     schema_of,
 )
 from clinattn.backends.reference import attention as reference
-from clinattn.backends.select import asked_for, implementation
+from clinattn.backends.select import SUMMARIES, asked_for, implementation
 from clinattn.operator import ranges
 from clinattn.operator.after_import import after_import
 
@@ -138,8 +138,8 @@ def summary(
         x if x is None else x.contiguous() for x in (inputs.lse, inputs.lse_low, inputs.weights)
     )
     do = None if inputs.do is None else with_unit_last_stride(inputs.do)
-    chosen = implementation(backend, call.q, asked_for(call, 0))
-    assert lse is not None
+    chosen = implementation(backend, call.q, (*asked_for(call, 0), SUMMARIES))
+    assert lse is not None and chosen.summary is not None
     inputs = Summary(lse, lse_low, weights, do)
     if ranges.on:
         name = f"attention summary, {chosen.name}"
