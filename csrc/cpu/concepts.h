@@ -32,7 +32,7 @@ concept Vector = requires(typename V::F x, typename V::T t, typename V::T* to,
   { V::abs(x) } -> std::same_as<typename V::F>;
   { V::exp2(x) } -> std::same_as<typename V::F>;
   { V::hsum(x) } -> std::same_as<typename V::T>;
-  { V::any_reaches(x, t) } -> std::same_as<bool>;
+  { V::reaching(x, t) } -> std::same_as<uint32_t>;
   // by a mask that is -inf where it hides
   { V::hidden_where_hidden(x, x) } -> std::same_as<typename V::F>;
   { V::zero_where_hidden(x, x) } -> std::same_as<typename V::F>;

@@ -104,7 +104,7 @@ struct FmaForward : FmaScores<Lanes> {
     V::store(scales, V::set1(units.base2));
     V::store(growth, V::sub(m_old, m_safe));
     const auto before = V::zero_where_hidden(m_old, m_old);
-    if (V::any_reaches(V::max(V::abs(m_safe), V::abs(before)), kLarge<T>)) {
+    if (V::reaching(V::max(V::abs(m_safe), V::abs(before)), kLarge<T>)) {
       alignas(64) T most[V::kWidth], m_rows[V::kWidth];
       V::store(most, highest);
       V::store(m_rows, m_new);

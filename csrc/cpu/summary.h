@@ -291,13 +291,16 @@ struct Summary {
     T least = above(best[r].values[last]);
     for (int64_t j = step.begin; j < step.end; j += V::kWidth) {
       const auto weight = V::exp2(e.of(V::load(scores.segment(i, j))));
-      if (!V::any_reaches(weight, least)) continue;
+      uint32_t higher = V::reaching(weight, least);
+      if (!higher) continue;
       alignas(64) T found[V::kWidth];
       V::store(found, weight);
-      for (int64_t lane = 0; lane < V::kWidth; ++lane) {
-        if (!(found[lane] >= least)) continue;
+      while (higher) {
+        const int lane = __builtin_ctz(higher);
         best[r].template insert<V>(found[lane], static_cast<int32_t>(key + j + lane));
         least = above(best[r].values[last]);
+        higher &= higher - 1;
+        higher &= V::reaching(weight, least);
       }
     }
   }

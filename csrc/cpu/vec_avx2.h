@@ -32,8 +32,9 @@ struct Avx2 {
   static F max(F a, F b) { return _mm256_max_ps(a, b); }
   static F abs(F x) { return _mm256_andnot_ps(set1(-0.0f), x); }
   static F with_sign(F size, F x) { return _mm256_or_ps(size, _mm256_and_ps(x, set1(-0.0f))); }
-  static bool any_reaches(F x, float limit) {
-    return _mm256_movemask_ps(_mm256_cmp_ps(x, set1(limit), _CMP_GE_OQ)) != 0;
+  // The lanes, as bits, in which x >= limit
+  static uint32_t reaching(F x, float limit) {
+    return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(x, set1(limit), _CMP_GE_OQ)));
   }
   // a where x is below the limit, else b
   static F where_below(F x, F limit, F a, F b) {

@@ -33,8 +33,9 @@ struct Avx512 {
   static F max(F a, F b) { return _mm512_max_ps(a, b); }
   static F abs(F x) { return _mm512_abs_ps(x); }
   static F with_sign(F size, F x) { return _mm512_or_ps(size, _mm512_and_ps(x, set1(-0.0f))); }
-  static bool any_reaches(F x, float limit) {
-    return _mm512_cmp_ps_mask(x, set1(limit), _CMP_GE_OQ) != 0;
+  // The lanes, as bits, in which x >= limit
+  static uint32_t reaching(F x, float limit) {
+    return _mm512_cmp_ps_mask(x, set1(limit), _CMP_GE_OQ);
   }
   // a where x is below the limit, else b
   static F where_below(F x, F limit, F a, F b) {

@@ -85,10 +85,11 @@ struct Portable {
   static F with_sign(F size, F a) {
     return each([&](int i) { return a.x[i] < 0 ? -size.x[i] : size.x[i]; });
   }
-  static bool any_reaches(F a, T limit) {
-    bool any = false;
-    for (int i = 0; i < kLanes; ++i) any |= a.x[i] >= limit;
-    return any;
+  // The lanes, as bits, in which a >= limit
+  static uint32_t reaching(F a, T limit) {
+    uint32_t bits = 0;
+    for (int i = 0; i < kLanes; ++i) bits |= static_cast<uint32_t>(a.x[i] >= limit) << i;
+    return bits;
   }
   // a where x is below the limit, else b
   static F where_below(F x, F limit, F a, F b) {
