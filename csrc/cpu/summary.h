@@ -4,8 +4,12 @@
 // and p goes into sums over the queries of a panel of keys, or into numbers of each query.
 #pragma once
 
+#include <stdint.h>
+#include <string.h>
+
 #include "concepts.h"
 #include "cover.h"
+#include "isa.h"
 #include "normaliser.h"
 #include "steps.h"
 
