@@ -25,7 +25,7 @@ from clinattn.tools.console import (
 from clinattn.tools.model_report.settings import ReportSettings
 from clinattn.tools.options import listing, takes
 from clinattn.tools.train import train
-from clinattn.tools.ways import pass_name, way_name
+from clinattn.tools.ways import dtype_name, pass_name, way_name
 from clinattn.training.settings import TrainingSettings
 
 OUTPUT = Path("bench/out")
@@ -300,7 +300,7 @@ def show(result: dict[str, Any]) -> None:
         out.print(
             f"{work['source']}: {work['sequences']} of {work['available']} sequences, "
             f"{work['real_tokens']:,} tokens; {result['settings']['preset']}, "
-            f"{result['settings']['dtype']}, {result['backend']} backend, "
+            f"{dtype_name(result['settings']['dtype'])}, {result['backend']} backend, "
             f"{result['environment']['threads']} threads",
         )
     table = Table("pass", "way", show_edge=False)

@@ -7,6 +7,9 @@ import json
 import pytest
 from places import ROOT
 
+from clinattn.tools.benchmark.variants import VARIANTS
+from clinattn.tools.ways import way_name
+
 README, SPEED = "README.md", "docs/speed.md"
 H100 = "h100-2026-11-28-first"
 WORDS = {"notes": "notes", "chunks": "chunks of notes", "timelines": "patient timelines"}
@@ -29,7 +32,7 @@ def words(page: str) -> str:
 
 
 def encoder_lines() -> list[str]:
-    rows = {(row["label"], row["mode"]): row for row in kept("encoder")[-1]["rows"]}
+    rows = {(way_name(row["variant"]), row["mode"]): row for row in kept("encoder")[-1]["rows"]}
     lines = []
     for label, mode in rows:
         if mode == "train":
@@ -60,7 +63,7 @@ def memory_lines() -> list[str]:
         extra = benchmark["extra_info"]
         if extra["kind"] == "memory" and extra["passes"] == "forward_backward":
             cells = [f"{peak / (1 << 20):,.0f}" for peak in extra["peak_bytes"].values()]
-            lines.append(f"| {extra['way']} | {' | '.join(cells)} |")
+            lines.append(f"| {way_name(extra['way'])} | {' | '.join(cells)} |")
     return lines
 
 
@@ -179,7 +182,7 @@ def engine_cost_lines() -> list[str]:
         one = of("fp32")
         cells = [f"{one['start_seconds']:.1f}", f"{one['peak_memory_bytes'] / 2**20:,.0f}"]
         cells.append(f"{one['package_bytes'] / 2**20:,.0f}")
-        lines.append(f"| {name} | {' | '.join(errors + cells)} |")
+        lines.append(f"| {way_name(name)} | {' | '.join(errors + cells)} |")
     return lines
 
 
@@ -214,18 +217,13 @@ def gpu_lines() -> list[str]:
 
 def gpu_encoder_lines() -> list[str]:
     rows = [row for row in of_gpu(H100) if row.get("case") == "tokens/s"]
-    labels = {
-        "sdpa_padded": "torch SDPA, padded",
-        "sdpa_bucketed": "torch SDPA, length-bucketed",
-        "clinattn_padded": "clinattn, padded",
-        "clinattn_packed": "clinattn, packed",
-    }
     lines = []
-    for name, label in labels.items():
+    for name in (variant.name for variant in VARIANTS):
         by_mode = {row["mode"]: row for row in rows if row["provider"] == name}
         rates = [by_mode[mode]["tokens_per_s"] for mode in ("train", "infer")]
         padding = 100 * by_mode["train"]["padding_share"]
-        lines.append(f"| {label} | {rates[0]:,.0f} | {rates[1]:,.0f} | {padding:.1f} % |")
+        shown = f"{rates[0]:,.0f} | {rates[1]:,.0f} | {padding:.1f} %"
+        lines.append(f"| {way_name(name)} | {shown} |")
     return lines
 
 
@@ -245,6 +243,12 @@ def test_tables_are_of_the_kept_rows(page, lines):
     assert lines()
     for line in lines():
         assert line in text(page).splitlines(), line
+
+
+@pytest.mark.parametrize("page", [README, "docs/compared.md"])
+def test_engines_have_their_names(page):
+    head = f" | {' | '.join(map(way_name, ENGINES))} |"
+    assert [line for line in text(page).splitlines() if line.endswith(head)]
 
 
 @pytest.mark.parametrize("page", TABLES)
