@@ -8,6 +8,15 @@
 
 namespace {
 
+// The products of the forward pass in its order, where queries are the first operand and not keys:
+// its normaliser belongs to these bits of the scores.
+template <int kParts>
+struct QueriesFirst {
+  using P = AllProducts<kParts>;
+  static constexpr int kCount = P::kCount, kPasses = P::kPasses;
+  static constexpr auto &kEnd = P::kEnd, &kA = P::kB, &kB = P::kA;
+};
+
 template <class M>
 struct Bf16Scores {
   static constexpr int kParts = M::kParts;
@@ -76,7 +85,7 @@ struct Bf16Scores {
   void multiply(int64_t r, int64_t n, int64_t at, int64_t begin, int64_t end) {
     const int64_t other = width / 32 * kParts * kTile;
     for (int64_t j = begin; j < end; j += kBlock)
-      products.template multiply<false, false, AllProducts<kParts>>(
+      products.template multiply<false, false, QueriesFirst<kParts>>(
           {tile(q, 0, r, 0), other, kTile, kParts * kTile, n > 16},
           {tile(k, 0, at + j, 0), other, kTile, kParts * kTile, end - j > 16}, width / 32,
           s + j / 32 * 1024);

@@ -142,6 +142,15 @@ LANES __m512i mul_epu32(__m512i a, __m512i b) {
 }
 LANES __m512 mask_mov_ps(__m512 a, __mmask16 k, __m512 b) { return blend(k, a, b); }
 LANES __m512i mask_mov_epi32(__m512i a, __mmask16 k, __m512i b) { return blend(k, a, b); }
+// The elements of x in the lanes of k, in their order, else those of `rest`
+MANY __m512i mask_expand_epi32(__m512i rest, __mmask16 k, __m512i x) {
+  const Words from = as<Words>(x), others = as<Words>(rest);
+  int next = 0;
+  return as<__m512i>(each<Words>([&](int i) { return k >> i & 1 ? from[next++] : others[i]; }));
+}
+MANY __m512 mask_expand_ps(__m512 rest, __mmask16 k, __m512 x) {
+  return as<__m512>(mask_expand_epi32(as<__m512i>(rest), k, as<__m512i>(x)));
+}
 LANES __m512 maskz_mov_ps(__mmask16 k, __m512 x) { return blend(k, __m512{}, x); }
 LANES __m512 maskz_mul_ps(__mmask16 k, __m512 a, __m512 b) { return blend(k, __m512{}, a * b); }
 LANES __m512 maskz_sub_ps(__mmask16 k, __m512 a, __m512 b) { return blend(k, __m512{}, a - b); }

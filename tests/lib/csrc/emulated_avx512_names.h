@@ -53,6 +53,10 @@
 #define _mm512_loadu_si512 emulated::loadu_si512
 #undef _mm512_mask_cmp_ps_mask
 #define _mm512_mask_cmp_ps_mask emulated::mask_cmp_ps_mask
+#undef _mm512_mask_expand_epi32
+#define _mm512_mask_expand_epi32 emulated::mask_expand_epi32
+#undef _mm512_mask_expand_ps
+#define _mm512_mask_expand_ps emulated::mask_expand_ps
 #undef _mm512_mask_mov_epi32
 #define _mm512_mask_mov_epi32 emulated::mask_mov_epi32
 #undef _mm512_mask_mov_ps
