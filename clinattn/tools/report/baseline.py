@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from statistics import geometric_mean
 
+from clinattn.tools.report.kinds import kind_of
 from clinattn.tools.report.section import (
     SPEEDS,
     UNITS,
@@ -18,7 +19,6 @@ from clinattn.tools.report.section import (
     times,
 )
 from clinattn.tools.report.sections import VIEWS
-from clinattn.tools.report.shapes import kind_of
 
 SAME = 0.05  # of a ratio: neighbouring runs of one program differ by as much
 NOT_COMPARED = ("date", "clinattn", "commit", "load average at the start")

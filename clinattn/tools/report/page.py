@@ -15,9 +15,9 @@ import jinja2
 from clinattn.files.disk import parse_json, write_text
 from clinattn.tools.report.baseline import NoBaseline, compare
 from clinattn.tools.report.colors import DARK, LIGHT
+from clinattn.tools.report.kinds import check_result, kind_of
 from clinattn.tools.report.section import Record, Section
 from clinattn.tools.report.sections import section
-from clinattn.tools.report.shapes import check_result, kind_of
 from clinattn.tools.report.words import word_of, words_in
 
 EXPECTED = "expected the results.json of clinattn bench, or JSON of bench/"

@@ -1,12 +1,12 @@
 """What the page shows of each kind of results, and what of them a later run can be compared with.
 
-Others import VIEWS, by the kinds of shapes.py, and section (a result's own).
+Others import VIEWS, by the kinds of kinds.py, and section (a result's own).
 """
 
 from __future__ import annotations
 
+from clinattn.tools.report.kinds import kind_of
 from clinattn.tools.report.section import Record, Section, View
-from clinattn.tools.report.shapes import kind_of
 
 from . import compared, encoder, encoders, engines, kernels, parity, pretrained, suites
 
