@@ -144,6 +144,11 @@ def test_both_schemes_and_paper_have_their_rules(page):
         assert all(f"--{name}: {value};" in text for name, value in colors.items())
     assert "details, .contents, .skip { display: none; }" in paper and "@page" in style
     assert ":focus-visible" in style and "overflow-x: auto" in style
+    (phone,) = re.findall(r"@media screen and \(max-width: 47.99rem\) \{\n(.*?)\n\}", style, re.S)
+    name = int(re.search(r"first-child \{ width: (\d+)cqi", phone)[1])
+    other = int(re.search(r"td \+ td, .*min-width: (\d+)cqi", phone)[1])
+    assert (100 - name) % other == 0  # whole columns, so that no number is cut
+    assert f"scroll-padding-left: {name}%" in phone and "x mandatory" in phone
 
 
 def test_no_text_has_a_colour_of_its_own(page):

@@ -56,7 +56,7 @@ def rows_of(section, unit):
 def test_every_kind_is_compared_with_itself(kind):
     (found,) = compare(KINDS[kind], [KINDS[kind]])
     assert found.warnings == []
-    assert "0 " in found.conclusion and " the same" in found.conclusion
+    assert ": 0 " in found.conclusion and ", 0 " in found.conclusion
     for table in found.tables:
         assert table.rows
         assert {(row[3], row[4]) for row in table.rows} == {("1.00", "the same")}
@@ -74,8 +74,8 @@ def test_cases_then_and_now():
     assert speed["training, clinattn, packed"] == ("37,037*", "55,555*", "1.50", "faster")
     assert rows_of(found, "MiB")["training, clinattn, padded"][2:] == ("1.00", "the same")
     assert found.conclusion == (
-        "Of 4 cases, 4 are faster than on 2026-01-02, 0 slower and 0 the same; the geometric mean "
-        "is 1.50 times as fast."
+        "Since 2026-01-02, of 4 cases: 4 faster, 0 slower, 0 the same; the geometric mean is 1.50 "
+        "times as fast."
     )
     then = "then: 2026-01-02, clinattn abcdef123456"
     assert found.origin == f"{then}; now: 2026-05-06, clinattn fedcba"
@@ -102,7 +102,7 @@ def test_quartiles_that_meet_are_no_difference():
     (found,) = compare(ENCODER, [now])
     verdicts = [row[3] for row in rows_of(found, "tokens/s").values()]
     assert verdicts == ["the same", "faster", "slower", "the same"]
-    said = "Of 4 cases, 1 are faster than on 2026-01-02, 1 slower and 2 the same"
+    said = "of 4 cases: 1 faster, 1 slower, 2 the same"
     assert said in found.conclusion
 
 
@@ -180,10 +180,10 @@ def test_the_command_says_it_too(cli, tmp_path):
     (tmp_path / "now.json").write_text(json.dumps(now))
     done = cli("report", "now.json", "--baseline", "then.json")
     assert done.exit_code == 0, done.output
-    assert "4 are faster than on 2026-01-02" in done.stdout
+    assert "Since 2026-01-02, of 4 cases: 4 faster" in done.stdout
     assert "threads was 2 and is 1" in done.stderr
     html = (tmp_path / "report.html").read_text()
-    assert "(2 of 2)" in html and "4 are faster than on 2026-01-02" in html
+    assert "(2 of 2)" in html and "of 4 cases: 4 faster" in html
 
 
 @pytest.mark.parametrize(

@@ -107,8 +107,8 @@ def conclusion(common: Sequence[tuple[Case, Case]], date: str) -> str:
     mean = f"; the geometric mean is {times(geometric_mean(ratios))}" if ratios else ""
     mean += unit.removeprefix("times") if ratios else ""
     return (
-        f"Of {len(own)} cases, {count['more']} are {words[0]} than on {date}, {count['less']} "
-        f"{words[1]} and {count['the same']} the same{mean}."
+        f"Since {date}, of {len(own)} cases: {count['more']} {words[0]}, {count['less']} "
+        f"{words[1]}, {count['the same']} the same{mean}."
     )
 
 

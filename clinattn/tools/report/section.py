@@ -72,6 +72,7 @@ class Section:
         said |= {"commit": "commit {}", "then": "then: {}", "now": "now: {}"}
         shown = self.facts | {"date": str(self.facts.get("date", ""))[:10]}
         found = [(name, shown[name]) for name in named if shown.get(name)]
+        said |= {"threads": "{} thread"} if shown.get("threads") == 1 else {}
         return "; ".join(said.get(name, "{}").format(value) for name, value in found)
 
     @property

@@ -76,7 +76,8 @@ def conclusion(rows: list[Record]) -> str:
         return "No engine was timed."
     first = Counter(way(max(own, key=rate)) for own in found.values())
     text = "; ".join(f"{closed(name)} in {count}" for name, count in first.most_common())
-    return f"Of {len(found)} loads, each in one precision, the fastest is {text}."
+    loads = "1 load" if len(found) == 1 else f"{len(found)} loads"
+    return f"Of {loads}, each in one precision, the fastest is {text}."
 
 
 def tables(rows: list[Record]) -> list[Table]:

@@ -15,7 +15,7 @@ def section(result: Record) -> Section:
     reasons: dict[str, list[str]] = {}
     for name, reason in left.items():
         reasons.setdefault(reason, []).append(name)
-    header = ("model type", "class", "replaced", *map(" ".join, columns(rows)), "padding", "passed")
+    header = ("model type", "class", "passed", "replaced", *map(" ".join, columns(rows)), "padding")
     tables = [
         Table(
             "Largest error of a model type, as a share of what is allowed",
@@ -27,8 +27,8 @@ def section(result: Record) -> Section:
         )
     ]
     if reasons:
-        lines = [(why, str(len(own)), ", ".join(own)) for why, own in sorted(reasons.items())]
-        tables.append(Table("Not compared", ("reason", "number", "model types"), lines))
+        lines = [(why, ", ".join(own), str(len(own))) for why, own in sorted(reasons.items())]
+        tables.append(Table("Not compared", ("reason", "model types", "number"), lines, labels=2))
     return Section(
         title="Models before and after their attention is replaced",
         conclusion=conclusion(rows, left),
@@ -41,7 +41,7 @@ def section(result: Record) -> Section:
 def conclusion(rows: list[Record], left: Record) -> str:
     types = list(by_type(rows).values())
     passed = sum(all(row["passed"] for row in own) for own in types)
-    others = f", and {len(left)} could not be compared" if left else ""
+    others = f"; {len(left)} other types could not be compared" if left else ""
     return (
         f"{passed} of {len(types)} model types give the results of their own attention after "
         f"clinattn has replaced it, up to rounding, in {len(rows):,} comparisons{others}."
@@ -78,10 +78,10 @@ def cells(own: list[Record], kinds: list[tuple[str, str]]) -> tuple[str, ...]:
     return (
         own[0]["architecture"],
         own[0]["model"],
+        "yes" if all(row["passed"] for row in own) else "no",
         f"{own[0]['replaced']} of {own[0]['attentions']}",
         *(f"{worst(own, kind, dtype):.2f}" for dtype, kind in kinds),
         ", ".join(dict.fromkeys(row["padding"] for row in own)),
-        "yes" if all(row["passed"] for row in own) else "no",
     )
 
 
