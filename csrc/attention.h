@@ -77,7 +77,7 @@ struct AttentionParams : Scalars {
   const uint64_t* seed_at = nullptr;  // where it is instead, on a device
 };
 
-// What a summary makes of the weights p, as clinattn/backends/call.py says
+// Reductions of the weights p: clinattn/backends/call.py describes each
 enum class Reduce : int64_t { kReceived, kGradient, kRelevance, kEntropy, kMax, kTopK };
 
 // Beside the call, whose lse, lse_low and dout are read: the weights of queries, laid out as lse,

@@ -28,11 +28,7 @@ class Implementation(NamedTuple):
     summary: Summarises | None = None
 
 
-def of_ops(
-    name: str,
-    forward: Callable[..., Any],
-    backward: Callable[..., Any],
-) -> Implementation:
+def of_ops(name: str, forward: Callable[..., Any], backward: Callable[..., Any]) -> Implementation:
     """Returns the Implementation by two ops, whose arguments are the fields of the records."""
     return Implementation(
         name,

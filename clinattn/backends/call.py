@@ -132,12 +132,12 @@ TENSORS = tuple(
 SCALARS = Arguments._fields[len(TENSORS) :]
 FEATURE_SCALARS = SCALARS[SCALARS.index("softcap") :]
 
-# What a summary makes of the weights p of all pairs, w being the weights of the queries: sums over
-# the queries for each key, laid out as lse is with keys for queries,
-RECEIVED, GRADIENT, RELEVANCE = range(3)  # of w p, of w p dp, of w max(p dp, 0)
-# or numbers for each query, laid out as lse: the entropy of its weights in nats, the largest, and
-# the `top` largest in a last dimension, with the places of their keys (int64, -1 for a weight of 0)
-# in the sequence. Of equal weights the one of the first key comes first.
+# Reductions of the weights p of all pairs, with w the weights of the queries. Sums over the queries
+# for each key, laid out as lse is with keys in place of queries: of w p, w p dp and w max(p dp, 0).
+RECEIVED, GRADIENT, RELEVANCE = range(3)
+# Numbers for each query, laid out as lse: the entropy of its weights in nats, the largest, and the
+# `top` largest in a last dimension, with the places of their keys (int64, -1 for a weight of 0) in
+# the sequence. Of equal weights the one of the first key comes first.
 ENTROPY, MAX, TOPK = range(3, 6)
 MAX_TOP = 16
 

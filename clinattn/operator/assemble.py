@@ -1,4 +1,4 @@
-"""From the words of the public functions to the record of a call: checked, and in one form."""
+"""Turns the arguments of the public functions into the record of a call: checked, in one form."""
 
 from __future__ import annotations
 
@@ -52,8 +52,7 @@ def dense_call(
     softcap: float | None = None,
     global_prefix: int = 0,
 ) -> tuple[Arguments, forms.DenseForm | None]:
-    """Returns the checked call of fused_attention's arguments, and the form of other than 4-D ones.
-    """
+    """Returns the call of fused_attention's arguments, checked; and the form of those not 4-D."""
     checks.check_tensors(query, key, value)
     query, key, value = _autocast(query, key, value)
     enable_gqa = as_flag("enable_gqa", enable_gqa)
@@ -137,7 +136,7 @@ def packed_call(
     softcap: float | None = None,
     global_prefix: int = 0,
 ) -> Arguments:
-    """Returns the checked call of fused_attention_varlen's arguments."""
+    """Returns the call of fused_attention_varlen's arguments, checked."""
     checks.check_tensors(query, key, value)
     query, key, value = _autocast(query, key, value)
     checks.check_packed(query, key, value, as_flag("enable_gqa", enable_gqa))

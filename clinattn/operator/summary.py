@@ -1,4 +1,4 @@
-"""What attention weights would tell, in O(N) memory: the weights are formed again and not kept."""
+"""Summaries of attention weights in O(N) memory: the weights are formed again and not kept."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from clinattn.operator.words.scalars import as_int
 
 SUMMARY = torch.ops.clinattn.attention_summary.default
 
-# Each word of `reduce`, and what a backend computes for it
+# Each word of `reduce`, and the number of what a backend computes for it
 REDUCTIONS = {
     "received": records.RECEIVED,
     "norm": records.RECEIVED,
@@ -28,7 +28,7 @@ REDUCTIONS = {
     "max": records.MAX,
     "topk": records.TOPK,
 }
-# What each of them needs beside query and key
+# The arguments that a word needs beside query and key
 NEEDS = {"norm": ("value",), "gradient": ("value", "do"), "relevance": ("value", "do")}
 
 
@@ -67,8 +67,8 @@ def attention_summary(
     query, key, value: as in fused_attention; or packed, with cu_seqlens_q and what else
     fused_attention_varlen takes. value: for "norm", "gradient" and "relevance". do: like the output
     of attention, the gradient of a number (a logit) to it, for "gradient" and "relevance".
-    lse: of the same call, as return_lse=True gives it; left out, it is computed, at about half the
-    cost of a forward pass.
+    lse: of the same call, as return_lse=True gives it; left out, it is computed, at 0.6
+    to 0.8 of the cost of a forward pass.
     weights: (B, H, Nq), packed (H, Tq), or what broadcasts to it; of sums over queries, default 1.
     A query of weight 0 is not read: give 0 to padding that masks and lengths do not name.
     k: 1 to 16.

@@ -1,4 +1,4 @@
-"""What is slower here than it could be, and how to mend it: small checks of a machine's facts.
+"""Advice on what is slower here than it could be: small checks of a machine's facts.
 
 Each check returns a line, what is slow and then the remedy, or None where it finds nothing. What a
 line claims was measured (bench/NOTES.md) or is documented by whom it concerns.
@@ -21,7 +21,7 @@ from clinattn.tools.instruction_sets import NAMES, InstructionSet
 
 @dataclass(frozen=True)
 class Machine:
-    """What the checks look at.
+    """Facts that the checks look at.
 
     environ: the environment variables. threads: torch's. sets: the table of instruction sets.
     flags: the processor's features by Linux's names. huge_pages: "always", "madvise" or "never",

@@ -181,15 +181,13 @@ def report(
     ] = None,
 ) -> None:
     """Writes one self-contained HTML page from the JSON of benchmarks."""
-    from clinattn.tools.report.page import load_result, sections_of, write_report
+    from clinattn.tools.report.page import load_result, write_report
 
     loaded = [load_result(result) for result in results]
     earlier = None if baseline is None else load_result(baseline, "baseline")
-    sections = sections_of(loaded, earlier)
     path = output or results[0].with_name("report.html")
     require_writable(path)
-    write_report(loaded, path, earlier)
-    for section in sections:
+    for section in write_report(loaded, path, earlier):
         out.print(f"{section.title}: {section.conclusion}", soft_wrap=True)
         for warning in section.warnings:
             err.print(warning, style="yellow", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""What `clinattn doctor` prints of a diagnosis."""
+"""Tables and lines that `clinattn doctor` prints of a diagnosis."""
 
 from __future__ import annotations
 

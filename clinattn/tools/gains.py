@@ -8,7 +8,7 @@ from typing import Any
 
 Record = dict[str, Any]
 
-# What is gained, by which way, over which.
+# The name of a gain, the way that has it, and the way that it is over.
 KERNELS = ("the kernels alone", "clinattn_padded", "sdpa_padded")
 PACKING = ("packing alone", "clinattn_packed", "clinattn_padded")
 PARTS = (

@@ -118,7 +118,7 @@ def tile_refusal() -> str | None:
 
 
 def _lacking(name: str, flags: set[str] | None) -> tuple[str, ...]:
-    """What the processor lacks for a set itself, or else for one before it."""
+    """Returns the features that the processor lacks for a set, or else for one before it."""
     if flags is None:
         return ()
     for needed in (name, *NAMES[: NAMES.index(name)]):

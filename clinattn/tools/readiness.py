@@ -1,4 +1,4 @@
-"""Whether clinattn is ready here: calls that name no backend are computed by kernels."""
+"""Readiness of clinattn on this machine: calls that name no backend are computed by kernels."""
 
 from __future__ import annotations
 

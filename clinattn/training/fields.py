@@ -31,7 +31,7 @@ class Option:
         return tuple(self._chosen())
 
     def phrases(self) -> Phrases:
-        """What NAME may be, or the choices, each with its phrase; empty where they have none."""
+        """Returns the names for NAME, or the choices, with their phrases; empty without phrases."""
         found = self._chosen() if self.names is None else self.names()
         return found if isinstance(found, Mapping) else {}
 

@@ -1,5 +1,5 @@
-// How both passes and the summaries cut a sequence: blocks of queries, rows of keys, and the steps
-// of a panel of keys that a tile of queries sees.
+// The cuts of a sequence in both passes and in summaries: blocks of queries, rows of keys, and the
+// steps of a panel of keys that a tile of queries sees.
 #pragma once
 
 #include "forward_step.h"

@@ -9,15 +9,16 @@
 #include "forward.h"
 #include "peak.h"
 #include "rotary.h"
-#include "summary.h"
+#include "summary_by_key.h"
+#include "summary_by_query.h"
 
 namespace {
 
-template <ScoreEngine S, class Task>
+template <ScoreEngine S, class Summary, class Task>
 void summarise(const AttentionParams& p, const SummaryParams& asked, const Task* tasks,
                int64_t count, void* scratch) {
   [[maybe_unused]] typename S::Session session;
-  Summary<S> summary(p, asked, scratch);
+  Summary summary(p, asked, scratch);
   for (int64_t i = 0; i < count; ++i) summary.run(tasks[i]);
 }
 
@@ -44,12 +45,15 @@ clinattn::CpuKernels make_kernels(const char* name, int64_t (*peak_loop)(int64_t
         Backward<B> backward(p, shared, scratch);
         for (int64_t i = 0; i < count; ++i) backward.run(tasks[i]);
       },
-      Summary<S>::kPanel,
+      SumByKey<S>::kPanel,
       S::kRows,
-      Summary<S>::chunk,
-      Summary<S>::scratch,
-      summarise<S, BackwardTask>,
-      summarise<S, ForwardTask>,
+      ReduceByQuery<S>::chunk,
+      [](const AttentionParams& p, const SummaryParams& asked) {
+        return asked.by_key() ? SumByKey<S>(p, asked, nullptr).arena.used
+                              : ReduceByQuery<S>(p, asked, nullptr).arena.used;
+      },
+      summarise<S, SumByKey<S>, BackwardTask>,
+      summarise<S, ReduceByQuery<S>, ForwardTask>,
       peak_loop,
       [](const RotaryParams& p, int64_t seq, int64_t begin, int64_t end, void* scratch) {
         Rotary<typename F::V>(p, scratch).run(seq, begin, end);

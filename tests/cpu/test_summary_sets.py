@@ -146,3 +146,21 @@ def test_a_nan_reaches_what_sees_it(dtype, instruction_set):
             assert (a[0, 0, touched] == -1).all()
         else:
             assert a[0, 0, touched].isnan().all(), name
+
+
+def test_a_query_of_weight_0_is_not_read(instruction_set):
+    """Nor are its row of a mask and what it would give: infinite scores are NaN less infinity."""
+    q, k, v, do = torch.randn(4, 1, 1, 300, 40)
+    weights = torch.ones(300)
+    weights[100] = 0
+    mask = torch.randn(300, 300)
+    expected = every_summary(q, k, v, do, weights, attn_mask=mask)
+    mask[100] = torch.inf
+    q[0, 0, 100] = do[0, 0, 100] = torch.nan
+    lse = torch.zeros(1, 1, 300)
+    for reduce, one in zip(SUMS, expected, strict=False):
+        actual = attention_summary(
+            q, k, v, do, weights=weights, reduce=reduce, attn_mask=mask, backend="cpu"
+        )  # fmt: skip
+        assert torch.equal(actual, one), reduce
+    assert attention_summary(q, k, lse=lse, weights=weights * 0, attn_mask=mask).eq(0).all()

@@ -22,7 +22,7 @@ class Renamed(nn.MultiheadAttention):
 
 
 class SelfAttention(nn.Module):
-    """Of a class that is not known, as it might be written by hand."""
+    """Attention of an unknown class, as it might be written by hand."""
 
     def __init__(self):
         super().__init__()

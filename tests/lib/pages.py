@@ -22,7 +22,7 @@ class Element:
     text: str = ""
 
     def all(self, *tags: str) -> list[Element]:
-        """This element's descendants with one of the tags, in order."""
+        """Returns the descendants of the element with one of the tags, in order."""
         found = []
         for child in self.children:
             found += [child] if child.tag in tags or not tags else []
@@ -82,7 +82,7 @@ def assert_self_contained(html: str) -> None:
 
 
 def barriers(html: str) -> list[str]:
-    """What keeps a reader out who does not see the page, or has no mouse; empty where nothing."""
+    """Returns obstacles for a reader who does not see the page, or has no mouse."""
     page = read(html)
     return [
         *_of_the_document(page),

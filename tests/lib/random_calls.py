@@ -1,4 +1,4 @@
-"""Calls of random arguments, forward and backward, on inputs between guard pages.
+"""Calls of random arguments, both passes and summaries, on inputs between guard pages.
 
     python tests/lib/random_calls.py --seed 0 --first 0 --calls 100 [--module _C.py]
 
@@ -13,7 +13,7 @@ import argparse
 import random
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from cases import Case  # noqa: E402
 from features import SEED  # noqa: E402
 from guarded import guarded, spaced  # noqa: E402
 from mixtures import mixed  # noqa: E402
+from summaries import REDUCTIONS, SummaryProblem  # noqa: E402
 from support import DTYPES, Problem, dtype_id  # noqa: E402
 from torch import Tensor  # noqa: E402
 
@@ -92,7 +93,10 @@ class Product:
 
 @dataclass(frozen=True)
 class Call:
-    """gap: elements between rows of inputs. at_end: inputs end where a page does."""
+    """gap: elements between rows of inputs. at_end: inputs end where a page does.
+
+    reduce: of a summary of attention weights in place of both passes.
+    """
 
     number: int
     problem: Case | Rotary | Product
@@ -101,10 +105,12 @@ class Call:
     threads: int
     gap: int
     at_end: bool
+    reduce: str | None = None
 
     def __str__(self) -> str:
         said = {name: x for name, x in asdict(self.problem).items() if x != DEFAULTS.get(name)}
         said |= {"gap": self.gap, "at_end": self.at_end, "threads": self.threads}
+        said |= {"reduce": self.reduce} if self.reduce else {}
         words = [f"{name}={x!r}" for name, x in said.items() if name != "id"]
         words = [type(self.problem).__name__, dtype_id(self.dtype), *words]
         return " ".join([str(self.number), self.instruction_set, *words])
@@ -118,7 +124,7 @@ class Call:
 
     def run(self) -> None:
         if isinstance(self.problem, Case):
-            results = attention(self, self.problem)
+            results = (attention if self.reduce is None else summary)(self, self.problem)
         elif isinstance(self.problem, Rotary):
             results = rotary(self, self.problem)
         else:
@@ -142,6 +148,7 @@ def draw(seed: int, number: int, sets: list[str]) -> Call:
         threads=chance.choice([1, 1, 2, 3]),
         gap=chance.choice([0, 0, 1, 3, 8]),
         at_end=chance.random() < 0.8,
+        reduce=chance.choice(REDUCTIONS) if chance.random() < 0.25 else None,
     )
 
 
@@ -250,6 +257,15 @@ def attention(call: Call, case: Case) -> Results:
     given = [(x, y) for x, y in zip(results, cotangents, strict=True) if y is not None]
     outputs, directions = zip(*given, strict=True)
     return *results, *torch.autograd.grad(outputs, leaves, directions, allow_unused=True)
+
+
+def summary(call: Call, case: Case) -> Results:
+    assert call.reduce is not None
+    problem = SummaryProblem(replace(case, dropout=None), call.dtype, seed=call.number)
+    tensors, keywords = problem.summary_arguments(call.reduce)
+    given = {name: call.placed(x) for name, x in keywords.items()}
+    found = clinattn.attention_summary(*map(call.placed, tensors), **given, backend="cpu")
+    return found if call.reduce == "topk" else (found,)
 
 
 def rotary(call: Call, problem: Rotary) -> Results:

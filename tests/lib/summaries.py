@@ -90,7 +90,12 @@ class SummaryProblem(Drawn):
         self.weights = weights.to(self.lse_like)
 
     def summary(self, reduce: str, backend: str | None, lse: Tensor | None = None) -> Any:
-        """Returns what the package says; sums over queries by the weights."""
+        """Returns the result of the package; sums over queries by the weights."""
+        tensors, keywords = self.summary_arguments(reduce)
+        return clinattn.attention_summary(*tensors, lse=lse, backend=backend, **keywords)
+
+    def summary_arguments(self, reduce: str) -> tuple[list[Tensor], dict[str, Any]]:
+        """Returns (query, key, value, do) and the other arguments."""
         (q, k, v), keywords = self.arguments
         do = torch.where(self.alive_q[..., None], self.do, torch.nan)
         weights = None
@@ -102,10 +107,8 @@ class SummaryProblem(Drawn):
         keywords = {
             name: x for name, x in keywords.items() if name not in ("dropout_p", "return_lse")
         }
-        return clinattn.attention_summary(
-            q, k, v, self.given(do),
-            lse=lse, weights=weights, reduce=reduce, k=TOP, backend=backend, **keywords,
-        )  # fmt: skip
+        keywords |= {"weights": weights, "reduce": reduce, "k": TOP}
+        return [q, k, v, self.given(do)], keywords
 
     def forward_lse(self, backend: str | None) -> Tensor:
         inputs, keywords = self.arguments
@@ -214,7 +217,7 @@ class SummaryProblem(Drawn):
 def check_close(
     name: str, actual: Tensor, truth: Tensor, naive: list[Tensor], size: Tensor
 ) -> None:
-    """As support.assert_close, with two rounding units at `size`."""
+    """Asserts as support.assert_close does, but with two rounding units at `size`."""
     assert actual.shape == truth.shape, f"{name}: shape {actual.shape}, expected {truth.shape}"
     assert actual.isfinite().all(), f"{name}: {(~actual.isfinite()).sum()} values are not finite"
     error = max_error(actual, truth)

@@ -52,6 +52,16 @@ def test_equal_weights_come_in_the_order_of_their_keys(backend):
 
 
 @over_backends
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+def test_queries_that_see_nothing(dtype, backend):
+    q, k = torch.randn(2, 1, 2, 40, 16).to(dtype)
+    hidden = torch.zeros(40, 40, dtype=torch.bool)
+    for reduce in ("received", "entropy", "max"):
+        found = attention_summary(q, k, attn_mask=hidden, reduce=reduce, backend=backend)
+        assert (found == 0).all(), reduce
+
+
+@over_backends
 @pytest.mark.parametrize("shape", [(0, 2, 3, 4), (2, 0, 3, 4), (2, 2, 0, 4), (2, 2, 3, 0)])
 def test_empty_sizes(shape, backend):
     batch, heads, nq, nk = shape

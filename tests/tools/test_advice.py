@@ -1,4 +1,4 @@
-"""What is slower than it could be: each check on a stand-in for a machine, with and without."""
+"""Advice of doctor: each check on a stand-in for a machine, with the fault and without."""
 
 from dataclasses import replace
 from functools import partial

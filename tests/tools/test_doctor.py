@@ -40,7 +40,7 @@ def doctor_here(cli, monkeypatch):
 
 
 def started_anew(folder, isa):
-    """What doctor prints in a process in which CLINATTN_CPU_ISA is set, and its status."""
+    """Returns the output and the status of doctor in a process with CLINATTN_CPU_ISA set."""
     environ = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "CLINATTN_CPU_ISA": isa}
     kept = {x: y for x, y in os.environ.items() if not x.startswith(("CLINATTN_", "TRITON_"))}
     done = subprocess.run(

@@ -16,7 +16,7 @@ from clinattn.tools.report.page import render  # noqa: E402
 
 KINDS = RESULTS | {"encoder": ENCODER}
 SCHEMES = {"light": LIGHT, "dark": DARK}
-# How people with one kind of cones missing see linear sRGB: Machado, Oliveira and Fernandes 2009.
+# Linear sRGB as people without one kind of cones see it: Machado, Oliveira and Fernandes 2009.
 SEEN = {
     "all cones": ((1, 0, 0), (0, 1, 0), (0, 0, 1)),
     "protanopia": (

@@ -6,6 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from clinattn.tools.gains import gains
+from clinattn.tools.ways import way_name
+
 from .workload import Workload
 
 HISTOGRAM_BINS = 24
@@ -35,11 +38,8 @@ def describe(workload: Workload, lengths: list[int], max_tokens: int) -> dict[st
 
 def speedups(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Median tokens/s of the packed run over each SDPA run, by mode."""
-    by_case = {(row["mode"], row["variant"]): row for row in rows}
-    found = []
-    for (mode, variant), row in by_case.items():
-        packed = by_case.get((mode, "clinattn_packed"))
-        if variant.startswith("sdpa") and packed is not None:
-            ratio = packed["tokens_per_s"]["median"] / row["tokens_per_s"]["median"]
-            found.append({"mode": mode, "over": variant, "label": row["label"], "ratio": ratio})
-    return found
+    return [
+        {"mode": x.mode, "over": x.over, "label": way_name(x.over), "ratio": x.ratio}
+        for x in gains(rows)
+        if x.way == "clinattn_packed" and x.over.startswith("sdpa")
+    ]

@@ -78,7 +78,7 @@ def machines(then: Record, now: Record) -> Table:
 
 
 def ratio(then: Case, now: Case) -> float:
-    """Of now over then, or of then over now where less is better."""
+    """Returns the ratio of now over then, or of then over now where less is better."""
     over, under = (now, then) if UNITS[now.unit].rate else (then, now)
     return over.value / under.value if under.value else math.inf
 
@@ -97,7 +97,7 @@ def verdict(then: Case, now: Case) -> str:
 
 
 def conclusion(common: Sequence[tuple[Case, Case]], date: str) -> str:
-    """How many cases are faster, slower and the same; without speeds, of memory or errors."""
+    """Counts the faster, slower and unchanged cases; without speeds, those of memory or errors."""
     speeds = [pair for pair in common if pair[1].unit in SPEEDS]
     own = speeds or list(common)
     unit = UNITS[own[0][1].unit].ratio

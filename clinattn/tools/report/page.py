@@ -65,13 +65,15 @@ def parse_result(text: bytes, where: str) -> Record:
 
 def write_report(
     results: Record | Sequence[Record], path: str | Path, baseline: Record | None = None
-) -> None:
-    """Render one result or several to an HTML file.
+) -> list[Section]:
+    """Renders one result or several to an HTML file; returns the sections of the page.
 
     baseline: an earlier result, to compare with. Raises ReportError where none is of its kind.
     """
     given = [results] if isinstance(results, dict) else results
-    write_text(path, render(*given, baseline=baseline))
+    sections = sections_of(given, baseline)
+    write_text(path, page_of(sections, raw_of(given, baseline)))
+    return sections
 
 
 def sections_of(results: Sequence[Record], baseline: Record | None = None) -> list[Section]:
@@ -90,20 +92,27 @@ def sections_of(results: Sequence[Record], baseline: Record | None = None) -> li
 
 
 def render(*results: Record, baseline: Record | None = None) -> str:
-    sections = sections_of(results, baseline)
-    raw = [*results, *([] if baseline is None else [baseline])]
+    return page_of(sections_of(results, baseline), raw_of(results, baseline))
+
+
+def raw_of(results: Sequence[Record], baseline: Record | None) -> list[str]:
+    """The data at the end of a page."""
+    return [json.dumps(x, indent=1) for x in (*results, *([] if baseline is None else [baseline]))]
+
+
+def page_of(sections: Sequence[Section], raw: Sequence[str]) -> str:
     return template().render(
         date=max(str(one.facts.get("date", ""))[:10] for one in sections),
         sections=sections,
         words=words_in(text for one in sections for text in texts(one)),
-        raw=[json.dumps(result, indent=1) for result in raw],
+        raw=raw,
         light=LIGHT,
         dark=DARK,
     )
 
 
 def texts(one: Section) -> Iterator[str]:
-    """What a reader meets in a section, as far as it may need a word explained."""
+    """Yields the texts of a section in which a reader may meet a word that is to be explained."""
     yield from (one.title, one.conclusion, one.load, *one.warnings, *one.notes, *one.facts)
     for table in one.tables:
         yield from (table.title, table.note, *table.header)

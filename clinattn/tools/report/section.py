@@ -1,10 +1,10 @@
-"""What the page shows of one file of results, and how it writes numbers."""
+"""The record of a section of the page, which is on one file of results, and formats of numbers."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from statistics import geometric_mean
 from typing import Any
 
@@ -117,19 +117,24 @@ UNITS = {
 SPEEDS = tuple(name for name, unit in UNITS.items() if unit.ratio == "times as fast")
 
 
-@dataclass(frozen=True)
-class View:
-    """How a kind of results is shown and compared."""
-
-    section: Any
-    cases: Any
-    facts: Any
-    settings: Any = field(default=lambda result: {})
-
-
 def facts_in(record: Record) -> Record:
     """The facts of a row that say where a number comes from, under the names of the page."""
     return {shown: record[name] for name, shown in FACTS.items() if record.get(name) is not None}
+
+
+def of_environment(result: Record) -> Record:
+    """The facts of a result that keeps them apart from its rows."""
+    return facts_in(result["environment"])
+
+
+@dataclass(frozen=True)
+class View:
+    """Functions of a result that show and compare its kind."""
+
+    section: Callable[[Record], Section]
+    cases: Callable[[Record], list[Case]]
+    facts: Callable[[Record], Record] = of_environment
+    settings: Callable[[Record], Record] = lambda result: {}
 
 
 def load_in(rows: Sequence[Record]) -> str:

@@ -39,7 +39,7 @@ ROW = Named(
     },
     {"cpu_share": NOT_NEGATIVE},
 )
-# What a row says of other work: in general, where it was measured, and where it slowed the row.
+# Fields of a row on other work: of every row, of one that measured it, of one that it slowed.
 BESIDE = Named({}, {"other_cpus": NOT_NEGATIVE | NOTHING, "disturbed": FLAG})
 KNOWN = Named({"cpus": COUNT})
 DISTURBED = Named({"other_cpus": NOT_NEGATIVE, "noted_from": NOT_NEGATIVE, "cpus": COUNT})
@@ -203,7 +203,7 @@ EXTRAS: dict[str, Shape] = {
     ),
     "startup": Named({"seconds": Named({}, others=Named({"median": NUMBER}))}),
 }
-# Of what is allowed; NaN and inf are results of a comparison that failed.
+# A share of the error allowed; NaN and inf are results of a comparison that failed.
 SHARE = Kind("a number", lambda x: is_number(x) or (isinstance(x, float) and not math.isfinite(x)))
 PARITY = Named(
     {

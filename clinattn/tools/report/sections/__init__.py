@@ -1,4 +1,4 @@
-"""What the page shows of each kind of results, and what of them a later run can be compared with.
+"""The sections of the page by kind of results, and the cases that two runs are compared by.
 
 Others import VIEWS, by the kinds of kinds.py, and section (a result's own).
 """
@@ -11,14 +11,14 @@ from clinattn.tools.report.section import Record, Section, View
 from . import compared, encoder, encoders, engines, kernels, parity, pretrained, suites
 
 VIEWS = {
-    "encoder": View(encoder.section, encoder.cases, encoder.facts, encoder.settings),
+    "encoder": View(encoder.section, encoder.cases, settings=encoder.settings),
     "suites": View(suites.section, suites.cases, suites.facts),
     "compare": View(compared.section, compared.cases, compared.facts),
-    "against_transformers": View(encoders.section, encoders.cases, encoders.facts),
-    "engines": View(engines.section, engines.cases, engines.facts),
+    "against_transformers": View(encoders.section, encoders.cases),
+    "engines": View(engines.section, engines.cases),
     "kernels": View(kernels.section, kernels.cases, kernels.facts),
-    "parity": View(parity.section, parity.cases, parity.facts),
-    "pretrained": View(pretrained.section, pretrained.cases, pretrained.facts),
+    "parity": View(parity.section, parity.cases),
+    "pretrained": View(pretrained.section, pretrained.cases),
 }
 
 

@@ -14,9 +14,9 @@ from clinattn.tools.report.section import (
     Table,
     closed,
     doubts,
-    facts_in,
     load_in,
     marked,
+    of_environment,
     of_rate,
     percent,
     quartiles,
@@ -51,7 +51,7 @@ def section(result: Record) -> Section:
     return Section(
         title="Encoder throughput on clinical sequences",
         conclusion=conclusion(rows),
-        facts=facts(result),
+        facts=of_environment(result),
         load=load_in(rows) if measured else "",
         warnings=warnings(result),
         figures=[
@@ -67,7 +67,7 @@ def section(result: Record) -> Section:
 
 
 def conclusion(rows: list[Record]) -> str:
-    """How many times as fast clinattn's fastest way is as torch's fastest, by mode."""
+    """Says by mode how many times as fast clinattn's fastest way is as torch's fastest."""
     if not rows:
         return "Nothing was measured."
     pairs: dict[tuple[str, str], list[str]] = {}
@@ -226,12 +226,8 @@ def bar(row: Record, value: float, spread: tuple[float, float] | None = None) ->
     return Bar(way_name(row["variant"]), value, bar_color(row["variant"]), spread)
 
 
-def facts(result: Record) -> Record:
-    return facts_in(result["environment"])
-
-
 def settings(result: Record) -> Record:
-    """What the figures depend on beside the machine; a run that ended early has no workload."""
+    """Returns settings that figures depend on; a run that ended early has no workload."""
     work = result.get("workload", {})
     named = {name: work[name] for name in ("source", "sequences", "real_tokens") if name in work}
     depends = ("preset", "max_tokens", "full_attention", "dtype", "device", "batch_size", "seed")

@@ -8,9 +8,9 @@ from clinattn.tools.report.section import (
     Section,
     Table,
     doubts,
-    facts_in,
     load_in,
     marked,
+    of_environment,
     percent,
     set_against,
 )
@@ -44,7 +44,7 @@ def section(result: Record) -> Section:
             SIDES["transformers"],
             ", with the same weights on the same batch",
         ),
-        facts=facts(result),
+        facts=of_environment(result),
         load=load_in(rows),
         warnings=doubts(rows),
         tables=[Table("Inference", header, cells, labels=3)],
@@ -54,10 +54,6 @@ def section(result: Record) -> Section:
 def key(row: Record) -> tuple[str, ...]:
     batch = f"{row['inputs']}, up to {row['longest']:,}"
     return row["preset"], row["dtype"], batch, f"{row['layers']} layers"
-
-
-def facts(result: Record) -> Record:
-    return facts_in(result["environment"])
 
 
 def cases(result: Record) -> list[Case]:

@@ -12,9 +12,9 @@ from clinattn.tools.report.section import (
     Table,
     closed,
     doubts,
-    facts_in,
     load_in,
     marked,
+    of_environment,
     of_rate,
     percent,
     quartiles,
@@ -34,7 +34,7 @@ def section(result: Record) -> Section:
     return Section(
         title="Models of transformers under the engines of a CPU",
         conclusion=conclusion(rows),
-        facts=facts(result),
+        facts=of_environment(result),
         load=load_in(rows),
         warnings=doubts(rows, result["interrupted"]),
         tables=tables(rows),
@@ -70,7 +70,7 @@ def groups(rows: list[Record]) -> dict[str, list[Record]]:
 
 
 def conclusion(rows: list[Record]) -> str:
-    """How often which way is the fastest."""
+    """Says which ways are the fastest, and in how many loads."""
     found = groups([row for row in rows if rate(row)])
     if not found:
         return "No engine was timed."
@@ -107,10 +107,6 @@ def cells(rows: list[Record]) -> list[tuple[str, ...]]:
             )
         )
     return found
-
-
-def facts(result: Record) -> Record:
-    return facts_in(result["environment"])
 
 
 def cases(result: Record) -> list[Case]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from clinattn.tools.report.section import Case, Record, Section, Table, facts_in
+from clinattn.tools.report.section import Case, Record, Section, Table, of_environment
 from clinattn.tools.ways import dtype_name
 
 KINDS = ("outputs", "gradients")
@@ -32,7 +32,7 @@ def section(result: Record) -> Section:
     return Section(
         title="Models before and after their attention is replaced",
         conclusion=conclusion(rows, left),
-        facts=facts(result),
+        facts=of_environment(result),
         load="No clock is read here: errors do not depend on what else the machine does.",
         tables=tables,
     )
@@ -83,10 +83,6 @@ def cells(own: list[Record], kinds: list[tuple[str, str]]) -> tuple[str, ...]:
         *(f"{worst(own, kind, dtype):.2f}" for dtype, kind in kinds),
         ", ".join(dict.fromkeys(row["padding"] for row in own)),
     )
-
-
-def facts(result: Record) -> Record:
-    return facts_in(result["environment"])
 
 
 def cases(result: Record) -> list[Case]:

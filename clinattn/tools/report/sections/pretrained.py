@@ -8,9 +8,9 @@ from clinattn.tools.report.section import (
     Section,
     Table,
     doubts,
-    facts_in,
     load_in,
     marked,
+    of_environment,
     of_rate,
     percent,
     set_against,
@@ -38,7 +38,7 @@ def section(result: Record) -> Section:
             WAYS["sdpa"],
             f"; its outputs differ by {error:.1g} at most",
         ),
-        facts=facts(result),
+        facts=of_environment(result),
         load=load_in(rows),
         warnings=doubts(rows),
         tables=[Table("By texts and pass", header, [cells(row) for row in rows], labels=2)],
@@ -62,10 +62,6 @@ def cells(row: Record) -> tuple[str, ...]:
     rates = [f"{row['tokens_per_s'][way]['median']:,.0f}" for way in WAYS]
     ratios = [marked(f"{ratio(row, rival):.2f}", row) for rival in RIVALS]
     return (*key(row), percent(row["padding"]), *rates, *ratios)
-
-
-def facts(result: Record) -> Record:
-    return facts_in(result["environment"])
 
 
 def cases(result: Record) -> list[Case]:

@@ -42,7 +42,7 @@ def section(result: Record) -> Section:
 
 
 def extras(result: Record) -> list[Record]:
-    """What each benchmark noted of itself, under a kind."""
+    """Returns the notes of each benchmark on itself, with its name and group."""
     return [
         {"way": benchmark["name"], "group": benchmark.get("group")} | benchmark["extra_info"]
         for benchmark in result["benchmarks"]
@@ -54,7 +54,7 @@ def of_kind(rows: list[Record], *kinds: str) -> list[Record]:
 
 
 def conclusion(result: Record) -> str:
-    """What the most telling kind of benchmark found, of those that ran."""
+    """Says the result of the most telling kind of benchmark among those that ran."""
     rows = extras(result)
     for kind, peer in PEERS.items():
         ratios = [
