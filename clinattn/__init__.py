@@ -3,6 +3,7 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from clinattn.backends.select import backends
+from clinattn.explain import attribute, explain
 from clinattn.integrations.replace import replace_attention
 from clinattn.operator import ranges
 from clinattn.operator.attention import fused_attention, fused_attention_varlen
@@ -19,7 +20,9 @@ except PackageNotFoundError:  # a source tree that was never installed
 __all__ = [
     "FusedAttention",
     "attention_summary",
+    "attribute",
     "backends",
+    "explain",
     "fused_attention",
     "fused_attention_varlen",
     "ranges",

@@ -18,7 +18,7 @@ from torch.autograd import forward_ad
 from clinattn.backends.call import Arguments
 from clinattn.backends.cpu import matmul_precision
 from clinattn.backends.select import prefers_cpu
-from clinattn.operator import functions, ranges
+from clinattn.operator import functions, listeners, ranges
 from clinattn.operator.autograd import op_is_watched
 
 # The overload's own callable; the overload takes 0.2 us to call it.
@@ -36,6 +36,7 @@ def attend(query: Any, key: Any, value: Any, is_causal: bool, scale: float | Non
         or _is_any_autocast_enabled()
         or forward_ad._current_level >= 0
         or ranges.on
+        or listeners.on
         or type(is_causal) is not bool
         or not (scale is None or (type(scale) is float and abs(scale) < LARGEST_SCALE))
         or not prefers_cpu()

@@ -13,7 +13,7 @@ from torch._C._functorch import unwrap_if_dead
 from torch.autograd import forward_ad
 
 from clinattn.backends.call import FEATURE_SCALARS, NEEDS, Arguments, Gradients, Incoming
-from clinattn.operator import ops  # ops registers torch.ops.clinattn
+from clinattn.operator import listeners, ops  # ops registers torch.ops.clinattn
 from clinattn.operator.autograd import Function, op_is_watched
 from clinattn.operator.visibility import unexpanded
 from clinattn.operator.words import checks, feature_checks, forms
@@ -371,6 +371,8 @@ def attend(call: Arguments, backend: str) -> tuple[Tensor, ...]:
         o, lse = DIRECT(*inputs, (call, backend))
     else:
         o, lse, _ = ops.forward(call, backend)
+    if listeners.on and not torch.compiler.is_compiling():
+        listeners.tell(call, o, lse)
     return o, lse
 
 

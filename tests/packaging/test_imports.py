@@ -105,14 +105,15 @@ ROOMS = {
     "encoder": {"backends", "files", "operator"},
     "workloads": {"files", "operator"},
     "integrations": {"backends", "encoder", "operator"},
+    "explain": {"backends", "encoder", "operator"},
     "training": {"encoder", "files", "operator", "workloads"},
     "tools": {
-        "backends", "encoder", "files", "integrations", "kernels", "operator", "training",
-        "workloads",
+        "backends", "encoder", "explain", "files", "integrations", "kernels", "operator",
+        "training", "workloads",
     },
 }  # fmt: skip
 # The entrance hall: what stands in no room.
-HALL = {"": {"backends", "integrations", "operator"}, "__main__": {"tools"}, "_C": set()}
+HALL = {"": {"backends", "explain", "integrations", "operator"}, "__main__": {"tools"}, "_C": set()}
 
 # Within the two lowest rooms, the modules of its room that a module may import.
 LAYERS = {
@@ -132,6 +133,7 @@ LAYERS = {
     "backends.select": {"backend", "call", "compiled", "cpu", "cuda", "triton"},
     "operator.after_import": set(),
     "operator.autograd": set(),
+    "operator.listeners": set(),
     "operator.ranges": set(),
     "operator.timeline": set(),
     "operator.visibility": set(),
@@ -146,10 +148,10 @@ LAYERS = {
     "operator.jagged": {"packing"},
     "operator.relative": {"words.checks", "words.scalars"},
     "operator.functions": {
-        "autograd", "ops", "visibility",
+        "autograd", "listeners", "ops", "visibility",
         "words.checks", "words.feature_checks", "words.forms", "words.scalars",
     },
-    "operator.bare": {"autograd", "functions", "ranges"},
+    "operator.bare": {"autograd", "functions", "listeners", "ranges"},
     "operator.assemble": {
         "visibility", "words.checks", "words.features", "words.forms", "words.scalars",
     },
