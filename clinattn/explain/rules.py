@@ -16,7 +16,7 @@ refused by name.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -31,13 +31,14 @@ from clinattn.operator.rotary import Rotary
 Grads = tuple[Tensor | None, ...]
 Hook = Callable[[Grads, Grads], Grads | None]  # of the gradients of tensors alone
 
-# Nodes of torch by what stands before "Backward"; linear in each input alone
-LINEAR = frozenset(
+# Nodes of torch, by what stands before "Backward", whose gradient is that of their rule: what is
+# linear in each input alone, relu, softmax
+UNCHANGED = frozenset(
     """
     Add Sub Rsub Neg Sum Mean Cumsum View UnsafeView ReshapeAlias Alias Transpose T Permute Expand
     Squeeze Unsqueeze Slice Select Split SplitWithSizes SafeSplit Unbind Cat Stack Index IndexSelect
     IndexCopy IndexPut IndexAdd Gather MaskedFill MaskedScatter Where Clone ToCopy ConstantPadNd
-    Roll Flip Repeat AsStrided Copy CopySlices SegmentReduce Relu Threshold Softmax Tril Triu
+    Roll Flip Repeat AsStrided Copy CopySlices SegmentReduce Relu Threshold Softmax SafeSoftmax Tril Triu
     """.split()
 )
 # Products: the places of their two factors among the inputs of the node
@@ -56,19 +57,20 @@ def apply(score: Tensor, x: Tensor) -> None:
 
     Raises NotImplementedError for a node that has none.
     """
-    for node, reaching in nodes_between(score, x):
+    order, reaches = _way(score, x)
+    for node in order:
+        reaching = tuple(reaches.get(before, False) for before, _ in node.next_functions)
         hook = rule_of(node, reaching)
         if hook is not None:
             node.register_hook(hook)
 
 
-def nodes_between(score: Tensor, x: Tensor) -> Iterator[tuple[Any, tuple[bool, ...]]]:
-    """Yields the nodes through which score depends on x, each with which of its inputs do.
-
-    What is constant by the rules is no such way.
+def _way(score: Tensor, x: Tensor) -> tuple[list[Any], dict[Any, bool]]:
+    """The nodes through which score depends on x, with statistics of norms, where the way ends;
+    and whether a node depends on x.
     """
     reaches: dict[Any, bool] = {None: False}
-    order = []
+    order, ends = [], []
     stack = [(score.grad_fn, False)]
     while stack:
         node, done = stack.pop()
@@ -77,13 +79,14 @@ def nodes_between(score: Tensor, x: Tensor) -> Iterator[tuple[Any, tuple[bool, .
             order.append(node)
         elif node not in reaches:
             reaches[node] = getattr(node, "variable", None) is x
-            if reaches[node] or name_of(node) in STATISTICS:
+            if reaches[node]:
+                continue
+            if name_of(node) in STATISTICS:
+                ends.append(node)
                 continue
             stack.append((node, True))
             stack += [(before, False) for before, _ in node.next_functions]
-    for node in order:
-        if reaches[node]:
-            yield node, tuple(reaches[before] for before, _ in node.next_functions)
+    return [node for node in order if reaches[node]] + ends, reaches
 
 
 def name_of(node: Any) -> str:
@@ -105,11 +108,13 @@ def rule_of(node: Any, reaching: tuple[bool, ...]) -> Hook | None:
             return _compiled_norm(node)
         if own is Rotary:
             return None
-    elif name in LINEAR:
+    elif name in STATISTICS:
+        return _nothing
+    elif name in UNCHANGED:
         return None
     elif name in PRODUCTS:
         factors = PRODUCTS[name]
-        both = all(reaching[place] for place in factors)
+        both = all(place < len(reaching) and reaching[place] for place in factors)
         return _divided(dict.fromkeys(factors, 2)) if both else None
     elif name == "Div" and not any(reaching[1:]):
         return None
@@ -146,6 +151,10 @@ def _divided(by: dict[int, int]) -> Hook:
         )
 
     return hook
+
+
+def _nothing(grads: Grads, _: Grads) -> Grads:
+    return tuple(g if g is None else torch.zeros_like(g) for g in grads)
 
 
 def _scaled(factor: Tensor) -> Hook:

@@ -1,0 +1,386 @@
+"""Attributions of one answer: layouts, completeness, rules of AttnLRP, groups, and refusals."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from explained import assert_equal
+from torch import nn
+
+import clinattn
+from clinattn.encoder import Encoder, EncoderConfig, SequenceClassifier
+from clinattn.explain import gradients, words_of
+from clinattn.explain.attribute import METHODS
+
+N, LENGTHS = 9, torch.tensor([9, 5, 1])
+SMALL = {"hidden_size": 16, "num_layers": 3, "num_heads": 2, "intermediate_size": 24}
+BERT = EncoderConfig.preset("clinicalbert", vocab_size=50, windows=(), **SMALL)
+MODERN = EncoderConfig.preset(
+    "bioclinical-modernbert-base", vocab_size=50, windows=(None, 3, 3), **SMALL
+)
+CAUSAL = EncoderConfig.preset("clmbr", vocab_size=50, windows=(3, None, 3), **SMALL)
+CONFIGS = {"bert": BERT, "modernbert": MODERN, "clmbr": CAUSAL}
+
+
+def classifier(config, dtype=torch.float32):
+    model = SequenceClassifier(config, 3).to(dtype).eval()
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def batch_of(config):
+    ids = torch.randint(1, 50, (3, N))
+    if config.positions == "rotary_time":
+        return {"inputs": ids, "positions": (torch.rand(3, N) * 50).sort(1).values}
+    return {"inputs": ids}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_packed_is_padded_is_alone(name, method):
+    """The same numbers however a batch is laid out, and 0 in padding. In fp64, but for sums that
+    are formed in another order: the layers' products of other numbers of rows."""
+    config = CONFIGS[name]
+    model, batch = classifier(config, torch.float64), batch_of(config)
+    scores = clinattn.attribute(model, {**batch, "lengths": LENGTHS}, 1, method)
+    assert scores.shape == (3, N) and scores.dtype == torch.float64
+    real = torch.arange(N) < LENGTHS[:, None]
+    assert (scores[~real] == 0).all() and (scores[real] != 0).any()
+    terms = 100 * N * SMALL["num_layers"]  # products of 24 features, forward and backward
+    padded = {**batch, "lengths": LENGTHS, "layout": "padded"}
+    assert_equal("padded", clinattn.attribute(model, padded, 1, method), scores, terms)
+    ends = F.pad(LENGTHS.cumsum(0), (1, 0)).int()
+    packed = {key: x[real] for key, x in batch.items()}
+    flat = clinattn.attribute(model, {**packed, "cu_seqlens": ends}, 1, method)
+    assert_equal("packed", flat, scores[real], terms)
+    for s, n in enumerate(LENGTHS.tolist()):
+        alone = {key: x[s : s + 1, :n] for key, x in batch.items()}
+        one = clinattn.attribute(model, alone, torch.tensor([1]), method)
+        assert_equal("alone", one[0], scores[s, :n], terms)
+    if config.positions != "rotary_time":
+        rolled = {"inputs": batch["inputs"].roll(2, 1), "attention_mask": real.roll(2, 1)}
+        rows = LENGTHS < N - 1  # with room for padding on the left
+        rolled = {key: x[rows] for key, x in rolled.items()}
+        for layout in ("packed", "padded"):
+            left = clinattn.attribute(model, {**rolled, "layout": layout}, 1, method)
+            assert_equal("left", left, scores[rows].roll(2, 1), terms)
+
+
+def test_the_token_is_found():
+    """A token that is given is the one found, by pooling: first, last, mean."""
+    for config, token in ((BERT, 0), (MODERN, 0), (CAUSAL, "mean"), (CAUSAL, -1)):
+        if config is CAUSAL:
+            config = EncoderConfig(**{**vars(CAUSAL), "pooling": {-1: "last"}.get(token, token)})
+        model, batch = classifier(config), {**batch_of(config), "lengths": LENGTHS}
+        for method in ("rollout", "relevance", "attingrad"):
+            found = clinattn.attribute(model, batch, 1, method)
+            assert torch.equal(found, clinattn.attribute(model, batch, 1, method, token=token))
+
+
+@pytest.mark.parametrize("baseline", [None, 3, "ids"])
+def test_integrated_gradients_are_complete(baseline):
+    """The sum tends to the difference of the answers. A norm is steep where its input is near 0, as
+    on the way from a baseline of zeros: a large eps makes that a matter of few steps."""
+    config = EncoderConfig(**{**vars(MODERN), "norm_eps": 0.1})
+    model, batch = classifier(config, torch.float64), {**batch_of(MODERN), "lengths": LENGTHS}
+    given = torch.randint(1, 50, (3, N)) if baseline == "ids" else baseline
+    with torch.no_grad():
+        embedded = gradients.Embedded(model, batch, model.encoder.embeddings)
+        if baseline is None:
+            start = embedded.run(torch.zeros_like).logits
+        else:
+            other = torch.full((3, N), 3) if baseline == 3 else given
+            start = model(**{**batch, "inputs": other}).logits
+        difference = (model(**batch).logits - start)[:, 2]
+    errors = []
+    for steps in (2, 24, 192):
+        scores = clinattn.attribute(
+            model, batch, 2, "integrated_gradients", steps=steps, baseline=given
+        )
+        errors.append(float((scores.sum(1) - difference).abs().max()))
+    assert errors[0] > errors[1] > 10 * errors[2]
+    assert errors[2] < 1e-3 * float(difference.abs().max())
+
+
+def test_gauss_legendre_integrates_polynomials():
+    for n in (1, 2, 5, 20):
+        for degree in range(2 * n):
+            integral = sum(w * place**degree for place, w in gradients.gauss_legendre(n))
+            assert integral == pytest.approx(1 / (degree + 1), abs=2 * n * 2**-52)
+
+
+def test_attingrad_is_attention_times_the_length_of_gradient_times_input():
+    model, batch = classifier(BERT, torch.float64), {**batch_of(BERT), "lengths": LENGTHS}
+    with clinattn.explain(model) as e:
+        model(**batch)
+    embedded = gradients.Embedded(model, batch, model.encoder.embeddings)
+    out, x = embedded.leaf()
+    (grad,) = torch.autograd.grad(out.logits[:, 0].sum(), x)
+    expected = e.paid(0)[torch.arange(N) < LENGTHS[:, None]] * (x * grad).norm(dim=-1)
+    scores = clinattn.attribute(model, batch, 0, "attingrad")
+    assert torch.equal(scores[torch.arange(N) < LENGTHS[:, None]], expected)
+
+
+# AttnLRP in plain torch, from the paper's rules: constants by detach, halves by a mixed copy.
+def halved(x, by=2):
+    return x / by + (x - x / by).detach()
+
+
+def identity_rule(act, x):
+    return x * (act(x) / x).detach()
+
+
+def norm_rule(norm, x):
+    x = x - x.mean(-1, keepdim=True)
+    x = x / (x.square().mean(-1, keepdim=True) + norm.eps).sqrt().detach()
+    x = x * norm.weight
+    return x if norm.bias is None else x + norm.bias
+
+
+class DenseLRP:
+    """SequenceClassifier on one sequence, in whole matrices, with the rules written out.
+
+    absorbed: what softmax does not hand on, from the matrices of each layer, once differentiated.
+    """
+
+    def __init__(self, model):
+        self.model, self.config = model, model.encoder.config
+        self.scores, self.outputs = [], []
+
+    def attend(self, block, x, index):
+        attention, heads = block.attention, self.config.num_heads
+        q, k, v = attention.qkv(x).unflatten(-1, (3, heads, -1)).permute(1, 2, 0, 3)
+        if self.config.rotary:
+            base = self.config.rotary_base
+            base = self.config.rotary_base_window if attention.window is not None else base
+            pair = torch.arange(q.shape[-1] // 2, dtype=torch.float64)
+            angle = torch.arange(len(x))[:, None] * base ** (-2 * pair / q.shape[-1])
+            q, k = (self.turn(y, angle) for y in (q, k))
+        s = halved(q @ k.mT) * q.shape[-1] ** -0.5
+        if attention.window is not None:
+            at = torch.arange(len(x))
+            s = s.masked_fill((at[:, None] - at).abs() > attention.window, -torch.inf)
+        self.scores.append(s)
+        o = halved(s.softmax(-1) @ v)
+        self.outputs.append(o)
+        return attention.out(o.transpose(0, 1).flatten(1))
+
+    def turn(self, x, angle):
+        a, b = x.chunk(2, -1)
+        return torch.cat((a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()), -1)
+
+    def feed(self, block, x):
+        u = block.feed_forward.up(x)
+        if block.feed_forward.gated:
+            u, gate = u.chunk(2, -1)
+            return block.feed_forward.down(halved(identity_rule(F.gelu, u) * gate))
+        return block.feed_forward.down(identity_rule(F.gelu, u))
+
+    def norm(self, norm, x):
+        return x if isinstance(norm, nn.Identity) else norm_rule(norm, x)
+
+    def logits(self, x):
+        for index, block in enumerate(self.model.encoder.layers):
+            if block.pre_norm:
+                x = x + self.attend(block, self.norm(block.attention_norm, x), index)
+                x = x + self.feed(block, self.norm(block.feed_forward_norm, x))
+            else:
+                x = norm_rule(block.attention_norm, x + self.attend(block, x, index))
+                x = norm_rule(block.feed_forward_norm, x + self.feed(block, x))
+        x = self.norm(self.model.encoder.final_norm, x)[0]
+        head = self.model.head
+        x = identity_rule(F.gelu if len(head) == 3 else torch.tanh, head[0](x))
+        return self.model.classifier(norm_rule(head[2], x) if len(head) == 3 else x)
+
+
+def differentiated(dense, x, target):
+    score = dense.logits(x)[target]
+    return score, torch.autograd.grad(score, [x, *dense.scores, *dense.outputs])
+
+
+@pytest.mark.parametrize("name", ["bert", "modernbert"])
+def test_attnlrp_equals_its_rules_written_out(name):
+    model = classifier(CONFIGS[name], torch.float64)
+    ids = torch.randint(1, 50, (1, N))
+    embedded = gradients.Embedded(model, {"inputs": ids}, model.encoder.embeddings)
+    _, x = embedded.leaf()
+    _, grads = differentiated(DenseLRP(model), x, 1)
+    scores = clinattn.attribute(model, {"inputs": ids}, 1)
+    plain = clinattn.attribute(model, {"inputs": ids}, 1, "gradient_x_input")
+    assert_equal("attnlrp", scores[0], (x * grads[0]).sum(-1).detach(), 100 * N * SMALL["num_layers"])
+    assert float((scores - plain).abs().max()) > 1e-3 * float(plain.abs().max())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_attnlrp_conserves_all_but_what_softmax_absorbs(dtype):
+    """Without biases, the sum of relevance is the logit less what each softmax has absorbed.
+
+    Softmax is no linear function: of the half that its output p has of the relevance at o, its
+    input s gets sum s ds, and the rest is that of the constant in its expansion (section 3.3.1 of
+    the paper). fp32 goes through compiled linear layers, if they are there.
+    """
+    config = EncoderConfig(**{**vars(MODERN), "linear_bias": False, "norm_bias": False})
+    model = classifier(config, torch.float64)
+    nn.init.zeros_(model.classifier.bias)
+    ids = torch.randint(1, 50, (1, N))
+    _, x = gradients.Embedded(model, {"inputs": ids}, model.encoder.embeddings).leaf()
+    dense = DenseLRP(model)
+    logit, (_, *grads) = differentiated(dense, x, 1)
+    layers = SMALL["num_layers"]
+    absorbed = 0.0
+    for s, ds, o, do in zip(
+        dense.scores, grads[:layers], dense.outputs, grads[layers:], strict=True
+    ):
+        absorbed += float((o * do).sum() / 2 - (s.masked_fill(s.isinf(), 0) * ds).sum())
+    scores = clinattn.attribute(model.to(dtype), {"inputs": ids}, 1)
+    size = float(scores.abs().sum()) + abs(absorbed)
+    error = abs(float(scores.sum()) + absorbed - float(logit.detach()))
+    assert error <= 100 * N * layers * torch.finfo(dtype).eps * size
+    assert abs(absorbed) > 1e-3 * abs(float(logit.detach()))
+
+
+def test_attnlrp_conserves_without_attention():
+    """Activations, norms, gates and linear layers hand on all that they get."""
+
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = nn.Embedding(20, 12)
+            self.up, self.down = nn.Linear(12, 32, False), nn.Linear(16, 12, False)
+            self.norms = nn.ModuleList([nn.LayerNorm(12, bias=False), nn.RMSNorm(12)])
+            self.out = nn.Linear(12, 2, False)
+
+        def forward(self, ids):
+            x = self.embed(ids)
+            for norm, act in zip(self.norms, (F.silu, torch.tanh), strict=True):
+                a, gate = self.up(norm(x)).chunk(2, -1)
+                x = x + self.down(act(a) * gate).relu()
+            return self.out(x.mean(1))
+
+    model = Gated().double().eval()
+    ids = torch.randint(20, (4, 7))
+    scores = clinattn.attribute(model, {"ids": ids}, 1, embeddings=model.embed)
+    assert_equal("sum", scores.sum(1), model(ids)[:, 1].detach(), 100)
+
+
+def test_attnlrp_of_torchs_own_attention_is_that_of_ours():
+    """The rules hold for torch's code and for ours after replace_attention."""
+    layer = nn.TransformerEncoderLayer(16, 2, 24, batch_first=True, activation=F.gelu)
+    model = nn.Sequential(nn.Embedding(20, 16), nn.TransformerEncoder(layer, 2), nn.Linear(16, 3))
+    model = model.double().eval()
+    given = {"input": torch.randint(20, (2, N))}
+    explained = lambda: clinattn.attribute(
+        model, given, lambda out: out[:, 0, 1], embeddings=model[0]
+    )
+    before = explained()
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        written_out = explained()
+    clinattn.replace_attention(model)
+    assert_equal("ours", explained(), before, 100 * N)
+    assert_equal("matrices", written_out, before, 100 * N)
+
+
+def test_attnlrp_refuses_what_it_has_no_rule_for():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = nn.Embedding(20, 4)
+
+        def forward(self, ids):
+            return self.embed(ids).sin().sum(1)
+
+    model = Odd().eval()
+    with pytest.raises(NotImplementedError, match="SinBackward0 in the model's graph has no rule"):
+        clinattn.attribute(model, {"ids": torch.zeros(1, 2).long()}, 1, embeddings=model.embed)
+
+
+def test_scores_are_summed_by_groups():
+    model, batch = classifier(BERT), {**batch_of(BERT), "lengths": LENGTHS}
+    scores = clinattn.attribute(model, batch, 1)
+    by = torch.randint(-1, 3, (3, N))
+    by[0, 0] = 3
+    expected = torch.stack([scores.where(by == g, 0).sum(1) for g in range(4)], 1)
+    torch.testing.assert_close(clinattn.attribute(model, batch, 1, by=by), expected)
+    lists = [[None if x < 0 else x for x in row] for row in by.tolist()]
+    torch.testing.assert_close(clinattn.attribute(model, batch, 1, by=lists), expected)
+    real = torch.arange(N) < LENGTHS[:, None]
+    ends = F.pad(LENGTHS.cumsum(0), (1, 0)).int()
+    packed = {"inputs": batch["inputs"][real], "cu_seqlens": ends}
+    torch.testing.assert_close(clinattn.attribute(model, packed, 1, by=by[real]), expected)
+    ragged = [row[:n] for row, n in zip(lists, LENGTHS.tolist(), strict=True)]
+    torch.testing.assert_close(clinattn.attribute(model, packed, 1, by=ragged), expected)
+
+
+def test_words_of_encodings():
+    rows = [[None, 0, 0, 1, None], [None, 0, None, None, None]]
+    encodings = [SimpleNamespace(word_ids=row) for row in rows]
+    expected = [[-1, 0, 0, 1, -1], [-1, 0, -1, -1, -1]]
+    assert words_of(encodings).tolist() == expected
+    for ids in (torch.zeros(2, 5), [[0] * 5, [0] * 5]):
+
+        class Batch(dict):
+            def word_ids(self, at):
+                return rows[at]
+
+        assert words_of(Batch(input_ids=ids)).tolist() == expected
+    assert words_of(Batch(input_ids=[0] * 5)).tolist() == expected[:1]
+    with pytest.raises(TypeError, match="encoding: got int"):
+        words_of(3)
+
+
+
+
+@pytest.mark.parametrize(
+    "given, error, message",
+    [
+        ({"model": 3}, TypeError, "model: got int"),
+        ({"inputs": torch.zeros(1)}, TypeError, "inputs: got Tensor"),
+        ({"method": "lrp"}, ValueError, "method: got 'lrp', expected one of attnlrp"),
+        ({"steps": 0}, ValueError, "steps: got 0"),
+        ({"token": 0}, ValueError, "token: got one, expected none with method='attnlrp'"),
+        ({"heads": [0]}, ValueError, "heads: got one, expected none"),
+        ({"baseline": 0}, ValueError, "baseline: got one, expected none"),
+        ({"target": 3}, ValueError, r"target: got \[3, 3, 3\], expected 0 to 2"),
+        ({"target": "a"}, TypeError, "target: got str"),
+        ({"target": torch.zeros(2).long()}, ValueError, r"expected integers \(3,\)"),
+        ({"target": lambda out: out.logits}, ValueError, r"its function returned \(3, 3\)"),
+        ({"target": lambda out: 1.0}, ValueError, "its function returned float"),
+        ({"target": lambda out: torch.ones(3)}, ValueError, "does not depend on the embeddings"),
+        ({"embeddings": nn.Linear(1, 1)}, ValueError, "embeddings: Linear was not called"),
+        ({"by": torch.zeros(2, 2).long()}, ValueError, r"by: got shape \(2, 2\)"),
+        ({"by": torch.zeros(3, N)}, TypeError, "by: got torch.float32"),
+        ({"by": [[0], [0, 1], [2]]}, ValueError, "by: got rows of several lengths"),
+        ({"by": 3}, TypeError, "by: got int"),
+        (
+            {"method": "integrated_gradients", "baseline": torch.zeros(2, 2).long()},
+            ValueError, r"baseline: got shape \(2, 2\), expected \(3, 9\)",
+        ),
+        (
+            {"method": "integrated_gradients", "baseline": {"ids": 3}},
+            ValueError, r"baseline: got \['ids'\], expected some of \['inputs', 'lengths'\]",
+        ),
+        (
+            {"method": "rollout", "model": SequenceClassifier(
+                EncoderConfig(**{**vars(BERT), "attention": "sdpa"}), 3).eval()},
+            RuntimeError, "no attention of SequenceClassifier was recorded",
+        ),
+    ],
+)  # fmt: skip
+def test_refusals(given, error, message):
+    arguments = {
+        "model": classifier(BERT), "inputs": {**batch_of(BERT), "lengths": LENGTHS}, "target": 1,
+    }  # fmt: skip
+    with pytest.raises(error, match=message):
+        clinattn.attribute(**{**arguments, **given})
+
+
+def test_a_model_in_training_and_one_without_embeddings_are_refused():
+    with pytest.raises(ValueError, match="model: got one in training mode"):
+        clinattn.attribute(SequenceClassifier(BERT, 3), {}, 1)
+    with pytest.raises(ValueError, match="embeddings: got None, and Linear does not tell"):
+        clinattn.attribute(nn.Linear(2, 2).eval(), {}, 1)
+    with pytest.raises(ValueError, match="target: got an index, and the model returned"):
+        clinattn.attribute(Encoder(BERT).eval(), batch_of(BERT), 1)
