@@ -5,6 +5,8 @@ from typing import Literal, overload
 from torch import Tensor
 
 from clinattn.backends.select import backends as backends
+from clinattn.explain.attribute import attribute as attribute
+from clinattn.explain.explanation import explain as explain
 from clinattn.integrations.replace import replace_attention as replace_attention
 from clinattn.operator import ranges as ranges
 from clinattn.operator.functions import FusedAttention as FusedAttention

@@ -55,10 +55,11 @@ def attribute(
       length of x times its gradient (Edin et al., 2024);
     - "relevance", "rollout": as the methods of `explain`.
 
-    The first three are summed over features, and signed. token: the output token that the target is
-    read from, as in `explain`; left out, it is found by the gradient of the target to the last
-    attention: the one token that it depends on, or "mean" for all. by: what each token belongs to, integers of the shape of
-    the tokens (words_of, visits) or lists of ints and None; scores are summed by it.
+    The first three are summed over features, and signed.
+    token: of the last three, the output token that the target is read from, as in `explain`; left
+    out, it is the one that the target depends on after the last attention, or "mean" for all.
+    by: what each token belongs to, integers of the shape of the tokens (words_of, visits) or lists
+    of ints and None; scores are summed by it.
     baseline: of integrated gradients: None for zeros; a token id, or ids like input_ids, which are
     embedded; or inputs to change, a mapping. embeddings: the module whose output is attributed to;
     default the token embedding of a model of transformers, and all embeddings of an encoder of

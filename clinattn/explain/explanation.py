@@ -185,8 +185,8 @@ class Explanation:
         if torch.equal(read, tokens.real):
             return MEAN
         raise ValueError(
-            f"token: got None, and the target depends on {counts.tolist()} tokens of the sequences: "
-            "expected the token that it is read from, or 'mean'"
+            f"token: got None, and the target depends on {counts.tolist()} tokens of the "
+            "sequences: expected the token that it is read from, or 'mean'"
         )
 
     def split(self, x: Tensor) -> list[Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,16 +14,15 @@ Score = Callable[[Any], Tensor]
 
 
 class Embedded:
-    """A model, its inputs, and the module whose output `x` is attributed to.
-
-    layout: of the batch in x, to be asked after a run.
-    """
+    """A model, its inputs, and the module whose output `x` is attributed to."""
 
     def __init__(self, model: nn.Module, inputs: Mapping[str, Any], module: nn.Module):
         self.model, self.inputs, self.module = model, inputs, module
 
-    def run(self, replace: Callable[[Tensor], Tensor], inputs: Mapping[str, Any] | None = None) -> Any:
-        """Returns the model's output with replace(x) in place of x."""
+    def run(
+        self, replace: Callable[[Tensor], Tensor], inputs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Returns the model's output with replace(x) in place of x, for other inputs if given."""
         calls = 0
 
         def hook(module: nn.Module, args: Any, x: Any) -> Tensor:
@@ -112,8 +112,12 @@ def integrated(
     total = torch.zeros_like(x)
     for place, weight in gauss_legendre(steps):
         at = (baseline + place * (x - baseline)).requires_grad_()
-        total += weight * gradient(score(embedded.run(lambda _, at=at: at)), at)
+        total += weight * gradient(score(embedded.run(partial(_instead, at))), at)
     return total * (x - baseline)
+
+
+def _instead(y: Tensor, _: Tensor) -> Tensor:
+    return y
 
 
 def gauss_legendre(n: int) -> list[tuple[float, float]]:

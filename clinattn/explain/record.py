@@ -64,7 +64,7 @@ class Recorder:
 
     def __enter__(self) -> None:
         if self._thread:
-            raise RuntimeError("explain: entered twice, expected one `with` for each explain(model)")
+            raise RuntimeError("explain: entered twice, expected a `with` for each explain(model)")
         self._thread = threading.get_ident()
         for module in self._names:
             if module is self.model or _may_attend(module):

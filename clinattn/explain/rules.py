@@ -38,7 +38,8 @@ UNCHANGED = frozenset(
     Add Sub Rsub Neg Sum Mean Cumsum View UnsafeView ReshapeAlias Alias Transpose T Permute Expand
     Squeeze Unsqueeze Slice Select Split SplitWithSizes SafeSplit Unbind Cat Stack Index IndexSelect
     IndexCopy IndexPut IndexAdd Gather MaskedFill MaskedScatter Where Clone ToCopy ConstantPadNd
-    Roll Flip Repeat AsStrided Copy CopySlices SegmentReduce Relu Threshold Softmax SafeSoftmax Tril Triu
+    Roll Flip Repeat AsStrided Copy CopySlices SegmentReduce Relu Threshold Softmax SafeSoftmax
+    Tril Triu
     """.split()
 )
 # Products: the places of their two factors among the inputs of the node
@@ -70,8 +71,9 @@ def _way(score: Tensor, x: Tensor) -> tuple[list[Any], dict[Any, bool]]:
     and whether a node depends on x.
     """
     reaches: dict[Any, bool] = {None: False}
-    order, ends = [], []
-    stack = [(score.grad_fn, False)]
+    order: list[Any] = []
+    ends: list[Any] = []
+    stack: list[tuple[Any, bool]] = [(score.grad_fn, False)]
     while stack:
         node, done = stack.pop()
         if done:

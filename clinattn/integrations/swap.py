@@ -85,7 +85,8 @@ def warn_of_attentions(module: nn.Module) -> None:
         _warned.add(name)
         warnings.warn(
             f"{name}: attention probabilities were asked for; such calls run the code of "
-            "transformers, in its memory",
+            "transformers, in its memory; clinattn.explain(model) and clinattn.attention_summary "
+            "say what was attended to in O(N)",
             RuntimeWarning,
             stacklevel=3,
         )

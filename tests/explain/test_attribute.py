@@ -210,7 +210,8 @@ def test_attnlrp_equals_its_rules_written_out(name):
     _, grads = differentiated(DenseLRP(model), x, 1)
     scores = clinattn.attribute(model, {"inputs": ids}, 1)
     plain = clinattn.attribute(model, {"inputs": ids}, 1, "gradient_x_input")
-    assert_equal("attnlrp", scores[0], (x * grads[0]).sum(-1).detach(), 100 * N * SMALL["num_layers"])
+    expected = (x * grads[0]).sum(-1).detach()
+    assert_equal("attnlrp", scores[0], expected, 100 * N * SMALL["num_layers"])
     assert float((scores - plain).abs().max()) > 1e-3 * float(plain.abs().max())
 
 

@@ -80,7 +80,9 @@ class Matrices(list[Tensor]):
 
 
 @contextmanager
-def dense(model: Stack, visible: Tensor, scores: Callable[[Tensor], Tensor] = lambda s: s) -> Iterator[Matrices]:
+def dense(
+    model: Stack, visible: Tensor, scores: Callable[[Tensor], Tensor] = lambda s: s
+) -> Iterator[Matrices]:
     """Attention by plain torch within; visible: (B or 1, 1, N, N). scores: what changes them."""
     kept = Matrices()
 

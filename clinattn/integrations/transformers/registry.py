@@ -143,7 +143,8 @@ def _check_words(module: nn.Module, words: dict[str, Any]) -> None:
     if words.get("output_attentions") and not torch.compiler.is_compiling():
         _warn(
             "output_attentions: clinattn never forms the attention weights, and returns None for "
-            "them; attn_implementation='eager' gives them"
+            "them; clinattn.explain(model) and clinattn.attention_summary say what was attended to "
+            "without them, attn_implementation='eager' gives them"
         )
 
 

@@ -11,6 +11,7 @@ from places import ROOT
 
 EXAMPLES = ROOT / "examples"
 PACKAGES = {
+    "captum_embeddings": ("captum",),
     "finetune_bert": ("transformers", "accelerate"),
     "meds_eic_ar": ("transformers",),
     "private_training": ("opacus",),
@@ -59,7 +60,14 @@ def keeps_apart(output):
     return other == 0 < own
 
 
+def finds_the_code(output):
+    """Both ways give the same shares, and most of them to the code that labels came from."""
+    shares = [numbers(name, output) for name in ("captum", "clinattn")]
+    return shares[0] == pytest.approx(shares[1], abs=0.01) and min(shares[0]) > 0.3
+
+
 SHOWS = {
+    "captum_embeddings": finds_the_code,
     "cehr_gpt": keeps_apart,
     "compile": agrees,
     "encoder_decoder": replaces,
