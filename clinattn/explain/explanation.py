@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -156,10 +156,13 @@ class Explanation:
         logit for each sequence, the sum is meant. token: the output token that it is read from.
         """
         layers = self._all_layers("relevance")
-        grads = self._gradients(target, layers)
         r = self._tokens.chosen(token, layers[0].lse.dtype)
-        for layer, do in zip(reversed(layers), reversed(grads), strict=True):
+
+        def through(layer: Layer, do: Tensor) -> None:
+            nonlocal r
             r = r + _mean(layer, r, records.RELEVANCE, heads, do)
+
+        self._differentiate(target, layers, through)
         return self._tokens.as_given(r)
 
     def paid(self, token: Any, heads: Heads = MEAN) -> Tensor:
@@ -177,8 +180,13 @@ class Explanation:
         in relevance. Raises ValueError where it depends on some of the tokens.
         """
         layers, tokens = self._all_layers("token_read"), self._tokens
-        (do,) = self._gradients(target, layers[-1:])
-        read = do.ne(0).any(-1).any(1) & tokens.real
+        read = torch.zeros_like(tokens.real)
+
+        def look(_: Layer, do: Tensor) -> None:
+            nonlocal read
+            read = do.ne(0).any(-1).any(1) & tokens.real
+
+        self._differentiate(target, layers[-1:], look)
         counts = tokens.summed(read.long())
         if bool((counts <= 1).all()):
             return tokens.summed(torch.where(read, tokens.ranks()[0], 0))
@@ -205,8 +213,12 @@ class Explanation:
         layout = self._recorder.layout
         return x if layout is None else layout.restore(x)
 
-    def _gradients(self, target: Tensor, layers: Sequence[Layer]) -> tuple[Tensor, ...]:
-        """The gradient of a number to the output of attention in each of the layers."""
+    def _differentiate(
+        self, target: Tensor, layers: Sequence[Layer], take: Callable[[Layer, Tensor], None]
+    ) -> None:
+        """Calls take(layer, do) from the last layer to the first, in the course of the backward
+        pass: do, the gradient to the output of attention, is of one layer at a time.
+        """
         if not isinstance(target, Tensor) or not target.is_floating_point():
             got = target.dtype if isinstance(target, Tensor) else type(target).__name__
             raise TypeError(f"target: got {got}, expected a floating tensor from the output")
@@ -216,15 +228,28 @@ class Explanation:
                 "target: has no gradient to attention, expected the model to be called with "
                 "gradients on, and a parameter or input that requires one"
             )
+        taken = 0
+
+        def hook_of(layer: Layer) -> Callable[[Tensor], None]:
+            def hook(do: Tensor) -> None:
+                nonlocal taken
+                taken += 1
+                take(layer, do.detach())
+
+            return hook
+
+        pairs = zip(layers, outputs, strict=True)
+        handles = [o.register_hook(hook_of(layer)) for layer, o in pairs]
         try:
-            return torch.autograd.grad(target.sum(), outputs, retain_graph=True)
-        except RuntimeError as error:
-            if "not have been used" not in str(error):
-                raise
+            torch.autograd.grad(target.sum(), outputs[0], retain_graph=True, allow_unused=True)
+        finally:
+            for handle in handles:
+                handle.remove()
+        if taken < len(layers):
             raise ValueError(
-                "target: does not depend on all of the attention that was recorded, expected a "
-                "number from the output of the last call"
-            ) from error
+                f"target: depends on {taken} of the {len(layers)} layers that were recorded, "
+                "expected a number from the output of the last call"
+            )
 
     @property
     def _tokens(self) -> Tokens:

@@ -279,9 +279,13 @@ def test_dropout_is_refused():
         (lambda e, t: e.topk("mean"), TypeError, "token: got 'mean'"),
         (lambda e, t: e.relevance(1.0), TypeError, "target: got float"),
         (lambda e, t: e.relevance(torch.rand(2)), ValueError, "target: has no gradient"),
+        (
+            lambda e, t: e.relevance(torch.ones(2, requires_grad=True)), ValueError,
+            "target: depends on 0 of the 3 layers",
+        ),
         (lambda e, t: e.token_read(t[:, 3:5]), ValueError, "token: got None, and the target"),
     ],
-)
+)  # fmt: skip
 def test_refusals(ask, error, message):
     model = Stack()
     with clinattn.explain(model) as e:
