@@ -8,6 +8,7 @@ from explained import DEPTH, HEADS, WIDTH, Stack, assert_equal, dense
 from torch import nn
 
 import clinattn
+from clinattn.encoder import Encoder, EncoderConfig
 from clinattn.operator import listeners
 
 N = 11
@@ -241,6 +242,17 @@ def test_cross_attention_is_refused_by_name():
     with clinattn.explain(model, layers=[0, 1]) as e:
         model(torch.randn(2, N, 16), torch.randn(2, N, 16))
     assert e.received().shape == (2, 2, N)
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+def test_global_tokens_of_their_own_weights_are_refused(layout):
+    size = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "intermediate_size": 24}
+    config = EncoderConfig.preset("clinical-longformer", vocab_size=50, windows=(3,), **size)
+    model = Encoder(config).eval()
+    with clinattn.explain(model) as e:
+        model(torch.randint(50, (2, N)), layout=layout)
+    with pytest.raises(ValueError, match=r"layers.0.attention \(layer 0\): is made of several"):
+        e.received()
 
 
 def test_layers_of_other_tokens_are_refused():

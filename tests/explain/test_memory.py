@@ -1,4 +1,4 @@
-"""Rollout, top k and relevance of a token of 12 layers, 12 heads and 4,096 tokens need no N x N numbers."""
+"""Of 12 layers, 12 heads and 4,096 tokens, explanations of one token need no N x N numbers."""
 
 import subprocess
 import sys

@@ -108,6 +108,7 @@ def assert_equal(name: str, actual: Tensor, truth: Tensor, terms: int) -> None:
     Each rounds by half a unit of the largest result, in either computation.
     """
     assert actual.shape == truth.shape, f"{name}: {tuple(actual.shape)}, {tuple(truth.shape)}"
+    actual, truth = actual.detach(), truth.detach()
     size = max(1.0, float(truth.abs().max()))
     bound = terms * torch.finfo(actual.dtype).eps * size
     error = float((actual.double() - truth.double()).abs().max())
