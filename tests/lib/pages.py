@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 from clinattn.tools.report.words import WORDS
 
 LEFT_TO_CLICK = {word.link[1] for word in WORDS if word.link}
-SHUT = {"meta"}  # tags without an end
+SHUT = {"br", "meta"}  # tags without an end
 
 
 @dataclass
