@@ -52,7 +52,8 @@ struct Tiled {
 
 // Row and column of a block of 2 x 2 tiles of sums
 inline int64_t in_block(int64_t row, int64_t column) {
-  return row / 16 * 512 + column / 16 * 256 + row % 16 * 16 + column % 16;
+  const auto i = static_cast<uint64_t>(row), j = static_cast<uint64_t>(column);  // shifts alone
+  return static_cast<int64_t>(i / 16 * 512 + j / 16 * 256 + i % 16 * 16 + j % 16);
 }
 
 // sums (2 x 2 tiles) <- products, of numbers in place of parts, of 32 keys and 32 queries, from

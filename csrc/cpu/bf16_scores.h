@@ -51,7 +51,10 @@ struct Bf16Scores {
     return operand + ((row / 16 * (width / 32) + d / 32) * kParts + part) * kTile;
   }
   // 16 scores of one row
-  float* segment(int64_t row, int64_t key) { return s + key / 32 * 1024 + in_block(row, key % 32); }
+  float* segment(int64_t row, int64_t key) {
+    const auto at = static_cast<uint64_t>(key);  // shifts alone
+    return s + at / 32 * 1024 + in_block(row, static_cast<int64_t>(at % 32));
+  }
   float* gain_at(int64_t, int64_t) { return nullptr; }  // for the backward pass
 
   // n queries from row r, at most kRows; a null row is packed as zeros.

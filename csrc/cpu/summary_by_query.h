@@ -20,37 +20,50 @@ struct Best {
   void clear() {
     for (int64_t i = 0; i < kMostTop; ++i) values[i] = 0, places[i] = -1;
   }
-  // Puts x in behind those that are as large; the last one leaves.
-  template <class V>
-  void insert(T x, int32_t place) {
-    if constexpr (requires { V::insert(values, places, x, place); }) {
-      V::insert(values, places, x, place);
-    } else {
-      int64_t i = kMostTop - 1;
-      for (; i > 0 && x > values[i - 1]; --i) {
-        values[i] = values[i - 1];
-        places[i] = places[i - 1];
-      }
-      values[i] = x;
-      places[i] = place;
+  // Puts numbers in behind those that are as large; only the first `top` are kept.
+  void insert(T x, int32_t place, int64_t top) {
+    if (!(x > values[top - 1])) return;
+    int64_t i = top - 1;
+    for (; i > 0 && x > values[i - 1]; --i) {
+      values[i] = values[i - 1];
+      places[i] = places[i - 1];
     }
+    values[i] = x;
+    places[i] = place;
   }
 };
 
-// The next number above x >= 0
-inline float above(float x) {
-  uint32_t bits;
+// What the error of an exponential and of log2_below may be, many times over
+constexpr float kSlack = 0.001f;
+
+// At most log2 x, less by 0.09 + kSlack at most: the logarithm is concave, and linear between the
+// powers of two it is below itself. -2048 for what is below the normal numbers.
+inline float log2_below(float x) {
+  int32_t bits;
   memcpy(&bits, &x, sizeof bits);
-  ++bits;
-  memcpy(&x, &bits, sizeof bits);
-  return x;
+  return bits < 1 << 23 ? -2048 : static_cast<float>(bits) * 0x1p-23f - (127 + kSlack);
 }
-inline double above(double x) {
-  uint64_t bits;
+inline double log2_below(double x) {
+  int64_t bits;
   memcpy(&bits, &x, sizeof bits);
-  ++bits;
-  memcpy(&x, &bits, sizeof bits);
-  return x;
+  return bits < int64_t{1} << 52 ? -2048 : static_cast<double>(bits) * 0x1p-52 - (1023 + kSlack);
+}
+
+// Puts the lanes of x whose bit is set, and their places, behind each other; returns how many.
+template <class V>
+int64_t keep(typename V::F x, uint32_t lanes, int32_t place, typename V::T* to, int32_t* places) {
+  if constexpr (requires { V::keep(x, lanes, place, to, places); }) {
+    V::keep(x, lanes, place, to, places);
+  } else if (lanes) {
+    alignas(64) typename V::T all[V::kWidth];
+    V::store(all, x);
+    for (uint32_t rest = lanes; rest; rest &= rest - 1) {
+      const int lane = __builtin_ctz(rest);
+      *to++ = all[lane];
+      *places++ = place + lane;
+    }
+  }
+  return __builtin_popcount(lanes);
 }
 
 template <ScoreEngine E>
@@ -63,11 +76,16 @@ struct ReduceByQuery : SummaryScores<E> {
   using Base::kInf;
   using Base::kRows, Base::low, Base::made_good, Base::p, Base::scores, Base::steps;
   using typename Base::Exponent;
-  static constexpr T kNone = -2048;  // 2^kNone is 0
+  static constexpr T kNone = -2048;                    // 2^kNone is 0
+  static constexpr int64_t kTogether = 4;              // rows whose lists grow side by side
+  static constexpr int64_t kRoom = kKeys + V::kWidth;  // numbers are stored by whole vectors
 
   double* total;  // (rows): minus the sum of p log2 p, or the largest p
   Best<T>* best;  // (rows), for kTopK
   T* lanes;       // (kWidth, kWidth): one vector for each of kWidth rows
+  // (kTogether, kRoom): keys of a step that may be among the best, log2 p and then p
+  T* powers;
+  int32_t* places;
 
   static int64_t chunk(const AttentionParams& p) {
     return max64(kRows, kChunk / (p.heads / p.kv_heads) / kRows * kRows);
@@ -79,6 +97,8 @@ struct ReduceByQuery : SummaryScores<E> {
     total = arena.template take<double>(rows);
     best = arena.template take<Best<T>>(asked.reduce == Reduce::kTopK ? rows : 0);
     lanes = arena.template take<T>(V::kWidth * V::kWidth);
+    powers = arena.template take<T>(kTogether * kRoom);
+    places = arena.template take<int32_t>(kTogether * kRoom);
   }
 
   void run(const ForwardTask& task) {
@@ -126,7 +146,8 @@ struct ReduceByQuery : SummaryScores<E> {
       const Step& step = steps[at];
       this->multiply(seq, head, i0, n, r, k0, step);
       if (asked.reduce == Reduce::kTopK) {
-        for (int64_t i = 0; i < n; ++i) find_best(i, r + i, k0 + step.at, step);
+        for (int64_t i = 0; i < n; i += kTogether)
+          find_best(i, r + i, min64(kTogether, n - i), k0 + step.at, step);
         continue;
       }
       for (int64_t i = 0; i < n; i += V::kWidth) {
@@ -174,23 +195,58 @@ struct ReduceByQuery : SummaryScores<E> {
     }
   }
 
-  void find_best(int64_t i, int64_t r, int64_t key, const Step& step) {
-    const Exponent e(*this, i, r);
-    T least = above(best[r].values[asked.top - 1]);
-    for (int64_t j = step.begin; j < step.end; j += V::kWidth) {
-      const auto weight = V::exp2(e.of(V::load(scores.segment(i, j))));
-      uint32_t higher = V::reaching(weight, least);
-      if (!higher) continue;
-      alignas(64) T found[V::kWidth];
-      V::store(found, weight);
-      while (higher) {
-        const int lane = __builtin_ctz(higher);
-        best[r].template insert<V>(found[lane], static_cast<int32_t>(key + j + lane));
-        least = above(best[r].values[asked.top - 1]);
-        higher &= higher - 1;
-        higher &= V::reaching(weight, least);
-      }
+  // Keys of n rows, at most kTogether, among the best of these rows
+  void find_best(int64_t first, int64_t r, int64_t n, int64_t key, const Step& step) {
+    int64_t counts[kTogether] = {}, most = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      counts[i] = candidates(first + i, r + i, key, step, powers + i * kRoom, places + i * kRoom);
+      most = max64(most, counts[i]);
     }
+    if (!most) return;
+    for (int64_t i = 0; i < n; ++i) {
+      T* weights = powers + i * kRoom;
+      for (int64_t at = 0; at < counts[i]; at += V::kWidth)
+        V::store(weights + at, V::exp2(V::load(weights + at)));
+      for (int64_t at = counts[i]; at < most; at += V::kWidth) V::store(weights + at, V::zero());
+    }
+    if constexpr (requires { V::insert(best, powers, places, kRoom, most); }) {
+      if (n == kTogether) return V::insert(best + r, powers, places, kRoom, most);
+    }
+    for (int64_t i = 0; i < n; ++i)
+      for (int64_t at = 0; at < counts[i]; ++at)
+        best[r + i].insert(powers[i * kRoom + at], places[i * kRoom + at], asked.top);
+  }
+
+  // Writes the powers and places of the keys of a row that may be among its best, which are few:
+  // where the list is not full, as many lanes reach a bound as it has places. Returns how many.
+  int64_t candidates(int64_t i, int64_t r, int64_t key, const Step& step, T* to, int32_t* at) {
+    const Exponent e(*this, i, r);
+    auto most = V::set1(-kInf);
+    for (int64_t j = step.begin; j < step.end; j += V::kWidth)
+      most = V::max(e.of(V::load(scores.segment(i, j))), most);
+    const T last = best[r].values[asked.top - 1],
+            least = last > 0 ? log2_below(last) : reached(most);
+    if (!V::reaching(most, least)) return 0;
+    int64_t n = 0;
+    for (int64_t j = step.begin; j < step.end; j += V::kWidth) {
+      const auto power = e.of(V::load(scores.segment(i, j)));
+      n += keep<V>(power, V::reaching(power, least), static_cast<int32_t>(key + j), to + n, at + n);
+    }
+    return n;
+  }
+
+  // What the largest powers of as many lanes as the list has places reach, or kNone
+  T reached(typename V::F most) const {
+    alignas(64) T of_lane[V::kWidth];
+    V::store(of_lane, most);
+    // the lane that the fewest lanes reach, but enough; its number behind what is too many
+    uint32_t found = ~0u;
+    for (uint32_t lane = 0; lane < V::kWidth; ++lane) {
+      const int reaching = __builtin_popcount(V::reaching(most, of_lane[lane]));
+      const uint32_t order = static_cast<uint32_t>(reaching - asked.top) * V::kWidth + lane;
+      found = order < found ? order : found;
+    }
+    return found < V::kWidth * V::kWidth ? of_lane[found % V::kWidth] - kSlack : kNone;
   }
 
   void write(const Sequence& seq, int64_t head, int64_t row, int64_t r) {

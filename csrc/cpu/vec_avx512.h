@@ -72,15 +72,41 @@ struct Avx512 {
     return op(_mm512_shuffle_f32x4(halves[0], halves[1], 0x88),
               _mm512_shuffle_f32x4(halves[0], halves[1], 0xdd));
   }
-  // Puts x in among 16 descending values, behind those that are as large; the last one leaves.
-  static void insert(float* values, int32_t* places, float x, int32_t place) {
-    const F v = load(values);
-    const __m512i at = _mm512_loadu_si512(places);
-    const uint32_t before = _mm512_cmp_ps_mask(v, set1(x), _CMP_GE_OQ);
-    const auto others = static_cast<__mmask16>(~(before + 1));  // all but the first bit not set
-    store(values, _mm512_mask_expand_ps(set1(x), before | others, v));
-    _mm512_storeu_si512(places,
-                        _mm512_mask_expand_epi32(_mm512_set1_epi32(place), before | others, at));
+  // Puts n numbers in among the 16 descending values of each of four lists, behind those that are
+  // as large; the last ones leave. Four, since an insertion waits for the one before it.
+  template <class List>
+  static void insert(List* lists, const float* x, const int32_t* places, int64_t stride,
+                     int64_t n) {
+    F values[4];
+    __m512i at[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      values[i] = load(lists[i].values);
+      at[i] = _mm512_loadu_si512(lists[i].places);
+    }
+    for (int64_t j = 0; j < n; ++j) {
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {
+        const F one = set1(x[i * stride + j]);
+        const uint32_t before = _mm512_cmp_ps_mask(values[i], one, _CMP_GE_OQ);
+        const auto others = static_cast<__mmask16>(before | ~(before + 1));  // all but the first 0
+        values[i] = _mm512_mask_expand_ps(one, others, values[i]);
+        at[i] = _mm512_mask_expand_epi32(_mm512_set1_epi32(places[i * stride + j]), others, at[i]);
+      }
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      store(lists[i].values, values[i]);
+      _mm512_storeu_si512(lists[i].places, at[i]);
+    }
+  }
+  // The lanes of x whose bit is set, and their places, at the beginning of what is stored
+  static void keep(F x, uint32_t lanes, int32_t place, float* to, int32_t* places) {
+    const __m512i of_lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i at = _mm512_add_epi32(of_lane, _mm512_set1_epi32(place));
+    const auto kept = static_cast<__mmask16>(lanes);
+    store(to, _mm512_maskz_compress_ps(kept, x));
+    _mm512_storeu_si512(places, _mm512_maskz_compress_epi32(kept, at));
   }
   static float hsum(F a) { return _mm512_reduce_add_ps(a); }
   // -inf where the mask hides

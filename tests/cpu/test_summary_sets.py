@@ -164,3 +164,37 @@ def test_a_query_of_weight_0_is_not_read(instruction_set):
         )  # fmt: skip
         assert torch.equal(actual, one), reduce
     assert attention_summary(q, k, lse=lse, weights=weights * 0, attn_mask=mask).eq(0).all()
+
+
+ORDERS = {
+    "rising": lambda n: torch.arange(n),
+    "falling": lambda n: -torch.arange(n),
+    "two values": lambda n: torch.arange(n) % 7 // 6,
+    "twice each": lambda n: torch.randperm(n) // 2,
+    "one high": lambda n: 90 * (torch.arange(n) == n - 5),
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_largest_of_keys_in_any_order(order, instruction_set):
+    """Scores are exact, and far enough apart for weights to differ; the window cuts tiles."""
+    queries, keys = 130, 523
+    scores = (ORDERS[order](keys) / 8).clamp(-30, 90)
+    q, k = torch.zeros(1, 1, queries, 16), torch.zeros(1, 1, keys, 16)
+    q[..., 0], k[..., 0] = 1, scores
+    for top in (1, 8, 16):
+        for keywords, reach in (({}, keys), ({"window": (keys, 200)}, 200)):
+            values, places = attention_summary(
+                q, k, reduce="topk", k=top, scale=1.0, backend="cpu", **keywords
+            )  # fmt: skip
+            for row in (0, 64, queries - 1):
+                seen = scores[: min(keys, row + reach + 1)].double()
+                p = seen.softmax(0)
+                order_of = p.float().sort(descending=True, stable=True)
+                # four units of the normaliser are as many of a weight, times its size
+                rtol = 4 * torch.finfo(torch.float32).eps * (1 + float(scores.abs().max()))
+                expected = p[order_of.indices[:top]]
+                torch.testing.assert_close(
+                    values[0, 0, row].double(), expected, rtol=rtol, atol=0
+                )
+                assert torch.equal(places[0, 0, row], order_of.indices[:top])

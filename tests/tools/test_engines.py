@@ -160,6 +160,7 @@ def test_the_size_of_a_package_is_of_its_files(tmp_path, monkeypatch, engines_on
 
 def test_what_memory_cannot_hold_is_left_out(registry, monkeypatch):
     """ONNX Runtime holds the scores of all pairs; the other engines do not."""
+    pytest.importorskip("transformers", reason="transformers is not installed")
     loads = importlib.import_module("engines.loads")
     note = next(load for load in loads.LOADS if load.name == "note")
     engines = [engine for engine in registry.ENGINES if engine.kind == "fp32"]

@@ -151,6 +151,18 @@ MANY __m512i mask_expand_epi32(__m512i rest, __mmask16 k, __m512i x) {
 MANY __m512 mask_expand_ps(__m512 rest, __mmask16 k, __m512 x) {
   return as<__m512>(mask_expand_epi32(as<__m512i>(rest), k, as<__m512i>(x)));
 }
+// The elements of x in the lanes of k, one behind the other, then zeros
+MANY __m512i maskz_compress_epi32(__mmask16 k, __m512i x) {
+  const Words from = as<Words>(x);
+  Words y{};
+  int next = 0;
+  for (int i = 0; i < 16; ++i)
+    if (k >> i & 1) y[next++] = from[i];
+  return as<__m512i>(y);
+}
+MANY __m512 maskz_compress_ps(__mmask16 k, __m512 x) {
+  return as<__m512>(maskz_compress_epi32(k, as<__m512i>(x)));
+}
 LANES __m512 maskz_mov_ps(__mmask16 k, __m512 x) { return blend(k, __m512{}, x); }
 LANES __m512 maskz_mul_ps(__mmask16 k, __m512 a, __m512 b) { return blend(k, __m512{}, a * b); }
 LANES __m512 maskz_sub_ps(__mmask16 k, __m512 a, __m512 b) { return blend(k, __m512{}, a - b); }

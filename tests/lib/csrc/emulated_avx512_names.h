@@ -71,6 +71,10 @@
 #define _mm512_maskz_loadu_epi16 emulated::maskz_loadu_epi16
 #undef _mm512_maskz_loadu_ps
 #define _mm512_maskz_loadu_ps emulated::maskz_loadu_ps
+#undef _mm512_maskz_compress_epi32
+#define _mm512_maskz_compress_epi32 emulated::maskz_compress_epi32
+#undef _mm512_maskz_compress_ps
+#define _mm512_maskz_compress_ps emulated::maskz_compress_ps
 #undef _mm512_maskz_mov_ps
 #define _mm512_maskz_mov_ps emulated::maskz_mov_ps
 #undef _mm512_maskz_mul_ps
