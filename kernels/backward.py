@@ -67,9 +67,7 @@ def attention_backward(
         )
     if dk.numel() > 0:
         config = tile_config("dkdv", *layout.config_key)
-        num_tiles = layout.num_tiles(layout.seqlen_k, config.block_n)
-        if call.kv_start is not None:
-            num_tiles += 1  # tiles start at kv_start; one more covers the rows before kv_start
+        num_tiles = layout.num_key_tiles(config.block_n)
         problem.launch(
             dkdv_kernel,
             config,

@@ -188,6 +188,35 @@ DQ: Table = {
 }
 TABLES = {"forward": FORWARD, "dkdv": DKDV, "dq": DQ}
 
+# The kernels of summaries hold no sums as wide as a head, so that few rows serve all kinds of
+# calls. They form q k' alone, or do v' too.
+FP32_SUMMARY_AMPERE = {
+    64: Rows((32, 32, 4, 2)),
+    128: Rows((32, 32, 8, 2)),
+    256: Rows((16, 16, 8, 2)),
+}
+FP32_SUMMARY_HOPPER = FP32_SUMMARY_AMPERE | {128: Rows((16, 32, 8, 2))}
+NARROW_SUMMARY = dict.fromkeys((64, 128), Rows((64, 64, 4, 2), terms=(64, 64, 8, 2)))
+SUMMARY_HOPPER = {16: NARROW_SUMMARY | {256: Rows((64, 64, 8, 2))}, 32: FP32_SUMMARY_HOPPER}
+ONE_PRODUCT: Table = {
+    80: {16: NARROW_SUMMARY | {256: Rows((32, 64, 4, 2))}, 32: FP32_SUMMARY_AMPERE},
+    90: SUMMARY_HOPPER,
+    100: SUMMARY_HOPPER,
+}
+TWO_PRODUCTS: Table = {
+    80: {
+        16: {
+            64: Rows((64, 128, 8, 2)),
+            128: Rows((32, 64, 4, 2)),
+            256: Rows((32, 64, 8, 1)),
+        },
+        32: FP32_SUMMARY_AMPERE,
+    },
+    90: SUMMARY_HOPPER,
+    100: SUMMARY_HOPPER,
+}
+SUMMARY_TABLES = {"one product": ONE_PRODUCT, "two products": TWO_PRODUCTS}
+
 
 def block_d(head_dim: int) -> int:
     """Columns of a tile: the next power of two, at least the 16 that a tensor-core dot needs."""
@@ -205,7 +234,7 @@ def tile_config(
     """The row of a table for a kind of call, as Rows names them."""
     # 12.x is named after 10.x but has the tensor cores and the shared memory of 8.x.
     card = {9: 90, 10: 100, 11: 100}.get(capability[0], 80)
-    by_dim = TABLES[table][card][dtype.itemsize * 8]
+    by_dim = (TABLES | SUMMARY_TABLES)[table][card][dtype.itemsize * 8]
     rows = by_dim[min(d for d in by_dim if d >= head_dim)]
     while getattr(rows, kind) is None:
         kind = DEFAULTS.get(kind, "plain")

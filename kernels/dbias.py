@@ -10,28 +10,10 @@ from .configs import TileConfig
 from .interval import Interval, visited_keys
 from .launch import KernelProblem
 from .parameters import NOT_SPECIALIZED, Sizes
-from .score import (
-    Keys,
-    Queries,
-    exponential,
-    key_bias,
-    load_low,
-    load_rows,
-    mask_scores,
-    pair_bias,
-    sequence_ptr,
-)
-from .terms import (
-    Dropout,
-    Score,
-    Terms,
-    dropped,
-    kept_pairs,
-    modified,
-    score_factor,
-    with_terms,
-)
+from .score import Keys, Queries, key_bias, load_low, load_rows, sequence_ptr
+from .terms import Dropout, Score, Terms, dropped, kept_pairs
 from .tiles import dense_tile, query_tile
+from .weights import log_weights
 
 # The constexprs of mask_gradient_kernel that tell which sides of a mask broadcast.
 SHARES = ("BATCHES_SHARE", "HEADS_SHARE", "QUERIES_SHARE", "KEYS_SHARE")
@@ -64,21 +46,15 @@ def _score_gradients(
     v = load_rows(keys.v_ptr, first_key, keys.strides.v.n, inside, BLOCK_N, form, VALUES=True)
     s = tl.dot(queries.q, tl.trans(k), input_precision=form.PRECISION)
     dp = tl.dot(queries.do, tl.trans(v), input_precision=form.PRECISION)
-    s, _ = modified(s, score)
-    s, values = mask_scores(
-        s, offs_m[:, None], offs_n[None, :], inside[None, :], score.interval,
-        keys.mask_ptr, keys.strides.mask, form,
+    x, s, _ = log_weights(
+        s, offs_m[:, None], offs_n[None, :], inside[None, :], bias, queries.shift[:, None],
+        queries.low[:, None], head, keys.mask_ptr, keys.strides.mask, score,
+        True, form.NATURAL, form,
     )  # fmt: skip
-    if form.MASK == "pairs" and form.IS_BIAS:
-        bias = pair_bias(values, form.NATURAL)
-    if form.TERMS:
-        bias = with_terms(bias, offs_m[:, None], offs_n[None, :], head, score, form.NATURAL)
+    p = tl.exp2(x)
     if score.dropout.seed_ptr is not None:
         is_kept = kept_pairs(queries.first, first_key, head, score.dropout, BLOCK_M, BLOCK_N)
         dp = dropped(dp, is_kept, score.dropout)
-    factor = score_factor(score, form.NATURAL)
-    shift = queries.shift[:, None]
-    p = exponential(s, factor, bias, shift, queries.low[:, None], form.NATURAL)
     return tl.where(s == float("-inf"), 0.0, p * (dp - queries.delta[:, None]))
 
 

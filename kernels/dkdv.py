@@ -5,40 +5,21 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .interval import (
-    Interval,
-    QueryRange,
-    edge_block,
-    prefix_queries_end,
-    seen_keys,
-    visiting_queries,
-)
+from .interval import Interval, seen_keys, unless_hidden, visiting_queries
 from .parameters import NOT_SPECIALIZED, Sizes
+from .ranges import over_queries
 from .score import (
-    NARROW,
     accumulate,
-    any_large_scores,
-    exponential,
     has_large_scores,
     key_bias,
     load_low,
     load_rows,
-    mask_scores,
-    pair_bias,
     sequence_ptr,
     store_rows,
 )
-from .terms import (
-    Dropout,
-    Score,
-    Terms,
-    dropped,
-    kept_pairs,
-    modified,
-    score_factor,
-    with_terms,
-)
+from .terms import Dropout, Score, Terms, dropped, kept_pairs
 from .tiles import key_tile
+from .weights import log_weights
 
 
 class KeyTile(NamedTuple):
@@ -74,22 +55,27 @@ class QueryRows(NamedTuple):
     first_head: Any
 
 
+DK, DV = tl.constexpr(1), tl.constexpr(2)  # bits of GRADIENTS
+
+
 @triton.jit
 def _accumulate_dkdv(
-    dk, dv, keys, queries, begin, end, score,
-    LARGE_ROWS: tl.constexpr, UNGUARDED: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr,
+    sums, queries, keys, begin, end, score,
+    GRADIENTS: tl.constexpr, LARGE_ROWS: tl.constexpr, UNGUARDED: tl.constexpr,
     MASKED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, form: tl.constexpr,
 ):  # fmt: skip
-    """Adds p^T do to dv (DV) and ds^T q to dk (DK), over the query tiles of [begin, end) in each
-    head of the group. LARGE_ROWS: over the rows of large scores alone.
+    """Returns (dk, dv) with ds^T q and p^T do added, as far as they are among GRADIENTS, over the
+    query tiles of [begin, end) in each head of the group: a STEP of ranges.py.
 
     Scores are computed transposed, s^T = k q^T: a product transposed in registers and fed to
     another product is miscompiled for Hopper by Triton 3.4 to 3.7.
     """
     NATURAL: tl.constexpr = form.NATURAL or LARGE_ROWS
+    dk, dv = sums
     interval = score.interval
-    IS_BOUNDED: tl.constexpr = (
-        interval.window_left is not None
+    HIDES: tl.constexpr = (  # more than lengths and a key mask
+        form.MASK == "pairs"
+        or interval.window_left is not None
         or interval.window_right is not None
         or interval.lo_ptr is not None
         or interval.prefix is not None
@@ -121,7 +107,6 @@ def _accumulate_dkdv(
             offs_m = m + tl.arange(0, BLOCK_M)
             sees = None
             low = None
-            bias = keys.bias
             if MASKED:
                 sees = (offs_m >= 0) & (offs_m < interval.tile.num_q)
                 shift = tl.load(shift_ptr + row + offs_m, mask=sees, other=float("inf"))
@@ -130,7 +115,7 @@ def _accumulate_dkdv(
                 delta = tl.load(queries.delta_ptr + row + offs_m, mask=sees, other=0.0)
                 if NATURAL:
                     low = load_low(queries.lse_low_ptr + row, offs_m, sees)[None, :]
-                if form.MASK is not None or IS_BOUNDED or LARGE_ROWS:
+                if form.MASK is not None or HIDES or LARGE_ROWS:
                     sees = shift != float("inf")
             else:
                 shift = tl.load(shift_ptr + row + offs_m)
@@ -140,22 +125,15 @@ def _accumulate_dkdv(
             q_head = sequence_ptr(queries.q_ptr, 0, in_group, 0, queries.strides.q, form.ALIGN)
             q = load_rows(q_head, m, queries.strides.q.n, sees, BLOCK_M, form)
             s_t = tl.dot(keys.k, tl.trans(q), input_precision=form.PRECISION)
-            s_t, gain = modified(s_t, score)
-            if MASKED and (form.MASK == "pairs" or IS_BOUNDED):
-                mask_strides = queries.strides.mask
-                mask_head = queries.mask_ptr
-                if form.MASK == "pairs":
-                    mask_head = sequence_ptr(mask_head, 0, in_group, 0, mask_strides, 1)
-                s_t, values = mask_scores(
-                    s_t, offs_m[None, :], offs_n[:, None], keys.keep[:, None], interval,
-                    mask_head, mask_strides, form,
-                )  # fmt: skip
-                if form.MASK == "pairs" and form.IS_BIAS:
-                    bias = pair_bias(values, NATURAL)
-            if form.TERMS:
-                bias = with_terms(bias, offs_m[None, :], offs_n[:, None], head, score, NATURAL)
-            factor = score_factor(score, NATURAL)
-            p_t = exponential(s_t, factor, bias, shift[None, :], low, NATURAL)
+            mask_head = queries.mask_ptr
+            if form.MASK == "pairs":
+                mask_head = sequence_ptr(mask_head, 0, in_group, 0, queries.strides.mask, 1)
+            x_t, s_t, gain = log_weights(
+                s_t, offs_m[None, :], offs_n[:, None], keys.keep[:, None], keys.bias,
+                shift[None, :], low, head, mask_head, queries.strides.mask, score,
+                MASKED and HIDES, NATURAL, form,
+            )  # fmt: skip
+            p_t = tl.exp2(x_t)
             do_head = sequence_ptr(queries.do_ptr, 0, in_group, 0, queries.do_strides, form.ALIGN)
             do = load_rows(do_head, m, queries.do_strides.n, sees, BLOCK_M, form, VALUES=True)
             kept_t = p_t
@@ -163,9 +141,9 @@ def _accumulate_dkdv(
                 is_kept = kept_pairs(m, keys.first, head, dropout, BLOCK_M, BLOCK_N)
                 is_kept = tl.trans(is_kept)
                 kept_t = dropped(p_t, is_kept, dropout)
-            if DV:
+            if DV & GRADIENTS:
                 dv = accumulate(dv, kept_t.to(do.dtype), do, form)
-            if DK:
+            if DK & GRADIENTS:
                 dp_t = tl.dot(keys.v, tl.trans(do), input_precision=form.PRECISION)
                 if dropout.seed_ptr is not None:
                     dp_t = dropped(dp_t, is_kept, dropout)
@@ -178,58 +156,12 @@ def _accumulate_dkdv(
 
 
 @triton.jit
-def _accumulate_over_ranges(
-    keys, queries, visit, score, DK: tl.constexpr, DV: tl.constexpr, ANCHORED: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, form: tl.constexpr,
-):  # fmt: skip
-    """Returns (dk, dv) over the queries of a global prefix, then over the QueryRange `visit`."""
+def _zeros(BLOCK_N: tl.constexpr, form: tl.constexpr):
+    """Returns (dk, dv) before the first tile."""
     BLOCK_D: tl.constexpr = form.BLOCK_D
-    dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     BLOCK_V: tl.constexpr = form.BLOCK_V
+    dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dv = tl.zeros([BLOCK_N, BLOCK_V], tl.float32)
-    interval = score.interval
-    EDGE_M: tl.constexpr = edge_block(BLOCK_M, None)
-    HAS_PREFIX: tl.constexpr = interval.prefix is not None
-    STARTS_MASKED: tl.constexpr = (
-        interval.window_right is not None or interval.lo_ptr is not None or ANCHORED
-    )
-    FULL_FIRST: tl.constexpr = (
-        (form.NATURAL or form.GUARDED) and not form.EXACT and not STARTS_MASKED and not HAS_PREFIX
-    )
-    begin = visit.begin
-    if not form.NATURAL:
-        first = begin
-        last = visit.end
-        if HAS_PREFIX:
-            first = visit.origin
-            last = tl.maximum(last, prefix_queries_end(begin, visit.end, interval))
-        found = any_large_scores(queries.lse_ptr, first, last, queries.stride_h, form.GROUP)
-        last = tl.where(found, last, first)
-        dk, dv = _accumulate_dkdv(
-            dk, dv, keys, queries, first, last, score,
-            True, not form.GUARDED, DK, DV, True, NARROW, BLOCK_N, form,
-        )  # fmt: skip
-    if HAS_PREFIX:
-        dk, dv = _accumulate_dkdv(
-            dk, dv, keys, queries,
-            visit.origin, prefix_queries_end(begin, visit.end, interval), score,
-            False, False, DK, DV, True, EDGE_M, BLOCK_N, form,
-        )  # fmt: skip
-    if form.MASK != "pairs":
-        if STARTS_MASKED:
-            dk, dv = _accumulate_dkdv(
-                dk, dv, keys, queries, begin, visit.full_begin, score,
-                False, False, DK, DV, True, EDGE_M, BLOCK_N, form,
-            )  # fmt: skip
-        dk, dv = _accumulate_dkdv(
-            dk, dv, keys, queries, visit.full_begin, visit.full_end, score,
-            False, FULL_FIRST, DK, DV, False, BLOCK_M, BLOCK_N, form,
-        )  # fmt: skip
-        begin = visit.full_end
-    dk, dv = _accumulate_dkdv(
-        dk, dv, keys, queries, begin, visit.end, score,
-        False, False, DK, DV, True, EDGE_M, BLOCK_N, form,
-    )  # fmt: skip
     return dk, dv
 
 
@@ -289,28 +221,26 @@ def dkdv_kernel(
         keep = column != float("-inf")
         if form.IS_BIAS:
             bias = tl.where(keep, column, 0.0)[:, None]
-        # In a full tile every query sees a key, unless the mask hides all keys.
-        end = tl.where(tl.max(column, 0) != float("-inf"), visit.end, visit.begin)
-        visit = QueryRange(
-            visit.origin, visit.begin,
-            tl.minimum(visit.full_begin, end), tl.minimum(visit.full_end, end), end,
-        )  # fmt: skip
+        visit = unless_hidden(visit, column)
     k = load_rows(k_ptr, first_key, strides.k.n, keep, BLOCK_N, form)
     v = load_rows(v_ptr, first_key, strides.v.n, keep, BLOCK_N, form, VALUES=True)
     keys = KeyTile(k, v, bias, keep, first_key)
     # With wide heads the registers of a warp group hold one sum of 64 rows, not two. So dv comes
     # first, then dk with the scores computed again: five products instead of four, at full rate.
     AT_ONCE: tl.constexpr = (form.BLOCK_D <= 128 and form.BLOCK_V <= 128) or form.EXACT
-    dk, dv = _accumulate_over_ranges(
-        keys, queries, visit, score, AT_ONCE, True, ANCHORED, BLOCK_M, BLOCK_N, form
-    )
+    FIRST: tl.constexpr = DK | DV if AT_ONCE else DV
+    dk, dv = over_queries(
+        _zeros(BLOCK_N, form), queries, keys, visit, score,
+        _accumulate_dkdv, FIRST, ANCHORED, BLOCK_M, BLOCK_N, form,
+    )  # fmt: skip
     inside = (offs_n >= 0) & (offs_n < tile.rows)
     # A key that is not kept was read as 0, which does not make its p 0.
     dv = tl.where(keep[:, None], dv, 0.0)
     store_rows(dv_ptr, first_key, dv_strides.n, dv, inside, BLOCK_N, form, VALUES=True)
     if not AT_ONCE:
-        dk, _ = _accumulate_over_ranges(
-            keys, queries, visit, score, True, False, ANCHORED, BLOCK_M, BLOCK_N, form
-        )
+        dk, _ = over_queries(
+            _zeros(BLOCK_N, form), queries, keys, visit, score,
+            _accumulate_dkdv, DK, ANCHORED, BLOCK_M, BLOCK_N, form,
+        )  # fmt: skip
     dk = tl.where(keep[:, None], dk * factors.scale, 0.0)
     store_rows(dk_ptr, first_key, dk_strides.n, dk, inside, BLOCK_N, form)

@@ -5,45 +5,25 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .interval import (
-    Interval,
-    edge_block,
-    first_tile,
-    prefix_keys_end,
-    visited_keys,
-)
+from .interval import Interval, visited_keys
 from .parameters import NOT_SPECIALIZED, Sizes
+from .ranges import over_keys
 from .score import (
-    NARROW,
     Keys,
     Queries,
     accumulate,
     drop_unseen,
-    exponential,
-    first_masked_key,
     has_large_scores,
     key_bias,
     load_low,
     load_rows,
-    mask_scores,
-    pair_bias,
     score_units,
     sequence_ptr,
     store_rows,
 )
-from .terms import (
-    Dropout,
-    Score,
-    Terms,
-    dropped,
-    kept_pairs,
-    modified,
-    position_distance,
-    score_factor,
-    time_distance,
-    with_terms,
-)
+from .terms import Dropout, Score, Terms, dropped, kept_pairs, position_distance, time_distance
 from .tiles import query_tile, rows_before
+from .weights import log_weights
 
 
 class Sums(NamedTuple):
@@ -54,15 +34,23 @@ class Sums(NamedTuple):
     ddecay: Any
 
 
+DSLOPE, DDECAY = tl.constexpr(1), tl.constexpr(2)  # bits of DISTANCES
+
+
+@triton.constexpr_function
+def distances(of_slopes, of_decay):
+    """Returns DISTANCES."""
+    return of_slopes * DSLOPE.value + of_decay * DDECAY.value
+
+
 @triton.jit
 def _accumulate_dq(
     sums, queries, keys, begin, end, score,
-    LARGE_ROWS: tl.constexpr, UNGUARDED: tl.constexpr, DSLOPE: tl.constexpr, DDECAY: tl.constexpr,
+    DISTANCES: tl.constexpr, LARGE_ROWS: tl.constexpr, UNGUARDED: tl.constexpr,
     MASKED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, form: tl.constexpr,
 ):  # fmt: skip
-    """Returns the Sums with the key tiles of [begin, end) added; DSLOPE, DDECAY: the last two too.
-
-    LARGE_ROWS: `queries` has the rows of large scores alone, and rarely any.
+    """Returns the Sums with the key tiles of [begin, end) added, of the last two those that are
+    among DISTANCES: a STEP of ranges.py.
     """
     NATURAL: tl.constexpr = form.NATURAL or LARGE_ROWS
     dq = sums.dq
@@ -81,6 +69,7 @@ def _accumulate_dq(
     if runs:  # see _accumulate_dkdv
         for n in tl.range(begin, end, BLOCK_N, num_stages=1 if LARGE_ROWS else None):
             keep = None
+            seen = None
             bias = None
             offs_n = n + tl.arange(0, BLOCK_N)
             if MASKED:
@@ -93,33 +82,27 @@ def _accumulate_dq(
                     if form.IS_BIAS:
                         bias = column[None, :]
                 keep = inside
+                seen = inside[None, :]
             k = load_rows(keys.k_ptr, n, keys.strides.k.n, keep, BLOCK_N, form)
             v = load_rows(keys.v_ptr, n, keys.strides.v.n, keep, BLOCK_N, form, VALUES=True)
             s = tl.dot(queries.q, tl.trans(k), input_precision=form.PRECISION)
             dp = tl.dot(queries.do, tl.trans(v), input_precision=form.PRECISION)
-            s, gain = modified(s, score)
-            if MASKED:
-                s, values = mask_scores(
-                    s, offs_m[:, None], offs_n[None, :], inside[None, :], interval,
-                    keys.mask_ptr, keys.strides.mask, form,
-                )  # fmt: skip
-                if form.MASK == "pairs" and form.IS_BIAS:
-                    bias = pair_bias(values, NATURAL)
-            if form.TERMS:
-                bias = with_terms(bias, offs_m[:, None], offs_n[None, :], head, score, NATURAL)
+            x, s, gain = log_weights(
+                s, offs_m[:, None], offs_n[None, :], seen, bias, queries.shift[:, None],
+                column_low, head, keys.mask_ptr, keys.strides.mask, score, MASKED, NATURAL, form,
+            )  # fmt: skip
+            p = tl.exp2(x)
             if dropout.seed_ptr is not None:
                 is_kept = kept_pairs(queries.first, n, head, dropout, BLOCK_M, BLOCK_N)
                 dp = dropped(dp, is_kept, dropout)
-            factor = score_factor(score, NATURAL)
-            p = exponential(s, factor, bias, queries.shift[:, None], column_low, NATURAL)
             ds = p * (dp - queries.delta[:, None])
             if MASKED and form.MASK == "pairs":
                 ds = tl.where(s == float("-inf"), 0.0, ds)
                 k = drop_unseen(k, s)
-            if DSLOPE:
+            if DSLOPE & DISTANCES:
                 distance = position_distance(offs_m[:, None], offs_n[None, :], interval)
                 dslope += tl.sum(ds * distance, 1)
-            if DDECAY:
+            if DDECAY & DISTANCES:
                 times_ptr = score.terms.inputs.times
                 distance = time_distance(offs_m[:, None], offs_n[None, :], times_ptr, interval)
                 ddecay += tl.sum(ds * distance, 1)
@@ -201,62 +184,14 @@ def dq_kernel(
     dslope = tl.zeros([BLOCK_M], tl.float32)
     ddecay = tl.zeros([BLOCK_M], tl.float32)
     sums = Sums(dq, dslope, ddecay)
-    EDGE_N: tl.constexpr = edge_block(BLOCK_N, form.MASK)
-    STARTS_MASKED: tl.constexpr = (
-        window_left is not None or inputs.lo is not None or form.UNIT is not None
-    )
-    FULL_FIRST: tl.constexpr = (
-        (form.NATURAL or form.GUARDED)
-        and not form.EXACT
-        and not STARTS_MASKED
-        and global_prefix is None
-    )
-    DSLOPE: tl.constexpr = dslope_ptr is not None
-    DDECAY: tl.constexpr = ddecay_ptr is not None
-    if not form.NATURAL:
-        first = visit.begin
-        last = visit.end
-        if global_prefix is not None:
-            first = first_tile(interval)
-            last = tl.maximum(last, prefix_keys_end(first_query, visit, interval))
-        last = tl.where(tl.max(large.to(tl.int32), 0) != 0, last, first)
-        of_large = tl.where(large, natural, float("inf"))
-        low_of_large = load_low(lse_low_ptr + row, offs_m, large)
-        large_rows = Queries(q, do, of_large, low_of_large, delta, first_query, head)
-        sums = _accumulate_dq(
-            sums, large_rows, keys, first, last, score,
-            True, not form.GUARDED, False, False, True, BLOCK_M, NARROW, form,
-        )  # fmt: skip
-    if global_prefix is not None:
-        sums = _accumulate_dq(
-            sums, queries, keys,
-            first_tile(interval), prefix_keys_end(first_query, visit, interval), score,
-            False, False, DSLOPE, DDECAY, True, BLOCK_M, EDGE_N, form,
-        )  # fmt: skip
-    begin = visit.begin
-    if form.MASK != "pairs":
-        if STARTS_MASKED:
-            sums = _accumulate_dq(
-                sums, queries, keys, begin, visit.full_begin, score,
-                False, False, DSLOPE, DDECAY, True, BLOCK_M, EDGE_N, form,
-            )  # fmt: skip
-        full_begin = visit.full_begin
-        full_end = visit.full_end
-        if form.MASK == "keys":
-            masked = first_masked_key(mask_ptr, strides.mask.n, full_begin, full_end, form.IS_BIAS)
-            full_end = full_begin + (masked - full_begin) // BLOCK_N * BLOCK_N
-        sums = _accumulate_dq(
-            sums, queries, keys, full_begin, full_end, score,
-            False, FULL_FIRST, DSLOPE, DDECAY, False, BLOCK_M, BLOCK_N, form,
-        )  # fmt: skip
-        begin = full_end
-    sums = _accumulate_dq(
-        sums, queries, keys, begin, visit.end, score,
-        False, False, DSLOPE, DDECAY, True, BLOCK_M, EDGE_N, form,
+    DISTANCES: tl.constexpr = distances(dslope_ptr is not None, ddecay_ptr is not None)
+    sums = over_keys(
+        sums, queries, keys, natural, lse_low_ptr, row, visit, score,
+        _accumulate_dq, DISTANCES, BLOCK_M, BLOCK_N, form,
     )  # fmt: skip
     dq = sums.dq * factors.scale
     store_rows(dq_ptr, first_query, dq_strides.n, dq, is_row, BLOCK_M, form)
-    if DSLOPE:
+    if dslope_ptr is not None:
         tl.store(dslope_ptr + row + offs_m, sums.dslope, mask=is_row)
-    if DDECAY:
+    if ddecay_ptr is not None:
         tl.store(ddecay_ptr + row + offs_m, sums.ddecay, mask=is_row)

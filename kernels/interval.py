@@ -187,6 +187,19 @@ def count_at_most(ptr, count, value):
 
 
 @triton.jit
+def unless_hidden(visit, column):
+    """Returns the QueryRange of a tile of keys, empty if the key mask `column` hides all of them.
+
+    In a full tile every query sees a key otherwise.
+    """
+    end = tl.where(tl.max(column, 0) != float("-inf"), visit.end, visit.begin)
+    return QueryRange(
+        visit.origin, visit.begin,
+        tl.minimum(visit.full_begin, end), tl.minimum(visit.full_end, end), end,
+    )  # fmt: skip
+
+
+@triton.jit
 def seen_keys(interval):
     """Returns [lo, hi), the keys that some query sees."""
     lo, _ = key_interval(0, interval)

@@ -32,12 +32,18 @@ class KernelLayout:
     """The part of a launch that calls of the same shapes, strides, types and numbers share.
 
     call has the fields of backends.call.Arguments with Facts in place of tensors, scale >= 0.
-    others: more tensors that share the alignment of q, k and v. arguments: the keywords that all
-    kernels take, less the tensors. plans: the launches that were made.
+    others: more tensors that share the alignment of q, k and v. natural: NATURAL of Form whatever
+    the type. arguments: the keywords that all kernels take, less the tensors. plans: the launches
+    that were made.
     """
 
     def __init__(
-        self, call: Any, others: tuple[Facts, ...], capability: tuple[int, int], precision: str
+        self,
+        call: Any,
+        others: tuple[Facts, ...],
+        natural: bool,
+        capability: tuple[int, int],
+        precision: str,
     ) -> None:
         self.plans: relaunch.Plans = {}
         self.inputs = inputs_type(call.__class__)
@@ -59,10 +65,11 @@ class KernelLayout:
             call.kv_start is not None and (windowed or self.seqlen_q == self.seqlen_k)
         )
         # Without kv_start the first query of a sequence is its first row.
-        self.anchors_queries = self.anchored and call.kv_start is not None
+        self.starts_late = call.kv_start is not None
+        self.anchors_queries = self.anchored and self.starts_late
         widest = self.seqlen_q + self.seqlen_k
         per_sequence = call.slopes is not None and call.slopes.shape[0] > 1
-        self.form = self.form_of(call, others, capability, precision)
+        self.form = self.form_of(call, others, natural, capability, precision)
         self.factors = factors(call, self.form.NATURAL)
         self.arguments: dict[str, Any] = dict(
             strides=InputStrides(
@@ -99,7 +106,12 @@ class KernelLayout:
         self.config_key = (capability, self.widest_dim, q.dtype, kind)
 
     def form_of(
-        self, call: Any, others: tuple[Facts, ...], capability: tuple[int, int], precision: str
+        self,
+        call: Any,
+        others: tuple[Facts, ...],
+        natural: bool,
+        capability: tuple[int, int],
+        precision: str,
     ) -> Form:
         """Returns the Form of the call of this layout."""
         q, k, v, mask = call.q, call.k, call.v, call.mask
@@ -119,7 +131,7 @@ class KernelLayout:
             IS_BIAS=is_bias,
             TERMS=call.has_added_terms(),
             EXACT=exact,
-            NATURAL=exact or is_bias or call.has_added_terms() or wide_pairs,
+            NATURAL=natural or exact or is_bias or call.has_added_terms() or wide_pairs,
             GROUP=self.num_heads // max(self.num_kv_heads, 1),
             IS_PACKED=self.packed,
             # only what is counted from the diagonal depends on its place
@@ -149,6 +161,12 @@ class KernelLayout:
         """Returns tiles over the queries of a head, one more if the first can start before them."""
         return self.num_tiles(self.seqlen_q, block) + self.anchors_queries
 
+    def num_key_tiles(self, block: int) -> int:
+        """Returns tiles over the keys of a head, one more if they start at a kv_start, to cover the
+        rows before it.
+        """
+        return self.num_tiles(self.seqlen_k, block) + self.starts_late
+
     def num_tiles(self, length: int, block: int) -> int:
         """Returns tiles of one head: of a dense length, or slots for sequences of a packed one."""
         return length // block + self.num_seqs + 1 if self.packed else -(-length // block)
@@ -161,6 +179,7 @@ def layout(
     tensors: tuple[tuple[Any, ...] | None, ...],
     numbers: tuple[Any, ...],
     others: tuple[tuple[Any, ...], ...],
+    natural: bool,
     device: torch.device,
     capability: tuple[int, int],
     precision: str,
@@ -171,16 +190,18 @@ def layout(
     """
     known = (x if x is None else Facts(*x) for x in tensors)
     call = kind(*known, *numbers)
-    return KernelLayout(call, tuple(Facts(*x) for x in others), capability, precision)
+    return KernelLayout(call, tuple(Facts(*x) for x in others), natural, capability, precision)
 
 
 class KernelProblem:
     """An attention call, a record with the fields of backends.call.Arguments, and its layout.
 
-    others: as in KernelLayout. A negative scale is turned into a negative q.
+    others, natural: as in KernelLayout. A negative scale is turned into a negative q.
     """
 
-    def __init__(self, call: Any, others: tuple[torch.Tensor, ...] = ()) -> None:
+    def __init__(
+        self, call: Any, others: tuple[torch.Tensor, ...] = (), natural: bool = False
+    ) -> None:
         self.negative = call.scale < 0
         if self.negative:
             call = call._replace(q=-call.q, scale=-call.scale)
@@ -193,6 +214,7 @@ class KernelProblem:
             tuple(tensors),
             call[count:],
             tuple([(x.shape, x.stride(), x.dtype) for x in others]),
+            natural,
             self.device,
             device_capability(self.device),
             fp32_precision() if call.q.dtype == torch.float32 else "ieee",

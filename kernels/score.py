@@ -235,7 +235,13 @@ def any_large_scores(lse_ptr, begin, end, stride_h, HEADS: tl.constexpr):
 
 @triton.jit
 def exponential(s, scale, bias, shift, low, NATURAL: tl.constexpr):
-    """Returns e^(s scale + bias - shift) 2^-low where NATURAL, else 2^(s scale - shift).
+    """Returns 2^exponent(...)."""
+    return tl.exp2(exponent(s, scale, bias, shift, low, NATURAL))
+
+
+@triton.jit
+def exponent(s, scale, bias, shift, low, NATURAL: tl.constexpr):
+    """Returns (s scale + bias - shift) log2(e) - low where NATURAL, else s scale - shift.
 
     bias, low: None for 0.
 
@@ -255,20 +261,25 @@ def exponential(s, scale, bias, shift, low, NATURAL: tl.constexpr):
             x = tl.fma(score - shift, LOG2E, -low)
     else:
         x = tl.fma(s, scale, -shift)
-    return tl.exp2(x)
+    return x
+
+
+@triton.jit
+def exact_sum(x, y):
+    """Returns x + y, and what rounding took from it (Knuth, TAOCP 2, 4.2.2)."""
+    total = x + y
+    added = total - x
+    return total, (x - (total - added)) + (y - added)
 
 
 @triton.jit
 def log_sum_exp(m, l, NATURAL: tl.constexpr):
     """Returns (lse, low): the natural logarithm of the sum l, taken with the shift m, and where
-    NATURAL what rounding took from that logarithm (Knuth, TAOCP 2, 4.2.2), else 0.
+    NATURAL what rounding took from that logarithm, else 0.
     """
     LN2: tl.constexpr = 0.6931471805599453
     if NATURAL:
-        part = tl.log2(l) * LN2
-        lse = m + part
-        added = lse - m
-        low = (m - (lse - added)) + (part - added)
+        lse, low = exact_sum(m, tl.log2(l) * LN2)
     else:
         lse = (m + tl.log2(l)) * LN2
         low = tl.zeros_like(lse)
@@ -276,14 +287,20 @@ def log_sum_exp(m, l, NATURAL: tl.constexpr):
 
 
 @triton.jit
+def load_by_row(ptr, offs_m, keep, other):
+    """Returns a number for each row [M]. keep: bool [M], else `other`; or None to load all."""
+    if keep is None:
+        x = tl.load(ptr + offs_m)
+    else:
+        x = tl.load(ptr + offs_m, mask=keep, other=other)
+    return x
+
+
+@triton.jit
 def load_low(ptr, offs_m, keep):
     """Returns what rounding took from lse, [M] in base 2. keep: bool [M], or None to load all."""
     LOG2E: tl.constexpr = 1.4426950408889634
-    if keep is None:
-        low = tl.load(ptr + offs_m)
-    else:
-        low = tl.load(ptr + offs_m, mask=keep, other=0.0)
-    return low * LOG2E
+    return load_by_row(ptr, offs_m, keep, 0.0) * LOG2E
 
 
 @triton.jit

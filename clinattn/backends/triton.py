@@ -28,6 +28,7 @@ def triton_error() -> str | None:
     try:
         importlib.import_module("clinattn.kernels.forward")
         importlib.import_module("clinattn.kernels.backward")
+        importlib.import_module("clinattn.kernels.summary")
     except Exception as error:  # a Triton too old or broken raises all kinds of errors
         return f"its kernels cannot be imported ({type(error).__name__}: {error})"
     return None
@@ -54,10 +55,12 @@ def reasons_against(device: torch.device | None = None) -> list[str]:
 def load() -> Implementation:
     forward = importlib.import_module("clinattn.kernels.forward")
     backward = importlib.import_module("clinattn.kernels.backward")
+    summary = importlib.import_module("clinattn.kernels.summary")
     return Implementation(
         "triton",
         forward.attention_forward,
         lambda call, incoming, needs: backward.attention_backward(*incoming, call, needs),
+        summary.attention_summary,
     )
 
 

@@ -21,6 +21,8 @@ import clinattn
 
 LN2 = math.log(2)
 LOWEST = torch.finfo(torch.float32).min
+# Of rounding at the largest of 1, |lse| and the scores: what an lse may be off by.
+LSE_UNITS = 4
 
 
 @dataclass(frozen=True)
@@ -174,8 +176,8 @@ class ExtremeProblem:
             assert_close(name, actual[name], x, *rounded)
 
     def check_lse(self, lse: Tensor, truth: Tensor) -> None:
-        """4 units of the largest of 1, |lse| and the largest score."""
+        """LSE_UNITS of the largest of 1, |lse| and the largest score."""
         scores = self.case.scale * self.q.double() @ self.k.double().mT
         largest = torch.maximum(scores.abs().amax(-1), truth.abs()).clamp(min=1)
         units = ((lse.double() - truth).abs() / largest).max().item() / torch.finfo(lse.dtype).eps
-        assert units <= 4, f"lse: {units:.3g} units"
+        assert units <= LSE_UNITS, f"lse: {units:.3g} units"

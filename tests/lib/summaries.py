@@ -33,6 +33,7 @@ class Pairs(NamedTuple):
     p: np.ndarray  # (B, H, Nq, Nk)
     dp: np.ndarray
     norms: np.ndarray  # (B, H, Nk), of values
+    largest: float  # of 1, |lse| and the scores
 
 
 def weights_of_pairs(drawn: Drawn, kind: Any, order: int = 0, by_lse: bool = False) -> Pairs:
@@ -67,9 +68,11 @@ def weights_of_pairs(drawn: Drawn, kind: Any, order: int = 0, by_lse: bool = Fal
     total = p.sum(-1, keepdims=True)
     total[total == 0] = 1
     p = p / total
+    lse = top + np.log(total)
     if by_lse:
-        p = np.where(visible, np.exp(np.minimum(s - (top + np.log(total)), 0)), 0)
-    return Pairs(p, do @ v.swapaxes(-1, -2), np.sqrt((v * v).sum(-1)))
+        p = np.where(visible, np.exp(np.minimum(s - lse, 0)), 0)
+    largest = np.abs(s).max(initial=1, where=visible), np.abs(lse).max(initial=1)
+    return Pairs(p, do @ v.swapaxes(-1, -2), np.sqrt((v * v).sum(-1)), float(max(largest)))
 
 
 class SummaryProblem(Drawn):
@@ -118,7 +121,7 @@ class SummaryProblem(Drawn):
 
     def dense(self, kind: Any, *way: Any) -> dict[str, Tensor]:
         """Returns every reduction by plain maths in the numpy type `kind`, as fp64 tensors."""
-        p, dp, norms = weights_of_pairs(self, kind, *way)
+        p, dp, norms, _ = weights_of_pairs(self, kind, *way)
         w = self.weights.cpu().numpy().astype(kind)[..., None]
         with np.errstate(divide="ignore", invalid="ignore"):
             entropy = np.where(p > 0, -p * np.log(p), 0).sum(-1)
@@ -157,7 +160,10 @@ class SummaryProblem(Drawn):
             self.dense(kind, order, by_lse) for order in range(ORDERS) for by_lse in (False, True)
         ]
 
-    def check(self, reduce: str, actual: Any) -> None:
+    def check(self, reduce: str, actual: Any, lse_units: int = 0) -> None:
+        """lse_units: of rounding at Pairs.largest, by which the lse in use may differ: each weight
+        then differs by as much of itself.
+        """
         places = None
         if reduce == "topk":
             actual, places = actual
@@ -168,9 +174,12 @@ class SummaryProblem(Drawn):
             truth, *naive = (
                 torch.nn.functional.pad(x, (0, max(fewer, 0))) for x in (truth, *naive)
             )
-        check_close(reduce, actual, truth, naive, self.size_of_terms(reduce))
+        of_itself = lse_units * torch.finfo(self.lse_like.dtype).eps
+        if lse_units:
+            of_itself *= weights_of_pairs(self, np.float64).largest
+        check_close(reduce, actual, truth, naive, self.size_of_terms(reduce), of_itself)
         if places is not None:
-            self.check_places(self._dense_form(places), actual)
+            self.check_places(self._dense_form(places), actual, of_itself)
 
     def size_of_terms(self, reduce: str) -> Tensor:
         """Returns what results are rounded at: where terms cancel, the sum of their magnitudes."""
@@ -178,7 +187,7 @@ class SummaryProblem(Drawn):
             return self.truth[reduce].clamp(min=1)
         if reduce not in SUMS:
             return self.truth[reduce]
-        p, dp, norms = (torch.from_numpy(x) for x in weights_of_pairs(self, np.float64))
+        p, dp, norms = (torch.from_numpy(x) for x in weights_of_pairs(self, np.float64)[:3])
         size = self.weights.double().abs()[..., None] * p
         if reduce in ("gradient", "relevance"):
             # dp itself is a sum, of products as large as |do| |v|
@@ -186,7 +195,7 @@ class SummaryProblem(Drawn):
         size = size.sum(-2)
         return size * norms if reduce == "norm" else size
 
-    def check_places(self, places: Tensor, values: Tensor) -> None:
+    def check_places(self, places: Tensor, values: Tensor, of_itself: float) -> None:
         """The weights at these places are the values, no place comes twice, and -1 is for 0."""
         assert places.dtype == torch.int64
         assert torch.equal(places == -1, values == 0)
@@ -199,7 +208,7 @@ class SummaryProblem(Drawn):
         unit = 2 * rounding_unit(p, values.dtype) + 2 * max(
             max_error(x["p"], p) for x in self.naive
         )
-        assert ((at - values).abs()[there] <= unit).all()
+        assert ((at - values).abs() <= unit + of_itself * at)[there].all()
         ordered = within.masked_fill(~there, -1).sort(-1).values
         assert ((ordered[..., 1:] != ordered[..., :-1]) | (ordered[..., 1:] < 0)).all()
 
@@ -215,11 +224,20 @@ class SummaryProblem(Drawn):
 
 
 def check_close(
-    name: str, actual: Tensor, truth: Tensor, naive: list[Tensor], size: Tensor
+    name: str,
+    actual: Tensor,
+    truth: Tensor,
+    naive: list[Tensor],
+    size: Tensor,
+    of_itself: float,
 ) -> None:
-    """Asserts as support.assert_close does, but with two rounding units at `size`."""
+    """Asserts as support.assert_close does, but with two rounding units at `size`, and with that
+    part of it which weights differ by. (The entropy h differs by no more than 1 + h times that.)
+    """
     assert actual.shape == truth.shape, f"{name}: shape {actual.shape}, expected {truth.shape}"
     assert actual.isfinite().all(), f"{name}: {(~actual.isfinite()).sum()} values are not finite"
     error = max_error(actual, truth)
     bound = 2 * max(max_error(x, truth) for x in naive) + 2 * rounding_unit(size, actual.dtype)
+    if size.numel():
+        bound += 2 * of_itself * size.max().item()
     assert error <= bound, f"{name}: error {error:.3g}, bound {bound:.3g}"

@@ -41,6 +41,14 @@ def test_innermost_loops_are_counted():
     assert loops(barrier)[0].barriers == 1
     spilled = SASS.replace("FFMA R4, R4, R5, R6", "STL [R1], R4")
     assert loops(spilled)[0].local == 1
+    wait = """
+.L_x_3:
+        /*00a0*/                   SYNCS.PHASECHK.TRANS64.TRYWAIT P2, [R1] ;
+        /*00b0*/              @!P2 BRA `(.L_x_3) ;
+        /*00c0*/                   BRA `(.L_x_4) ;
+"""
+    after_product = "        /*0060*/                   MUFU.EX2"
+    assert loops(SASS.replace(after_product, f".L_x_4:\n{after_product}") + wait) == [loop]
     waiting = SASS.replace("FFMA R4, R4, R5, R6", "WARPGROUP.DEPBAR.LE gsb0, 0x0")
     assert loops(waiting)[0].serialized
 

@@ -9,7 +9,7 @@ from support import dtype_id
 
 pytest.importorskip("triton")
 
-from aot import VARIANTS, problems  # noqa: E402
+from aot import SUMMARY, VARIANTS, problems  # noqa: E402
 
 from clinattn.backends.call import Arguments  # noqa: E402
 from clinattn.kernels import forward  # noqa: E402
@@ -22,8 +22,17 @@ QUICK = [
     *itertools.product((90,), (64, 128), ("bfloat16",), [x for x in VARIANTS if x not in KINDS]),
     *itertools.product((90,), (64, 128, 256), ("float16",), ("plain",)),
     *itertools.product(CARDS, (64, 192), ("bfloat16", "float32"), VALUES),
+    *itertools.product(CARDS, (64, 128, 256), ("bfloat16", "float32"), (f"{SUMMARY}plain",)),
+    *itertools.product(
+        (80, 90), (64, 128), ("bfloat16",), (f"{SUMMARY}pairs", f"{SUMMARY}terms")
+    ),
 ]
-EVERY = itertools.product(CARDS, (16, 64, 128, 256), ("bfloat16", "float16", "float32"), VARIANTS)
+EVERY = itertools.product(
+    CARDS,
+    (16, 64, 128, 256),
+    ("bfloat16", "float16", "float32"),
+    [*VARIANTS, *(SUMMARY + variant for variant in VARIANTS)],
+)
 # CLINATTN_TESTS=every compiles every variant: an hour.
 JOBS = list(EVERY if os.environ.get("CLINATTN_TESTS") == "every" else QUICK)
 

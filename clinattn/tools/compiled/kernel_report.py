@@ -23,10 +23,19 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime import jit
 
-from clinattn.backends.call import Arguments
-from clinattn.kernels import backward, configs, forward, launch
+from clinattn.backends import call as records
+from clinattn.backends.call import MAX_TOP, Arguments, Summary
+from clinattn.kernels import backward, configs, forward, launch, summary
 from clinattn.tools.compiled.sass import Loop, loops
 
+# One of each kernel of a summary: that of the gradient has less than that of relevance, and that of
+# the largest weight less than that of entropy.
+REDUCTIONS = {
+    "received": records.RECEIVED,
+    "relevance": records.RELEVANCE,
+    "entropy": records.ENTROPY,
+    "topk": records.TOPK,
+}
 # Products of a pass for each pair of a query and a key, each of 2 D FLOP.
 PRODUCTS = {
     "forward": 2,
@@ -35,6 +44,7 @@ PRODUCTS = {
     "dkdv in turns": 5,
     "mask_gradient": 2,
     "relative_gradient": 2,
+    **{name: 2 if name == "relevance" else 1 for name in REDUCTIONS},
 }
 # Resources of one multiprocessor, the same on every card.
 REGISTERS, THREADS, SCHEDULERS, EXP_LANES = 65_536, 2048, 4, 16
@@ -212,7 +222,7 @@ def kernel_reports(call: Callable[[], Any], capability: int) -> list[KernelRepor
         sass = inspect("nvdisasm", "-c", cubin=compiled.asm["cubin"])
         reports.append(
             KernelReport(
-                name=kernel.fn.__name__.strip("_").removesuffix("_kernel"),
+                name=pass_name(kernel, keywords),
                 capability=capability,
                 block_m=keywords["BLOCK_M"],
                 block_n=keywords["BLOCK_N"],
@@ -230,7 +240,15 @@ def kernel_reports(call: Callable[[], Any], capability: int) -> list[KernelRepor
     return reports
 
 
-def both_passes(
+def pass_name(kernel: Any, keywords: dict[str, Any]) -> str:
+    """Returns the name in PRODUCTS of what a launch computes."""
+    for name, number in REDUCTIONS.items():
+        if keywords.get("REDUCE") == number:
+            return name
+    return kernel.fn.__name__.strip("_").removesuffix("_kernel")
+
+
+def zeros(
     head_dim: int,
     dtype: torch.dtype,
     *,
@@ -245,13 +263,11 @@ def both_passes(
     intervals: bool = False,
     terms: bool = False,
     dropout: bool = False,
-    needs: int = 0,
-) -> None:
-    """Call the launchers of forward and backward for a problem of this kind, of 256 zeros.
+) -> Arguments:
+    """Returns a call of this kind, of 256 zeros.
 
     value_dim: of v, by default head_dim. bias: the mask has numbers to add. intervals: bounds of
     the keys by query, and a global prefix. terms: all that is added to scores or done to them.
-    needs: as in attention_backward.
     """
     n, heads, kv_heads = 256, 4, 4 // group
     sizes = ((heads, head_dim), (kv_heads, head_dim), (kv_heads, value_dim or head_dim))
@@ -259,7 +275,7 @@ def both_passes(
     cu_seqlens = torch.zeros(5, dtype=torch.int32) if packed else None
     ends = torch.zeros(2, dtype=torch.int32) if lengths else None
     bounds = torch.zeros(2, n, dtype=torch.int32) if intervals else None
-    call = Arguments(
+    return Arguments(
         *(q, k, v),
         mask=None if mask is None else torch.ones(mask, dtype=dtype if bias else torch.bool),
         cu_seqlens_q=cu_seqlens,
@@ -281,8 +297,23 @@ def both_passes(
         seed=torch.zeros(1, dtype=torch.long) if dropout else None,
         dropout_p=0.1 if dropout else 0.0,
     )
+
+
+def both_passes(head_dim: int, dtype: torch.dtype, *, needs: int = 0, **kind: Any) -> None:
+    """Calls the launchers of forward and backward; kind: as in zeros, needs: as the latter has."""
+    call = zeros(head_dim, dtype, **kind)
     o, lse, lse_low = forward.attention_forward(call)
     backward.attention_backward(o, None, o, lse, lse_low, call, needs)
+
+
+def summaries(head_dim: int, dtype: torch.dtype, **kind: Any) -> None:
+    """Calls the launchers of all kernels of summaries; kind: as in zeros."""
+    call = zeros(head_dim, dtype, **kind)
+    problem = launch.KernelProblem(call)
+    lse = problem.empty_lse()
+    inputs = Summary(lse, lse, lse, problem.empty_output())
+    for number in REDUCTIONS.values():
+        summary.attention_summary(call, inputs, number, MAX_TOP)
 
 
 # A call of each kind that configs.Rows has a row for.
@@ -299,5 +330,9 @@ def shipped_reports(capability: int) -> Iterator[tuple[str, list[KernelReport]]]
         dtype = torch.bfloat16 if bits == 16 else torch.float32
         for head_dim in by_dim:
             for kind, arguments in KINDS.items():
-                call = partial(both_passes, head_dim, dtype, **arguments)
-                yield kind, kernel_reports(call, capability)
+                of_kind = partial(both_passes, head_dim, dtype, **arguments)
+                reports = kernel_reports(of_kind, capability)
+                if kind == "plain":  # the row that serves all summaries
+                    of_kind = partial(summaries, head_dim, dtype, **arguments)
+                    reports += kernel_reports(of_kind, capability)
+                yield kind, reports

@@ -57,18 +57,25 @@ def opcodes(sass: str) -> set[str]:
 
 
 def loops(sass: str) -> list[Loop]:
-    """The innermost loops with an exponential, which are those over tiles, in their order."""
+    """The innermost loops with an exponential, which are those over tiles, in their order.
+
+    ptxas puts the turns of a wait behind the code, and jumps back from there: that is no loop.
+    """
     instructions: list[tuple[str, str]] = []
     labels: dict[str, int] = {}
+    conditional: set[int] = set()
     for line in sass.splitlines():
         if label := LABEL.match(line):
             labels[label[1]] = len(instructions)
         elif found := LINE.match(line):
+            if "@" in line or "UP" in found[2]:
+                conditional.add(len(instructions))
             instructions.append((found[1], found[2]))
-    ranges = []
+    ranges: list[tuple[int, int]] = []
     for at, (opcode, operands) in enumerate(instructions):
         target = TARGET.search(operands) if opcode.startswith("BRA") else None
-        if target and labels.get(target[1], at) < at:
+        from_wait = at not in conditional and bool(ranges) and ranges[-1][1] == at
+        if target and labels.get(target[1], at) < at and not from_wait:
             ranges.append((labels[target[1]], at + 1))
     counted = {span: count([opcode for opcode, _ in instructions[slice(*span)]]) for span in ranges}
     with_exp = [span for span in ranges if counted[span].exp]
