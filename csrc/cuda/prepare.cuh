@@ -1,5 +1,5 @@
-// The values of each query for the backward kernels: its normaliser, in base 2 or, where scores are
-// natural ones, natural; +inf where the query sees no key; and delta = o.do - dlse. One warp a row.
+// The values of each query for the backward kernels: its normaliser, and delta = o.do - dlse. One
+// warp a row.
 #pragma once
 
 #include "kernels.h"
@@ -40,9 +40,7 @@ prepare_kernel(CLINATTN_CONSTANT AttentionParams p, CLINATTN_CONSTANT CudaScratc
   const bool exact = scratch.decay || scratch.slopes || scratch.dmask || scratch.near_sums;
   const float delta = exact ? dot(0.0) : dot(0.0f);
   if (lane_index() != 0) return;
-  const float low = p.lse_low ? static_cast<const float*>(p.lse_low)[at] : 0;
-  const bool natural = Scores::are_by_pair(p) || is_large_normaliser(lse);
-  const TwoPart lse2 = natural ? TwoPart{lse, low} : base2(lse, low);
+  const TwoPart lse2 = normaliser_at(p, at);
   scratch.lse2[at] = lse2.high;
   scratch.lse2_low[at] = lse2.low;
   scratch.delta[at] = delta - (p.dlse ? static_cast<const float*>(p.dlse)[at] : 0);
