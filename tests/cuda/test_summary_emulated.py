@@ -1,5 +1,7 @@
 """Summaries of attention weights by the CUDA kernels on CPU tensors: emulated.py says how."""
 
+import subprocess
+import sys
 from unittest import mock
 
 import pytest
@@ -7,6 +9,7 @@ import torch
 from cases import CASES, FEATURES, Case
 from emulated import emulated_cuda, missing
 from neighbours import KEYWORDS, LENGTHS
+from places import LIB
 from summaries import REDUCTIONS, SUMS, SummaryProblem
 from summary_bits import RESULTS, check_bits, check_nan, check_unread, draw, every_summary
 from support import dtype_id
@@ -130,6 +133,32 @@ def test_a_nan_of_a_key_reaches_what_sees_it():
 
 def test_a_query_of_weight_0_is_not_read():
     check_unread("cuda", 100)
+
+
+# Queries, also for do, of which a third, in the middle, lie in a page that nobody may read
+UNREADABLE = """
+import ctypes, mmap, sys
+import torch
+sys.path.insert(0, sys.argv[1])
+import emulated
+emulated.stand_in(emulated.build())
+page, libc = mmap.PAGESIZE, ctypes.CDLL(None)
+memory = mmap.mmap(-1, 3 * page)
+q = torch.frombuffer(memory, dtype=torch.float32).view(1, 1, -1, 64)
+n = q.shape[2]
+assert libc.mprotect(ctypes.c_void_p(q.data_ptr() + page), ctypes.c_size_t(page), 0) == 0
+k, weights = torch.randn(1, 1, n, 64), torch.ones(1, 1, n)
+weights[..., n // 3 : 2 * n // 3] = 0
+call = [q, k, k, *[None] * 13, 0.2, -1, -1, False, n, n, 0.0, 0, 0.0]
+for reduce in range(3):
+    torch.ops.clinattn.cuda_summary(torch.zeros(1, 1, n), None, weights, q, *call, reduce, 1)
+"""
+
+
+def test_memory_of_queries_of_weight_0_is_not_touched():
+    command = [sys.executable, "-c", UNREADABLE, str(LIB)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("reduce", SUMS)
