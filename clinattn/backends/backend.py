@@ -28,12 +28,18 @@ class Implementation(NamedTuple):
     summary: Summarises | None = None
 
 
-def of_ops(name: str, forward: Callable[..., Any], backward: Callable[..., Any]) -> Implementation:
-    """Returns the Implementation by two ops, whose arguments are the fields of the records."""
+def of_ops(
+    name: str,
+    forward: Callable[..., Any],
+    backward: Callable[..., Any],
+    summary: Callable[..., Any],
+) -> Implementation:
+    """Returns the Implementation by three ops, whose arguments are the fields of the records."""
     return Implementation(
         name,
         lambda call: forward(*call),
         lambda call, incoming, needs: backward(*incoming, *call, needs),
+        lambda call, inputs, reduce, top: summary(*inputs, *call, reduce, top),
     )
 
 

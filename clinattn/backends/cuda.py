@@ -77,7 +77,8 @@ def verification() -> str:
 
 def load() -> Implementation:
     ops = torch.ops.clinattn
-    return of_ops("cuda", ops.cuda_forward.default, ops.cuda_backward.default)
+    passes = (ops.cuda_forward, ops.cuda_backward, ops.cuda_summary)
+    return of_ops("cuda", *(op.default for op in passes))
 
 
 BACKEND = Backend("cuda", reasons_against, load, notes=lambda: (verification(),))

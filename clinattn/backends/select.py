@@ -54,7 +54,7 @@ class Serves(NamedTuple):
 
 SERVES = {
     "triton": Serves(forward=(*IN_KERNELS, SUMMARIES), backward=IN_KERNELS),
-    "cuda": Serves(forward=IN_KERNELS, backward=IN_KERNELS),
+    "cuda": Serves(forward=(*IN_KERNELS, SUMMARIES), backward=IN_KERNELS),
     "cpu": Serves(forward=(*IN_KERNELS, SUMMARIES), backward=IN_KERNELS),
     "reference": Serves(forward=(*FEATURES, SUMMARIES), backward=FEATURES),
 }

@@ -1,4 +1,5 @@
-// The two passes on a CUDA device: checks that wait for no device, allocation, launches.
+// The two passes and summaries on a CUDA device: checks that wait for no device, allocation,
+// launches.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -19,8 +20,8 @@ namespace clinattn {
 
 namespace {
 
-void check_launch(int error, const char* pass) {
-  CLINATTN_CHECK(error == 0, "the CUDA kernels of the ", pass, " pass: ", cuda_error(error));
+void check_launch(int error, const char* what) {
+  CLINATTN_CHECK(error == 0, "the CUDA kernels of the ", what, ": ", cuda_error(error));
 }
 
 // Kernels take a scale above 0; a negative one belongs to q.
@@ -56,7 +57,7 @@ void attention_forward(StableIValue* values, uint64_t count, uint64_t) {
     p.o_strides = strides_of(o);
     p.lse = lse.mutable_data_ptr();
     p.lse_low = lse_low.mutable_data_ptr();
-    check_launch(cuda_forward(p, scope.capability(), scope.stream()), "forward");
+    check_launch(cuda_forward(p, scope.capability(), scope.stream()), "forward pass");
   }
   stack.push({o, lse, lse_low});
 }
@@ -87,11 +88,34 @@ void attention_backward(StableIValue* values, uint64_t count, uint64_t) {
                          static_cast<float*>(lse2_low.mutable_data_ptr()),
                          static_cast<float*>(delta.mutable_data_ptr())};
   const AddedGradients added(b, p, cuda_sizes(p, scope.capability()), scratch);
-  check_launch(cuda_backward(p, scratch, scope.capability(), scope.stream()), "backward");
+  check_launch(cuda_backward(p, scratch, scope.capability(), scope.stream()), "backward pass");
   if (b.call.scalars.scale < 0) call_torch("aten::neg_", "", dq);
   if (b.call.scalars.scale == 0)
     zero(dq), zero(dk);  // what stands in for it leaves denormal numbers
   stack.push({dq, dk, dv, added.mask(), added.decay(), added.slopes(), added.relative()});
+}
+
+void attention_summary(StableIValue* values, uint64_t count, uint64_t) {
+  Stack stack(values, count);
+  SummaryArguments a = stack.pop_summary();
+  const DeviceScope scope(a.call.q);
+  AttentionParams p = check(a.call);
+  SummaryParams s{};
+  const SummaryInputs inputs(p, s, a);
+  const auto [found, places] = allocate_summary(p, s, a.call.q);
+  if (has_no_pairs(a.call, p)) return stack.push({found, places});
+  CudaScratch scratch{};
+  OptionalTensor lse2, lse2_low;
+  if (s.by_key()) {
+    const auto stat = [&](OptionalTensor& x) {
+      x = empty(stat_shape(p), ScalarType::Float, a.call.q);
+      return static_cast<float*>(x->mutable_data_ptr());
+    };
+    scratch.lse2 = stat(lse2);
+    scratch.lse2_low = stat(lse2_low);
+  }
+  check_launch(cuda_summary(p, s, scratch, scope.capability(), scope.stream()), "summary");
+  stack.push({found, places});
 }
 
 }  // namespace
@@ -101,4 +125,5 @@ void attention_backward(StableIValue* values, uint64_t count, uint64_t) {
 STABLE_TORCH_LIBRARY_IMPL(clinattn, CLINATTN_DISPATCH_KEY, m) {
   m.impl("cuda_forward", clinattn::attention_forward);
   m.impl("cuda_backward", clinattn::attention_backward);
+  m.impl("cuda_summary", clinattn::attention_summary);
 }

@@ -103,13 +103,13 @@ struct Loader {
   }
 };
 
-// Tiles of two tensors with the same rows, k and v or q and do:
+// Tiles of two tensors with the same rows, k and v or q and do, or of the first alone:
 //   fetch(0); for (i = 0; ...; ++i) { arrive(i); early: fetch(i + 1); use tile i; late: the same }
-template <class T, int kRowsOfTile, int kDim, int kThreads, Copies kCopies>
+template <class T, int kRowsOfTile, int kDim, int kThreads, Copies kCopies, int kTensors = 2>
 struct Stream {
   using Place = Tile<T, kDim>;
   static constexpr int kRows = kRowsOfTile, kStages = kCopies == Copies::kAsync ? 2 : 1;
-  static constexpr int kBytes = kStages * 2 * Place::bytes(kRows);
+  static constexpr int kBytes = kStages * kTensors * Place::bytes(kRows);
   static constexpr bool kEarly = kCopies != Copies::kLate;
 
   T* memory;
@@ -117,7 +117,9 @@ struct Stream {
 
   CLINATTN_DEVICE explicit Stream(char* memory) : memory(reinterpret_cast<T*>(memory)) {}
 
-  CLINATTN_DEVICE Place first(int i) const { return {memory + i % kStages * 2 * kRows * kDim}; }
+  CLINATTN_DEVICE Place first(int i) const {
+    return {memory + i % kStages * kTensors * kRows * kDim};
+  }
   CLINATTN_DEVICE Place second(int i) const { return {first(i).base + kRows * kDim}; }
 
   template <class Alive>
@@ -125,7 +127,7 @@ struct Stream {
                              const Alive& alive) {
     if (kCopies == Copies::kLate) sync_block();
     first_loader.fetch(first(i), a, row, alive);
-    second_loader.fetch(second(i), b, row, alive);
+    if constexpr (kTensors == 2) second_loader.fetch(second(i), b, row, alive);
     if constexpr (kCopies == Copies::kAsync) commit_copies();
   }
   // All threads see tile i, and none is at tile i - 1 any more.
@@ -134,7 +136,7 @@ struct Stream {
     if constexpr (kCopies == Copies::kStaged) {
       if (i > 0) sync_block();
       first_loader.put(first(i));
-      second_loader.put(second(i));
+      if constexpr (kTensors == 2) second_loader.put(second(i));
     }
     sync_block();
   }

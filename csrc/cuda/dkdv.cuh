@@ -3,8 +3,8 @@
 // Keys are the rows of all products here, so that p^T and ds^T are operands as they come.
 #pragma once
 
+#include "keys.cuh"
 #include "launch.cuh"
-#include "queries.cuh"
 
 namespace clinattn {
 
@@ -22,21 +22,19 @@ struct Dkdv {
   // The values of a tile of queries, besides q and do
   struct Stats {
     float lse[kQueries], lse_low[kQueries], delta[kQueries];
-    int lo[kQueries], hi[kQueries], prefix[kQueries];  // where some query does not see some key
+    SeenByQueries<kQueries> seen;
     uint16_t least[kQueries];
     Apart apart[kQueries];
     Scores scores;  // of the head
-    bool edge;
   };
 
-  // A tile of keys in shared memory, for all threads. Tiles of queries are cut where the first key
-  // is, so that a left-padded sequence is cut as it is alone: those of the prefix, then those of
-  // the interval.
+  // A tile of keys in shared memory, for all threads
   struct KeyTile {
     Sequence seq;
-    int64_t kv_head, head, k0, origin;  // head: the first of the group
-    int prefix, first, count, total;  // tiles: of the prefix, the next one, of a head, of its group
-    float scale2, kept;               // of scores in base 2, and of weights that dropout keeps
+    int64_t kv_head, head, k0;  // head: the first of the group
+    QueryTiles tiles;           // of a head
+    int total;                  // of its group
+    float scale2, kept;         // of scores in base 2, and of weights that dropout keeps
 
     CLINATTN_DEVICE KeyTile(const AttentionParams& p, const Sequence& seq, int64_t kv_head,
                             int64_t k0, int64_t k1)
@@ -44,24 +42,15 @@ struct Dkdv {
           kv_head(kv_head),
           head(kv_head * (p.heads / p.kv_heads)),
           k0(k0),
+          tiles(seq, k0, k1, kQueries),
+          total(tiles.count * static_cast<int>(p.heads / p.kv_heads)),
           scale2(static_cast<float>(p.scale * kLog2e)),
-          kept(kPairs ? kept_scale(p) : 1) {
-      const bool all = k0 < seq.k_prefix;
-      const int64_t lo = all ? 0 : seq.first_query(k0), hi = all ? seq.q_end : seq.last_query(k1);
-      const int64_t before = min64(seq.q_prefix, lo), phase = seq.k_begin % kQueries;
-      origin = phase ? phase - kQueries : 0;
-      prefix = before > 0 ? static_cast<int>(ceil_div(before - origin, kQueries)) : 0;
-      first = static_cast<int>(max64(prefix, (lo - origin) / kQueries));
-      count = hi > lo ? static_cast<int>(max64(first, ceil_div(hi - origin, kQueries))) : first;
-      count += prefix - first;
-      total = count * static_cast<int>(p.heads / p.kv_heads);
-    }
+          kept(kPairs ? kept_scale(p) : 1) {}
     // The first query, which may be negative, of the nth tile
     CLINATTN_DEVICE int64_t query(int nth) const {
-      const int tile = nth % count;
-      return origin + static_cast<int64_t>(tile < prefix ? tile : first + tile - prefix) * kQueries;
+      return tiles.query(nth % tiles.count, kQueries);
     }
-    CLINATTN_DEVICE int64_t head_of(int nth) const { return head + nth / count; }
+    CLINATTN_DEVICE int64_t head_of(int nth) const { return head + nth / tiles.count; }
     // The index in lse and delta of the first query of the nth tile
     CLINATTN_DEVICE int64_t stat(const AttentionParams& p, int nth) const {
       const int64_t batch = p.cu_seqlens_q ? 0 : seq.index;
@@ -77,30 +66,17 @@ struct Dkdv {
   static constexpr int kShared = kKeptAt + (kPairs ? kShape.warps * Draws::kBytes : 0);
   static_assert(kShared <= (kTuring ? kTuringShared : kAmpereShared));
 
-  static CLINATTN_SHARED Schedule schedule(const AttentionParams& p) {
-    return {p.num_seqs, p.kv_heads, p.cu_seqlens_k, p.max_k, p.total_k, kRows, false};
-  }
-
   static CLINATTN_DEVICE void run(const AttentionParams& p, const CudaScratch& scratch) {
-    const Work work = schedule(p).at(block_index());
-    if (work.tile < 0) return;
-    if (p.cu_seqlens_k && work.sequence == p.num_seqs) {
-      const int64_t row0 = clamp(p.cu_seqlens_k[p.num_seqs], 0, p.total_k);
-      return write_nothing(p, 0, work, row0, p.total_k - row0);
-    }
-    const Sequence seq(p, work.sequence);
-    const int64_t k0 = work.tile * kRows, k1 = min64(k0 + kRows, seq.k_end);
-    if (k0 >= seq.rows_k) return;
-    if (k1 <= seq.k_begin || k0 >= k1)
-      return write_nothing(p, p.cu_seqlens_k ? 0 : seq.index, work, seq.k_row0, seq.rows_k);
-    differentiate(p, scratch, seq, work.head, k0, k1);
-  }
-
-  static CLINATTN_DEVICE void write_nothing(const AttentionParams& p, int64_t batch,
-                                            const Work& work, int64_t row0, int64_t rows) {
-    const int64_t begin = row0 + work.tile * kRows, end = min64(begin + kRows, row0 + rows);
-    if (kDk) zero_rows<T, kThreads>(p.dk, p.dk_strides, batch, work.head, begin, end, p.head_dim);
-    if (kDv) zero_rows<T, kThreads>(p.dv, p.dv_strides, batch, work.head, begin, end, p.value_dim);
+    with_keys<kRows>(
+        p, p.kv_heads,
+        [&](const Sequence& seq, int64_t kv_head, int64_t k0, int64_t k1) {
+          differentiate(p, scratch, seq, kv_head, k0, k1);
+        },
+        [&](int64_t batch, int64_t head, int64_t first, int64_t last) {
+          if (kDk) zero_rows<T, kThreads>(p.dk, p.dk_strides, batch, head, first, last, p.head_dim);
+          if (kDv)
+            zero_rows<T, kThreads>(p.dv, p.dv_strides, batch, head, first, last, p.value_dim);
+        });
   }
 
   static CLINATTN_DEVICE void fetch(const AttentionParams& p, const CudaScratch& scratch,
@@ -125,16 +101,13 @@ struct Dkdv {
                           : Apart::kNo;
       if (to.apart[row] != Apart::kNo) to.lse[row] = to.lse_low[row] = 0;
       to.delta[row] = live ? scratch.delta[at + row] : 0;
-      if (edge) {
-        const Visible visible = Visible::of(seq, i0 + row, k0, kRows);
-        to.lo[row] = visible.lo, to.hi[row] = visible.hi, to.prefix[row] = visible.prefix;
-      }
+      if (edge) to.seen.set(row, Visible::of(seq, i0 + row, k0, kRows));
       if (kPairs && p.dropout_threshold)
         to.least[row] = static_cast<uint16_t>(
             Dropout(p, seq.index, head).least(static_cast<uint32_t>(i0 + row)));
     }
     if (thread_index() == 0) {
-      to.edge = edge;
+      to.seen.edge = edge;
       if (kPairs) new (&to.scores) Scores(p, seq, head);
     }
   }
@@ -199,11 +172,11 @@ struct Dkdv {
         if (by_pair)
           differentiate_pairs(p, tile->seq, of, s, dp, tile->query(nth), tile->k0, warp_row);
         else if (of.scores.mask)
-          hide_masked(p, of.scores, tile->seq, s, dp, tile->k0 + warp_row);
+          hide_rows(p, of.scores, tile->seq, tile->k0 + warp_row, s, dp);
       }
       if (!by_pair) {
         take_off(p, scratch, *tile, nth, of, s);
-        if (of.edge) hide(s, dp, of, warp_row);
+        if (of.seen.edge) of.seen.hide(warp_row, s, dp);
         const int lane = opaque(lane_index());
 #pragma unroll
         for (int m = 0; m < kM; ++m)
@@ -278,46 +251,11 @@ struct Dkdv {
                     column = 8 * n + fragment_column(lane, e);
           float gain, &x = s.x[m][n][e], &y = dp.x[m][n][e];
           x = of.scores(p, seq, x, i0 + column, k0 + key, gain);
-          if (!Visible{of.lo[column], of.hi[column], of.prefix[column]}.sees(key)) x = -kInfinity;
+          if (!of.seen.of(column).sees(key)) x = -kInfinity;
           const bool hidden = x == -kInfinity;
           x = exp2_fast(less_normaliser(x, of.lse[column], of.lse_low[column]));
           y = hidden ? 0 : x * (y - of.delta[column]) * gain;
         }
-  }
-
-  // Hides the rows, of keys from first_key on, that a mask of keys hides.
-  static CLINATTN_DEVICE void hide_masked(const AttentionParams& p, const Scores& scores,
-                                          const Sequence& seq, Sums<kM, kN>& s, Sums<kM, kN>& dp,
-                                          int64_t first_key) {
-    bool hidden[2 * kM];
-#pragma unroll
-    for (int r = 0; r < 2 * kM; ++r) {
-      const int64_t j = first_key + r / 2 * 16 + fragment_row(lane_index(), r % 2 * 2);
-      hidden[r] = j >= seq.k_end || scores.hides_key(p, j);
-    }
-    s.each([&](float& x, int r, int, int) { x = hidden[r] ? -kInfinity : x; });
-    dp.each([&](float& y, int r, int, int) { y = hidden[r] ? 0 : y; });
-  }
-
-  // Hidden pairs have weight 0, whatever their keys and queries hold.
-  static CLINATTN_DEVICE void hide(Sums<kM, kN>& s, Sums<kM, kN>& dp, const Stats& of,
-                                   int warp_row) {
-    const int lane = opaque(lane_index());  // no register of other tiles
-#pragma unroll
-    for (int n = 0; n < kN; ++n)
-#pragma unroll
-      for (int side = 0; side < 2; ++side) {
-        const int column = 8 * n + fragment_column(lane, side);
-        const Visible visible{of.lo[column], of.hi[column], of.prefix[column]};
-#pragma unroll
-        for (int m = 0; m < kM; ++m)
-#pragma unroll
-          for (int half = 0; half < 2; ++half)
-            if (!visible.sees(warp_row + 16 * m + fragment_row(lane, 2 * half))) {
-              s.x[m][n][2 * half + side] = -kInfinity;
-              dp.x[m][n][2 * half + side] = 0;
-            }
-      }
   }
 
   // Keys that are padding have gradient 0.
@@ -357,8 +295,9 @@ dkdv_kernel(CLINATTN_CONSTANT AttentionParams p, CLINATTN_CONSTANT CudaScratch s
 template <class T, int kDim, bool kPairs, bool kTuring, bool kDk, bool kDv>
 int launch_dkdv(const AttentionParams& p, const CudaScratch& scratch, void* stream) {
   using Kernel = Dkdv<T, kDim, kPairs, kTuring, kDk, kDv>;
-  return launch(dkdv_kernel<T, kDim, kPairs, kTuring, kDk, kDv>, Kernel::schedule(p).blocks(),
-                Kernel::kThreads, Kernel::kShared, stream, p, scratch);
+  return launch(dkdv_kernel<T, kDim, kPairs, kTuring, kDk, kDv>,
+                key_schedule(p, p.kv_heads, Kernel::kRows).blocks(), Kernel::kThreads,
+                Kernel::kShared, stream, p, scratch);
 }
 
 template <class T>

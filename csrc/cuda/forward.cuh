@@ -82,16 +82,7 @@ struct Forward {
       Sums<kM, kN> s;
       s.clear();
       Product::rows_by_rows(s, queries, warp_row, keys.first(i));
-      if constexpr (kPairs) {
-        if (fixed->scores.by_pair)
-          s.each([&](float& x, int, int row, int column) {
-            float gain;
-            x = fixed->scores(p, fixed->seq, x, fixed->i0 + warp_row + row, k0 + column, gain);
-          });
-        else if (fixed->scores.mask)
-          hide_keys(p, fixed->scores, k0, fixed->seq.k_end - k0, s);
-      }
-      if (edge) hide(s, fixed->seq, fixed->i0 + warp_row, k0);
+      complete_scores<kPairs>(p, *fixed, fixed->i0 + warp_row, k0, edge, s);
       if constexpr (kPairs)
         if (fixed->scores.hides_pairs(p)) {
           seen.note(s);
@@ -157,18 +148,6 @@ struct Forward {
 #pragma unroll
     for (int r = 0; r < 2 * kM; ++r)
       if (whole[r]) shift[r] = 0;
-  }
-
-  static CLINATTN_DEVICE void hide(Sums<kM, kN>& s, const Sequence& seq, int64_t warp_i0,
-                                   int64_t k0) {
-    Visible visible[2 * kM];
-#pragma unroll
-    for (int r = 0; r < 2 * kM; ++r)
-      visible[r] =
-          Visible::of(seq, warp_i0 + r / 2 * 16 + fragment_row(lane_index(), r % 2 * 2), k0, kKeys);
-    s.each([&](float& x, int r, int, int column) {
-      if (!visible[r].sees(column)) x = -kInfinity;
-    });
   }
 
   static CLINATTN_DEVICE void finish(const AttentionParams& p, const QueryTile<T>& fixed,

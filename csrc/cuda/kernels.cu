@@ -1,4 +1,4 @@
-// The calls of kernels.h, by type; and what comes before the gradients.
+// The calls of kernels.h, by type; and what comes before gradients and sums by key.
 #include "kernels.h"
 #include "launch.cuh"
 #include "prepare.cuh"
@@ -41,6 +41,20 @@ int cuda_backward(const AttentionParams& p, const CudaScratch& scratch, int capa
       return run(launch_prepare<bfloat16>, dq_bfloat16, dkdv_bfloat16, added_bfloat16);
     default:
       return run(launch_prepare<half>, dq_float16, dkdv_float16, added_float16);
+  }
+}
+
+int cuda_summary(const AttentionParams& p, const SummaryParams& s, const CudaScratch& scratch,
+                 int capability, void* stream) {
+  if (scratch.lse2)
+    if (const int error = launch_normalisers(p, s, scratch, stream)) return error;
+  switch (p.dtype) {
+    case DType::kFloat32:
+      return summary_float32(p, s, scratch, capability, stream);
+    case DType::kBFloat16:
+      return summary_bfloat16(p, s, scratch, capability, stream);
+    default:
+      return summary_float16(p, s, scratch, capability, stream);
   }
 }
 

@@ -5,7 +5,8 @@
 
 namespace clinattn {
 
-// Memory of the backward pass, fp32; null for sums that are not asked for.
+// Memory of the backward pass, fp32; null for sums that are not asked for. Sums by key of a summary
+// have lse2 and lse2_low, and no more.
 struct CudaScratch {
   float *lse2, *lse2_low, *delta;             // laid out like lse; prepare.cuh says what they are
   float *decay = nullptr, *slopes = nullptr;  // partial sums, by head and tile of dq
@@ -27,6 +28,8 @@ CudaSizes cuda_sizes(const AttentionParams& p, int capability);
 int cuda_forward(const AttentionParams& p, int capability, void* stream);
 int cuda_backward(const AttentionParams& p, const CudaScratch& scratch, int capability,
                   void* stream);
+int cuda_summary(const AttentionParams& p, const SummaryParams& s, const CudaScratch& scratch,
+                 int capability, void* stream);
 const char* cuda_error(int error);
 
 }  // namespace clinattn

@@ -1,5 +1,5 @@
-// The values of each query for the backward kernels: its normaliser, in base 2 or, where scores are
-// natural ones, natural; +inf where the query sees no key; and delta = o.do - dlse. One warp a row.
+// The values of each query for the kernels that form weights again: its normaliser, and for the
+// backward pass delta = o.do - dlse.
 #pragma once
 
 #include "kernels.h"
@@ -12,7 +12,11 @@ constexpr int kPrepareThreads = 128;
 CLINATTN_SHARED inline int64_t stat_rows(const AttentionParams& p) {
   return p.cu_seqlens_q ? p.total_q : p.max_q;
 }
+CLINATTN_SHARED inline int64_t stat_count(const AttentionParams& p) {
+  return (p.cu_seqlens_q ? 1 : p.num_seqs) * p.heads * stat_rows(p);
+}
 
+// One warp a row
 template <class T>
 CLINATTN_KERNEL(kPrepareThreads, 1)
 prepare_kernel(CLINATTN_CONSTANT AttentionParams p, CLINATTN_CONSTANT CudaScratch scratch) {
@@ -40,19 +44,34 @@ prepare_kernel(CLINATTN_CONSTANT AttentionParams p, CLINATTN_CONSTANT CudaScratc
   const bool exact = scratch.decay || scratch.slopes || scratch.dmask || scratch.near_sums;
   const float delta = exact ? dot(0.0) : dot(0.0f);
   if (lane_index() != 0) return;
-  const float low = p.lse_low ? static_cast<const float*>(p.lse_low)[at] : 0;
-  const bool natural = Scores::are_by_pair(p) || is_large_normaliser(lse);
-  const TwoPart lse2 = natural ? TwoPart{lse, low} : base2(lse, low);
+  const TwoPart lse2 = normaliser_at(p, at);
   scratch.lse2[at] = lse2.high;
   scratch.lse2_low[at] = lse2.low;
   scratch.delta[at] = delta - (p.dlse ? static_cast<const float*>(p.dlse)[at] : 0);
 }
 
+// The normalisers alone, one thread a row. A query of weight 0 counts as one that sees no key.
+static CLINATTN_KERNEL(kPrepareThreads, 1)
+    normalisers_kernel(CLINATTN_CONSTANT AttentionParams p, CLINATTN_CONSTANT SummaryParams s,
+                       CLINATTN_CONSTANT CudaScratch scratch) {
+  const int64_t at = block_index() * kPrepareThreads + thread_index();
+  if (at >= stat_count(p)) return;
+  const bool unread = s.weights && static_cast<const float*>(s.weights)[at] == 0;
+  const TwoPart lse2 = unread ? TwoPart{kInfinity, 0} : normaliser_at(p, at);
+  scratch.lse2[at] = lse2.high;
+  scratch.lse2_low[at] = lse2.low;
+}
+
 template <class T>
 int launch_prepare(const AttentionParams& p, const CudaScratch& scratch, void* stream) {
-  const int64_t rows = (p.cu_seqlens_q ? 1 : p.num_seqs) * p.heads * stat_rows(p);
-  return launch(prepare_kernel<T>, ceil_div(rows, kPrepareThreads / kWarp), kPrepareThreads, 0,
-                stream, p, scratch);
+  return launch(prepare_kernel<T>, ceil_div(stat_count(p), kPrepareThreads / kWarp),
+                kPrepareThreads, 0, stream, p, scratch);
+}
+
+inline int launch_normalisers(const AttentionParams& p, const SummaryParams& s,
+                              const CudaScratch& scratch, void* stream) {
+  return launch(normalisers_kernel, ceil_div(stat_count(p), kPrepareThreads), kPrepareThreads, 0,
+                stream, p, s, scratch);
 }
 
 }  // namespace clinattn

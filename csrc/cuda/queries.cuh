@@ -167,6 +167,37 @@ CLINATTN_DEVICE void hide_keys(const AttentionParams& p, const Scores& scores, i
     }
 }
 
+// Hides the pairs, of queries from first_query on and keys from k0 on, that intervals hide.
+template <int kM, int kN>
+CLINATTN_DEVICE void hide_unseen(const Sequence& seq, int64_t first_query, int64_t k0,
+                                 Sums<kM, kN>& s) {
+  Visible visible[2 * kM];
+#pragma unroll
+  for (int r = 0; r < 2 * kM; ++r)
+    visible[r] = Visible::of(seq, first_query + r / 2 * 16 + fragment_row(lane_index(), r % 2 * 2),
+                             k0, 8 * kN);
+  s.each([&](float& x, int r, int, int column) {
+    if (!visible[r].sees(column)) x = -kInfinity;
+  });
+}
+
+// From products to scores, of queries from first_query on; edge: whether some query does not see
+// some key
+template <bool kPairs, class T, int kM, int kN>
+CLINATTN_DEVICE void complete_scores(const AttentionParams& p, const QueryTile<T>& tile,
+                                     int64_t first_query, int64_t k0, bool edge, Sums<kM, kN>& s) {
+  if constexpr (kPairs) {
+    if (tile.scores.by_pair)
+      s.each([&](float& x, int, int row, int column) {
+        float gain;
+        x = tile.scores(p, tile.seq, x, first_query + row, k0 + column, gain);
+      });
+    else if (tile.scores.mask)
+      hide_keys(p, tile.scores, k0, tile.seq.k_end - k0, s);
+  }
+  if (edge) hide_unseen(tile.seq, first_query, k0, s);
+}
+
 // The sums of a warp, times a factor for each row of a lane, rounded, to its rows of a tile.
 template <class T, int kM, int kN>
 CLINATTN_DEVICE void put_sums(Sums<kM, kN>& sums, const float (&factor)[2 * kM],
@@ -201,6 +232,18 @@ CLINATTN_DEVICE int64_t stat_at(const AttentionParams& p, int64_t sequence, int6
                                 int64_t row0, int64_t row) {
   return p.cu_seqlens_q ? head * p.total_q + row0 + row
                         : (sequence * p.heads + head) * p.max_q + row;
+}
+
+CLINATTN_DEVICE bool has_natural_normaliser(const AttentionParams& p, int64_t at) {
+  return Scores::are_by_pair(p) || is_large_normaliser(static_cast<const float*>(p.lse)[at]);
+}
+// The normaliser of a row for its weights, in base 2 or, where scores are natural ones, natural;
+// +inf where the query sees no key
+CLINATTN_DEVICE TwoPart normaliser_at(const AttentionParams& p, int64_t at) {
+  const float lse = static_cast<const float*>(p.lse)[at];
+  if (lse == -kInfinity) return {kInfinity, 0};
+  const float low = p.lse_low ? static_cast<const float*>(p.lse_low)[at] : 0;
+  return has_natural_normaliser(p, at) ? TwoPart{lse, low} : base2(lse, low);
 }
 
 }  // namespace clinattn

@@ -173,6 +173,14 @@ CLINATTN_DEVICE TwoPart base2(float high, float low) {
   return {y, isinf(y) ? 0 : static_cast<float>(x - y)};
 }
 
+// Returns log2 of the weight of a score x of a row with such a normaliser, which is a natural one
+// or in base 2.
+CLINATTN_DEVICE float log2_weight(float x, TwoPart lse, bool natural, const Scores& scores,
+                                  float scale2) {
+  return natural ? less_normaliser(product(x, scores.natural()), lse.high, lse.low)
+                 : fmaf(x, scale2, -lse.high) - lse.low;
+}
+
 // The rows whose normaliser is taken off q.k before all other rows are scaled: large rows
 // (kNatural), and rows of 16 bits whose second part counts (kBase2).
 enum class Apart : uint8_t { kNo, kNatural, kBase2 };

@@ -113,6 +113,8 @@ ends = torch.tensor([int(x) for x in sys.argv[1:]], dtype=torch.int32)
 args = [q, k, v, None, ends, ends, *[None] * 10, 0.2, -1, -1, False, 60, 60, 0.0, 0, 0.0]
 o, lse, low = torch.ops.clinattn.cuda_forward(*args)
 torch.ops.clinattn.cuda_backward(o, None, o, lse, low, *args, 0)
+for reduce in range(6):
+    torch.ops.clinattn.cuda_summary(lse, low, None, o, *args, reduce, 3)
 """
 
 

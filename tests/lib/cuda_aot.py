@@ -23,11 +23,15 @@ DIMS = (64, 128, 256)
 VARIANTS = [(d, p, t) for d in DIMS for p in (False, True) for t in (False, True)]
 # The gradients of added_kernel, by its last template argument
 ADDED = ("mask", "near", "far")
+# What kernels of summaries compute, by their last template argument
+SUMMARIES = {"sum_by_key": ("received", "gradient"), "reduce_by_query": ("entropy", "top")}
+SUMMARY_KERNELS = [name for names in SUMMARIES.values() for name in names]
 FLAG = "Lb([01])E"
 ENTRY = re.compile(
-    rf"\d([a-z]+)_kernelI({'|'.join(DTYPES)})"
-    rf"(?:Li(\d+)E(?:{FLAG}LNS_13AddedGradientE(\d)E|{FLAG}{FLAG}(?:{FLAG}{FLAG})?))?E"
+    rf"\d([a-z_]+)_kernelI({'|'.join(DTYPES)})"
+    rf"(?:Li(\d+)E(?:{FLAG}LNS_13AddedGradientE(\d)E|{FLAG}{FLAG}(?:{FLAG}(?:{FLAG})?)?))?E"
 )
+NORMALISERS = "normalisers_kernel"  # one for all types
 
 
 @dataclass(frozen=True)
@@ -76,9 +80,10 @@ class Kernel:
             found.append("no asynchronous copies")
         # Cards below 8.0 have no products of bf16.
         if self.dtype == "float32" or (self.dtype == "bfloat16" and self.card < 80):
-            # The exponentials themselves take up to seven each; a product takes tens. Gradients of
-            # what is added have fewer products, and loops of their own around them.
-            least = 0 if self.name in ADDED else 16
+            # The exponentials themselves take up to seven each; a product takes tens, in a loop
+            # of its own that is unrolled twice. Gradients of what is added have fewer products, and
+            # loops of their own around them; summaries have one or two.
+            least = 0 if self.name in ADDED else 8 if self.name in SUMMARY_KERNELS else 16
             if self.has("HMMA") or any(loop.fma < least * loop.exp for loop in self.loops):
                 found.append("products in other instructions than FFMA")
         elif not self.has("HMMA.1688." if self.card < 80 else "HMMA.16816."):
@@ -139,8 +144,10 @@ def judged(source, path, said, cards):
 def expected(stem):
     """Returns (name, type, variant) of the kernels of a file."""
     if stem == "kernels":
-        return {("prepare", dtype, None) for dtype in DTYPES.values()}
+        return {("normalisers", None, None), *(("prepare", x, None) for x in DTYPES.values())}
     name, dtype = stem.split("_")
+    if name == "summary":
+        return {(x, dtype, variant) for x in SUMMARY_KERNELS for variant in VARIANTS}
     if name == "added":
         return {(x, dtype, (d, True, t)) for x in ADDED for d in DIMS for t in (False, True)}
     names = {dim: ("dk", "dv") if name == "dkdv" and dim == 256 else (name,) for dim in DIMS}
@@ -196,10 +203,15 @@ def kernels(path, said, card):
 
 def entry(symbol):
     """Returns (name, type, variant) of a mangled kernel; dkdv for one gradient is dk or dv."""
+    if NORMALISERS in symbol:
+        return "normalisers", None, None
     name, dtype, dim, older, added, pairs, turing, dk, dv = ENTRY.search(symbol).groups()
     if added:
         return ADDED[int(added)], DTYPES[dtype], (int(dim), True, older == "1")
-    name = "dk" * (dk == "1") + "dv" * (dv == "1") or name
+    if name in SUMMARIES:
+        name = SUMMARIES[name][int(dk)]
+    else:
+        name = "dk" * (dk == "1") + "dv" * (dv == "1") or name
     return name, DTYPES[dtype], dim and (int(dim), pairs == "1", turing == "1")
 
 

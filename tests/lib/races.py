@@ -27,6 +27,7 @@ FLAGS = ("-O1", "-g1", "-fsanitize=thread", "--param=tsan-instrument-func-entry-
 # Python and torch are not compiled so, and their locks are unknown.
 OPTIONS = "ignore_noninstrumented_modules=1 exitcode=66"
 RACE = "SUMMARY: ThreadSanitizer: "
+SUMMARIES = ("received", "relevance", "entropy", "topk")  # one for each kernel
 
 
 @functools.cache
@@ -54,7 +55,9 @@ def at_fixed_addresses(command: list[str]) -> list[str]:
 
 
 def races(cases: list[str], dtype: torch.dtype, capability: int) -> list[str]:
-    """Returns the races that ThreadSanitizer finds in both passes of the cases; kept in the cache.
+    """Returns the races that ThreadSanitizer finds in the passes and summaries of the cases.
+
+    They are kept in the cache.
 
     Raises RuntimeError for a process that ends in another way.
     """
@@ -69,7 +72,8 @@ def key() -> str:
     folders = (ROOT / "csrc", ROOT / "csrc" / "cuda", LIB / "csrc")
     suffixes = (".h", ".cuh", ".cu", ".cpp")
     sources = [x for folder in folders for x in folder.glob("*") if x.suffix in suffixes]
-    drawn = [LIB / f"{name}.py" for name in ("cases", "drawn", "support", "emulated", "races")]
+    names = ("cases", "drawn", "support", "summaries", "emulated", "races")
+    drawn = [LIB / f"{name}.py" for name in names]
     words = [*FLAGS, OPTIONS, toolchain.compiler_version(), torch.__version__]
     return digest(*sorted(sources), *drawn, words=words)
 
@@ -97,11 +101,17 @@ def found_races(cases: list[str], dtype: torch.dtype, capability: int) -> list[s
 def run(library: str, dtype: str, names: list[str]) -> None:
     emulated.stand_in(Path(library))
     from cases import CASES, FEATURES
+    from summaries import SummaryProblem
     from support import Problem
 
     by_name = {case.id: case for case in (*CASES, *FEATURES)}
     for name in names:
-        Problem(by_name[name], getattr(torch, dtype)).run("cuda")
+        case, kind = by_name[name], getattr(torch, dtype)
+        Problem(case, kind).run("cuda")
+        if case.dropout is None:
+            problem = SummaryProblem(case, kind)
+            for reduce in SUMMARIES:
+                problem.summary(reduce, "cuda")
         print(name, flush=True)
 
 
