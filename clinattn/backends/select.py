@@ -40,8 +40,6 @@ GRADIENTS = tuple(  # in the order of NEEDS
 IN_KERNELS = (*WORDS.values(), *FEATURE_SCALARS, *GRADIENTS)
 WIDE = f"head_dim above {MAX_HEAD_DIM}"
 FEATURES = (*IN_KERNELS, WIDE)
-
-
 SUMMARIES = "attention_summary"
 
 

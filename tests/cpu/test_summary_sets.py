@@ -8,6 +8,8 @@ from summaries import REDUCTIONS, SummaryProblem
 from summary_bits import assert_equal, check_bits, check_nan, check_unread, draw, every_summary
 from support import dtype_id
 
+from clinattn import attention_summary
+
 pytestmark = BUILT
 
 # The best set is what tests/operator/test_summary.py runs.
