@@ -26,10 +26,11 @@ def naming(path: str | Path) -> Iterator[None]:
 
 
 @contextmanager
-def written_whole(path: str | Path) -> Iterator[Path]:
+def written_whole(path: str | Path, private: bool = False) -> Iterator[Path]:
     """Yields a path beside `path`; what is written there takes its place once it is on the disk.
 
     A failure, or a kill, leaves the file that was there. A device or a pipe is written to directly.
+    private: the file is for its owner alone, mode 0600, from its first byte.
     """
     if is_device(path):
         with naming(path):
@@ -39,10 +40,13 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     partial = target.with_name(f".{target.stem}.{os.getpid()}.partial{target.suffix}")
     try:
         with naming(path):
+            if private:
+                partial.unlink(missing_ok=True)
+                os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
             yield partial
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
-        if target.exists():
+        if target.exists() and not private:
             shutil.copymode(target, partial)
         os.replace(partial, target)
     except OSError as error:
@@ -58,9 +62,12 @@ def is_device(path: str | Path) -> bool:
     return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Write a file whole, in UTF-8; half of a surrogate pair, which has none, becomes a '?'."""
-    with written_whole(path) as partial:
+def write_text(path: str | Path, text: str, private: bool = False) -> None:
+    """Write a file whole, in UTF-8; half of a surrogate pair, which has none, becomes a '?'.
+
+    private: as in written_whole.
+    """
+    with written_whole(path, private) as partial:
         partial.write_bytes(text.encode("utf-8", "replace"))
 
 

@@ -1,4 +1,4 @@
-"""The command line: doctor, bench, report, profile, report-model, train."""
+"""The command line: doctor, bench, report, profile, report-model, train, explain."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ from clinattn.tools.console import (
     out,
     progress_bar,
 )
+from clinattn.tools.explanation.settings import ExplainSettings
+from clinattn.tools.explanation_command import explain
 from clinattn.tools.model_report.settings import ReportSettings
 from clinattn.tools.options import listing, takes
 from clinattn.tools.train import train
@@ -273,6 +275,7 @@ def report_model_command(
 
 
 app.command(cls=listing(TrainingSettings))(train)
+app.command(cls=listing(ExplainSettings))(explain)
 
 
 def write_results(result: dict[str, Any], folder: Path) -> None:

@@ -21,13 +21,13 @@ from clinattn.training.fields import Option, Phrases, options
 
 
 def takes(
-    settings: type, *, environment: bool = False
+    settings: type, *, environment: bool = False, words: bool = True
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """A decorator that gives a command an option for each field of a dataclass.
 
     The command gets a dict of the fields that a user has given, and its own parameters by keyword.
-    A field `data` has the words of data_options.py beside it. environment: without any of them,
-    MEDS_DIR and then the demo folder say where the data are.
+    A field `data` has the words of data_options.py beside it, unless `words` is False. environment:
+    without any of them, MEDS_DIR and then the demo folder say where the data are.
     """
     known = options(settings)
     types = {name: plain_type(found) for name, found in types_of(settings).items()}
@@ -35,7 +35,7 @@ def takes(
     parameters = []
     for name, found in known.items():
         parameters.append(parameter(name, found, types[name], defaults[name]))
-        if name == "data":
+        if name == "data" and words:
             parameters += word_parameters(environment)
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -48,7 +48,7 @@ def takes(
                 for name in known
                 if source_of(context, name)
             }
-            if "data" in known and (data := data_of(context, values, environment)) is not None:
+            if "data" in known and words and (data := data_of(context, values, environment)) is not None:
                 given["data"] = data
             command(given, **{p.name: values[p.name] for p in own})
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from clinattn.encoder.heads import IGNORE
 from clinattn.workloads import SPECIAL_TOKENS, Vocabulary
 from clinattn.workloads.opening import open_source
 from clinattn.workloads.source import Source
@@ -46,17 +48,11 @@ def read_corpus(
     )
     held_out = source.held_out(settings.held_out)
     vocabulary = _vocabulary(source, settings, held_out, vocabulary)
-    marks = _marks(source, settings.label_code)
+    marks = marks_of(source, settings.label_code)
     classes = _classes(source, settings, held_out)
-    ids = torch.from_numpy(source.ids_of(vocabulary))
-    measured = None
-    if values and source.values is not None:
-        measured = torch.from_numpy(source.values)
-        if standard is None:
-            known = torch.from_numpy(source.of_events(~held_out))
-            standard = Standard.fit(ids[known], measured[known], len(vocabulary))
-        measured = standard(ids, measured)
-    events = Tokens(ids, torch.from_numpy(source.days()) if times else None, measured)
+    if values and source.values is not None and standard is None:
+        standard = _standard(source, vocabulary, ~held_out)
+    events = tokens_of(source, vocabulary, times=times, standard=standard if values else None)
 
     splits: tuple[list[Example], list[Example]] = ([], [])
     numbers: dict[int | str, int] = {}
@@ -90,6 +86,28 @@ def read_corpus(
     )
 
 
+def tokens_of(
+    source: Source, vocabulary: Vocabulary, *, times: bool, standard: Standard | None
+) -> Tokens:
+    """All events of a source as an encoder takes them, (E,).
+
+    times: they have days. standard: they have values, where the source has some, on this scale.
+    """
+    ids = torch.from_numpy(source.ids_of(vocabulary))
+    measured = None
+    if standard is not None and source.values is not None:
+        measured = standard(ids, torch.from_numpy(source.values))
+    return Tokens(ids, torch.from_numpy(source.days()) if times else None, measured)
+
+
+def _standard(source: Source, vocabulary: Vocabulary, fitted: np.ndarray) -> Standard:
+    """The scales of the values of the sequences fitted, (S,) bool."""
+    assert source.values is not None
+    known = torch.from_numpy(source.of_events(fitted))
+    ids = torch.from_numpy(source.ids_of(vocabulary))
+    return Standard.fit(ids[known], torch.from_numpy(source.values)[known], len(vocabulary))
+
+
 def _vocabulary(
     source: Source, settings: TrainingSettings, held_out: np.ndarray, given: Vocabulary | None
 ) -> Vocabulary:
@@ -111,7 +129,7 @@ def _vocabulary(
     return replace(own, special=own.special | {own.sep})
 
 
-def _marks(source: Source, label_code: str | None) -> np.ndarray | None:
+def marks_of(source: Source, label_code: str | None) -> np.ndarray | None:
     """(E,) bool: the events whose code matches the pattern. Raises ValueError where none does."""
     if label_code is None:
         return None
@@ -143,6 +161,60 @@ def _classes(source: Source, settings: TrainingSettings, held_out: np.ndarray) -
     return tuple(classes)
 
 
+class Cut(NamedTuple):
+    """A moment of a timeline to predict at.
+
+    static, past: indices of the events of the source that a classifier then sees, static facts and
+    the latest before the cut. end: the index of the first event after the cut; until: that of the
+    first which the label no longer depends on.
+    """
+
+    static: np.ndarray
+    past: np.ndarray
+    end: int
+    until: int
+
+    def sequence(
+        self, source: Source, events: Tokens, label: int = IGNORE, subject: int = 0
+    ) -> Example:
+        """What the classifier sees, after [CLS]. events: of the whole source."""
+        static, past = (events.take(torch.from_numpy(x)) for x in (self.static, self.past))
+        return sequence(source.vocabulary.cls, static, past, label, subject)
+
+
+def cuts_of(
+    source: Source, index: int, marks: np.ndarray, settings: TrainingSettings
+) -> list[Cut]:
+    """The cuts of a sequence that training makes, from the first to the last.
+
+    A cut lies where the time changes: what happens at one time is all input or all future.
+    """
+    assert source.times is not None
+    _, timed, end = source.bounds(index)
+    times = source.times[timed:end]
+    parts = settings.cuts + 1
+    cuts = [len(times) * part // parts for part in range(1, parts)]
+    first = [int(np.searchsorted(times, times[cut])) for cut in cuts if cut < len(times)]
+    edges = sorted({0, *first, len(times)})
+    return [
+        cut_at(source, index, marks, settings, timed + cut, timed + next_cut)
+        for cut, next_cut in zip(edges[1:], edges[2:], strict=False)
+    ]
+
+
+def cut_at(
+    source: Source, index: int, marks: np.ndarray, settings: TrainingSettings, end: int, until: int
+) -> Cut:
+    """The cut of a sequence before the event `end`. Events with a mark are not seen."""
+    start, timed, _ = source.bounds(index)
+    room = settings.max_tokens - 1
+    static = np.arange(start, timed)
+    static = static[~marks[static]][: room // 2]
+    past = np.arange(timed, end)
+    past = past[~marks[past]]
+    return Cut(static, past[max(0, len(past) - (room - len(static))) :], end, until)
+
+
 def _futures(
     source: Source,
     events: Tokens,
@@ -151,25 +223,7 @@ def _futures(
     marks: np.ndarray,
     settings: TrainingSettings,
 ) -> Iterator[Example]:
-    """The latest events before each cut, labelled by whether a mark stands before the next one.
-
-    A cut lies where the time changes: what happens at one time is all input or all future.
-    """
-    assert source.times is not None
-    start, timed, end = source.bounds(index)
-    times = source.times[timed:end]
-    parts = settings.cuts + 1
-    cuts = [len(times) * part // parts for part in range(1, parts)]
-    first = [int(np.searchsorted(times, times[cut])) for cut in cuts if cut < len(times)]
-    edges = sorted({0, *first, len(times)})
-    room = settings.max_tokens - 1
-    static = np.arange(start, timed)
-    static = static[~marks[static]][: room // 2]
-    known = events.take(torch.from_numpy(static))
-    for cut, next_cut in zip(edges[1:], edges[2:], strict=False):
-        past = np.arange(timed, timed + cut)
-        past = past[~marks[past]]
-        kept = past[max(0, len(past) - (room - len(static))) :]
-        label = int(marks[timed + cut : timed + next_cut].any())
-        past_events = events.take(torch.from_numpy(kept))
-        yield sequence(source.vocabulary.cls, known, past_events, label, subject)
+    """The latest events before each cut, labelled by whether a mark stands before the next one."""
+    for cut in cuts_of(source, index, marks, settings):
+        label = int(marks[cut.end : cut.until].any())
+        yield cut.sequence(source, events, label, subject)

@@ -26,9 +26,7 @@ def make_corpus(settings: TrainingSettings, saved: dict[str, Any] | None) -> Cor
     if saved is None:
         config, vocabulary, standard = EncoderConfig.preset(settings.preset), None, None
     else:
-        config, vocabulary = EncoderConfig(**saved["config"]), Vocabulary(tuple(saved["tokens"]))
-        scales = saved.get("standard")
-        standard = None if scales is None else Standard(**scales)
+        config, vocabulary, standard = of_checkpoint(saved)
     check_source(config, settings)
     return read_corpus(
         settings,
@@ -38,6 +36,13 @@ def make_corpus(settings: TrainingSettings, saved: dict[str, Any] | None) -> Cor
         standard=standard,
         vocab_size=config.vocab_size,
     )
+
+
+def of_checkpoint(saved: dict[str, Any]) -> tuple[EncoderConfig, Vocabulary, Standard | None]:
+    """What a checkpoint's encoder was trained with: configuration, vocabulary, scales of values."""
+    scales = saved.get("standard")
+    standard = None if scales is None else Standard(**scales)
+    return EncoderConfig(**saved["config"]), Vocabulary(tuple(saved["tokens"])), standard
 
 
 def check_source(config: EncoderConfig, settings: TrainingSettings) -> None:

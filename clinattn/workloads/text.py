@@ -106,9 +106,14 @@ def _jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             yield line, record
 
 
+def lower_words(text: str) -> Iterator[re.Match[str]]:
+    """Yields the words and signs of a text; their places are those in text.lower()."""
+    return WORD.finditer(text.lower())
+
+
 def _by_words(texts: list[str]) -> tuple[list[list[int]], Vocabulary]:
     """The words of each text as ids, and the vocabulary of all of them."""
-    words = [WORD.findall(text.lower()) for text in texts]
+    words = [[found[0] for found in lower_words(text)] for text in texts]
     counts = Counter(word for row in words for word in row)
     vocabulary = Vocabulary.build(list(counts), np.array(list(counts.values())))
     index = {token: i for i, token in enumerate(vocabulary.tokens)}
@@ -117,6 +122,16 @@ def _by_words(texts: list[str]) -> tuple[list[list[int]], Vocabulary]:
 
 def _by_tokenizer(texts: list[str], path: Path) -> tuple[list[list[int]], Vocabulary]:
     """The ids of a tokenizer.json, whose special tokens are kept as they are."""
+    tokenizer, vocabulary = read_tokenizer(path)
+    encoded = tokenizer.encode_batch(texts, add_special_tokens=False)
+    return [row.ids for row in encoded], vocabulary
+
+
+def read_tokenizer(path: Path) -> tuple[Any, Vocabulary]:
+    """A tokenizer of the package tokenizers, which neither cuts nor pads, and its vocabulary.
+
+    Raises ValueError for a file that is none, or has no [CLS] or no [MASK].
+    """
     try:
         from tokenizers import Tokenizer
     except ModuleNotFoundError:
@@ -139,8 +154,7 @@ def _by_tokenizer(texts: list[str], path: Path) -> tuple[list[list[int]], Vocabu
     )
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    encoded = tokenizer.encode_batch(texts, add_special_tokens=False)
-    return [row.ids for row in encoded], vocabulary
+    return tokenizer, vocabulary
 
 
 def _known(tokenizer: Any, spellings: tuple[str, ...]) -> int | None:

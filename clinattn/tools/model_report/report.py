@@ -102,16 +102,21 @@ def cast(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Any:
 
 def lengths_for(model: PreTrainedModel, settings: ReportSettings) -> list[int]:
     """Lengths of a batch, from the longest down to a quarter of it."""
-    counts = [getattr(model.config, name, None) for name in POSITIONS]
-    # RoBERTa and its like count positions from behind the padding id
-    first = getattr(getattr(model.base_model, "embeddings", None), "padding_idx", None) or -1
-    limit = min((n for n in counts if isinstance(n, int) and n > 0), default=None)
-    limit = None if limit is None else limit - first - 1
+    limit = position_limit(model)
     longest = settings.tokens or min(DEFAULT_TOKENS, limit or DEFAULT_TOKENS)
     if limit is not None and longest > limit:
         raise ValueError(f"tokens: got {longest}, expected at most {limit}, the model's positions")
     rows = settings.batch_size
     return [max(1, longest - i * (longest - longest // 4) // max(1, rows - 1)) for i in range(rows)]
+
+
+def position_limit(model: PreTrainedModel) -> int | None:
+    """The most tokens that a model has positions for; None where its configuration has no limit."""
+    counts = [getattr(model.config, name, None) for name in POSITIONS]
+    # RoBERTa and its like count positions from behind the padding id
+    first = getattr(getattr(model.base_model, "embeddings", None), "padding_idx", None) or -1
+    limit = min((n for n in counts if isinstance(n, int) and n > 0), default=None)
+    return None if limit is None else limit - first - 1
 
 
 def step(model: nn.Module, batch: ExampleInputs, train: bool) -> None:

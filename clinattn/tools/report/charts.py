@@ -17,6 +17,7 @@ VALUE_WIDTH, ROW_HEIGHT = 70, 44  # of bars
 AXIS = 36  # height of ticks and title below a chart
 HEIGHT = 200  # of the field of lines and columns
 LEFT, RIGHT, TOP = 52, 12, 24
+STEP_LINES = ("line0", "line2", "line3")
 TINY = 1e-30  # what is less has no axis
 MARKS = (  # of a line's points, around 0 0
     "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0 -8 0",
@@ -125,6 +126,66 @@ def line_chart(title: str, series: Points, x_axis: str, y_axis: str) -> Record |
         "x_ticks": [(at(x, low)[0], f"{x:,.0f}") for x in spread(xs)],
         "y_ticks": [(at(xs[0], y)[1], tick(y)) for y in spread(steps(low, high), 7)],
         "alternative": f"{y_axis} by {x_axis}, both axes logarithmic. {listed(ends)}",
+    }
+
+
+def step_chart(
+    title: str,
+    steps: Sequence[str],
+    series: dict[str, Sequence[float]],
+    band: tuple[str, Sequence[float], Sequence[float]],
+    x_axis: str,
+    y_axis: str,
+) -> Record:
+    """Lines from 0 to 1 over named steps, at equal distances; band: a name, and its two edges.
+
+    The band belongs to the last line, which is dashed.
+    """
+    bottom = TOP + HEIGHT
+    across = (WIDTH - LEFT - RIGHT) / (len(steps) - 1)
+
+    def at(i: int, y: float) -> tuple[float, float]:
+        return round(LEFT + i * across, 1), round(bottom - y * HEIGHT, 1)
+
+    def path(points: Sequence[tuple[float, float]]) -> str:
+        return "M" + "L".join(f"{x} {y}" for x, y in points)
+
+    drawn = []
+    for i, (name, values) in enumerate(series.items()):
+        points = [at(j, y) for j, y in enumerate(values)]
+        drawn.append(
+            {
+                "name": name,
+                "color": STEP_LINES[i],
+                "mark": MARKS[i],
+                "dashed": i == len(series) - 1,
+                "points": points,
+                "path": path(points),
+                "texts": [f"{name}: {y:.3f} at {x}" for x, y in zip(steps, values, strict=True)],
+            }
+        )
+    words, low, high = band
+    edge = [at(j, y) for j, y in enumerate(low)]
+    edge += [at(j, y) for j, y in reversed(list(enumerate(high)))]
+    said = [
+        (name, ", ".join(f"{y:.3f} at {x}" for x, y in zip(steps, values, strict=True)))
+        for name, values in {**series, f"{words}, lowest": low, f"{words}, highest": high}.items()
+    ]
+    return {
+        "kind": "lines",
+        "title": title,
+        "axis": x_axis,
+        "y_axis": y_axis,
+        "lines": drawn,
+        "band": path(edge) + "Z",
+        "width": WIDTH,
+        "height": bottom + AXIS,
+        "left": LEFT,
+        "right": WIDTH - RIGHT,
+        "bottom": bottom,
+        "x_ticks": [(at(i, 0)[0], step) for i, step in enumerate(steps)],
+        "y_ticks": [(at(0, y)[1], f"{y:g}") for y in (0, 0.25, 0.5, 0.75, 1)],
+        "alternative": f"{y_axis} by {x_axis}. {listed(said)}",
     }
 
 

@@ -6,19 +6,15 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
-
-import jinja2
 
 from clinattn.files.disk import parse_json, write_text
 from clinattn.tools.report.baseline import NoBaseline, compare
-from clinattn.tools.report.colors import DARK, LIGHT
 from clinattn.tools.report.kinds import check_result, kind_of
 from clinattn.tools.report.section import Record, Section
 from clinattn.tools.report.sections import section
-from clinattn.tools.report.words import word_of, words_in
+from clinattn.tools.report.templates import template
+from clinattn.tools.report.words import words_in
 
 EXPECTED = "expected the results.json of clinattn bench, or JSON of bench/"
 
@@ -101,13 +97,11 @@ def raw_of(results: Sequence[Record], baseline: Record | None) -> list[str]:
 
 
 def page_of(sections: Sequence[Section], raw: Sequence[str]) -> str:
-    return template().render(
+    return template("page.html.j2").render(
         date=max(str(one.facts.get("date", ""))[:10] for one in sections),
         sections=sections,
         words=words_in(text for one in sections for text in texts(one)),
         raw=raw,
-        light=LIGHT,
-        dark=DARK,
     )
 
 
@@ -119,19 +113,3 @@ def texts(one: Section) -> Iterator[str]:
         yield from (cell for row in table.rows for cell in row[: table.labels])
     for chart in one.charts:
         yield from (chart["title"], chart["axis"], chart.get("y_axis", ""))
-
-
-@cache
-def template() -> jinja2.Template:
-    own = files("clinattn.tools.report")
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(lambda name: own.joinpath(name).read_text(encoding="utf-8")),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters |= {"word_of": word_of}
-    return environment.get_template("page.html.j2")
-
-

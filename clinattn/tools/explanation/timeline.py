@@ -1,0 +1,144 @@
+"""A patient's timeline as events in visits, before the cut that a classifier predicts at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import torch
+
+from clinattn.tools.explanation.case import Case, Group, Model, Unit, shown
+from clinattn.tools.explanation.settings import ExplainSettings
+from clinattn.training.corpus import cut_at, cuts_of, marks_of, tokens_of
+from clinattn.training.data import Example
+from clinattn.training.settings import TrainingSettings
+from clinattn.training.start import of_checkpoint
+from clinattn.workloads import Vocabulary, open_source
+from clinattn.workloads.seeds import is_held_out
+from clinattn.workloads.source import BIRTH, MICROSECONDS_PER_HOUR, NO_TIME, Source
+
+FACTS = "Static facts"
+
+
+def timeline_case(
+    settings: ExplainSettings,
+    saved: dict[str, Any],
+    training: TrainingSettings,
+    make: Callable[[Example, Vocabulary], Model],
+    facts: dict[str, str],
+) -> Case:
+    """The case of a patient at a cut of training. saved: the checkpoint; training: its settings.
+
+    Raises MedsError or ValueError where the folder, patient or cut cannot be used.
+    """
+    assert settings.data is not None
+    config, vocabulary, standard = of_checkpoint(saved)
+    source = open_source(settings.data)
+    assert source.times is not None and source.values is not None
+    index = _patient(source, str(settings.patient))
+    marks = marks_of(source, training.label_code)
+    assert marks is not None
+    timed, end = source.bounds(index)[1:]
+    cuts = cuts_of(source, index, marks, training)
+    number = len(cuts) if settings.cut is None else settings.cut
+    if number > len(cuts) or (settings.cut is None and not cuts):
+        raise ValueError(
+            f"cut={settings.cut}: the timeline of patient {settings.patient} has {len(cuts)} cuts "
+            "of training; expected one of them from 1, or 0 for its end"
+        )
+    cut = cuts[number - 1] if number else cut_at(source, index, marks, training, end, end)
+    events = tokens_of(
+        source,
+        vocabulary,
+        times=config.positions == "rotary_time",
+        standard=standard if config.numeric_values else None,
+    )
+    at = np.r_[cut.static, cut.past]
+    if not len(at):
+        raise ValueError(f"patient={settings.patient}: no event is before the cut: expected some")
+    units, groups = _events(source, vocabulary, at, settings.visit_gap)
+    held_out = is_held_out(source.subjects[index], training.held_out)
+    last = source.times[cut.past[-1]] if len(cut.past) else NO_TIME
+    moment = f"{_time(last)}, after its last event before the cut"
+    if number:
+        moment += f", cut {number} of {len(cuts)}"
+    facts |= {
+        "patient": f"{settings.patient}, of {source.title}",
+        "this patient in training": "held out, not trained on" if held_out else "trained on",
+        "prediction at": moment if number else f"{_time(last)}, the end of the timeline",
+        "events read": f"{len(at):,} of {cut.end - source.bounds(index)[0]:,} until then",
+        "codes to predict, left out": str(training.label_code),
+        "values of events": "read" if config.numeric_values else "shown, but not read",
+        "times of events": "read" if config.positions == "rotary_time" else "only their order",
+    }
+    if number:
+        label = int(marks[cut.end : cut.until].any())
+        facts["what followed in the record"] = saved["classes"][label]
+    warnings = []
+    if not held_out:
+        warnings.append("The model was trained on this patient: it may know the outcome by heart.")
+    example = cut.sequence(source, events)
+    return Case(
+        model=make(example, vocabulary),
+        title=f"patient {settings.patient}",
+        unit="event",
+        units=units,
+        of_token=torch.arange(-1, len(at)),
+        groups=groups,
+        facts=facts,
+        warnings=warnings,
+    )
+
+
+def _patient(source: Source, patient: str) -> int:
+    for index, subject in enumerate(source.subjects):
+        if str(subject) == patient:
+            return index
+    raise ValueError(
+        f"patient={patient!r} is none of the {len(source)} patients of {source.where}: expected "
+        f"one such as {source.subjects[0]}"
+    )
+
+
+def _events(
+    source: Source, vocabulary: Vocabulary, at: np.ndarray, gap: float
+) -> tuple[list[Unit], list[Group]]:
+    """The events at the indices `at`, and their visits: what `gap` hours do not separate.
+
+    Static facts, and a birth, are a group of their own.
+    """
+    assert source.times is not None and source.values is not None
+    codes = [source.vocabulary.tokens[i] for i in source.ids[at]]
+    times, values = source.times[at], source.values[at]
+    known = set(vocabulary.tokens)
+    facts = (times == NO_TIME) | np.array([code == BIRTH for code in codes])
+    long = np.r_[False, np.diff(times) > gap * MICROSECONDS_PER_HOUR] & ~facts
+    begins = np.r_[True, facts[1:] != facts[:-1]] | long
+    group = begins.cumsum() - 1
+    units = [
+        Unit(
+            shown(code),
+            f"{value:g}" if np.isfinite(value) else "",
+            _time(time),
+            code in known,
+            int(number),
+        )
+        for code, value, time, number in zip(codes, values, times, group, strict=True)
+    ]
+    first = np.flatnonzero(begins)
+    last = np.r_[first[1:], len(units)] - 1
+    visits = accumulate(int(not facts[i]) for i in first)
+    groups = [
+        Group(FACTS if facts[i] else f"Visit {number}", units[i].when, units[j].when)
+        for i, j, number in zip(first, last, visits, strict=True)
+    ]
+    return units, groups
+
+
+def _time(microseconds: Any) -> str:
+    """A time to the minute; "" for that of a static fact."""
+    if microseconds == NO_TIME:
+        return ""
+    return str(np.datetime64(int(microseconds), "us").astype("datetime64[m]")).replace("T", " ")

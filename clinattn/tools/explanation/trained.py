@@ -1,0 +1,121 @@
+"""A patient or a note as a checkpoint of `clinattn train --task classify` reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clinattn.encoder import SequenceClassifier
+from clinattn.tools.explanation.case import Case
+from clinattn.tools.explanation.note import by_tokenizer, by_words, note_case, read_note
+from clinattn.tools.explanation.settings import ExplainSettings
+from clinattn.tools.explanation.timeline import timeline_case
+from clinattn.training.batches import consecutive, packed
+from clinattn.training.checkpoint import load_model
+from clinattn.training.data import Example, Tokens, windows
+from clinattn.training.settings import TrainingSettings
+from clinattn.training.start import of_checkpoint
+from clinattn.workloads import Vocabulary
+
+BATCH = 16_384  # tokens computed at once
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An encoder's classifier and an example; a Model of case.py."""
+
+    module: SequenceClassifier
+    classes: tuple[str, ...]
+    device: torch.device
+    example: Example
+    vocabulary: Vocabulary
+    independent: bool = False
+
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """A batch of one, (1, N)."""
+        given = {
+            "inputs": self.example.ids,
+            "positions": self.example.days,
+            "values": self.example.values,
+        }
+        return {name: x[None].to(self.device) for name, x in given.items() if x is not None}
+
+    @property
+    def baseline(self) -> dict[str, Tensor]:
+        """Every code and word is [MASK], and no value is known."""
+        ordinary = torch.from_numpy(self.vocabulary.ordinary())[self.example.ids]
+        ids = self.example.ids.masked_fill(ordinary, self.vocabulary.mask)
+        given = {"inputs": ids}
+        if self.example.values is not None:
+            given["values"] = torch.full_like(self.example.values, float("nan"))
+        return {name: x[None].to(self.device) for name, x in given.items()}
+
+    def logits(self, kept: Sequence[Tensor]) -> Tensor:
+        """Packed, as in training; sequences of BATCH tokens at once."""
+        batches = consecutive(list(range(len(kept))), [len(x) for x in kept], BATCH)
+        found = []
+        with torch.inference_mode():
+            for batch in batches:
+                ids, arguments = packed([self.example.take(kept[i]) for i in batch], self.device)
+                found.append(self.module(ids, **arguments).logits.double().cpu())
+        return torch.cat(found)
+
+    def without_attention(self) -> None:
+        return None
+
+
+def read_checkpoint(settings: ExplainSettings) -> Case:
+    """The case of a checkpoint. Raises ValueError for one that is no classifier, and bad input."""
+    path = settings.checkpoint
+    module, saved = load_model(path)
+    task = saved["settings"]["task"]
+    if not isinstance(module, SequenceClassifier):
+        raise ValueError(
+            f"checkpoint {path!r} was trained with task={task!r}: expected 'classify'"
+        )
+    of_timelines = saved["settings"].get("label_code") is not None
+    if of_timelines != (settings.text is None):
+        expected = "data and patient" if of_timelines else "text"
+        raise ValueError(
+            f"checkpoint {path!r} was trained on {'timelines' if of_timelines else 'texts'}: "
+            f"expected {expected}"
+        )
+    device = torch.device(settings.device)
+    # any text: of the data, training's settings are asked for the kind alone
+    data = settings.data if of_timelines else f"text:{settings.text}"
+    training = TrainingSettings(
+        **saved["settings"] | {"data": data, "tokenizer": settings.tokenizer}
+    )
+    facts = {"model": f"{path}, preset {training.preset}, step {saved['step']:,}"}
+    make = partial(Trained, module.to(device), tuple(saved["classes"]), device)
+    read = timeline_case if of_timelines else _note_case
+    return read(settings, saved, training, make, facts)
+
+
+def _note_case(
+    settings: ExplainSettings,
+    saved: dict[str, Any],
+    training: TrainingSettings,
+    make: Callable[[Example, Vocabulary], Trained],
+    facts: dict[str, str],
+) -> Case:
+    text = read_note(settings.text)
+    vocabulary = of_checkpoint(saved)[1]
+    if settings.tokenizer is None:
+        words = by_words(text, vocabulary, settings)
+    else:
+        words, vocabulary = by_tokenizer(text, vocabulary, settings)
+    nothing = Tokens(torch.tensor([], dtype=torch.int64))
+    example = windows(nothing, Tokens(torch.tensor(words.ids)), vocabulary.cls, training.room)[0]
+    read = len(example) - 1
+    of_token = torch.tensor([-1, *words.of_token[:read]])
+    units = words.units(text, read)
+    return note_case(
+        make(example, vocabulary), settings, text, units, of_token, len(words.spans), facts
+    )
