@@ -148,6 +148,19 @@ def meds_source(meds_dir: str | Path) -> Source:
     )
 
 
+def code_descriptions(meds_dir: str | Path) -> dict[str, str]:
+    """What codes mean, by metadata/codes.parquet of a MEDS folder; {} where it says nothing."""
+    root = Path(meds_dir)
+    path = root / "metadata" / "codes.parquet"
+    if not path.exists():
+        return {}
+    table = _read_columns(root, path, ["code"], ["description"])
+    if "description" not in table.column_names:
+        return {}
+    pairs = zip(table["code"].to_pylist(), table["description"].to_pylist(), strict=True)
+    return {str(code): " ".join(str(text).split()) for code, text in pairs if text}
+
+
 def unknown_share(dataset: MedsDataset) -> float:
     """The share of events whose code is [UNK]."""
     return float((dataset.token_ids == UNK).mean())

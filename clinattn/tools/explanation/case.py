@@ -14,20 +14,17 @@ from torch import Tensor, nn
 class Unit:
     """A word of a text or an event of a timeline.
 
-    span: of a word, its place in the text. when: of an event; "" for a static fact. known: False
+    name: a word, or a code. description: what a code means, where the data say it. span: of a word, its place in the text. when: of an event; "" for a static fact. known: False
     where the model reads [UNK]. group: the index of its visit.
     """
 
     name: str
     value: str = ""
+    description: str = ""
     when: str = ""
     known: bool = True
     group: int = 0
     span: tuple[int, int] = (0, 0)
-
-    @property
-    def label(self) -> str:
-        return f"{self.name} = {self.value}" if self.value else self.name
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ An explanation that is true of the model makes it fall more than random removals
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -16,6 +16,7 @@ from clinattn.tools.explanation.settings import METHODS
 
 SHARES = (1, 2, 5, 10, 20, 50)  # percent of the units
 SAID = 5  # of these, what the conclusion is about
+VISIBLE = 0.01  # a mean change of the probability that says something
 AT_ONCE = 16  # removals between two signs of progress
 
 
@@ -59,9 +60,36 @@ def deletion(
     }
 
 
-def better_than_random(curve: dict[str, Any], method: str) -> bool:
-    """The mean of the method's curve is below that of every random draw."""
-    return sum(curve["methods"][method]) < min(sum(draw) for draw in curve["random"])
+class Verdict(NamedTuple):
+    """What removals say of a method. true: None where they say nothing. text: a sentence."""
+
+    true: bool | None
+    text: str
+
+
+def verdict(curve: dict[str, Any], method: str, whole: float) -> Verdict:
+    """Compares the mean of a method's curve with those of the random draws.
+
+    whole: the probability with nothing removed.
+    """
+    drawn = [mean(draw) for draw in curve["random"]]
+    found = mean(curve["methods"][method])
+    if max(abs(x - whole) for x in (found, *drawn)) < VISIBLE:
+        return Verdict(
+            None,
+            "Whatever is removed hardly changes it: the test cannot say whether the explanation is "
+            "true, and no few decide the prediction.",
+        )
+    if found < min(drawn):
+        return Verdict(
+            True,
+            "Over all shares that is lower than every random draw: here the explanation is true of "
+            "the model.",
+        )
+    return Verdict(
+        False,
+        "Over all shares that is not better than random: do not rely on this explanation.",
+    )
 
 
 def conclusions(curve: dict[str, Any], whole: float, target: str, unit: str) -> list[str]:
@@ -70,23 +98,19 @@ def conclusions(curve: dict[str, Any], whole: float, target: str, unit: str) -> 
     count = curve["counts"][at]
     random = [draw[at] for draw in curve["random"]]
     what = f"{SAID} % ({count:,} {unit}{'s' if count != 1 else ''})"
+    before = probability(whole)
+    low, middle, high = (probability(x) for x in (min(random), mean(random), max(random)))
     found = []
     for method, row in curve["methods"].items():
-        before, after = probability(whole), probability(row[at])
+        kind = f"that speak most for {target}" if METHODS[method].signed else "that are strongest"
+        after = probability(row[at])
         moves = "lowers" if row[at] < whole else "raises"
-        change = f"{moves} its probability from {before} to {after}"
+        change = f"{moves} the probability of {target} from {before} to {after}"
         if before == after:
-            change = f"leaves its probability at {after}"
-        verdict = (
-            "Over all shares it lowers it more than each of the random draws: it is true of the "
-            "model for this prediction."
-            if better_than_random(curve, method)
-            else "Over all shares that is not better than random: do not rely on this explanation."
-        )
+            change = f"leaves the probability of {target} at {after}"
         found.append(
-            f"{METHODS[method].title}: removing the {what} that speak most for {target} {change}; "
-            f"random {SAID} %: {probability(mean(random))} ({probability(min(random))} to "
-            f"{probability(max(random))}). {verdict}"
+            f"{METHODS[method].title}: removing the {what} {kind} {change}; random {SAID} %: "
+            f"{middle} ({low} to {high}). {verdict(curve, method, whole).text}"
         )
     return found
 

@@ -74,6 +74,7 @@ def explained(case: Case, settings: ExplainSettings, progress: Progress) -> dict
             {
                 "name": unit.name,
                 "value": unit.value,
+                "description": unit.description,
                 "time": unit.when,
                 "group": unit.group,
                 "known": unit.known,

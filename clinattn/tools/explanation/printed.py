@@ -43,8 +43,8 @@ def _classes(record: Record) -> Table:
 
 
 def _strongest(record: Record) -> Table:
-    timed = any(unit["time"] for unit in record["units"])
-    table = Table(record["unit"], *(["time"] if timed else []), show_edge=False)
+    timed = bool(record["groups"])
+    table = Table(record["unit"], "time" if timed else "place", show_edge=False)
     placed = [ranks(scores_of(record, column)) for column in range(2)]
     for method in record["methods"]:
         table.add_column(METHODS[method].title, justify="right")
@@ -52,7 +52,7 @@ def _strongest(record: Record) -> Table:
     for i in record["strongest"]:
         unit = record["units"][i]
         cells = [label(unit) + ("" if unit["known"] else " [UNK]")]
-        cells += [unit["time"]] if timed else []
+        cells.append(unit["time"] if timed else f"{i + 1:,}")
         for column, method in enumerate(record["methods"]):
             cells += [percent(unit["scores"][column], method), f"{placed[column][i]:,}"]
         table.add_row(*cells)

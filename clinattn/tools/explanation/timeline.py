@@ -16,6 +16,8 @@ from clinattn.training.data import Example
 from clinattn.training.settings import TrainingSettings
 from clinattn.training.start import of_checkpoint
 from clinattn.workloads import Vocabulary, open_source
+from clinattn.workloads.meds import code_descriptions
+from clinattn.workloads.opening import parse_data
 from clinattn.workloads.seeds import is_held_out
 from clinattn.workloads.source import BIRTH, MICROSECONDS_PER_HOUR, NO_TIME, Source
 
@@ -58,7 +60,8 @@ def timeline_case(
     at = np.r_[cut.static, cut.past]
     if not len(at):
         raise ValueError(f"patient={settings.patient}: no event is before the cut: expected some")
-    units, groups = _events(source, vocabulary, at, settings.visit_gap)
+    meanings = code_descriptions(parse_data(settings.data).place)
+    units, groups = _events(source, vocabulary, at, settings.visit_gap, meanings)
     held_out = is_held_out(source.subjects[index], training.held_out)
     last = source.times[cut.past[-1]] if len(cut.past) else NO_TIME
     moment = f"{_time(last)}, after its last event before the cut"
@@ -103,7 +106,7 @@ def _patient(source: Source, patient: str) -> int:
 
 
 def _events(
-    source: Source, vocabulary: Vocabulary, at: np.ndarray, gap: float
+    source: Source, vocabulary: Vocabulary, at: np.ndarray, gap: float, meanings: dict[str, str]
 ) -> tuple[list[Unit], list[Group]]:
     """The events at the indices `at`, and their visits: what `gap` hours do not separate.
 
@@ -121,6 +124,7 @@ def _events(
         Unit(
             shown(code),
             f"{value:g}" if np.isfinite(value) else "",
+            shown(meanings.get(code, "")),
             _time(time),
             code in known,
             int(number),

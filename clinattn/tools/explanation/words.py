@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from clinattn.tools.explanation.deletion import better_than_random, probability
+from clinattn.tools.explanation.deletion import probability, verdict
 from clinattn.tools.explanation.scores import in_favour, ranked
 from clinattn.tools.explanation.settings import METHODS
 
@@ -15,14 +15,17 @@ LEAST = 0.0005  # a share that is shown as more than 0.0 %
 
 
 def label(unit: Record) -> str:
-    return f"{unit['name']} = {unit['value']}" if unit["value"] else str(unit["name"])
+    """What an event or word is called: what its code means, where that is known, and its value."""
+    name = unit["description"] or unit["name"]
+    return f"{name} = {unit['value']}" if unit["value"] else str(name)
 
 
 def percent(share: float, method: str) -> str:
     """A share in percent, with its sign where the method has one."""
     if abs(share) < LEAST:
         return "0.0 %"
-    return f"{100 * share:{'+' if METHODS[method].signed else ''}.1f} %"
+    text = f"{100 * share:{'+' if METHODS[method].signed else ''}.1f} %"
+    return text.replace("-", "\u2212")  # a minus
 
 
 def several(count: int, unit: str) -> str:
@@ -48,8 +51,10 @@ def conclusion(record: Record) -> str:
         said += f" Most in favour: {named(order, 1)}. Most against: {named(order[::-1], -1)}."
     else:
         said += f" Strongest: {named(ranked(scores), 1)}."
-    title = METHODS[method].title
-    if better_than_random(record["deletion"], method):
+    title, true = METHODS[method].title, verdict(record["deletion"], method, record["probability"])
+    if true.true is None:
+        return f"{said} Removing {record['unit']}s hardly changes the prediction: no few decide it."
+    if true.true:
         return f"{said} Removing what {title} names changes the prediction more than chance does."
     return f"{said} Removing what {title} names does no more than chance: do not rely on it."
 

@@ -137,15 +137,17 @@ def step_chart(
     x_axis: str,
     y_axis: str,
 ) -> Record:
-    """Lines from 0 to 1 over named steps, at equal distances; band: a name, and its two edges.
+    """Lines from 0 over named steps, at equal distances; band: a name, and its two edges.
 
     The band belongs to the last line, which is dashed.
     """
     bottom = TOP + HEIGHT
+    y_ticks = rounded_steps(max(TINY, *band[2], *(y for line in series.values() for y in line)))
+    top = y_ticks[-1] + y_ticks[1] if len(y_ticks) > 1 else 1.0
     across = (WIDTH - LEFT - RIGHT) / (len(steps) - 1)
 
     def at(i: int, y: float) -> tuple[float, float]:
-        return round(LEFT + i * across, 1), round(bottom - y * HEIGHT, 1)
+        return round(LEFT + i * across, 1), round(bottom - y / top * HEIGHT, 1)
 
     def path(points: Sequence[tuple[float, float]]) -> str:
         return "M" + "L".join(f"{x} {y}" for x, y in points)
@@ -184,7 +186,7 @@ def step_chart(
         "right": WIDTH - RIGHT,
         "bottom": bottom,
         "x_ticks": [(at(i, 0)[0], step) for i, step in enumerate(steps)],
-        "y_ticks": [(at(0, y)[1], f"{y:g}") for y in (0, 0.25, 0.5, 0.75, 1)],
+        "y_ticks": [(at(0, y)[1], f"{y:g}") for y in y_ticks],
         "alternative": f"{y_axis} by {x_axis}. {listed(said)}",
     }
 
