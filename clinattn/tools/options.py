@@ -48,8 +48,9 @@ def takes(
                 for name in known
                 if source_of(context, name)
             }
-            if "data" in known and words and (data := data_of(context, values, environment)) is not None:
-                given["data"] = data
+            if "data" in known and words:
+                data = data_of(context, values, environment)
+                given |= {} if data is None else {"data": data}
             command(given, **{p.name: values[p.name] for p in own})
 
         context = inspect.Parameter(

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 class Unit:
     """A word of a text or an event of a timeline.
 
-    name: a word, or a code. description: what a code means, where the data say it. span: of a word, its place in the text. when: of an event; "" for a static fact. known: False
+    name: a word, or a code. description: what a code means, where the data say it. span: of a
+    word, its place in the text. when: of an event; "" for a static fact. known: False
     where the model reads [UNK]. group: the index of its visit.
     """
 
@@ -39,11 +40,23 @@ class Group:
 class Model(Protocol):
     """A classifier of one kind, and the sequence that it was given."""
 
-    module: nn.Module
-    classes: tuple[str, ...]
-    independent: bool  # each class has a probability for itself
-    inputs: Mapping[str, Any]  # of a call with the whole sequence
-    baseline: Any  # as `attribute` takes it
+    @property
+    def module(self) -> nn.Module: ...
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+    @property
+    def independent(self) -> bool:
+        """Each class has a probability for itself."""
+
+    @property
+    def inputs(self) -> Mapping[str, Any]:
+        """The arguments of a call with the whole sequence, a batch of one."""
+
+    @property
+    def baseline(self) -> Any:
+        """As `attribute` takes it."""
 
     def logits(self, kept: Sequence[Tensor]) -> Tensor:
         """(S, classes) of the sequence with only the tokens kept, indices (n,) of each."""

@@ -5,7 +5,7 @@ An explanation that is true of the model makes it fall more than random removals
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -28,7 +28,7 @@ def counts(units: int) -> list[int]:
 def deletion(
     case: Case,
     target: int,
-    scores: dict[str, Numbers],
+    scores: Mapping[str, Numbers],
     draws: int,
     seed: int,
     progress: Progress,
@@ -102,7 +102,10 @@ def conclusions(curve: dict[str, Any], whole: float, target: str, unit: str) -> 
     low, middle, high = (probability(x) for x in (min(random), mean(random), max(random)))
     found = []
     for method, row in curve["methods"].items():
-        kind = f"that speak most for {target}" if METHODS[method].signed else "that are strongest"
+        speak, are = ("speaks", "is") if count == 1 else ("speak", "are")
+        kind = f"that {speak} most for {target}"
+        if not METHODS[method].signed:
+            kind = f"that {are} strongest"
         after = probability(row[at])
         moves = "lowers" if row[at] < whole else "raises"
         change = f"{moves} the probability of {target} from {before} to {after}"
@@ -122,5 +125,5 @@ def mean(numbers: Sequence[float]) -> float:
 def probability(x: float) -> str:
     """Three digits after the point; what rounds to 0 or 1 and is neither says so."""
     if 0 < x < 0.0005:
-        return "< 0.001"
-    return "> 0.999" if 0.9995 <= x < 1 else f"{x:.3f}"
+        return "<\u00a00.001"
+    return ">\u00a00.999" if 0.9995 <= x < 1 else f"{x:.3f}"

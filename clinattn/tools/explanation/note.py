@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from clinattn.tools.explanation.case import Case, Unit, shown
@@ -111,10 +110,14 @@ def by_tokenizer(
     if not encoding.ids:
         raise ValueError(f"text={str(settings.text)!r} has no words: expected some")
     words, spans = words_and_spans(text, encoding.word_ids, encoding.offsets)
-    known = [True] * len(spans)
-    for i, word in zip(encoding.ids, words, strict=True):
-        known[word] = known[word] and i != own.unknown
+    known = known_words(encoding.ids, words, own.unknown)
     return Words(encoding.ids, words, spans, known), own
+
+
+def known_words(ids: Sequence[int], of_token: Sequence[int], unknown: int | None) -> list[bool]:
+    """Whether each word has no token that is [UNK]."""
+    unread = {word for i, word in zip(ids, of_token, strict=True) if i == unknown}
+    return [word not in unread for word in range(1 + max(of_token))]
 
 
 def words_and_spans(

@@ -1,5 +1,4 @@
-"""The page of an explanation: one file without scripts, which fetches nothing, for its owner alone.
-"""
+"""The page of an explanation: one file without scripts, which fetches nothing, and is private."""
 
 from __future__ import annotations
 
@@ -18,10 +17,10 @@ from clinattn.tools.explanation.words import (
     agreement,
     conclusion,
     label,
-    percent,
     ranks,
     scores_of,
     several,
+    shown_shares,
 )
 from clinattn.tools.report.charts import Bar, bar_chart, step_chart
 from clinattn.tools.report.templates import template
@@ -46,7 +45,7 @@ def render(record: Record, case: Case) -> str:
             "time": unit["time"],
             "known": unit["known"],
             "shade": _shade(unit["scores"][0], largest),
-            "shares": [percent(x, m) for x, m in zip(unit["scores"], record["methods"], strict=True)],
+            "shares": shown_shares(unit["scores"], record),
             "ranks": [place[i] for place in placed],
             "visit": case.groups[unit["group"]].title if case.groups else "",
         }
@@ -79,9 +78,7 @@ def _shade(score: float, largest: float) -> str:
 
 def _probabilities(record: Record) -> Any:
     order = sorted(record["classes"].items(), key=lambda pair: -pair[1])[:MOST_BARS]
-    bars = [
-        Bar(name, x, "line3" if name == record["target"] else "line1") for name, x in order
-    ]
+    bars = [Bar(name, x, "line3" if name == record["target"] else "line1") for name, x in order]
     return bar_chart("Probabilities of the classes", bars, "probability", "{:.3f}")
 
 
@@ -112,11 +109,10 @@ def _visits(record: Record, units: list[dict[str, Any]]) -> Iterator[dict[str, A
         members.setdefault(unit["group"], []).append(i)
     for number, group in enumerate(record["groups"]):
         own = members[number]
-        pairs = zip(group["scores"], record["methods"], strict=True)
         yield {
             **group,
             "id": f"v{number}",
-            "sums": [percent(x, method) for x, method in pairs],
+            "sums": shown_shares(group["scores"], record),
             "strongest": [i for i in own if i in strongest],
             "times": [
                 (time, list(of_time))

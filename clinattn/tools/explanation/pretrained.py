@@ -15,7 +15,7 @@ from torch import Tensor
 from clinattn.explain import words_of
 from clinattn.integrations.replace import replace_attention
 from clinattn.tools.explanation.case import Case
-from clinattn.tools.explanation.note import Words, note_case, read_note, words_and_spans
+from clinattn.tools.explanation.note import Words, known_words, note_case, read_note, words_and_spans
 from clinattn.tools.explanation.settings import ExplainSettings
 
 BATCH = 8_192  # tokens computed at once
@@ -98,14 +98,14 @@ def read_folder(settings: ExplainSettings) -> Case:
         text, truncation=True, max_length=most, return_tensors="pt", return_offsets_mapping=True
     )
     offsets = encoding.pop("offset_mapping")[0].tolist()
-    words = words_of(encoding)[0].tolist()
-    of_token, spans = _units(text, words, offsets)
+    of_token, spans = _units(text, words_of(encoding)[0].tolist(), offsets)
     count = len(words_and_spans(text, whole.word_ids(), whole["offset_mapping"])[1])
     replaced = bool(replace_attention(model).replaced)
     device = torch.device(settings.device)
     model.to(device)
     inputs = {name: x.to(device) for name, x in encoding.items()}
-    kept = Words(inputs["input_ids"][0].tolist(), of_token, spans, [True] * len(spans))
+    ids = inputs["input_ids"][0].tolist()
+    words = Words(ids, of_token, spans, known_words(ids, of_token, tokenizer.unk_token_id))
     return note_case(
         Pretrained(
             model,
@@ -117,7 +117,7 @@ def read_folder(settings: ExplainSettings) -> Case:
         ),
         settings,
         text,
-        kept.units(text, len(of_token)),
+        words.units(text, len(of_token)),
         torch.tensor(of_token),
         count,
         {"model": f"{settings.checkpoint}, {type(model).__name__}"},

@@ -14,9 +14,9 @@ from clinattn.tools.explanation.words import (
     agreement,
     conclusion,
     label,
-    percent,
     ranks,
     scores_of,
+    shown_shares,
 )
 
 
@@ -53,8 +53,8 @@ def _strongest(record: Record) -> Table:
         unit = record["units"][i]
         cells = [label(unit) + ("" if unit["known"] else " [UNK]")]
         cells.append(unit["time"] if timed else f"{i + 1:,}")
-        for column, method in enumerate(record["methods"]):
-            cells += [percent(unit["scores"][column], method), f"{placed[column][i]:,}"]
+        for place, share in zip(placed, shown_shares(unit["scores"], record), strict=True):
+            cells += [share, f"{place[i]:,}"]
         table.add_row(*cells)
     return table
 
@@ -64,7 +64,6 @@ def _groups(record: Record) -> Table:
     for name in ("events", *(METHODS[method].title for method in record["methods"])):
         table.add_column(name, justify="right")
     for group in record["groups"]:
-        pairs = zip(group["scores"], record["methods"], strict=True)
-        sums = [percent(x, method) for x, method in pairs]
+        sums = shown_shares(group["scores"], record)
         table.add_row(group["title"], group["first"], group["last"], f"{group['units']:,}", *sums)
     return table

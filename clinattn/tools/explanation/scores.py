@@ -39,9 +39,7 @@ def shares(case: Case, target: int, method: str) -> list[float]:
     model = case.model
     extra = {"baseline": model.baseline} if method == "integrated_gradients" else {}
     by = case.of_token[None]
-    scores = attribute(
-        model.module, model.inputs, contrast(case, target), method, by=by, **extra
-    )
+    scores = attribute(model.module, model.inputs, contrast(case, target), method, by=by, **extra)
     found = scores[0].double().cpu()
     total = float(found.abs().sum())
     return [x / total if total else 0.0 for x in found.tolist()]

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from clinattn.training.fields import check, check_device, option
 
+
 class Method(NamedTuple):
     """text: what it does, for readers of the page. signed: it tells what speaks against a class."""
 
@@ -50,7 +51,7 @@ METHODS = {
     ),
     "gradient_x_input": Method(
         "Gradient x input",
-        "is what an infinitesimal change of each token would do; behind norms its sign may be wrong "
+        "is what a very small change of each token would do; behind norms its sign may be wrong "
         "(Shrikumar et al., 2017)",
         True,
     ),

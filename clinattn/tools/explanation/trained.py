@@ -76,9 +76,7 @@ def read_checkpoint(settings: ExplainSettings) -> Case:
     module, saved = load_model(path)
     task = saved["settings"]["task"]
     if not isinstance(module, SequenceClassifier):
-        raise ValueError(
-            f"checkpoint {path!r} was trained with task={task!r}: expected 'classify'"
-        )
+        raise ValueError(f"checkpoint {path!r} was trained with task={task!r}: expected 'classify'")
     of_timelines = saved["settings"].get("label_code") is not None
     if of_timelines != (settings.text is None):
         expected = "data and patient" if of_timelines else "text"

@@ -10,6 +10,7 @@ from clinattn.tools.explanation.scores import in_favour, ranked
 from clinattn.tools.explanation.settings import METHODS
 
 Record = dict[str, Any]
+SPACE, MINUS = "\u00a0", "\u2212"  # a space without a line break
 NAMED = 3  # units in the conclusion
 LEAST = 0.0005  # a share that is shown as more than 0.0 %
 
@@ -23,9 +24,14 @@ def label(unit: Record) -> str:
 def percent(share: float, method: str) -> str:
     """A share in percent, with its sign where the method has one."""
     if abs(share) < LEAST:
-        return "0.0 %"
-    text = f"{100 * share:{'+' if METHODS[method].signed else ''}.1f} %"
-    return text.replace("-", "\u2212")  # a minus
+        return f"0.0{SPACE}%"
+    text = f"{100 * share:{'+' if METHODS[method].signed else ''}.1f}{SPACE}%"
+    return text.replace("-", MINUS)
+
+
+def shown_shares(scores: Sequence[float], record: Record) -> list[str]:
+    """The shares that the methods of a record give to an event, word or visit."""
+    return [percent(x, method) for x, method in zip(scores, record["methods"], strict=True)]
 
 
 def several(count: int, unit: str) -> str:
@@ -64,7 +70,7 @@ def agreement(record: Record) -> str:
     one, other = (METHODS[method].title for method in record["methods"])
     found = record["agreement"]
     correlation = found["rank_correlation"]
-    ranks = "not defined" if correlation is None else f"{correlation:.2f}"
+    ranks = "not defined" if correlation is None else f"{correlation:.2f}".replace("-", MINUS)
     return (
         f"{one} and {other}: {found['shared']} of the {found['top']} strongest "
         f"{record['unit']}s are the same; rank correlation over all {ranks}."

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,7 +132,7 @@ def line_chart(title: str, series: Points, x_axis: str, y_axis: str) -> Record |
 def step_chart(
     title: str,
     steps: Sequence[str],
-    series: dict[str, Sequence[float]],
+    series: Mapping[str, Sequence[float]],
     band: tuple[str, Sequence[float], Sequence[float]],
     x_axis: str,
     y_axis: str,
@@ -142,8 +142,11 @@ def step_chart(
     The band belongs to the last line, which is dashed.
     """
     bottom = TOP + HEIGHT
-    y_ticks = rounded_steps(max(TINY, *band[2], *(y for line in series.values() for y in line)))
-    top = y_ticks[-1] + y_ticks[1] if len(y_ticks) > 1 else 1.0
+    largest = max(TINY, *band[2], *(y for line in series.values() for y in line))
+    y_ticks = rounded_steps(largest)
+    if y_ticks[-1] < largest:
+        y_ticks.append(y_ticks[-1] + y_ticks[1])
+    top = y_ticks[-1]
     across = (WIDTH - LEFT - RIGHT) / (len(steps) - 1)
 
     def at(i: int, y: float) -> tuple[float, float]:
