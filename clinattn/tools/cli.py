@@ -22,8 +22,8 @@ from clinattn.tools.console import (
     out,
     progress_bar,
 )
+from clinattn.tools.explain import explain
 from clinattn.tools.explanation.settings import ExplainSettings
-from clinattn.tools.explanation_command import explain
 from clinattn.tools.model_report.settings import ReportSettings
 from clinattn.tools.options import listing, takes
 from clinattn.tools.train import train

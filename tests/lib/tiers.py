@@ -29,6 +29,7 @@ TIERS = {
     "operator/compiled": "slow",
     "training/compiled": "slow",
     "training/learning": "slow",
+    "explain/learning": "slow",
     "training/processes": "slow",
     "tools/commands": "slow",
     "packaging": "slow",

@@ -9,6 +9,7 @@ import torch
 
 from clinattn.tools.explanation.case import Case, Progress
 from clinattn.tools.explanation.deletion import deletion
+from clinattn.tools.explanation.note import read_note
 from clinattn.tools.explanation.scores import overlap, rank_correlation, ranked, shares
 from clinattn.tools.explanation.settings import METHODS, ExplainSettings
 
@@ -18,6 +19,7 @@ READ_ATTENTION = ("attingrad", "relevance", "rollout")
 def read_case(settings: ExplainSettings) -> Case:
     """The case that the settings name. Raises ValueError for bad input."""
     path = Path(settings.checkpoint)
+    text = None if settings.text is None else read_note(settings.text)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ValueError(
@@ -26,11 +28,11 @@ def read_case(settings: ExplainSettings) -> Case:
             )
         from clinattn.tools.explanation.pretrained import read_folder
 
-        case = read_folder(settings)
+        case = read_folder(settings, text)
     else:
         from clinattn.tools.explanation.trained import read_checkpoint
 
-        case = read_checkpoint(settings)
+        case = read_checkpoint(settings, text)
     if settings.target is not None and settings.target not in case.model.classes:
         raise ValueError(f"target={settings.target!r}: expected one of {list(case.model.classes)}")
     why_not = case.model.without_attention()

@@ -60,9 +60,8 @@ def note_case(
     )
 
 
-def read_note(path: Path | None) -> str:
-    """The text of a file. Raises ValueError for one without words, a table, or no UTF-8."""
-    assert path is not None
+def read_note(path: Path) -> str:
+    """The text of a file. Raises ValueError for one that is empty, a table, or no UTF-8."""
     where = f"text={str(path)!r}"
     if path.suffix in (".csv", ".jsonl"):
         raise ValueError(f"{where} is a table: expected a file with the text of one note")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,12 @@ from torch import Tensor
 from clinattn.explain import words_of
 from clinattn.integrations.replace import replace_attention
 from clinattn.tools.explanation.case import Case
-from clinattn.tools.explanation.note import Words, known_words, note_case, read_note, words_and_spans
+from clinattn.tools.explanation.note import (
+    Words,
+    known_words,
+    note_case,
+    words_and_spans,
+)
 from clinattn.tools.explanation.settings import ExplainSettings
 
 BATCH = 8_192  # tokens computed at once
@@ -55,18 +61,19 @@ class Pretrained:
         return None if self.replaced else f"no attention of {name} is one that clinattn replaces"
 
 
-def read_folder(settings: ExplainSettings) -> Case:
-    """The case of a folder of transformers.
+def read_folder(settings: ExplainSettings, text: str | None) -> Case:
+    """The case of a folder of transformers. text: of the note.
 
     Raises ValueError for a folder without weights, a classifier or a fast tokenizer.
     """
     folder = Path(settings.checkpoint)
     where = f"checkpoint {settings.checkpoint!r}"
-    if settings.text is None:
+    if text is None:
         raise ValueError(f"{where} is a model of transformers: expected text")
     if settings.tokenizer is not None:
         raise ValueError(f"{where} has its tokenizer: expected no other")
-    text = read_note(settings.text)
+    if find_spec("transformers") is None:
+        raise ValueError(f"{where} needs: pip install 'clinattn[integrations]'")
     from clinattn.tools.model_report.report import position_limit
     from clinattn.tools.model_report.source import (
         WEIGHTS,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from clinattn.encoder import SequenceClassifier
 from clinattn.tools.explanation.case import Case
-from clinattn.tools.explanation.note import by_tokenizer, by_words, note_case, read_note
+from clinattn.tools.explanation.note import by_tokenizer, by_words, note_case
 from clinattn.tools.explanation.settings import ExplainSettings
 from clinattn.tools.explanation.timeline import timeline_case
 from clinattn.training.batches import consecutive, packed
@@ -70,40 +70,44 @@ class Trained:
         return None
 
 
-def read_checkpoint(settings: ExplainSettings) -> Case:
-    """The case of a checkpoint. Raises ValueError for one that is no classifier, and bad input."""
+def read_checkpoint(settings: ExplainSettings, text: str | None) -> Case:
+    """The case of a checkpoint. text: of a note, or None for a patient.
+
+    Raises ValueError for one that is no classifier, and bad input.
+    """
     path = settings.checkpoint
     module, saved = load_model(path)
     task = saved["settings"]["task"]
     if not isinstance(module, SequenceClassifier):
         raise ValueError(f"checkpoint {path!r} was trained with task={task!r}: expected 'classify'")
     of_timelines = saved["settings"].get("label_code") is not None
-    if of_timelines != (settings.text is None):
+    if of_timelines != (text is None):
         expected = "data and patient" if of_timelines else "text"
         raise ValueError(
             f"checkpoint {path!r} was trained on {'timelines' if of_timelines else 'texts'}: "
             f"expected {expected}"
         )
     device = torch.device(settings.device)
-    # any text: of the data, training's settings are asked for the kind alone
+    # settings check the kind of the data; a note is no table, and is not read by them
     data = settings.data if of_timelines else f"text:{settings.text}"
     training = TrainingSettings(
         **saved["settings"] | {"data": data, "tokenizer": settings.tokenizer}
     )
     facts = {"model": f"{path}, preset {training.preset}, step {saved['step']:,}"}
     make = partial(Trained, module.to(device), tuple(saved["classes"]), device)
-    read = timeline_case if of_timelines else _note_case
-    return read(settings, saved, training, make, facts)
+    if text is None:
+        return timeline_case(settings, saved, training, make, facts)
+    return _note_case(text, settings, saved, training, make, facts)
 
 
 def _note_case(
+    text: str,
     settings: ExplainSettings,
     saved: dict[str, Any],
     training: TrainingSettings,
     make: Callable[[Example, Vocabulary], Trained],
     facts: dict[str, str],
 ) -> Case:
-    text = read_note(settings.text)
     vocabulary = of_checkpoint(saved)[1]
     if settings.tokenizer is None:
         words = by_words(text, vocabulary, settings)

@@ -58,7 +58,6 @@ def explain(
     import torch
 
     from clinattn.tools.explanation.explain import explained, read_case
-    from clinattn.tools.explanation.page import write_page
     from clinattn.tools.explanation.printed import lines
 
     if settings.threads is not None:
@@ -68,6 +67,8 @@ def explain(
         case = read_case(settings)
         record = explained(case, settings, progress)
     if output is not None:
+        from clinattn.tools.explanation.page import write_page
+
         write_page(record, case, output)
     if json_file is not None:
         write_text(json_file, json.dumps(record, indent=1) + "\n", private=True)
