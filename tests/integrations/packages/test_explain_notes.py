@@ -1,0 +1,203 @@
+"""clinattn explain on notes: folders of transformers, and checkpoints of a tokenizer.json."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+for package in ("transformers", "tokenizers", "jinja2", "rich", "typer"):
+    pytest.importorskip(package)
+
+from pages import barriers, read  # noqa: E402
+from runs import small_run  # noqa: E402
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors  # noqa: E402
+from transformers import (  # noqa: E402
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    ModernBertConfig,
+    ModernBertForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
+from typer.testing import CliRunner  # noqa: E402
+
+from clinattn.tools.cli import app  # noqa: E402
+from clinattn.tools.explanation import explain  # noqa: E402
+from clinattn.tools.explanation.page import render  # noqa: E402
+from clinattn.tools.explanation.settings import METHODS, ExplainSettings  # noqa: E402
+from clinattn.training.checkpoint import checkpoints  # noqa: E402
+from clinattn.training.loop import Trainer  # noqa: E402
+from clinattn.training.start import make_corpus  # noqa: E402
+
+WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] the patient has seps ##is and fever no cough . , mg".split()
+TEXT = "The patient has sepsis and <b>fever</b>, no cough. \n" * 4
+CLASSES = ("no", "yes", "maybe")
+MOST = 24  # tokens that the tokenizer cuts to
+
+
+def tokenizer() -> Tokenizer:
+    made = Tokenizer(models.WordPiece({w: i for i, w in enumerate(WORDS)}, unk_token="[UNK]"))
+    made.normalizer = normalizers.BertNormalizer()
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    made.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    made.add_special_tokens(WORDS[:5])
+    return made
+
+
+def save(folder, model, fast=True):
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(8)
+    model.save_pretrained(folder)
+    if fast:
+        names = {f"{x}_token": f"[{x.upper()}]" for x in ("pad", "unk", "cls", "sep", "mask")}
+        PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer(), model_max_length=MOST, **names
+        ).save_pretrained(folder)
+    return folder
+
+
+def configured(kind, **known):
+    sizes = {
+        "vocab_size": len(WORDS),
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 48,
+        "max_position_embeddings": 64,
+        "pad_token_id": 0,
+        "id2label": dict(enumerate(CLASSES)),
+        "label2id": {name: i for i, name in enumerate(CLASSES)},
+    }
+    return kind(**sizes | known)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    torch.manual_seed(0)
+    root = tmp_path_factory.mktemp("models")
+    save(root / "bert", BertForSequenceClassification(configured(BertConfig)))
+    several = configured(BertConfig, problem_type="multi_label_classification")
+    save(root / "several", BertForSequenceClassification(several))
+    ids = {"bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
+    modern = ModernBertForSequenceClassification(configured(ModernBertConfig, **ids))
+    save(root / "modernbert", modern)
+    save(root / "encoder", BertModel(configured(BertConfig)))
+    (root / "n.txt").write_text(TEXT)
+    return root
+
+
+def case_of(folders, name, **known):
+    settings = ExplainSettings(str(folders / name), text=folders / "n.txt", **known)
+    return settings, explain.read_case(settings)
+
+
+@pytest.mark.parametrize("name", ["bert", "modernbert", "several"])
+def test_the_prediction_is_that_of_the_model_and_its_tokenizer(folders, name):
+    _, case = case_of(folders, name)
+    load = {"modernbert": ModernBertForSequenceClassification}
+    model = load.get(name, BertForSequenceClassification).from_pretrained(folders / name).eval()
+    fast = PreTrainedTokenizerFast.from_pretrained(folders / name)
+    inputs = fast(TEXT, truncation=True, max_length=MOST, return_tensors="pt")
+    with torch.inference_mode():
+        logits = model(**inputs).logits[0]
+    everything = torch.arange(len(case.of_token))
+    torch.testing.assert_close(case.model.logits([everything])[0].float(), logits)
+    each = logits.sigmoid() if name == "several" else logits.softmax(-1)
+    found = case.probabilities(case.model.logits([everything]))[0]
+    torch.testing.assert_close(found.float(), each)
+    assert case.model.classes == CLASSES
+
+
+def test_sub_words_are_words_with_places(folders):
+    _, case = case_of(folders, "bert")
+    words = TEXT.replace("<b>", " < b > ").replace("</b>", " < / b > ")
+    words = words.replace(",", " , ").replace(".", " . ").split()
+    *whole, last = (unit.name for unit in case.units)
+    assert whole == words[: len(whole)] and last == "seps"  # of whose tokens one was read
+    assert "sepsis" in [unit.name for unit in case.units]
+    assert [unit.known for unit in case.units if unit.name == "<"][0] is False
+    assert case.of_token[0] == case.of_token[-1] == -1 and len(case.of_token) == MOST
+    assert "reads the first" in case.warnings[0]
+    kept = case.without(torch.tensor([3]))  # sepsis, of two tokens
+    assert len(kept) == MOST - 2 and {0, MOST - 1} <= set(kept.tolist())
+
+
+def test_removals_are_batches_of_equal_length(folders):
+    _, case = case_of(folders, "bert")
+    kept = [case.without(torch.tensor(x)) for x in ([0], [3], [1, 2], [5], [3])]
+    alone = torch.cat([case.model.logits([x]) for x in kept])
+    torch.testing.assert_close(case.model.logits(kept), alone, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["bert", "modernbert"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_serves(folders, name, method):
+    settings, case = case_of(folders, name, methods=(method,), target="maybe", draws=2)
+    record = explain.explained(case, settings, lambda *_: None)
+    assert sum(abs(unit["scores"][0]) for unit in record["units"]) == pytest.approx(1)
+    html = render(record, case)
+    assert barriers(html) == [] and "Why “maybe”?" in read(html).all("h1")[0].text
+
+
+@pytest.fixture
+def cli(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return lambda *args: CliRunner().invoke(app, ["explain", *(str(x) for x in args)])
+
+
+def test_a_folder_is_explained_as_a_command(cli, folders, tmp_path):
+    done = cli(folders / "bert", "--text", folders / "n.txt", "--output", "p.html")
+    assert done.exit_code == 0, done.output
+    assert "sepsis" in done.stdout and (tmp_path / "p.html").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("encoder", [], "has the architecture BertModel: expected one ForSequenceClassification"),
+        ("bert", ["--target", "x"], "target='x': expected one of ['no', 'yes', 'maybe']"),
+        ("bert", ["--tokenizer", "t.json"], "has its tokenizer: expected no other"),
+    ],
+)
+def test_bad_folders_are_one_line(cli, folders, name, options, message):
+    done = cli(folders / name, "--text", folders / "n.txt", *options)
+    assert done.exit_code == 2 and message in " ".join(done.stderr.split())
+
+
+def test_a_folder_without_weights_is_refused(cli, folders, tmp_path):
+    (tmp_path / "config.json").write_text((folders / "bert" / "config.json").read_text())
+    done = cli(".", "--text", folders / "n.txt")
+    assert done.exit_code == 2 and "has no weights: expected one of" in done.stderr
+
+
+def test_a_checkpoint_of_a_tokenizer_needs_it(cli, tmp_path, small_presets):
+    tokenizer().save(str(tmp_path / "tokenizer.json"))
+    rows = [{"text": TEXT if i % 2 else "no cough, no fever.", "label": i % 2} for i in range(40)]
+    rows = [{**row, "subject_id": i} for i, row in enumerate(rows)]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    given = {"tokenizer": tmp_path / "tokenizer.json", "max_tokens": 20, "steps": 1}
+    settings = small_run(
+        "classify", text_file=tmp_path / "t.jsonl", label_code=None, output=tmp_path / "o", **given
+    )
+    Trainer(settings).run()
+    (tmp_path / "n.txt").write_text(TEXT)
+    path = checkpoints(tmp_path / "o")[-1]
+    done = cli(path, "--text", "n.txt")
+    assert done.exit_code == 2 and "which is no word: expected the tokenizer.json" in done.stderr
+    known = {"text": tmp_path / "n.txt", "tokenizer": tmp_path / "tokenizer.json"}
+    case = explain.read_case(ExplainSettings(str(path), **known))
+    corpus = make_corpus(settings, None)
+    seen = {tuple(x.ids.tolist()) for x in (*corpus.train, *corpus.held_out)}
+    assert tuple(case.model.example.ids.tolist()) in seen
+    assert "sepsis" in [unit.name for unit in case.units]
+    other = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    other.add_tokens(["ward"])
+    other.save(str(tmp_path / "other.json"))
+    done = cli(path, "--text", "n.txt", "--tokenizer", "other.json")
+    assert done.exit_code == 2 and "has other tokens than the checkpoint" in done.stderr
