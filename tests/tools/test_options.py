@@ -18,6 +18,7 @@ from clinattn.encoder.presets import DESCRIPTIONS  # noqa: E402
 from clinattn.tools import console  # noqa: E402
 from clinattn.tools.benchmark import settings as benchmark  # noqa: E402
 from clinattn.tools.benchmark.variants import VARIANTS  # noqa: E402
+from clinattn.tools.explanation.settings import ExplainSettings  # noqa: E402
 from clinattn.tools.model_report.settings import ReportSettings  # noqa: E402
 from clinattn.tools.options import takes  # noqa: E402
 from clinattn.training import settings as training  # noqa: E402
@@ -30,6 +31,7 @@ SETTINGS = {
     "train": training.TrainingSettings,
     "profile": benchmark.ProfileSettings,
     "report-model": ReportSettings,
+    "explain": ExplainSettings,
 }
 LISTED = {
     "bench": {"preset": PRESETS, "dtype": benchmark.DTYPES, "modes": benchmark.MODES},
@@ -40,7 +42,9 @@ LISTED = {
         "variant": [variant.name for variant in VARIANTS],
     },
     "report-model": {"dtype": benchmark.DTYPES},
+    "explain": {},
 }
+ARGUMENTS = ("source", "checkpoint", "methods")  # of commands, which no field's option says
 SMALL = ["--max-tokens", "48", "--batch-size", "2"]
 BENCH = ["bench", *SMALL, "--modes", "infer", "--sequences", "4", "--rounds", "1"]
 TRAIN = ["train", "--max-tokens", "48", "--batch-tokens", "96", "--steps", "1", "--threads", "1"]
@@ -66,7 +70,7 @@ def refused(done, *parts: str) -> None:
 def test_each_field_is_an_option_with_its_help_and_default(cli, command):
     lines = help_lines(cli, command)
     for field in fields(SETTINGS[command]):
-        if field.name == "source":  # the argument of report-model
+        if field.name in ARGUMENTS:
             continue
         known = field.metadata["option"]
         shown = lines[known.name or f"--{field.name.replace('_', '-')}"]
@@ -112,7 +116,7 @@ def test_every_preset_has_a_phrase():
     ("command", "name"), [(c, name) for c in LISTED for name in (*LISTED[c], "device")]
 )
 def test_a_wrong_choice_is_refused_with_the_list(cli, command, name, tmp_path):
-    model = ["bert"] if command == "report-model" else []
+    model = ["bert"] if command in ("report-model", "explain") else []
     place = ["--data", "profile:fixed"] if command != "report-model" else []
     choices = LISTED[command].get(name, ("cpu", "cuda"))
     refused(cli(command, *model, *place, f"--{name}", "wrong"), f"{name}=", "expected", *choices)

@@ -22,11 +22,11 @@ from clinattn.tools.report.page import (  # noqa: E402
     parse_result,
     render,
     sections_of,
-    template,
     texts,
     write_report,
 )
 from clinattn.tools.report.plots import write_plots  # noqa: E402
+from clinattn.tools.report.templates import template  # noqa: E402
 
 KINDS = RESULTS | {"encoder": ENCODER}
 HOSTILE = (
@@ -150,7 +150,7 @@ def test_every_text_may_be_hostile(kind, tmp_path):
 
 def test_no_value_of_a_file_is_trusted():
     """Autoescaping is on, and nothing is marked as safe."""
-    assert template().environment.autoescape is True
+    assert template("page.html.j2").environment.autoescape is True
     templates = list((ROOT / "clinattn" / "tools" / "report").glob("*.j2"))
     assert len(templates) == 3
     for path in templates:
