@@ -163,6 +163,7 @@ def test_a_patient_prints_tables_and_writes_files(run, tmp_path):
     said = flat(done.stdout)
     assert said.startswith("patient 7: Probability of ") and "rank correlation over all" in said
     assert "AttnLRP: removing the 5 % (" in said and "Rollout: removing the 5 % (" in said
+    assert "present: a code like ALARM* follows before the next cut." in said
     assert "Blood pressure <b>" in said and "STEP//3" not in said  # what the code means
     record = json.loads((tmp_path / "p.json").read_text())
     for column in range(2):

@@ -71,7 +71,8 @@ class Case:
 
     title: who or what. subject: in a sentence. unit: what a unit is called, "event" or "word".
     of_token: (N,) the unit of each token, -1 for [CLS] and its like. text: of a note, with its end
-    that the model did not read from `read`. facts: for the table of where numbers come from.
+    that the model did not read from `read`. predicted: what a class means, where that is known.
+    facts: for the table of where numbers come from.
     warnings: what a reader has to know before any number.
     """
 
@@ -83,6 +84,7 @@ class Case:
     groups: Sequence[Group] = ()
     text: str | None = None
     read: int = 0
+    predicted: str = ""
     facts: Mapping[str, str] = field(default_factory=dict)
     warnings: Sequence[str] = ()
 

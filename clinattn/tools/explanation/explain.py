@@ -64,6 +64,7 @@ def explained(case: Case, settings: ExplainSettings, progress: Progress) -> dict
     return {
         "title": case.title,
         "unit": case.unit,
+        "predicted": case.predicted,
         "facts": dict(case.facts),
         "warnings": list(case.warnings),
         "classes": dict(zip(classes, probabilities, strict=True)),

@@ -23,6 +23,8 @@ from clinattn.tools.explanation.words import (
 def lines(record: Record) -> Iterator[Any]:
     """Yields texts and tables, in their order."""
     yield f"{record['title']}: {conclusion(record)}"
+    if record["predicted"]:
+        yield record["predicted"]
     for name, text in record["facts"].items():
         yield f"{name}: {text}"
     yield _classes(record)

@@ -72,7 +72,6 @@ def timeline_case(
         "this patient in training": "held out, not trained on" if held_out else "trained on",
         "prediction at": moment if number else f"{_time(last)}, the end of the timeline",
         "events read": f"{len(at):,} of {cut.end - source.bounds(index)[0]:,} until then",
-        "codes to predict, left out": str(training.label_code),
         "values of events": "read" if config.numeric_values else "shown, but not read",
         "times of events": "read" if config.positions == "rotary_time" else "only their order",
     }
@@ -90,6 +89,10 @@ def timeline_case(
         units=units,
         of_token=torch.arange(-1, len(at)),
         groups=groups,
+        predicted=(
+            f"present: a code like {training.label_code} follows"
+            f"{' before the next cut' if number else ''}. Such codes are not in what the model reads."
+        ),
         facts=facts,
         warnings=warnings,
     )
