@@ -163,7 +163,7 @@ def test_a_patient_prints_tables_and_writes_files(run, tmp_path):
     said = flat(done.stdout)
     assert said.startswith("patient 7: Probability of ") and "rank correlation over all" in said
     assert "AttnLRP: removing the 5 % (" in said and "Rollout: removing the 5 % (" in said
-    assert "present: a code like ALARM* follows before the next cut." in said
+    assert "“present” means that a code like ALARM* follows before the next cut;" in said
     assert "Blood pressure <b>" in said and "STEP//3" not in said  # what the code means
     record = json.loads((tmp_path / "p.json").read_text())
     for column in range(2):
@@ -214,7 +214,7 @@ def test_a_note_is_cut_and_shown_to_its_end(run, tmp_path):
         (["VALUED", "--data", "x", "--patient", "7"], "data='x': expected meds:DIR"),
         (["VALUED", "--data", "meds:x", "--patient", "7"], "meds_dir='x' does not exist"),
         (PATIENT[:-1] + ["77"], "patient='77' is none of the 40 patients of meds_dir="),
-        ([*PATIENT, "--cut", "4"], "the timeline of patient 7 has 3 cuts of training"),
+        ([*PATIENT, "--cut", "4"], "cut=4: the timeline of patient 7 has 3 cuts of training"),
         ([*PATIENT, "--text", "note.txt"], "data and text: got both, expected a patient or a text"),
         ([*PATIENT, "--target", "x"], "target='x': expected one of ['absent', 'present']"),
         ([*PATIENT, "--method", "x"], "method='x': expected one of ('attnlrp', 'rollout', "),

@@ -46,9 +46,10 @@ def timeline_case(
     cuts = cuts_of(source, index, marks, training)
     number = len(cuts) if settings.cut is None else settings.cut
     if number > len(cuts) or (settings.cut is None and not cuts):
+        given = "the last" if settings.cut is None else number
         raise ValueError(
-            f"cut={settings.cut}: the timeline of patient {settings.patient} has {len(cuts)} cuts "
-            "of training; expected one of them from 1, or 0 for its end"
+            f"cut={given}: the timeline of patient {settings.patient} has {len(cuts)} cuts of "
+            "training; expected one of them from 1, or 0 for its end"
         )
     cut = cuts[number - 1] if number else cut_at(source, index, marks, training, end, end)
     events = tokens_of(
@@ -90,8 +91,8 @@ def timeline_case(
         of_token=torch.arange(-1, len(at)),
         groups=groups,
         predicted=(
-            f"present: a code like {training.label_code} follows"
-            f"{' before the next cut' if number else ''}. Such codes are not in what the model reads."
+            f"Here “present” means that a code like {training.label_code} follows"
+            f"{' before the next cut' if number else ''}; the model does not read such codes."
         ),
         facts=facts,
         warnings=warnings,
