@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
-from clinattn.tools.explanation.case import Case, Group, Unit
+from clinattn.tools.explanation.case import Case, Group, Unit, shown
 from clinattn.tools.explanation.explain import explained
 from clinattn.tools.explanation.settings import ExplainSettings
 
@@ -87,7 +87,7 @@ def note(text: str, weights: Sequence[float] | None = None) -> Case:
     units, at = [], 0
     for word in text.split():
         at = text.index(word, at)
-        units.append(Unit(word, span=(at, at + len(word))))
+        units.append(Unit(shown(word), span=(at, at + len(word))))
         at += len(word)
     given = [0.0, *(weights or [0.1 * (i % 5 - 2) for i in range(len(units))])]
     return case_of(given, units, title="note n.txt", unit="word", text=text, read=at)

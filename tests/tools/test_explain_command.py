@@ -25,9 +25,10 @@ from clinattn.training.checkpoint import checkpoints  # noqa: E402
 from clinattn.training.loop import Trainer  # noqa: E402
 from clinattn.training.objectives import HELD_OUT_EPOCH, Classification  # noqa: E402
 from clinattn.training.start import make_corpus  # noqa: E402
+from clinattn.workloads import open_source  # noqa: E402
 from clinattn.workloads.seeds import is_held_out  # noqa: E402
 
-CUTS = 3
+CUTS, SMALL_TOKENS = 3, 64
 
 
 @pytest.fixture(scope="module")
@@ -150,11 +151,32 @@ def test_the_last_cut_is_the_default_and_zero_is_the_end(folder, valued, small_p
     assert "the end of the timeline" in end.facts["prediction at"]
     assert "what followed in the record" not in end.facts
     assert not any(unit.name.startswith("ALARM") for unit in end.units)
-    assert end.units[-1].when >= last.units[-1].when
+    source = open_source(given["data"])
+    start, _, stop = source.bounds(source.subjects.index(7))
+    codes = [source.vocabulary.tokens[i] for i in source.ids[start:stop]]
+    room = SMALL_TOKENS - 1
+    later = [code for code in codes[2:] if not code.startswith("ALARM")]
+    assert [unit.name for unit in end.units] == (codes[:2] + later)[-room:]
     assert last.groups[0].title == "Static facts" and last.groups[1].title == "Visit 1"
     assert len(last.groups) == 1 + sum(unit.name.startswith("STEP") for unit in last.units)
     assert last.units[0].value == "" and any(unit.value for unit in last.units)
     assert len(read(visit_gap=49).groups) == 2
+
+
+def test_a_birth_is_a_fact_and_begins_no_visit(folder, valued, small_presets):
+    """Before 1970 and after."""
+    for patient in range(1, 6):
+        known = {"data": f"meds:{folder}", "patient": str(patient)}
+        case = explain.read_case(ExplainSettings(str(valued[1]), **known))
+        assert [unit.name[:4] for unit in case.units if unit.group == 0] == ["SEX/", "MEDS"]
+
+
+def test_a_baseline_has_no_codes_and_no_values(folder, valued, small_presets):
+    known = {"data": f"meds:{folder}", "patient": "7"}
+    model = explain.read_case(ExplainSettings(str(valued[1]), **known)).model
+    ids, values = model.baseline["inputs"], model.baseline["values"]
+    assert ids[0, 0] == model.vocabulary.cls and bool((ids[0, 1:] == model.vocabulary.mask).all())
+    assert bool(values.isnan().all()) and not bool(model.example.values.isnan().all())
 
 
 def test_a_patient_prints_tables_and_writes_files(run, tmp_path):
@@ -198,7 +220,7 @@ def test_every_method_serves_patients_and_notes(run, method):
 def test_a_note_is_cut_and_shown_to_its_end(run, tmp_path):
     done = run(*NOTE, "--output", "n.html", "--target", "1")
     assert done.exit_code == 0, done.output
-    assert "reads the first 11 of " in flat(done.stderr)
+    assert "reads the first 10 of " in flat(done.stderr)
     assert "sepsis\u0130" in done.stdout and "[UNK]" in done.stdout
     page = read((tmp_path / "n.html").read_text())
     (text,) = (x for x in page.all("p") if x.has_class("note-text"))

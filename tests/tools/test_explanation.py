@@ -16,7 +16,7 @@ for package in ("jinja2", "rich", "typer"):
     pytest.importorskip(package)
 
 from clinattn.tools.explanation import scores, shades  # noqa: E402
-from clinattn.tools.explanation.case import Unit  # noqa: E402
+from clinattn.tools.explanation.case import Unit, shown  # noqa: E402
 from clinattn.tools.explanation.deletion import (  # noqa: E402
     SHARES,
     conclusions,
@@ -25,10 +25,13 @@ from clinattn.tools.explanation.deletion import (  # noqa: E402
     probability,
     verdict,
 )
-from clinattn.tools.explanation.note import words_and_spans  # noqa: E402
+from clinattn.tools.explanation.note import by_words, words_and_spans  # noqa: E402
 from clinattn.tools.explanation.page import render, write_page  # noqa: E402
+from clinattn.tools.explanation.settings import ExplainSettings  # noqa: E402
 from clinattn.tools.explanation.words import conclusion  # noqa: E402
 from clinattn.tools.report.colors import DARK, LIGHT  # noqa: E402
+from clinattn.workloads import SPECIAL_TOKENS, Vocabulary  # noqa: E402
+from clinattn.workloads.text import lower_words  # noqa: E402
 
 HOSTILE = "</p><script src=//x.example/a.js></script>{{ 7 * 7 }}\"' onload=x \x1b[31m\x00"
 
@@ -139,6 +142,14 @@ def test_a_verdict_is_honest(weights, order, true):
     assert ("do not rely on this" in said) == (true is False)
     assert ("cannot say" in said) == (true is None)
     assert ("here the explanation is true of the model" in said) == (true is True)
+
+
+@pytest.mark.parametrize(
+    ("found", "true"), [(0.2, True), (0.45, False), (0.9, False)], ids=["below", "among", "above"]
+)
+def test_every_draw_has_to_be_beaten(found, true):
+    curve = {"methods": {"attnlrp": [found] * 6}, "random": [[0.4] * 6, [0.5] * 6]}
+    assert verdict(curve, "attnlrp", 0.9).true is true
 
 
 def test_probabilities_do_not_round_to_certainty():
@@ -273,6 +284,23 @@ def test_shades_have_steps():
     assert [shades.step(x, 1.0) for x in (0.04, 0.05, -0.2, 0.4, -0.6, 1.0)] == [0, 1, 2, 3, 4, 5]
     assert shades.step(0.0, 0.0) == 0
     assert shades.mixed("#ffffff", "#000000", 0.5) == "#808080"
+
+
+def test_a_word_has_its_place_though_lower_case_is_longer():
+    text = "A\u0130b \u0130, c\u03a3 end"  # lower-cased, \u0130 is two characters
+    tokens = (*SPECIAL_TOKENS, *(match[0] for match in lower_words(text)))
+    known = {"text": "n.txt"}
+    words = by_words(text, Vocabulary(tokens[:-1]), ExplainSettings("c", **known))
+    spelled = [text[slice(*span)] for span in words.spans]
+    assert spelled == ["A\u0130", "b", "\u0130", ",", "c\u03a3", "end"]
+    assert words.of_token == [0, 0, 1, 2, 2, 3, 4, 5]  # its dot is a sign of training
+    assert words.known == [True] * 5 + [False]
+
+
+def test_control_characters_are_shown_as_such():
+    assert shown("a\x1b[31m\x00\n\tb\u202e") == "a\ufffd[31m\ufffd\n\tb\ufffd"
+    case = note("fever \x1b[31m cough \x07")
+    assert not {"\x1b", "\x07"} & set(render(record_of(case), case))
 
 
 def test_words_of_sub_words_have_places_without_spaces():

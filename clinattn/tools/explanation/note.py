@@ -90,8 +90,16 @@ def by_words(text: str, vocabulary: Vocabulary, settings: ExplainSettings) -> Wo
     if not found:
         raise ValueError(f"text={str(settings.text)!r} has no words: expected some")
     ids = vocabulary.ids([match[0] for match in found]).tolist()
-    spans = [(origin[match.start()], origin[match.end() - 1] + 1) for match in found]
-    return Words(ids, list(range(len(ids))), spans, [i != vocabulary.unknown for i in ids])
+    of_token: list[int] = []
+    spans: list[tuple[int, int]] = []
+    for match in found:
+        start, end = origin[match.start()], origin[match.end() - 1] + 1
+        if spans and start < spans[-1][1]:  # of one character with the token before it
+            spans[-1] = (spans[-1][0], end)
+        else:
+            spans.append((start, end))
+        of_token.append(len(spans) - 1)
+    return Words(ids, of_token, spans, known_words(ids, of_token, vocabulary.unknown))
 
 
 def by_tokenizer(

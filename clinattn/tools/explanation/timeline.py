@@ -42,7 +42,7 @@ def timeline_case(
     index = _patient(source, str(settings.patient))
     marks = marks_of(source, training.label_code)
     assert marks is not None
-    timed, end = source.bounds(index)[1:]
+    start, _, end = source.bounds(index)
     cuts = cuts_of(source, index, marks, training)
     number = len(cuts) if settings.cut is None else settings.cut
     if number > len(cuts) or (settings.cut is None and not cuts):
@@ -72,7 +72,7 @@ def timeline_case(
         "patient": f"{settings.patient}, of {source.title}",
         "this patient in training": "held out, not trained on" if held_out else "trained on",
         "prediction at": moment if number else f"{_time(last)}, the end of the timeline",
-        "events read": f"{len(at):,} of {cut.end - source.bounds(index)[0]:,} until then",
+        "events read": f"{len(at):,} of {cut.end - start:,} until then",
         "values of events": "read" if config.numeric_values else "shown, but not read",
         "times of events": "read" if config.positions == "rotary_time" else "only their order",
     }
