@@ -151,16 +151,25 @@ def test_the_last_cut_is_the_default_and_zero_is_the_end(folder, valued, small_p
     assert "the end of the timeline" in end.facts["prediction at"]
     assert "what followed in the record" not in end.facts
     assert not any(unit.name.startswith("ALARM") for unit in end.units)
-    source = open_source(given["data"])
-    start, _, stop = source.bounds(source.subjects.index(7))
-    codes = [source.vocabulary.tokens[i] for i in source.ids[start:stop]]
-    room = SMALL_TOKENS - 1
-    later = [code for code in codes[2:] if not code.startswith("ALARM")]
-    assert [unit.name for unit in end.units] == (codes[:2] + later)[-room:]
     assert last.groups[0].title == "Static facts" and last.groups[1].title == "Visit 1"
     assert len(last.groups) == 1 + sum(unit.name.startswith("STEP") for unit in last.units)
     assert last.units[0].value == "" and any(unit.value for unit in last.units)
     assert len(read(visit_gap=49).groups) == 2
+
+
+def test_the_end_is_the_last_event(folder, valued, small_presets):
+    """Patients with an ALARM at the end, which is not read, and without."""
+    source = open_source(f"meds:{folder}")
+    ends = set()
+    for patient in range(1, 9):
+        known = {"data": f"meds:{folder}", "patient": str(patient), "cut": 0}
+        units = explain.read_case(ExplainSettings(str(valued[1]), **known)).units
+        start, _, stop = source.bounds(source.subjects.index(patient))
+        codes = [source.vocabulary.tokens[i] for i in source.ids[start:stop]]
+        ends.add(codes[-1] == "ALARM")
+        assert len(codes) < SMALL_TOKENS
+        assert [unit.name for unit in units] == [code for code in codes if code != "ALARM"]
+    assert ends == {True, False}
 
 
 def test_a_birth_is_a_fact_and_begins_no_visit(folder, valued, small_presets):
