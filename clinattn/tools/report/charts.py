@@ -164,6 +164,7 @@ def step_chart(
                 "color": STEP_LINES[i],
                 "mark": MARKS[i],
                 "dashed": i == len(series) - 1,
+                "width": 6 if i == 0 else 2,  # seen below an equal one
                 "points": points,
                 "path": path(points),
                 "texts": [f"{name}: {y:.3f} at {x}" for x, y in zip(steps, values, strict=True)],
