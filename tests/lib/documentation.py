@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 from places import ROOT
 
 from clinattn.backends import select
+from clinattn.explain.attribute import METHODS
+from clinattn.operator.summary import REDUCTIONS
 
 README = ROOT / "README.md"
 GUIDES = sorted((ROOT / "docs" / "guides").glob("*.md"))
@@ -121,3 +123,35 @@ def support_table() -> str:
             cells.append(", ".join(passes) or "reference")
         rows.append((feature, *cells))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+# What explanations need of attention. attribute takes gradients for all its methods but rollout,
+# and METHODS says which of them read attention.
+FORWARD, BACKWARD, SUMMARY = "forward", "backward", "summaries"
+OF_GRADIENTS = ("gradient", "relevance")  # reductions that are parts of methods of attribute
+
+
+def explanation_table() -> str:
+    """Explanations x backends in Markdown, as README shows it; methods of equal needs share a row.
+    """
+    needs = {name: (FORWARD, SUMMARY) for name in REDUCTIONS if name not in OF_GRADIENTS}
+    needs |= {
+        name: (FORWARD, *([BACKWARD] if name != "rollout" else []), *([SUMMARY] if reads else []))
+        for name, reads in METHODS.items()
+    }
+    rows = [("explanation", "what attention computes", *select.NAMES)]
+    for passes in dict.fromkeys(needs.values()):
+        names = ", ".join(f"`{name}`" for name, needed in needs.items() if needed == passes)
+        rows.append((names, ", ".join(passes), *(_kernels_for(passes, x) for x in select.NAMES)))
+    head, *others = (f"| {' | '.join(row)} |" for row in rows)
+    return "\n".join([head, f"|{'---|' * len(rows[0])}", *others])
+
+
+def _kernels_for(passes: tuple[str, ...], backend: str) -> str:
+    if backend == "reference":
+        return "plain torch"
+    served = select.SERVES[backend]
+    own = {FORWARD: served.forward, BACKWARD: served.backward}
+    own[SUMMARY] = [x for x in served.forward if x == select.SUMMARIES]
+    missing = [x for x in passes if not own[x]]
+    return "kernels" + "".join(f", {x} in plain torch" for x in missing)

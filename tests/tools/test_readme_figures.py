@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from documentation import explanation_table
 from places import ROOT
 
 from clinattn.tools.benchmark.variants import VARIANTS
@@ -227,8 +228,14 @@ def gpu_encoder_lines() -> list[str]:
     return lines
 
 
+
+def explanation_lines():
+    """Of no rows, but of what each backend serves."""
+    return explanation_table().splitlines()[2:]
+
+
 TABLES = {
-    README: (encoder_lines, gpu_encoder_lines, engine_lines),
+    README: (explanation_lines, encoder_lines, gpu_encoder_lines, engine_lines),
     SPEED: (
         gpu_lines, cpu_lines, engine_cost_lines, against_lines, pretrained_lines, femr_lines,
         clinical_code_lines, memory_lines,
