@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent / "lib"))
 
 import fresh_memory  # noqa: E402
 import pytest  # noqa: E402
+import same_draws  # noqa: E402, F401
 import seconds  # noqa: E402
 import tiers  # noqa: E402
 import torch  # noqa: E402

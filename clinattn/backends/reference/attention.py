@@ -35,8 +35,12 @@ def to_rows(p: Tensor, y: Tensor) -> Tensor:
 
 
 def to_keys(p: Tensor, x: Tensor) -> Tensor:
-    """(b, Hkv, G, rows, keys), (b, Hkv, G, rows, D) -> (b, Hkv, keys, D)."""
-    return p.flatten(2, 3).mT @ x.flatten(2, 3)
+    """(b, Hkv, G, rows, keys), (b, Hkv, G, rows, D) -> (b, Hkv, keys, D).
+
+    Each head is summed by itself, as where k and v are expanded: one sum over all would be longer,
+    and rounded more.
+    """
+    return (p.mT @ x).sum(2)
 
 
 def rowsum(x: Tensor) -> Tensor:
