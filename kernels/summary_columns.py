@@ -14,7 +14,7 @@ from .terms import Dropout, Score, Terms
 from .tiles import key_tile
 from .weights import log_weights
 
-# As in clinattn.backends.call.
+# The numbers that clinattn.backends.call gives to reductions
 RECEIVED, GRADIENT, RELEVANCE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 

@@ -11,7 +11,7 @@ from .terms import Dropout, Score, Terms
 from .tiles import query_tile, rows_before
 from .weights import log_weights
 
-# As in clinattn.backends.call.
+# The numbers that clinattn.backends.call gives to reductions
 ENTROPY, MAX, TOPK = tl.constexpr(3), tl.constexpr(4), tl.constexpr(5)
 NOWHERE = tl.constexpr(2**31 - 1)  # after every place
 
@@ -28,7 +28,7 @@ def _insert_largest(best, places, x, offs_n):
         largest = tl.max(p, 1)
         rises = largest > least
         while tl.max(rises.to(tl.int32), 0) != 0:
-            # Where `largest` comes first; it takes the slot of the least of `best`, the last such.
+            # The first place of `largest`, and the last slot of the least of `best`, which it takes
             at = tl.min(tl.where(p == largest[:, None], offs_n[None, :], NOWHERE), 1)
             last = tl.max(tl.where(best == least[:, None], places, -1), 1)
             slot = (places == last[:, None]) & rises[:, None]

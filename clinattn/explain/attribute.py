@@ -1,4 +1,4 @@
-"""One score for each token of one answer of a model, by a choice of methods."""
+"""Scores of tokens for an answer of a model, one for each token, by a choice of methods."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def _score(out: Any, target: Any) -> Tensor:
 
 
 def _baseline(embedded: gradients.Embedded, x: Tensor, baseline: Any) -> Tensor:
-    """What stands for the absence of tokens, like x."""
+    """Returns embeddings that stand for the absence of tokens, shaped like x."""
     if baseline is None:
         return torch.zeros_like(x)
     if not isinstance(baseline, Mapping):

@@ -1,5 +1,4 @@
-"""What attention of a whole model looked at: sums over queries, layer by layer and through layers.
-"""
+"""Answers about the attention of a whole model: sums over queries, by layer and through layers."""
 
 from __future__ import annotations
 
@@ -52,7 +51,7 @@ def explain(model: nn.Module, layers: Collection[int] | None = None) -> Explanat
 
 
 class Explanation:
-    """What was recorded within `with explain(model) as e:`, and answers about it.
+    """A record of attention within `with explain(model) as e:`, and answers about it.
 
     Results have one number for each token, laid out as the model was given them: (B, N) with 0 in
     padding, or (T,) for tokens packed by cu_seqlens; `split` makes a list of sequences of them.

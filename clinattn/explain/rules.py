@@ -47,7 +47,7 @@ PRODUCTS = {
     "Mul": (0, 1), "Mm": (0, 1), "Mv": (0, 1), "Bmm": (0, 1), "Dot": (0, 1), "Linear": (0, 1),
     "MkldnnLinear": (0, 1), "Addmm": (1, 2), "Baddbmm": (1, 2), "Addmv": (1, 2),
 }  # fmt: skip
-# Of norms that are written out: what they divide by
+# The nodes by which norms that are written out divide
 STATISTICS = frozenset({"Rsqrt"})
 ATTENTION = (BareAttention, DirectAttention, FusedAttention)
 OF_ATTENTION = (4, 4, 2)  # q, k, v

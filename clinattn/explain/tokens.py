@@ -17,7 +17,7 @@ MEAN = "mean"
 
 @runtime_checkable
 class Layout(Protocol):
-    """What an encoder of clinattn.encoder knows of a batch."""
+    """The layout of a batch in an encoder of clinattn.encoder."""
 
     def pack(self, x: Tensor) -> Tensor: ...
 

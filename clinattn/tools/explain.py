@@ -42,7 +42,7 @@ def explain(
         Path | None, typer.Option("--json", metavar="FILE", help="Write all numbers, mode 0600.")
     ] = None,
 ) -> None:
-    """Why a model predicts what it does for one patient or note: events or words with scores.
+    """Explains a prediction for one patient or note, by scores of events or words.
 
     Two methods stand side by side, and are tested: the strongest are taken away, and at random as
     many. The page has the data of the patient or the note.

@@ -177,7 +177,7 @@ class Cut(NamedTuple):
     def sequence(
         self, source: Source, events: Tokens, label: int = IGNORE, subject: int = 0
     ) -> Example:
-        """What the classifier sees, after [CLS]. events: of the whole source."""
+        """Returns the sequence that the classifier reads. events: of the whole source."""
         static, past = (events.take(torch.from_numpy(x)) for x in (self.static, self.past))
         return sequence(source.vocabulary.cls, static, past, label, subject)
 

@@ -39,7 +39,7 @@ def make_corpus(settings: TrainingSettings, saved: dict[str, Any] | None) -> Cor
 
 
 def of_checkpoint(saved: dict[str, Any]) -> tuple[EncoderConfig, Vocabulary, Standard | None]:
-    """What a checkpoint's encoder was trained with: configuration, vocabulary, scales of values."""
+    """Returns a checkpoint's configuration, vocabulary and scales of values."""
     scales = saved.get("standard")
     standard = None if scales is None else Standard(**scales)
     return EncoderConfig(**saved["config"]), Vocabulary(tuple(saved["tokens"])), standard

@@ -149,7 +149,7 @@ def meds_source(meds_dir: str | Path) -> Source:
 
 
 def code_descriptions(meds_dir: str | Path) -> dict[str, str]:
-    """What codes mean, by metadata/codes.parquet of a MEDS folder; {} where it says nothing."""
+    """Returns meanings of codes by metadata/codes.parquet of a MEDS folder; {} without it."""
     root = Path(meds_dir)
     path = root / "metadata" / "codes.parquet"
     if not path.exists():

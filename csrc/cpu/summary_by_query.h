@@ -33,7 +33,7 @@ struct Best {
   }
 };
 
-// What the error of an exponential and of log2_below may be, many times over
+// A margin for the errors of an exponential and of log2_below, many times as large as both
 constexpr float kSlack = 0.001f;
 
 // At most log2 x, less by 0.09 + kSlack at most: the logarithm is concave, and linear between the
@@ -195,7 +195,7 @@ struct ReduceByQuery : SummaryScores<E> {
     }
   }
 
-  // Keys of n rows, at most kTogether, among the best of these rows
+  // Puts keys of n rows, at most kTogether, into the lists of these rows.
   void find_best(int64_t first, int64_t r, int64_t n, int64_t key, const Step& step) {
     int64_t counts[kTogether] = {}, most = 0;
     for (int64_t i = 0; i < n; ++i) {
@@ -235,7 +235,7 @@ struct ReduceByQuery : SummaryScores<E> {
     return n;
   }
 
-  // What the largest powers of as many lanes as the list has places reach, or kNone
+  // Returns a number that the powers of as many lanes reach as the list has places, or kNone.
   T reached(typename V::F most) const {
     alignas(64) T of_lane[V::kWidth];
     V::store(of_lane, most);

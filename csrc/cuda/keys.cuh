@@ -27,7 +27,7 @@ struct QueryTiles {
   }
 };
 
-// What each query of a tile sees of the keys, written where some query does not see some key
+// The keys that each query of a tile sees, written where some query does not see some key
 template <int kQueries>
 struct SeenByQueries {
   int lo[kQueries], hi[kQueries], prefix[kQueries];

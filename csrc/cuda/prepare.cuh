@@ -16,7 +16,7 @@ CLINATTN_SHARED inline int64_t stat_count(const AttentionParams& p) {
   return (p.cu_seqlens_q ? 1 : p.num_seqs) * p.heads * stat_rows(p);
 }
 
-// One warp a row
+// A warp takes a row.
 template <class T>
 CLINATTN_KERNEL(kPrepareThreads, 1)
 prepare_kernel(CLINATTN_CONSTANT AttentionParams p, CLINATTN_CONSTANT CudaScratch scratch) {

@@ -24,7 +24,7 @@ struct ReduceByQuery {
   static constexpr int kShared = kFixedAt + static_cast<int>(sizeof(QueryTile<T>));
   static_assert(kShared <= (kTuring ? kTuringShared : kAmpereShared));
 
-  // Of the rows of a lane
+  // The normalisers of the rows of a lane
   struct Normalisers {
     TwoPart lse[2 * kM];
     bool natural[2 * kM], any_natural;  // any: in the warp
@@ -99,7 +99,7 @@ struct ReduceByQuery {
     write(p, s, *fixed, warp_row, numbers);
   }
 
-  // Of the rows of a warp, of which `count` exist; their numbers begin at `at`.
+  // Returns the normalisers of a warp's rows, of which `count` exist; the first is at `at` of lse.
   static CLINATTN_DEVICE Normalisers normalisers(const AttentionParams& p, int64_t at,
                                                  int64_t count) {
     Normalisers of;

@@ -46,7 +46,7 @@ struct Top {
   }
   // The last weight, for all four lanes
   CLINATTN_DEVICE float least() const { return shuffle(value[kSlots - 1], lane_index() | 3); }
-  // To the results of the row of lse at `at`
+  // Writes the list to the results of the row that lse has at `at`.
   CLINATTN_DEVICE void write(const SummaryParams& s, int64_t at) const {
 #pragma unroll
     for (int i = 0; i < kSlots; ++i) {

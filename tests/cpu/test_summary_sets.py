@@ -32,14 +32,11 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
 def problems():
-    """Yields (case, dtype, set): 16-bit types where a set has products of its own for them; fp16,
-    by the same code with two parts, in a few cases.
-    """
+    """Yields (case, dtype, set): 16-bit types where a set has products of its own for them."""
     for name in SETS or [None]:
         own = {"amx": DTYPES, "avx512_bf16": DTYPES[1:2]}.get(name, DTYPES[:1])
         for case in (*SHORT, *LONG) if name not in SETS[-1:] else LONG:
-            few = case.id in ("long", "long-128", "ends")
-            yield from ((case, dtype, name) for dtype in own if few or dtype != torch.float16)
+            yield from ((case, dtype, name) for dtype in own)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Of 12 layers, 12 heads and 4,096 tokens, explanations of one token need no N x N numbers."""
+"""Explanations of one token need no N x N numbers: 12 layers, 12 heads and 4,096 tokens."""
 
 import subprocess
 import sys

@@ -57,7 +57,7 @@ def key():
 
 
 def call_of(dim, dtype, variant):
-    """What launches the kernels of a variant."""
+    """Returns the function that launches the kernels of a variant."""
     if variant not in VARIANTS:
         kind = VARIANTS[variant.removeprefix(SUMMARY)]
         return lambda: summaries(dim, dtype, **{x: kind[x] for x in kind if x != "needs"})

@@ -23,7 +23,7 @@ DIMS = (64, 128, 256)
 VARIANTS = [(d, p, t) for d in DIMS for p in (False, True) for t in (False, True)]
 # The gradients of added_kernel, by its last template argument
 ADDED = ("mask", "near", "far")
-# What kernels of summaries compute, by their last template argument
+# The results of summary kernels, by their last template argument
 SUMMARIES = {"sum_by_key": ("received", "gradient"), "reduce_by_query": ("entropy", "top")}
 SUMMARY_KERNELS = [name for names in SUMMARIES.values() for name in names]
 FLAG = "Lb([01])E"

@@ -125,7 +125,7 @@ def support_table() -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-# What explanations need of attention. attribute takes gradients for all its methods but rollout,
+# The passes of attention that explanations need. attribute takes gradients for all but rollout,
 # and METHODS says which of them read attention.
 FORWARD, BACKWARD, SUMMARY = "forward", "backward", "summaries"
 OF_GRADIENTS = ("gradient", "relevance")  # reductions that are parts of methods of attribute

@@ -1,4 +1,4 @@
-"""What attention of a model looked at, by whole N x N matrices with autograd, for small models.
+"""Explanations of small models by whole N x N matrices, with autograd.
 
 A Stack computes with clinattn or, under `dense(visible)`, by plain torch that keeps each P.
 """

@@ -21,7 +21,7 @@ import clinattn
 
 LN2 = math.log(2)
 LOWEST = torch.finfo(torch.float32).min
-# Of rounding at the largest of 1, |lse| and the scores: what an lse may be off by.
+# The error that an lse may have, in units of rounding at the largest of 1, |lse| and the scores.
 LSE_UNITS = 4
 
 

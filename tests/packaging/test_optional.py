@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 TESTS = Path(__file__).parents[1]
-# What installing with the extras "test" and "bench" does not bring; integrations/packages is left
+# Modules that the extras "test" and "bench" do not install; integrations/packages is left
 # out as a whole where these are missing (its conftest.py)
 OPTIONAL = (
     "accelerate", "captum", "clinattn.integrations.transformers", "einops", "openvino", "opacus",

@@ -230,7 +230,7 @@ def gpu_encoder_lines() -> list[str]:
 
 
 def explanation_lines():
-    """Of no rows, but of what each backend serves."""
+    """Returns the lines that say which backend serves an explanation; no rows are behind them."""
     return explanation_table().splitlines()[2:]
 
 

@@ -28,8 +28,8 @@ from clinattn.backends.call import MAX_TOP, Arguments, Summary
 from clinattn.kernels import backward, configs, forward, launch, summary
 from clinattn.tools.compiled.sass import Loop, loops
 
-# One of each kernel of a summary: that of the gradient has less than that of relevance, and that of
-# the largest weight less than that of entropy.
+# A reduction for each kind of summary kernel: the gradient takes less than relevance, and the
+# largest weight less than entropy.
 REDUCTIONS = {
     "received": records.RECEIVED,
     "relevance": records.RELEVANCE,

@@ -1,4 +1,4 @@
-"""What is explained: one sequence, in the words or events that a reader knows."""
+"""The case that is explained: a sequence, in the words or events that a reader knows."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ class Model(Protocol):
 
     @property
     def baseline(self) -> Any:
-        """As `attribute` takes it."""
+        """Inputs without content, in the form that `attribute` takes as its baseline."""
 
     def logits(self, kept: Sequence[Tensor]) -> Tensor:
         """(S, classes) of the sequence with only the tokens kept, indices (n,) of each."""
 
     def without_attention(self) -> str | None:
-        """Why no method that reads attention can serve the model; None where one can."""
+        """Returns the reason why no method that reads attention serves the model, or None."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ AT_ONCE = 16  # removals between two signs of progress
 
 
 def counts(units: int) -> list[int]:
-    """How many units each of SHARES is, at least one."""
+    """Returns the number of units that each of SHARES is, at least one."""
     return [max(1, round(units * share / 100)) for share in SHARES]
 
 
@@ -61,7 +61,9 @@ def deletion(
 
 
 class Verdict(NamedTuple):
-    """What removals say of a method. true: None where they say nothing. text: a sentence."""
+    """The judgement of removals on a method. true: None where removals say nothing. text: a
+    sentence.
+    """
 
     true: bool | None
     text: str

@@ -122,7 +122,7 @@ def by_tokenizer(
 
 
 def known_words(ids: Sequence[int], of_token: Sequence[int], unknown: int | None) -> list[bool]:
-    """Whether each word has no token that is [UNK]."""
+    """Returns for each word whether no token of it is [UNK]."""
     unread = {word for i, word in zip(ids, of_token, strict=True) if i == unknown}
     return [word not in unread for word in range(1 + max(of_token))]
 

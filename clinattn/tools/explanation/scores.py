@@ -56,7 +56,7 @@ def in_favour(scores: Numbers) -> list[int]:
 
 
 def overlap(one: Numbers, other: Numbers, top: int) -> int:
-    """How many units are among the `top` strongest of both."""
+    """Returns the number of units that are among the `top` strongest by both scores."""
     return len({*ranked(one)[:top]} & {*ranked(other)[:top]})
 
 

@@ -16,7 +16,7 @@ LEAST = 0.0005  # a share that is shown as more than 0.0 %
 
 
 def label(unit: Record) -> str:
-    """What an event or word is called: what its code means, where that is known, and its value."""
+    """Returns the name of an event or word: the meaning of its code, where known, and its value."""
     name = unit["description"] or unit["name"]
     return f"{name} = {unit['value']}" if unit["value"] else str(name)
 
@@ -66,7 +66,7 @@ def conclusion(record: Record) -> str:
 
 
 def agreement(record: Record) -> str:
-    """How far the two methods agree, in a sentence."""
+    """Returns a sentence on how far the two methods agree."""
     one, other = (METHODS[method].title for method in record["methods"])
     found = record["agreement"]
     correlation = found["rank_correlation"]

@@ -17,7 +17,7 @@ from clinattn.kernels import configs, forward, summary
 
 # "norm" is "received" times numbers that no kernel computes.
 REDUCTIONS = ("received", "gradient", "relevance", "entropy", "max", "topk")
-# One of each way to hide or to change a pair, and of each layout
+# Cases for each way to hide or to change a pair, and for each layout
 IDS = (
     "one-key dim-odd mqa scale-negative scale-zero causal-keys-longer causal-queries-longer "
     "window-one-query window0 lengths-causal kv-lengths-empty mask-none-visible-keys "
