@@ -97,6 +97,16 @@ def test_nothing_is_fetched(site):
             assert not re.match(r"(https?:)?//", target), f"{page}: {target}"
 
 
+def test_no_table_is_broken(site):
+    """A blank line ends a table, and the rows after it are then shown as text."""
+    torn = [
+        f"{page.relative_to(site)}: {found[0]}"
+        for page in site.rglob("*.html")
+        for found in re.finditer(r"<p>\s*\|[^<]*", page.read_text(encoding="utf-8"))
+    ]
+    assert not torn
+
+
 def test_links_of_the_pages_lead_to_files(site):
     for page in site.rglob("*.html"):
         if page.name == "404.html":  # its links begin at the root of a server
