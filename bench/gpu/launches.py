@@ -27,6 +27,7 @@ import gpu.checks
 import gpu.clinical
 import gpu.dense_shapes
 import gpu.numerics
+import gpu.summaries
 import gpu.sweep
 from clinattn import fused_attention
 from clinattn.backends.call import Arguments
@@ -229,6 +230,10 @@ def bits() -> Iterator[Call]:
     yield from gpu.bits.calls_to_record(CPU)
 
 
+def summaries() -> Iterator[Call]:
+    yield from gpu.summaries.calls_to_record(CPU)
+
+
 def ours(**keywords: Any) -> Callable[..., Tensor]:
     return functools.partial(fused_attention, backend="triton", **keywords)
 
@@ -254,6 +259,7 @@ STAGES: dict[str, Callable[[], Iterator[Call]]] = {
     "shapes": shapes,
     "bits": bits,
     "race": race,
+    "summaries": summaries,
     "candidates": candidates,
     "numerics": functools.partial(numerics, True),
     "tiles": tiles,

@@ -21,8 +21,8 @@ CALLS = {
         "clinical": 70, "overhead": 5, "memory": 1, "targets": 1,
     },
     "B": {
-        "shapes": 15, "race": 65, "capture": 12, "sync": 1, "numerics_rest": 65, "sanitizer": 120,
-        "profile": 75, "targets": 1, "verification": 1,
+        "shapes": 15, "race": 65, "summaries": 30, "capture": 12, "sync": 1, "numerics_rest": 65,
+        "sanitizer": 120, "profile": 75, "targets": 1, "verification": 1,
     },
 }  # fmt: skip
 START = 15  # of Python, twice: the process that starts the others, and theirs

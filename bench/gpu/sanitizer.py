@@ -2,8 +2,8 @@
 
     python bench/gpu/sanitizer.py cuda triton 0 3 60
 
-runs forward and backward of the first third of the cases, as many as 60 seconds allow; nothing is
-compared.
+runs forward and backward of the first third of the cases, and summaries of the foremost, as many as
+60 seconds allow; nothing is compared.
 """
 
 from __future__ import annotations
@@ -24,13 +24,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/, which holds the package gpu
 from gpu.jobs import output_of
 from gpu.rows import Run
-from gpu.table_of_cases import CASES, FEATURES, Problem
+from gpu.table_of_cases import CASES, FEATURES, FIRST, Problem, SummaryProblem
 
-FIRST = (
-    "one-query dim40 dim128 causal-gqa lengths-gqa mask-bool-b11k mask-float-bhqk "
-    "packed-empty-sequences packed-window everything everything-packed dim256"
-).split()
 DTYPES = (torch.bfloat16, torch.float32)
+REDUCTIONS = ("relevance", "topk")  # one for each kernel of summaries, with most to do
 # Every option that a tool takes beside those of all tools. torch probes the driver for functions
 # that it may lack: failed API calls of that kind are no findings.
 TOOLS = {"memcheck": ["--report-api-errors", "no"], "racecheck": []}
@@ -123,7 +120,7 @@ def find_tool() -> str | None:
 
 
 def problems(device: str, backend: str, part: int, parts: int, seconds: float) -> None:
-    """A part of the table in two dtypes, the cases of FIRST first."""
+    """A part of the table in two dtypes, the cases of FIRST first, of which summaries too."""
     until = time.monotonic() + seconds
     cases = {case.id: case for case in (*CASES, *FEATURES)}
     names = [*FIRST, *(x for x in cases if x not in FIRST)] if device != "cpu" else FIRST[:1]
@@ -132,6 +129,8 @@ def problems(device: str, backend: str, part: int, parts: int, seconds: float) -
     for name, dtype in jobs:
         if time.monotonic() < until:
             Problem(cases[name], dtype, device).run(backend)
+            for reduce in REDUCTIONS if name in FIRST else ():
+                SummaryProblem(cases[name], dtype, device).summary(reduce, backend)
             done += 1
     if device == "cuda":
         torch.cuda.synchronize()

@@ -10,9 +10,12 @@ import torch
 from gpu.rows import Run
 
 # Each has to have run, with nothing failed and nothing left out. They fit in one run for a backend:
-# run.py --backends cuda build numerics numerics_rest shapes bits race capture sync sanitizer
-# verification
-NEEDED = ("numerics", "numerics_rest", "shapes", "bits", "race", "capture", "sync", "sanitizer")
+# run.py --backends cuda build numerics numerics_rest shapes bits race summaries capture sync
+# sanitizer verification
+NEEDED = (
+    *("numerics", "numerics_rest", "shapes", "bits", "race", "summaries", "capture", "sync"),
+    "sanitizer",
+)
 
 
 def verification(run: Run) -> None:

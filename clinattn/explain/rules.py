@@ -5,7 +5,8 @@ Relevance is input times gradient, where each node of the graph has the gradient
 - attention: the gradients of q, k and v are divided by 4, 4 and 2, as each of its two products
   gives half to either factor, and softmax keeps its gradient;
 - another product of two activations, a gate for one: divided by 2;
-- an activation act(x): act(x) / x in place of act'(x), the identity rule;
+- an activation act(x), one function or written out: act(x) / x in place of act'(x), the identity
+  rule;
 - a norm: its statistics are constants;
 - what is linear: as it is.
 
@@ -24,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clinattn.encoder.linear_op import LAYER_NORM, Linear, Norm, activated
+from clinattn.explain.gates import closed_by_activation
 from clinattn.operator.bare import BareAttention
 from clinattn.operator.functions import DirectAttention, FusedAttention
 from clinattn.operator.rotary import Rotary
@@ -58,37 +60,42 @@ def apply(score: Tensor, x: Tensor) -> None:
 
     Raises NotImplementedError for a node that has none.
     """
-    order, reaches = _way(score, x)
-    for node in order:
-        reaching = tuple(reaches.get(before, False) for before, _ in node.next_functions)
-        hook = rule_of(node, reaching)
+    reaches = _reaching(score, x)
+    seen: set[Any] = set()
+    stack: list[Any] = [score.grad_fn]
+    while stack:
+        node = stack.pop()
+        on_the_way = node is not None and (reaches[node] or name_of(node) in STATISTICS)
+        if node in seen or not on_the_way or getattr(node, "variable", None) is x:
+            continue
+        seen.add(node)
+        closed = closed_by_activation(node, reaches, name_of)
+        if closed is None:
+            reaching = tuple(reaches.get(before, False) for before, _ in node.next_functions)
+            hook = rule_of(node, reaching)
+        else:
+            hook = _closed(closed)
         if hook is not None:
             node.register_hook(hook)
+        if name_of(node) not in STATISTICS:
+            befores = (before for before, _ in node.next_functions)
+            stack += [before for place, before in enumerate(befores) if place != closed]
 
 
-def _way(score: Tensor, x: Tensor) -> tuple[list[Any], dict[Any, bool]]:
-    """The nodes through which score depends on x, with statistics of norms, where the way ends;
-    and whether a node depends on x.
-    """
-    reaches: dict[Any, bool] = {None: False}
-    order: list[Any] = []
-    ends: list[Any] = []
+def _reaching(score: Tensor, x: Tensor) -> dict[Any, bool]:
+    """The nodes that score depends on, and whether they depend on x; not beyond statistics."""
+    reaches: dict[Any, bool] = {}
     stack: list[tuple[Any, bool]] = [(score.grad_fn, False)]
     while stack:
         node, done = stack.pop()
         if done:
-            reaches[node] = any(reaches[before] for before, _ in node.next_functions)
-            order.append(node)
-        elif node not in reaches:
+            reaches[node] = any(reaches.get(before, False) for before, _ in node.next_functions)
+        elif node is not None and node not in reaches:
             reaches[node] = getattr(node, "variable", None) is x
-            if reaches[node]:
-                continue
-            if name_of(node) in STATISTICS:
-                ends.append(node)
-                continue
-            stack.append((node, True))
-            stack += [(before, False) for before, _ in node.next_functions]
-    return [node for node in order if reaches[node]] + ends, reaches
+            if not reaches[node] and name_of(node) not in STATISTICS:
+                stack.append((node, True))
+                stack += [(before, False) for before, _ in node.next_functions]
+    return reaches
 
 
 def name_of(node: Any) -> str:
@@ -120,6 +127,8 @@ def rule_of(node: Any, reaching: tuple[bool, ...]) -> Hook | None:
         return _divided(dict.fromkeys(factors, 2)) if both else None
     elif name == "Div" and not any(reaching[1:]):
         return None
+    elif name == "Pow" and not any(reaching[1:]) and node._saved_exponent:
+        return _divided({0: node._saved_exponent})  # x^p by x^(p - 1)
     elif name.startswith("ScaledDotProduct") and not any(reaching[3:]):
         return _divided(dict(enumerate(OF_ATTENTION)))
     elif name in ACTIVATIONS:
@@ -150,6 +159,16 @@ def _divided(by: dict[int, int]) -> Hook:
     def hook(grads: Grads, _: Grads) -> Grads:
         return tuple(
             g if g is None or place not in by else g / by[place] for place, g in enumerate(grads)
+        )
+
+    return hook
+
+
+def _closed(closed: int) -> Hook:
+    def hook(grads: Grads, _: Grads) -> Grads:
+        return tuple(
+            torch.zeros_like(g) if g is not None and place == closed else g
+            for place, g in enumerate(grads)
         )
 
     return hook

@@ -10,7 +10,7 @@ from torch import nn
 
 import clinattn
 from clinattn.encoder import Encoder, EncoderConfig, SequenceClassifier
-from clinattn.explain import gradients, words_of
+from clinattn.explain import gradients, rules, words_of
 from clinattn.explain.attribute import METHODS
 
 N, LENGTHS = 9, torch.tensor([9, 5, 1])
@@ -265,6 +265,55 @@ def test_attnlrp_conserves_without_attention():
     ids = torch.randint(20, (4, 7))
     scores = clinattn.attribute(model, {"ids": ids}, 1, embeddings=model.embed)
     assert_equal("sum", scores.sum(1), model(ids)[:, 1].detach(), 100)
+
+
+WRITTEN_OUT = {
+    "gelu": (lambda x: x * 0.5 * (1.0 + torch.erf(x / 2**0.5)), F.gelu),
+    "gelu of GPT-2": (
+        lambda x: 0.5 * x * (1.0 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x.pow(3.0)))),
+        lambda x: F.gelu(x, approximate="tanh"),
+    ),
+    "gelu, its cube of products": (
+        lambda x: 0.5 * x * (1.0 + torch.tanh(x * (2 / torch.pi) ** 0.5 * (1 + 0.044715 * x * x))),
+        lambda x: F.gelu(x, approximate="tanh"),
+    ),
+    "silu, its factors changed about": (lambda x: torch.sigmoid(x) * x, F.silu),
+    "square of relu": (lambda x: x.relu() ** 2, lambda x: x.relu() * x.relu().detach()),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN_OUT)
+def test_an_activation_that_is_written_out_has_the_rule_of_the_function(name):
+    class Plain(nn.Module):
+        def __init__(self, act):
+            super().__init__()
+            self.act = act
+            self.embed, self.norm = nn.Embedding(20, 12), nn.LayerNorm(12)
+            self.up, self.down = nn.Linear(12, 16), nn.Linear(16, 2)
+
+        def forward(self, ids):
+            return self.down(self.act(self.up(self.norm(self.embed(ids))))).mean(1)
+
+    written_out, function = map(Plain, WRITTEN_OUT[name])
+    function.load_state_dict(written_out.state_dict())
+    ids = torch.randint(20, (4, 7))
+    found, wanted = (
+        clinattn.attribute(model.double().eval(), {"ids": ids}, 1, embeddings=model.embed)
+        for model in (written_out, function)
+    )
+    assert_equal(name, found, wanted, 100)
+
+
+def test_a_gate_of_another_input_is_no_activation():
+    """Half of the relevance goes to either factor, though one is a function of single numbers: were
+    it closed, the other would get all."""
+    x = torch.randn(3, 5, 4, dtype=torch.float64, requires_grad=True)
+    a, b = x.chunk(2, -1)
+    score = (a * torch.tanh(b)).sum()
+    rules.apply(score, x)
+    (grad,) = torch.autograd.grad(score, x)
+    half = (a * torch.tanh(b) / 2).detach()
+    assert_equal("gate", (x * grad).detach(), torch.cat((half, half), -1), 20)
 
 
 def test_attnlrp_of_torchs_own_attention_is_that_of_ours():

@@ -167,7 +167,8 @@ class SummaryProblem(Drawn):
         places = None
         if reduce == "topk":
             actual, places = actual
-        actual = self._dense_form(actual)
+            places = places.cpu()
+        actual = self._dense_form(actual.cpu())
         truth, naive = self.truth[reduce], [x[reduce] for x in self.naive]
         if reduce == "topk":
             fewer = TOP - truth.shape[-1]  # keys
@@ -188,7 +189,7 @@ class SummaryProblem(Drawn):
         if reduce not in SUMS:
             return self.truth[reduce]
         p, dp, norms = (torch.from_numpy(x) for x in weights_of_pairs(self, np.float64)[:3])
-        size = self.weights.double().abs()[..., None] * p
+        size = self.weights.cpu().double().abs()[..., None] * p
         if reduce in ("gradient", "relevance"):
             # dp itself is a sum, of products as large as |do| |v|
             size = size * dp.abs().clamp(min=float(dp.abs().amax()) if dp.numel() else 0)

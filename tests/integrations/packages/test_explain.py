@@ -29,6 +29,7 @@ MODELS = {
     "ModernBertForSequenceClassification": MODERN,
     "MegatronBertForSequenceClassification": {},
     "DistilBertForSequenceClassification": {},
+    "GPT2ForSequenceClassification": {},
 }
 # Its eager attention has softmax in fp32, where the lowest fp64 number is -inf: NaN in padding
 EAGER = {"ModernBertForSequenceClassification": torch.float32}

@@ -18,8 +18,9 @@ if reason := missing():
 
 SCRIPT = BENCH / "gpu" / "run.py"
 STAGES = (
-    "environment build ceilings speed clinical numerics encoder candidates bits race capture "
-    "sync overhead memory profile shapes numerics_rest sanitizer flex targets verification tiles"
+    "environment build ceilings speed clinical numerics encoder candidates bits race summaries "
+    "capture sync overhead memory profile shapes numerics_rest sanitizer flex targets "
+    "verification tiles"
 ).split()
 OF_ONE = {"ceilings", "encoder", "candidates", "profile", "tiles"}  # not of each backend
 BACKENDS = {"triton", "cuda"}
