@@ -32,8 +32,8 @@ def explain(model: nn.Module, layers: Collection[int] | None = None) -> Explanat
     layers: indices of the attention layers to keep, in the order of their calls; None for all.
     rollout and relevance take all.
 
-    Keeps the queries, keys and normalisers of each layer, as they are, without a copy; where
-    gradients are on, values and outputs too, which autograd keeps anyway.
+    Keeps the queries, keys and normalisers of each layer, copied only where they are views of a
+    tensor that holds values too; where gradients are on, all as autograd keeps it anyway.
     Returns an Explanation, whose methods say what they return. Raises TypeError or ValueError for
     wrong arguments; its methods raise RuntimeError where nothing was recorded, and ValueError for
     a layer that is not self-attention, by name.

@@ -116,8 +116,9 @@ class Recorder:
         differentiable = o.requires_grad
         tensors = [x if x is None else x.detach() for x in call.tensors()]
         call = Arguments._make([*tensors, *call.scalars()])
-        if not differentiable:
-            call = call._replace(v=call.k[..., :1])
+        if not differentiable:  # nothing else keeps them
+            k = _of_its_own(call.k)
+            call = call._replace(q=_of_its_own(call.q), k=k, v=k[..., :1])
         made = Layer(index, name, call, lse.detach(), o if differentiable else None)
         made.other = running.other or _is_of_others(call)
         for x in self._running:
@@ -126,6 +127,11 @@ class Recorder:
         running.made.append(made)
         if self.chosen is None or index in self.chosen:
             self.layers.append(made)
+
+
+def _of_its_own(x: Tensor) -> Tensor:
+    """Returns x, or a copy of a view of more, such as of queries, keys and values in one tensor."""
+    return x.clone() if x.untyped_storage().nbytes() > x.numel() * x.element_size() else x
 
 
 def _may_attend(module: nn.Module) -> bool:
