@@ -1,4 +1,4 @@
-"""Models from and to folders as transformers writes them: config.json and model.safetensors.
+"""Models from and to folders as transformers writes them: config.json and a file of tensors.
 
 Local folders only: nothing is ever downloaded. families.py knows the model types.
 """
@@ -10,7 +10,6 @@ import os
 import re
 import warnings
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,9 @@ from clinattn.files.shapes import TEXT, Named, require
 
 from .config import EncoderConfig
 from .families import Family, family_for, family_of
+from .tensor_files import TensorFile, opened, safetensors_module
 
-WEIGHTS, INDEX, PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
+WEIGHTS, PICKLE = "model.safetensors", "pytorch_model.bin"
 
 # Tensors that another head or an older transformers has, and that no encoder here computes with.
 UNUSED = re.compile(
@@ -43,10 +43,11 @@ class Pretrained(nn.Module):
         """The model of a local folder that transformers' save_pretrained has written.
 
         folder: config.json of model type bert, roberta, longformer, megatron-bert or modernbert,
-        with model.safetensors or the shards that model.safetensors.index.json names. Tensors of
-        other heads are left out; those of a head that the folder lacks stay as they were drawn,
-        with a warning that names them. Longformer's first token is its global one. In training
-        a classifier drops out once, where RoBERTa's does before its dense layer too.
+        with model.safetensors or, without it, pytorch_model.bin, whose pickle runs no code; or
+        with the shards that <name>.index.json names. Tensors of other heads are left out; those
+        of a head that the folder lacks stay as they were drawn, with a warning that names them.
+        Longformer's first token is its global one. In training a classifier drops out once, where
+        RoBERTa's does before its dense layer too.
         overrides: fields of EncoderConfig, such as attention="sdpa".
         Raises FileNotFoundError or ValueError for a folder that is no such model, ImportError
         without safetensors.
@@ -107,7 +108,7 @@ def _config(path: Path, family: Family, settings: dict[str, Any]) -> EncoderConf
 
 
 def save(model: Pretrained, folder: str | os.PathLike[str]) -> None:
-    save_file = _safetensors("safetensors.torch").save_file
+    save_file = safetensors_module("safetensors.torch").save_file
     encoder: Any = model if model.task == "encoder" else model.encoder
     config, task = encoder.config, model.task
     family = family_for(config, task)
@@ -152,35 +153,36 @@ class Checkpoint:
 
     def __init__(self, path: Path, family: Family):
         self.path, self.family = path, family
-        self.safetensors = _safetensors("safetensors")
-        self.files: dict[str, tuple[Path, str]] = {}
+        self.files: dict[str, tuple[TensorFile, str]] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         for file, names in self._shards().items():
-            with self._opened(file) as tensors:
-                held = set(tensors.keys())
-                if names - held:
-                    raise ValueError(f"{file}: expected the tensors {sorted(names - held)}")
-                for name in sorted(names or held):
-                    self.files[self._plain(name)] = file, name
-                    shape = tuple(tensors.get_slice(name).get_shape())
-                    self.shapes[self._plain(name)] = shape
+            tensors = opened(file)
+            held = tensors.shapes()
+            if names - held.keys():
+                raise ValueError(f"{file}: expected the tensors {sorted(names - held.keys())}")
+            for name in sorted(names or held):
+                self.files[self._plain(name)] = tensors, name
+                self.shapes[self._plain(name)] = held[name]
 
     def _shards(self) -> dict[Path, set[str]]:
-        """Files and what the index says is in them, an empty set for all there is."""
-        if (self.path / WEIGHTS).is_file():
-            return {self.path / WEIGHTS: set()}
-        if not (self.path / INDEX).is_file():
-            pickled = (self.path / PICKLE).is_file()
-            hint = f"; {PICKLE} can run code and is not read: save it as safetensors first"
-            raise FileNotFoundError(
-                f"{self.path}: expected {WEIGHTS} or {INDEX}{hint if pickled else ''}"
-            )
+        """Files and what an index says is in them, an empty set for all there is."""
+        for name in (WEIGHTS, PICKLE):
+            whole, index = self.path / name, self.path / f"{name}.index.json"
+            if whole.is_file():
+                return {whole: set()}
+            if index.is_file():
+                return self._indexed(index)
+        raise FileNotFoundError(
+            f"{self.path}: expected {WEIGHTS} or {PICKLE}, or an index of either"
+        )
+
+    def _indexed(self, path: Path) -> dict[Path, set[str]]:
         shards: dict[Path, set[str]] = {}
-        index = _read_json(self.path / INDEX)
-        require(index, Named({"weight_map": Named({}, others=TEXT)}), str(self.path / INDEX))
+        index = _read_json(path)
+        require(index, Named({"weight_map": Named({}, others=TEXT)}), str(path))
         for name, file in index["weight_map"].items():
             if Path(file).name != file or not (self.path / file).is_file():
-                raise FileNotFoundError(f"{self.path / INDEX}: {file!r} is no file beside it")
+                raise FileNotFoundError(f"{path}: {file!r} is no file beside it")
             shards.setdefault(self.path / file, set()).add(name)
         return shards
 
@@ -232,15 +234,7 @@ class Checkpoint:
 
     def _read(self, plain: str) -> Tensor:
         file, name = self.files[plain]
-        with self._opened(file) as tensors:
-            return tensors.get_tensor(name)
-
-    def _opened(self, file: Path) -> Any:
-        """Raises ValueError for a file that is no safetensors, or not all of it."""
-        try:
-            return self.safetensors.safe_open(file, framework="pt")
-        except self.safetensors.SafetensorError as error:
-            raise ValueError(f"{file} is damaged, or no safetensors: {error}") from None
+        return file.tensor(name)
 
 
 def _shortened(names: list[str], most: int = 6) -> str:
@@ -269,12 +263,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return found
-
-
-def _safetensors(module: str) -> Any:
-    try:
-        return import_module(module)
-    except ImportError:
-        raise ImportError(
-            "checkpoints need safetensors: pip install 'clinattn[integrations]'"
-        ) from None

@@ -24,7 +24,8 @@ def explain(
         str,
         typer.Argument(
             metavar="CHECKPOINT",
-            help="A step-*.pt of clinattn train --task classify, or a folder of transformers.",
+            help="Of clinattn train --task classify: a step-*.pt or the folder of a run. Or a "
+            "folder of transformers.",
         ),
     ],
     method: Annotated[

@@ -115,6 +115,20 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
+def newest_intact(found: list[Path], where: str) -> tuple[Path, dict[str, Any], tuple[str, ...]]:
+    """The newest intact of these checkpoints, its contents, and what damaged the ones after it.
+
+    found: oldest first. Raises ValueError where none is intact.
+    """
+    damaged: list[str] = []
+    for path in reversed(found):
+        try:
+            return path, load_checkpoint(path), tuple(damaged)
+        except Damaged as error:
+            damaged.append(str(error))
+    raise ValueError(f"{where} holds no checkpoint that is intact: {'; '.join(damaged)}")
+
+
 def checksum(content: dict[str, Any]) -> str:
     """SHA-256 of tensors and plain values, by name and in order, however a file holds them."""
     digest = hashlib.sha256()
@@ -168,6 +182,11 @@ def load_model(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     values on the scale that the model was trained on.
     """
     state = load_checkpoint(Path(path))
+    return model_of(state, f"checkpoint {str(path)!r}"), state
+
+
+def model_of(state: dict[str, Any], where: str) -> nn.Module:
+    """The model of a checkpoint's contents, in eval mode. where: of the file, for messages."""
     config = EncoderConfig(**state["config"])
     model: nn.Module
     match state["settings"]["task"]:
@@ -179,5 +198,5 @@ def load_model(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
             model = PretrainingModel(config)
         case _:
             model = MaskedLanguageModel(config)
-    take_weights(model, state["model"], f"checkpoint {str(path)!r}")
-    return model.eval(), state
+    take_weights(model, state["model"], where)
+    return model.eval()

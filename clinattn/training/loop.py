@@ -21,11 +21,12 @@ from clinattn.operator.packing import batch_by_tokens
 from clinattn.workloads.seeds import derived_seed
 
 from .batches import Batches
-from .checkpoint import Damaged, checkpoints, load_checkpoint, save_checkpoint, take_weights
+from .checkpoint import checkpoints, newest_intact, save_checkpoint, take_weights
 from .interruption import Stop, deferred_signals
 from .metrics import MetricsFile
 from .objectives import HELD_OUT_EPOCH, Evaluated, LabelledBatch
 from .optimiser import adamw, learning_rate
+from .origin import resolve
 from .output import claimed
 from .ranks import ALONE, Ranks
 from .settings import TrainingSettings
@@ -67,7 +68,15 @@ class Trainer:
         saved = self._saved()
         start = None
         if settings.init is not None and saved is None:
-            start = load_checkpoint(Path(settings.init))
+            origin = resolve(settings.init, "init")
+            start = origin.saved
+            if start is None:
+                raise ValueError(
+                    f"init={str(settings.init)!r} is a folder of transformers: expected a "
+                    "step-*.pt of clinattn train, or the folder of a run"
+                )
+            if origin.damaged:
+                self.say(f"{'; '.join(origin.damaged)}; starting from {origin.path.name}")
         self.progress("reading sequences", 0, 1)
         self.corpus = make_corpus(settings, start or saved)
         self.config = make_config(settings, self.corpus, start or saved)
@@ -256,30 +265,15 @@ class Trainer:
             return None
         if not found:
             raise ValueError(f"resume: output={str(self.folder)!r} holds no checkpoint")
-        path, saved = self._newest_intact(found)
+        path, saved, damaged = newest_intact(found, f"resume: output={str(self.folder)!r}")
+        if damaged:
+            self.say(f"{'; '.join(damaged)}; going on from {path.name}, which is intact")
         for name, value in self.settings.maths().items():
             # a checkpoint without a setting is older than it, and was made as its default is
             before = saved["settings"].get(name, getattr(TrainingSettings, name))
             if before != value:
                 raise ValueError(f"resume: {name}={value!r}: expected {before!r} as in {path.name}")
         return saved
-
-    def _newest_intact(self, found: list[Path]) -> tuple[Path, dict[str, Any]]:
-        """The newest intact checkpoint: its path and contents. Damaged ones after it are named."""
-        damaged = []
-        for path in reversed(found):
-            try:
-                saved = load_checkpoint(path)
-            except Damaged as error:
-                damaged.append(str(error))
-                continue
-            if damaged:
-                self.say(f"{'; '.join(damaged)}; going on from {path.name}, which is intact")
-            return path, saved
-        raise ValueError(
-            f"resume: output={str(self.folder)!r} holds no checkpoint that is intact: "
-            + "; ".join(damaged)
-        )
 
     def _restore(self, saved: dict[str, Any]) -> None:
         if saved["data"] != self.corpus.fingerprint():

@@ -61,7 +61,7 @@ class TrainingSettings:
     max_vocab: int | None = option(None, "Most token ids: rarer codes or words are [UNK].", least=1)
     preset: str = option("tiny", "Encoder.", choices=presets)
     init: str | Path | None = option(
-        None, "Start from the encoder and vocabulary of this checkpoint."
+        None, "Start from the encoder and vocabulary of this checkpoint, or of this run's folder."
     )
     max_tokens: int = option(512, "Most tokens of a sequence.", least=2)
     batch_tokens: int = option(4096, "Most tokens of a packed batch.")

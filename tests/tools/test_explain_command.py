@@ -255,7 +255,7 @@ def test_a_note_is_cut_and_shown_to_its_end(run, tmp_path):
         ([*PATIENT, "--visit-gap", "0"], "visit_gap=0.0: expected more than 0 hours"),
         ([*PATIENT, "--draws", "1"], "draws=1: expected at least 2"),
         (["absent.pt", *PATIENT[1:]], "checkpoint 'absent.pt' cannot be read: No such file"),
-        ([".", *PATIENT[1:]], "checkpoint '.' is a folder without config.json"),
+        ([".", *PATIENT[1:]], "checkpoint='.' holds neither step-*.pt nor config.json"),
         (["note.txt", *PATIENT[1:]], "checkpoint 'note.txt' cannot be read: it is damaged"),
         (["VALUED", "--text", "note.txt"], "was trained on timelines: expected data and patient"),
         (["TEXTS", *PATIENT[1:]], "was trained on texts: expected text"),

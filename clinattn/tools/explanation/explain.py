@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,27 +11,23 @@ from clinattn.tools.explanation.deletion import deletion
 from clinattn.tools.explanation.note import read_note
 from clinattn.tools.explanation.scores import overlap, rank_correlation, ranked, shares
 from clinattn.tools.explanation.settings import METHODS, ExplainSettings
+from clinattn.training.origin import resolve
 
 READ_ATTENTION = ("attingrad", "relevance", "rollout")
 
 
 def read_case(settings: ExplainSettings) -> Case:
     """The case that the settings name. Raises ValueError for bad input."""
-    path = Path(settings.checkpoint)
     text = None if settings.text is None else read_note(settings.text)
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ValueError(
-                f"checkpoint {settings.checkpoint!r} is a folder without config.json: expected a "
-                "step-*.pt of clinattn train, or a folder of transformers"
-            )
+    origin = resolve(settings.checkpoint)
+    if origin.saved is None:
         from clinattn.tools.explanation.pretrained import read_folder
 
         case = read_folder(settings, text)
     else:
         from clinattn.tools.explanation.trained import read_checkpoint
 
-        case = read_checkpoint(settings, text)
+        case = read_checkpoint(settings, origin.path, origin.saved, text)
     if settings.target is not None and settings.target not in case.model.classes:
         raise ValueError(f"target={settings.target!r}: expected one of {list(case.model.classes)}")
     why_not = case.model.without_attention()

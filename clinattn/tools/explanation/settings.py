@@ -62,7 +62,8 @@ METHODS = {
 class ExplainSettings:
     """A classifier, and the patient or note whose prediction is explained.
 
-    checkpoint: of `clinattn train --task classify`, or a folder of transformers. methods: one or
+    checkpoint: of `clinattn train --task classify`, the folder of such a run, or a folder of
+    transformers. methods: one or
     two names; the second is else the first other of METHODS. Raises ValueError.
     """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from clinattn.tools.explanation.note import by_tokenizer, by_words, note_case
 from clinattn.tools.explanation.settings import ExplainSettings
 from clinattn.tools.explanation.timeline import timeline_case
 from clinattn.training.batches import consecutive, packed
-from clinattn.training.checkpoint import load_model
+from clinattn.training.checkpoint import model_of
 from clinattn.training.data import Example, Tokens, windows
 from clinattn.training.settings import TrainingSettings
 from clinattn.training.start import of_checkpoint
@@ -70,21 +71,24 @@ class Trained:
         return None
 
 
-def read_checkpoint(settings: ExplainSettings, text: str | None) -> Case:
-    """The case of a checkpoint. text: of a note, or None for a patient.
+def read_checkpoint(
+    settings: ExplainSettings, path: Path, saved: dict[str, Any], text: str | None
+) -> Case:
+    """The case of a checkpoint at `path`. text: of a note, or None for a patient.
 
     Raises ValueError for one that is no classifier, and bad input.
     """
-    path = settings.checkpoint
-    module, saved = load_model(path)
+    module = model_of(saved, f"checkpoint {str(path)!r}")
     task = saved["settings"]["task"]
     if not isinstance(module, SequenceClassifier):
-        raise ValueError(f"checkpoint {path!r} was trained with task={task!r}: expected 'classify'")
+        raise ValueError(
+            f"checkpoint {str(path)!r} was trained with task={task!r}: expected 'classify'"
+        )
     of_timelines = saved["settings"].get("label_code") is not None
     if of_timelines != (text is None):
         expected = "data and patient" if of_timelines else "text"
         raise ValueError(
-            f"checkpoint {path!r} was trained on {'timelines' if of_timelines else 'texts'}: "
+            f"checkpoint {str(path)!r} was trained on {'timelines' if of_timelines else 'texts'}: "
             f"expected {expected}"
         )
     device = torch.device(settings.device)
