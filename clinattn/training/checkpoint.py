@@ -50,7 +50,7 @@ CONTENT = Named(
         "tokens": Each(TEXT),
         "classes": Each(TEXT),
     },
-    {"standard": SCALES | NOTHING, "sha256": TEXT},
+    {"standard": SCALES | NOTHING, "sha256": TEXT, "split": Named({"by": TEXT}, others=TEXT)},
     closed=True,
 )
 

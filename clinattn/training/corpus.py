@@ -14,6 +14,7 @@ from clinattn.encoder.heads import IGNORE
 from clinattn.workloads import SPECIAL_TOKENS, Vocabulary
 from clinattn.workloads.opening import open_source
 from clinattn.workloads.source import Source
+from clinattn.workloads.splits import Division, divide
 from clinattn.workloads.text import SEPARATORS
 
 from .data import Corpus, Example, Tokens, sequence, windows
@@ -30,10 +31,11 @@ def read_corpus(
     standard: Standard | None = None,
     vocab_size: int = 8192,
 ) -> Corpus:
-    """The sequences of settings.data. The vocabulary is that of the subjects not held out.
+    """The sequences of settings.data, divided as splits.divide does; others are left alone.
 
-    times: tokens have days, as Source.days gives them. values: they have values, on the scale of
-        `standard`, or else of the subjects not held out. vocab_size: of a length profile.
+    The vocabulary is that of the subjects to train on. times: tokens have days, as Source.days
+        gives them. values: they have values, on the scale of `standard`, or else of the subjects
+        to train on. vocab_size: of a length profile.
     A text longer than max_tokens is cut for a classifier, and is several sequences otherwise.
     Raises MedsError or ValueError where the source, or label_code in it, cannot be used.
     """
@@ -46,18 +48,19 @@ def read_corpus(
         vocab_size=vocab_size,
         seed=settings.seed,
     )
-    held_out = source.held_out(settings.held_out)
-    vocabulary = _vocabulary(source, settings, held_out, vocabulary)
+    division = divide(source, settings.held_out)
+    fitted = source.of_events(division.train)
+    vocabulary = _vocabulary(source, settings, fitted, vocabulary)
     marks = marks_of(source, settings.label_code)
-    classes = _classes(source, settings, held_out)
+    classes = _classes(source, settings, division)
     if values and source.values is not None and standard is None:
-        standard = _standard(source, vocabulary, ~held_out)
+        standard = _standard(source, vocabulary, fitted)
     events = tokens_of(source, vocabulary, times=times, standard=standard if values else None)
 
     splits: tuple[list[Example], list[Example]] = ([], [])
     numbers: dict[int | str, int] = {}
-    for index, name in enumerate(source.subjects):
-        subject = numbers.setdefault(name, len(numbers))
+    for index in np.flatnonzero(division.train | division.evaluated).tolist():
+        subject = numbers.setdefault(source.subjects[index], len(numbers))
         start, timed, end = source.bounds(index)
         if marks is not None:
             examples = list(_futures(source, events, index, subject, marks, settings))
@@ -67,14 +70,14 @@ def read_corpus(
             if classes and source.labels is not None:
                 label = classes.index(str(source.labels[index]))
                 examples = [replace(examples[0], label=label)]
-        splits[int(held_out[index])].extend(examples)
+        splits[int(division.evaluated[index])].extend(examples)
     if marks is not None and len({example.label for example in splits[0]}) < 2:
         raise ValueError(
             f"label_code={settings.label_code!r} gives all {len(splits[0])} training sequences "
             "the same class: expected both"
         )
     return Corpus(
-        source=f"{source.counted}, {int(held_out.sum())} of them held out",
+        source=f"{source.counted} ({division.line})",
         tokens=vocabulary.tokens,
         special=vocabulary.special,
         mask=vocabulary.mask,
@@ -83,6 +86,8 @@ def read_corpus(
         classes=classes if marks is None else ("absent", "present"),
         sep=vocabulary.sep if settings.nsp else None,
         standard=standard,
+        evaluated=division.name,
+        split=division.record,
     )
 
 
@@ -101,24 +106,24 @@ def tokens_of(
 
 
 def _standard(source: Source, vocabulary: Vocabulary, fitted: np.ndarray) -> Standard:
-    """The scales of the values of the sequences fitted, (S,) bool."""
+    """The scales of the values of the events fitted, (E,) bool."""
     assert source.values is not None
-    known = torch.from_numpy(source.of_events(fitted))
+    known = torch.from_numpy(fitted)
     ids = torch.from_numpy(source.ids_of(vocabulary))
     return Standard.fit(ids[known], torch.from_numpy(source.values)[known], len(vocabulary))
 
 
 def _vocabulary(
-    source: Source, settings: TrainingSettings, held_out: np.ndarray, given: Vocabulary | None
+    source: Source, settings: TrainingSettings, fitted: np.ndarray, given: Vocabulary | None
 ) -> Vocabulary:
-    """The vocabulary given, or that of the training split; with [SEP] among its special tokens.
+    """The vocabulary given, or that of the events fitted; with [SEP] among its special tokens.
 
     Raises ValueError where a tokenizer has not what is asked for.
     """
     if not source.closed:
         if given is not None:
             return given
-        return source.vocabulary_of(~held_out, settings.min_count, settings.max_vocab)
+        return source.vocabulary_of(fitted, settings.min_count, settings.max_vocab)
     own, name = source.vocabulary, f"tokenizer={str(settings.tokenizer)!r}"
     if given is not None and given.tokens != own.tokens:
         raise ValueError(f"{name} has other tokens than the checkpoint of init")
@@ -143,16 +148,16 @@ def marks_of(source: Source, label_code: str | None) -> np.ndarray | None:
     return matching[source.ids]
 
 
-def _classes(source: Source, settings: TrainingSettings, held_out: np.ndarray) -> tuple[str, ...]:
+def _classes(source: Source, settings: TrainingSettings, division: Division) -> tuple[str, ...]:
     """Sorted labels of the training split; () where labels are not asked for.
 
-    Raises ValueError for fewer than two, or others in the held-out split.
+    Raises ValueError for fewer than two, or others in the split to evaluate.
     """
     if settings.task != "classify" or source.labels is None:
         return ()
-    labels = [str(label) for label in source.labels]
-    classes = sorted({label for label, out in zip(labels, held_out, strict=True) if not out})
-    unseen = set(labels) - set(classes)
+    labels = np.array([str(label) for label in source.labels], dtype=object)
+    classes = sorted(set(labels[division.train]))
+    unseen = set(labels[division.evaluated]) - set(classes)
     if len(classes) < 2 or unseen:
         raise ValueError(
             f"{source.where} has training labels {classes} and besides these, held out, "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -100,7 +100,9 @@ def windows(
 class Corpus:
     """tokens[i] is what id i stands for; special: the ids that are no content; mask: [MASK]'s.
 
+    held_out: what is not trained on, but evaluated while training; evaluated is its name.
     sep: [SEP]'s id, where sequences are to be made pairs. standard: what values were divided by.
+    split: Division.record of workloads.splits, for checkpoints.
     """
 
     source: str
@@ -112,10 +114,12 @@ class Corpus:
     classes: tuple[str, ...] = ()
     sep: int | None = None
     standard: Standard | None = None
+    evaluated: str = "held_out"
+    split: dict[str, str] = field(default_factory=lambda: {"by": "hash"})
 
     def __post_init__(self) -> None:
-        for name in ("train", "held_out"):
-            if not getattr(self, name):
+        for name, examples in (("train", self.train), (self.evaluated, self.held_out)):
+            if not examples:
                 raise ValueError(f"{self.source}: no sequence is in the split {name!r}")
         if len(self.tokens) == len(self.special):
             raise ValueError(f"{self.source}: no token is left besides the special ones")
@@ -138,9 +142,9 @@ class Corpus:
                 digest.update(f"{len(example)} {example.label} ".encode())
                 if self.sep is not None:
                     digest.update(f"{example.subject} {example.start} ".encode())
-                for field in (example.ids, example.days, example.values):
-                    if field is not None:
-                        digest.update(field.numpy().tobytes())
+                for column in (example.ids, example.days, example.values):
+                    if column is not None:
+                        digest.update(column.numpy().tobytes())
         return digest.hexdigest()
 
 

@@ -99,7 +99,7 @@ class Trainer:
         weights = sum(p.numel() for p in self.model.parameters())
         tokens = [sum(self.objective.lengths(epoch)) for epoch in (0, HELD_OUT_EPOCH)]
         return (
-            f"{self.corpus.source}: {tokens[0]:,} tokens to train on, {tokens[1]:,} held out; "
+            f"{self.corpus.source}: {tokens[0]:,} tokens to train on, {tokens[1]:,} to evaluate; "
             f"{self.settings.preset}, {weights:,} weights, {len(self.corpus.tokens):,} token ids"
         )
 
@@ -199,13 +199,14 @@ class Trainer:
 
     def _evaluate(self) -> None:
         figures = self.objective.score(self._held_out(), self.ranks)
-        self._record({"step": self.step, "split": "held_out"} | figures)
+        split = self.corpus.evaluated
+        self._record({"step": self.step, "split": split} | figures)
         shown = ", ".join(
             f"{name.replace('_', ' ')} {value:.4f}"
             for name, value in figures.items()
             if value is not None
         )
-        self.say(f"step {self.step}: held-out {shown}")
+        self.say(f"step {self.step}: {split.replace('_', '-')} {shown}")
 
     @torch.no_grad()
     def _held_out(self) -> Iterator[Evaluated]:
@@ -249,6 +250,7 @@ class Trainer:
                     "tokens": self.corpus.tokens,
                     "classes": self.corpus.classes,
                     "standard": None if standard is None else vars(standard),
+                    "split": self.corpus.split,
                 },
                 self.settings.keep,
             )

@@ -15,7 +15,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch
 # Settings that may differ when a run goes on: where things lie, and what no weight depends on.
 NOT_MATHS = (
     *("data", "tokenizer", "init", "output", "device", "threads"),
-    *("save_every", "eval_every", "keep", "resume"),
+    *("save_every", "eval_every", "keep", "resume", "other_patients"),
 )
 
 
@@ -56,12 +56,21 @@ class TrainingSettings:
     cuts: int = option(
         1, "With --label-code: cuts of a timeline, at equal numbers of events.", least=1
     )
-    held_out: float = option(0.2, "Share of patients, or subjects of rows, never trained on.")
+    held_out: float = option(
+        0.2,
+        "Share of patients, or subjects of rows, never trained on; where the data list splits, "
+        "these count, and of this only if none is for tuning.",
+    )
     min_count: int = option(2, "Codes or words seen less often in training are [UNK].", least=1)
     max_vocab: int | None = option(None, "Most token ids: rarer codes or words are [UNK].", least=1)
     preset: str = option("tiny", "Encoder.", choices=presets)
     init: str | Path | None = option(
         None, "Start from the encoder and vocabulary of this checkpoint, or of this run's folder."
+    )
+    other_patients: bool = option(
+        False,
+        "With --init: no patient of the data was in the training of the checkpoint, so the two may "
+        "be split in different ways.",
     )
     max_tokens: int = option(512, "Most tokens of a sequence.", least=2)
     batch_tokens: int = option(4096, "Most tokens of a packed batch.")
@@ -99,6 +108,7 @@ class TrainingSettings:
             if not low < getattr(self, name) < high:
                 raise ValueError(f"{name}={getattr(self, name)}: expected {low} < x < {high}")
         for name, good, expected in (
+            ("other_patients", not self.other_patients or self.init is not None, "init too"),
             ("nsp", not self.nsp or self.task == "mlm", f"False for task={self.task!r}"),
             ("max_tokens", not self.nsp or self.max_tokens >= 5, "at least 5 with nsp"),
             ("batch_tokens", self.batch_tokens >= self.max_tokens, "at least max_tokens"),

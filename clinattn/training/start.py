@@ -87,11 +87,7 @@ def make_config(
                 f"preset={settings.preset!r}: expected {saved['settings']['preset']!r} as in the "
                 "checkpoint of init"
             )
-        if saved["settings"]["held_out"] < settings.held_out:
-            raise ValueError(
-                f"held_out={settings.held_out}: expected at most {saved['settings']['held_out']} "
-                "as in the checkpoint of init, whose encoder has seen the others"
-            )
+        check_split(settings, corpus, saved)
         config = EncoderConfig(**saved["config"])
         if config.positions == "learned" and settings.max_tokens > config.max_positions:
             raise ValueError(
@@ -108,6 +104,30 @@ def make_config(
         causal=published.causal or settings.task == "clm",
     )
     return _for_task(config, settings.task)
+
+
+def check_split(settings: TrainingSettings, corpus: Corpus, saved: dict[str, Any]) -> None:
+    """Raises ValueError where the encoder of a checkpoint may have seen who is held out now.
+
+    A checkpoint without a record of its split is older than owners' lists, and went by the hash.
+    """
+    if settings.other_patients:
+        return
+    before = saved.get("split", {"by": "hash"})
+    if before != corpus.split:
+        said = {"hash": "a hash of each subject", "list": "a list of splits"}
+        other = "another list" if corpus.split["by"] == before["by"] else said[corpus.split["by"]]
+        raise ValueError(
+            f"init: its checkpoint was split by {said[before['by']]}, and the data are by {other}: "
+            "its encoder may have seen who is held out now; expected the same split, or "
+            "other_patients where the data are of other patients"
+        )
+    share = saved["settings"]["held_out"]
+    if share < settings.held_out:
+        raise ValueError(
+            f"held_out={settings.held_out}: expected at most {share} as in the checkpoint of init, "
+            "whose encoder has seen the others"
+        )
 
 
 def _for_task(config: EncoderConfig, task: str) -> EncoderConfig:

@@ -1,10 +1,11 @@
 """Clinical sequences to run models on: a Source of a MEDS folder, a text file or a length profile.
 
-Others import the names below, opening (the forms of --data), meds, source (what every Source has),
-profiles, text and vocabulary (its special tokens), and seeds (numbers that follow from names).
+Others import the names below, opening (the forms of --data), source (what every Source has),
+splits, code_names, profiles, text, vocabulary (special tokens), and seeds (numbers from names).
 """
 
-from .meds import MedsDataset, MedsError, Timeline, read_meds
+from .meds import MedsDataset, Timeline, read_meds
+from .meds_files import MedsError
 from .opening import open_source
 from .profiles import PROFILES, sample_lengths
 from .source import Source

@@ -4,22 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from .meds_files import MedsError, parquet_files, read_columns
 from .source import MICROSECONDS_PER_HOUR, NO_TIME, Source, latest
+from .splits import owners_splits
 from .vocabulary import CLS, UNK, Vocabulary
-
-if TYPE_CHECKING:  # pyarrow takes a fifth of a second to import
-    import pyarrow as pa
-
-LAYOUT = "a MEDS folder: data/**/*.parquet with columns subject_id, time, code"
-
-
-class MedsError(ValueError):
-    """A MEDS folder that cannot be used; the message names it, what it holds and what it should."""
 
 
 class Timeline(NamedTuple):
@@ -94,7 +87,7 @@ def read_meds(
     Raises MedsError (a ValueError) naming meds_dir where the folder cannot be used.
     """
     root = Path(meds_dir)
-    paths = _parquet_files(root)
+    paths = parquet_files(root)
     subjects = None
     if split is not None:
         subjects, paths = _select_split(root, paths, split)
@@ -130,7 +123,10 @@ def read_meds(
 
 def meds_source(meds_dir: str | Path) -> Source:
     """Every patient of a MEDS folder. Raises MedsError where the folder cannot be used."""
-    dataset = read_meds(meds_dir)
+    root = Path(meds_dir)
+    owners = owners_splits(root, parquet_files(root))
+    dataset = read_meds(root)
+    subjects = dataset.subject_ids.tolist()
     first = dataset.offsets[:-1]
     static = np.add.reduceat((dataset.times == NO_TIME).astype(np.int64), first)
     return Source(
@@ -138,27 +134,16 @@ def meds_source(meds_dir: str | Path) -> Source:
         title=f"MEDS folder {Path(meds_dir).resolve().name}",
         unit="patients",
         where=f"meds_dir={str(meds_dir)!r}",
-        subjects=dataset.subject_ids.tolist(),
+        subjects=subjects,
         offsets=dataset.offsets,
         starts=first + static,
         ids=dataset.token_ids,
         vocabulary=dataset.vocabulary,
         times=dataset.times,
         values=dataset.values,
+        splits=None if owners is None else [owners.of.get(subject) for subject in subjects],
+        splits_digest="" if owners is None else owners.digest,
     )
-
-
-def code_descriptions(meds_dir: str | Path) -> dict[str, str]:
-    """Returns meanings of codes by metadata/codes.parquet of a MEDS folder; {} without it."""
-    root = Path(meds_dir)
-    path = root / "metadata" / "codes.parquet"
-    if not path.exists():
-        return {}
-    table = _read_columns(root, path, ["code"], ["description"])
-    if "description" not in table.column_names:
-        return {}
-    pairs = zip(table["code"].to_pylist(), table["description"].to_pylist(), strict=True)
-    return {str(code): " ".join(str(text).split()) for code, text in pairs if text}
 
 
 def unknown_share(dataset: MedsDataset) -> float:
@@ -166,60 +151,24 @@ def unknown_share(dataset: MedsDataset) -> float:
     return float((dataset.token_ids == UNK).mean())
 
 
-def _parquet_files(root: Path) -> list[Path]:
-    if not root.exists():
-        raise MedsError(f"meds_dir={str(root)!r} does not exist: expected {LAYOUT}")
-    if not root.is_dir():
-        raise MedsError(f"meds_dir={str(root)!r} is a file: expected {LAYOUT}")
-    paths = sorted((root / "data").rglob("*.parquet"))
-    if not paths:
-        found = sorted(path.name for path in root.iterdir())[:8]
-        raise MedsError(
-            f"meds_dir={str(root)!r} has no data/**/*.parquet (it holds {found}): expected {LAYOUT}"
-        )
-    return paths
-
-
 def _select_split(
     root: Path, paths: list[Path], split: str
 ) -> tuple[np.ndarray | None, list[Path]]:
-    """The subject ids of a split, or the files of its folder where no table lists subjects."""
-    listed = root / "metadata" / "subject_splits.parquet"
-    if listed.exists():
-        table = _read_columns(root, listed, ["subject_id", "split"], [])
-        names = np.array(table["split"].to_pylist(), dtype=object)
-        found = set(names)
-        subjects = table["subject_id"].to_numpy()[names == split]
-        if len(subjects):
-            return subjects, paths
-    else:
-        folders = [path.relative_to(root / "data").parts[0] for path in paths]
-        found = set(folders)
-        chosen = [path for path, folder in zip(paths, folders, strict=True) if folder == split]
+    """The subject ids of a split, or the files of its folder where nothing lists subjects."""
+    owners = owners_splits(root, paths)
+    if owners is None:
+        found = {path.relative_to(root / "data").parts[0] for path in paths}
+        chosen = [path for path in paths if path.relative_to(root / "data").parts[0] == split]
         if chosen:
             return None, chosen
+    else:
+        found = set(owners.of.values())
+        subjects = [subject for subject, own in owners.of.items() if own == split]
+        if subjects:
+            return np.array(subjects), paths
     raise MedsError(
         f"meds_dir={str(root)!r} has no split={split!r}: expected one of {sorted(map(str, found))}"
     )
-
-
-def _read_columns(root: Path, path: Path, required: list[str], optional: list[str]) -> pa.Table:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    where = f"meds_dir={str(root)!r}: {path.relative_to(root)}"
-    try:
-        names = pq.read_schema(path).names
-        missing = [name for name in required if name not in names]
-        if missing:
-            raise MedsError(
-                f"{where} has no column {missing} (it has {names}): expected {required}"
-            )
-        return pq.read_table(
-            path, columns=required + [name for name in optional if name in names], partitioning=None
-        )
-    except (pa.ArrowException, OSError) as error:
-        raise MedsError(f"{where} cannot be read ({error}): expected a parquet file") from error
 
 
 def _read_shard(
@@ -229,7 +178,7 @@ def _read_shard(
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    table = _read_columns(root, path, ["subject_id", "time", "code"], ["numeric_value"])
+    table = read_columns(root, path, ["subject_id", "time", "code"], ["numeric_value"])
     where = f"meds_dir={str(root)!r}: {path.relative_to(root)}"
 
     def expect(name: str, good: bool, expected: str) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +30,8 @@ class Source:
     closed: the vocabulary is that of a tokenizer, and serves every split.
     times: microseconds since 1970-01-01, NO_TIME for a static fact. values: NaN without one.
     labels: a class for each sequence, where the files have one.
+    splits: the split of each sequence by the list of the data's owner, None for one that the list
+    does not name; None without a list. splits_digest: the same for the same list.
     """
 
     name: str
@@ -44,6 +47,8 @@ class Source:
     times: np.ndarray | None = None  # (E,) int64
     values: np.ndarray | None = None  # (E,) float32
     labels: Sequence[str | None] | None = None  # (S,)
+    splits: Sequence[str | None] | None = None  # (S,)
+    splits_digest: str = ""
     note: str = ""
 
     def __len__(self) -> int:
@@ -80,17 +85,40 @@ class Source:
         return int(self.offsets[index]), int(self.starts[index]), int(self.offsets[index + 1])
 
     def held_out(self, share: float) -> np.ndarray:
-        """(S,) bool: the sequences of the subjects that are held out, about `share` of all."""
+        """(S,) bool: the sequences of about `share` of the subjects, by a hash of the subject."""
         return np.array([is_held_out(subject, share) for subject in self.subjects], dtype=bool)
 
+    def only(self, chosen: np.ndarray) -> Source:
+        """The chosen sequences (S,) bool as a source, with the vocabulary of these alone."""
+        events = self.of_events(chosen)
+        vocabulary = self.vocabulary_of(events)
+        sizes, static = np.diff(self.offsets)[chosen], (self.starts - self.offsets[:-1])[chosen]
+        offsets = np.r_[0, np.cumsum(sizes)].astype(np.int64)
+
+        def of_chosen(column: Sequence[Any] | None) -> list[Any] | None:
+            return None if column is None else [column[i] for i in np.flatnonzero(chosen).tolist()]
+
+        return replace(
+            self,
+            subjects=of_chosen(self.subjects) or [],
+            offsets=offsets,
+            starts=offsets[:-1] + static,
+            ids=self.ids_of(vocabulary)[events],
+            vocabulary=vocabulary,
+            times=None if self.times is None else self.times[events],
+            values=None if self.values is None else self.values[events],
+            labels=of_chosen(self.labels),
+            splits=of_chosen(self.splits),
+        )
+
     def vocabulary_of(
-        self, chosen: np.ndarray, min_count: int = 1, max_size: int | None = None
+        self, events: np.ndarray, min_count: int = 1, max_size: int | None = None
     ) -> Vocabulary:
-        """The vocabulary of the chosen sequences (S,) bool; the source's own where it is closed."""
+        """The vocabulary of the chosen events (E,) bool; the source's own where it is closed."""
         if self.closed:
             return self.vocabulary
         codes = self.vocabulary.tokens
-        counts = np.bincount(self.ids[self.of_events(chosen)], minlength=len(codes))
+        counts = np.bincount(self.ids[events], minlength=len(codes))
         return Vocabulary.build(codes, counts, min_count, max_size)
 
     def ids_of(self, vocabulary: Vocabulary) -> np.ndarray:

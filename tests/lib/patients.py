@@ -66,3 +66,11 @@ def write_measured_patients(root: Path, patients: int = 40, seed: int = 0) -> Pa
         if rng.random() < 0.5:
             rows.append((patient, (first + 2 * steps) * DAY, "ALARM", None))
     return write_events(root, rows)
+
+
+def write_splits(root: Path, of: dict[int, str], **columns) -> Path:
+    """The owner's list: the split of each subject. columns: in place of those of the list."""
+    (root / "metadata").mkdir(exist_ok=True)
+    table = {"subject_id": list(of), "split": list(of.values())} | columns
+    pq.write_table(pa.table(table), root / "metadata" / "subject_splits.parquet")
+    return root

@@ -13,12 +13,20 @@ from pages import assert_self_contained
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
+pytest.importorskip("pyarrow")
+
+from patients import write_events, write_splits  # noqa: E402
 
 from clinattn.encoder import EncoderConfig, MaskedLanguageModel  # noqa: E402
 from clinattn.encoder.heads import IGNORE  # noqa: E402
 from clinattn.tools.benchmark.agreement import Disagreement, errors  # noqa: E402
 from clinattn.tools.benchmark.measure import peak_memory, quartiles  # noqa: E402
-from clinattn.tools.benchmark.run import Benchmark, descending, encoder_config  # noqa: E402
+from clinattn.tools.benchmark.run import (  # noqa: E402
+    Benchmark,
+    descending,
+    encoder_config,
+    open_workload,
+)
 from clinattn.tools.benchmark.settings import BenchmarkSettings  # noqa: E402
 from clinattn.tools.benchmark.variants import VARIANTS, Runner  # noqa: E402
 from clinattn.tools.benchmark.workload import (  # noqa: E402
@@ -343,6 +351,23 @@ def test_a_sample_keeps_the_distribution():
     assert np.median(lengths) == pytest.approx(np.median(workload.lengths), rel=0.03)
     assert lengths.mean() == pytest.approx(workload.lengths.mean(), rel=0.03)
     assert sorted(workload.sample(2000, seed=0)) == list(range(2000))
+
+
+def test_the_split_train_is_run_where_the_owner_lists_splits(tmp_path):
+    of = {p: "held_out" if p % 4 == 0 else "train" for p in range(1, 41)}
+    write_splits(write_events(tmp_path, [(p, i, f"OF//{p % 4}") for p in of for i in range(3)]), of)
+    settings = BenchmarkSettings(data=f"meds:{tmp_path}")
+    sizes = {}
+    for split in (None, "train", "held_out", "all"):
+        source = open_workload(replace(settings, split=split)).source
+        sizes[split] = len(source), len(source.vocabulary) - 5
+        assert (f"split {split or 'train'}" in source.title) == (split != "all")
+    assert sizes == {None: (30, 3), "train": (30, 3), "held_out": (10, 1), "all": (40, 4)}
+    with pytest.raises(ValueError, match=r"split='dev': .* has \['held_out', 'train'\], expected"):
+        open_workload(replace(settings, split="dev"))
+    with pytest.raises(ValueError, match="split='train': profile=.* has no list of splits"):
+        open_workload(replace(SMALL, split="train"))
+    open_workload(replace(SMALL, split="all"))
 
 
 def test_small_parts():

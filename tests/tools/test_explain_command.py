@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import stat
 
 import pytest
@@ -15,7 +16,7 @@ for package in ("pyarrow", "jinja2", "rich", "typer"):
 import pyarrow as pa  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 from pages import read  # noqa: E402
-from patients import write_measured_patients  # noqa: E402
+from patients import write_measured_patients, write_splits  # noqa: E402
 from runs import SMALL_PRESETS, small_run  # noqa: E402
 
 from clinattn.encoder import PRESETS  # noqa: E402
@@ -216,6 +217,20 @@ def test_a_patient_prints_tables_and_writes_files(run, tmp_path):
     assert (tmp_path / "q.html").read_bytes() == (tmp_path / "p.html").read_bytes()
     assert (tmp_path / "q.json").read_bytes() == (tmp_path / "p.json").read_bytes()
     assert flat(again.stdout).split("wrote")[0] == said.split("wrote")[0]
+
+
+@pytest.mark.parametrize("split", ["train", "tuning", "held_out"])
+def test_a_patient_stands_to_training_as_the_owner_lists(run, folder, tmp_path, split):
+    of = dict(zip(range(1, 41), ["train", "train", "tuning", "held_out"] * 10, strict=True))
+    ward = write_splits(shutil.copytree(folder, tmp_path / "ward"), of)
+    _, checkpoint = trained(tmp_path / "listed", meds_dir=ward, cuts=CUTS, steps=1)
+    patient = next(p for p, own in of.items() if own == split)
+    rest = ["--data", f"meds:{ward}", "--patient", str(patient), "--draws", "2"]
+    done = run(checkpoint, *rest)
+    assert done.exit_code == 0, done.output
+    words = {"train": "trained on", "tuning": "not trained on, but", "held_out": "held out, not"}
+    assert f"this patient in training: {words[split]}" in flat(done.stdout)
+    assert ("was trained on this patient" in flat(done.stderr)) == (split == "train")
 
 
 @pytest.mark.parametrize("method", METHODS)

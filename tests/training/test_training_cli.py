@@ -42,7 +42,7 @@ def test_a_run_says_what_it_reads_and_how_it_goes(cli, folder, tmp_path):
     done = cli("train", "--meds-dir", folder, *FAST)
     assert done.exit_code == 0, done.output
     said = flat(done.stderr)
-    assert "40 patients" in said and "held out; tiny" in said
+    assert "40 patients" in said and "to evaluate; tiny" in said
     assert "step 0: held-out loss" in said and "step 3: held-out loss" in said
     assert "unigram entropy" in said and done.stdout == ""
     assert "wrote train/out/metrics.jsonl and checkpoints up to step 3" in said

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("pyarrow")
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
 
 from patients import DAY, write_events, write_patients  # noqa: E402
 
 from clinattn.workloads import PROFILES, SPECIAL_TOKENS, MedsError, open_source  # noqa: E402
+from clinattn.workloads.code_names import code_descriptions  # noqa: E402
 from clinattn.workloads.opening import from_words, parse_data  # noqa: E402
 from clinattn.workloads.profiles import POOL, sample_lengths  # noqa: E402
 from clinattn.workloads.vocabulary import CLS, UNK  # noqa: E402
@@ -104,12 +106,13 @@ def test_a_split_holds_out_whole_subjects(tmp_path, profile):
 
 def test_the_vocabulary_of_a_split_leaves_the_others_unknown(text, meds):
     chosen = np.array([False, True, True])
-    vocabulary = text.vocabulary_of(chosen)
+    vocabulary = text.vocabulary_of(text.of_events(chosen))
     assert vocabulary.tokens == (*SPECIAL_TOKENS, "no", "pain", "rest")
     assert text.ids_of(vocabulary).tolist() == [6, UNK, 6, UNK, 7, UNK, 5, 6, 7]
-    assert text.vocabulary_of(np.ones(3, bool), min_count=2).tokens[5:] == ("pain", "rest")
-    assert text.vocabulary_of(np.ones(3, bool), max_size=6).tokens[5:] == ("pain",)
-    assert meds.vocabulary_of(np.array([False, True])).tokens[5:] == ("ADMIT", "HR")
+    everything = np.ones(len(text.ids), bool)
+    assert text.vocabulary_of(everything, min_count=2).tokens[5:] == ("pain", "rest")
+    assert text.vocabulary_of(everything, max_size=6).tokens[5:] == ("pain",)
+    assert meds.vocabulary_of(meds.of_events(np.array([False, True]))).tokens[5:] == ("ADMIT", "HR")
 
 
 def test_a_tokenizer_brings_its_own_vocabulary(tmp_path, text):
@@ -185,3 +188,36 @@ def test_older_words_say_the_same():
         from_words("profile:fixed", meds_dir="a")
     with pytest.raises(ValueError, match="meds_dir, text_file and profile: got all, expected"):
         from_words(None, meds_dir="a", text_file="b", profile="fixed")
+
+
+def write_codes(root, **columns):
+    (root / "metadata").mkdir()
+    pq.write_table(pa.table(columns), root / "metadata" / "codes.parquet")
+    return root
+
+
+def test_codes_are_named_by_their_description_or_else_by_their_parents(tmp_path):
+    parents = [None, ["A"], ["SNOMED/12", "A", None], [], ["A"]]
+    write_codes(
+        tmp_path,
+        code=["A", "B", "C", "D", "E"],
+        description=["heart\n rate", None, " ", None, "pulse"],
+        parent_codes=pa.array(parents, pa.list_(pa.string())),
+    )
+    assert code_descriptions(tmp_path) == {
+        "A": "heart rate",
+        "B": "under heart rate",
+        "C": "under SNOMED/12; heart rate",
+        "E": "pulse",
+    }
+
+
+def test_codes_without_descriptions_or_parents_have_none(tmp_path):
+    assert code_descriptions(tmp_path) == {}
+    assert code_descriptions(write_codes(tmp_path, code=["A"])) == {}
+
+
+def test_parents_that_are_no_list_are_refused(tmp_path):
+    write_codes(tmp_path, code=["A"], parent_codes=["B"])
+    with pytest.raises(MedsError, match="'parent_codes' has type string: expected a list"):
+        code_descriptions(tmp_path)

@@ -6,7 +6,7 @@ import functools
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,8 @@ from clinattn.encoder.heads import IGNORE
 from clinattn.tools.environment import environment
 from clinattn.tools.other_work import Spent, here
 from clinattn.workloads.opening import open_source, parse_data
+from clinattn.workloads.source import Source
+from clinattn.workloads.splits import ALL, TRAIN, chosen_split
 
 from .agreement import check_agreement
 from .measure import peak_memory, quartiles
@@ -281,7 +283,10 @@ class Benchmark:
 
 
 def open_workload(settings: EncoderSettings) -> Workload:
-    """The sequences of settings.data. Raises MedsError or ValueError where it cannot be used."""
+    """The sequences of settings.split in settings.data, with the vocabulary of these alone.
+
+    Raises MedsError or ValueError where the data cannot be used.
+    """
     assert settings.data is not None
     source = open_source(
         settings.data,
@@ -290,7 +295,25 @@ def open_workload(settings: EncoderSettings) -> Workload:
         vocab_size=EncoderConfig.preset(settings.preset).vocab_size,
         seed=settings.seed,
     )
-    return Workload(source, settings.max_tokens)
+    return Workload(of_split(source, settings.split), settings.max_tokens)
+
+
+def of_split(source: Source, split: str | None) -> Source:
+    """Returns the sequences of a split; None is TRAIN where the data's owner lists splits.
+
+    Raises ValueError for a split that the source has not.
+    """
+    if source.splits is None:
+        if split not in (None, ALL):
+            raise ValueError(
+                f"split={split!r}: {source.where} has no list of splits, expected none or {ALL!r}"
+            )
+        return source
+    chosen = TRAIN if split is None else split
+    if chosen == ALL:
+        return source
+    part = source.only(chosen_split(source, chosen, 0))
+    return replace(part, title=f"{source.title}, split {chosen}")
 
 
 def shareable(settings: EncoderSettings) -> dict[str, str | None]:

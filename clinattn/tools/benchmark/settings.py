@@ -33,6 +33,11 @@ class EncoderSettings:
         shown=DEFAULT_DATA,
     )
     tokenizer: str | Path | None = option(None, "With text:FILE: a tokenizer.json.", shown="words")
+    split: str | None = option(
+        None,
+        "Sequences of one split, such as tuning, or all.",
+        shown="train where the data list splits, else all",
+    )
     preset: str = option("tiny", "Encoder.", choices=presets)
     max_tokens: int = option(4096, "Longer sequences are cut.", least=2)
     full_attention: bool = option(False, "Drop the preset's windows.")

@@ -16,10 +16,10 @@ from clinattn.training.data import Example
 from clinattn.training.settings import TrainingSettings
 from clinattn.training.start import of_checkpoint
 from clinattn.workloads import Vocabulary, open_source
-from clinattn.workloads.meds import code_descriptions
+from clinattn.workloads.code_names import code_descriptions
 from clinattn.workloads.opening import parse_data
-from clinattn.workloads.seeds import is_held_out
 from clinattn.workloads.source import BIRTH, MICROSECONDS_PER_HOUR, NO_TIME, Source
+from clinattn.workloads.splits import standing
 
 FACTS = "Static facts"
 
@@ -63,14 +63,14 @@ def timeline_case(
         raise ValueError(f"patient={settings.patient}: no event is before the cut: expected some")
     meanings = code_descriptions(parse_data(settings.data).place)
     units, groups = _events(source, vocabulary, at, settings.visit_gap, meanings)
-    held_out = is_held_out(source.subjects[index], training.held_out)
+    stands = standing(source, index, training.held_out, saved.get("split"))
     last = source.times[cut.past[-1]] if len(cut.past) else NO_TIME
     moment = f"{_time(last)}, after its last event before the cut"
     if number:
         moment += f", cut {number} of {len(cuts)}"
     facts |= {
         "patient": f"{settings.patient}, of {source.title}",
-        "this patient in training": "held out, not trained on" if held_out else "trained on",
+        "this patient in training": stands.words,
         "prediction at": moment if number else f"{_time(last)}, the end of the timeline",
         "events read": f"{len(at):,} of {cut.end - start:,} until then",
         "values of events": "read" if config.numeric_values else "shown, but not read",
@@ -80,7 +80,9 @@ def timeline_case(
         label = int(marks[cut.end : cut.until].any())
         facts["what followed in the record"] = saved["classes"][label]
     warnings = []
-    if not held_out:
+    if stands.trained_on is None:
+        warnings.append("Whether the model was trained on this patient is not known.")
+    elif stands.trained_on:
         warnings.append("The model was trained on this patient: it may know the outcome by heart.")
     example = cut.sequence(source, events)
     return Case(

@@ -1,0 +1,184 @@
+"""The split of each sequence: the one that the data's owner lists, or else by a hash."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .meds_files import MedsError, read_columns
+from .source import Source
+
+TRAIN, TUNING, HELD_OUT = "train", "tuning", "held_out"  # as MEDS calls them
+ALL = "all"  # every sequence, whatever its split
+UNLISTED = ""  # the split of a subject whom the owner's list does not name
+LIST = Path("metadata") / "subject_splits.parquet"
+
+
+class OwnersSplits(NamedTuple):
+    """of: the split of each subject listed. digest: the same for the same list, wherever it is."""
+
+    of: dict[int, str]
+    digest: str
+
+
+def owners_splits(root: Path, paths: list[Path]) -> OwnersSplits | None:
+    """Returns the splits of a MEDS folder by its list, or else by its folders; None without both.
+
+    The list is metadata/subject_splits.parquet (SubjectSplitSchema of the package meds). Folders
+    say splits where all files are in data/train, data/tuning and data/held_out, and not all in one.
+    Raises MedsError for a list with nulls, of other types, or with a subject in two splits.
+    """
+    listed = root / LIST
+    if listed.exists():
+        pairs = _listed(root, listed)
+    else:
+        folders = [path.relative_to(root / "data").parts[0] for path in paths]
+        if len(set(folders)) < 2 or not {TRAIN} <= set(folders) <= {TRAIN, TUNING, HELD_OUT}:
+            return None
+        pairs = set()
+        for path, folder in zip(paths, folders, strict=True):
+            subjects = read_columns(root, path, ["subject_id"], [])["subject_id"].unique()
+            pairs |= {(subject, folder) for subject in subjects.to_pylist()}
+    of = dict(pairs)
+    if len(of) < len(pairs):
+        twice = next(s for s, count in Counter(s for s, _ in pairs).items() if count > 1)
+        of_twice = sorted(split for subject, split in pairs if subject == twice)
+        raise MedsError(
+            f"meds_dir={str(root)!r} has subject {twice} in the splits {of_twice}: expected one"
+        )
+    digest = hashlib.blake2b(repr(sorted(of.items())).encode(), digest_size=16).hexdigest()
+    return OwnersSplits(of, digest)
+
+
+def _listed(root: Path, path: Path) -> set[tuple[int, str]]:
+    import pyarrow as pa
+
+    table = read_columns(root, path, ["subject_id", "split"], [])
+    where = f"meds_dir={str(root)!r}: {path.relative_to(root)}"
+    subject, split = (table.schema.field(name).type for name in ("subject_id", "split"))
+    if not pa.types.is_integer(subject):
+        raise MedsError(f"{where} column 'subject_id' has type {subject}: expected int64")
+    if pa.types.is_dictionary(split):
+        split = split.value_type
+    if not (pa.types.is_string(split) or pa.types.is_large_string(split)):
+        raise MedsError(f"{where} column 'split' has type {split}: expected string")
+    for name in ("subject_id", "split"):
+        if table[name].null_count:
+            raise MedsError(
+                f"{where} column {name!r} has {table[name].null_count} nulls: expected none"
+            )
+    return set(zip(table["subject_id"].to_pylist(), table["split"].to_pylist(), strict=True))
+
+
+def splits_of(source: Source, share: float) -> np.ndarray:
+    """Returns the split of each sequence, (S,) str: the owner's, UNLISTED for what has none.
+
+    Without an owner's list, HELD_OUT are the sequences of about `share` of the subjects, by a hash
+    of the subject, and TRAIN are the others.
+    """
+    if source.splits is None:
+        return np.where(source.held_out(share), HELD_OUT, TRAIN).astype(object)
+    return np.array([split or UNLISTED for split in source.splits], dtype=object)
+
+
+def chosen_split(source: Source, split: str, share: float) -> np.ndarray:
+    """(S,) bool: the sequences of a split, or of all for ALL.
+
+    Raises ValueError for a split without a sequence.
+    """
+    if split == ALL:
+        return np.ones(len(source), dtype=bool)
+    names = splits_of(source, share)
+    chosen = names == split
+    if not chosen.any():
+        known = sorted(set(names) - {UNLISTED})
+        raise ValueError(f"split={split!r}: {source.where} has {known}, expected one or {ALL!r}")
+    return chosen
+
+
+@dataclass(frozen=True)
+class Division:
+    """What training reads of a source. train, evaluated: (S,) bool, of different subjects.
+
+    evaluated: what is scored while training. name: of that split, in metrics. record: for a
+    checkpoint, by which `seen` knows the subjects again. line: what was divided how, for people.
+    """
+
+    train: np.ndarray
+    evaluated: np.ndarray
+    name: str
+    record: dict[str, str]
+    line: str
+
+
+def divide(source: Source, share: float) -> Division:
+    """Divides a source for training.
+
+    Where the owner has listed splits: TRAIN is trained on, and TUNING evaluated, or, where no
+    sequence is in TUNING, `share` of TRAIN by the hash. All other splits are left alone, and so
+    are subjects whom the list does not name. Without a list: as splits_of.
+    Raises ValueError where the owner lists no sequence as TRAIN.
+    """
+    names = splits_of(source, share)
+    if source.splits is None:
+        evaluated = names == HELD_OUT
+        line = (
+            "the data name no splits, so a hash of each subject decides: "
+            f"{(~evaluated).sum():,} to train on, {evaluated.sum():,} held out"
+        )
+        return Division(~evaluated, evaluated, HELD_OUT, {"by": "hash"}, line)
+    counts = Counter(names.tolist())
+    if not counts[TRAIN]:
+        raise ValueError(
+            f"{source.where}: its list of splits has no {source.unit} for {TRAIN!r} (it has "
+            f"{dict(sorted(counts.items()))}): expected some"
+        )
+    train, evaluated = names == TRAIN, names == TUNING
+    of = f"of {TUNING!r} to evaluate"
+    if not evaluated.any():
+        evaluated = train & source.held_out(share)
+        train &= ~evaluated
+        of = f"of {TRAIN!r} to evaluate, by a hash, since none is of {TUNING!r}"
+    left = [
+        f"{count:,} of {split!r}" if split else f"{count:,} in no split"
+        for split, count in sorted(counts.items(), reverse=True)
+        if split not in (TRAIN, TUNING)
+    ]
+    line = (
+        f"splits by the data's own list: {train.sum():,} of {TRAIN!r} to train on, "
+        f"{evaluated.sum():,} {of}" + (f"; not read: {', '.join(left)}" if left else "")
+    )
+    record = {"by": "list", "digest": source.splits_digest}
+    return Division(train, evaluated, TUNING, record, line)
+
+
+class Standing(NamedTuple):
+    """Whether training has seen a sequence, None where nobody can tell, and that in words."""
+
+    trained_on: bool | None
+    words: str
+
+
+def standing(source: Source, index: int, share: float, record: dict[str, Any] | None) -> Standing:
+    """How a sequence stands to a training with this `share` and Division.record.
+
+    record: None of a checkpoint older than records, when all were divided by the hash.
+    """
+    held_out = "held out, not trained on"
+    if record is None or record["by"] == "hash":
+        known = bool(source.held_out(share)[index])
+        return Standing(not known, held_out if known else "trained on")
+    if source.splits is None or source.splits_digest != record["digest"]:
+        return Standing(None, "not known: training had another list of splits than these data")
+    division = divide(source, share)
+    if division.train[index]:
+        return Standing(True, "trained on")
+    if division.evaluated[index]:
+        return Standing(False, "not trained on, but evaluated while training (tuning)")
+    split = source.splits[index] or "in no split"
+    return Standing(False, held_out if split == HELD_OUT else f"not trained on ({split})")
