@@ -1,4 +1,4 @@
-"""The command line: doctor, bench, report, profile, report-model, train, explain."""
+"""The command line: doctor, bench, report, profile, report-model, train, explain, evaluate."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ from clinattn.tools.console import (
     out,
     progress_bar,
 )
+from clinattn.tools.evaluate import evaluate
+from clinattn.tools.evaluation.settings import EvaluateSettings
 from clinattn.tools.explain import explain
 from clinattn.tools.explanation.settings import ExplainSettings
 from clinattn.tools.model_report.settings import ReportSettings
@@ -276,6 +278,7 @@ def report_model_command(
 
 app.command(cls=listing(TrainingSettings))(train)
 app.command(cls=listing(ExplainSettings))(explain)
+app.command(cls=listing(EvaluateSettings))(evaluate)
 
 
 def write_results(result: dict[str, Any], folder: Path) -> None:

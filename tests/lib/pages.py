@@ -7,9 +7,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 
+from clinattn.tools.evaluation.words import EFRON, FIGURES
 from clinattn.tools.report.words import WORDS
 
 LEFT_TO_CLICK = {word.link[1] for word in WORDS if word.link}
+LEFT_TO_CLICK |= {link for figure in FIGURES.values() for _, link in (*figure.sources, EFRON)}
 SHUT = {"br", "meta"}  # tags without an end
 
 

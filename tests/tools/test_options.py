@@ -18,6 +18,7 @@ from clinattn.encoder.presets import DESCRIPTIONS  # noqa: E402
 from clinattn.tools import console  # noqa: E402
 from clinattn.tools.benchmark import settings as benchmark  # noqa: E402
 from clinattn.tools.benchmark.variants import VARIANTS  # noqa: E402
+from clinattn.tools.evaluation.settings import EvaluateSettings  # noqa: E402
 from clinattn.tools.explanation.settings import ExplainSettings  # noqa: E402
 from clinattn.tools.model_report.settings import ReportSettings  # noqa: E402
 from clinattn.tools.options import takes  # noqa: E402
@@ -32,6 +33,7 @@ SETTINGS = {
     "profile": benchmark.ProfileSettings,
     "report-model": ReportSettings,
     "explain": ExplainSettings,
+    "evaluate": EvaluateSettings,
 }
 LISTED = {
     "bench": {"preset": PRESETS, "dtype": benchmark.DTYPES, "modes": benchmark.MODES},
@@ -44,7 +46,8 @@ LISTED = {
     "report-model": {"dtype": benchmark.DTYPES},
     "explain": {},
 }
-ARGUMENTS = ("source", "checkpoint", "methods")  # of commands, which no field's option says
+# of commands, which no field's option says
+ARGUMENTS = ("source", "checkpoint", "methods", "predictions", "by")
 SMALL = ["--max-tokens", "48", "--batch-size", "2"]
 BENCH = ["bench", *SMALL, "--modes", "infer", "--sequences", "4", "--rounds", "1"]
 TRAIN = ["train", "--max-tokens", "48", "--batch-tokens", "96", "--steps", "1", "--threads", "1"]
@@ -83,7 +86,7 @@ def test_each_field_is_an_option_with_its_help_and_default(cli, command):
             assert f"At least {known.least}." in shown
 
 
-@pytest.mark.parametrize("command", SETTINGS)
+@pytest.mark.parametrize("command", LISTED)
 def test_the_help_lists_the_choices(cli, command):
     lines = help_lines(cli, command)
     for name, choices in {"device": ("cpu", "cuda"), **LISTED[command]}.items():

@@ -152,7 +152,7 @@ def test_no_value_of_a_file_is_trusted():
     """Autoescaping is on, and nothing is marked as safe."""
     assert template("page.html.j2").environment.autoescape is True
     templates = list((ROOT / "clinattn" / "tools" / "report").glob("*.j2"))
-    assert len(templates) == 3
+    assert len(templates) == 4
     for path in templates:
         text = path.read_text(encoding="utf-8")
         assert not re.search(r"\|\s*safe|autoescape|Markup", text)
