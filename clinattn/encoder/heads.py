@@ -194,11 +194,17 @@ class SequenceClassifier(Pretrained):
         if labels is not None:
             classes = self.classifier.out_features
             check_sequence_labels("labels", labels, sequences(inputs, batch), classes, inputs)
-        hidden, layout = self.encoder.encode(inputs, **batch)
-        pool = {"first": layout.first, "mean": layout.mean, "last": layout.last}
-        pooled = pool[self.encoder.config.pooling](hidden)
-        logits = self.classifier(self.dropout(self.head(pooled)))
+        logits = self.of_pooled(self.pooled(*self.encoder.encode(inputs, **batch)))
         return HeadOutput(_classification_loss(logits, labels), logits)
+
+    def pooled(self, hidden: Tensor, layout: Layout) -> Tensor:
+        """What the head reads of each sequence, (sequences, hidden), of an encoder's states."""
+        pool = {"first": layout.first, "mean": layout.mean, "last": layout.last}
+        return pool[self.encoder.config.pooling](hidden)
+
+    def of_pooled(self, pooled: Tensor) -> Tensor:
+        """Logits (sequences, num_labels) of pooled states."""
+        return self.classifier(self.dropout(self.head(pooled)))
 
     @classmethod
     def from_pretrained(

@@ -1,4 +1,6 @@
-"""The command line: doctor, bench, report, profile, report-model, train, explain, evaluate."""
+"""The command line: doctor, bench, report, profile, report-model, train, explain, predict,
+evaluate.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +30,8 @@ from clinattn.tools.explain import explain
 from clinattn.tools.explanation.settings import ExplainSettings
 from clinattn.tools.model_report.settings import ReportSettings
 from clinattn.tools.options import listing, takes
+from clinattn.tools.predict import predict
+from clinattn.tools.prediction.settings import PredictionSettings
 from clinattn.tools.train import train
 from clinattn.tools.ways import dtype_name, pass_name, way_name
 from clinattn.training.settings import TrainingSettings
@@ -75,7 +79,7 @@ def options_of_all(
         ),
     ] = False,
 ) -> None:
-    """Exact attention for clinical models: diagnose, measure, report, train."""
+    """Exact attention for clinical models: diagnose, measure, report, train, predict."""
 
 
 @app.command()
@@ -278,6 +282,7 @@ def report_model_command(
 
 app.command(cls=listing(TrainingSettings))(train)
 app.command(cls=listing(ExplainSettings))(explain)
+app.command(cls=listing(PredictionSettings))(predict)
 app.command(cls=listing(EvaluateSettings))(evaluate)
 
 

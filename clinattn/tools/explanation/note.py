@@ -10,8 +10,9 @@ from torch import Tensor
 
 from clinattn.tools.explanation.case import Case, Unit, shown
 from clinattn.tools.explanation.settings import ExplainSettings
-from clinattn.workloads import SPECIAL_TOKENS, Vocabulary
-from clinattn.workloads.text import WORD, lower_words, read_tokenizer
+from clinattn.tools.vocabularies import require_same, require_words
+from clinattn.workloads import Vocabulary
+from clinattn.workloads.text import lower_words, read_tokenizer
 
 
 class Words(NamedTuple):
@@ -78,12 +79,7 @@ def read_note(path: Path) -> str:
 
 def by_words(text: str, vocabulary: Vocabulary, settings: ExplainSettings) -> Words:
     """Raises ValueError for the vocabulary of a tokenizer."""
-    others = (x for x in vocabulary.tokens[len(SPECIAL_TOKENS) :] if not WORD.fullmatch(x))
-    if (other := next(others, None)) is not None:
-        raise ValueError(
-            f"tokenizer: got none, and checkpoint {settings.checkpoint!r} knows {other!r}, which "
-            "is no word: expected the tokenizer.json that it was trained with"
-        )
+    require_words(vocabulary, settings.checkpoint)
     # lower-casing may make a character longer
     origin = [i for i, character in enumerate(text) for _ in character.lower()]
     found = list(lower_words(text))
@@ -108,11 +104,7 @@ def by_tokenizer(
     """The words, and the tokenizer's vocabulary. Raises ValueError where it has other tokens."""
     assert settings.tokenizer is not None
     tokenizer, own = read_tokenizer(settings.tokenizer)
-    if own.tokens != vocabulary.tokens:
-        raise ValueError(
-            f"tokenizer={str(settings.tokenizer)!r} has other tokens than the checkpoint: expected "
-            "that of its training"
-        )
+    require_same(own, vocabulary, settings.tokenizer)
     encoding = tokenizer.encode(text, add_special_tokens=False)
     if not encoding.ids:
         raise ValueError(f"text={str(settings.text)!r} has no words: expected some")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -23,9 +21,9 @@ from clinattn.tools.explanation.note import (
     words_and_spans,
 )
 from clinattn.tools.explanation.settings import ExplainSettings
+from clinattn.tools.pretrained_folder import open_folder, require_classifier
 
 BATCH = 8_192  # tokens computed at once
-HEAD = "ForSequenceClassification"
 
 
 @dataclass(frozen=True)
@@ -66,38 +64,15 @@ def read_folder(settings: ExplainSettings, text: str | None) -> Case:
 
     Raises ValueError for a folder without weights, a classifier or a fast tokenizer.
     """
-    folder = Path(settings.checkpoint)
     where = f"checkpoint {settings.checkpoint!r}"
     if text is None:
         raise ValueError(f"{where} is a model of transformers: expected text")
     if settings.tokenizer is not None:
         raise ValueError(f"{where} has its tokenizer: expected no other")
-    if find_spec("transformers") is None:
-        raise ValueError(f"{where} needs: pip install 'clinattn[integrations]'")
-    from clinattn.tools.model_report.report import position_limit
-    from clinattn.tools.model_report.source import (
-        WEIGHTS,
-        first_line_of_errors,
-        load_model,
-        read_config,
-    )
-
-    names = getattr(read_config(settings.checkpoint, folder), "architectures", None) or ["none"]
-    if not names[0].endswith(HEAD):
-        raise ValueError(f"{where} has the architecture {names[0]}: expected one {HEAD}")
-    if not any(any(folder.glob(pattern)) for pattern in WEIGHTS):
-        raise ValueError(f"{where} has no weights: expected one of {', '.join(WEIGHTS)}")
-    model: Any = load_model(settings.checkpoint)[0]
-    if model.config.num_labels < 2:
-        raise ValueError(f"{where} has one output, no classes: expected two or more")
-    from transformers import AutoTokenizer
-
-    tokenizer = first_line_of_errors(
-        settings.checkpoint, partial(AutoTokenizer.from_pretrained, folder, local_files_only=True)
-    )
-    if not tokenizer.is_fast:
-        raise ValueError(f"{where} has a slow tokenizer: expected a tokenizer.json")
-    most = min(tokenizer.model_max_length, position_limit(model) or tokenizer.model_max_length)
+    folder = open_folder(Path(settings.checkpoint))
+    require_classifier(folder)
+    model, tokenizer = folder.model, folder.tokenizer
+    most = folder.max_tokens
     whole = tokenizer(text, return_offsets_mapping=True, add_special_tokens=False, verbose=False)
     if not whole["input_ids"]:
         raise ValueError(f"text={str(settings.text)!r} has no words: expected some")
@@ -116,10 +91,10 @@ def read_folder(settings: ExplainSettings, text: str | None) -> Case:
     return note_case(
         Pretrained(
             model,
-            tuple(str(model.config.id2label[i]) for i in range(model.config.num_labels)),
+            folder.classes,
             inputs,
             _baseline(tokenizer, inputs["input_ids"], of_token),
-            model.config.problem_type == "multi_label_classification",
+            folder.independent,
             replaced,
         ),
         settings,

@@ -1,0 +1,60 @@
+"""What a model's outputs mean, and the columns of a file that say it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The classes of a model; () where it has none.
+
+    boolean: two classes, of which the second is what the MEDS label schema calls True.
+    independent: each class has a probability for itself.
+    """
+
+    classes: tuple[str, ...] = ()
+    boolean: bool = False
+    independent: bool = False
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """(R, classes) fp64 of logits."""
+        if self.independent:
+            return 1 / (1 + np.exp(-logits))
+        e = np.exp(logits - logits.max(1, keepdims=True))
+        return e / e.sum(1, keepdims=True)
+
+    def named(self, values: Sequence[Any]) -> list[str | None]:
+        """Names of classes, of outcomes or predictions as a file has them."""
+        if not self.boolean:
+            return list(values)
+        return [None if value is None else self.classes[int(value)] for value in values]
+
+    def columns(self, logits: np.ndarray, outcomes: Sequence[Any]) -> dict[str, pa.Array]:
+        """Columns of what is known and of what is predicted.
+
+        Those of two classes of timelines are by the PredictionSchema of the package
+        meds_evaluation, in which no outcome may be null: the column is absent where none is known.
+        """
+        import pyarrow as pa
+
+        p = self.probabilities(logits)
+        known = any(outcome is not None for outcome in outcomes)
+        if self.boolean:
+            found = {"boolean_value": pa.array(outcomes, pa.bool_())} if known else {}
+            return found | {
+                "predicted_boolean_value": pa.array(p[:, 1] > p[:, 0]),
+                "predicted_boolean_probability": pa.array(p[:, 1], pa.float32()),
+            }
+        found = {"label": pa.array(outcomes, pa.string())} if known else {}
+        found["predicted_label"] = pa.array(np.array(self.classes)[p.argmax(1)], pa.string())
+        return found | {
+            f"probability_{name}": pa.array(p[:, i]) for i, name in enumerate(self.classes)
+        }

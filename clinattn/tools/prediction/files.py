@@ -1,0 +1,122 @@
+"""The parquet files of predictions and embeddings, for their owner alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from clinattn.files.disk import parse_json, written_whole
+from clinattn.tools.environment import environment
+from clinattn.tools.prediction.job import Job
+from clinattn.tools.prediction.parts import Part, Parts
+from clinattn.tools.prediction.settings import PredictionSettings
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+KEY = b"clinattn"
+FORMAT = 1
+ROWS = 16_384  # of a row group
+
+
+def write_files(job: Job, settings: PredictionSettings, parts: Parts) -> dict[str, Any]:
+    """Writes what the settings ask for; returns the columns of predictions."""
+    about = metadata(job, settings)
+    predicted: dict[str, Any] = {}
+    if settings.output is not None:
+        logits = np.concatenate([part.logits for part in parts])
+        predicted = job.answer.columns(logits, job.rows.outcomes)
+        whole = _table(job.rows.columns | predicted)
+        slices = (whole.slice(start, ROWS) for start in range(0, len(whole), ROWS))
+        _write(settings.output, whole.schema, slices, about)
+    if settings.embeddings is not None:
+        first = next(iter(parts)).states[:0]
+        schema = _with_states(job, 0, first).schema
+        _write(settings.embeddings, schema, _embedded(job, parts), about)
+    return predicted
+
+
+def metadata(job: Job, settings: PredictionSettings) -> dict[str, Any]:
+    """Facts on a file: what was predicted, by what, from what, and where."""
+    return {
+        "format": FORMAT,
+        "checkpoint": dict(job.about),
+        "data": job.rows.title,
+        "split": job.split,
+        "rows": len(job.rows),
+        "classes": list(job.answer.classes),
+        "independent": job.answer.independent,
+        "notes": list(job.rows.notes),
+        "settings": {
+            "dtype": settings.dtype,
+            "device": settings.device,
+            "batch_tokens": settings.batch_tokens,
+            "at_end": settings.at_end,
+        },
+        "identity": dict(job.identity),
+        "environment": environment(torch.device(settings.device)),
+    }
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """The facts on a file that `write_files` has written. Raises ValueError for another file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        found = parse_json((pq.read_schema(path).metadata or {}).get(KEY, b"null"))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise ValueError(f"{str(path)!r} cannot be read: {error}") from None
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise ValueError(f"{str(path)!r} is no file of clinattn predict")
+    return found
+
+
+def _write(
+    path: Path, schema: pa.Schema, tables: Iterator[pa.Table], about: Mapping[str, Any]
+) -> None:
+    import pyarrow.parquet as pq
+
+    known = schema.with_metadata({KEY: json.dumps(about).encode()})
+    with written_whole(path, private=True) as partial, pq.ParquetWriter(partial, known) as file:
+        for table in tables:
+            file.write_table(table.cast(known))
+
+
+def _embedded(job: Job, parts: Parts) -> Iterator[pa.Table]:
+    """Rows with their states, in pieces of about ROWS rows."""
+    held: list[Part] = []
+    for part in parts:
+        held.append(part)
+        if part.end - held[0].first >= ROWS:
+            yield _with_states(job, held[0].first, np.concatenate([x.states for x in held]))
+            held = []
+    if held:
+        yield _with_states(job, held[0].first, np.concatenate([x.states for x in held]))
+
+
+def _with_states(job: Job, first: int, states: np.ndarray) -> pa.Table:
+    import pyarrow as pa
+
+    rows = slice(first, first + len(states))
+    columns = {name: column[rows] for name, column in job.rows.columns.items()}
+    flat = pa.array(states.reshape(-1), pa.float32())
+    return _table(columns | {"embedding": pa.FixedSizeListArray.from_arrays(flat, states.shape[1])})
+
+
+def _table(columns: Mapping[str, Any]) -> pa.Table:
+    """Columns as a table; a time is in microseconds, as MEDS has it."""
+    import pyarrow as pa
+
+    kinds = {"prediction_time": pa.timestamp("us")}
+    return pa.table(
+        {
+            name: column if isinstance(column, pa.Array) else pa.array(column, kinds.get(name))
+            for name, column in columns.items()
+        }
+    )

@@ -1,0 +1,98 @@
+"""The job of a run: model, rows, and what the file says about both. All input is checked here."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import clinattn
+from clinattn.tools.prediction.answers import Answer
+from clinattn.tools.prediction.models import Model
+from clinattn.tools.prediction.rows import Rows
+from clinattn.tools.prediction.settings import PredictionSettings
+from clinattn.training.origin import Origin, resolve
+
+
+@dataclass(frozen=True)
+class Job:
+    """model: predicts for sequences of rows, whose lengths are (R,) int64.
+
+    split: of the rows. identity: of checkpoint, data and settings, by which an interrupted run is
+    known again. about: more on the checkpoint, for the file.
+    """
+
+    model: Model
+    answer: Answer
+    rows: Rows
+    split: str
+    lengths: np.ndarray
+    identity: Mapping[str, str]
+    about: Mapping[str, Any]
+
+
+def read_job(settings: PredictionSettings) -> Job:
+    """Raises MedsError or ValueError where the checkpoint or the data cannot be used."""
+    origin = resolve(settings.checkpoint)
+    if origin.saved is None:
+        from clinattn.tools.prediction.pretrained import read_pretrained as read
+    else:
+        from clinattn.tools.prediction.trained import read_trained as read
+    model, answer, rows, split = read(settings, origin)
+    if settings.output is not None and not answer.classes:
+        raise ValueError(
+            f"checkpoint {str(origin.path)!r} predicts no classes: expected embeddings alone, or a "
+            "classifier"
+        )
+    lengths, digest = rows.measured()
+    checkpoint = sha256(origin)
+    return Job(
+        model=model,
+        answer=answer,
+        rows=rows,
+        split=split,
+        lengths=lengths,
+        identity={
+            "checkpoint": checkpoint,
+            "data": digest,
+            "dtype": settings.dtype,
+            "device": settings.device,
+            "files": " and ".join(settings.files),
+            "versions": f"clinattn {clinattn.__version__}, torch {torch.__version__}",
+        },
+        about={
+            "name": origin.path.resolve().name,
+            "sha256": checkpoint,
+            **({} if origin.saved is None else _trained(origin.saved)),
+            "passed_over": list(origin.damaged),
+        },
+    )
+
+
+def _trained(saved: dict[str, Any]) -> dict[str, Any]:
+    known = saved["settings"]
+    names = ("task", "preset", "label_code", "cuts", "max_tokens")
+    return {"step": saved["step"], **{name: known.get(name) for name in names}}
+
+
+def sha256(origin: Origin) -> str:
+    """The SHA-256 of the file, or of the names and contents of the files of a folder."""
+    if origin.path.is_file():
+        return _of_file(origin.path).hexdigest()
+    whole = hashlib.sha256()
+    for path in sorted(x for x in origin.path.iterdir() if x.is_file()):
+        whole.update(f"{path.name}\0".encode() + _of_file(path).digest())
+    return whole.hexdigest()
+
+
+def _of_file(path: Path) -> Any:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest

@@ -1,0 +1,132 @@
+"""From a job to its files: batches, parts on the way, and the rows in their order at the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from clinattn.tools.prediction.files import read_metadata, write_files
+from clinattn.tools.prediction.job import Job
+from clinattn.tools.prediction.models import Outputs
+from clinattn.tools.prediction.parts import MANIFEST, Part, Parts, require_same
+from clinattn.tools.prediction.settings import PredictionSettings
+from clinattn.training.interruption import Stop, deferred_signals
+from clinattn.training.output import claimed
+
+Progress = Callable[[str, int, int], None]
+BATCHES = 4  # of a part: what a kill may lose
+
+
+class Result(NamedTuple):
+    """signal: of the one that ended the run, 0 to the end. rows: that have been computed, of all.
+
+    tokens, seconds: of this run, without those before it. columns: of predictions, by name.
+    """
+
+    signal: int
+    rows: int
+    tokens: int
+    seconds: float
+    columns: dict[str, Any]
+
+
+def partial_folder(settings: PredictionSettings) -> Path:
+    """The folder for results on the way, beside the first of the files."""
+    path = next(iter(settings.files.values()))
+    return path.with_name(f"{path.name}.partial")
+
+
+def require_start(settings: PredictionSettings) -> None:
+    """Raises ValueError where files or results of another run are in the way, or none to resume."""
+    folder = partial_folder(settings)
+    there = {name: path for name, path in settings.files.items() if path.is_file()}
+    begun = (folder / MANIFEST).is_file()
+    if settings.resume and not begun and len(there) < len(settings.files):
+        raise ValueError(f"resume: {str(folder)!r} is not there: no run to go on with")
+    if settings.resume:
+        return
+    if begun:
+        raise ValueError(
+            f"{str(folder)!r} has results of a run that was interrupted: expected resume, or that "
+            "folder removed"
+        )
+    for name, path in there.items():
+        raise ValueError(f"{name}={str(path)!r} is there: expected another file")
+
+
+def is_finished(job: Job, settings: PredictionSettings) -> bool:
+    """Returns whether all files of a run to resume are there. Raises ValueError for other files."""
+    if not settings.resume or (partial_folder(settings) / MANIFEST).is_file():
+        return False
+    for path in settings.files.values():
+        require_same(job.identity, read_metadata(path)["identity"], repr(str(path)))
+    return True
+
+
+def run(job: Job, settings: PredictionSettings, progress: Progress) -> Result:
+    """Computes what is missing and writes the files, unless a signal comes.
+
+    Raises ValueError where another run is at it, or the results there are of other input.
+    """
+    folder = partial_folder(settings)
+    parts = Parts(folder, job.identity)
+    with claimed(folder):
+        if settings.resume:
+            parts.check()
+        else:
+            parts.start()
+        with deferred_signals() as stop:
+            result = compute(job, settings, parts, progress, stop)
+        if result.signal:
+            return result
+        progress("writing", result.rows, result.rows)
+        result = result._replace(columns=write_files(job, settings, parts))
+    parts.remove()
+    return result
+
+
+def compute(
+    job: Job, settings: PredictionSettings, parts: Parts, progress: Progress, stop: Stop
+) -> Result:
+    """Adds the parts that are missing, or those before a signal."""
+    first, total = parts.done(), len(job.rows)
+    started, tokens = time.perf_counter(), 0
+    while first < total:
+        lengths = job.lengths[first : _end(job.lengths, first, BATCHES * settings.batch_tokens)]
+        found: dict[int, Outputs] = {}
+        for batch in job.model.batches(lengths.tolist(), settings.batch_tokens):
+            if stop.signal:
+                break
+            done = first + len(found)
+            progress(f"predicting: row {done:,} of {total:,}", done, total)
+            out = job.model([job.rows.tokens(first + i) for i in batch])
+            for at, i in enumerate(batch):
+                logits = None if out.logits is None else out.logits[at]
+                found[i] = Outputs(logits, out.states[at])
+            tokens += int(lengths[batch].sum())
+        if len(found) < len(lengths):
+            break
+        parts.add(_part(job, settings, first, [found[i] for i in range(len(lengths))]))
+        first += len(lengths)
+    seconds = time.perf_counter() - started
+    return Result(stop.signal if first < total else 0, first, tokens, seconds, {})
+
+
+def _end(lengths: np.ndarray, first: int, tokens: int) -> int:
+    """The row after those from `first` on that have so many tokens together, or after one row."""
+    reached = lengths[first : first + tokens].cumsum()
+    return first + max(1, int(np.searchsorted(reached, tokens, "right")))
+
+
+def _part(job: Job, settings: PredictionSettings, first: int, found: list[Outputs]) -> Part:
+    logits = np.zeros((len(found), len(job.answer.classes)))
+    states = np.zeros((len(found), 0), dtype=np.float32)
+    if job.answer.classes:
+        logits = np.stack([x.logits.numpy() for x in found if x.logits is not None])
+    if settings.embeddings is not None:
+        states = np.stack([x.states.numpy() for x in found])
+    return Part(first, logits, states)

@@ -1,0 +1,75 @@
+"""Settings of `clinattn predict`."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from clinattn.files.disk import require_writable
+from clinattn.training.fields import check, check_device, option
+from clinattn.training.settings import DTYPES
+from clinattn.workloads.opening import parse_data
+
+FORMS = "meds:DIR or text:FILE"
+
+
+@dataclass(frozen=True)
+class PredictionSettings:
+    """A trained model, the sequences that it reads, and where its predictions go.
+
+    checkpoint: a step-*.pt of `clinattn train`, a run's folder, or a folder of transformers.
+    Raises ValueError.
+    """
+
+    checkpoint: str
+    data: str | None = option(None, f"Patients or notes to predict for: {FORMS}.")
+    at_end: bool = option(
+        False,
+        "Of timelines: predict at the last event, as for patients of today, whose outcome is not "
+        "known yet.",
+    )
+    split: str | None = option(
+        None,
+        "The patients or notes to predict for: train, held_out or all.",
+        shown="held_out",
+    )
+    tokenizer: Path | None = option(
+        None, "With text:FILE: the tokenizer.json that a checkpoint was trained with."
+    )
+    output: Path | None = option(None, "File for the predictions, parquet, mode 0600.")
+    embeddings: Path | None = option(
+        None, "File for the mean of the last hidden states of each sequence, parquet, mode 0600."
+    )
+    batch_tokens: int = option(
+        16_384, "Most tokens computed at once; a longer sequence is computed by itself.", least=1
+    )
+    dtype: str = option("float32", "bfloat16 is autocast with fp32 weights.", choices=tuple(DTYPES))
+    device: str = option(
+        "cpu", "Where to run.", choices=("cpu", "cuda"), shown="cuda if there, else cpu"
+    )
+    threads: int | None = option(None, "Threads of torch.", least=1, shown="torch's")
+    resume: bool = option(False, "Go on with a run that was interrupted.")
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.data is None:
+            raise ValueError(f"data: got none, expected {FORMS}")
+        kind = parse_data(self.data, self.tokenizer).kind
+        if kind == "profile":
+            raise ValueError(f"data={self.data!r}: expected {FORMS}")
+        if self.at_end and kind != "meds":
+            raise ValueError(f"at_end: expected only with meds:DIR, got data={self.data!r}")
+        if not self.files:
+            raise ValueError("output: got none, expected a file for predictions, or embeddings")
+        for name, path in self.files.items():
+            require_writable(path, name)
+        if len({os.path.realpath(path) for path in self.files.values()}) < len(self.files):
+            raise ValueError(f"output and embeddings: got {str(self.output)!r} for both")
+        check_device(self.device)
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """The files to write, by the name of the setting."""
+        given = {"output": self.output, "embeddings": self.embeddings}
+        return {name: Path(path) for name, path in given.items() if path is not None}

@@ -1,0 +1,89 @@
+"""A checkpoint of `clinattn train`, and the data as its training read them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from clinattn.encoder import SequenceClassifier
+from clinattn.tools.prediction.answers import Answer
+from clinattn.tools.prediction.models import Model, PackedModel, placed
+from clinattn.tools.prediction.rows import Rows
+from clinattn.tools.prediction.settings import PredictionSettings
+from clinattn.tools.prediction.splits import HELD_OUT, chosen_split
+from clinattn.tools.prediction.texts import beginnings, note_rows
+from clinattn.tools.prediction.timelines import timeline_rows
+from clinattn.tools.vocabularies import require_same, require_words
+from clinattn.training.checkpoint import model_of
+from clinattn.training.corpus import tokens_of
+from clinattn.training.origin import Origin
+from clinattn.training.settings import TrainingSettings
+from clinattn.training.start import check_source, of_checkpoint
+from clinattn.workloads import Vocabulary, open_source
+from clinattn.workloads.opening import parse_data
+from clinattn.workloads.text import read_rows
+
+
+def read_trained(
+    settings: PredictionSettings, origin: Origin
+) -> tuple[Model, Answer, Rows, str]:
+    """Model, answer, rows and split. Raises MedsError or ValueError for data that do not fit."""
+    saved = origin.saved
+    assert saved is not None and settings.data is not None
+    where = f"checkpoint {str(origin.path)!r}"
+    kind = parse_data(settings.data).kind
+    classifies = saved["settings"]["task"] == "classify"
+    of_timelines = saved["settings"].get("label_code") is not None
+    if classifies and of_timelines != (kind == "meds"):
+        trained, expected = ("timelines", "meds:DIR") if of_timelines else ("texts", "text:FILE")
+        raise ValueError(f"{where} was trained on {trained}: expected data {expected}")
+    training = TrainingSettings(
+        **saved["settings"] | {"data": settings.data, "tokenizer": settings.tokenizer}
+    )
+    config, vocabulary, standard = of_checkpoint(saved)
+    check_source(config, training)
+    source = open_source(settings.data, tokenizer=settings.tokenizer)
+    if settings.tokenizer is not None:
+        require_same(source.vocabulary, vocabulary, settings.tokenizer)
+    elif kind == "text":
+        require_words(vocabulary, str(origin.path))
+    unknown = unknown_note(source.ids_of(vocabulary), vocabulary, source.where)
+    split = settings.split or HELD_OUT
+    chosen = chosen_split(source, split, training.held_out)
+    events = tokens_of(
+        source,
+        vocabulary,
+        times=config.positions == "rotary_time",
+        standard=standard if config.numeric_values else None,
+    )
+    if kind == "meds":
+        at_end = settings.at_end or not classifies
+        rows = timeline_rows(source, events, chosen, training, at_end)
+    else:
+        path = Path(parse_data(settings.data).place)
+        tokens = beginnings(source, events, vocabulary.cls, training.room)
+        rows = note_rows(path, read_rows(path, False), chosen, tokens, saved["classes"])
+    device = torch.device(settings.device)
+    module = placed(model_of(saved, where), device, settings.dtype)
+    answer = Answer()
+    if isinstance(module, SequenceClassifier):
+        answer = Answer(tuple(saved["classes"]), boolean=of_timelines)
+    rows = replace(rows, notes=(*rows.notes, *unknown))
+    return PackedModel(module, device, settings.dtype), answer, rows, split
+
+
+def unknown_note(ids: np.ndarray, vocabulary: Vocabulary, where: str) -> list[str]:
+    """A line on the share of events or words that are [UNK], where there are some.
+
+    Raises ValueError where all are: the data are coded in another way than those of training.
+    """
+    share = float((ids == vocabulary.unknown).mean())
+    if share == 1:
+        raise ValueError(
+            f"{where}: the checkpoint knows none of its codes or words: expected such as "
+            f"{vocabulary.tokens[-1]!r}"
+        )
+    return [f"{share:.1%} of events or words are new to the model, [UNK]"] if share else []
