@@ -1,6 +1,4 @@
-"""The command line: doctor, bench, report, profile, report-model, train, explain, predict,
-evaluate.
-"""
+"""The command line: doctor, bench, report, profile, report-model, train, and what follows it."""
 
 from __future__ import annotations
 

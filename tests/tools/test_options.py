@@ -22,6 +22,7 @@ from clinattn.tools.evaluation.settings import EvaluateSettings  # noqa: E402
 from clinattn.tools.explanation.settings import ExplainSettings  # noqa: E402
 from clinattn.tools.model_report.settings import ReportSettings  # noqa: E402
 from clinattn.tools.options import takes  # noqa: E402
+from clinattn.tools.prediction.settings import PredictionSettings  # noqa: E402
 from clinattn.training import settings as training  # noqa: E402
 from clinattn.training.fields import check, option, options  # noqa: E402
 from clinattn.workloads import PROFILES  # noqa: E402
@@ -34,6 +35,7 @@ SETTINGS = {
     "report-model": ReportSettings,
     "explain": ExplainSettings,
     "evaluate": EvaluateSettings,
+    "predict": PredictionSettings,
 }
 LISTED = {
     "bench": {"preset": PRESETS, "dtype": benchmark.DTYPES, "modes": benchmark.MODES},
@@ -45,6 +47,7 @@ LISTED = {
     },
     "report-model": {"dtype": benchmark.DTYPES},
     "explain": {},
+    "predict": {"dtype": training.DTYPES},
 }
 # of commands, which no field's option says
 ARGUMENTS = ("source", "checkpoint", "methods", "predictions", "by")
@@ -119,7 +122,7 @@ def test_every_preset_has_a_phrase():
     ("command", "name"), [(c, name) for c in LISTED for name in (*LISTED[c], "device")]
 )
 def test_a_wrong_choice_is_refused_with_the_list(cli, command, name, tmp_path):
-    model = ["bert"] if command in ("report-model", "explain") else []
+    model = ["bert"] if command in ("report-model", "explain", "predict") else []
     place = ["--data", "profile:fixed"] if command != "report-model" else []
     choices = LISTED[command].get(name, ("cpu", "cuda"))
     refused(cli(command, *model, *place, f"--{name}", "wrong"), f"{name}=", "expected", *choices)

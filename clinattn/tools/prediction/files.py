@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,17 +27,20 @@ ROWS = 16_384  # of a row group
 def write_files(job: Job, settings: PredictionSettings, parts: Parts) -> dict[str, Any]:
     """Writes what the settings ask for; returns the columns of predictions."""
     about = metadata(job, settings)
+    rows = _table(job.rows.columns)
     predicted: dict[str, Any] = {}
     if settings.output is not None:
         logits = np.concatenate([part.logits for part in parts])
         predicted = job.answer.columns(logits, job.rows.outcomes)
-        whole = _table(job.rows.columns | predicted)
-        slices = (whole.slice(start, ROWS) for start in range(0, len(whole), ROWS))
-        _write(settings.output, whole.schema, slices, about)
+        table = rows
+        for name, column in predicted.items():
+            table = table.append_column(name, column)
+        slices = (table.slice(start, ROWS) for start in range(0, len(table), ROWS))
+        _write(settings.output, table.schema, slices, about)
     if settings.embeddings is not None:
-        first = next(iter(parts)).states[:0]
-        schema = _with_states(job, 0, first).schema
-        _write(settings.embeddings, schema, _embedded(job, parts), about)
+        schema = _embedded(rows, [next(iter(parts))]).schema
+        pieces = (_embedded(rows, piece) for piece in _pieces(parts))
+        _write(settings.embeddings, schema, pieces, about)
     return predicted
 
 
@@ -78,35 +81,35 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
 
 def _write(
-    path: Path, schema: pa.Schema, tables: Iterator[pa.Table], about: Mapping[str, Any]
+    path: Path, schema: pa.Schema, tables: Iterable[pa.Table], about: Mapping[str, Any]
 ) -> None:
     import pyarrow.parquet as pq
 
     known = schema.with_metadata({KEY: json.dumps(about).encode()})
     with written_whole(path, private=True) as partial, pq.ParquetWriter(partial, known) as file:
         for table in tables:
-            file.write_table(table.cast(known))
+            file.write_table(table.replace_schema_metadata(known.metadata))
 
 
-def _embedded(job: Job, parts: Parts) -> Iterator[pa.Table]:
-    """Rows with their states, in pieces of about ROWS rows."""
+def _pieces(parts: Iterable[Part]) -> Iterator[list[Part]]:
+    """Consecutive parts of about ROWS rows together."""
     held: list[Part] = []
     for part in parts:
         held.append(part)
         if part.end - held[0].first >= ROWS:
-            yield _with_states(job, held[0].first, np.concatenate([x.states for x in held]))
+            yield held
             held = []
     if held:
-        yield _with_states(job, held[0].first, np.concatenate([x.states for x in held]))
+        yield held
 
 
-def _with_states(job: Job, first: int, states: np.ndarray) -> pa.Table:
+def _embedded(rows: pa.Table, parts: list[Part]) -> pa.Table:
+    """The rows of consecutive parts, with their states."""
     import pyarrow as pa
 
-    rows = slice(first, first + len(states))
-    columns = {name: column[rows] for name, column in job.rows.columns.items()}
-    flat = pa.array(states.reshape(-1), pa.float32())
-    return _table(columns | {"embedding": pa.FixedSizeListArray.from_arrays(flat, states.shape[1])})
+    states = np.concatenate([part.states for part in parts])
+    column = pa.FixedSizeListArray.from_arrays(pa.array(states.reshape(-1)), states.shape[1])
+    return rows.slice(parts[0].first, len(states)).append_column("embedding", column)
 
 
 def _table(columns: Mapping[str, Any]) -> pa.Table:
@@ -114,9 +117,4 @@ def _table(columns: Mapping[str, Any]) -> pa.Table:
     import pyarrow as pa
 
     kinds = {"prediction_time": pa.timestamp("us")}
-    return pa.table(
-        {
-            name: column if isinstance(column, pa.Array) else pa.array(column, kinds.get(name))
-            for name, column in columns.items()
-        }
-    )
+    return pa.table({name: pa.array(x, kinds.get(name)) for name, x in columns.items()})

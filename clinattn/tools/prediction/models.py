@@ -53,11 +53,18 @@ def placed(module: nn.Module, device: torch.device, dtype: str) -> nn.Module:
 
 @dataclass(frozen=True)
 class PackedModel:
-    """An encoder of clinattn, with or without a classifier. dtype: a name of settings.DTYPES."""
+    """An encoder of clinattn, with or without a classifier, which computes in the weights' dtype.
+
+    dtype: a name of settings.DTYPES.
+    """
 
     module: Any
     device: torch.device
     dtype: str
+
+    @property
+    def weights(self) -> torch.dtype:
+        return next(self.module.parameters()).dtype
 
     def batches(self, lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
         return batch_by_tokens(lengths, max(max_tokens, *lengths))
@@ -66,10 +73,12 @@ class PackedModel:
         count, logits = len(sequences), None
         ids, arguments = packed([*sequences, *filler(sequences)], self.device)
         encoder = getattr(self.module, "encoder", self.module)
-        with torch.inference_mode(), autocast(self.device, self.dtype):
-            hidden, layout = encoder.encode(ids, **arguments)
+        with torch.inference_mode():
+            with autocast(self.device, self.dtype):
+                hidden, layout = encoder.encode(ids, **arguments)
             if isinstance(self.module, SequenceClassifier):
-                pooled = self.module.pooled(hidden, layout)[:count]
+                # bf16 would make many probabilities equal
+                pooled = self.module.pooled(hidden, layout)[:count].to(self.weights)
                 pooled = F.pad(pooled, (0, 0, 0, -count % ROWS))
                 logits = self.module.of_pooled(pooled)[:count].double().cpu()
             states = layout.mean(hidden)[:count].float().cpu()

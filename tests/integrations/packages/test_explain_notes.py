@@ -12,7 +12,8 @@ for package in ("transformers", "tokenizers", "jinja2", "rich", "typer"):
 
 from pages import barriers, read  # noqa: E402
 from runs import small_run  # noqa: E402
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors  # noqa: E402
+from small_folders import CLASSES, MOST, configured, save, tokenizer  # noqa: E402
+from tokenizers import Tokenizer  # noqa: E402
 from transformers import (  # noqa: E402
     BertConfig,
     BertForSequenceClassification,
@@ -31,50 +32,7 @@ from clinattn.training.checkpoint import checkpoints  # noqa: E402
 from clinattn.training.loop import Trainer  # noqa: E402
 from clinattn.training.start import make_corpus  # noqa: E402
 
-WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] the patient has seps ##is and fever no cough . , mg".split()
 TEXT = "The patient has sepsis and <b>fever</b>, no cough. \n" * 4
-CLASSES = ("no", "yes", "maybe")
-MOST = 24  # tokens that the tokenizer cuts to
-
-
-def tokenizer() -> Tokenizer:
-    made = Tokenizer(models.WordPiece({w: i for i, w in enumerate(WORDS)}, unk_token="[UNK]"))
-    made.normalizer = normalizers.BertNormalizer()
-    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    made.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    made.add_special_tokens(WORDS[:5])
-    return made
-
-
-def save(folder, model, fast=True):
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(8)
-    model.save_pretrained(folder)
-    if fast:
-        names = {f"{x}_token": f"[{x.upper()}]" for x in ("pad", "unk", "cls", "sep", "mask")}
-        PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer(), model_max_length=MOST, **names
-        ).save_pretrained(folder)
-    return folder
-
-
-def configured(kind, **known):
-    sizes = {
-        "vocab_size": len(WORDS),
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 48,
-        "max_position_embeddings": 64,
-        "pad_token_id": 0,
-        "id2label": dict(enumerate(CLASSES)),
-        "label2id": {name: i for i, name in enumerate(CLASSES)},
-    }
-    return kind(**sizes | known)
 
 
 @pytest.fixture(scope="module")
