@@ -1,6 +1,6 @@
 """Clinical sequences to run models on: a Source of a MEDS folder, a text file or a length profile.
 
-Others import the names below, opening (the forms of --data), source (what every Source has),
+Others import the names below, opening (the forms of --data), meds, source (what every Source has),
 splits, code_names, profiles, text, vocabulary (special tokens), and seeds (numbers from names).
 """
 

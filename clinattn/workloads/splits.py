@@ -157,6 +157,28 @@ def divide(source: Source, share: float) -> Division:
     return Division(train, evaluated, TUNING, record, line)
 
 
+def trained_on(source: Source, share: float, record: dict[str, Any] | None) -> np.ndarray | None:
+    """(S,) bool: what a training with this `share` and Division.record has learnt from.
+
+    None where nobody can tell. record: None of a checkpoint older than records, when all were
+    divided by the hash.
+    """
+    if record is None or record["by"] == "hash":
+        return ~source.held_out(share)
+    if source.splits is None or source.splits_digest != record["digest"]:
+        return None
+    return divide(source, share).train
+
+
+def default_split(source: Source, share: float) -> str:
+    """HELD_OUT where a sequence is in it, else TUNING. Raises ValueError for neither."""
+    known = sorted(set(splits_of(source, share)) - {UNLISTED})
+    for split in (HELD_OUT, TUNING):
+        if split in known:
+            return split
+    raise ValueError(f"split: got none, and {source.where} has {known}: expected one, or {ALL!r}")
+
+
 class Standing(NamedTuple):
     """Whether training has seen a sequence, None where nobody can tell, and that in words."""
 
@@ -165,19 +187,16 @@ class Standing(NamedTuple):
 
 
 def standing(source: Source, index: int, share: float, record: dict[str, Any] | None) -> Standing:
-    """How a sequence stands to a training with this `share` and Division.record.
-
-    record: None of a checkpoint older than records, when all were divided by the hash.
-    """
+    """How a sequence stands to a training; arguments as in trained_on."""
     held_out = "held out, not trained on"
-    if record is None or record["by"] == "hash":
-        known = bool(source.held_out(share)[index])
-        return Standing(not known, held_out if known else "trained on")
-    if source.splits is None or source.splits_digest != record["digest"]:
+    seen = trained_on(source, share, record)
+    if seen is None:
         return Standing(None, "not known: training had another list of splits than these data")
-    division = divide(source, share)
-    if division.train[index]:
+    if seen[index]:
         return Standing(True, "trained on")
+    if record is None or source.splits is None or record["by"] == "hash":
+        return Standing(False, held_out)
+    division = divide(source, share)
     if division.evaluated[index]:
         return Standing(False, "not trained on, but evaluated while training (tuning)")
     split = source.splits[index] or "in no split"

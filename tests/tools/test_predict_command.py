@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import stat
 
 import numpy as np
@@ -14,7 +15,7 @@ for package in ("pyarrow", "rich", "typer"):
 
 import pyarrow as pa  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
-from patients import DAY, write_events, write_measured_patients  # noqa: E402
+from patients import DAY, write_events, write_measured_patients, write_splits  # noqa: E402
 from predicted import bits_of, facts_of, trained  # noqa: E402
 
 from clinattn.tools.prediction import predict as prediction  # noqa: E402
@@ -60,6 +61,7 @@ def flat(text: str) -> str:
 
 
 GIVEN = ["VALUED", "--data", "MEDS"]
+OUT, ALL = ["--output", "p.parquet"], ["--split", "all"]
 
 
 @pytest.mark.parametrize("preset", ["valued", "timed", "timed-causal"])
@@ -187,6 +189,33 @@ def test_embeddings_are_means_of_the_last_states(model, run, tmp_path, valued, m
         torch.testing.assert_close(found, states.mean(0), rtol=1e-4, atol=1e-5)
 
 
+def test_the_split_is_the_owners(run, folder, tmp_path):
+    """Held-out patients, else tuning, else an error; all of them with a line on those seen."""
+    of = dict(zip(range(1, 41), ["train", "train", "tuning", "held_out"] * 10, strict=True))
+    ward = write_splits(shutil.copytree(folder, tmp_path / "ward"), of)
+    model = trained(tmp_path / "run", meds_dir=ward, cuts=CUTS, steps=1)[1]
+
+    def predicted(*more):
+        (tmp_path / "p.parquet").unlink(missing_ok=True)
+        done = run(model, "--data", f"meds:{ward}", *OUT, *more)
+        assert done.exit_code == 0, done.output
+        subjects = set(pq.read_table(tmp_path / "p.parquet")["subject_id"].to_pylist())
+        return subjects, flat(done.stderr)
+
+    subjects, said = predicted()
+    assert subjects == {x for x in of if of[x] == "held_out"} and "trained on" not in said
+    assert "split held_out: 30 predictions" in said
+    subjects, said = predicted("--split", "all")
+    assert subjects == set(of) and "20 of 40 are subjects that the model was trained on" in said
+    write_splits(ward, {x: "tuning" if x % 2 else "train" for x in of})
+    subjects, said = predicted()
+    assert subjects == {x for x in of if x % 2} and "split tuning" in said
+    assert "whether the model was trained on these subjects is not known" in said
+    write_splits(ward, dict.fromkeys(of, "train"))
+    done = run(model, "--data", f"meds:{ward}", "--output", "q.parquet")
+    assert done.exit_code == 2 and "split: got none, and meds_dir=" in done.stderr
+
+
 def interrupted_after(monkeypatch, batches: int) -> None:
     """SIGINT comes while the batch of that number is computed."""
     import signal
@@ -283,9 +312,6 @@ def test_a_run_says_what_it_reads_and_found(run, folder):
     assert re.search(r"tokens in [\d.]+ s: [\d,]+ tokens/s", flat(done.stdout))
 
 
-OUT, ALL = ["--output", "p.parquet"], ["--split", "all"]
-
-
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -308,7 +334,7 @@ OUT, ALL = ["--output", "p.parquet"], ["--split", "all"]
         ([*GIVEN, "--output", "t.csv"], "output='t.csv' is there: expected another file"),
         ([*GIVEN, *OUT, "--resume"], "resume: 'p.parquet.partial' is not there"),
         ([*GIVEN, "--output", "t.csv", "--resume"], "'t.csv' cannot be read"),
-        ([*GIVEN, *OUT, "--split", "x"], "split='x': expected one of"),
+        ([*GIVEN, *OUT, "--split", "x"], "split='x': meds_dir="),
         ([*GIVEN, *OUT, "--batch-tokens", "0"], "batch_tokens=0: expected at least 1"),
         ([*GIVEN, *OUT, "--at-end", "--data", "text:t.csv"], "at_end: expected only with meds:DIR"),
     ],

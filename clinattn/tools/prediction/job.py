@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-import clinattn
+from clinattn.backends.cpu import instruction_set
+from clinattn.tools.environment import versions
 from clinattn.tools.prediction.answers import Answer
 from clinattn.tools.prediction.models import Model
 from clinattn.tools.prediction.rows import Rows
@@ -63,7 +63,7 @@ def read_job(settings: PredictionSettings) -> Job:
             "dtype": settings.dtype,
             "device": settings.device,
             "files": " and ".join(settings.files),
-            "versions": f"clinattn {clinattn.__version__}, torch {torch.__version__}",
+            "versions": f"{versions()}, {instruction_set()}",
         },
         about={
             "name": origin.path.resolve().name,

@@ -18,11 +18,11 @@ from clinattn.tools.prediction.answers import Answer
 from clinattn.tools.prediction.models import Model, PackedModel, PaddedModel, placed
 from clinattn.tools.prediction.rows import Rows
 from clinattn.tools.prediction.settings import PredictionSettings
-from clinattn.tools.prediction.splits import ALL
 from clinattn.tools.prediction.texts import note_rows, of_ids
 from clinattn.tools.pretrained_folder import PretrainedFolder, open_folder, require_classifier
 from clinattn.training.origin import Origin
 from clinattn.workloads.opening import parse_data
+from clinattn.workloads.splits import ALL
 from clinattn.workloads.text import read_rows
 
 

@@ -31,8 +31,8 @@ class PredictionSettings:
     )
     split: str | None = option(
         None,
-        "The patients or notes to predict for: train, held_out or all.",
-        shown="held_out",
+        "Patients or notes of one split: train, tuning, held_out or the like, or all.",
+        shown="held_out, else tuning",
     )
     tokenizer: Path | None = option(
         None, "With text:FILE: the tokenizer.json that a checkpoint was trained with."

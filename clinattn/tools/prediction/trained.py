@@ -13,7 +13,6 @@ from clinattn.tools.prediction.answers import Answer
 from clinattn.tools.prediction.models import Model, PackedModel, placed
 from clinattn.tools.prediction.rows import Rows
 from clinattn.tools.prediction.settings import PredictionSettings
-from clinattn.tools.prediction.splits import HELD_OUT, chosen_split
 from clinattn.tools.prediction.texts import beginnings, note_rows
 from clinattn.tools.prediction.timelines import timeline_rows
 from clinattn.tools.vocabularies import require_same, require_words
@@ -24,6 +23,7 @@ from clinattn.training.settings import TrainingSettings
 from clinattn.training.start import check_source, of_checkpoint
 from clinattn.workloads import Vocabulary, open_source
 from clinattn.workloads.opening import parse_data
+from clinattn.workloads.splits import chosen_split, default_split, trained_on
 from clinattn.workloads.text import read_rows
 
 
@@ -50,9 +50,10 @@ def read_trained(
         require_same(source.vocabulary, vocabulary, settings.tokenizer)
     elif kind == "text":
         require_words(vocabulary, str(origin.path))
-    unknown = unknown_note(source.ids_of(vocabulary), vocabulary, source.where)
-    split = settings.split or HELD_OUT
+    notes = unknown_note(source.ids_of(vocabulary), vocabulary, source.where)
+    split = settings.split or default_split(source, training.held_out)
     chosen = chosen_split(source, split, training.held_out)
+    notes += seen_note(trained_on(source, training.held_out, saved.get("split")), chosen)
     events = tokens_of(
         source,
         vocabulary,
@@ -71,7 +72,7 @@ def read_trained(
     answer = Answer()
     if isinstance(module, SequenceClassifier):
         answer = Answer(tuple(saved["classes"]), boolean=of_timelines)
-    rows = replace(rows, notes=(*rows.notes, *unknown))
+    rows = replace(rows, notes=(*rows.notes, *notes))
     return PackedModel(module, device, settings.dtype), answer, rows, split
 
 
@@ -87,3 +88,16 @@ def unknown_note(ids: np.ndarray, vocabulary: Vocabulary, where: str) -> list[st
             f"{vocabulary.tokens[-1]!r}"
         )
     return [f"{share:.1%} of events or words are new to the model, [UNK]"] if share else []
+
+
+def seen_note(seen: np.ndarray | None, chosen: np.ndarray) -> list[str]:
+    """A line on the sequences chosen (S,) bool that training has learnt from, where there are."""
+    if seen is None:
+        return ["whether the model was trained on these subjects is not known: other splits"]
+    count = int((seen & chosen).sum())
+    if not count:
+        return []
+    return [
+        f"{count:,} of {chosen.sum():,} are subjects that the model was trained on, if its data "
+        "were these: their figures say nothing of others"
+    ]
