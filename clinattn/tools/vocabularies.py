@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from clinattn.workloads import SPECIAL_TOKENS, Vocabulary
-from clinattn.workloads.text import WORD
+
+WORDS = re.compile(r"\w+|[^\w\s]")  # of older checkpoints too, whose words may be Chinese texts
 
 
 def require_words(vocabulary: Vocabulary, checkpoint: str) -> None:
     """Raises ValueError for the vocabulary of a tokenizer, where none was given."""
-    others = (x for x in vocabulary.tokens[len(SPECIAL_TOKENS) :] if not WORD.fullmatch(x))
+    others = (x for x in vocabulary.tokens[len(SPECIAL_TOKENS) :] if not WORDS.fullmatch(x))
     if (other := next(others, None)) is not None:
         raise ValueError(
             f"tokenizer: got none, and checkpoint {checkpoint!r} knows {other!r}, which "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,12 @@ from clinattn.tools.explanation.settings import ExplainSettings
 from clinattn.tools.explanation.timeline import timeline_case
 from clinattn.training.batches import consecutive, packed
 from clinattn.training.checkpoint import model_of
-from clinattn.training.data import Example, Tokens, windows
+from clinattn.training.data import Example
 from clinattn.training.settings import TrainingSettings
-from clinattn.training.start import of_checkpoint
+from clinattn.training.start import of_checkpoint, tokenizer_of
+from clinattn.training.windows import note_windows
 from clinattn.workloads import Vocabulary
+from clinattn.workloads.tokenizer import TextTokenizer, read_tokenizer
 
 BATCH = 16_384  # tokens computed at once
 
@@ -94,10 +96,9 @@ def read_checkpoint(
     device = torch.device(settings.device)
     # settings check the kind of the data; a note is no table, and is not read by them
     data = settings.data if of_timelines else f"text:{settings.text}"
-    training = TrainingSettings(
-        **saved["settings"] | {"data": data, "tokenizer": settings.tokenizer}
-    )
-    facts = {"model": f"{path}, preset {training.preset}, step {saved['step']:,}"}
+    training = TrainingSettings(**saved["settings"] | {"data": data})
+    shape = f"preset {training.preset}" if training.preset else saved["architecture"]
+    facts = {"model": f"{path}, {shape}, step {saved['step']:,}"}
     make = partial(Trained, module.to(device), tuple(saved["classes"]), device)
     if text is None:
         return timeline_case(settings, saved, training, make, facts)
@@ -113,15 +114,44 @@ def _note_case(
     facts: dict[str, str],
 ) -> Case:
     vocabulary = of_checkpoint(saved)[1]
-    if settings.tokenizer is None:
+    tokenizer = _tokenizer(settings, saved, vocabulary)
+    if tokenizer is None:
         words = by_words(text, vocabulary, settings)
     else:
-        words, vocabulary = by_tokenizer(text, vocabulary, settings)
-    nothing = Tokens(torch.tensor([], dtype=torch.int64))
-    example = windows(nothing, Tokens(torch.tensor(words.ids)), vocabulary.cls, training.room)[0]
-    read = len(example) - 1
-    of_token = torch.tensor([-1, *words.of_token[:read]])
+        words, vocabulary = by_tokenizer(text, tokenizer, settings), tokenizer.vocabulary
+    windows = note_windows(
+        torch.tensor(words.ids), vocabulary, training.room, training.overlap, training.pool
+    )
+    example = windows[0]
+    read = len(example) - 1 - (vocabulary.end is not None)
+    if len(windows) > 1:
+        facts["window"] = (
+            f"the first of {len(windows):,}, explained by itself; a prediction for the note pools "
+            f"them ({training.pool})"
+        )
+    ending = [] if vocabulary.end is None else [-1]
+    of_token = torch.tensor([-1, *words.of_token[:read], *ending])
     units = words.units(text, read)
     return note_case(
         make(example, vocabulary), settings, text, units, of_token, len(words.spans), facts
     )
+
+
+def _tokenizer(
+    settings: ExplainSettings, saved: dict[str, Any], vocabulary: Vocabulary
+) -> TextTokenizer | None:
+    """The tokenizer of the checkpoint, or the one given with an older one; None for words.
+
+    Checkpoints older than their tokenizers were trained without a token behind a text.
+    Raises ValueError for a tokenizer with other tokens than the checkpoint.
+    """
+    own = tokenizer_of(saved)
+    if settings.tokenizer is None:
+        return own
+    given = read_tokenizer(settings.tokenizer)
+    if given.vocabulary.tokens != vocabulary.tokens:
+        raise ValueError(
+            f"tokenizer={str(settings.tokenizer)!r} has other tokens than the checkpoint: expected "
+            "that of its training"
+        )
+    return own or replace(given, vocabulary=replace(given.vocabulary, end=None))

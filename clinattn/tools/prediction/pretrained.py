@@ -23,7 +23,7 @@ from clinattn.tools.pretrained_folder import PretrainedFolder, open_folder, requ
 from clinattn.training.origin import Origin
 from clinattn.workloads.opening import parse_data
 from clinattn.workloads.splits import ALL
-from clinattn.workloads.text import read_rows
+from clinattn.workloads.tables import read_rows
 
 
 def read_pretrained(
@@ -42,7 +42,7 @@ def read_pretrained(
     if settings.output is not None:
         require_classifier(folder)
     path = Path(place)
-    rows = read_rows(path, False)
+    rows = read_rows(path, False)[0]
     encoded = folder.tokenizer(
         [row.text for row in rows], truncation=True, max_length=folder.max_tokens, verbose=False
     )["input_ids"]

@@ -12,7 +12,7 @@ import torch
 from clinattn.tools.prediction.rows import Rows
 from clinattn.training.data import Tokens, windows
 from clinattn.workloads import Source
-from clinattn.workloads.text import Row
+from clinattn.workloads.tables import Row
 
 
 def note_rows(

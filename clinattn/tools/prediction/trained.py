@@ -24,7 +24,7 @@ from clinattn.training.start import check_source, of_checkpoint
 from clinattn.workloads import Vocabulary, open_source
 from clinattn.workloads.opening import parse_data
 from clinattn.workloads.splits import chosen_split, default_split, trained_on
-from clinattn.workloads.text import read_rows
+from clinattn.workloads.tables import read_rows
 
 
 def read_trained(
@@ -66,7 +66,7 @@ def read_trained(
     else:
         path = Path(parse_data(settings.data).place)
         tokens = beginnings(source, events, vocabulary.cls, training.room)
-        rows = note_rows(path, read_rows(path, False), chosen, tokens, saved["classes"])
+        rows = note_rows(path, read_rows(path, False)[0], chosen, tokens, saved["classes"])
     device = torch.device(settings.device)
     module = placed(model_of(saved, where), device, settings.dtype)
     answer = Answer()
