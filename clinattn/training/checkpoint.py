@@ -22,6 +22,7 @@ from clinattn.encoder import (
 from clinattn.files.disk import written_whole
 from clinattn.files.shapes import ANYTHING, COUNT, NOTHING, NUMBER, TEXT, Each, Kind, Named, require
 
+from .regression import Regressor
 from .settings import TrainingSettings
 
 FORMAT = 2
@@ -50,7 +51,14 @@ CONTENT = Named(
         "tokens": Each(TEXT),
         "classes": Each(TEXT),
     },
-    {"standard": SCALES | NOTHING, "sha256": TEXT, "split": Named({"by": TEXT}, others=TEXT)},
+    {
+        "standard": SCALES | NOTHING,
+        "sha256": TEXT,
+        "split": Named({"by": TEXT}, others=TEXT),
+        "target": Named(
+            {"column": TEXT, "mean": NUMBER | NOTHING, "scale": NUMBER | NOTHING}, closed=True
+        ),
+    },
     closed=True,
 )
 
@@ -190,8 +198,10 @@ def model_of(state: dict[str, Any], where: str) -> nn.Module:
     config = EncoderConfig(**state["config"])
     model: nn.Module
     match state["settings"]["task"]:
-        case "classify":
+        case "classify" if state["classes"]:
             model = SequenceClassifier(config, len(state["classes"]))
+        case "classify":
+            model = Regressor(config)
         case "clm":
             model = CausalLanguageModel(config)
         case _ if state["settings"].get("nsp"):

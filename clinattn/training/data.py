@@ -59,16 +59,16 @@ def joined(parts: Sequence[Tokens]) -> Tokens:
 class Example(Tokens):
     """A sequence: [CLS], the static facts, and from `start` on the events or words.
 
-    label: its class, -100 without one. subject: whose it is, a number.
+    label: its class, or the number to predict; -100 without one. subject: whose it is, a number.
     """
 
-    label: int = IGNORE
+    label: float = IGNORE
     subject: int = 0
     start: int = 1
 
 
 def sequence(
-    cls: int, static: Tokens, events: Tokens, label: int = IGNORE, subject: int = 0
+    cls: int, static: Tokens, events: Tokens, label: float = IGNORE, subject: int = 0
 ) -> Example:
     """A sequence; [CLS] and static facts stand at the first event's time, or on day 0 without one.
 
@@ -97,12 +97,24 @@ def windows(
 
 
 @dataclass(frozen=True)
+class Target:
+    """column: of task labels. mean, scale: of numbers, on the training sequences; None for classes.
+
+    A model of numbers predicts the number less its mean, over the scale.
+    """
+
+    column: str
+    mean: float | None = None
+    scale: float | None = None
+
+
+@dataclass(frozen=True)
 class Corpus:
     """tokens[i] is what id i stands for; special: the ids that are no content; mask: [MASK]'s.
 
     held_out: what is not trained on, but evaluated while training; evaluated is its name.
     sep: [SEP]'s id, where sequences are to be made pairs. standard: what values were divided by.
-    split: Division.record of workloads.splits, for checkpoints.
+    split: Division.record of workloads.splits, for checkpoints. target: what task labels hold.
     """
 
     source: str
@@ -116,6 +128,7 @@ class Corpus:
     standard: Standard | None = None
     evaluated: str = "held_out"
     split: dict[str, str] = field(default_factory=lambda: {"by": "hash"})
+    target: Target | None = None
 
     def __post_init__(self) -> None:
         for name, examples in (("train", self.train), (self.evaluated, self.held_out)):

@@ -14,7 +14,7 @@ TASKS = ("mlm", "clm", "classify")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 # Settings that may differ when a run goes on: where things lie, and what no weight depends on.
 NOT_MATHS = (
-    *("data", "tokenizer", "init", "output", "device", "threads"),
+    *("data", "labels", "tokenizer", "init", "output", "device", "threads"),
     *("save_every", "eval_every", "keep", "resume", "other_patients"),
 )
 
@@ -52,6 +52,11 @@ class TrainingSettings:
         None,
         "Classes of a MEDS folder: does a code such as 'ICU_*' follow a cut of the timeline before "
         "the next cut? Such codes are removed from the input.",
+    )
+    labels: str | Path | None = option(
+        None,
+        "With classify and a MEDS folder: a file or folder of parquet with subject_id, "
+        "prediction_time and a column such as boolean_value.",
     )
     cuts: int = option(
         1, "With --label-code: cuts of a timeline, at equal numbers of events.", least=1
@@ -122,17 +127,31 @@ class TrainingSettings:
         if data is None:
             raise ValueError(f"data: got none, expected {FORMS}")
         kind = parse_data(data, self.tokenizer).kind
+        self._check_labels(data, kind)
+        check_device(self.device)
+
+    def _check_labels(self, data: str, kind: str) -> None:
+        """Raises ValueError where the classes of the task are not said, or said twice."""
         if self.task == "classify" and kind == "profile":
             raise ValueError(
-                f"task='classify': {data} has no labels, expected meds:DIR with label_code, or "
-                "text:FILE with a column label"
+                f"task='classify': {data} has no labels, expected meds:DIR with label_code or "
+                "labels, or text:FILE with a column label"
             )
-        if (self.task == "classify" and kind == "meds") != (self.label_code is not None):
+        given = [name for name in ("label_code", "labels") if getattr(self, name) is not None]
+        if self.task == "classify" and kind == "meds":
+            if len(given) != 1:
+                raise ValueError(
+                    f"{' and '.join(given) or 'label_code and labels'}: got "
+                    f"{'both' if given else 'neither'}, expected one of them for "
+                    "task='classify' on a MEDS folder"
+                )
+        elif given:
             raise ValueError(
-                f"label_code={self.label_code!r} for task={self.task!r}: expected with task "
-                "'classify' on a MEDS folder, and only there"
+                f"{given[0]}={str(getattr(self, given[0]))!r} for task={self.task!r}: expected "
+                "with task 'classify' on a MEDS folder, and only there"
             )
-        check_device(self.device)
+        if self.labels is not None and self.cuts != 1:
+            raise ValueError(f"cuts={self.cuts}: expected only with label_code, not with labels")
 
     @property
     def room(self) -> int:

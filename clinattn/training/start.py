@@ -14,9 +14,11 @@ from clinattn.workloads.opening import KINDS, parse_data
 from .checkpoint import take_weights
 from .corpus import read_corpus
 from .data import Corpus
+from .labelled import read_labelled
 from .next_sentence import MaskedPairs
 from .objectives import Classification, MaskedTokens, NextTokens, Objective
 from .pairs import Pairs
+from .regression import Regression
 from .settings import TrainingSettings
 from .standard import Standard
 
@@ -28,14 +30,14 @@ def make_corpus(settings: TrainingSettings, saved: dict[str, Any] | None) -> Cor
     else:
         config, vocabulary, standard = of_checkpoint(saved)
     check_source(config, settings)
-    return read_corpus(
-        settings,
-        vocabulary,
-        times=config.positions == "rotary_time",
-        values=config.numeric_values,
-        standard=standard,
-        vocab_size=config.vocab_size,
-    )
+    known: dict[str, Any] = {
+        "times": config.positions == "rotary_time",
+        "values": config.numeric_values,
+        "standard": standard,
+    }
+    if settings.labels is not None:
+        return read_labelled(settings, vocabulary, **known)
+    return read_corpus(settings, vocabulary, **known, vocab_size=config.vocab_size)
 
 
 def of_checkpoint(saved: dict[str, Any]) -> tuple[EncoderConfig, Vocabulary, Standard | None]:
@@ -65,7 +67,8 @@ def check_source(config: EncoderConfig, settings: TrainingSettings) -> None:
 
 def make_objective(settings: TrainingSettings, corpus: Corpus, config: EncoderConfig) -> Objective:
     if settings.task == "classify":
-        return Classification(corpus)
+        numeric = corpus.target is not None and corpus.target.mean is not None
+        return Regression(corpus) if numeric else Classification(corpus)
     if settings.task == "clm":
         return NextTokens(corpus, settings.mask_share, settings.seed)
     if corpus.sep is None:

@@ -84,7 +84,13 @@ def read_checkpoint(
         raise ValueError(
             f"checkpoint {str(path)!r} was trained with task={task!r}: expected 'classify'"
         )
-    of_timelines = saved["settings"].get("label_code") is not None
+    target = saved.get("target")
+    if target is not None and not saved["classes"]:
+        raise ValueError(
+            f"checkpoint {str(path)!r} predicts a number ({target['column']}): expected one that "
+            "predicts classes"
+        )
+    of_timelines = target is not None or saved["settings"].get("label_code") is not None
     if of_timelines != (text is None):
         expected = "data and patient" if of_timelines else "text"
         raise ValueError(
@@ -94,8 +100,10 @@ def read_checkpoint(
     device = torch.device(settings.device)
     # settings check the kind of the data; a note is no table, and is not read by them
     data = settings.data if of_timelines else f"text:{settings.text}"
+    # nor are task labels: of their settings, checkpoints have the column
+    labels = None if target is None else target["column"]
     training = TrainingSettings(
-        **saved["settings"] | {"data": data, "tokenizer": settings.tokenizer}
+        **saved["settings"] | {"data": data, "labels": labels, "tokenizer": settings.tokenizer}
     )
     facts = {"model": f"{path}, preset {training.preset}, step {saved['step']:,}"}
     make = partial(Trained, module.to(device), tuple(saved["classes"]), device)
