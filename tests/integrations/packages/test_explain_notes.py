@@ -12,7 +12,7 @@ for package in ("transformers", "tokenizers", "jinja2", "rich", "typer"):
 
 from pages import barriers, read  # noqa: E402
 from runs import small_run  # noqa: E402
-from small_folders import CLASSES, MOST, configured, save, tokenizer  # noqa: E402
+from small_folders import CLASSES, MOST, WORDS, configured, save, tokenizer  # noqa: E402
 from tokenizers import Tokenizer  # noqa: E402
 from transformers import (  # noqa: E402
     BertConfig,
