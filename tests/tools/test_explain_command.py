@@ -303,7 +303,7 @@ def test_a_note_is_cut_and_shown_to_its_end(run, tmp_path):
     [
         (["VALUED"], "got neither data and patient nor text: expected one of them"),
         (["VALUED", "--data", "MEDS"], "patient: got none, expected the subject_id of one in data"),
-        (["VALUED", "--patient", "7"], "data=None: expected meds:DIR, a MEDS folder"),
+        (["VALUED", "--patient", "7"], "data=None: expected meds:DIR or meds-torch:DIR"),
         (["VALUED", "--data", "x", "--patient", "7"], "data='x': expected meds:DIR"),
         (["VALUED", "--data", "meds:x", "--patient", "7"], "meds_dir='x' does not exist"),
         (PATIENT[:-1] + ["77"], "patient='77' is none of the 40 patients of meds_dir="),

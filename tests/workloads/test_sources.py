@@ -135,7 +135,7 @@ def test_a_tokenizer_brings_its_own_vocabulary(tmp_path, text):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ("csv:x", r"data='csv:x': expected meds:DIR, text:FILE or profile:NAME, where NAME is one"),
+        ("csv:x", r"data='csv:x': expected meds:DIR, meds-torch:DIR, text:FILE or profile:NAME"),
         ("ward", "data='ward': expected meds:DIR"),
         ("meds:", "data='meds:': expected meds:DIR"),
         ("", "data='': expected meds:DIR"),
