@@ -70,15 +70,8 @@ def load(
     overrides: dict[str, Any],
     num_labels: int | None = None,
 ) -> Any:
-    path = Path(folder)
-    if not path.is_dir():
-        raise FileNotFoundError(f"{path}: expected a local folder; nothing is downloaded")
-    settings = _read_json(path / "config.json")
-    family = family_of(settings)
-    config = replace(_config(path, family, settings), **overrides)
-    if kind.task == "masked" and not settings.get("tie_word_embeddings", True):
-        raise ValueError("config.json: tie_word_embeddings=False: expected True")
-    checkpoint = Checkpoint(path, family)
+    path, config, checkpoint = _opened(folder, kind.task)
+    config = replace(config, **overrides)
     arguments: list[Any] = [config]
     if kind.task == "classifier":
         arguments.append(_num_labels(checkpoint, num_labels))
@@ -86,18 +79,59 @@ def load(
         expected = kind(*arguments).state_dict()
     new = checkpoint.check(kind.task, expected)
     model = kind(*arguments)
-    state = model.state_dict()
-    for ours in set(_stored(kind.task, expected)) - set(new):
-        state[ours] = checkpoint.tensor(kind.task, ours)
-    if kind.task == "masked":
-        state["decoder.weight"] = state["encoder.embeddings.tokens.weight"]
-    model.load_state_dict(state)
+    _fill(model, checkpoint, set(_stored(kind.task, expected)) - set(new))
     if new:
         warnings.warn(
             f"{path} has no tensors for {', '.join(new)}: they are new, and drawn at random",
             stacklevel=3,
         )
     return model
+
+
+def config_of(folder: str | os.PathLike[str]) -> tuple[EncoderConfig, str]:
+    """The encoder of a folder, and its model type. Raises as from_pretrained does."""
+    path = Path(folder)
+    settings = _read_json(path / "config.json")
+    family = family_of(settings)
+    return _config(path, family, settings), family.model_type
+
+
+def take_pretrained(model: Pretrained, folder: str | os.PathLike[str]) -> list[str]:
+    """Loads the weights of a folder, as from_pretrained, into a model of its config.
+
+    A classifier's last layer stays as it was drawn: its classes are others. Returns the names of
+    the other tensors that the folder lacks, which stay as well.
+    """
+    checkpoint = _opened(folder, model.task)[2]
+    state = model.state_dict()
+    expected = {name: x for name, x in state.items() if not name.startswith("classifier.")}
+    new = checkpoint.check(model.task, expected)
+    _fill(model, checkpoint, set(_stored(model.task, expected)) - set(new))
+    return new
+
+
+def _opened(
+    folder: str | os.PathLike[str], task: str
+) -> tuple[Path, EncoderConfig, Checkpoint]:
+    path = Path(folder)
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path}: expected a local folder; nothing is downloaded")
+    settings = _read_json(path / "config.json")
+    family = family_of(settings)
+    config = _config(path, family, settings)
+    if task == "masked" and not settings.get("tie_word_embeddings", True):
+        raise ValueError("config.json: tie_word_embeddings=False: expected True")
+    return path, config, Checkpoint(path, family)
+
+
+def _fill(model: Pretrained, checkpoint: Checkpoint, names: set[str]) -> None:
+    """Loads the tensors of these names, ours."""
+    state = model.state_dict()
+    for ours in names:
+        state[ours] = checkpoint.tensor(model.task, ours)
+    if model.task == "masked":
+        state["decoder.weight"] = state["encoder.embeddings.tokens.weight"]
+    model.load_state_dict(state)
 
 
 def _config(path: Path, family: Family, settings: dict[str, Any]) -> EncoderConfig:

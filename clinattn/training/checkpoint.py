@@ -23,6 +23,7 @@ from clinattn.files.disk import written_whole
 from clinattn.files.shapes import ANYTHING, COUNT, NOTHING, NUMBER, TEXT, Each, Kind, Named, require
 
 from .settings import TrainingSettings
+from .windows import FIRST
 
 FORMAT = 2
 UNSUMMED = 1  # the format before FORMAT: no checksum
@@ -41,7 +42,7 @@ CONTENT = Named(
         "optimiser": Named({"state": Named({}), "param_groups": Each(Named({}))}, closed=True),
         # a setting is absent from checkpoints older than the setting, and has its default
         "settings": Named(
-            {"task": TEXT, "preset": TEXT, "held_out": NUMBER},
+            {"task": TEXT, "preset": TEXT | NOTHING, "held_out": NUMBER},
             {field.name: ANYTHING for field in fields(TrainingSettings)},
             closed=True,
         ),
@@ -50,7 +51,13 @@ CONTENT = Named(
         "tokens": Each(TEXT),
         "classes": Each(TEXT),
     },
-    {"standard": SCALES | NOTHING, "sha256": TEXT, "split": Named({"by": TEXT}, others=TEXT)},
+    {
+        "standard": SCALES | NOTHING,
+        "sha256": TEXT,
+        "split": Named({"by": TEXT}, others=TEXT),
+        "tokenizer": TEXT | NOTHING,
+        "architecture": TEXT,
+    },
     closed=True,
 )
 
@@ -109,6 +116,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     found = state.pop("sha256", None)
     if state["format"] != UNSUMMED and found != checksum(state):
         raise Damaged(f"{where} is damaged: its checksum is not that of its contents")
+    made_by = state["settings"]
+    if made_by["task"] == "classify" and made_by.get("label_code") is None:
+        made_by.setdefault("pool", FIRST)  # before windows of a text, the first alone was read
     for name, weight in state["model"].items():
         if not weight.isfinite().all():
             raise Damaged(f"{where}: weight {name!r} has NaN or infinity: expected finite numbers")

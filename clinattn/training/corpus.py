@@ -12,14 +12,16 @@ import torch
 
 from clinattn.encoder.heads import IGNORE
 from clinattn.workloads import SPECIAL_TOKENS, Vocabulary
-from clinattn.workloads.opening import open_source
+from clinattn.workloads.opening import open_source, parse_data
 from clinattn.workloads.source import Source
 from clinattn.workloads.splits import Division, divide
-from clinattn.workloads.text import SEPARATORS
+from clinattn.workloads.tokenizer import SEPARATORS, TextTokenizer
 
 from .data import Corpus, Example, Tokens, sequence, windows
 from .settings import TrainingSettings
 from .standard import Standard
+from .texts import open_texts
+from .windows import note_windows
 
 
 def read_corpus(
@@ -30,24 +32,24 @@ def read_corpus(
     values: bool = False,
     standard: Standard | None = None,
     vocab_size: int = 8192,
+    tokenizer: TextTokenizer | None = None,
 ) -> Corpus:
     """The sequences of settings.data, divided as splits.divide does; others are left alone.
 
     The vocabulary is that of the subjects to train on. times: tokens have days, as Source.days
         gives them. values: they have values, on the scale of `standard`, or else of the subjects
         to train on. vocab_size: of a length profile.
-    A text longer than max_tokens is cut for a classifier, and is several sequences otherwise.
+    tokenizer: of texts, in place of settings.tokenizer. A text longer than max_tokens is several
+        sequences, for a classifier windows that overlap.
     Raises MedsError or ValueError where the source, or label_code in it, cannot be used.
     """
     assert settings.data is not None
-    source = open_source(
-        settings.data,
-        tokenizer=settings.tokenizer,
-        labelled=settings.task == "classify",
-        max_tokens=settings.room,
-        vocab_size=vocab_size,
-        seed=settings.seed,
-    )
+    if parse_data(settings.data).kind == "text":
+        source, tokenizer = open_texts(settings, tokenizer)
+    else:
+        source = open_source(
+            settings.data, max_tokens=settings.room, vocab_size=vocab_size, seed=settings.seed
+        )
     division = divide(source, settings.held_out)
     fitted = source.of_events(division.train)
     vocabulary = _vocabulary(source, settings, fitted, vocabulary)
@@ -66,10 +68,20 @@ def read_corpus(
             examples = list(_futures(source, events, index, subject, marks, settings))
         else:
             static, others = events.take(slice(start, timed)), events.take(slice(timed, end))
-            examples = windows(static, others, vocabulary.cls, settings.room, subject)
             if classes and source.labels is not None:
                 label = classes.index(str(source.labels[index]))
-                examples = [replace(examples[0], label=label)]
+                examples = [
+                    replace(window, label=label, subject=subject)
+                    for window in note_windows(
+                        others.ids, vocabulary, settings.room, settings.overlap, settings.pool
+                    )
+                ]
+            else:
+                # a pair has its [SEP] put by Pairs
+                last = None if settings.nsp else vocabulary.end
+                examples = windows(
+                    static, others, vocabulary.cls, settings.room, subject, end=last
+                )
         splits[int(division.evaluated[index])].extend(examples)
     if marks is not None and len({example.label for example in splits[0]}) < 2:
         raise ValueError(
@@ -88,6 +100,8 @@ def read_corpus(
         standard=standard,
         evaluated=division.name,
         split=division.record,
+        unknown=vocabulary.unknown if source.name == "text" else None,
+        tokenizer=None if tokenizer is None else tokenizer.json(),
     )
 
 

@@ -13,6 +13,8 @@ from clinattn.encoder.heads import IGNORE
 
 from .standard import Standard
 
+MOST_UNKNOWN = 0.05  # share of [UNK] in texts without a warning
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -59,41 +61,73 @@ def joined(parts: Sequence[Tokens]) -> Tokens:
 class Example(Tokens):
     """A sequence: [CLS], the static facts, and from `start` on the events or words.
 
-    label: its class, -100 without one. subject: whose it is, a number.
+    label: its class, -100 without one. subject: whose it is, a number. part: the number of a
+    window of a note, from 0, in the order of which they follow.
     """
 
     label: int = IGNORE
     subject: int = 0
     start: int = 1
+    part: int = 0
 
 
 def sequence(
-    cls: int, static: Tokens, events: Tokens, label: int = IGNORE, subject: int = 0
+    cls: int,
+    static: Tokens,
+    events: Tokens,
+    label: int = IGNORE,
+    subject: int = 0,
+    *,
+    end: int | None = None,
+    part: int = 0,
 ) -> Example:
     """A sequence; [CLS] and static facts stand at the first event's time, or on day 0 without one.
 
     Static facts are known throughout: no time passes between static facts and the first event.
+    end: of a token to be the last, at the last event's time.
     """
-    first = None
+    first = last = None
     if static.days is not None and events.days is not None:
         first = events.days[0] if len(events) else static.days.new_zeros(())
+        last = events.days[-1] if len(events) else first
         static = replace(static, days=first.expand(len(static)))
-    whole = joined([events.mark(cls, first), static, events])
-    return Example(whole.ids, whole.days, whole.values, label, subject, 1 + len(static))
+    marks = [] if end is None else [events.mark(end, last)]
+    whole = joined([events.mark(cls, first), static, events, *marks])
+    return Example(whole.ids, whole.days, whole.values, label, subject, 1 + len(static), part)
 
 
 def windows(
-    static: Tokens, events: Tokens, cls: int, max_tokens: int, subject: int = 0
+    static: Tokens,
+    events: Tokens,
+    cls: int,
+    max_tokens: int,
+    subject: int = 0,
+    *,
+    end: int | None = None,
+    overlap: float = 0.0,
 ) -> list[Example]:
     """events in pieces, each after [CLS] and the static facts, of max_tokens at most.
 
-    static is cut to half of a sequence, and is a sequence by itself if there are no events.
+    static is cut to half of a sequence, and is a sequence by itself if there are no events. end: of
+    a token behind each piece. overlap: the share of a piece that is in the next one too; with some,
+    the last piece is as long as the others, and ends with the events.
     """
-    static = static.take(slice((max_tokens - 1) // 2))
-    room = max_tokens - 1 - len(static)
-    starts = range(0, max(len(events), 1), room)
-    pieces = (events.take(slice(start, start + room)) for start in starts)
-    return [sequence(cls, static, piece, subject=subject) for piece in pieces]
+    taken = 1 if end is None else 2
+    static = static.take(slice((max_tokens - taken) // 2))
+    room = max_tokens - taken - len(static)
+    return [
+        sequence(cls, static, events.take(slice(at, at + room)), subject=subject, end=end, part=i)
+        for i, at in enumerate(starts_of(len(events), room, overlap))
+    ]
+
+
+def starts_of(count: int, room: int, overlap: float) -> list[int]:
+    """Where pieces of `room` begin, which cover `count` events or words."""
+    if not overlap:
+        return list(range(0, max(count, 1), room))
+    step = max(1, room - round(overlap * room))
+    last = max(0, count - room)
+    return [*range(0, last, step), last]
 
 
 @dataclass(frozen=True)
@@ -103,6 +137,7 @@ class Corpus:
     held_out: what is not trained on, but evaluated while training; evaluated is its name.
     sep: [SEP]'s id, where sequences are to be made pairs. standard: what values were divided by.
     split: Division.record of workloads.splits, for checkpoints.
+    unknown: [UNK]'s id in texts, None for other data. tokenizer: of texts, as JSON.
     """
 
     source: str
@@ -116,6 +151,8 @@ class Corpus:
     standard: Standard | None = None
     evaluated: str = "held_out"
     split: dict[str, str] = field(default_factory=lambda: {"by": "hash"})
+    unknown: int | None = None
+    tokenizer: str | None = None
 
     def __post_init__(self) -> None:
         for name, examples in (("train", self.train), (self.evaluated, self.held_out)):
@@ -129,6 +166,25 @@ class Corpus:
         kept = torch.ones(len(self.tokens), dtype=torch.bool)
         kept[sorted(self.special)] = False
         return kept
+
+    def warnings(self) -> list[str]:
+        """A line for each split of texts of which too much is [UNK]."""
+        if self.unknown is None:
+            return []
+        ordinary, found = self.ordinary(), []
+        for name, split in (("training", self.train), ("held-out", self.held_out)):
+            ids = torch.cat([example.ids for example in split])
+            unknown = int((ids == self.unknown).sum())
+            share = unknown / max(1, unknown + int(ordinary[ids].sum()))
+            if share > MOST_UNKNOWN:
+                remedy = (
+                    "--vocabulary N trains a tokenizer on these texts (or --tokenizer names one), "
+                    "and --min-count 1 keeps rare words"
+                    if self.tokenizer is None
+                    else "expected a tokenizer made for such texts: --tokenizer, or --vocabulary N"
+                )
+                found.append(f"{share:.1%} of the {name} tokens are [UNK]: {remedy}")
+        return found
 
     def fingerprint(self) -> str:
         """A hash that is the same for the same sequences, labels and ids, wherever they were read.

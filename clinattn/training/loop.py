@@ -29,9 +29,18 @@ from .optimiser import adamw, learning_rate
 from .origin import resolve
 from .output import claimed
 from .ranks import ALONE, Ranks
-from .settings import TrainingSettings
-from .start import make_config, make_corpus, make_objective, take_encoder
+from .settings import DEFAULT_LR, DEFAULT_PRESET, FINE_TUNING_LR, TrainingSettings
+from .start import (
+    Published,
+    make_config,
+    make_corpus,
+    make_objective,
+    read_published,
+    take_encoder,
+    take_published,
+)
 
+FOLLOW = ("preset", "lr")  # settings whose default follows from where a run starts
 Progress = Callable[[str, int, int], None]
 
 
@@ -66,26 +75,28 @@ class Trainer:
         if not quiet:
             require_writable_folder(self.folder)
         saved = self._saved()
-        start = None
+        start, published = None, None
         if settings.init is not None and saved is None:
             origin = resolve(settings.init, "init")
-            start = origin.saved
-            if start is None:
-                raise ValueError(
-                    f"init={str(settings.init)!r} is a folder of transformers: expected a "
-                    "step-*.pt of clinattn train, or the folder of a run"
-                )
             if origin.damaged:
                 self.say(f"{'; '.join(origin.damaged)}; starting from {origin.path.name}")
+            if origin.saved is None:
+                published = read_published(origin.path, settings)
+            start = origin.saved
         self.progress("reading sequences", 0, 1)
-        self.corpus = make_corpus(settings, start or saved)
-        self.config = make_config(settings, self.corpus, start or saved)
+        self.corpus = make_corpus(settings, start or saved, published)
+        for warning in self.corpus.warnings():
+            self.say(f"warning: {warning}")
+        self.config = make_config(settings, self.corpus, start or saved, published)
+        self._settle(start or saved, published)
         self.objective = make_objective(settings, self.corpus, self.config)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed("weights", settings.seed))
             self.model = self.objective.model(self.config)
         if start is not None:
             take_encoder(self.model, start)
+        if published is not None and (new := take_published(self.model, published)):
+            self.say(f"{settings.init} has no tensors for {', '.join(new)}: drawn at random")
         dtype = torch.float64 if settings.dtype == "float64" else torch.float32
         self.model.to(self.device, dtype)
         self.optimiser = adamw(self.model, settings.weight_decay)
@@ -94,13 +105,26 @@ class Trainer:
         if saved is not None:
             self._restore(saved)
 
+    def _settle(self, saved: dict[str, Any] | None, published: Published | None) -> None:
+        """Settles what follows from where a run starts: its shape's name, and its learning rate."""
+        s = self.settings
+        of_saved = {} if saved is None else saved["settings"]
+        self.preset = of_saved["preset"] if of_saved else s.preset or DEFAULT_PRESET
+        if published is not None:
+            self.preset = None
+        self.architecture = self.preset or (published.model_type if published else "")
+        if saved is not None and self.preset is None:
+            self.architecture = saved["architecture"]
+        fresh = FINE_TUNING_LR if self.preset is None else DEFAULT_LR
+        self.lr = (of_saved["lr"] if s.resume else fresh) if s.lr is None else s.lr
+
     def summary(self) -> str:
         """A line on the data and the model."""
         weights = sum(p.numel() for p in self.model.parameters())
         tokens = [sum(self.objective.lengths(epoch)) for epoch in (0, HELD_OUT_EPOCH)]
         return (
             f"{self.corpus.source}: {tokens[0]:,} tokens to train on, {tokens[1]:,} to evaluate; "
-            f"{self.settings.preset}, {weights:,} weights, {len(self.corpus.tokens):,} token ids"
+            f"{self.architecture}, {weights:,} weights, {len(self.corpus.tokens):,} token ids"
         )
 
     def run(self) -> int:
@@ -166,7 +190,7 @@ class Trainer:
             raise Diverged(
                 f"step {self.step + 1}: loss {loss_mean}, gradient norm {norm}: a lower lr may help"
             )
-        rate = learning_rate(self.step, s.steps, s.warmup, s.lr)
+        rate = learning_rate(self.step, s.steps, s.warmup, self.lr)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         self.optimiser.step()
@@ -244,13 +268,15 @@ class Trainer:
                     "place": self.batches.place,
                     "model": self.model.state_dict(),
                     "optimiser": self.optimiser.state_dict(),
-                    "settings": self.settings.maths(),
+                    "settings": self.settings.maths() | {"preset": self.preset, "lr": self.lr},
                     "data": self.corpus.fingerprint(),
                     "config": asdict(self.config),
                     "tokens": self.corpus.tokens,
                     "classes": self.corpus.classes,
                     "standard": None if standard is None else vars(standard),
                     "split": self.corpus.split,
+                    "tokenizer": self.corpus.tokenizer,
+                    "architecture": self.architecture,
                 },
                 self.settings.keep,
             )
@@ -273,7 +299,7 @@ class Trainer:
         for name, value in self.settings.maths().items():
             # a checkpoint without a setting is older than it, and was made as its default is
             before = saved["settings"].get(name, getattr(TrainingSettings, name))
-            if before != value:
+            if before != value and not (value is None and name in FOLLOW):
                 raise ValueError(f"resume: {name}={value!r}: expected {before!r} as in {path.name}")
         return saved
 

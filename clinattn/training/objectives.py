@@ -25,6 +25,7 @@ from .data import Corpus, Example, Tokens, unigram_entropy
 from .masking import mask_tokens
 from .metrics import auroc
 from .ranks import Ranks
+from .windows import by_note
 
 HELD_OUT_EPOCH = -1  # its masks are drawn once, and are those of no training epoch
 
@@ -124,7 +125,10 @@ class NextTokens(MaskedTokens):
 
 @dataclass(frozen=True)
 class Classification:
+    """Classes of sequences; windows of a note are trained one by one, and scored by note."""
+
     corpus: Corpus
+    pool: str = "mean"
 
     def model(self, config: EncoderConfig) -> SequenceClassifier:
         return SequenceClassifier(config, len(self.corpus.classes))
@@ -150,9 +154,15 @@ class Classification:
             for index, logits in zip(indices, output.logits.cpu().double(), strict=True)
         ]
         found = dict(item for part in ranks.gather(share) for item in part)
-        logits = torch.stack([found[index] for index in range(len(self.corpus.held_out))])
-        labels = torch.tensor([example.label for example in self.corpus.held_out])
-        trained = torch.tensor([example.label for example in self.corpus.train])
+        logits = by_note(
+            torch.stack([found[index] for index in range(len(self.corpus.held_out))]),
+            self.corpus.held_out,
+            self.pool,
+        )
+        labels, trained = (
+            torch.tensor([example.label for example in examples if example.part == 0])
+            for examples in (self.corpus.held_out, self.corpus.train)
+        )
         frequency = torch.bincount(trained, minlength=len(self.corpus.classes)).double()
         base = (frequency / frequency.sum()).log()
         figures: dict[str, float | None] = {

@@ -10,11 +10,15 @@ import torch
 
 from .fields import check, check_device, option
 
+DEFAULT_PRESET = "tiny"
+DEFAULT_LR = 1e-3  # of an encoder that begins anew, or goes on from a checkpoint of this library
+FINE_TUNING_LR = 5e-5  # of a published model: the largest of three in BERT (Devlin et al., 2019)
 TASKS = ("mlm", "clm", "classify")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 # Settings that may differ when a run goes on: where things lie, and what no weight depends on.
 NOT_MATHS = (
-    *("data", "tokenizer", "init", "output", "device", "threads"),
+    *("data", "tokenizer", "labels", "init", "output", "device", "threads"),
+    *("text_column", "label_column", "id_column", "encoding"),
     *("save_every", "eval_every", "keep", "resume", "other_patients"),
 )
 
@@ -33,6 +37,13 @@ def profiles() -> dict[str, str]:
     return {name: profile.description for name, profile in PROFILES.items()}
 
 
+def pools() -> dict[str, str]:
+    """The ways from windows to a note, each with a phrase."""
+    from .windows import PHRASES
+
+    return PHRASES
+
+
 @dataclass(frozen=True)
 class TrainingSettings:
     """A task on the sequences of a source; the metadata of each field say what it is.
@@ -47,7 +58,31 @@ class TrainingSettings:
     task: str = option(
         "mlm", "Masked tokens, next tokens, or the classes of a label.", choices=TASKS
     )
-    tokenizer: str | Path | None = option(None, "With text:FILE: a tokenizer.json.", shown="words")
+    tokenizer: str | Path | None = option(
+        None,
+        "With text:FILE: a tokenizer.json, or a folder of transformers with a tokenizer.",
+        shown="words, or that of --init",
+    )
+    vocabulary: int | None = option(
+        None, "With text:FILE: train a WordPiece tokenizer of so many tokens on the texts.", least=6
+    )
+    text_column: str = option("text", "With text:FILE: the column of texts.")
+    label_column: str = option("label", "With text:FILE: the column of classes.")
+    labels: str | Path | None = option(
+        None, "With text:FILE and classify: another file, of columns --id-column and label."
+    )
+    id_column: str = option("id", "With --labels: the column that joins labels to texts.")
+    encoding: str | None = option(
+        None,
+        "With text:FILE: of what encoding the files are, such as big5.",
+        shown="UTF-8, GB18030 or marked UTF-16",
+    )
+    overlap: float = option(
+        0.25, "With classify on texts: share of a window that is in the next one of its note, too."
+    )
+    pool: str = option(
+        "mean", "With classify on texts: how windows answer for their note.", choices=pools
+    )
     label_code: str | None = option(
         None,
         "Classes of a MEDS folder: does a code such as 'ICU_*' follow a cut of the timeline before "
@@ -63,9 +98,13 @@ class TrainingSettings:
     )
     min_count: int = option(2, "Codes or words seen less often in training are [UNK].", least=1)
     max_vocab: int | None = option(None, "Most token ids: rarer codes or words are [UNK].", least=1)
-    preset: str = option("tiny", "Encoder.", choices=presets)
+    preset: str | None = option(
+        None, "Encoder.", choices=presets, shown=f"{DEFAULT_PRESET}, or that of --init"
+    )
     init: str | Path | None = option(
-        None, "Start from the encoder and vocabulary of this checkpoint, or of this run's folder."
+        None,
+        "Start from the encoder and vocabulary of this checkpoint, of this run's folder, or of "
+        "this folder of transformers (BERT, RoBERTa, Longformer, Megatron-BERT, ModernBERT).",
     )
     other_patients: bool = option(
         False,
@@ -76,7 +115,11 @@ class TrainingSettings:
     batch_tokens: int = option(4096, "Most tokens of a packed batch.")
     accumulate: int = option(1, "Batches of a step, all processes together.", least=1)
     steps: int = option(300, "Steps of the optimiser.", least=1)
-    lr: float = option(1e-3, "Learning rate at its peak.")
+    lr: float | None = option(
+        None,
+        "Learning rate at its peak.",
+        shown=f"{DEFAULT_LR:g}; {FINE_TUNING_LR:g} from a folder of transformers",
+    )
     warmup: float = option(0.1, "Share of the steps before the peak.")
     weight_decay: float = option(0.01, "Weight decay of AdamW.")
     clip: float = option(1.0, "Largest norm of the gradient; 0 is no limit.")
@@ -112,7 +155,8 @@ class TrainingSettings:
             ("nsp", not self.nsp or self.task == "mlm", f"False for task={self.task!r}"),
             ("max_tokens", not self.nsp or self.max_tokens >= 5, "at least 5 with nsp"),
             ("batch_tokens", self.batch_tokens >= self.max_tokens, "at least max_tokens"),
-            ("lr", 0 < self.lr < float("inf"), "more than 0"),
+            ("lr", self.lr is None or 0 < self.lr < float("inf"), "more than 0"),
+            ("overlap", 0 <= self.overlap < 1, "0 <= x < 1"),
             ("warmup", 0 <= self.warmup <= 1, "0 <= x <= 1"),
             ("weight_decay", 0 <= self.weight_decay < float("inf"), "at least 0"),
             ("clip", 0 <= self.clip < float("inf"), "at least 0"),
@@ -122,6 +166,7 @@ class TrainingSettings:
         if data is None:
             raise ValueError(f"data: got none, expected {FORMS}")
         kind = parse_data(data, self.tokenizer).kind
+        self._check_text(kind)
         if self.task == "classify" and kind == "profile":
             raise ValueError(
                 f"task='classify': {data} has no labels, expected meds:DIR with label_code, or "
@@ -133,6 +178,19 @@ class TrainingSettings:
                 "'classify' on a MEDS folder, and only there"
             )
         check_device(self.device)
+
+    def _check_text(self, kind: str) -> None:
+        """Raises ValueError for settings of texts with other data, or that contradict."""
+        for name in ("tokenizer", "init"):
+            if self.vocabulary is not None and getattr(self, name) is not None:
+                raise ValueError(f"vocabulary and {name}: got both, expected one of them")
+        if self.labels is not None and self.task != "classify":
+            raise ValueError(f"labels: expected only with task='classify', not {self.task!r}")
+        if kind == "text":
+            return
+        for name in ("vocabulary", "labels", "encoding"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name}: expected only with text:FILE, not with {kind}:")
 
     @property
     def room(self) -> int:

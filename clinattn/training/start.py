@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from torch import nn
 
-from clinattn.encoder import EncoderConfig
+from clinattn.encoder import EncoderConfig, PretrainingModel
+from clinattn.encoder.checkpoints import Pretrained, config_of, take_pretrained
 from clinattn.workloads import Vocabulary
 from clinattn.workloads.opening import KINDS, parse_data
+from clinattn.workloads.tokenizer import TextTokenizer, of_json, read_tokenizer
 
 from .checkpoint import take_weights
 from .corpus import read_corpus
@@ -17,16 +20,58 @@ from .data import Corpus
 from .next_sentence import MaskedPairs
 from .objectives import Classification, MaskedTokens, NextTokens, Objective
 from .pairs import Pairs
-from .settings import TrainingSettings
+from .settings import DEFAULT_PRESET, TrainingSettings
 from .standard import Standard
 
 
-def make_corpus(settings: TrainingSettings, saved: dict[str, Any] | None) -> Corpus:
-    """The corpus as the encoder needs it, with the checkpoint's vocabulary and scales, if any."""
-    if saved is None:
-        config, vocabulary, standard = EncoderConfig.preset(settings.preset), None, None
-    else:
+class Published(NamedTuple):
+    """A folder of transformers: its encoder, tokenizer (None for data of codes) and model type."""
+
+    folder: Path
+    config: EncoderConfig
+    tokenizer: TextTokenizer | None
+    model_type: str
+
+
+def read_published(folder: Path, settings: TrainingSettings) -> Published:
+    """Reads config.json and the tokenizer of a folder to start from.
+
+    Raises ValueError for a folder that cannot be read, or settings that contradict.
+    """
+    where = f"init={str(folder)!r}"
+    if settings.preset is not None:
+        raise ValueError(f"preset={settings.preset!r}: expected none, as {where} has its own shape")
+    assert settings.data is not None
+    if parse_data(settings.data).kind != "text":
+        raise ValueError(f"data={settings.data!r}: {where} reads texts, expected text:FILE")
+    try:
+        config, model_type = config_of(folder)
+    except FileNotFoundError as error:
+        raise ValueError(f"{where}: {error}") from None
+    tokenizer = read_tokenizer(Path(settings.tokenizer or folder))
+    tokens = len(tokenizer.vocabulary)
+    if tokens > config.vocab_size:
+        raise ValueError(
+            f"tokenizer of {where} has {tokens:,} tokens: expected at most the "
+            f"{config.vocab_size:,} of its config.json"
+        )
+    return Published(folder, config, tokenizer, model_type)
+
+
+def make_corpus(
+    settings: TrainingSettings,
+    saved: dict[str, Any] | None,
+    published: Published | None = None,
+) -> Corpus:
+    """The corpus as the encoder needs it, with the vocabulary and scales of what it starts from."""
+    vocabulary, standard, tokenizer = None, None, None
+    if published is not None:
+        config, tokenizer = published.config, published.tokenizer
+    elif saved is not None:
         config, vocabulary, standard = of_checkpoint(saved)
+        tokenizer = tokenizer_of(saved)
+    else:
+        config = EncoderConfig.preset(settings.preset or DEFAULT_PRESET)
     check_source(config, settings)
     return read_corpus(
         settings,
@@ -35,6 +80,7 @@ def make_corpus(settings: TrainingSettings, saved: dict[str, Any] | None) -> Cor
         values=config.numeric_values,
         standard=standard,
         vocab_size=config.vocab_size,
+        tokenizer=tokenizer,
     )
 
 
@@ -42,7 +88,18 @@ def of_checkpoint(saved: dict[str, Any]) -> tuple[EncoderConfig, Vocabulary, Sta
     """Returns a checkpoint's configuration, vocabulary and scales of values."""
     scales = saved.get("standard")
     standard = None if scales is None else Standard(**scales)
-    return EncoderConfig(**saved["config"]), Vocabulary(tuple(saved["tokens"])), standard
+    tokenizer = tokenizer_of(saved)
+    if tokenizer is None:
+        vocabulary = Vocabulary(tuple(saved["tokens"]))
+    else:
+        vocabulary = tokenizer.vocabulary
+    return EncoderConfig(**saved["config"]), vocabulary, standard
+
+
+def tokenizer_of(saved: dict[str, Any]) -> TextTokenizer | None:
+    """Returns a checkpoint's tokenizer; None for codes, words, or one older than tokenizers."""
+    content = saved.get("tokenizer")
+    return None if content is None else of_json(content, "the tokenizer of the checkpoint")
 
 
 def check_source(config: EncoderConfig, settings: TrainingSettings) -> None:
@@ -65,7 +122,7 @@ def check_source(config: EncoderConfig, settings: TrainingSettings) -> None:
 
 def make_objective(settings: TrainingSettings, corpus: Corpus, config: EncoderConfig) -> Objective:
     if settings.task == "classify":
-        return Classification(corpus)
+        return Classification(corpus, settings.pool)
     if settings.task == "clm":
         return NextTokens(corpus, settings.mask_share, settings.seed)
     if corpus.sep is None:
@@ -78,30 +135,30 @@ def make_objective(settings: TrainingSettings, corpus: Corpus, config: EncoderCo
 
 
 def make_config(
-    settings: TrainingSettings, corpus: Corpus, saved: dict[str, Any] | None
+    settings: TrainingSettings,
+    corpus: Corpus,
+    saved: dict[str, Any] | None,
+    published: Published | None = None,
 ) -> EncoderConfig:
-    """The preset for this vocabulary and these lengths, or what the checkpoint was made with."""
+    """The preset for this vocabulary and these lengths, or the encoder that is started from."""
+    if published is not None:
+        return _for_task(_fits(published.config, settings), settings.task)
     if saved is not None:
-        if saved["settings"]["preset"] != settings.preset:
+        if settings.preset not in (None, saved["settings"]["preset"]):
             raise ValueError(
                 f"preset={settings.preset!r}: expected {saved['settings']['preset']!r} as in the "
                 "checkpoint of init"
             )
         check_split(settings, corpus, saved)
-        config = EncoderConfig(**saved["config"])
-        if config.positions == "learned" and settings.max_tokens > config.max_positions:
-            raise ValueError(
-                f"max_tokens={settings.max_tokens}: expected at most the {config.max_positions} "
-                "positions of the checkpoint of init"
-            )
-        return _for_task(config, settings.task)
-    published = EncoderConfig.preset(settings.preset)
-    rows = settings.max_tokens + published.position_offset
+        return _for_task(_fits(EncoderConfig(**saved["config"]), settings), settings.task)
+    preset = settings.preset or DEFAULT_PRESET
+    known = EncoderConfig.preset(preset)
+    rows = settings.max_tokens + known.position_offset
     config = EncoderConfig.preset(
-        settings.preset,
+        preset,
         vocab_size=len(corpus.tokens),
-        max_positions=max(published.max_positions, rows),
-        causal=published.causal or settings.task == "clm",
+        max_positions=max(known.max_positions, rows),
+        causal=known.causal or settings.task == "clm",
     )
     return _for_task(config, settings.task)
 
@@ -130,6 +187,16 @@ def check_split(settings: TrainingSettings, corpus: Corpus, saved: dict[str, Any
         )
 
 
+def _fits(config: EncoderConfig, settings: TrainingSettings) -> EncoderConfig:
+    """Raises ValueError where sequences are longer than learned positions."""
+    positions = config.max_positions - config.position_offset
+    if config.positions == "learned" and settings.max_tokens > positions:
+        raise ValueError(
+            f"max_tokens={settings.max_tokens}: expected at most the {positions} positions of init"
+        )
+    return config
+
+
 def _for_task(config: EncoderConfig, task: str) -> EncoderConfig:
     """The encoder for a task's head; a causal one is classified by its last token."""
     causal = config.causal
@@ -138,6 +205,13 @@ def _for_task(config: EncoderConfig, task: str) -> EncoderConfig:
     if causal != (task == "clm"):
         raise ValueError(f"task={task!r}: the encoder has causal={causal}, expected {not causal}")
     return config
+
+
+def take_published(model: nn.Module, published: Published) -> list[str]:
+    """Loads the weights of a folder; returns the names of those it lacks, which stay as drawn."""
+    target = model.masked if isinstance(model, PretrainingModel) else model
+    assert isinstance(target, Pretrained)
+    return take_pretrained(target, published.folder)
 
 
 def take_encoder(model: nn.Module, start: dict[str, Any]) -> None:

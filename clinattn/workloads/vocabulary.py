@@ -16,7 +16,8 @@ PAD, UNK, CLS, SEP, MASK = range(len(SPECIAL_TOKENS))
 class Vocabulary:
     """tokens[i] is the code of token id i. special: the ids that are no content.
 
-    sep, unknown: None where a tokenizer has no such token.
+    sep, unknown: None where a tokenizer has no such token. end: of the token that a tokenizer puts
+    behind every text, mostly [SEP]; None for none.
     """
 
     tokens: tuple[str, ...]
@@ -25,6 +26,7 @@ class Vocabulary:
     mask: int = MASK
     sep: int | None = SEP
     unknown: int | None = UNK
+    end: int | None = None
 
     @classmethod
     def build(

@@ -276,7 +276,7 @@ def test_a_note_is_cut_and_shown_to_its_end(run, tmp_path):
         (["TEXTS", *PATIENT[1:]], "was trained on texts: expected text"),
         (["TEXTS", "--text", "absent"], "text='absent' cannot be read: No such file"),
         (["TEXTS", "--text", "empty.txt"], "text='empty.txt' is empty: expected the text of a"),
-        (["TEXTS", "--text", "latin.txt"], "text='latin.txt' is no text in UTF-8"),
+        (["TEXTS", "--text", "latin.txt"], "text='latin.txt' cannot be read: byte"),
         (["TEXTS", "--text", "t.csv"], "text='t.csv' is a table: expected a file with the text"),
     ],
     ids=lambda x: None if isinstance(x, list) else re.sub(r"\W+", "-", x)[:40],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -19,6 +20,7 @@ from clinattn.training.corpus import read_corpus  # noqa: E402
 from clinattn.training.data import Tokens, unigram_entropy, windows  # noqa: E402
 from clinattn.training.masking import mask_tokens  # noqa: E402
 from clinattn.training.settings import TrainingSettings  # noqa: E402
+from clinattn.training.windows import notes_of  # noqa: E402
 from clinattn.workloads import SPECIAL_TOKENS, read_meds  # noqa: E402
 from clinattn.workloads.meds_torch import from_meds_torch  # noqa: E402
 from clinattn.workloads.seeds import derived_seed, is_held_out  # noqa: E402
@@ -154,12 +156,20 @@ def test_rows_of_a_subject_are_in_one_split(tmp_path):
     assert len(corpus.held_out) == sum(is_held_out(f"row {i}", 0.2) for i in range(40)) > 0
 
 
-def test_long_texts_are_pieces_for_a_language_model_and_cut_for_a_classifier(tmp_path):
+def test_long_texts_are_pieces_for_a_language_model_and_windows_for_a_classifier(tmp_path):
     path = write_text(tmp_path / "a.csv", [(f"{t} a b c d e f g", label) for t, label in TEXTS])
     pieces = read_corpus(TrainingSettings(text_file=path, max_tokens=5))
-    cut = read_corpus(TrainingSettings(task="classify", text_file=path, max_tokens=5))
-    assert len(pieces.train) == 4 * len(cut.train)  # 13 words, 4 a piece
-    assert {len(e.ids) for e in cut.train} == {5} and pieces.train[0].label == IGNORE
+    assert pieces.train[0].label == IGNORE and [e.part for e in pieces.train[:5]] == [0, 1, 2, 3, 0]
+    assert [len(e) for e in pieces.train[:4]] == [5, 5, 5, 2]  # 13 words, 4 a piece
+    labelled = TrainingSettings(task="classify", text_file=path, max_tokens=5, overlap=0.5)
+    corpus = read_corpus(labelled)
+    notes = notes_of(corpus.train)
+    assert all(len(corpus.train[at]) == 6 for at in notes)  # from words 0, 2, 4, 6, 8 and 9 on
+    assert {len(e) for e in corpus.train} == {5}
+    assert all(len({(e.label, e.subject) for e in corpus.train[at]}) == 1 for at in notes)
+    first = read_corpus(replace(labelled, pool="first"))
+    firsts = [corpus.train[at.start] for at in notes]
+    assert [e.ids.tolist() for e in first.train] == [e.ids.tolist() for e in firsts]
 
 
 def test_a_tokenizer_of_ones_own(tmp_path):
@@ -190,7 +200,7 @@ def test_a_tokenizer_of_ones_own(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", "text\n", "expected a .csv file with a header, or a .jsonl file"),
+        ("a.txt", "text\n", "expected a .csv or .tsv file with a header, or"),
         ("absent.csv", None, "cannot be read"),
         ("a.csv", "", "has no rows"),
         ("a.csv", "text,label\n", "has no rows"),

@@ -144,11 +144,11 @@ def test_a_tokenizer_brings_its_own_vocabulary(tmp_path, text):
         ("meds:folder", r"meds_dir='folder' has no data/\*\*/\*.parquet"),
         ("meds:empty.csv", "meds_dir='empty.csv' is a file: expected a MEDS folder"),
         ("text:absent.csv", "text_file='absent.csv' cannot be read"),
-        ("text:empty.csv", "text_file='empty.csv' has no rows: expected a .csv file with a header"),
+        ("text:empty.csv", "text_file='empty.csv' has no rows: expected a .csv or .tsv file"),
         ("text:empty.jsonl", "text_file='empty.jsonl' has no rows"),
         ("text:blank.jsonl", "text_file='blank.jsonl' has no words in its rows: expected some"),
-        ("text:note.txt", "text_file='note.txt': expected a .csv file"),
-        ("text:folder", "text_file='folder': expected a .csv file"),
+        ("text:note.txt", "text_file='note.txt': expected a .csv or .tsv file"),
+        ("text:folder", "text_file='folder': expected a .csv or .tsv file"),
     ],
 )
 def test_what_cannot_be_opened_is_named(tmp_path, monkeypatch, data, message):

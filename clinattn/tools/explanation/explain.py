@@ -18,7 +18,7 @@ READ_ATTENTION = ("attingrad", "relevance", "rollout")
 
 def read_case(settings: ExplainSettings) -> Case:
     """The case that the settings name. Raises ValueError for bad input."""
-    text = None if settings.text is None else read_note(settings.text)
+    text = None if settings.text is None else read_note(settings.text, settings.encoding)
     origin = resolve(settings.checkpoint)
     if origin.saved is None:
         from clinattn.tools.explanation.pretrained import read_folder

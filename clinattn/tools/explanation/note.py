@@ -10,9 +10,12 @@ from torch import Tensor
 
 from clinattn.tools.explanation.case import Case, Unit, shown
 from clinattn.tools.explanation.settings import ExplainSettings
-from clinattn.tools.vocabularies import require_same, require_words
+from clinattn.tools.vocabularies import require_words
 from clinattn.workloads import Vocabulary
-from clinattn.workloads.text import lower_words, read_tokenizer
+from clinattn.workloads.encodings import decoded
+from clinattn.workloads.tables import ENDINGS
+from clinattn.workloads.tokenizer import TextTokenizer
+from clinattn.workloads.words import lower_words, origins
 
 
 class Words(NamedTuple):
@@ -61,17 +64,16 @@ def note_case(
     )
 
 
-def read_note(path: Path) -> str:
-    """The text of a file. Raises ValueError for one that is empty, a table, or no UTF-8."""
+def read_note(path: Path, encoding: str | None = None) -> str:
+    """The text of a file. Raises ValueError for one that is empty, a table, or no text."""
     where = f"text={str(path)!r}"
-    if path.suffix in (".csv", ".jsonl"):
+    if path.suffix in ENDINGS:
         raise ValueError(f"{where} is a table: expected a file with the text of one note")
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        content = path.read_bytes()
     except OSError as error:
         raise ValueError(f"{where} cannot be read: {error.strerror or error}") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{where} is no text in UTF-8: expected one") from None
+    text = decoded(content, encoding, where).text.replace("\r\n", "\n").replace("\r", "\n")
     if not text.strip():
         raise ValueError(f"{where} is empty: expected the text of a note")
     return text
@@ -80,8 +82,7 @@ def read_note(path: Path) -> str:
 def by_words(text: str, vocabulary: Vocabulary, settings: ExplainSettings) -> Words:
     """Raises ValueError for the vocabulary of a tokenizer."""
     require_words(vocabulary, settings.checkpoint)
-    # lower-casing may make a character longer
-    origin = [i for i, character in enumerate(text) for _ in character.lower()]
+    origin = origins(text)
     found = list(lower_words(text))
     if not found:
         raise ValueError(f"text={str(settings.text)!r} has no words: expected some")
@@ -98,19 +99,14 @@ def by_words(text: str, vocabulary: Vocabulary, settings: ExplainSettings) -> Wo
     return Words(ids, of_token, spans, known_words(ids, of_token, vocabulary.unknown))
 
 
-def by_tokenizer(
-    text: str, vocabulary: Vocabulary, settings: ExplainSettings
-) -> tuple[Words, Vocabulary]:
-    """The words, and the tokenizer's vocabulary. Raises ValueError where it has other tokens."""
-    assert settings.tokenizer is not None
-    tokenizer, own = read_tokenizer(settings.tokenizer)
-    require_same(own, vocabulary, settings.tokenizer)
-    encoding = tokenizer.encode(text, add_special_tokens=False)
+def by_tokenizer(text: str, tokenizer: TextTokenizer, settings: ExplainSettings) -> Words:
+    """The words of a tokenizer's tokens."""
+    encoding = tokenizer.tokenizer.encode(text, add_special_tokens=False)
     if not encoding.ids:
         raise ValueError(f"text={str(settings.text)!r} has no words: expected some")
     words, spans = words_and_spans(text, encoding.word_ids, encoding.offsets)
-    known = known_words(encoding.ids, words, own.unknown)
-    return Words(encoding.ids, words, spans, known), own
+    known = known_words(encoding.ids, words, tokenizer.vocabulary.unknown)
+    return Words(encoding.ids, words, spans, known)
 
 
 def known_words(ids: Sequence[int], of_token: Sequence[int], unknown: int | None) -> list[bool]:

@@ -73,7 +73,12 @@ class ExplainSettings:
     patient: str | None = option(None, "With --data: the patient's subject_id.")
     text: Path | None = option(None, "The text of one note, in place of --data and --patient.")
     tokenizer: Path | None = option(
-        None, "With --text: the tokenizer.json that a checkpoint was trained with."
+        None, "With --text: the tokenizer.json of a checkpoint that has none."
+    )
+    encoding: str | None = option(
+        None,
+        "With --text: of what encoding the file is, such as big5.",
+        shown="UTF-8, GB18030 or marked UTF-16",
     )
     cut: int | None = option(
         None,

@@ -16,11 +16,13 @@ from clinattn.tools.explanation.case import Case
 from clinattn.tools.explanation.note import by_tokenizer, by_words, note_case
 from clinattn.tools.explanation.settings import ExplainSettings
 from clinattn.tools.explanation.timeline import timeline_case
+from clinattn.tools.vocabularies import tokenizer_for
 from clinattn.training.batches import consecutive, packed
 from clinattn.training.checkpoint import model_of
-from clinattn.training.data import Example, Tokens, windows
+from clinattn.training.data import Example
 from clinattn.training.settings import TrainingSettings
 from clinattn.training.start import of_checkpoint
+from clinattn.training.windows import note_windows
 from clinattn.workloads import Vocabulary
 
 BATCH = 16_384  # tokens computed at once
@@ -94,10 +96,9 @@ def read_checkpoint(
     device = torch.device(settings.device)
     # settings check the kind of the data; a note is no table, and is not read by them
     data = settings.data if of_timelines else f"text:{settings.text}"
-    training = TrainingSettings(
-        **saved["settings"] | {"data": data, "tokenizer": settings.tokenizer}
-    )
-    facts = {"model": f"{path}, preset {training.preset}, step {saved['step']:,}"}
+    training = TrainingSettings(**saved["settings"] | {"data": data})
+    shape = f"preset {training.preset}" if training.preset else saved["architecture"]
+    facts = {"model": f"{path}, {shape}, step {saved['step']:,}"}
     make = partial(Trained, module.to(device), tuple(saved["classes"]), device)
     if text is None:
         return timeline_case(settings, saved, training, make, facts)
@@ -113,14 +114,23 @@ def _note_case(
     facts: dict[str, str],
 ) -> Case:
     vocabulary = of_checkpoint(saved)[1]
-    if settings.tokenizer is None:
+    tokenizer = tokenizer_for(saved, settings.tokenizer)
+    if tokenizer is None:
         words = by_words(text, vocabulary, settings)
     else:
-        words, vocabulary = by_tokenizer(text, vocabulary, settings)
-    nothing = Tokens(torch.tensor([], dtype=torch.int64))
-    example = windows(nothing, Tokens(torch.tensor(words.ids)), vocabulary.cls, training.room)[0]
-    read = len(example) - 1
-    of_token = torch.tensor([-1, *words.of_token[:read]])
+        words, vocabulary = by_tokenizer(text, tokenizer, settings), tokenizer.vocabulary
+    windows = note_windows(
+        torch.tensor(words.ids), vocabulary, training.room, training.overlap, training.pool
+    )
+    example = windows[0]
+    read = len(example) - 1 - (vocabulary.end is not None)
+    if len(windows) > 1:
+        facts["window"] = (
+            f"the first of {len(windows):,}, explained by itself; a prediction for the note pools "
+            f"them ({training.pool})"
+        )
+    ending = [] if vocabulary.end is None else [-1]
+    of_token = torch.tensor([-1, *words.of_token[:read], *ending])
     units = words.units(text, read)
     return note_case(
         make(example, vocabulary), settings, text, units, of_token, len(words.spans), facts

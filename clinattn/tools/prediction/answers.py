@@ -17,12 +17,13 @@ class Answer:
     """The classes of a model; () where it has none.
 
     boolean: two classes, of which the second is what the MEDS label schema calls True.
-    independent: each class has a probability for itself.
+    independent: each class has a probability for itself. pool: how windows answer for their note.
     """
 
     classes: tuple[str, ...] = ()
     boolean: bool = False
     independent: bool = False
+    pool: str = "mean"
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """(R, classes) fp64 of logits."""

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from clinattn.files.disk import require_writable
 from clinattn.training.fields import check, check_device, option
-from clinattn.training.settings import DTYPES
+from clinattn.training.settings import DTYPES, pools
 from clinattn.workloads.opening import parse_data
+from clinattn.workloads.tables import Columns
 
 FORMS = "meds:DIR or text:FILE"
 
@@ -35,7 +36,25 @@ class PredictionSettings:
         shown="held_out, else tuning",
     )
     tokenizer: Path | None = option(
-        None, "With text:FILE: the tokenizer.json that a checkpoint was trained with."
+        None, "With text:FILE: the tokenizer.json of a checkpoint that has none in it."
+    )
+    text_column: str = option("text", "With text:FILE: the column of texts.")
+    label_column: str = option("label", "With text:FILE: the column of classes, if there is one.")
+    encoding: str | None = option(
+        None,
+        "With text:FILE: of what encoding the file is, such as big5.",
+        shown="UTF-8, GB18030 or marked UTF-16",
+    )
+    overlap: float | None = option(
+        None,
+        "With text:FILE: share of a window that is in the next one of its note, too.",
+        shown="that of training, else 0.25",
+    )
+    pool: str | None = option(
+        None,
+        "With text:FILE: how windows answer for their note.",
+        choices=pools,
+        shown="that of training, else mean",
     )
     output: Path | None = option(None, "File for the predictions, parquet, mode 0600.")
     embeddings: Path | None = option(
@@ -58,6 +77,11 @@ class PredictionSettings:
         kind = parse_data(self.data, self.tokenizer).kind
         if kind == "profile":
             raise ValueError(f"data={self.data!r}: expected {FORMS}")
+        if self.overlap is not None and not 0 <= self.overlap < 1:
+            raise ValueError(f"overlap={self.overlap}: expected 0 <= x < 1")
+        for name in ("overlap", "pool", "encoding"):
+            if getattr(self, name) is not None and kind != "text":
+                raise ValueError(f"{name}: expected only with text:FILE, got data={self.data!r}")
         if self.at_end and kind != "meds":
             raise ValueError(f"at_end: expected only with meds:DIR, got data={self.data!r}")
         if not self.files:
@@ -73,3 +97,7 @@ class PredictionSettings:
         """The files to write, by the name of the setting."""
         given = {"output": self.output, "embeddings": self.embeddings}
         return {name: Path(path) for name, path in given.items() if path is not None}
+
+    @property
+    def columns(self) -> Columns:
+        return Columns(self.text_column, self.label_column)

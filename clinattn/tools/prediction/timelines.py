@@ -60,9 +60,9 @@ def timeline_rows(
     if not moments:
         raise ValueError(f"{source.where}: no timeline has events to predict from: expected some")
 
-    def tokens(row: int) -> Example:
+    def sequences(row: int) -> list[Example]:
         index, end, until, _ = moments[row]
-        return cut_at(source, index, marks, training, end, until).sequence(source, events)
+        return [cut_at(source, index, marks, training, end, until).sequence(source, events)]
 
     where = "its end" if at_end else "the cuts of training"
     notes = [f"each timeline is predicted at {where}"]
@@ -71,7 +71,7 @@ def timeline_rows(
     return Rows(
         title=source.title,
         unit="predictions",
-        tokens=tokens,
+        sequences=sequences,
         columns={
             "subject_id": np.array([source.subjects[m.owner] for m in moments], dtype=np.int64),
             "prediction_time": np.array([source.times[m.end - 1] for m in moments]),

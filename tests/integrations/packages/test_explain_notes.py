@@ -12,7 +12,7 @@ for package in ("transformers", "tokenizers", "jinja2", "rich", "typer"):
 
 from pages import barriers, read  # noqa: E402
 from runs import small_run  # noqa: E402
-from small_folders import CLASSES, MOST, configured, save, tokenizer  # noqa: E402
+from small_folders import CLASSES, MOST, WORDS, configured, save, tokenizer  # noqa: E402
 from tokenizers import Tokenizer  # noqa: E402
 from transformers import (  # noqa: E402
     BertConfig,
@@ -28,7 +28,7 @@ from clinattn.tools.cli import app  # noqa: E402
 from clinattn.tools.explanation import explain  # noqa: E402
 from clinattn.tools.explanation.page import render  # noqa: E402
 from clinattn.tools.explanation.settings import METHODS, ExplainSettings  # noqa: E402
-from clinattn.training.checkpoint import checkpoints  # noqa: E402
+from clinattn.training.checkpoint import checkpoints, checksum, load_checkpoint  # noqa: E402
 from clinattn.training.loop import Trainer  # noqa: E402
 from clinattn.training.start import make_corpus  # noqa: E402
 
@@ -134,7 +134,7 @@ def test_a_folder_without_weights_is_refused(cli, folders, tmp_path):
     assert done.exit_code == 2 and "has no weights: expected one of" in done.stderr
 
 
-def test_a_checkpoint_of_a_tokenizer_needs_it(cli, tmp_path, small_presets):
+def test_a_checkpoint_of_a_tokenizer_has_it(cli, tmp_path, small_presets):
     tokenizer().save(str(tmp_path / "tokenizer.json"))
     rows = [{"text": TEXT if i % 2 else "no cough, no fever.", "label": i % 2} for i in range(40)]
     rows = [{**row, "subject_id": i} for i, row in enumerate(rows)]
@@ -146,14 +146,24 @@ def test_a_checkpoint_of_a_tokenizer_needs_it(cli, tmp_path, small_presets):
     Trainer(settings).run()
     (tmp_path / "n.txt").write_text(TEXT)
     path = checkpoints(tmp_path / "o")[-1]
-    done = cli(path, "--text", "n.txt")
-    assert done.exit_code == 2 and "which is no word: expected the tokenizer.json" in done.stderr
-    known = {"text": tmp_path / "n.txt", "tokenizer": tmp_path / "tokenizer.json"}
+    known = {"text": tmp_path / "n.txt"}
     case = explain.read_case(ExplainSettings(str(path), **known))
     corpus = make_corpus(settings, None)
     seen = {tuple(x.ids.tolist()) for x in (*corpus.train, *corpus.held_out)}
-    assert tuple(case.model.example.ids.tolist()) in seen
-    assert "sepsis" in [unit.name for unit in case.units]
+    read = case.model.example.ids.tolist()
+    assert tuple(read) in seen and read[-1] == WORDS.index("[SEP]")
+    assert "sepsis" in [unit.name for unit in case.units] and case.of_token[-1] == -1
+    assert "the first of" in case.facts["window"]
+
+    older = load_checkpoint(path)  # as it was before checkpoints had their tokenizer
+    del older["tokenizer"], older["architecture"], older["settings"]["pool"]
+    torch.save(older | {"sha256": checksum(older)}, tmp_path / "older.pt")
+    done = cli("older.pt", "--text", "n.txt")
+    assert done.exit_code == 2 and "which is no word: expected the tokenizer.json" in done.stderr
+    known["tokenizer"] = tmp_path / "tokenizer.json"
+    case = explain.read_case(ExplainSettings(str(tmp_path / "older.pt"), **known))
+    read = case.model.example.ids.tolist()
+    assert len(read) == 20 and read[-1] != WORDS.index("[SEP]") and "window" not in case.facts
     other = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     other.add_tokens(["ward"])
     other.save(str(tmp_path / "other.json"))
