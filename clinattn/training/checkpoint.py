@@ -22,6 +22,7 @@ from clinattn.encoder import (
 from clinattn.files.disk import written_whole
 from clinattn.files.shapes import ANYTHING, COUNT, NOTHING, NUMBER, TEXT, Each, Kind, Named, require
 
+from .regression import Regressor
 from .settings import TrainingSettings
 from .windows import FIRST
 
@@ -57,6 +58,9 @@ CONTENT = Named(
         "split": Named({"by": TEXT}, others=TEXT),
         "tokenizer": TEXT | NOTHING,
         "architecture": TEXT,
+        "target": Named(
+            {"column": TEXT, "mean": NUMBER | NOTHING, "scale": NUMBER | NOTHING}, closed=True
+        ),
     },
     closed=True,
 )
@@ -200,8 +204,10 @@ def model_of(state: dict[str, Any], where: str) -> nn.Module:
     config = EncoderConfig(**state["config"])
     model: nn.Module
     match state["settings"]["task"]:
-        case "classify":
+        case "classify" if state["classes"]:
             model = SequenceClassifier(config, len(state["classes"]))
+        case "classify":
+            model = Regressor(config)
         case "clm":
             model = CausalLanguageModel(config)
         case _ if state["settings"].get("nsp"):

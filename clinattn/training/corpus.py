@@ -56,7 +56,7 @@ def read_corpus(
     marks = marks_of(source, settings.label_code)
     classes = _classes(source, settings, division)
     if values and source.values is not None and standard is None:
-        standard = _standard(source, vocabulary, fitted)
+        standard = fit_standard(source, vocabulary, fitted)
     events = tokens_of(source, vocabulary, times=times, standard=standard if values else None)
 
     splits: tuple[list[Example], list[Example]] = ([], [])
@@ -119,7 +119,7 @@ def tokens_of(
     return Tokens(ids, torch.from_numpy(source.days()) if times else None, measured)
 
 
-def _standard(source: Source, vocabulary: Vocabulary, fitted: np.ndarray) -> Standard:
+def fit_standard(source: Source, vocabulary: Vocabulary, fitted: np.ndarray) -> Standard:
     """The scales of the values of the events fitted, (E,) bool."""
     assert source.values is not None
     known = torch.from_numpy(fitted)
@@ -194,7 +194,7 @@ class Cut(NamedTuple):
     until: int
 
     def sequence(
-        self, source: Source, events: Tokens, label: int = IGNORE, subject: int = 0
+        self, source: Source, events: Tokens, label: float = IGNORE, subject: int = 0
     ) -> Example:
         """Returns the sequence that the classifier reads. events: of the whole source."""
         static, past = (events.take(torch.from_numpy(x)) for x in (self.static, self.past))
@@ -222,15 +222,20 @@ def cuts_of(
 
 
 def cut_at(
-    source: Source, index: int, marks: np.ndarray, settings: TrainingSettings, end: int, until: int
+    source: Source,
+    index: int,
+    marks: np.ndarray | None,
+    settings: TrainingSettings,
+    end: int,
+    until: int,
 ) -> Cut:
     """The cut of a sequence before the event `end`. Events with a mark are not seen."""
     start, timed, _ = source.bounds(index)
     room = settings.max_tokens - 1
-    static = np.arange(start, timed)
-    static = static[~marks[static]][: room // 2]
-    past = np.arange(timed, end)
-    past = past[~marks[past]]
+    static, past = np.arange(start, timed), np.arange(timed, end)
+    if marks is not None:
+        static, past = static[~marks[static]], past[~marks[past]]
+    static = static[: room // 2]
     return Cut(static, past[max(0, len(past) - (room - len(static))) :], end, until)
 
 

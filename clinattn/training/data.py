@@ -61,11 +61,11 @@ def joined(parts: Sequence[Tokens]) -> Tokens:
 class Example(Tokens):
     """A sequence: [CLS], the static facts, and from `start` on the events or words.
 
-    label: its class, -100 without one. subject: whose it is, a number. part: the number of a
-    window of a note, from 0, in the order of which they follow.
+    label: its class, or the number to predict; -100 without one. subject: whose it is, a number.
+    part: the number of a window of a note, from 0, in the order of which they follow.
     """
 
-    label: int = IGNORE
+    label: float = IGNORE
     subject: int = 0
     start: int = 1
     part: int = 0
@@ -75,7 +75,7 @@ def sequence(
     cls: int,
     static: Tokens,
     events: Tokens,
-    label: int = IGNORE,
+    label: float = IGNORE,
     subject: int = 0,
     *,
     end: int | None = None,
@@ -131,12 +131,24 @@ def starts_of(count: int, room: int, overlap: float) -> list[int]:
 
 
 @dataclass(frozen=True)
+class Target:
+    """column: of task labels. mean, scale: of numbers, on the training sequences; None for classes.
+
+    A model of numbers predicts the number less its mean, over the scale.
+    """
+
+    column: str
+    mean: float | None = None
+    scale: float | None = None
+
+
+@dataclass(frozen=True)
 class Corpus:
     """tokens[i] is what id i stands for; special: the ids that are no content; mask: [MASK]'s.
 
     held_out: what is not trained on, but evaluated while training; evaluated is its name.
     sep: [SEP]'s id, where sequences are to be made pairs. standard: what values were divided by.
-    split: Division.record of workloads.splits, for checkpoints.
+    split: Division.record of workloads.splits, for checkpoints. target: what task labels hold.
     unknown: [UNK]'s id in texts, None for other data. tokenizer: of texts, as JSON.
     """
 
@@ -151,6 +163,7 @@ class Corpus:
     standard: Standard | None = None
     evaluated: str = "held_out"
     split: dict[str, str] = field(default_factory=lambda: {"by": "hash"})
+    target: Target | None = None
     unknown: int | None = None
     tokenizer: str | None = None
 

@@ -258,7 +258,7 @@ class Trainer:
         """Saves a checkpoint. Raises Diverged, and removes none, where a weight is not finite."""
         if not all(weight.isfinite().all() for weight in self.model.parameters()):
             raise Diverged(f"step {self.step}: a weight is not finite: a lower lr may help")
-        standard = self.corpus.standard
+        standard, target = self.corpus.standard, self.corpus.target
         if self.ranks.rank == 0:
             save_checkpoint(
                 self.folder,
@@ -277,6 +277,7 @@ class Trainer:
                     "split": self.corpus.split,
                     "tokenizer": self.corpus.tokenizer,
                     "architecture": self.architecture,
+                    **({} if target is None else {"target": vars(target)}),
                 },
                 self.settings.keep,
             )

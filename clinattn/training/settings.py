@@ -68,10 +68,9 @@ class TrainingSettings:
     )
     text_column: str = option("text", "With text:FILE: the column of texts.")
     label_column: str = option("label", "With text:FILE: the column of classes.")
-    labels: str | Path | None = option(
-        None, "With text:FILE and classify: another file, of columns --id-column and label."
+    id_column: str = option(
+        "id", "With text:FILE and --labels: the column that joins labels to texts."
     )
-    id_column: str = option("id", "With --labels: the column that joins labels to texts.")
     encoding: str | None = option(
         None,
         "With text:FILE: of what encoding the files are, such as big5.",
@@ -87,6 +86,11 @@ class TrainingSettings:
         None,
         "Classes of a MEDS folder: does a code such as 'ICU_*' follow a cut of the timeline before "
         "the next cut? Such codes are removed from the input.",
+    )
+    labels: str | Path | None = option(
+        None,
+        "With classify, of meds:DIR: a file or folder of parquet with subject_id, prediction_time "
+        "and a column such as boolean_value; of text:FILE: a file with --id-column and label.",
     )
     cuts: int = option(
         1, "With --label-code: cuts of a timeline, at equal numbers of events.", least=1
@@ -166,29 +170,43 @@ class TrainingSettings:
         if data is None:
             raise ValueError(f"data: got none, expected {FORMS}")
         kind = parse_data(data, self.tokenizer).kind
+        self._check_labels(data, kind)
         self._check_text(kind)
+        check_device(self.device)
+
+    def _check_labels(self, data: str, kind: str) -> None:
+        """Raises ValueError where the classes of the task are not said, or said twice."""
         if self.task == "classify" and kind == "profile":
             raise ValueError(
-                f"task='classify': {data} has no labels, expected meds:DIR with label_code, or "
-                "text:FILE with a column label"
+                f"task='classify': {data} has no labels, expected meds:DIR with label_code or "
+                "labels, or text:FILE with a column label"
             )
-        if (self.task == "classify" and kind == "meds") != (self.label_code is not None):
+        given = [name for name in ("label_code", "labels") if getattr(self, name) is not None]
+        if self.task == "classify" and kind == "meds":
+            if len(given) != 1:
+                raise ValueError(
+                    f"{' and '.join(given) or 'label_code and labels'}: got "
+                    f"{'both' if given else 'neither'}, expected one of them for "
+                    "task='classify' on a MEDS folder"
+                )
+        elif self.label_code is not None:
             raise ValueError(
                 f"label_code={self.label_code!r} for task={self.task!r}: expected with task "
                 "'classify' on a MEDS folder, and only there"
             )
-        check_device(self.device)
+        elif self.labels is not None and self.task != "classify":
+            raise ValueError(f"labels: expected only with task='classify', not {self.task!r}")
+        if kind == "meds" and self.labels is not None and self.cuts != 1:
+            raise ValueError(f"cuts={self.cuts}: expected only with label_code, not with labels")
 
     def _check_text(self, kind: str) -> None:
         """Raises ValueError for settings of texts with other data, or that contradict."""
         for name in ("tokenizer", "init"):
             if self.vocabulary is not None and getattr(self, name) is not None:
                 raise ValueError(f"vocabulary and {name}: got both, expected one of them")
-        if self.labels is not None and self.task != "classify":
-            raise ValueError(f"labels: expected only with task='classify', not {self.task!r}")
         if kind == "text":
             return
-        for name in ("vocabulary", "labels", "encoding"):
+        for name in ("vocabulary", "encoding"):
             if getattr(self, name) is not None:
                 raise ValueError(f"{name}: expected only with text:FILE, not with {kind}:")
 

@@ -17,9 +17,11 @@ from clinattn.workloads.tokenizer import TextTokenizer, of_json, read_tokenizer
 from .checkpoint import take_weights
 from .corpus import read_corpus
 from .data import Corpus
+from .labelled import read_labelled
 from .next_sentence import MaskedPairs
 from .objectives import Classification, MaskedTokens, NextTokens, Objective
 from .pairs import Pairs
+from .regression import Regression
 from .settings import DEFAULT_PRESET, TrainingSettings
 from .standard import Standard
 
@@ -73,14 +75,16 @@ def make_corpus(
     else:
         config = EncoderConfig.preset(settings.preset or DEFAULT_PRESET)
     check_source(config, settings)
+    known: dict[str, Any] = {
+        "times": config.positions == "rotary_time",
+        "values": config.numeric_values,
+        "standard": standard,
+    }
+    assert settings.data is not None
+    if settings.labels is not None and parse_data(settings.data).kind == "meds":
+        return read_labelled(settings, vocabulary, **known)
     return read_corpus(
-        settings,
-        vocabulary,
-        times=config.positions == "rotary_time",
-        values=config.numeric_values,
-        standard=standard,
-        vocab_size=config.vocab_size,
-        tokenizer=tokenizer,
+        settings, vocabulary, **known, vocab_size=config.vocab_size, tokenizer=tokenizer
     )
 
 
@@ -122,7 +126,8 @@ def check_source(config: EncoderConfig, settings: TrainingSettings) -> None:
 
 def make_objective(settings: TrainingSettings, corpus: Corpus, config: EncoderConfig) -> Objective:
     if settings.task == "classify":
-        return Classification(corpus, settings.pool)
+        numeric = corpus.target is not None and corpus.target.mean is not None
+        return Regression(corpus) if numeric else Classification(corpus, settings.pool)
     if settings.task == "clm":
         return NextTokens(corpus, settings.mask_share, settings.seed)
     if corpus.sep is None:

@@ -30,24 +30,53 @@ def parquet_files(root: Path) -> list[Path]:
     return paths
 
 
-def read_columns(root: Path, path: Path, required: list[str], optional: list[str]) -> pa.Table:
-    """Returns columns of a file in the folder `root`, all required and the optional that it has.
+def read_columns(
+    root: Path, path: Path, required: list[str], optional: list[str], name: str = "meds_dir"
+) -> pa.Table:
+    """Returns columns of a file in `root` or at it, all required and the optional that it has.
 
+    name: of the argument that root was, for messages.
     Raises MedsError for a file that cannot be read or lacks a required column.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    where = f"meds_dir={str(root)!r}: {path.relative_to(root)}"
+    where = place(root, path, name)
     try:
         names = pq.read_schema(path).names
-        missing = [name for name in required if name not in names]
+        missing = [column for column in required if column not in names]
         if missing:
             raise MedsError(
                 f"{where} has no column {missing} (it has {names}): expected {required}"
             )
-        return pq.read_table(
-            path, columns=required + [name for name in optional if name in names], partitioning=None
-        )
+        columns = required + [column for column in optional if column in names]
+        return pq.read_table(path, columns=columns, partitioning=None)
     except (pa.ArrowException, OSError) as error:
         raise MedsError(f"{where} cannot be read ({error}): expected a parquet file") from error
+
+
+def place(root: Path, path: Path, name: str = "meds_dir") -> str:
+    """A file in the folder `root`, or root itself, as messages call it."""
+    said = f"{name}={str(root)!r}"
+    return said if path == root else f"{said}: {path.relative_to(root)}"
+
+
+def has_time_zone(root: Path, paths: list[Path]) -> bool:
+    """Returns whether times of events have a time zone. Raises MedsError where files differ."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    found = {}
+    for path in paths:
+        try:
+            kind = pq.read_schema(path).field("time").type
+        except (pa.ArrowException, OSError, KeyError) as error:
+            raise MedsError(f"{place(root, path)} has no readable column 'time'") from error
+        if not pa.types.is_null(kind):
+            found[getattr(kind, "tz", None) is not None] = path
+    if len(found) == 2:
+        raise MedsError(
+            f"{place(root, found[True])} has times with a time zone, and {found[False].name} "
+            "without: expected one way"
+        )
+    return True in found

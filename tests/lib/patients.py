@@ -74,3 +74,13 @@ def write_splits(root: Path, of: dict[int, str], **columns) -> Path:
     table = {"subject_id": list(of), "split": list(of.values())} | columns
     pq.write_table(pa.table(table), root / "metadata" / "subject_splits.parquet")
     return root
+
+
+def write_labels(path: Path, rows: list[tuple], column: str = "boolean_value", **columns) -> Path:
+    """rows: (subject_id, microseconds, value). columns: in place of those of the labels."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    subject, time, value = zip(*rows, strict=True)
+    times = pa.array(time, pa.timestamp("us"))
+    table = {"subject_id": pa.array(subject, pa.int64()), "prediction_time": times}
+    pq.write_table(pa.table(table | {column: list(value)} | columns), path)
+    return path

@@ -7,6 +7,7 @@ import re
 import shutil
 import stat
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,13 +17,14 @@ for package in ("pyarrow", "jinja2", "rich", "typer"):
 import pyarrow as pa  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 from pages import read  # noqa: E402
-from patients import write_measured_patients, write_splits  # noqa: E402
+from patients import DAY, write_labels, write_measured_patients, write_splits  # noqa: E402
 from runs import SMALL_PRESETS, small_run  # noqa: E402
 
 from clinattn.encoder import PRESETS  # noqa: E402
 from clinattn.tools.explanation import explain  # noqa: E402
 from clinattn.tools.explanation.settings import METHODS, ExplainSettings  # noqa: E402
-from clinattn.training.checkpoint import checkpoints  # noqa: E402
+from clinattn.training.batches import packed  # noqa: E402
+from clinattn.training.checkpoint import checkpoints, load_model  # noqa: E402
 from clinattn.training.loop import Trainer  # noqa: E402
 from clinattn.training.objectives import HELD_OUT_EPOCH, Classification  # noqa: E402
 from clinattn.training.start import make_corpus  # noqa: E402
@@ -233,6 +235,51 @@ def test_a_patient_stands_to_training_as_the_owner_lists(run, folder, tmp_path, 
     assert ("was trained on this patient" in flat(done.stderr)) == (split == "train")
 
 
+def labelled(folder, root, values, column):
+    """A checkpoint of task labels, at the day after the tenth of each patient's events."""
+    source = open_source(f"meds:{folder}")
+    times = [int(source.times[source.bounds(i)[1] + 9]) + DAY for i in range(len(source))]
+    rows = list(zip(source.subjects, times, values, strict=True))
+    path = write_labels(root / "labels.parquet", rows, column)
+    return trained(root / "run", meds_dir=folder, label_code=None, labels=path, preset="timed")
+
+
+def test_a_prediction_of_task_labels_is_explained_at_a_time(run, folder, tmp_path):
+    values = [i % 2 == 0 for i in range(40)]
+    settings, checkpoint = labelled(folder, tmp_path, values, "boolean_value")
+    corpus = make_corpus(settings, None)
+    index = next(i for i in range(40) if is_held_out(i + 1, 0.2))
+    source = open_source(f"meds:{folder}")
+    _, timed, end = source.bounds(index)
+    given = [checkpoint, "--data", "MEDS", "--patient", str(index + 1), "--draws", "2", "--json"]
+    moment = str(np.datetime64(int(source.times[timed + 9]), "us"))
+    done = run(*given, "e.json", "--at", moment)
+    assert done.exit_code == 0, done.output
+    record = json.loads((tmp_path / "e.json").read_text())
+    assert len(record["units"]) == timed - source.bounds(index)[0] + 10
+    assert record["classes"].keys() == {"false", "true"}
+    ids, arguments = packed([corpus.held_out[0]], torch.device("cpu"))
+    expected = load_model(checkpoint)[0](ids, **arguments).logits.softmax(-1)[0, 1]
+    assert record["classes"]["true"] == pytest.approx(float(expected), abs=1e-6)
+    assert "The classes are those of boolean_value in the task labels" in flat(done.stdout)
+    assert "until " + moment[:16].replace("T", " ") in flat(done.stdout)
+    done = run(*given, "whole.json")
+    whole = json.loads((tmp_path / "whole.json").read_text())
+    assert len(whole["units"]) == min(end - source.bounds(index)[0], SMALL_TOKENS - 1)
+    assert "the end of the timeline" in flat(done.stdout)
+    done = run(*given, "no.json", "--cut", "1")
+    assert "cut=1: expected none with a checkpoint of task labels" in flat(done.stderr)
+    done = run(*PATIENT, "--at", moment)
+    assert "expected only with a checkpoint of task labels" in flat(done.stderr)
+
+
+def test_a_prediction_of_a_number_is_refused(run, folder, tmp_path):
+    _, checkpoint = labelled(folder, tmp_path, [float(i) for i in range(40)], "float_value")
+    done = run(checkpoint, *PATIENT[1:])
+    assert done.exit_code == 2
+    assert "predicts a number (float_value): expected one that" in flat(done.stderr)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_serves_patients_and_notes(run, method):
     for given in (PATIENT, NOTE):
@@ -268,6 +315,9 @@ def test_a_note_is_cut_and_shown_to_its_end(run, tmp_path):
         ([*PATIENT, "--output", "no/p.html"], "output='no/p.html': 'no' is no folder"),
         ([*PATIENT, "--json", "."], "json='.' is a folder: expected a file"),
         ([*PATIENT, "--visit-gap", "0"], "visit_gap=0.0: expected more than 0 hours"),
+        ([*PATIENT, "--at", "noon"], "at='noon': expected a time such as 2150-03-01T12:00"),
+        ([*PATIENT, "--at", "2150-03-01T12:00Z"], "expected a time such as 2150-03-01T12:00, with"),
+        ([*PATIENT, "--at", "2150-03-01", "--cut", "1"], "cut and at: got both, expected one of"),
         ([*PATIENT, "--draws", "1"], "draws=1: expected at least 2"),
         (["absent.pt", *PATIENT[1:]], "checkpoint 'absent.pt' cannot be read: No such file"),
         ([".", *PATIENT[1:]], "checkpoint='.' holds neither step-*.pt nor config.json"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -86,6 +87,12 @@ class ExplainSettings:
         least=0,
         shown="the last of training",
     )
+    at: str | None = option(
+        None,
+        "With a checkpoint of task labels: the prediction time, such as 2150-03-01T12:00. Events "
+        "at it are read.",
+        shown="the end of the timeline",
+    )
     target: str | None = option(None, "The class to explain.", shown="the most probable")
     top: int = option(15, "Rows of the table of the strongest.", least=1)
     visit_gap: float = option(24.0, "Hours without an event that separate two visits.")
@@ -111,7 +118,7 @@ class ExplainSettings:
         if self.text is None:
             self._check_patient()
         else:
-            for name in ("data", "patient", "cut"):
+            for name in ("data", "patient", "cut", "at"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"{name} and text: got both, expected a patient or a text")
         check_device(self.device)
@@ -126,3 +133,14 @@ class ExplainSettings:
             raise ValueError(f"data={self.data!r}: expected meds:DIR, a MEDS folder")
         if self.tokenizer is not None:
             raise ValueError("tokenizer: expected only with text")
+        if self.cut is not None and self.at is not None:
+            raise ValueError("cut and at: got both, expected one of them")
+        if self.at is not None:
+            try:
+                naive = datetime.fromisoformat(self.at).tzinfo is None
+            except ValueError:
+                naive = False
+            if not naive:
+                raise ValueError(
+                    f"at={self.at!r}: expected a time such as 2150-03-01T12:00, without a zone"
+                )

@@ -1,4 +1,4 @@
-"""A patient's timeline as events in visits, before the cut that a classifier predicts at."""
+"""A patient's timeline as events in visits, up to the moment that a classifier predicts at."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from clinattn.tools.explanation.case import Case, Group, Model, Unit, shown
+from clinattn.tools.explanation.moment import minute, moment_of
 from clinattn.tools.explanation.settings import ExplainSettings
-from clinattn.training.corpus import cut_at, cuts_of, marks_of, tokens_of
+from clinattn.training.corpus import tokens_of
 from clinattn.training.data import Example
 from clinattn.training.settings import TrainingSettings
 from clinattn.training.start import of_checkpoint
@@ -31,27 +32,17 @@ def timeline_case(
     make: Callable[[Example, Vocabulary], Model],
     facts: dict[str, str],
 ) -> Case:
-    """The case of a patient at a cut of training. saved: the checkpoint; training: its settings.
+    """The case of a patient at a moment. saved: the checkpoint; training: its settings.
 
-    Raises MedsError or ValueError where the folder, patient or cut cannot be used.
+    Raises MedsError or ValueError where the folder, patient or moment cannot be used.
     """
     assert settings.data is not None
     config, vocabulary, standard = of_checkpoint(saved)
     source = open_source(settings.data)
     assert source.times is not None and source.values is not None
     index = _patient(source, str(settings.patient))
-    marks = marks_of(source, training.label_code)
-    assert marks is not None
-    start, _, end = source.bounds(index)
-    cuts = cuts_of(source, index, marks, training)
-    number = len(cuts) if settings.cut is None else settings.cut
-    if number > len(cuts) or (settings.cut is None and not cuts):
-        given = "the last" if settings.cut is None else number
-        raise ValueError(
-            f"cut={given}: the timeline of patient {settings.patient} has {len(cuts)} cuts of "
-            "training; expected one of them from 1, or 0 for its end"
-        )
-    cut = cuts[number - 1] if number else cut_at(source, index, marks, training, end, end)
+    moment = moment_of(source, index, settings, training, saved)
+    cut = moment.cut
     events = tokens_of(
         source,
         vocabulary,
@@ -60,25 +51,22 @@ def timeline_case(
     )
     at = np.r_[cut.static, cut.past]
     if not len(at):
-        raise ValueError(f"patient={settings.patient}: no event is before the cut: expected some")
+        raise ValueError(
+            f"patient={settings.patient}: no event is before the prediction: expected some"
+        )
     meanings = code_descriptions(parse_data(settings.data).place)
     units, groups = _events(source, vocabulary, at, settings.visit_gap, meanings)
     stands = standing(source, index, training.held_out, saved.get("split"))
-    last = source.times[cut.past[-1]] if len(cut.past) else NO_TIME
-    moment = f"{_time(last)}, after its last event before the cut"
-    if number:
-        moment += f", cut {number} of {len(cuts)}"
     facts |= {
         "patient": f"{settings.patient}, of {source.title}",
         "this patient in training": stands.words,
-        "prediction at": moment if number else f"{_time(last)}, the end of the timeline",
-        "events read": f"{len(at):,} of {cut.end - start:,} until then",
+        "prediction at": moment.when,
+        "events read": f"{len(at):,} of {cut.end - source.bounds(index)[0]:,} until then",
         "values of events": "read" if config.numeric_values else "shown, but not read",
         "times of events": "read" if config.positions == "rotary_time" else "only their order",
     }
-    if number:
-        label = int(marks[cut.end : cut.until].any())
-        facts["what followed in the record"] = saved["classes"][label]
+    if moment.outcome is not None:
+        facts["what followed in the record"] = moment.outcome
     warnings = []
     if stands.trained_on is None:
         warnings.append("Whether the model was trained on this patient is not known.")
@@ -92,10 +80,7 @@ def timeline_case(
         units=units,
         of_token=torch.arange(-1, len(at)),
         groups=groups,
-        predicted=(
-            f"Here “present” means that a code like {training.label_code} follows"
-            f"{' before the next cut' if number else ''}; the model does not read such codes."
-        ),
+        predicted=moment.meaning,
         facts=facts,
         warnings=warnings,
     )
@@ -131,7 +116,7 @@ def _events(
             shown(code),
             f"{value:g}" if np.isfinite(value) else "",
             shown(meanings.get(code, "")),
-            _time(time),
+            minute(time),
             code in known,
             int(number),
         )
@@ -145,10 +130,3 @@ def _events(
         for i, j, number in zip(first, last, visits, strict=True)
     ]
     return units, groups
-
-
-def _time(microseconds: Any) -> str:
-    """A time to the minute; "" for that of a static fact."""
-    if microseconds == NO_TIME:
-        return ""
-    return str(np.datetime64(int(microseconds), "us").astype("datetime64[m]")).replace("T", " ")

@@ -86,7 +86,13 @@ def read_checkpoint(
         raise ValueError(
             f"checkpoint {str(path)!r} was trained with task={task!r}: expected 'classify'"
         )
-    of_timelines = saved["settings"].get("label_code") is not None
+    target = saved.get("target")
+    if target is not None and not saved["classes"]:
+        raise ValueError(
+            f"checkpoint {str(path)!r} predicts a number ({target['column']}): expected one that "
+            "predicts classes"
+        )
+    of_timelines = target is not None or saved["settings"].get("label_code") is not None
     if of_timelines != (text is None):
         expected = "data and patient" if of_timelines else "text"
         raise ValueError(
@@ -96,7 +102,9 @@ def read_checkpoint(
     device = torch.device(settings.device)
     # settings check the kind of the data; a note is no table, and is not read by them
     data = settings.data if of_timelines else f"text:{settings.text}"
-    training = TrainingSettings(**saved["settings"] | {"data": data})
+    # nor are task labels: of their settings, checkpoints have the column
+    labels = None if target is None else target["column"]
+    training = TrainingSettings(**saved["settings"] | {"data": data, "labels": labels})
     shape = f"preset {training.preset}" if training.preset else saved["architecture"]
     facts = {"model": f"{path}, {shape}, step {saved['step']:,}"}
     make = partial(Trained, module.to(device), tuple(saved["classes"]), device)

@@ -136,11 +136,11 @@ def _part(
     outputs: Sequence[Outputs],
 ) -> Part:
     """The results of rows from those of their windows, which follow each other in outputs."""
-    logits = np.zeros((len(windows), len(job.answer.classes)))
+    logits = np.zeros((len(windows), job.answer.outputs))
     states = np.zeros((len(windows), 0), dtype=np.float32)
     ends = np.cumsum([len(of_row) for of_row in windows]).tolist()
     of_rows = [outputs[end - len(of_row) : end] for of_row, end in zip(windows, ends, strict=True)]
-    if job.answer.classes:
+    if job.answer.outputs:
         known = [torch.stack([x.logits for x in row if x.logits is not None]) for row in of_rows]
         logits = np.stack([pooled(x, job.answer.pool).numpy() for x in known])
     if settings.embeddings is not None:

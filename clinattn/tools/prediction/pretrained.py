@@ -47,7 +47,7 @@ def read_pretrained(
     if settings.output is not None:
         require_classifier(folder)
     path = Path(place)
-    rows = read_rows(path, False, columns=settings.columns, encoding=settings.encoding).rows
+    rows = read_rows(path, False, **settings.table).rows
     answer = Answer(pool=settings.pool or "mean")
     if folder.is_classifier:
         answer = replace(answer, classes=folder.classes, independent=folder.independent)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from clinattn.files.disk import require_writable
 from clinattn.training.fields import check, check_device, option
@@ -25,6 +26,11 @@ class PredictionSettings:
 
     checkpoint: str
     data: str | None = option(None, f"Patients or notes to predict for: {FORMS}.")
+    labels: Path | None = option(
+        None,
+        "With meds:DIR: predict at the times of task labels, a file or folder of parquet with "
+        "subject_id and prediction_time, and what is known. With text:FILE: a file of classes.",
+    )
     at_end: bool = option(
         False,
         "Of timelines: predict at the last event, as for patients of today, whose outcome is not "
@@ -40,6 +46,7 @@ class PredictionSettings:
     )
     text_column: str = option("text", "With text:FILE: the column of texts.")
     label_column: str = option("label", "With text:FILE: the column of classes, if there is one.")
+    id_column: str = option("id", "With text:FILE and --labels: the column that joins both.")
     encoding: str | None = option(
         None,
         "With text:FILE: of what encoding the file is, such as big5.",
@@ -84,6 +91,8 @@ class PredictionSettings:
                 raise ValueError(f"{name}: expected only with text:FILE, got data={self.data!r}")
         if self.at_end and kind != "meds":
             raise ValueError(f"at_end: expected only with meds:DIR, got data={self.data!r}")
+        if self.at_end and self.labels is not None:
+            raise ValueError("at_end and labels: got both, expected one of them")
         if not self.files:
             raise ValueError("output: got none, expected a file for predictions, or embeddings")
         for name, path in self.files.items():
@@ -99,5 +108,7 @@ class PredictionSettings:
         return {name: Path(path) for name, path in given.items() if path is not None}
 
     @property
-    def columns(self) -> Columns:
-        return Columns(self.text_column, self.label_column)
+    def table(self) -> dict[str, Any]:
+        """How a file of texts is read, by the arguments of read_rows."""
+        columns = Columns(self.text_column, self.label_column, self.id_column)
+        return {"columns": columns, "labels": self.labels, "encoding": self.encoding}

@@ -15,7 +15,7 @@ from clinattn.tools.prediction.models import Model, PackedModel, placed
 from clinattn.tools.prediction.rows import Rows
 from clinattn.tools.prediction.settings import PredictionSettings
 from clinattn.tools.prediction.texts import note_rows
-from clinattn.tools.prediction.timelines import timeline_rows
+from clinattn.tools.prediction.timelines import Timelines, unread
 from clinattn.tools.vocabularies import require_words, tokenizer_for
 from clinattn.training.checkpoint import model_of
 from clinattn.training.corpus import tokens_of
@@ -25,6 +25,7 @@ from clinattn.training.settings import TrainingSettings
 from clinattn.training.start import check_source, of_checkpoint
 from clinattn.training.windows import note_windows
 from clinattn.workloads import Source, Vocabulary, open_source
+from clinattn.workloads.labels import TaskLabels, read_labels
 from clinattn.workloads.opening import parse_data
 from clinattn.workloads.splits import chosen_split, default_split, trained_on
 from clinattn.workloads.tables import read_rows
@@ -39,12 +40,15 @@ def read_trained(
     assert saved is not None and settings.data is not None
     where = f"checkpoint {str(origin.path)!r}"
     kind = parse_data(settings.data).kind
+    target = saved.get("target")
     classifies = saved["settings"]["task"] == "classify"
-    of_timelines = saved["settings"].get("label_code") is not None
+    of_timelines = target is not None or saved["settings"].get("label_code") is not None
     if classifies and of_timelines != (kind == "meds"):
         trained, expected = ("timelines", "meds:DIR") if of_timelines else ("texts", "text:FILE")
         raise ValueError(f"{where} was trained on {trained}: expected data {expected}")
-    training = TrainingSettings(**saved["settings"] | {"data": settings.data})
+    # task labels are no setting of a checkpoint, which has their column
+    known = {"data": settings.data, "labels": None if target is None else target["column"]}
+    training = TrainingSettings(**saved["settings"] | known)
     check_source(of_checkpoint(saved)[0], training)
     read = _timelines if kind == "meds" else _notes
     rows, split = read(settings, training, saved)
@@ -52,8 +56,15 @@ def read_trained(
     module = placed(model_of(saved, where), device, settings.dtype)
     answer = Answer()
     if isinstance(module, SequenceClassifier):
-        pool = settings.pool or training.pool
-        answer = Answer(tuple(saved["classes"]), boolean=of_timelines, pool=pool)
+        numbers = {}
+        if target is not None and target["scale"] is not None:
+            numbers = {"mean": target["mean"], "scale": target["scale"]}
+        answer = Answer(
+            tuple(saved["classes"]),
+            boolean=of_timelines and _column(saved) == "boolean_value",
+            pool=settings.pool or training.pool,
+            **numbers,
+        )
     return PackedModel(module, device, settings.dtype), answer, rows, split
 
 
@@ -62,6 +73,11 @@ def _timelines(
 ) -> tuple[Rows, str]:
     assert training.data is not None
     config, vocabulary, standard = of_checkpoint(saved)
+    labels = None
+    if settings.labels is not None:
+        folder = parse_data(training.data).place
+        labels = read_labels(settings.labels, folder, required=False)
+        _require_column(labels, saved)
     source = open_source(training.data)
     notes = unknown_note(source.ids_of(vocabulary), vocabulary, source.where)
     split, chosen, more = _chosen(settings, training, saved, source)
@@ -71,9 +87,29 @@ def _timelines(
         times=config.positions == "rotary_time",
         standard=standard if config.numeric_values else None,
     )
-    at_end = settings.at_end or training.task != "classify"
-    rows = timeline_rows(source, events, chosen, training, at_end)
+    at_cuts = training.label_code is not None and labels is None and not settings.at_end
+    marks = unread(source, training, required=at_cuts)
+    timelines = Timelines(source, events, chosen, training, marks)
+    if labels is not None:
+        rows = timelines.at_labels(labels)
+    else:
+        rows = timelines.at_cuts() if at_cuts else timelines.at_ends()
     return replace(rows, notes=(*rows.notes, *notes, *more)), split
+
+
+def _column(saved: dict[str, Any]) -> str:
+    """The column of task labels that a classifier of timelines predicts."""
+    return str((saved.get("target") or {"column": "boolean_value"})["column"])
+
+
+def _require_column(labels: TaskLabels, saved: dict[str, Any]) -> None:
+    """Raises ValueError where the labels hold something else than the model predicts."""
+    if saved["settings"]["task"] != "classify" or labels.column is None:
+        return
+    if labels.column != (column := _column(saved)):
+        raise ValueError(
+            f"{labels.where} has {labels.column}: expected {column}, which the checkpoint predicts"
+        )
 
 
 def _notes(
@@ -87,7 +123,7 @@ def _notes(
     else:
         vocabulary = tokenizer.vocabulary
     path = Path(parse_data(training.data).place)
-    given: dict[str, Any] = {"columns": settings.columns, "encoding": settings.encoding}
+    given = settings.table
     source = text_source(path, tokenizer, **given)
     ids = torch.from_numpy(source.ids_of(vocabulary))
     notes = unknown_note(ids.numpy(), vocabulary, source.where)
