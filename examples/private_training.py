@@ -1,35 +1,59 @@
 """Differentially private training with Opacus: no single patient can be read from the model.
 
-The encoder keeps one row for each patient (layout="padded"); attention leaves the padding out.
+A sample is a patient, drawn by Poisson sampling, and padded rows have a gradient each. The epsilon
+spent is in private/metrics.jsonl and in the checkpoint, which `clinattn predict` and `export` read.
+Arguments: a MEDS folder and the code to predict, or none.
 """
 
 import warnings
+from pathlib import Path
 
+import patients
 import torch
 from opacus import PrivacyEngine
 from torch.utils.data import DataLoader, TensorDataset
 
 from clinattn.encoder import EncoderConfig, SequenceClassifier
+from clinattn.training.batches import padded
+from clinattn.training.checkpoint import content_of, save_checkpoint
+from clinattn.training.corpus import read_corpus
+from clinattn.training.metrics import MetricsFile, auroc
+from clinattn.training.settings import TrainingSettings
 
+EPOCHS, FOLDER = 12, Path("private")
 warnings.simplefilter("ignore")  # Opacus: its random numbers are not cryptographic by default
 torch.manual_seed(0)
-config = EncoderConfig.preset("tiny", vocab_size=50, hidden_size=24, num_layers=1, windows=())
-model = SequenceClassifier(config, num_labels=2)
-input_ids, lengths = torch.randint(2, 50, (256, 40)), torch.randint(2, 41, (256,))
-labels = torch.arange(256) % 2
-input_ids[:, 0] = labels  # codes 0 and 1 on admission tell the classes apart
-engine = PrivacyEngine(accountant="rdp")
-model, optimizer, loader = engine.make_private(
-    module=model,
-    optimizer=torch.optim.Adam(model.parameters(), 5e-3),
-    data_loader=DataLoader(TensorDataset(input_ids, lengths, labels), batch_size=64),
-    noise_multiplier=1.0,
-    max_grad_norm=1.0,
-)
-for epoch in range(8):
-    for ids, n, y in loader:
+with patients.given(600, fell_before=False) as (data, code):
+    settings = TrainingSettings(f"meds:{data}", "classify", label_code=code, output=FOLDER)
+    corpus = read_corpus(settings)  # its codes, of the patients trained on, are not private
+
+
+def tensors(examples):
+    ids, arguments = padded(examples, torch.device("cpu"))
+    return ids, arguments["lengths"], torch.tensor([example.label for example in examples])
+
+
+train, (ids, lengths, labels) = tensors(corpus.train), tensors(corpus.held_out)
+shape = {"hidden_size": 24, "num_layers": 1, "windows": (), "pooling": "mean"}
+own = SequenceClassifier(EncoderConfig.preset("tiny", vocab_size=len(corpus.tokens), **shape), 2)
+engine, privacy = PrivacyEngine(), {"unit": "patient", "delta": len(train[0]) ** -1.1}
+model, optimizer, loader = engine.make_private_with_epsilon(
+    module=own, optimizer=torch.optim.Adam(own.parameters(), 5e-3), epochs=EPOCHS,
+    data_loader=DataLoader(TensorDataset(*train), 64), poisson_sampling=True,
+    target_epsilon=8.0, target_delta=privacy["delta"], max_grad_norm=1.0,
+)  # fmt: skip
+FOLDER.mkdir()
+metrics = MetricsFile(FOLDER / "metrics.jsonl", 0)
+for epoch in range(EPOCHS):
+    for rows, n, y in loader:
         optimizer.zero_grad()
-        loss = model(ids, lengths=n, labels=y, layout="padded").loss
-        loss.backward()
+        model(rows, lengths=n, labels=y, layout="padded").loss.backward()
         optimizer.step()
-    print(f"epoch {epoch}  loss {loss:.3f}  epsilon {engine.get_epsilon(delta=1e-3):.2f}")
+    with torch.no_grad():
+        scores = own(ids, lengths=lengths, layout="padded").logits.diff()[:, 0]
+    privacy["epsilon"] = float(engine.get_epsilon(privacy["delta"]))
+    score = {"auroc": auroc(scores, labels == 1)} | privacy
+    metrics.write({"step": (epoch + 1) * len(loader), "split": "held_out"} | score)
+    print("auroc {auroc:.3f} epsilon {epsilon:.2f}".format(**score))
+content = content_of(settings, corpus, own, optimizer, EPOCHS * len(loader))
+save_checkpoint(FOLDER, content | {"privacy": privacy}, keep=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -69,3 +70,18 @@ def packed(sequences: Sequence[Tokens], device: torch.device) -> tuple[Tensor, d
     if whole.values is not None:
         arguments["values"] = whole.values.to(device)
     return whole.ids.to(device), arguments
+
+
+def padded(sequences: Sequence[Tokens], device: torch.device) -> tuple[Tensor, dict[str, Any]]:
+    """Token ids (B, N), and the other arguments of Encoder.encode for them, a row a sequence."""
+    pad = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
+    arguments: dict[str, Any] = {
+        "lengths": torch.tensor([len(tokens) for tokens in sequences], device=device),
+        "layout": "padded",
+    }
+    days = [tokens.days for tokens in sequences if tokens.days is not None]
+    values = [tokens.values for tokens in sequences if tokens.values is not None]
+    for name, rows in (("positions", days), ("values", values)):
+        if rows:
+            arguments[name] = pad(rows).to(device)
+    return pad([tokens.ids for tokens in sequences]).to(device), arguments

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from clinattn.encoder import (
     CausalLanguageModel,
+    Encoder,
     EncoderConfig,
     MaskedLanguageModel,
     PretrainingModel,
@@ -22,6 +23,7 @@ from clinattn.encoder import (
 from clinattn.files.disk import written_whole
 from clinattn.files.shapes import ANYTHING, COUNT, NOTHING, NUMBER, TEXT, Each, Kind, Named, require
 
+from .data import Corpus
 from .regression import Regressor
 from .settings import TrainingSettings
 from .windows import FIRST
@@ -33,6 +35,7 @@ WEIGHT = Kind("a tensor", lambda x: isinstance(x, Tensor))
 SCALES = Kind(
     "a mean and a scale", lambda x: isinstance(x, dict) and x.keys() == {"mean", "scale"}
 )
+PRIVACY = Named({"epsilon": NUMBER, "delta": NUMBER}, others=ANYTHING)
 CONTENT = Named(
     {
         "format": COUNT,
@@ -61,6 +64,7 @@ CONTENT = Named(
         "target": Named(
             {"column": TEXT, "mean": NUMBER | NOTHING, "scale": NUMBER | NOTHING}, closed=True
         ),
+        "privacy": PRIVACY,
     },
     closed=True,
 )
@@ -76,6 +80,40 @@ def checkpoints(folder: Path) -> list[Path]:
         (int(m[1]), path) for path in folder.glob("step-*.pt") if (m := NAME.fullmatch(path.name))
     ]
     return [path for _, path in sorted(found)]
+
+
+def content_of(
+    settings: TrainingSettings,
+    corpus: Corpus,
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    step: int,
+) -> dict[str, Any]:
+    """Returns what save_checkpoint takes, for a model trained on `corpus` by any loop.
+
+    model: of the class that load_model makes for the task of the settings, of any shape. Training
+    with differential privacy adds the key privacy: a dict of epsilon, delta and other facts.
+    """
+    encoder = model.encoder
+    assert isinstance(encoder, Encoder)
+    standard, target = corpus.standard, corpus.target
+    return {
+        "step": step,
+        "epoch": 0,
+        "place": 0,
+        "model": model.state_dict(),
+        "optimiser": optimiser.state_dict(),
+        "settings": settings.maths(),
+        "data": corpus.fingerprint(),
+        "config": asdict(encoder.config),
+        "tokens": corpus.tokens,
+        "classes": corpus.classes,
+        "standard": None if standard is None else vars(standard),
+        "split": corpus.split,
+        "tokenizer": corpus.tokenizer,
+        "architecture": settings.preset or "",
+        **({} if target is None else {"target": vars(target)}),
+    }
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any], keep: int) -> Path:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from clinattn.operator.packing import batch_by_tokens
 from clinattn.workloads.seeds import derived_seed
 
 from .batches import Batches
-from .checkpoint import checkpoints, newest_intact, save_checkpoint, take_weights
+from .checkpoint import checkpoints, content_of, newest_intact, save_checkpoint, take_weights
 from .interruption import Stop, deferred_signals
 from .metrics import MetricsFile
 from .objectives import HELD_OUT_EPOCH, Evaluated, LabelledBatch
@@ -258,29 +257,12 @@ class Trainer:
         """Saves a checkpoint. Raises Diverged, and removes none, where a weight is not finite."""
         if not all(weight.isfinite().all() for weight in self.model.parameters()):
             raise Diverged(f"step {self.step}: a weight is not finite: a lower lr may help")
-        standard, target = self.corpus.standard, self.corpus.target
         if self.ranks.rank == 0:
-            save_checkpoint(
-                self.folder,
-                {
-                    "step": self.step,
-                    "epoch": self.batches.epoch,
-                    "place": self.batches.place,
-                    "model": self.model.state_dict(),
-                    "optimiser": self.optimiser.state_dict(),
-                    "settings": self.settings.maths() | {"preset": self.preset, "lr": self.lr},
-                    "data": self.corpus.fingerprint(),
-                    "config": asdict(self.config),
-                    "tokens": self.corpus.tokens,
-                    "classes": self.corpus.classes,
-                    "standard": None if standard is None else vars(standard),
-                    "split": self.corpus.split,
-                    "tokenizer": self.corpus.tokenizer,
-                    "architecture": self.architecture,
-                    **({} if target is None else {"target": vars(target)}),
-                },
-                self.settings.keep,
-            )
+            content = content_of(self.settings, self.corpus, self.model, self.optimiser, self.step)
+            content["settings"] |= {"preset": self.preset, "lr": self.lr}
+            content |= {"epoch": self.batches.epoch, "place": self.batches.place}
+            content |= {"architecture": self.architecture}
+            save_checkpoint(self.folder, content, self.settings.keep)
 
     def _saved(self) -> dict[str, Any] | None:
         """The checkpoint to go on from, whose settings are checked; None without `resume`."""
@@ -297,6 +279,11 @@ class Trainer:
         path, saved, damaged = newest_intact(found, f"resume: output={str(self.folder)!r}")
         if damaged:
             self.say(f"{'; '.join(damaged)}; going on from {path.name}, which is intact")
+        if "privacy" in saved:
+            raise ValueError(
+                f"resume: {path.name} was trained with differential privacy, which further steps "
+                "would end: expected a checkpoint without, or init in place of resume"
+            )
         for name, value in self.settings.maths().items():
             # a checkpoint without a setting is older than it, and was made as its default is
             before = saved["settings"].get(name, getattr(TrainingSettings, name))

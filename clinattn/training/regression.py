@@ -9,10 +9,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from typing_extensions import Unpack
 
 from clinattn.encoder import EncoderConfig, HeadOutput, SequenceClassifier
-from clinattn.encoder.layout import Batch
 
 from .batches import packed
 from .data import Corpus
@@ -27,7 +25,7 @@ class Regressor(SequenceClassifier):
         super().__init__(config, 1)
 
     def forward(
-        self, inputs: Tensor, *, labels: Tensor | None = None, **batch: Unpack[Batch]
+        self, inputs: Tensor, *, labels: Tensor | None = None, **batch: Any
     ) -> HeadOutput:
         """Arguments as in Encoder.encode; logits (sequences, 1). labels: (sequences,) real.
 

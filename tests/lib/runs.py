@@ -29,6 +29,7 @@ SMALL_PRESETS = {
     "tiny": SMALL,
     "timed": replace(SMALL, positions="rotary_time"),
     "timed-causal": replace(SMALL, positions="rotary_time", causal=True, pooling="last"),
+    "timed-valued": replace(SMALL, positions="rotary_time", numeric_values=True),
     "valued": replace(SMALL, numeric_values=True),
     "typed": replace(SMALL, token_types=2),
     "typed-valued": replace(SMALL, token_types=2, numeric_values=True),

@@ -281,7 +281,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(settings, tmp
         ({"text_file": "a.csv"}, "got both, expected exactly one"),
         ({"tokenizer": "t.json"}, "tokenizer: expected only with text_file"),
         ({"label_code": "ICU*"}, r"label_code='ICU\*' for task='mlm': expected with task"),
-        ({"task": "classify"}, "label_code=None for task='classify': expected with task"),
+        ({"task": "classify"}, "label_code and labels: got neither, expected one of them"),
     ],
     ids=lambda value: " ".join(f"{k}={v}" for k, v in value.items()) if type(value) is dict else "",
 )

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,12 +20,13 @@ pytest.importorskip("pyarrow")
 from patients import write_patients  # noqa: E402
 from runs import SMALL_PRESETS, assert_same_bits, small_run  # noqa: E402
 
-from clinattn.encoder import PRESETS  # noqa: E402
+from clinattn.encoder import PRESETS, SequenceClassifier  # noqa: E402
 from clinattn.training import checkpoint  # noqa: E402
 from clinattn.training.checkpoint import (  # noqa: E402
     Damaged,
     checkpoints,
     checksum,
+    content_of,
     load_checkpoint,
     load_model,
     save_checkpoint,
@@ -99,6 +101,34 @@ def test_a_checkpoint_older_than_a_setting_has_its_default(finished, tmp_path):
     assert Trainer(finished()).step == 1
     with pytest.raises(ValueError, match=r"resume: nsp=True: expected False as in step-00000001"):
         Trainer(finished(nsp=True))
+
+
+def test_a_loop_of_ones_own_leaves_a_checkpoint(settings, tmp_path):
+    """content_of holds a model of any shape; facts of privacy come back, and end resuming."""
+    run = settings("classify")
+    trainer = Trainer(run)
+    config = replace(trainer.config, num_layers=1, windows=())
+    model = SequenceClassifier(config, len(trainer.corpus.classes))
+    optimiser = torch.optim.Adam(model.parameters())
+    privacy = {"epsilon": 3.5, "delta": 1e-5, "unit": "patient"}
+    content = content_of(run, trainer.corpus, model, optimiser, 7) | {"privacy": privacy}
+    (tmp_path / "out").mkdir()
+    path = save_checkpoint(tmp_path / "out", content, keep=1)
+    loaded, saved = load_model(path)
+    assert_same_weights(loaded, model)
+    assert saved["privacy"] == privacy and saved["step"] == 7
+    with pytest.raises(ValueError, match=f"{path.name} was trained with differential privacy"):
+        Trainer(settings("classify", resume=True))
+    for wrong in ({"epsilon": 3.5}, {"epsilon": "low", "delta": 1e-5}):
+        save_checkpoint(tmp_path / "out", content | {"privacy": wrong}, keep=1)
+        with pytest.raises(Damaged, match="delta|epsilon"):
+            load_checkpoint(path)
+
+
+def assert_same_weights(model, other):
+    ours, theirs = model.state_dict(), other.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_going_on_with_other_data_is_refused(finished, tmp_path):

@@ -80,7 +80,7 @@ def test_a_text_file_wins_over_the_environment(cli, folder, tmp_path):
         (["--meds-dir", ".", "--text", "a.csv"], "got both, expected exactly one of them"),
         (["--text", "absent.csv"], "text_file='absent.csv' cannot be read"),
         (["--meds-dir", ".", "--task", "nsp"], "task='nsp': expected one of"),
-        (["--meds-dir", ".", "--task", "classify"], "label_code=None for task='classify'"),
+        (["--meds-dir", ".", "--task", "classify"], "label_code and labels: got neither"),
         (["--meds-dir", ".", "--preset", "bert"], "preset='bert': expected one of"),
         (["--meds-dir", ".", "--nsp", "--task", "clm"], "nsp=True: expected False for task='clm'"),
         (["--text", "a.csv", "--preset", "clmbr"], "preset='clmbr' asks for times, which text_fil"),

@@ -14,6 +14,7 @@ from runs import rows_of  # noqa: E402
 
 from clinattn.encoder import PRESETS  # noqa: E402
 from clinattn.encoder.heads import IGNORE  # noqa: E402
+from clinattn.training.batches import packed, padded  # noqa: E402
 from clinattn.training.checkpoint import checkpoints, load_checkpoint, load_model  # noqa: E402
 from clinattn.training.corpus import read_corpus  # noqa: E402
 from clinattn.training.data import Tokens  # noqa: E402
@@ -215,6 +216,20 @@ def test_values_reach_the_model(settings, task):
     other = values.clone()
     other[place] += 1
     assert abs(loss_of(model, altered(batch, values=other)) - loss) > 1e-7 * loss
+
+
+def test_padded_rows_are_the_same_sequences(settings, preset="timed-valued"):
+    """With times and values, and lengths that differ."""
+    trainer = Trainer(settings(task="classify", label_code="ALARM", preset=preset, dtype="float64"))
+    model, examples = trainer.model.eval(), trainer.corpus.train[:5]
+    assert len({len(example) for example in examples}) > 1
+    logits = []
+    for form in (packed, padded):
+        ids, arguments = form(examples, CPU)
+        assert {"positions", "values"} < arguments.keys()
+        logits.append(model(ids, **arguments).logits)
+    assert ids.shape == (5, max(map(len, examples)))
+    torch.testing.assert_close(*logits, rtol=1e-12, atol=1e-12)
 
 
 def test_a_masked_token_has_no_value(settings):

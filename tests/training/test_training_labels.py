@@ -264,7 +264,7 @@ def test_a_classifier_of_labels_starts_from_pretraining_and_resumes(tmp_path, ta
         ({"label_code": "A*"}, "label_code and labels: got both, expected one of them"),
         ({"labels": None}, "label_code and labels: got neither, expected one of them"),
         ({"cuts": 2}, "cuts=2: expected only with label_code, not with labels"),
-        ({"task": "mlm"}, "labels='l' for task='mlm': expected with task 'classify' on a MEDS"),
+        ({"task": "mlm"}, "labels: expected only with task='classify', not 'mlm'"),
         ({"data": "profile:fixed"}, "has no labels, expected meds:DIR with label_code or labels"),
     ],
     ids=["both", "neither", "cuts", "mlm", "profile"],
