@@ -323,7 +323,7 @@ def test_a_run_says_what_it_reads_and_found(run, folder):
         (["VALUED", *OUT, "--data", "meds:calm", *ALL], "label_code='ALARM*' matches no code"),
         (["VALUED", *OUT, "--data", "meds:new", "--at-end"], "knows none of its codes or words"),
         (["VALUED", *OUT, "--data", "meds:calm", "--tokenizer", "t.json"], "tokenizer: expected"),
-        (["MASKED", *OUT, "--data", "MEDS"], "predicts no classes: expected embeddings alone"),
+        (["MASKED", *OUT, "--data", "MEDS"], "predicts nothing: expected embeddings alone"),
         (["absent.pt", *OUT, "--data", "MEDS"], "checkpoint 'absent.pt' cannot be read: No such"),
         ([".", *OUT, "--data", "MEDS"], "checkpoint='.' holds neither step-*.pt nor config.json"),
         (["t.csv", *OUT, "--data", "MEDS"], "checkpoint 't.csv' cannot be read: it is damaged"),

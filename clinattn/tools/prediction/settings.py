@@ -89,7 +89,7 @@ class PredictionSettings:
         for name in ("overlap", "pool", "encoding"):
             if getattr(self, name) is not None and kind != "text":
                 raise ValueError(f"{name}: expected only with text:FILE, got data={self.data!r}")
-        if self.at_end and kind != "meds":
+        if self.at_end and kind == "text":
             raise ValueError(f"at_end: expected only with meds:DIR, got data={self.data!r}")
         if self.at_end and self.labels is not None:
             raise ValueError("at_end and labels: got both, expected one of them")

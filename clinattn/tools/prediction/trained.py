@@ -43,14 +43,14 @@ def read_trained(
     target = saved.get("target")
     classifies = saved["settings"]["task"] == "classify"
     of_timelines = target is not None or saved["settings"].get("label_code") is not None
-    if classifies and of_timelines != (kind == "meds"):
+    if classifies and of_timelines == (kind == "text"):
         trained, expected = ("timelines", "meds:DIR") if of_timelines else ("texts", "text:FILE")
         raise ValueError(f"{where} was trained on {trained}: expected data {expected}")
     # task labels are no setting of a checkpoint, which has their column
     known = {"data": settings.data, "labels": None if target is None else target["column"]}
     training = TrainingSettings(**saved["settings"] | known)
     check_source(of_checkpoint(saved)[0], training)
-    read = _timelines if kind == "meds" else _notes
+    read = _notes if kind == "text" else _timelines
     rows, split = read(settings, training, saved)
     device = torch.device(settings.device)
     module = placed(model_of(saved, where), device, settings.dtype)
