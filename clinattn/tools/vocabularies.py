@@ -1,11 +1,15 @@
-"""Checks that a text is read with the vocabulary that a checkpoint was trained with."""
+"""The tokenizer or the words by which a checkpoint reads texts, as its training read them."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from clinattn.training.start import of_checkpoint, tokenizer_of
 from clinattn.workloads import SPECIAL_TOKENS, Vocabulary
+from clinattn.workloads.tokenizer import TextTokenizer, read_tokenizer
 
 WORDS = re.compile(r"\w+|[^\w\s]")  # of older checkpoints too, whose words may be Chinese texts
 
@@ -20,10 +24,19 @@ def require_words(vocabulary: Vocabulary, checkpoint: str) -> None:
         )
 
 
-def require_same(own: Vocabulary, vocabulary: Vocabulary, tokenizer: Path) -> None:
-    """Raises ValueError where a tokenizer's own vocabulary is not that of the checkpoint."""
-    if own.tokens != vocabulary.tokens:
+def tokenizer_for(saved: dict[str, Any], given: Path | None) -> TextTokenizer | None:
+    """The tokenizer of the checkpoint, or the one given with an older one; None for words.
+
+    Checkpoints older than their tokenizers were trained without a token behind a text.
+    Raises ValueError for a tokenizer with other tokens than the checkpoint.
+    """
+    own = tokenizer_of(saved)
+    if given is None:
+        return own
+    found = read_tokenizer(given)
+    if found.vocabulary.tokens != of_checkpoint(saved)[1].tokens:
         raise ValueError(
-            f"tokenizer={str(tokenizer)!r} has other tokens than the checkpoint: expected "
+            f"tokenizer={str(given)!r} has other tokens than the checkpoint: expected "
             "that of its training"
         )
+    return own or replace(found, vocabulary=replace(found.vocabulary, end=None))

@@ -78,7 +78,7 @@ def test_predictions_are_those_of_evaluation(
     job = read_job(given)
     assert len(job.rows) == len(corpus.held_out) > 10
     for row, example in enumerate(corpus.held_out):
-        tokens = job.rows.tokens(row)
+        (tokens,) = job.rows.sequences(row)
         for name in ("ids", "days", "values"):
             mine, theirs = getattr(tokens, name), getattr(example, name)
             assert (mine is None) == (theirs is None), name
@@ -181,7 +181,7 @@ def test_embeddings_are_means_of_the_last_states(model, run, tmp_path, valued, m
         )
     )
     for row in (0, len(table) - 1):
-        tokens = job.rows.tokens(row)
+        (tokens,) = job.rows.sequences(row)
         known = {} if tokens.values is None else {"values": tokens.values[None]}
         with torch.inference_mode():
             states = job.model.module.encoder(tokens.ids[None], **known)[0]
@@ -323,7 +323,7 @@ def test_a_run_says_what_it_reads_and_found(run, folder):
         (["VALUED", *OUT, "--data", "meds:calm", *ALL], "label_code='ALARM*' matches no code"),
         (["VALUED", *OUT, "--data", "meds:new", "--at-end"], "knows none of its codes or words"),
         (["VALUED", *OUT, "--data", "meds:calm", "--tokenizer", "t.json"], "tokenizer: expected"),
-        (["MASKED", *OUT, "--data", "MEDS"], "predicts no classes: expected embeddings alone"),
+        (["MASKED", *OUT, "--data", "MEDS"], "predicts nothing: expected embeddings alone"),
         (["absent.pt", *OUT, "--data", "MEDS"], "checkpoint 'absent.pt' cannot be read: No such"),
         ([".", *OUT, "--data", "MEDS"], "checkpoint='.' holds neither step-*.pt nor config.json"),
         (["t.csv", *OUT, "--data", "MEDS"], "checkpoint 't.csv' cannot be read: it is damaged"),

@@ -19,14 +19,15 @@ from predicted import facts_of, trained  # noqa: E402
 from clinattn.training.checkpoint import load_model  # noqa: E402
 from clinattn.training.objectives import HELD_OUT_EPOCH, Classification  # noqa: E402
 from clinattn.training.start import make_corpus  # noqa: E402
+from clinattn.training.windows import by_note  # noqa: E402
 
 LABELS = ("cough", "rest", "sepsis")
 
 
 def write_rows(path, **columns):
-    """Forty notes whose label is one of their words."""
+    """Forty notes whose label is one of their words; some are longer than a window."""
     rows = [
-        {"text": f"Fever and {LABELS[i % 3]}, no. {i}", "label": LABELS[i % 3]}
+        {"text": f"Fever and {LABELS[i % 3]}, no. {'1 2 3 ' * (i % 5)}", "label": LABELS[i % 3]}
         | {name: of(i) for name, of in columns.items()}
         for i in range(40)
     ]
@@ -62,7 +63,9 @@ def test_rows_are_in_their_order_with_all_classes(run, texts, tmp_path):
     every = list(range(len(corpus.held_out)))
     batch = objective.batch(every, HELD_OUT_EPOCH, torch.device("cpu"))
     with torch.inference_mode():
-        logits = batch.run(load_model(path)[0]).logits.double()
+        windows = batch.run(load_model(path)[0]).logits
+    logits = by_note(windows, corpus.held_out, settings.pool)
+    assert len(logits) < len(windows)
     found = np.stack([table[name].to_numpy() for name in probabilities], 1)
     np.testing.assert_allclose(found, logits.softmax(1), rtol=1e-5)
     rows, subjects = (table[name].to_pylist() for name in ("row", "subject_id"))
@@ -71,6 +74,28 @@ def test_rows_are_in_their_order_with_all_classes(run, texts, tmp_path):
     best = [LABELS[i] for i in logits.argmax(1)]
     assert table["predicted_label"].to_pylist() == best
     assert facts_of(tmp_path / "p.parquet")["data"] == "t.jsonl"
+
+
+def test_windows_are_of_a_length_and_pooled_as_asked(run, tmp_path):
+    """The first window alone is another answer, and the mean of equal windows is theirs."""
+    (tmp_path / "n.csv").write_text(f"text\n{'fever ' * 8}\n{'fever ' * 16}\n{'rest ' * 30}\n")
+    found = {}
+    ways = {
+        "mean": ([], 9 * (1 + 3 + 5)),
+        "first": (["--pool", "first"], 9 * 3),
+        "max": (["--pool", "max", "--overlap", "0"], 9 + 18 + 34),
+    }
+    for name, (more, tokens) in ways.items():
+        files = ["--output", f"{name}.parquet", "--embeddings", f"{name}-e.parquet", *more]
+        done = run("TEXTS", "--data", "text:n.csv", "--split", "all", *files)
+        assert done.exit_code == 0, done.output
+        table = pq.read_table(tmp_path / f"{name}.parquet")
+        found[name] = np.stack([table[f"probability_{x}"].to_numpy() for x in LABELS], 1)
+        assert f"3 rows, {tokens} tokens" in done.stderr
+    np.testing.assert_allclose(found["mean"][0], found["mean"][1], rtol=1e-6)
+    np.testing.assert_allclose(found["mean"], found["first"], rtol=1e-6)
+    states = np.stack(pq.read_table(tmp_path / "mean-e.parquet")["embedding"].to_numpy())
+    np.testing.assert_allclose(states[0], states[1], rtol=1e-5)
 
 
 def test_a_file_without_subjects_or_labels(run, tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,14 @@ from clinattn.tools.explanation.case import Case
 from clinattn.tools.explanation.note import by_tokenizer, by_words, note_case
 from clinattn.tools.explanation.settings import ExplainSettings
 from clinattn.tools.explanation.timeline import timeline_case
+from clinattn.tools.vocabularies import tokenizer_for
 from clinattn.training.batches import consecutive, packed
 from clinattn.training.checkpoint import model_of
 from clinattn.training.data import Example
 from clinattn.training.settings import TrainingSettings
-from clinattn.training.start import of_checkpoint, tokenizer_of
+from clinattn.training.start import of_checkpoint
 from clinattn.training.windows import note_windows
 from clinattn.workloads import Vocabulary
-from clinattn.workloads.tokenizer import TextTokenizer, read_tokenizer
 
 BATCH = 16_384  # tokens computed at once
 
@@ -122,7 +122,7 @@ def _note_case(
     facts: dict[str, str],
 ) -> Case:
     vocabulary = of_checkpoint(saved)[1]
-    tokenizer = _tokenizer(settings, saved, vocabulary)
+    tokenizer = tokenizer_for(saved, settings.tokenizer)
     if tokenizer is None:
         words = by_words(text, vocabulary, settings)
     else:
@@ -143,23 +143,3 @@ def _note_case(
     return note_case(
         make(example, vocabulary), settings, text, units, of_token, len(words.spans), facts
     )
-
-
-def _tokenizer(
-    settings: ExplainSettings, saved: dict[str, Any], vocabulary: Vocabulary
-) -> TextTokenizer | None:
-    """The tokenizer of the checkpoint, or the one given with an older one; None for words.
-
-    Checkpoints older than their tokenizers were trained without a token behind a text.
-    Raises ValueError for a tokenizer with other tokens than the checkpoint.
-    """
-    own = tokenizer_of(saved)
-    if settings.tokenizer is None:
-        return own
-    given = read_tokenizer(settings.tokenizer)
-    if given.vocabulary.tokens != vocabulary.tokens:
-        raise ValueError(
-            f"tokenizer={str(settings.tokenizer)!r} has other tokens than the checkpoint: expected "
-            "that of its training"
-        )
-    return own or replace(given, vocabulary=replace(given.vocabulary, end=None))

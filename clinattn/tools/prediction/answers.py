@@ -14,15 +14,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Answer:
-    """The classes of a model; () where it has none.
+    """The classes of a model, or () for one that predicts a number or nothing.
 
     boolean: two classes, of which the second is what the MEDS label schema calls True.
-    independent: each class has a probability for itself.
+    independent: each class has a probability for itself. pool: how windows answer for their note.
+    mean, scale: the number predicted is mean + scale * output; scale is None without numbers.
     """
 
     classes: tuple[str, ...] = ()
     boolean: bool = False
     independent: bool = False
+    pool: str = "mean"
+    mean: float = 0.0
+    scale: float | None = None
+
+    @property
+    def outputs(self) -> int:
+        """The number of logits; 0 of a model that predicts nothing."""
+        return len(self.classes) if self.scale is None else 1
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """(R, classes) fp64 of logits."""
@@ -45,8 +54,11 @@ class Answer:
         """
         import pyarrow as pa
 
-        p = self.probabilities(logits)
         known = any(outcome is not None for outcome in outcomes)
+        if self.scale is not None:
+            found = {"value": pa.array(outcomes, pa.float64())} if known else {}
+            return found | {"predicted_value": pa.array(logits[:, 0] * self.scale + self.mean)}
+        p = self.probabilities(logits)
         if self.boolean:
             found = {"boolean_value": pa.array(outcomes, pa.bool_())} if known else {}
             return found | {

@@ -60,6 +60,7 @@ def metadata(job: Job, settings: PredictionSettings) -> dict[str, Any]:
             "device": settings.device,
             "batch_tokens": settings.batch_tokens,
             "at_end": settings.at_end,
+            "labels": None if settings.labels is None else settings.labels.name,
         },
         "identity": dict(job.identity),
         "environment": environment(torch.device(settings.device)),

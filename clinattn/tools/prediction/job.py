@@ -44,9 +44,9 @@ def read_job(settings: PredictionSettings) -> Job:
     else:
         from clinattn.tools.prediction.trained import read_trained as read
     model, answer, rows, split = read(settings, origin)
-    if settings.output is not None and not answer.classes:
+    if settings.output is not None and not answer.outputs:
         raise ValueError(
-            f"checkpoint {str(origin.path)!r} predicts no classes: expected embeddings alone, or a "
+            f"checkpoint {str(origin.path)!r} predicts nothing: expected embeddings alone, or a "
             "classifier"
         )
     lengths, digest = rows.measured()

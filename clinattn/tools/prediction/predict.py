@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from clinattn.tools.prediction.files import read_metadata, write_files
 from clinattn.tools.prediction.job import Job
 from clinattn.tools.prediction.models import Outputs
 from clinattn.tools.prediction.parts import MANIFEST, Part, Parts, require_same
 from clinattn.tools.prediction.settings import PredictionSettings
+from clinattn.training.data import Tokens
 from clinattn.training.interruption import Stop, deferred_signals
 from clinattn.training.output import claimed
+from clinattn.training.windows import pooled
 
 Progress = Callable[[str, int, int], None]
 BATCHES = 4  # of a part: what a kill may lose
@@ -95,23 +99,25 @@ def compute(
     """Adds the parts that are missing, or those before a signal."""
     first, total = parts.done(), len(job.rows)
     started, tokens = time.perf_counter(), 0
-    while first < total:
-        lengths = job.lengths[first : _end(job.lengths, first, BATCHES * settings.batch_tokens)]
+    while first < total and not stop.signal:
+        end = _end(job.lengths, first, BATCHES * settings.batch_tokens)
+        windows = [job.rows.sequences(row) for row in range(first, end)]
+        flat = [sequence for of_row in windows for sequence in of_row]
         found: dict[int, Outputs] = {}
-        for batch in job.model.batches(lengths.tolist(), settings.batch_tokens):
+        for batch in job.model.batches([len(x) for x in flat], settings.batch_tokens):
             if stop.signal:
                 break
-            done = first + len(found)
+            done = first + len(found) * (end - first) // len(flat)
             progress(f"predicting: row {done:,} of {total:,}", done, total)
-            out = job.model([job.rows.tokens(first + i) for i in batch])
+            out = job.model([flat[i] for i in batch])
             for at, i in enumerate(batch):
                 logits = None if out.logits is None else out.logits[at]
                 found[i] = Outputs(logits, out.states[at])
-            tokens += int(lengths[batch].sum())
-        if len(found) < len(lengths):
-            break
-        parts.add(_part(job, settings, first, [found[i] for i in range(len(lengths))]))
-        first += len(lengths)
+            tokens += sum(len(flat[i]) for i in batch)
+        if len(found) == len(flat):
+            outputs = [found[i] for i in range(len(flat))]
+            parts.add(_part(job, settings, first, windows, outputs))
+            first = end
     seconds = time.perf_counter() - started
     return Result(stop.signal if first < total else 0, first, tokens, seconds, {})
 
@@ -122,11 +128,31 @@ def _end(lengths: np.ndarray, first: int, tokens: int) -> int:
     return first + max(1, int(np.searchsorted(reached, tokens, "right")))
 
 
-def _part(job: Job, settings: PredictionSettings, first: int, found: list[Outputs]) -> Part:
-    logits = np.zeros((len(found), len(job.answer.classes)))
-    states = np.zeros((len(found), 0), dtype=np.float32)
-    if job.answer.classes:
-        logits = np.stack([x.logits.numpy() for x in found if x.logits is not None])
+def _part(
+    job: Job,
+    settings: PredictionSettings,
+    first: int,
+    windows: Sequence[Sequence[Tokens]],
+    outputs: Sequence[Outputs],
+) -> Part:
+    """The results of rows from those of their windows, which follow each other in outputs."""
+    logits = np.zeros((len(windows), job.answer.outputs))
+    states = np.zeros((len(windows), 0), dtype=np.float32)
+    ends = np.cumsum([len(of_row) for of_row in windows]).tolist()
+    of_rows = [outputs[end - len(of_row) : end] for of_row, end in zip(windows, ends, strict=True)]
+    if job.answer.outputs:
+        known = [torch.stack([x.logits for x in row if x.logits is not None]) for row in of_rows]
+        logits = np.stack([pooled(x, job.answer.pool).numpy() for x in known])
     if settings.embeddings is not None:
-        states = np.stack([x.states.numpy() for x in found])
+        pairs = zip(windows, of_rows, strict=True)
+        states = np.stack([_mean([x.states for x in row], of_row) for of_row, row in pairs])
     return Part(first, logits, states)
+
+
+def _mean(states: Sequence[Tensor], windows: Sequence[Tokens]) -> np.ndarray:
+    """The mean (hidden,) of the states of windows, each for as much as it has tokens."""
+    if len(states) == 1:
+        return states[0].numpy()
+    weights = np.array([len(x) for x in windows])
+    found: np.ndarray = np.average(torch.stack(list(states)).numpy(), 0, weights)
+    return found.astype(np.float32)

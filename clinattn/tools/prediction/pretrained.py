@@ -6,6 +6,7 @@ with their attention replaced.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,16 @@ from clinattn.tools.prediction.answers import Answer
 from clinattn.tools.prediction.models import Model, PackedModel, PaddedModel, placed
 from clinattn.tools.prediction.rows import Rows
 from clinattn.tools.prediction.settings import PredictionSettings
-from clinattn.tools.prediction.texts import note_rows, of_ids
+from clinattn.tools.prediction.texts import note_rows
 from clinattn.tools.pretrained_folder import PretrainedFolder, open_folder, require_classifier
+from clinattn.training.data import Tokens
 from clinattn.training.origin import Origin
+from clinattn.training.windows import FIRST
 from clinattn.workloads.opening import parse_data
 from clinattn.workloads.splits import ALL
 from clinattn.workloads.tables import read_rows
+
+OVERLAP = 0.25  # share of a window that is in the next one, as in training
 
 
 def read_pretrained(
@@ -42,18 +47,40 @@ def read_pretrained(
     if settings.output is not None:
         require_classifier(folder)
     path = Path(place)
-    rows = read_rows(path, False)[0]
-    encoded = folder.tokenizer(
-        [row.text for row in rows], truncation=True, max_length=folder.max_tokens, verbose=False
-    )["input_ids"]
-    if (empty := next((i for i, ids in enumerate(encoded) if not ids), None)) is not None:
-        raise ValueError(f"text_file={place!r}: row {empty} has no tokens: expected some")
-    answer = Answer()
+    rows = read_rows(path, False, **settings.table).rows
+    answer = Answer(pool=settings.pool or "mean")
     if folder.is_classifier:
-        answer = Answer(folder.classes, independent=folder.independent)
+        answer = replace(answer, classes=folder.classes, independent=folder.independent)
+    if answer.independent and answer.pool == "readmission":
+        raise ValueError("pool='readmission': expected another for classes that exclude none other")
+    windows = _windows(folder, [row.text for row in rows], settings, answer.pool)
+    if (empty := next((i for i, found in enumerate(windows) if not found), None)) is not None:
+        raise ValueError(f"text_file={place!r}: row {empty} has no tokens: expected some")
     chosen = np.ones(len(rows), dtype=bool)
-    found = note_rows(path, rows, chosen, of_ids(encoded), answer.classes)
+    found = note_rows(path, rows, chosen, windows.__getitem__, answer.classes)
     return _model(folder, settings), answer, found, ALL
+
+
+def _windows(
+    folder: PretrainedFolder, texts: list[str], settings: PredictionSettings, pool: str
+) -> list[list[Tokens]]:
+    """The windows of each text, with the special tokens of the folder's tokenizer around each."""
+    overlap = OVERLAP if settings.overlap is None else settings.overlap
+    room = folder.max_tokens - folder.tokenizer.num_special_tokens_to_add()
+    encoded = folder.tokenizer(
+        texts,
+        truncation=True,
+        max_length=folder.max_tokens,
+        stride=min(round(overlap * room), room - 1),
+        return_overflowing_tokens=pool != FIRST,
+        verbose=False,
+    )
+    of_window = encoded.get("overflow_to_sample_mapping", range(len(texts)))
+    found: list[list[Tokens]] = [[] for _ in texts]
+    for row, ids in zip(of_window, encoded["input_ids"], strict=True):
+        if ids:
+            found[row].append(Tokens(torch.tensor(ids)))
+    return found
 
 
 def _model(folder: PretrainedFolder, settings: PredictionSettings) -> Model:

@@ -29,14 +29,14 @@ def ending(job: Job, settings: PredictionSettings, result: Result) -> list[str]:
     if result.columns:
         predicted = next(
             result.columns[name].to_pylist()
-            for name in ("predicted_boolean_value", "predicted_label")
+            for name in ("predicted_boolean_value", "predicted_label", "predicted_value")
             if name in result.columns
         )
-        lines.append(f"predicted: {_shares(job, predicted)}")
+        lines.append(f"predicted: {_described(job, predicted)}")
         known = [outcome for outcome in job.rows.outcomes if outcome is not None]
         if known:
             of = "" if len(known) == len(job.rows) else f", for {len(known):,} of the rows"
-            lines.append(f"known: {_shares(job, known)}{of}")
+            lines.append(f"known: {_described(job, known)}{of}")
     if result.seconds > 0 and result.tokens:
         rate = result.tokens / result.seconds
         lines.append(f"{result.tokens:,} tokens in {result.seconds:,.1f} s: {rate:,.0f} tokens/s")
@@ -45,8 +45,11 @@ def ending(job: Job, settings: PredictionSettings, result: Result) -> list[str]:
     return lines
 
 
-def _shares(job: Job, values: list[Any]) -> str:
-    """The share of each class among the values, the most frequent first."""
+def _described(job: Job, values: list[Any]) -> str:
+    """The share of each class, the most frequent first; of numbers the mean and the range."""
+    if job.answer.scale is not None:
+        mean = sum(values) / len(values)
+        return f"mean {mean:.6g}, from {min(values):.6g} to {max(values):.6g}"
     counts = Counter(job.answer.named(values)).most_common(MOST + 1)
     shown = [f"{name} {count / len(values):.1%}" for name, count in counts[:MOST]]
     return ", ".join(shown) + (", ..." if len(counts) > MOST else "")

@@ -16,7 +16,8 @@ from clinattn.training.data import Tokens
 class Rows:
     """One row for each prediction, in the order of the file.
 
-    title: the data, for people and the file. tokens: of a row, made when they are asked for.
+    title: the data, for people and the file. sequences: of a row, made when they are asked for;
+    several are the windows of a note.
     columns: by name, what the file says of each row besides predictions. outcomes: (R,) what is
     known of each row's outcome, None where nothing is: True or False, a class or a number.
     unit: what a row is. notes: lines on what was chosen and left out.
@@ -24,7 +25,7 @@ class Rows:
 
     title: str
     unit: str
-    tokens: Callable[[int], Tokens]
+    sequences: Callable[[int], Sequence[Tokens]]
     columns: dict[str, Any]
     outcomes: Sequence[Any]
     notes: tuple[str, ...] = ()
@@ -33,15 +34,16 @@ class Rows:
         return len(self.outcomes)
 
     def measured(self) -> tuple[np.ndarray, str]:
-        """Lengths (R,) int64, and a hash that is the same for the same rows, wherever they lie."""
+        """Tokens of each row (R,) int64, and a hash that is the same for the same rows."""
         digest = hashlib.blake2b(digest_size=16)
         lengths = np.zeros(len(self), dtype=np.int64)
         for name, column in self.columns.items():
             digest.update(f"{name} {list(column)!r}".encode())
         digest.update(repr(list(self.outcomes)).encode())
         for index in range(len(self)):
-            tokens = self.tokens(index)
-            lengths[index] = len(tokens)
-            for field in (tokens.ids, tokens.days, tokens.values):
-                digest.update(b"-" if field is None else field.numpy().tobytes())
+            for tokens in self.sequences(index):
+                lengths[index] += len(tokens)
+                digest.update(f"{len(tokens)} ".encode())
+                for field in (tokens.ids, tokens.days, tokens.values):
+                    digest.update(b"-" if field is None else field.numpy().tobytes())
         return lengths, digest.hexdigest()

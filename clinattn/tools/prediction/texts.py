@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from clinattn.tools.prediction.rows import Rows
-from clinattn.training.data import Tokens, windows
-from clinattn.workloads import Source
+from clinattn.training.data import Tokens
 from clinattn.workloads.tables import Row
 
 
@@ -19,10 +17,10 @@ def note_rows(
     path: Path,
     rows: Sequence[Row],
     chosen: np.ndarray,
-    tokens: Callable[[int], Tokens],
+    sequences: Callable[[int], Sequence[Tokens]],
     classes: Sequence[str],
 ) -> Rows:
-    """The rows chosen (R,) bool, in the order of the file. tokens: of a row of the file.
+    """The rows chosen (R,) bool, in the order of the file. sequences: of a row of the file.
 
     Their subject is a column where the file has one: without, it would be the text.
     """
@@ -37,7 +35,7 @@ def note_rows(
     return Rows(
         title=path.name,
         unit="rows",
-        tokens=lambda row: tokens(at[row]),
+        sequences=lambda row: sequences(at[row]),
         columns=columns,
         outcomes=labels,
         notes=tuple(notes),
@@ -48,19 +46,3 @@ def _subjects(names: list[str]) -> Any:
     """Whole numbers as MEDS has them, where all names are such; else the names."""
     whole = all(name.lstrip("-").isdigit() and len(name) < 19 for name in names)
     return np.array([int(name) for name in names], dtype=np.int64) if whole else names
-
-
-def beginnings(source: Source, events: Tokens, cls: int, room: int) -> Callable[[int], Tokens]:
-    """A function from a row to its first words, after [CLS], as a classifier is trained on them."""
-    nothing = events.take(slice(0, 0))
-
-    def tokens(row: int) -> Tokens:
-        start, _, end = source.bounds(row)
-        return windows(nothing, events.take(slice(start, min(end, start + room))), cls, room)[0]
-
-    return tokens
-
-
-def of_ids(ids: Sequence[Sequence[int]]) -> Callable[[int], Tokens]:
-    """A function from a row to its ids as tokens."""
-    return lambda row: Tokens(torch.tensor(ids[row], dtype=torch.int64))

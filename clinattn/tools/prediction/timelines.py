@@ -1,81 +1,131 @@
-"""Timelines to predict for: at the cuts of training, or at the end."""
+"""Timelines to predict for: at the cuts of training, at the end, or at the times of task labels."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from clinattn.tools.prediction.rows import Rows
 from clinattn.training.corpus import cut_at, cuts_of, marks_of
 from clinattn.training.data import Example, Tokens
+from clinattn.training.moments import Moments
 from clinattn.training.settings import TrainingSettings
+from clinattn.workloads.labels import TaskLabels
 from clinattn.workloads.source import Source
 
 
 class Moment(NamedTuple):
-    """owner: the sequence. end, until: as in Cut. outcome: None where it is not known."""
+    """owner: the sequence. end, until: as in Cut. time: of the prediction. outcome: or None."""
 
     owner: int
     end: int
     until: int
-    outcome: bool | None
+    time: int
+    outcome: Any = None
 
 
-def timeline_rows(
-    source: Source,
-    events: Tokens,
-    chosen: np.ndarray,
-    training: TrainingSettings,
-    at_end: bool,
-) -> Rows:
-    """The rows of the sequences chosen (S,) bool, by subject and time.
+@dataclass(frozen=True)
+class Timelines:
+    """A source, its events as an encoder takes them, and the sequences chosen, (S,) bool.
 
-    events: of the whole source, as the encoder takes them. Sequences without a timed event have no
-    time to predict at, and are left out.
-    Raises ValueError where no code is label_code's, or no row is left.
+    Events with a mark, (E,) bool, are not read: they are of the outcome.
     """
-    assert source.times is not None
+
+    source: Source
+    events: Tokens
+    chosen: np.ndarray
+    training: TrainingSettings
+    marks: np.ndarray
+
+    def at_cuts(self) -> Rows:
+        """At the cuts of training, with what follows."""
+        moments = []
+        for index in np.flatnonzero(self.chosen).tolist():
+            for cut in cuts_of(self.source, index, self.marks, self.training):
+                outcome = bool(self.marks[cut.end : cut.until].any())
+                moments.append(self._after(index, cut.end, cut.until, outcome))
+        return self._rows(moments, ["each timeline is predicted at the cuts of training"])
+
+    def at_ends(self) -> Rows:
+        """At the last event of each timeline, whose outcome is not known."""
+        moments = []
+        for index in np.flatnonzero(self.chosen).tolist():
+            _, timed, end = self.source.bounds(index)
+            if end > timed:
+                moments.append(self._after(index, end, end))
+        return self._rows(moments, ["each timeline is predicted at its end"])
+
+    def at_labels(self, labels: TaskLabels) -> Rows:
+        """At the prediction times of rows of labels, by subject and time.
+
+        Raises ValueError where no row has a subject chosen.
+        """
+        known = Moments.of(self.source, labels)
+        kept = known.only(self.chosen)
+        if not len(kept):
+            raise ValueError(
+                f"{labels.where}: none of its {len(labels):,} rows has a subject of the split: "
+                "expected some"
+            )
+        found = zip(kept.rows, kept.index.tolist(), kept.end.tolist(), strict=True)
+        moments = [
+            Moment(owner, end, end, int(labels.times[row]), labels.values[row])
+            for row, owner, end in found
+        ]
+        moments.sort(key=lambda moment: (moment.owner, moment.time))
+        said = f"{len(kept):,} of {len(labels):,} rows of labels are predicted"
+        if absent := len(labels) - len(known):
+            said += f", {absent:,} are of subjects that the data have not"
+        if others := len(known) - len(kept):
+            said += f", {others:,} are of other splits"
+        notes = [said]
+        if bare := kept.without_events(self.source):
+            notes.append(f"{bare:,} have no event until prediction_time, only static facts")
+        return self._rows(moments, notes)
+
+    def _after(self, owner: int, end: int, until: int, outcome: bool | None = None) -> Moment:
+        """A moment after the event before `end`, at the time of that event."""
+        assert self.source.times is not None
+        return Moment(owner, end, until, int(self.source.times[end - 1]), outcome)
+
+    def _rows(self, moments: Sequence[Moment], notes: list[str]) -> Rows:
+        """Raises ValueError where there is no moment."""
+        source, left = self.source, self.chosen.sum() - len({moment.owner for moment in moments})
+        if not moments:
+            raise ValueError(f"{source.where}: no timeline has events to predict from")
+        if left:
+            notes.append(f"{left:,} of {self.chosen.sum():,} timelines have no prediction")
+
+        def sequences(row: int) -> list[Example]:
+            owner, end, until, *_ = moments[row]
+            cut = cut_at(source, owner, self.marks, self.training, end, until)
+            return [cut.sequence(source, self.events)]
+
+        return Rows(
+            title=source.title,
+            unit="predictions",
+            sequences=sequences,
+            columns={
+                "subject_id": np.array([source.subjects[m.owner] for m in moments], np.int64),
+                "prediction_time": np.array([m.time for m in moments]),
+            },
+            outcomes=[moment.outcome for moment in moments],
+            notes=tuple(notes),
+        )
+
+
+def unread(source: Source, training: TrainingSettings, required: bool) -> np.ndarray:
+    """(E,) bool: the events that label_code matches, by which training made its classes.
+
+    Raises ValueError where none does and one is required.
+    """
     try:
         marks = marks_of(source, training.label_code)
     except ValueError:
-        if not at_end:
+        if required:
             raise
-        marks = None  # the codes of the outcome are not there, and need not be left out
-    if marks is None:
-        marks = np.zeros(len(source.ids), dtype=bool)
-    moments: list[Moment] = []
-    left = 0
-    for index in np.flatnonzero(chosen).tolist():
-        _, timed, end = source.bounds(index)
-        if at_end:
-            found = [Moment(index, end, end, None)] if end > timed else []
-        else:
-            found = [
-                Moment(index, cut.end, cut.until, bool(marks[cut.end : cut.until].any()))
-                for cut in cuts_of(source, index, marks, training)
-            ]
-        moments += found
-        left += not found
-    if not moments:
-        raise ValueError(f"{source.where}: no timeline has events to predict from: expected some")
-
-    def tokens(row: int) -> Example:
-        index, end, until, _ = moments[row]
-        return cut_at(source, index, marks, training, end, until).sequence(source, events)
-
-    where = "its end" if at_end else "the cuts of training"
-    notes = [f"each timeline is predicted at {where}"]
-    if left:
-        notes.append(f"{left:,} of {chosen.sum():,} timelines are left out: no time to predict at")
-    return Rows(
-        title=source.title,
-        unit="predictions",
-        tokens=tokens,
-        columns={
-            "subject_id": np.array([source.subjects[m.owner] for m in moments], dtype=np.int64),
-            "prediction_time": np.array([source.times[m.end - 1] for m in moments]),
-        },
-        outcomes=[m.outcome for m in moments],
-        notes=tuple(notes),
-    )
+        marks = None
+    return np.zeros(len(source.ids), dtype=bool) if marks is None else marks

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,18 +14,22 @@ from clinattn.tools.prediction.answers import Answer
 from clinattn.tools.prediction.models import Model, PackedModel, placed
 from clinattn.tools.prediction.rows import Rows
 from clinattn.tools.prediction.settings import PredictionSettings
-from clinattn.tools.prediction.texts import beginnings, note_rows
-from clinattn.tools.prediction.timelines import timeline_rows
-from clinattn.tools.vocabularies import require_same, require_words
+from clinattn.tools.prediction.texts import note_rows
+from clinattn.tools.prediction.timelines import Timelines, unread
+from clinattn.tools.vocabularies import require_words, tokenizer_for
 from clinattn.training.checkpoint import model_of
 from clinattn.training.corpus import tokens_of
+from clinattn.training.data import Example
 from clinattn.training.origin import Origin
 from clinattn.training.settings import TrainingSettings
 from clinattn.training.start import check_source, of_checkpoint
-from clinattn.workloads import Vocabulary, open_source
+from clinattn.training.windows import note_windows
+from clinattn.workloads import Source, Vocabulary, open_source
+from clinattn.workloads.labels import TaskLabels, read_labels
 from clinattn.workloads.opening import parse_data
 from clinattn.workloads.splits import chosen_split, default_split, trained_on
 from clinattn.workloads.tables import read_rows
+from clinattn.workloads.text import text_source
 
 
 def read_trained(
@@ -35,45 +40,114 @@ def read_trained(
     assert saved is not None and settings.data is not None
     where = f"checkpoint {str(origin.path)!r}"
     kind = parse_data(settings.data).kind
+    target = saved.get("target")
     classifies = saved["settings"]["task"] == "classify"
-    of_timelines = saved["settings"].get("label_code") is not None
-    if classifies and of_timelines != (kind == "meds"):
+    of_timelines = target is not None or saved["settings"].get("label_code") is not None
+    if classifies and of_timelines == (kind == "text"):
         trained, expected = ("timelines", "meds:DIR") if of_timelines else ("texts", "text:FILE")
         raise ValueError(f"{where} was trained on {trained}: expected data {expected}")
-    training = TrainingSettings(
-        **saved["settings"] | {"data": settings.data, "tokenizer": settings.tokenizer}
-    )
+    # task labels are no setting of a checkpoint, which has their column
+    known = {"data": settings.data, "labels": None if target is None else target["column"]}
+    training = TrainingSettings(**saved["settings"] | known)
+    check_source(of_checkpoint(saved)[0], training)
+    read = _notes if kind == "text" else _timelines
+    rows, split = read(settings, training, saved)
+    device = torch.device(settings.device)
+    module = placed(model_of(saved, where), device, settings.dtype)
+    answer = Answer()
+    if isinstance(module, SequenceClassifier):
+        numbers = {}
+        if target is not None and target["scale"] is not None:
+            numbers = {"mean": target["mean"], "scale": target["scale"]}
+        answer = Answer(
+            tuple(saved["classes"]),
+            boolean=of_timelines and _column(saved) == "boolean_value",
+            pool=settings.pool or training.pool,
+            **numbers,
+        )
+    return PackedModel(module, device, settings.dtype), answer, rows, split
+
+
+def _timelines(
+    settings: PredictionSettings, training: TrainingSettings, saved: dict[str, Any]
+) -> tuple[Rows, str]:
+    assert training.data is not None
     config, vocabulary, standard = of_checkpoint(saved)
-    check_source(config, training)
-    source = open_source(settings.data, tokenizer=settings.tokenizer)
-    if settings.tokenizer is not None:
-        require_same(source.vocabulary, vocabulary, settings.tokenizer)
-    elif kind == "text":
-        require_words(vocabulary, str(origin.path))
+    labels = None
+    if settings.labels is not None:
+        folder = parse_data(training.data).place
+        labels = read_labels(settings.labels, folder, required=False)
+        _require_column(labels, saved)
+    source = open_source(training.data)
     notes = unknown_note(source.ids_of(vocabulary), vocabulary, source.where)
-    split = settings.split or default_split(source, training.held_out)
-    chosen = chosen_split(source, split, training.held_out)
-    notes += seen_note(trained_on(source, training.held_out, saved.get("split")), chosen)
+    split, chosen, more = _chosen(settings, training, saved, source)
     events = tokens_of(
         source,
         vocabulary,
         times=config.positions == "rotary_time",
         standard=standard if config.numeric_values else None,
     )
-    if kind == "meds":
-        at_end = settings.at_end or not classifies
-        rows = timeline_rows(source, events, chosen, training, at_end)
+    at_cuts = training.label_code is not None and labels is None and not settings.at_end
+    marks = unread(source, training, required=at_cuts)
+    timelines = Timelines(source, events, chosen, training, marks)
+    if labels is not None:
+        rows = timelines.at_labels(labels)
     else:
-        path = Path(parse_data(settings.data).place)
-        tokens = beginnings(source, events, vocabulary.cls, training.room)
-        rows = note_rows(path, read_rows(path, False)[0], chosen, tokens, saved["classes"])
-    device = torch.device(settings.device)
-    module = placed(model_of(saved, where), device, settings.dtype)
-    answer = Answer()
-    if isinstance(module, SequenceClassifier):
-        answer = Answer(tuple(saved["classes"]), boolean=of_timelines)
-    rows = replace(rows, notes=(*rows.notes, *notes))
-    return PackedModel(module, device, settings.dtype), answer, rows, split
+        rows = timelines.at_cuts() if at_cuts else timelines.at_ends()
+    return replace(rows, notes=(*rows.notes, *notes, *more)), split
+
+
+def _column(saved: dict[str, Any]) -> str:
+    """The column of task labels that a classifier of timelines predicts."""
+    return str((saved.get("target") or {"column": "boolean_value"})["column"])
+
+
+def _require_column(labels: TaskLabels, saved: dict[str, Any]) -> None:
+    """Raises ValueError where the labels hold something else than the model predicts."""
+    if saved["settings"]["task"] != "classify" or labels.column is None:
+        return
+    if labels.column != (column := _column(saved)):
+        raise ValueError(
+            f"{labels.where} has {labels.column}: expected {column}, which the checkpoint predicts"
+        )
+
+
+def _notes(
+    settings: PredictionSettings, training: TrainingSettings, saved: dict[str, Any]
+) -> tuple[Rows, str]:
+    assert training.data is not None
+    vocabulary = of_checkpoint(saved)[1]
+    tokenizer = tokenizer_for(saved, settings.tokenizer)
+    if tokenizer is None:
+        require_words(vocabulary, settings.checkpoint)
+    else:
+        vocabulary = tokenizer.vocabulary
+    path = Path(parse_data(training.data).place)
+    given = settings.table
+    source = text_source(path, tokenizer, **given)
+    ids = torch.from_numpy(source.ids_of(vocabulary))
+    notes = unknown_note(ids.numpy(), vocabulary, source.where)
+    split, chosen, more = _chosen(settings, training, saved, source)
+    overlap = training.overlap if settings.overlap is None else settings.overlap
+    pool = settings.pool or training.pool
+
+    def sequences(row: int) -> list[Example]:
+        start, _, end = source.bounds(row)
+        return note_windows(ids[start:end], vocabulary, training.room, overlap, pool)
+
+    classes = saved["classes"]
+    rows = note_rows(path, read_rows(path, False, **given).rows, chosen, sequences, classes)
+    return replace(rows, notes=(*rows.notes, *notes, *more)), split
+
+
+def _chosen(
+    settings: PredictionSettings, training: TrainingSettings, saved: dict[str, Any], source: Source
+) -> tuple[str, np.ndarray, list[str]]:
+    """The split, its sequences (S,) bool, and a line on those that training has learnt from."""
+    share = training.held_out
+    split = settings.split or default_split(source, share)
+    chosen = chosen_split(source, split, share)
+    return split, chosen, seen_note(trained_on(source, share, saved.get("split")), chosen)
 
 
 def unknown_note(ids: np.ndarray, vocabulary: Vocabulary, where: str) -> list[str]:

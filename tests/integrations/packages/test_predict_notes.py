@@ -34,9 +34,10 @@ from clinattn.tools.cli import app  # noqa: E402
 from clinattn.tools.prediction.job import read_job  # noqa: E402
 from clinattn.tools.prediction.models import PackedModel, PaddedModel  # noqa: E402
 from clinattn.tools.prediction.settings import PredictionSettings  # noqa: E402
+from clinattn.training.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
 
 NOTES = [
-    f"The patient has {'sepsis and ' * (i % 7)}{'fever' if i % 3 else 'cough'}, no mg."
+    f"The patient has {'sepsis and ' * (i % 18)}{'fever' if i % 3 else 'cough'}, no mg."
     for i in range(20)
 ]
 
@@ -70,17 +71,20 @@ def cli(folders, tmp_path, monkeypatch, threads):
 
 
 def expected(folders, name):
-    """Logits of transformers one by one, and means of the last states."""
+    """Logits and means of the last states of transformers, one by one, and of windows."""
     classifies = name != "encoder"
     kind = AutoModelForSequenceClassification if classifies else AutoModel
     model = kind.from_pretrained(folders / name).eval()
     fast = PreTrainedTokenizerFast.from_pretrained(folders / name)
     found = []
     for text in NOTES:
-        inputs = fast(text, truncation=True, max_length=MOST, return_tensors="pt")
+        cut = {"truncation": True, "max_length": MOST, "stride": round(0.25 * (MOST - 2))}
+        windows = fast(text, return_overflowing_tokens=True, **cut)["input_ids"]
         with torch.inference_mode():
-            out = model(**inputs, output_hidden_states=True)
-        found.append((out.logits[0] if classifies else None, out.hidden_states[-1][0].mean(0)))
+            parts = [model(torch.tensor([x]), output_hidden_states=True) for x in windows]
+        logits = torch.stack([x.logits[0] for x in parts]).mean(0) if classifies else None
+        states = torch.cat([x.hidden_states[-1][0] for x in parts])
+        found.append((logits, states.mean(0)))
     return found
 
 
@@ -149,12 +153,18 @@ def test_bad_folders_are_one_line(cli, folders, tmp_path, name, options, message
     assert done.exit_code == 2 and message in " ".join(done.stderr.split())
 
 
-def test_a_checkpoint_of_a_tokenizer_needs_it(cli, folders, tmp_path, small_presets):
+def test_a_checkpoint_has_its_tokenizer_and_an_older_one_needs_it(
+    cli, folders, tmp_path, small_presets
+):
     tokenizer().save(str(tmp_path / "tokenizer.json"))
     given = {"tokenizer": tmp_path / "tokenizer.json", "max_tokens": 20, "label_code": None}
     path = trained(tmp_path / "o", text_file=folders / "n.jsonl", **given)[1]
     done = cli(path, "--output", "p.parquet", "--split", "all")
-    assert done.exit_code == 2 and "which is no word: expected the tokenizer.json" in done.stderr
-    done = cli(path, "--output", "p.parquet", "--split", "all", "--tokenizer", "tokenizer.json")
     assert done.exit_code == 0, done.output
     assert pq.read_table(tmp_path / "p.parquet").num_rows == len(NOTES)
+    older = {k: v for k, v in load_checkpoint(path).items() if k != "tokenizer"}
+    older = save_checkpoint(tmp_path / "o", older | {"step": 1}, keep=9)
+    done = cli(older, "--output", "q.parquet", "--split", "all")
+    assert done.exit_code == 2 and "which is no word: expected the tokenizer.json" in done.stderr
+    done = cli(older, "--output", "q.parquet", "--split", "all", "--tokenizer", "tokenizer.json")
+    assert done.exit_code == 0, done.output
