@@ -75,7 +75,8 @@ def _purpose(model: Exported) -> Iterator[str]:
     yield "## What it must not be used for"
     yield (
         "The model has been through no clinical study. It must not decide on a person's care, nor "
-        "be used where its mistakes reach patients without a clinician who judges by other evidence. "
+        "be used where its mistakes reach patients without a clinician who judges by other "
+        "evidence. "
         "Its figures hold for the data below: other hospitals, years, codes and patients need an "
         "evaluation of their own. A prediction is no cause."
     )
