@@ -65,7 +65,10 @@ def _purpose(model: Exported) -> Iterator[str]:
         f"The model {TASKS[model.module.task]} of at most {trained.get('max_tokens', '?')} tokens."
     )
     if model.module.task == "classifier":
-        said += " Its classes: " + ", ".join(f"{span(x)}" for x in saved["classes"]) + "."
+        if saved["classes"]:
+            said += " Its classes: " + ", ".join(map(span, saved["classes"])) + "."
+        else:
+            said += " It predicts a number, on the scale that `clinattn.json` has as target."
     if trained.get("label_code") is not None:
         said += (
             f" The class says whether a code {span(trained['label_code'])} follows the part of "
@@ -116,7 +119,7 @@ def _data(model: Exported, settings: ExportSettings) -> Iterator[str]:
     yield "## Data"
     rows = {
         "data": settings.data_title or "not named (clinattn export --data-title)",
-        "SHA-256 of the training sequences": saved["data"],
+        "fingerprint of the training sequences": saved["data"],
         "held out, where the data list no splits": f"{trained['held_out']:.0%} of the patients",
         "tokens in the vocabulary": f"{len(saved['tokens']):,}",
         "a code or word needs": f"{trained.get('min_count', '?')} events in the training split",

@@ -10,6 +10,8 @@ from clinattn.files.shapes import COUNT, TEXT, Each, Kind, Named, require
 from clinattn.tools.exporting.model import Exported, read_model
 from clinattn.tools.exporting.program import exported, signature, write_program
 from clinattn.tools.exporting.settings import ExportSettings
+from clinattn.tools.prediction.job import sha256
+from clinattn.training.origin import Origin
 
 Progress = Callable[[str, int, int], None]
 EVALUATION = Named(
@@ -45,6 +47,8 @@ def export(settings: ExportSettings, progress: Progress) -> Iterator[str]:
         raise ValueError(
             f"checkpoint={settings.checkpoint!r} reads signals: expected one of tokens"
         )
+    if evaluation is not None:
+        _check_same(model, settings, evaluation)
     yield from model.notes
     if settings.output is not None:
         from clinattn.tools.exporting.folder import family_of, write_folder
@@ -67,6 +71,17 @@ def _program(model: Exported, settings: ExportSettings) -> str:
     needs = "torch alone" if settings.plain else "torch, after `import clinattn`"
     takes = signature(model.config, settings.plain)
     return f"wrote {settings.torch_export}, for {needs}; it takes {takes} and returns logits"
+
+
+def _check_same(model: Exported, settings: ExportSettings, evaluation: dict[str, Any]) -> None:
+    """Raises ValueError for figures of another checkpoint, where their file names its own."""
+    known = evaluation["source"].get("checkpoint")
+    given = known.get("sha256") if isinstance(known, dict) else None
+    if given is not None and given != sha256(Origin(model.path, model.saved)):
+        raise ValueError(
+            f"evaluation={str(settings.evaluation)!r} is of another checkpoint, "
+            f"{known.get('name')!r}: expected one of {str(model.path)!r}"
+        )
 
 
 def _evaluation(settings: ExportSettings) -> dict[str, Any] | None:

@@ -51,6 +51,7 @@ def reading(saved: dict[str, Any]) -> dict[str, Any]:
         "step": saved["step"],
         "settings": saved["settings"],
         "classes": list(saved["classes"]),
+        "target": saved.get("target"),
         "values": None if scales is None else {n: _known(x) for n, x in scales.items()},
     }
 

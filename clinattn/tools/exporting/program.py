@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,12 @@ def exported(model: nn.Module, config: EncoderConfig, plain: bool) -> ExportedPr
     shapes = (rows, ends, extras) if extras else (rows, ends)
     # else a program of several sequences is none of one
     tracing: Any = import_module("torch.fx.experimental._config")
-    with torch.no_grad(), tracing.patch(backed_size_oblivious=packs(config, plain)):
+    with (
+        torch.no_grad(),
+        warnings.catch_warnings(),
+        tracing.patch(backed_size_oblivious=packs(config, plain)),
+    ):
+        warnings.simplefilter("ignore", FutureWarning)  # of torch about itself
         found = torch.export.export(program, inputs, dynamic_shapes=shapes, strict=False)
         if not plain:
             return found
