@@ -26,21 +26,19 @@ from clinattn.training.checkpoint import load_model  # noqa: E402
 pytestmark = pytest.mark.unpoisoned
 
 SHAPE = {"hidden_size": 32, "num_heads": 2, "intermediate_size": 48, "num_layers": 2}
-BERT = EncoderConfig.preset("clinicalbert", vocab_size=60, windows=(), **SHAPE)
+TWO = replace(SMALL, num_layers=2, windows=(None, 8))
 LONGFORMER = EncoderConfig.preset(
     "clinical-longformer", vocab_size=60, windows=(4, 6), max_positions=100, **SHAPE
 )
-VALUED = replace(SMALL, positions="rotary_time", numeric_values=True)
-CAUSAL = replace(SMALL, causal=True, pooling="last", positions="rotary_time")
 CASES = {
-    "modernbert": (SMALL, "classify"),
-    "mean": (replace(SMALL, pooling="mean"), "classify"),
-    "times and values": (VALUED, "classify"),
-    "causal": (CAUSAL, "classify"),
-    "next token": (replace(SMALL, causal=True), "clm"),
-    "bert": (BERT, "classify"),
+    "modernbert": (TWO, "classify"),
+    "times, values, mean": (
+        replace(TWO, positions="rotary_time", numeric_values=True, pooling="mean"),
+        "classify",
+    ),
+    "causal": (replace(TWO, causal=True, pooling="last"), "classify"),
     "longformer": (LONGFORMER, "classify"),
-    "masked": (SMALL, "mlm"),
+    "masked": (TWO, "mlm"),
 }
 TRIED = (9,), (7, 3, 40), (33, 1, 5, 20)
 
