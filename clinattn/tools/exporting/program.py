@@ -13,7 +13,6 @@ from torch.export import Dim, ExportedProgram
 
 from clinattn.encoder import EncoderConfig, SequenceClassifier
 from clinattn.files.disk import written_whole
-from clinattn.operator.rotary_op import pairs_of
 
 OURS = "clinattn::"  # namespace of the ops
 MOST = 1 << 20  # sequences, and tokens where positions are no table
@@ -130,7 +129,7 @@ def plain_rotary(
     cos, sin = angles.cos(), angles.sin()
 
     def turned(x: Tensor) -> Tensor:
-        a, b = (half.to(cos.dtype) for half in pairs_of(x, x.shape[-1], False))
+        a, b = x.to(cos.dtype).chunk(2, -1)
         return torch.cat((a * cos - b * sin, b * cos + a * sin), -1).to(x.dtype)
 
     return turned(q), turned(k)
