@@ -9,6 +9,7 @@ import json
 import os
 import re
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,11 @@ UNUSED = re.compile(
 )
 
 
+TIED = ("masked", "causal")  # tasks whose decoder is the embedding
+
+
 class Pretrained(nn.Module):
-    """A model that transformers has too. task: which of a family's classes it is."""
+    """A model in a folder, as transformers has it too. task: which of a family's classes it is."""
 
     task: str
 
@@ -54,14 +58,18 @@ class Pretrained(nn.Module):
         """
         return load(cls, folder, overrides)
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+    def save_pretrained(
+        self, folder: str | os.PathLike[str], labels: Sequence[str] | None = None
+    ) -> None:
         """Write config.json and model.safetensors, which transformers' from_pretrained loads.
+
+        labels: names of a classifier's classes, default LABEL_0, LABEL_1 and so on.
 
         The special tokens of a tokenizer are not known here and written as null, but for the
         padding id that RoBERTa's positions follow.
         Raises ValueError for a shape that no model type of transformers has.
         """
-        save(self, folder)
+        save(self, folder, labels)
 
 
 def load(
@@ -119,7 +127,7 @@ def _opened(
     settings = _read_json(path / "config.json")
     family = family_of(settings)
     config = _config(path, family, settings)
-    if task == "masked" and not settings.get("tie_word_embeddings", True):
+    if task in TIED and not settings.get("tie_word_embeddings", True):
         raise ValueError("config.json: tie_word_embeddings=False: expected True")
     return path, config, Checkpoint(path, family)
 
@@ -129,7 +137,7 @@ def _fill(model: Pretrained, checkpoint: Checkpoint, names: set[str]) -> None:
     state = model.state_dict()
     for ours in names:
         state[ours] = checkpoint.tensor(model.task, ours)
-    if model.task == "masked":
+    if model.task in TIED:
         state["decoder.weight"] = state["encoder.embeddings.tokens.weight"]
     model.load_state_dict(state)
 
@@ -141,11 +149,17 @@ def _config(path: Path, family: Family, settings: dict[str, Any]) -> EncoderConf
         raise ValueError(f"{path / 'config.json'}: expected {missing}") from None
 
 
-def save(model: Pretrained, folder: str | os.PathLike[str]) -> None:
+def save(
+    model: Pretrained,
+    folder: str | os.PathLike[str],
+    labels: Sequence[str] | None = None,
+    family: Family | None = None,
+) -> None:
+    """As save_pretrained; family: None for that of transformers which has this shape."""
     save_file = safetensors_module("safetensors.torch").save_file
     encoder: Any = model if model.task == "encoder" else model.encoder
     config, task = encoder.config, model.task
-    family = family_for(config, task)
+    family = family or family_for(config, task)
     settings = family.write(config) | {
         "model_type": family.model_type,
         "architectures": [family.classes[task]],
@@ -153,7 +167,10 @@ def save(model: Pretrained, folder: str | os.PathLike[str]) -> None:
     }
     state = model.state_dict()
     if task == "classifier":
-        labels = [f"LABEL_{i}" for i in range(len(state["classifier.weight"]))]
+        count = len(state["classifier.weight"])
+        labels = [f"LABEL_{i}" for i in range(count)] if labels is None else labels
+        if len(set(labels)) != count:
+            raise ValueError(f"labels={labels}: expected {count} different ones")
         settings["id2label"] = {str(i): label for i, label in enumerate(labels)}
         settings["label2id"] = {label: i for i, label in enumerate(labels)}
     tensors = {}
@@ -171,7 +188,7 @@ def save(model: Pretrained, folder: str | os.PathLike[str]) -> None:
 
 def _stored(task: str, state: dict[str, Tensor]) -> list[str]:
     """Names of the tensors of a model that a file holds: all but the tied decoder."""
-    return [name for name in state if (task, name) != ("masked", "decoder.weight")]
+    return [name for name in state if task not in TIED or name != "decoder.weight"]
 
 
 def _their_names(family: Family, task: str, ours: str) -> tuple[str, ...]:
@@ -252,7 +269,7 @@ class Checkpoint:
         if any(problems.values()):
             found = [f"{what}: {_shortened(x)}" for what, x in problems.items() if x]
             raise ValueError(f"{self.path}: tensors {'; '.join(found)}")
-        if task == "masked":
+        if task in TIED:
             self._check_tied()
         return new
 

@@ -188,11 +188,47 @@ FAMILIES = (
 )
 
 
+class Own(Family):
+    """The model type of encoders that transformers has not: names and fields are ours."""
+
+    def names(self, ours: str) -> tuple[str, ...]:
+        return (ours,)
+
+    def head_names(self, task: str, ours: str) -> tuple[str, ...]:
+        return (ours,)
+
+
+def read_own(settings: ModelConfig) -> EncoderConfig:
+    try:
+        return EncoderConfig(**settings["encoder"])
+    except TypeError as error:  # no mapping, or an unknown field
+        raise ValueError(f"config.json: encoder: {error}") from None
+
+
+OWN = Own(
+    model_type="clinattn",
+    read=read_own,
+    write=lambda config: {"encoder": asdict(config)},
+    prefix="encoder.",
+    layers="",
+    modules={},
+    in_layer={},
+    heads={},
+    tied="decoder.weight",
+    classes={
+        "encoder": "Encoder",
+        "masked": "MaskedLanguageModel",
+        "causal": "CausalLanguageModel",
+        "classifier": "SequenceClassifier",
+    },
+)
+
+
 def family_of(settings: ModelConfig) -> Family:
-    for family in FAMILIES:
+    for family in (*FAMILIES, OWN):
         if family.model_type == settings.get("model_type"):
             return family
-    known = sorted(family.model_type for family in FAMILIES)
+    known = sorted(family.model_type for family in (*FAMILIES, OWN))
     raise ValueError(
         f"config.json: model_type={settings.get('model_type')!r}: expected one of {known}"
     )

@@ -95,8 +95,10 @@ class MaskedLanguageModel(Pretrained):
         return self.linear(self.decoder, self.head(hidden))
 
 
-class CausalLanguageModel(nn.Module):
+class CausalLanguageModel(Pretrained):
     """Predicts each next token of a sequence; the decoder is the embedding's weight."""
+
+    task = "causal"
 
     def __init__(self, config: EncoderConfig):
         super().__init__()

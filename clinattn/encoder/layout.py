@@ -155,7 +155,10 @@ def _starts(mask: Tensor) -> Tensor | None:
 
 
 def _unless_full(lengths: Tensor | None, length: int) -> Tensor | None:
-    return None if lengths is None or bool((lengths >= length).all()) else lengths
+    """None for lengths that leave no padding; a compiled graph serves any lengths."""
+    if lengths is None or torch.compiler.is_compiling():
+        return lengths
+    return None if bool((lengths >= length).all()) else lengths
 
 
 def _packed(

@@ -48,7 +48,7 @@ class PaddedLayout:
     def _rolled(self, x: Tensor, by: Tensor) -> Tensor:
         """x (B, N, ...), each row moved to the left and what falls out put behind it."""
         places = (self.positions() + by[:, None]) % self.max_seqlen
-        return x[torch.arange(len(x), device=self.device)[:, None], places]
+        return x[torch.arange(x.shape[0], device=self.device)[:, None], places]
 
     def positions(self) -> Tensor:
         return torch.arange(self.max_seqlen, device=self.device)
@@ -65,7 +65,7 @@ class PaddedLayout:
 
     def _one_of_each(self, x: Tensor, at: Tensor) -> Tensor:
         assert self.lengths is not None
-        chosen = x[torch.arange(len(x), device=self.device), at.clamp(min=0)]
+        chosen = x[torch.arange(x.shape[0], device=self.device), at.clamp(min=0)]
         return chosen.where((self.lengths > 0)[:, None], 0)
 
     def mean(self, x: Tensor) -> Tensor:

@@ -57,6 +57,26 @@ def written_whole(path: str | Path, private: bool = False) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+@contextmanager
+def folder_written_whole(path: str | Path) -> Iterator[Path]:
+    """Yields a folder beside `path`, which takes its place once all in it is written.
+
+    A failure, or a kill, leaves nothing at `path`, where an empty folder may be. Raises OSError.
+    """
+    target = Path(os.path.realpath(path))
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        with naming(path):
+            partial.mkdir(parents=True)
+            yield partial
+            if target.is_dir():
+                target.rmdir()
+            os.replace(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def is_device(path: str | Path) -> bool:
     """True for an existing path that is neither a file nor a folder, as a device or a pipe."""
     return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
@@ -99,6 +119,13 @@ def require_writable_folder(path: str | Path, name: str = "output") -> None:
         which = "" if there == folder else f" is in {str(there)!r}, which"
         raise ValueError(f"{given}{which} is a file: expected a folder")
     _try(there, given)
+
+
+def require_new_folder(path: str | Path, name: str = "output") -> None:
+    """Checks that a folder can be made there, or that an empty one is there. Raises ValueError."""
+    require_writable_folder(path, name)
+    if Path(path).is_dir() and (held := sorted(x.name for x in Path(path).iterdir())):
+        raise ValueError(f"{name}={str(path)!r} holds {held[0]}: expected a new or empty folder")
 
 
 def _try(folder: Path, given: str) -> None:

@@ -26,6 +26,8 @@ from clinattn.tools.evaluate import evaluate
 from clinattn.tools.evaluation.settings import EvaluateSettings
 from clinattn.tools.explain import explain
 from clinattn.tools.explanation.settings import ExplainSettings
+from clinattn.tools.export import export
+from clinattn.tools.exporting.settings import ExportSettings
 from clinattn.tools.model_report.settings import ReportSettings
 from clinattn.tools.options import listing, takes
 from clinattn.tools.predict import predict
@@ -37,7 +39,7 @@ from clinattn.training.settings import TrainingSettings
 OUTPUT = Path("bench/out")
 
 # The packages of a command are in this extra of clinattn, or else in "bench".
-EXTRAS = {"report-model": "integrations"}
+EXTRAS = {"report-model": "integrations", "export": "integrations"}
 
 
 class Commands(TyperGroup):
@@ -282,6 +284,7 @@ app.command(cls=listing(TrainingSettings))(train)
 app.command(cls=listing(ExplainSettings))(explain)
 app.command(cls=listing(PredictionSettings))(predict)
 app.command(cls=listing(EvaluateSettings))(evaluate)
+app.command(cls=listing(ExportSettings))(export)
 
 
 def write_results(result: dict[str, Any], folder: Path) -> None:

@@ -24,7 +24,7 @@ class Word(NamedTuple):
 
 WORDS = {
     "meds_dir": Word("meds", Path, "The same as --data meds:DIR."),
-    "text": Word("text", Path, "The same as --data text:FILE: a .csv or .jsonl with column text."),
+    "text": Word("text", Path, "The same as --data text:FILE: csv, tsv, jsonl or parquet."),
     "profile": Word("profile", str, "The same as --data profile:NAME."),
 }
 

@@ -126,7 +126,7 @@ def completions(found: Option) -> list[tuple[str, str]]:
     if found.names is None:
         return list((found.phrases() or dict.fromkeys(found.allowed(), "")).items())
     named = [(f"profile:{name}", phrase) for name, phrase in found.phrases().items()]
-    return [("meds:", "a MEDS folder"), ("text:", "a CSV or JSONL file"), *named]
+    return [("meds:", "a MEDS folder"), ("text:", "a csv, tsv, jsonl or parquet file"), *named]
 
 
 def parameter(name: str, found: Option, kind: type, default: Any) -> inspect.Parameter:

@@ -53,7 +53,9 @@ class TrainingSettings:
     """
 
     data: str | None = option(
-        None, "Sequences to train on: meds:DIR, text:FILE or profile:NAME.", names=profiles
+        None,
+        "Sequences to train on: meds:DIR, meds-torch:DIR, text:FILE or profile:NAME.",
+        names=profiles,
     )
     task: str = option(
         "mlm", "Masked tokens, next tokens, or the classes of a label.", choices=TASKS
@@ -182,7 +184,10 @@ class TrainingSettings:
                 "labels, or text:FILE with a column label"
             )
         given = [name for name in ("label_code", "labels") if getattr(self, name) is not None]
-        if self.task == "classify" and kind == "meds":
+        from clinattn.workloads.opening import of_timelines
+
+        timelines = of_timelines(kind)
+        if self.task == "classify" and timelines:
             if len(given) != 1:
                 raise ValueError(
                     f"{' and '.join(given) or 'label_code and labels'}: got "
@@ -196,7 +201,7 @@ class TrainingSettings:
             )
         elif self.labels is not None and self.task != "classify":
             raise ValueError(f"labels: expected only with task='classify', not {self.task!r}")
-        if kind == "meds" and self.labels is not None and self.cuts != 1:
+        if timelines and self.labels is not None and self.cuts != 1:
             raise ValueError(f"cuts={self.cuts}: expected only with label_code, not with labels")
 
     def _check_text(self, kind: str) -> None:

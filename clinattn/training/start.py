@@ -11,7 +11,7 @@ from torch import nn
 from clinattn.encoder import EncoderConfig, PretrainingModel
 from clinattn.encoder.checkpoints import Pretrained, config_of, take_pretrained
 from clinattn.workloads import Vocabulary
-from clinattn.workloads.opening import KINDS, parse_data
+from clinattn.workloads.opening import KINDS, of_timelines, parse_data
 from clinattn.workloads.tokenizer import TextTokenizer, of_json, read_tokenizer
 
 from .checkpoint import take_weights
@@ -81,7 +81,7 @@ def make_corpus(
         "standard": standard,
     }
     assert settings.data is not None
-    if settings.labels is not None and parse_data(settings.data).kind == "meds":
+    if settings.labels is not None and of_timelines(parse_data(settings.data).kind):
         return read_labelled(settings, vocabulary, **known)
     return read_corpus(
         settings, vocabulary, **known, vocab_size=config.vocab_size, tokenizer=tokenizer
@@ -120,7 +120,7 @@ def check_source(config: EncoderConfig, settings: TrainingSettings) -> None:
     if lacking:
         raise ValueError(
             f"preset={settings.preset!r} asks for {' and '.join(lacking)}, which {kind.word} has "
-            "not: expected meds:DIR, or a preset of token ids alone"
+            "not: expected meds:DIR or meds-torch:DIR, or a preset of token ids"
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,14 @@ def code_descriptions(meds_dir: str | Path) -> dict[str, str]:
         if str(code) not in described and above:
             meanings[str(code)] = f"under {'; '.join(above)}"
     return meanings
+
+
+def with_meaning(pattern: str, codes: Iterable[str], meanings: Mapping[str, str]) -> str:
+    """Returns a pattern of codes, with the meaning of the code where it matches one alone."""
+    matching = [code for code in codes if fnmatchcase(code, pattern)]
+    if len(matching) != 1 or matching[0] not in meanings:
+        return pattern
+    return f"{pattern} ({meanings[matching[0]]})"
 
 
 def _one_line(text: Any) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 
 from clinattn.files.shapes import LARGEST
 
-from .meds_files import MedsError, has_time_zone, parquet_files, place, read_columns
+from .meds_files import MedsError, has_time_zone, place, read_columns
 
 if TYPE_CHECKING:  # pyarrow takes a fifth of a second to import
     import pyarrow as pa
@@ -70,14 +70,15 @@ def read_labels(labels: str | Path, meds_dir: str | Path, required: bool = True)
     The schema is LabelSchema of the package meds 0.4; other columns are not read. A row that is
     there twice is taken once. prediction_time may have any unit and is taken to the microsecond; it
     has a time zone where the times of events in meds_dir have one, and none where they have none.
+    meds_dir: a MEDS folder, or a cohort of meds-torch-data.
     required: every row has a value; else rows may be without one, as for patients of today.
     Raises MedsError for no file or no row, nulls, values in two columns, NaN, infinity, other
     types, or two values for one subject and time.
     """
     import pyarrow as pa
 
-    root, meds = Path(labels), Path(meds_dir)
-    zoned = has_time_zone(meds, parquet_files(meds))
+    root = Path(labels)
+    zoned = has_time_zone(Path(meds_dir))
     tables = [_read(root, path, zoned) for path in _files(root)]
     where = f"labels={str(root)!r}"
     table = pa.concat_tables(tables, promote_options="default")

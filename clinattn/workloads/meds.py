@@ -11,7 +11,7 @@ import torch
 
 from .meds_files import MedsError, parquet_files, read_columns
 from .source import MICROSECONDS_PER_HOUR, NO_TIME, Source, latest
-from .splits import owners_splits
+from .splits import OwnersSplits, owners_splits
 from .vocabulary import CLS, UNK, Vocabulary
 
 
@@ -105,16 +105,28 @@ def read_meds(
             "expected at least one"
         )
 
-    order = np.lexsort((times, subject))  # stable: equal times keep the order of the file
-    subject = subject[order]
     if vocabulary is None:
         counts = np.bincount(codes, minlength=len(lookup))
         vocabulary = Vocabulary.build(list(lookup), counts, max(min_count, 1), max_vocab)
+    token_ids = vocabulary.ids(list(lookup))[codes]
+    return in_order(subject, times, token_ids, values, vocabulary)
+
+
+def in_order(
+    subject: np.ndarray,
+    times: np.ndarray,
+    token_ids: np.ndarray,
+    values: np.ndarray,
+    vocabulary: Vocabulary,
+) -> MedsDataset:
+    """Returns events (E,) of whatever order as a dataset, by subject and time."""
+    order = np.lexsort((times, subject))  # stable: equal times keep the order of the file
+    subject = subject[order]
     starts = np.flatnonzero(np.r_[True, subject[1:] != subject[:-1]])
     return MedsDataset(
         subject_ids=subject[starts],
         offsets=np.r_[starts, len(subject)].astype(np.int64),
-        token_ids=vocabulary.ids(list(lookup))[codes[order]],
+        token_ids=token_ids[order],
         times=times[order],
         values=values[order],
         vocabulary=vocabulary,
@@ -125,15 +137,22 @@ def meds_source(meds_dir: str | Path) -> Source:
     """Every patient of a MEDS folder. Raises MedsError where the folder cannot be used."""
     root = Path(meds_dir)
     owners = owners_splits(root, parquet_files(root))
-    dataset = read_meds(root)
+    title = f"MEDS folder {root.resolve().name}"
+    return as_source(read_meds(root), title, f"meds_dir={str(meds_dir)!r}", owners)
+
+
+def as_source(
+    dataset: MedsDataset, title: str, where: str, owners: OwnersSplits | None
+) -> Source:
+    """Returns a dataset as a source, with the splits of its owner. title, where: as in Source."""
     subjects = dataset.subject_ids.tolist()
     first = dataset.offsets[:-1]
     static = np.add.reduceat((dataset.times == NO_TIME).astype(np.int64), first)
     return Source(
         name="meds",
-        title=f"MEDS folder {Path(meds_dir).resolve().name}",
+        title=title,
         unit="patients",
-        where=f"meds_dir={str(meds_dir)!r}",
+        where=where,
         subjects=subjects,
         offsets=dataset.offsets,
         starts=first + static,

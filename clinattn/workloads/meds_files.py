@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # pyarrow takes a fifth of a second to import
     import pyarrow as pa
 
+SCHEMAS = Path("tokenization") / "schemas"  # of cohorts of meds-torch-data
 LAYOUT = "a MEDS folder: data/**/*.parquet with columns subject_id, time, code"
 
 
@@ -61,15 +62,20 @@ def place(root: Path, path: Path, name: str = "meds_dir") -> str:
     return said if path == root else f"{said}: {path.relative_to(root)}"
 
 
-def has_time_zone(root: Path, paths: list[Path]) -> bool:
-    """Returns whether times of events have a time zone. Raises MedsError where files differ."""
+def has_time_zone(root: Path) -> bool:
+    """Returns whether times of events have a time zone, in a MEDS folder or a cohort.
+
+    Raises MedsError where files differ.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     found = {}
-    for path in paths:
+    schemas = sorted((root / SCHEMAS).rglob("*.parquet"))
+    for path in schemas or parquet_files(root):
         try:
             kind = pq.read_schema(path).field("time").type
+            kind = kind.value_type if schemas else kind
         except (pa.ArrowException, OSError, KeyError) as error:
             raise MedsError(f"{place(root, path)} has no readable column 'time'") from error
         if not pa.types.is_null(kind):

@@ -1,4 +1,4 @@
-"""The one way to open a source: meds:DIR, text:FILE or profile:NAME."""
+"""The one way to open a source: meds:DIR, meds-torch:DIR, text:FILE or profile:NAME."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .meds import meds_source
+from .meds_cohort import cohort_source
 from .profiles import PROFILES, profile_source, require_profile
 from .source import Source
 from .text import text_source
@@ -22,10 +23,11 @@ class Kind(NamedTuple):
 
 KINDS = {
     "meds": Kind("meds:DIR", "meds_dir", frozenset({"times", "values"})),
+    "meds-torch": Kind("meds-torch:DIR", "cohort", frozenset({"times", "values"})),
     "text": Kind("text:FILE", "text_file"),
     "profile": Kind("profile:NAME", "profile"),
 }
-FORMS = "{}, {} or {}".format(*(kind.form for kind in KINDS.values()))
+FORMS = "{}, {}, {} or {}".format(*(kind.form for kind in KINDS.values()))
 
 
 class Data(NamedTuple):
@@ -50,6 +52,11 @@ def parse_data(data: str, tokenizer: str | Path | None = None) -> Data:
     if tokenizer is not None and kind != "text":
         raise ValueError(f"tokenizer: expected only with text_file or text:FILE, not with {kind}:")
     return Data(kind, place)
+
+
+def of_timelines(kind: str) -> bool:
+    """Returns whether events of a kind of data have times, as those of patients have."""
+    return kind in KINDS and "times" in KINDS[kind].has
 
 
 def only_one(given: Mapping[str, str]) -> str | None:
@@ -97,6 +104,8 @@ def open_source(
     kind, place = parse_data(data, tokenizer)
     if kind == "meds":
         return meds_source(place)
+    if kind == "meds-torch":
+        return cohort_source(place)
     if kind == "text":
         return text_source(place, tokenizer, labelled)
     return profile_source(place, max_tokens, vocab_size, seed)

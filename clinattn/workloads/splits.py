@@ -44,12 +44,17 @@ def owners_splits(root: Path, paths: list[Path]) -> OwnersSplits | None:
         for path, folder in zip(paths, folders, strict=True):
             subjects = read_columns(root, path, ["subject_id"], [])["subject_id"].unique()
             pairs |= {(subject, folder) for subject in subjects.to_pylist()}
+    return one_each(pairs, f"meds_dir={str(root)!r}")
+
+
+def one_each(pairs: set[tuple[int, str]], where: str) -> OwnersSplits:
+    """Returns the splits of pairs of subject and split. Raises MedsError for a subject in two."""
     of = dict(pairs)
     if len(of) < len(pairs):
         twice = next(s for s, count in Counter(s for s, _ in pairs).items() if count > 1)
         of_twice = sorted(split for subject, split in pairs if subject == twice)
         raise MedsError(
-            f"meds_dir={str(root)!r} has subject {twice} in the splits {of_twice}: expected one"
+            f"{where} has subject {twice} in the splits {of_twice}: expected one"
         )
     digest = hashlib.blake2b(repr(sorted(of.items())).encode(), digest_size=16).hexdigest()
     return OwnersSplits(of, digest)

@@ -121,7 +121,7 @@ def test_a_file_that_cannot_serve_is_named(cli, tmp_path, options, message):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("folder", "checkpoint 'folder' cannot be read: Is a directory"),
+        ("folder", "init='folder' holds neither step-*.pt nor config.json: expected"),
         ("absent.pt", "checkpoint 'absent.pt' cannot be read: No such file"),
         ("file", "checkpoint 'file' cannot be read: it is damaged, or none of clinattn train"),
         ("good.json", "checkpoint 'good.json' cannot be read: it is damaged, or none"),

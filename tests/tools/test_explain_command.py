@@ -39,7 +39,11 @@ def folder(tmp_path_factory):
     """Patients with values, and a meaning for one code."""
     root = write_measured_patients(tmp_path_factory.mktemp("meds"))
     (root / "metadata").mkdir()
-    table = {"code": ["STEP//3", "STEP//4"], "description": ["Blood\n  pressure <b>", None]}
+    table = {
+        "code": ["STEP//3", "STEP//4", "STEP//5", "ALARM"],
+        "description": ["Blood\n  pressure <b>", None, None, "an alarm"],
+        "parent_codes": [None, None, ["LOINC/8480-6", "STEP//3"], None],
+    }
     pq.write_table(pa.table(table), root / "metadata" / "codes.parquet")
     return root
 
@@ -197,9 +201,11 @@ def test_a_patient_prints_tables_and_writes_files(run, tmp_path):
     said = flat(done.stdout)
     assert said.startswith("patient 7: Probability of ") and "rank correlation over all" in said
     assert "AttnLRP: removing the 5 % (" in said and "Rollout: removing the 5 % (" in said
-    assert "“present” means that a code like ALARM* follows before the next cut;" in said
+    assert "“present” means that a code like ALARM* (an alarm) follows before the next cut;" in said
     assert "Blood pressure <b>" in said and "STEP//3" not in said  # what the code means
     record = json.loads((tmp_path / "p.json").read_text())
+    by_parents = {unit["description"] for unit in record["units"] if unit["name"] == "STEP//5"}
+    assert by_parents == {"under LOINC/8480-6; Blood pressure <b>"}
     for column in range(2):
         shares = [unit["scores"][column] for unit in record["units"]]
         assert sum(map(abs, shares)) == pytest.approx(1)
@@ -259,8 +265,8 @@ def test_a_prediction_of_task_labels_is_explained_at_a_time(run, folder, tmp_pat
     assert len(record["units"]) == timed - source.bounds(index)[0] + 10
     assert record["classes"].keys() == {"false", "true"}
     ids, arguments = packed([corpus.held_out[0]], torch.device("cpu"))
-    expected = load_model(checkpoint)[0](ids, **arguments).logits.softmax(-1)[0, 1]
-    assert record["classes"]["true"] == pytest.approx(float(expected), abs=1e-6)
+    expected = load_model(checkpoint)[0](ids, **arguments).logits.softmax(-1)[0, 1].detach()
+    assert record["classes"]["true"] == pytest.approx(expected.item(), abs=1e-6)
     assert "The classes are those of boolean_value in the task labels" in flat(done.stdout)
     assert "until " + moment[:16].replace("T", " ") in flat(done.stdout)
     done = run(*given, "whole.json")
@@ -303,7 +309,7 @@ def test_a_note_is_cut_and_shown_to_its_end(run, tmp_path):
     [
         (["VALUED"], "got neither data and patient nor text: expected one of them"),
         (["VALUED", "--data", "MEDS"], "patient: got none, expected the subject_id of one in data"),
-        (["VALUED", "--patient", "7"], "data=None: expected meds:DIR, a MEDS folder"),
+        (["VALUED", "--patient", "7"], "data=None: expected meds:DIR or meds-torch:DIR"),
         (["VALUED", "--data", "x", "--patient", "7"], "data='x': expected meds:DIR"),
         (["VALUED", "--data", "meds:x", "--patient", "7"], "meds_dir='x' does not exist"),
         (PATIENT[:-1] + ["77"], "patient='77' is none of the 40 patients of meds_dir="),

@@ -297,6 +297,15 @@ def test_a_word_has_its_place_though_lower_case_is_longer():
     assert words.known == [True] * 5 + [False]
 
 
+def test_chinese_characters_have_places_in_either_width():
+    text = "胸痛３天，ＣＲＰ　12mg"
+    tokens = (*SPECIAL_TOKENS, *(match[0] for match in lower_words(text)))
+    words = by_words(text, Vocabulary(tokens), ExplainSettings("c", text="n.txt"))
+    spelled = [text[slice(*span)] for span in words.spans]
+    assert spelled == ["胸", "痛", "３", "天", "，", "ＣＲＰ", "12mg"] and all(words.known)
+    assert [tokens[i] for i in words.ids] == ["胸", "痛", "3", "天", ",", "crp", "12mg"]
+
+
 def test_control_characters_are_shown_as_such():
     assert shown("a\x1b[31m\x00\n\tb\u202e") == "a\ufffd[31m\ufffd\n\tb\ufffd"
     case = note("fever \x1b[31m cough \x07")

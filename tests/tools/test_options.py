@@ -20,6 +20,7 @@ from clinattn.tools.benchmark import settings as benchmark  # noqa: E402
 from clinattn.tools.benchmark.variants import VARIANTS  # noqa: E402
 from clinattn.tools.evaluation.settings import EvaluateSettings  # noqa: E402
 from clinattn.tools.explanation.settings import ExplainSettings  # noqa: E402
+from clinattn.tools.exporting.settings import ExportSettings  # noqa: E402
 from clinattn.tools.model_report.settings import ReportSettings  # noqa: E402
 from clinattn.tools.options import takes  # noqa: E402
 from clinattn.tools.prediction.settings import PredictionSettings  # noqa: E402
@@ -35,6 +36,7 @@ SETTINGS = {
     "report-model": ReportSettings,
     "explain": ExplainSettings,
     "evaluate": EvaluateSettings,
+    "export": ExportSettings,
     "predict": PredictionSettings,
 }
 LISTED = {

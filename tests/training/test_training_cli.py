@@ -75,7 +75,7 @@ def test_a_text_file_wins_over_the_environment(cli, folder, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "data: got none, expected meds:DIR, text:FILE or profile:NAME"),
+        ([], "data: got none, expected meds:DIR, meds-torch:DIR, text:FILE or profile:NAME"),
         (["--meds-dir", "absent"], "meds_dir='absent' does not exist: expected a MEDS folder"),
         (["--meds-dir", ".", "--text", "a.csv"], "got both, expected exactly one of them"),
         (["--text", "absent.csv"], "text_file='absent.csv' cannot be read"),

@@ -14,7 +14,7 @@ pq = pytest.importorskip("pyarrow.parquet")
 from patients import DAY, write_events, write_patients  # noqa: E402
 
 from clinattn.workloads import PROFILES, SPECIAL_TOKENS, MedsError, open_source  # noqa: E402
-from clinattn.workloads.code_names import code_descriptions  # noqa: E402
+from clinattn.workloads.code_names import code_descriptions, with_meaning  # noqa: E402
 from clinattn.workloads.opening import from_words, parse_data  # noqa: E402
 from clinattn.workloads.profiles import POOL, sample_lengths  # noqa: E402
 from clinattn.workloads.vocabulary import CLS, UNK  # noqa: E402
@@ -135,7 +135,7 @@ def test_a_tokenizer_brings_its_own_vocabulary(tmp_path, text):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ("csv:x", r"data='csv:x': expected meds:DIR, text:FILE or profile:NAME, where NAME is one"),
+        ("csv:x", r"data='csv:x': expected meds:DIR, meds-torch:DIR, text:FILE or profile:NAME"),
         ("ward", "data='ward': expected meds:DIR"),
         ("meds:", "data='meds:': expected meds:DIR"),
         ("", "data='': expected meds:DIR"),
@@ -210,6 +210,14 @@ def test_codes_are_named_by_their_description_or_else_by_their_parents(tmp_path)
         "C": "under SNOMED/12; heart rate",
         "E": "pulse",
     }
+
+
+def test_a_pattern_is_named_by_the_one_code_that_it_matches():
+    codes, meanings = ["ICU_IN", "ICU_OUT", "HR"], {"ICU_IN": "to intensive care", "HR": "pulse"}
+    assert with_meaning("*_IN", codes, meanings) == "*_IN (to intensive care)"
+    assert with_meaning("ICU_*", codes, meanings) == "ICU_*"
+    assert with_meaning("ICU_OUT", codes, meanings) == "ICU_OUT"
+    assert with_meaning("NONE", codes, meanings) == "NONE"
 
 
 def test_codes_without_descriptions_or_parents_have_none(tmp_path):

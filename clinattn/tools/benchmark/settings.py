@@ -28,7 +28,7 @@ class EncoderSettings:
 
     data: str | None = option(
         None,
-        "Sequences to run: meds:DIR, text:FILE or profile:NAME.",
+        "Sequences to run: meds:DIR, meds-torch:DIR, text:FILE or profile:NAME.",
         names=profiles,
         shown=DEFAULT_DATA,
     )

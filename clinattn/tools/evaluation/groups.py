@@ -119,6 +119,7 @@ def _by_codes(
     globs: list[str], settings: EvaluateSettings, predictions: Predictions
 ) -> dict[str, Grouping]:
     """Rows of patients with such an event at or before the time of prediction, and the others."""
+    from clinattn.workloads.code_names import code_descriptions, with_meaning
     from clinattn.workloads.meds import read_meds
 
     assert settings.data is not None
@@ -126,6 +127,7 @@ def _by_codes(
     subjects = _subjects(predictions, f"data={settings.data!r}")
     times = _times(predictions)
     dataset = read_meds(folder)
+    meanings = code_descriptions(folder)
     found = {}
     for glob in globs:
         matching = np.array([fnmatchcase(code, glob) for code in dataset.vocabulary.tokens])
@@ -141,7 +143,8 @@ def _by_codes(
             -1 if subject not in earliest or time is None else int(earliest[subject] > time)
             for subject, time in zip(subjects, times, strict=True)
         ]
-        found[glob] = _grouping(f"code {glob}", ["had it", "had not"], numbers)
+        said = with_meaning(glob, dataset.vocabulary.tokens, meanings)
+        found[glob] = _grouping(f"code {said}", ["had it", "had not"], numbers)
     return found
 
 

@@ -7,9 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from clinattn.tools.explanation.case import shown
 from clinattn.tools.explanation.settings import ExplainSettings
 from clinattn.training.corpus import Cut, cut_at, cuts_of, marks_of
 from clinattn.training.settings import TrainingSettings
+from clinattn.workloads.code_names import code_descriptions, with_meaning
+from clinattn.workloads.opening import parse_data
 from clinattn.workloads.source import NO_TIME, Source
 
 
@@ -63,7 +66,10 @@ def _at_cut(
         )
     cut = cuts[number - 1] if number else cut_at(source, index, marks, training, end, end)
     last = _last(source, cut)
-    follows = f"Here “present” means that a code like {training.label_code} follows"
+    assert settings.data is not None and training.label_code is not None
+    meanings = code_descriptions(parse_data(settings.data).place)
+    code = shown(with_meaning(training.label_code, source.vocabulary.tokens, meanings))
+    follows = f"Here “present” means that a code like {code} follows"
     unread = "; the model does not read such codes."
     if not number:
         return Moment(cut, f"{last}, the end of the timeline", follows + unread)

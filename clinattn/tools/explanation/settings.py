@@ -70,7 +70,7 @@ class ExplainSettings:
 
     checkpoint: str
     methods: tuple[str, ...] = ()
-    data: str | None = option(None, "The folder with the patient: meds:DIR.")
+    data: str | None = option(None, "The folder with the patient: meds:DIR or meds-torch:DIR.")
     patient: str | None = option(None, "With --data: the patient's subject_id.")
     text: Path | None = option(None, "The text of one note, in place of --data and --patient.")
     tokenizer: Path | None = option(
@@ -128,9 +128,11 @@ class ExplainSettings:
             raise ValueError("got neither data and patient nor text: expected one of them")
         if self.patient is None:
             raise ValueError("patient: got none, expected the subject_id of one in data")
+        from clinattn.workloads.opening import of_timelines
+
         kind, _, folder = (self.data or "").partition(":")
-        if kind != "meds" or not folder:
-            raise ValueError(f"data={self.data!r}: expected meds:DIR, a MEDS folder")
+        if not of_timelines(kind) or not folder:
+            raise ValueError(f"data={self.data!r}: expected meds:DIR or meds-torch:DIR")
         if self.tokenizer is not None:
             raise ValueError("tokenizer: expected only with text")
         if self.cut is not None and self.at is not None:
