@@ -372,3 +372,14 @@ def test_a_slope_below_one_is_said(tmp_path):
     truth, p = drawn(2000, 9)
     said = conclusion(evaluate_file(write_binary(tmp_path / "p.parquet", ~truth, p), resamples=100))
     assert "worse than chance" in said
+
+
+def test_few_patients_do_not_prove_calibration(tmp_path):
+    def said(rows):
+        path = write_binary(tmp_path / f"{rows}.parquet", *drawn(rows, seed=1))
+        return conclusion(evaluate_file(path, resamples=200))
+
+    assert "agree with what happened" in said(2000)
+    truth, p = np.arange(30) % 10 == 0, np.tile([0.1, 0.11, 0.12], 10)
+    path = write_binary(tmp_path / "few.parquet", truth, p)
+    assert "too few patients to tell whether" in conclusion(evaluate_file(path, resamples=200))

@@ -177,6 +177,8 @@ def _calibration(figures: dict[str, Record]) -> str:
         found.append("too extreme")
     if slope["low"] is not None and slope["low"] > 1:
         found.append("too timid")
+    if not found and (slope["low"] is None or slope["low"] <= 0):
+        return "These are too few patients to tell whether its probabilities are right"
     if not found:
         return "Mean and slope of its probabilities agree with what happened, within the intervals"
     return f"Its probabilities are {' and '.join(found)}"
