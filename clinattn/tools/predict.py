@@ -42,7 +42,7 @@ def predict(
     say = partial(console.out.print, soft_wrap=True)
     with console.progress_bar() as progress:
         progress(f"read: {checkpoint}", 0, 1)
-        job = read_job(settings)
+        job = read_job(settings, progress)
         for line in notes(job):
             console.err.print(line, soft_wrap=True)
         if is_finished(job, settings):

@@ -61,13 +61,17 @@ class PretrainedFolder:
             raise ValueError(f"{self.where} has a slow tokenizer: expected a tokenizer.json")
         return tokenizer
 
-    @cached_property
-    def max_tokens(self) -> int:
-        """The most tokens of a text that the tokenizer and the model's positions allow."""
+    @property
+    def limit(self) -> int | None:
+        """The most tokens that the model has positions for; None without a limit."""
         from clinattn.tools.model_report.report import position_limit
 
-        most = self.tokenizer.model_max_length
-        return min(most, position_limit(self.model) or most)
+        return position_limit(self.model)
+
+    def most_tokens(self, limit: int | None) -> int:
+        """The most tokens of a text, by the tokenizer and a limit of positions."""
+        most: int = self.tokenizer.model_max_length
+        return min(most, limit or most)
 
 
 def open_folder(path: Path) -> PretrainedFolder:

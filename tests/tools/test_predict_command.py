@@ -315,9 +315,9 @@ def test_a_run_says_what_it_reads_and_found(run, folder):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["VALUED", *OUT], "data: got none, expected meds:DIR or text:FILE"),
+        (["VALUED", *OUT], "data: got none, expected meds:DIR, meds-torch:DIR or text:FILE"),
         (["VALUED", *OUT, "--data", "x"], "data='x': expected meds:DIR"),
-        (["VALUED", *OUT, "--data", "profile:fixed"], "data='profile:fixed': expected meds:DIR or"),
+        (["VALUED", *OUT, "--data", "profile:fixed"], "data='profile:fixed': expected meds:DIR,"),
         (["VALUED", *OUT, "--data", "meds:x"], "meds_dir='x' does not exist"),
         (["VALUED", *OUT, "--data", "text:t.csv"], "trained on timelines: expected data meds:DIR"),
         (["VALUED", *OUT, "--data", "meds:calm", *ALL], "label_code='ALARM*' matches no code"),
@@ -336,7 +336,7 @@ def test_a_run_says_what_it_reads_and_found(run, folder):
         ([*GIVEN, "--output", "t.csv", "--resume"], "'t.csv' cannot be read"),
         ([*GIVEN, *OUT, "--split", "x"], "split='x': meds_dir="),
         ([*GIVEN, *OUT, "--batch-tokens", "0"], "batch_tokens=0: expected at least 1"),
-        ([*GIVEN, *OUT, "--at-end", "--data", "text:t.csv"], "at_end: expected only with meds:DIR"),
+        ([*GIVEN, *OUT, "--at-end", "--data", "text:t.csv"], "at_end: expected only with timel"),
     ],
     ids=lambda x: None if isinstance(x, list) else re.sub(r"\W+", "-", x)[:40],
 )

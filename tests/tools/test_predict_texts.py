@@ -126,7 +126,7 @@ def test_subjects_that_are_no_numbers_and_labels_of_no_class(run, tmp_path):
         (["--data", "meds:x"], "was trained on texts: expected data text:FILE"),
         (["--data", "text:absent.csv"], "text_file='absent.csv' cannot be read"),
         (["--data", "text:u.csv"], "the checkpoint knows none of its codes or words"),
-        (["--data", "FILE", "--at-end"], "at_end: expected only with meds:DIR"),
+        (["--data", "FILE", "--at-end"], "at_end: expected only with timelines"),
     ],
 )
 def test_bad_input_is_one_line(run, tmp_path, given, message):

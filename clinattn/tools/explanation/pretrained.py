@@ -72,7 +72,7 @@ def read_folder(settings: ExplainSettings, text: str | None) -> Case:
     folder = open_folder(Path(settings.checkpoint))
     require_classifier(folder)
     model, tokenizer = folder.model, folder.tokenizer
-    most = folder.max_tokens
+    most = folder.most_tokens(folder.limit)
     whole = tokenizer(text, return_offsets_mapping=True, add_special_tokens=False, verbose=False)
     if not whole["input_ids"]:
         raise ValueError(f"text={str(settings.text)!r} has no words: expected some")

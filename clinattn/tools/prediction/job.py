@@ -14,7 +14,7 @@ from clinattn.backends.cpu import instruction_set
 from clinattn.tools.environment import versions
 from clinattn.tools.prediction.answers import Answer
 from clinattn.tools.prediction.models import Model
-from clinattn.tools.prediction.rows import Rows
+from clinattn.tools.prediction.rows import Progress, Rows
 from clinattn.tools.prediction.settings import PredictionSettings
 from clinattn.training.origin import Origin, resolve
 
@@ -36,7 +36,7 @@ class Job:
     about: Mapping[str, Any]
 
 
-def read_job(settings: PredictionSettings) -> Job:
+def read_job(settings: PredictionSettings, progress: Progress = lambda *_: None) -> Job:
     """Raises MedsError or ValueError where the checkpoint or the data cannot be used."""
     origin = resolve(settings.checkpoint)
     if origin.saved is None:
@@ -49,7 +49,7 @@ def read_job(settings: PredictionSettings) -> Job:
             f"checkpoint {str(origin.path)!r} predicts nothing: expected embeddings alone, or a "
             "classifier"
         )
-    lengths, digest = rows.measured()
+    lengths, digest = rows.measured(progress)
     checkpoint = sha256(origin)
     return Job(
         model=model,

@@ -97,16 +97,22 @@ def filler(sequences: Sequence[Tokens]) -> list[Tokens]:
 
 @dataclass(frozen=True)
 class PaddedModel:
-    """A model of transformers. pad: the id of padding, None where sequences are computed alone."""
+    """A model of transformers.
+
+    pad: the id of padding, None where sequences are computed alone. states: whether any are asked
+    for, since transformers keeps those of all layers. masked: the model takes an attention_mask.
+    """
 
     module: Any
     classifier: bool
     pad: int | None
+    states: bool
+    masked: bool
     device: torch.device
     dtype: str
 
     def batches(self, lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-        if self.pad is None:
+        if self.pad is None or not self.masked:
             return [[i] for i in range(len(lengths))]
         return batch_by_tokens(lengths, max(max_tokens, *lengths), padded=True)
 
@@ -116,10 +122,12 @@ class PaddedModel:
         ).to(self.device)
         lengths = torch.tensor([len(x) for x in sequences], device=self.device)
         mask = torch.arange(ids.shape[1], device=self.device) < lengths[:, None]
+        given = {"attention_mask": mask.long()} if self.masked else {}
         with torch.inference_mode(), autocast(self.device, self.dtype):
-            out = self.module(
-                input_ids=ids, attention_mask=mask.long(), output_hidden_states=True
-            )
-        states = out.hidden_states[-1].double().masked_fill(~mask[..., None], 0)
-        means = (states.sum(1) / lengths[:, None]).float().cpu()
+            out = self.module(input_ids=ids, output_hidden_states=self.states, **given)
+        means = torch.zeros(len(sequences), 0)
+        if self.states:
+            last = out.get("hidden_states") or out["encoder_hidden_states"]
+            sums = last[-1].double().masked_fill(~mask[..., None], 0).sum(1)
+            means = (sums / lengths[:, None]).float().cpu()
         return Outputs(out.logits.double().cpu() if self.classifier else None, means)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,13 +15,13 @@ from clinattn.tools.prediction.files import read_metadata, write_files
 from clinattn.tools.prediction.job import Job
 from clinattn.tools.prediction.models import Outputs
 from clinattn.tools.prediction.parts import MANIFEST, Part, Parts, require_same
+from clinattn.tools.prediction.rows import Progress
 from clinattn.tools.prediction.settings import PredictionSettings
 from clinattn.training.data import Tokens
 from clinattn.training.interruption import Stop, deferred_signals
 from clinattn.training.output import claimed
 from clinattn.training.windows import pooled
 
-Progress = Callable[[str, int, int], None]
 BATCHES = 4  # of a part: what a kill may lose
 
 

@@ -6,6 +6,7 @@ with their attention replaced.
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,24 +54,38 @@ def read_pretrained(
         answer = replace(answer, classes=folder.classes, independent=folder.independent)
     if answer.independent and answer.pool == "readmission":
         raise ValueError("pool='readmission': expected another for classes that exclude none other")
-    windows = _windows(folder, [row.text for row in rows], settings, answer.pool)
+    own = _own(folder)
+    limit = folder.limit if own is None else _limit(own)
+    windows = _windows(folder, limit, [row.text for row in rows], settings, answer.pool)
     if (empty := next((i for i, found in enumerate(windows) if not found), None)) is not None:
         raise ValueError(f"text_file={place!r}: row {empty} has no tokens: expected some")
     chosen = np.ones(len(rows), dtype=bool)
     found = note_rows(path, rows, chosen, windows.__getitem__, answer.classes)
-    return _model(folder, settings), answer, found, ALL
+    device = torch.device(settings.device)
+    if own is None:
+        return _padded(folder, settings, device), answer, found, ALL
+    model = PackedModel(placed(own, device, settings.dtype), device, settings.dtype)
+    return model, answer, found, ALL
 
 
 def _windows(
-    folder: PretrainedFolder, texts: list[str], settings: PredictionSettings, pool: str
+    folder: PretrainedFolder,
+    limit: int | None,
+    texts: list[str],
+    settings: PredictionSettings,
+    pool: str,
 ) -> list[list[Tokens]]:
-    """The windows of each text, with the special tokens of the folder's tokenizer around each."""
+    """The windows of each text, with the special tokens of the folder's tokenizer around each.
+
+    limit: the most tokens that the model has positions for, None for no limit.
+    """
+    most = folder.most_tokens(limit)
     overlap = OVERLAP if settings.overlap is None else settings.overlap
-    room = folder.max_tokens - folder.tokenizer.num_special_tokens_to_add()
+    room = most - folder.tokenizer.num_special_tokens_to_add()
     encoded = folder.tokenizer(
         texts,
         truncation=True,
-        max_length=folder.max_tokens,
+        max_length=most,
         stride=min(round(overlap * room), room - 1),
         return_overflowing_tokens=pool != FIRST,
         verbose=False,
@@ -83,15 +98,31 @@ def _windows(
     return found
 
 
-def _model(folder: PretrainedFolder, settings: PredictionSettings) -> Model:
-    device = torch.device(settings.device)
+def _own(folder: PretrainedFolder) -> Any:
+    """The encoder of clinattn with these weights; None of another family."""
     kind: Any = SequenceClassifier if folder.is_classifier else Encoder
     try:
-        own = kind.from_pretrained(folder.path)
-    except (ValueError, FileNotFoundError, NotImplementedError):  # of another family
-        module = folder.model
-        replace_attention(module)
-        pad = module.config.pad_token_id
-        module = placed(module, device, settings.dtype)
-        return PaddedModel(module, folder.is_classifier, pad, device, settings.dtype)
-    return PackedModel(placed(own, device, settings.dtype), device, settings.dtype)
+        return kind.from_pretrained(folder.path)
+    except (ValueError, FileNotFoundError, NotImplementedError):
+        return None
+
+
+def _limit(own: Any) -> int:
+    config = getattr(own, "encoder", own).config
+    return int(config.max_positions - config.position_offset)
+
+
+def _padded(
+    folder: PretrainedFolder, settings: PredictionSettings, device: torch.device
+) -> PaddedModel:
+    module = folder.model
+    replace_attention(module)
+    return PaddedModel(
+        placed(module, device, settings.dtype),
+        folder.is_classifier,
+        pad=module.config.pad_token_id,
+        states=settings.embeddings is not None,
+        masked="attention_mask" in inspect.signature(module.forward).parameters,
+        device=device,
+        dtype=settings.dtype,
+    )

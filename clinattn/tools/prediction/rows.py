@@ -11,6 +11,9 @@ import numpy as np
 
 from clinattn.training.data import Tokens
 
+Progress = Callable[[str, int, int], None]
+SHOWN = 1000  # rows between two words on progress
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -33,7 +36,7 @@ class Rows:
     def __len__(self) -> int:
         return len(self.outcomes)
 
-    def measured(self) -> tuple[np.ndarray, str]:
+    def measured(self, progress: Progress) -> tuple[np.ndarray, str]:
         """Tokens of each row (R,) int64, and a hash that is the same for the same rows."""
         digest = hashlib.blake2b(digest_size=16)
         lengths = np.zeros(len(self), dtype=np.int64)
@@ -41,6 +44,8 @@ class Rows:
             digest.update(f"{name} {list(column)!r}".encode())
         digest.update(repr(list(self.outcomes)).encode())
         for index in range(len(self)):
+            if index % SHOWN == 0:
+                progress(f"read: {index:,} of {len(self):,} rows", index, len(self))
             for tokens in self.sequences(index):
                 lengths[index] += len(tokens)
                 digest.update(f"{len(tokens)} ".encode())

@@ -13,7 +13,7 @@ from clinattn.training.settings import DTYPES, pools
 from clinattn.workloads.opening import parse_data
 from clinattn.workloads.tables import Columns
 
-FORMS = "meds:DIR or text:FILE"
+FORMS = "meds:DIR, meds-torch:DIR or text:FILE"
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class PredictionSettings:
     data: str | None = option(None, f"Patients or notes to predict for: {FORMS}.")
     labels: Path | None = option(
         None,
-        "With meds:DIR: predict at the times of task labels, a file or folder of parquet with "
+        "With timelines: predict at the times of task labels, a file or folder of parquet with "
         "subject_id and prediction_time, and what is known. With text:FILE: a file of classes.",
     )
     at_end: bool = option(
@@ -90,7 +90,7 @@ class PredictionSettings:
             if getattr(self, name) is not None and kind != "text":
                 raise ValueError(f"{name}: expected only with text:FILE, got data={self.data!r}")
         if self.at_end and kind == "text":
-            raise ValueError(f"at_end: expected only with meds:DIR, got data={self.data!r}")
+            raise ValueError(f"at_end: expected only with timelines, got data={self.data!r}")
         if self.at_end and self.labels is not None:
             raise ValueError("at_end and labels: got both, expected one of them")
         if not self.files:

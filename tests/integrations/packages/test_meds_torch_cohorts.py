@@ -152,3 +152,18 @@ def test_a_cohort_trains_with_task_labels_and_is_benchmarked(folders, tmp_path, 
     source = open_workload(BenchmarkSettings(data=data)).source
     assert source.title == "meds-torch-data cohort cohort, split train"
     assert code_descriptions(folders[1]) == {"WEIGHT": "weight, kg"}
+
+
+def test_a_cohort_is_predicted_for(folders, tmp_path, small_presets):
+    from clinattn.tools.prediction.job import read_job
+    from clinattn.tools.prediction.settings import PredictionSettings
+
+    data = f"meds-torch:{folders[1]}"
+    labels = write_labels(tmp_path / "l.parquet", [(p, p * DAY + DAY, p % 2 == 0) for p in OF])
+    given = {"label_code": None, "labels": labels, "steps": 1, "output": tmp_path / "out"}
+    Trainer(small_run("classify", data=data, preset="valued", **given)).run()
+    known = {"data": data, "labels": labels, "output": tmp_path / "p.parquet"}
+    rows = read_job(PredictionSettings(str(tmp_path / "out"), **known)).rows
+    held_out = [p for p, split in OF.items() if split == "held_out"]
+    assert rows.columns["subject_id"].tolist() == held_out
+    assert list(rows.outcomes) == [p % 2 == 0 for p in held_out]

@@ -17,11 +17,15 @@ from small_folders import CLASSES, MOST, configured, save, tokenizer  # noqa: E4
 from transformers import (  # noqa: E402
     AutoModel,
     AutoModelForSequenceClassification,
+    BartConfig,
+    BartForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
     BertModel,
     ElectraConfig,
     ElectraForSequenceClassification,
+    FNetConfig,
+    FNetForSequenceClassification,
     GPT2Config,
     GPT2ForSequenceClassification,
     ModernBertConfig,
@@ -41,6 +45,9 @@ NOTES = [
     for i in range(20)
 ]
 
+PACKED = ("bert", "modernbert", "several")
+BART = {"layers": 2, "attention_heads": 2, "ffn_dim": 48}
+
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
@@ -54,6 +61,10 @@ def folders(tmp_path_factory):
     save(root / "modernbert", modern)
     electra = configured(ElectraConfig, embedding_size=32)
     save(root / "electra", ElectraForSequenceClassification(electra))
+    inner = {f"{side}_{x}": n for side in ("encoder", "decoder") for x, n in BART.items()}
+    bart = configured(BartConfig, d_model=32, eos_token_id=3, decoder_start_token_id=3, **inner)
+    save(root / "bart", BartForSequenceClassification(bart))
+    save(root / "fnet", FNetForSequenceClassification(configured(FNetConfig)))
     without = configured(GPT2Config, pad_token_id=None, n_positions=64, n_inner=48)
     save(root / "gpt2", GPT2ForSequenceClassification(without))
     save(root / "encoder", BertModel(configured(BertConfig)))
@@ -83,12 +94,13 @@ def expected(folders, name):
         with torch.inference_mode():
             parts = [model(torch.tensor([x]), output_hidden_states=True) for x in windows]
         logits = torch.stack([x.logits[0] for x in parts]).mean(0) if classifies else None
-        states = torch.cat([x.hidden_states[-1][0] for x in parts])
+        kind = "encoder_hidden_states" if name == "bart" else "hidden_states"
+        states = torch.cat([x[kind][-1][0] for x in parts])
         found.append((logits, states.mean(0)))
     return found
 
 
-@pytest.mark.parametrize("name", ["bert", "modernbert", "several", "electra", "gpt2"])
+@pytest.mark.parametrize("name", [*PACKED, "electra", "gpt2", "bart", "fnet"])
 def test_predictions_are_those_of_transformers(cli, folders, tmp_path, name):
     done = cli(folders / name, "--output", "p.parquet", "--embeddings", "e.parquet")
     assert done.exit_code == 0, done.output
@@ -125,6 +137,8 @@ def test_families_are_packed_and_others_padded(folders, tmp_path):
     electra, gpt2 = model("electra"), model("gpt2")
     assert isinstance(electra, PaddedModel) and isinstance(gpt2, PaddedModel)
     assert electra.batches([3, 9, 8], 16) == [[1], [2, 0]]
+    fnet = model("fnet")
+    assert not fnet.masked and not fnet.states and fnet.batches([3, 9], 99) == [[0], [1]]
     assert gpt2.batches([3, 9, 8], 99) == [[0], [1], [2]]
 
 
