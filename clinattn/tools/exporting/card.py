@@ -87,7 +87,7 @@ def _purpose(model: Exported) -> Iterator[str]:
 
 def _use(model: Exported, settings: ExportSettings, family: Family, why: str) -> Iterator[str]:
     yield "## How to load it"
-    kind = type(model.module).__name__
+    kind = model.kind.__name__
     assert settings.output is not None
     folder = json.dumps(settings.output.name)
     ours = f"from clinattn.encoder import {kind}\nmodel = {kind}.from_pretrained({folder})"
