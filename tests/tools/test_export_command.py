@@ -125,17 +125,6 @@ def test_what_is_left_out_is_said(cli, tmp_path):
     )
 
 
-def test_the_tokenizer_of_a_checkpoint_goes_along(cli, tmp_path):
-    path = write_made(tmp_path / "run", MODERN)
-    state = torch.load(path, weights_only=True)
-    from clinattn.training.checkpoint import save_checkpoint
-
-    state.pop("sha256")
-    save_checkpoint(path.parent, state | {"tokenizer": '{"model": {}}'}, keep=1)
-    assert cli("export", "run", "--output", "out").exit_code == 0
-    assert (tmp_path / "out" / "tokenizer.json").read_text() == '{"model": {}}'
-
-
 def test_the_card_has_the_evaluation_of_this_checkpoint_alone(cli, tmp_path):
     import hashlib
 
