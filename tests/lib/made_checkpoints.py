@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from runs import SMALL
@@ -25,13 +26,22 @@ CODES = tuple(f"CODE//{i}" for i in range(40))
 CLASSES = ["absent", "present"]
 
 
-def write_made(folder: Path, config: EncoderConfig, task: str = "classify", **more) -> Path:
-    """A checkpoint of step 7. more: settings such as nsp. Returns its path."""
+def write_made(
+    folder: Path,
+    config: EncoderConfig,
+    task: str = "classify",
+    target: dict[str, Any] | None = None,
+    **more,
+) -> Path:
+    """A checkpoint of step 7. target: of a model of a number. more: settings such as nsp.
+
+    Returns its path.
+    """
     torch.manual_seed(1)
-    classes = CLASSES if task == "classify" else []
+    classes = CLASSES if task == "classify" and target is None else []
     model: nn.Module
     if task == "classify":
-        model = SequenceClassifier(config, len(classes))
+        model = SequenceClassifier(config, len(classes) or 1)
     elif task == "clm":
         model = CausalLanguageModel(config)
     else:
@@ -55,4 +65,6 @@ def write_made(folder: Path, config: EncoderConfig, task: str = "classify", **mo
         "classes": classes,
         "standard": scales if config.numeric_values else None,
     }
+    if target is not None:
+        state["target"] = target
     return save_checkpoint(folder, state, keep=9)

@@ -382,4 +382,6 @@ def test_few_patients_do_not_prove_calibration(tmp_path):
     assert "agree with what happened" in said(2000)
     truth, p = np.arange(30) % 10 == 0, np.tile([0.1, 0.11, 0.12], 10)
     path = write_binary(tmp_path / "few.parquet", truth, p)
-    assert "too few patients to tell whether" in conclusion(evaluate_file(path, resamples=200))
+    record = evaluate_file(path, resamples=200)
+    assert "too few patients to tell whether" in conclusion(record)
+    assert record["groups"][0]["figures"]["precision"]["note"] == "all are a no"

@@ -21,6 +21,7 @@ from clinattn.encoder import (  # noqa: E402
     SequenceClassifier,
 )
 from clinattn.tools.exporting import card  # noqa: E402
+from clinattn.tools.exporting.model import read_model  # noqa: E402
 from clinattn.training.checkpoint import load_model  # noqa: E402
 
 TIMED = replace(MODERN, positions="rotary_time", numeric_values=True)
@@ -96,6 +97,18 @@ def test_values_have_their_scales_in_the_folder(cli, tmp_path):
     assert reading["classes"] == CLASSES and "data" not in reading["settings"]
 
 
+def test_a_model_of_a_number_has_its_scale_in_the_folder(cli, tmp_path):
+    target = {"column": "float_value", "mean": 3.5, "scale": 2.0}
+    write_made(tmp_path / "run", MODERN, target=target)
+    done = cli("export", "run", "--output", "out")
+    assert done.exit_code == 0, done.output
+    assert json.loads((tmp_path / "out" / "clinattn.json").read_text())["target"] == target
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "predicts a number" in text and "import SequenceClassifier\n" in text
+    assert SequenceClassifier.from_pretrained(tmp_path / "out").classifier.out_features == 1
+    assert type(read_model("run").with_sdpa()) is SequenceClassifier
+
+
 def test_what_is_left_out_is_said(cli, tmp_path):
     """The head of next sentences has no place there; a damaged checkpoint is passed over."""
     run = tmp_path / "run"
@@ -110,17 +123,6 @@ def test_what_is_left_out_is_said(cli, tmp_path):
         and "step-00000009" in done.stdout
         and "step-00000009" in text.replace("\\", "")
     )
-
-
-def test_the_tokenizer_of_a_checkpoint_goes_along(cli, tmp_path):
-    path = write_made(tmp_path / "run", MODERN)
-    state = torch.load(path, weights_only=True)
-    from clinattn.training.checkpoint import save_checkpoint
-
-    state.pop("sha256")
-    save_checkpoint(path.parent, state | {"tokenizer": '{"model": {}}'}, keep=1)
-    assert cli("export", "run", "--output", "out").exit_code == 0
-    assert (tmp_path / "out" / "tokenizer.json").read_text() == '{"model": {}}'
 
 
 def test_the_card_has_the_evaluation_of_this_checkpoint_alone(cli, tmp_path):

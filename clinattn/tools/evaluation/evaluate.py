@@ -187,7 +187,7 @@ def missing(name: str, group: Record, measure: Any) -> str:
     if name == "specificity":
         return "no negatives"
     if name in ("precision", "negative_precision"):
-        return "nobody is said to be " + ("positive" if name == "precision" else "negative")
+        return "all are a no" if name == "precision" else "all are a yes"
     if not group["positives"]:
         return "no positives"
     if group["positives"] == group["rows"]:

@@ -170,5 +170,6 @@ def _bars(by: str, name: str, groups: list[Record]) -> Any:
 
 
 def _undefined(record: Record) -> int:
-    """The most resamples in which a figure of all rows has no value."""
-    return max(found["undefined"] for found in record["groups"][0]["figures"].values())
+    """The most resamples without a value, of the figures of all rows that have an interval."""
+    figures = record["groups"][0]["figures"].values()
+    return max((x["undefined"] for x in figures if x["low"] is not None), default=0)

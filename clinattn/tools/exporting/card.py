@@ -87,7 +87,7 @@ def _purpose(model: Exported) -> Iterator[str]:
 
 def _use(model: Exported, settings: ExportSettings, family: Family, why: str) -> Iterator[str]:
     yield "## How to load it"
-    kind = type(model.module).__name__
+    kind = model.kind.__name__
     assert settings.output is not None
     folder = json.dumps(settings.output.name)
     ours = f"from clinattn.encoder import {kind}\nmodel = {kind}.from_pretrained({folder})"
@@ -99,10 +99,13 @@ def _use(model: Exported, settings: ExportSettings, family: Family, why: str) ->
         yield _code(f"from transformers import {auto}\nmodel = {auto}.from_pretrained({folder})")
         yield "or, with clinattn's kernels and packed sequences,"
         yield _code(ours)
-    yield (
-        "A sequence begins with `[CLS]`; ids are those of `vocabulary.json`, and what is not in it "
-        "is `[UNK]`."
-    )
+    if model.saved is not None and model.saved.get("tokenizer"):
+        yield "Texts are read by the tokenizer of this folder, with its special tokens around them."
+    else:
+        yield (
+            "A sequence begins with `[CLS]`; ids are those of `vocabulary.json`, and what is not "
+            "in it is `[UNK]`."
+        )
     asks = []
     if model.config.positions == "rotary_time":
         asks.append("positions: the days of each token since the first")

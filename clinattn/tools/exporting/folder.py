@@ -11,6 +11,8 @@ from clinattn.files.disk import folder_written_whole, write_text
 from clinattn.tools.exporting.card import card
 from clinattn.tools.exporting.model import Exported
 from clinattn.tools.exporting.settings import ExportSettings
+from clinattn.training.start import tokenizer_of
+from clinattn.workloads.tokenizer import TextTokenizer
 
 VOCABULARY, READING, TOKENIZER = "vocabulary.json", "clinattn.json", "tokenizer.json"
 
@@ -35,13 +37,23 @@ def write_folder(
         save(model.module, folder, labels, family)
         write_text(folder / VOCABULARY, _json({x: i for i, x in enumerate(saved["tokens"])}))
         write_text(folder / READING, _json(reading(saved)))
-        if saved.get("tokenizer"):
-            write_text(folder / TOKENIZER, saved["tokenizer"])
-            kind = {"tokenizer_class": "PreTrainedTokenizerFast"}
-            write_text(folder / "tokenizer_config.json", _json(kind))
+        tokenizer = tokenizer_of(saved)
+        if tokenizer is not None:
+            write_text(folder / TOKENIZER, tokenizer.json())
+            write_text(folder / "tokenizer_config.json", _json(_of_tokenizer(tokenizer)))
         held = sorted(path.name for path in folder.iterdir())
         text = card(model, settings, family, why, evaluation, held)
         write_text(folder / "README.md", text)
+
+
+def _of_tokenizer(tokenizer: TextTokenizer) -> dict[str, Any]:
+    """What transformers asks of a tokenizer.json: the names of its special tokens."""
+    own = tokenizer.vocabulary
+    ids = {"cls": own.cls, "sep": own.sep, "mask": own.mask, "unk": own.unknown}
+    found = {f"{name}_token": own.tokens[i] for name, i in ids.items() if i is not None}
+    padding = next((x for x in ("[PAD]", "<pad>") if x in own.tokens), None)
+    found |= {} if padding is None else {"pad_token": padding}
+    return {"tokenizer_class": "PreTrainedTokenizerFast", **found}
 
 
 def reading(saved: dict[str, Any]) -> dict[str, Any]:

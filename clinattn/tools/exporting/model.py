@@ -45,13 +45,18 @@ class Exported:
     def config(self) -> EncoderConfig:
         return self.module.encoder.config
 
+    @property
+    def kind(self) -> type[Any]:
+        """The class of clinattn.encoder that loads the weights; that of a number is one of it."""
+        return next(kind for kind in HEADS.values() if isinstance(self.module, kind))
+
     def with_sdpa(self) -> nn.Module:
         """A copy whose attention is torch's, and which shares the weights."""
         config = replace(self.config, attention="sdpa")
         arguments: list[Any] = [config]
         if isinstance(self.module, SequenceClassifier):
             arguments.append(self.module.classifier.out_features)
-        copy = type(self.module)(*arguments).to(next(self.module.parameters()).dtype)
+        copy = self.kind(*arguments).to(next(self.module.parameters()).dtype)
         copy.load_state_dict(self.module.state_dict())
         return copy.eval()
 

@@ -17,7 +17,7 @@ from support import assert_close  # noqa: E402
 from clinattn.encoder import EncoderConfig  # noqa: E402
 from clinattn.tools.exporting.export import export  # noqa: E402
 from clinattn.tools.exporting.settings import ExportSettings  # noqa: E402
-from clinattn.training.checkpoint import load_model  # noqa: E402
+from clinattn.training.checkpoint import load_model, save_checkpoint  # noqa: E402
 
 SHAPE = {"hidden_size": 32, "num_heads": 2, "intermediate_size": 48, "num_layers": 2}
 BERT = EncoderConfig.preset("clinicalbert", vocab_size=60, windows=(), **SHAPE)
@@ -81,3 +81,26 @@ def test_a_folder_of_transformers_becomes_a_program(tmp_path):
                 lambda *_: None,
             )
         )
+
+
+def test_the_tokenizer_of_a_checkpoint_goes_along(tmp_path):
+    """transformers makes of a text the ids that training makes, and pads a batch."""
+    tokenizers = pytest.importorskip("tokenizers")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "fever", "and", "cough"]
+    ids = {word: i for i, word in enumerate(words)}
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, unk_token="[UNK]"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    made.add_special_tokens(words[:5])
+    made.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    path = write_made(tmp_path / "run", MODERN)
+    state = torch.load(path, weights_only=True)
+    del state["sha256"]
+    path = save_checkpoint(path.parent, state | {"tokenizer": made.to_str()}, keep=1)
+    list(export(ExportSettings(str(path), output=tmp_path / "out"), lambda *_: None))
+    found = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    batch = found(["fever and rash", "cough"], padding=True)
+    assert batch["input_ids"] == [[2, 5, 6, 1, 3], [2, 7, 3, 0, 0]]
+    assert (found.mask_token, found.unk_token) == ("[MASK]", "[UNK]")
+    assert "by the tokenizer of this folder" in (tmp_path / "out" / "README.md").read_text()
