@@ -111,7 +111,7 @@ def content_of(
         "standard": None if standard is None else vars(standard),
         "split": corpus.split,
         "tokenizer": corpus.tokenizer,
-        "architecture": settings.preset or "",
+        "architecture": settings.preset or "own shape",
         **({} if target is None else {"target": vars(target)}),
     }
 

@@ -28,13 +28,13 @@ from .optimiser import adamw, learning_rate
 from .origin import resolve
 from .output import claimed
 from .ranks import ALONE, Ranks
-from .settings import DEFAULT_LR, DEFAULT_PRESET, FINE_TUNING_LR, TrainingSettings
+from .settings import TrainingSettings
 from .start import (
-    Published,
     make_config,
     make_corpus,
     make_objective,
     read_published,
+    settled,
     take_encoder,
     take_published,
 )
@@ -87,7 +87,7 @@ class Trainer:
         for warning in self.corpus.warnings():
             self.say(f"warning: {warning}")
         self.config = make_config(settings, self.corpus, start or saved, published)
-        self._settle(start or saved, published)
+        self.preset, self.architecture, self.lr = settled(settings, start or saved, published)
         self.objective = make_objective(settings, self.corpus, self.config)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed("weights", settings.seed))
@@ -103,19 +103,6 @@ class Trainer:
         self.step = 0
         if saved is not None:
             self._restore(saved)
-
-    def _settle(self, saved: dict[str, Any] | None, published: Published | None) -> None:
-        """Settles what follows from where a run starts: its shape's name, and its learning rate."""
-        s = self.settings
-        of_saved = {} if saved is None else saved["settings"]
-        self.preset = of_saved["preset"] if of_saved else s.preset or DEFAULT_PRESET
-        if published is not None:
-            self.preset = None
-        self.architecture = self.preset or (published.model_type if published else "")
-        if saved is not None and self.preset is None:
-            self.architecture = saved["architecture"]
-        fresh = FINE_TUNING_LR if self.preset is None else DEFAULT_LR
-        self.lr = (of_saved["lr"] if s.resume else fresh) if s.lr is None else s.lr
 
     def summary(self) -> str:
         """A line on the data and the model."""

@@ -22,7 +22,7 @@ from .next_sentence import MaskedPairs
 from .objectives import Classification, MaskedTokens, NextTokens, Objective
 from .pairs import Pairs
 from .regression import Regression
-from .settings import DEFAULT_PRESET, TrainingSettings
+from .settings import DEFAULT_LR, DEFAULT_PRESET, FINE_TUNING_LR, TrainingSettings
 from .standard import Standard
 
 
@@ -166,6 +166,35 @@ def make_config(
         causal=known.causal or settings.task == "clm",
     )
     return _for_task(config, settings.task)
+
+
+class Settled(NamedTuple):
+    """What follows from where a run starts. preset: None for a shape that was published.
+
+    architecture: the preset, or else the model type. lr: at its peak.
+    """
+
+    preset: str | None
+    architecture: str
+    lr: float
+
+
+def settled(
+    settings: TrainingSettings, saved: dict[str, Any] | None, published: Published | None
+) -> Settled:
+    """The settings that were given, and for the others what suits where the run starts."""
+    preset: str | None
+    if published is not None:
+        preset, architecture = None, published.model_type
+    elif saved is not None:
+        preset = saved["settings"]["preset"]
+        architecture = preset or saved["architecture"]
+    else:
+        preset = architecture = settings.preset or DEFAULT_PRESET
+    lr = FINE_TUNING_LR if preset is None else DEFAULT_LR
+    if settings.resume and saved is not None:
+        lr = saved["settings"]["lr"]
+    return Settled(preset, architecture, lr if settings.lr is None else settings.lr)
 
 
 def check_split(settings: TrainingSettings, corpus: Corpus, saved: dict[str, Any]) -> None:
