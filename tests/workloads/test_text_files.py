@@ -71,9 +71,12 @@ def test_encodings_are_recognised(tmp_path, ending, encoding, found):
     [
         ("utf-16-le", "胸痛", "zero bytes, as UTF-16 without a byte order mark: expected"),
         ("utf-16-be", "pain", "zero bytes"),
-        ("big5", "患者主訴胸痛三天", "is not of UTF-8, and it is no GB18030: expected encoding"),
-        ("cp1252", "Jérôme, fiévreux", "no GB18030"),  # valid GB18030, of rare characters
-        ("shift_jis", "患者は胸痛を訴えた", "no GB18030"),
+        ("big5", "患者主訴胸痛三天", "not of UTF-8, and it does not look like Chinese in GB18030"),
+        ("cp1252", "Jérôme, fiévreux", "does not look"),  # valid GB18030, of rare characters
+        ("cp1251", "Больной жалуется на боль в груди", "does not look"),  # of GB2312, even
+        ("euc_kr", "환자는 삼일 전부터 흉통으로 응급실로 내원하였다", "does not look"),
+        ("euc_jp", "患者は三日前から胸痛を訴えて来院した", "does not look"),
+        ("shift_jis", "患者は胸痛を訴えた", "does not look"),
     ],
 )
 def test_other_encodings_are_named_by_the_user(tmp_path, encoding, text, message):
