@@ -96,9 +96,10 @@ def open_source(
 ) -> Source:
     """Reads the source that `data` names.
 
-    tokenizer, labelled: for a text, a tokenizer.json in place of words, and whether rows need a
-        label. max_tokens, vocab_size, seed: for a profile, whose sequences are drawn: the longest
-        sequence with [CLS], the number of token ids, and the seed of the draw.
+    tokenizer, labelled: for a text, a tokenizer.json or a folder with a tokenizer, in place of
+        words, and whether rows need a label. max_tokens, vocab_size, seed: for a profile, whose
+        sequences are drawn: the longest sequence with [CLS], the number of token ids, and the
+        seed of the draw.
     Raises MedsError or ValueError, naming the input, where it cannot be used.
     """
     kind, place = parse_data(data, tokenizer)

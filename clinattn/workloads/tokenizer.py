@@ -89,7 +89,7 @@ def _bert(folder: Path, tokenizers: Any) -> Any:
 
     A vocabulary with capital letters was made of text with these, where no word says otherwise.
     """
-    said = _settings(folder)
+    said = {name: value for name, value in _settings(folder).items() if value is not None}
     path = folder / "vocab.txt"
     names = path.read_text(encoding="utf-8").splitlines()
     cased = any(name != name.lower() for name in names if not name.startswith("["))
