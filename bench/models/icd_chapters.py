@@ -28,7 +28,7 @@ from minilm import unpacked_encoder
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--titles", type=int, default=400, help="most of a chapter, spread evenly")
-parser.add_argument("--steps", type=int, default=400)
+parser.add_argument("--steps", type=int, default=600)
 given = parser.parse_args()
 chapters: dict[str, list[dict[str, str]]] = defaultdict(list)
 for code in filter(icd.is_leaf, icd.get_all_codes()):
