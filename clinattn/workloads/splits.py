@@ -51,7 +51,7 @@ def one_each(pairs: set[tuple[int, str]], where: str) -> OwnersSplits:
     """Returns the splits of pairs of subject and split. Raises MedsError for a subject in two."""
     of = dict(pairs)
     if len(of) < len(pairs):
-        twice = next(s for s, count in Counter(s for s, _ in pairs).items() if count > 1)
+        twice = min(s for s, count in Counter(s for s, _ in pairs).items() if count > 1)
         of_twice = sorted(split for subject, split in pairs if subject == twice)
         raise MedsError(
             f"{where} has subject {twice} in the splits {of_twice}: expected one"
