@@ -7,7 +7,7 @@ shift $(($# < 3 ? $# : 3))
 here=$(dirname "$(realpath "$0")")
 models=$(python -c 'import MEDS_DEV; print(MEDS_DEV.__path__[0] + "/models")')
 mkdir -p "$models/clinattn"
-cp "$here/model.yaml" "$here/requirements.txt" "$models/clinattn"
+cp "$here/model.yaml" "$here/requirements.txt" "$here/to_double.py" "$models/clinattn"
 
 meds-dev-task task="$task" dataset=MIMIC-IV dataset_dir="$data" output_dir="$output/labels"
 meds-dev-model model=clinattn mode=full dataset_type=full dataset_name=MIMIC-IV task_name="$task" \
