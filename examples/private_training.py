@@ -1,7 +1,7 @@
 """Differentially private training with Opacus: no single patient can be read from the model.
 
 A sample is a patient, drawn by Poisson sampling, and padded rows have a gradient each. The epsilon
-spent is in private/metrics.jsonl and in the checkpoint, which `clinattn predict` and `export` read.
+spent is in private/metrics.jsonl, the checkpoint, and the model card of `clinattn export private`.
 Arguments: a MEDS folder and the code to predict, or none.
 """
 

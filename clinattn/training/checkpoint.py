@@ -35,6 +35,10 @@ WEIGHT = Kind("a tensor", lambda x: isinstance(x, Tensor))
 SCALES = Kind(
     "a mean and a scale", lambda x: isinstance(x, dict) and x.keys() == {"mean", "scale"}
 )
+# Settings of the loop of training, which say nothing of data or model.
+OF_THE_LOOP = frozenset(
+    {"batch_tokens", "accumulate", "steps", "lr", "warmup", "weight_decay", "clip", "dtype"}
+)
 PRIVACY = Named({"epsilon": NUMBER, "delta": NUMBER}, others=ANYTHING)
 CONTENT = Named(
     {
@@ -91,8 +95,9 @@ def content_of(
 ) -> dict[str, Any]:
     """Returns what save_checkpoint takes, for a model trained on `corpus` by any loop.
 
-    model: of the class that load_model makes for the task of the settings, of any shape. Training
-    with differential privacy adds the key privacy: a dict of epsilon, delta and other facts.
+    model: of the class that load_model makes for the task of the settings, of any shape. Of the
+    settings, those of the loop are left out. Training with differential privacy adds the key
+    privacy: a dict of epsilon, delta and other facts.
     """
     encoder = model.encoder
     assert isinstance(encoder, Encoder)
@@ -103,7 +108,7 @@ def content_of(
         "place": 0,
         "model": model.state_dict(),
         "optimiser": optimiser.state_dict(),
-        "settings": settings.maths(),
+        "settings": {k: x for k, x in settings.maths().items() if k not in OF_THE_LOOP},
         "data": corpus.fingerprint(),
         "config": asdict(encoder.config),
         "tokens": corpus.tokens,

@@ -246,7 +246,8 @@ class Trainer:
             raise Diverged(f"step {self.step}: a weight is not finite: a lower lr may help")
         if self.ranks.rank == 0:
             content = content_of(self.settings, self.corpus, self.model, self.optimiser, self.step)
-            content["settings"] |= {"preset": self.preset, "lr": self.lr}
+            settled = {"preset": self.preset, "lr": self.lr}
+            content["settings"] = self.settings.maths() | settled
             content |= {"epoch": self.batches.epoch, "place": self.batches.place}
             content |= {"architecture": self.architecture}
             save_checkpoint(self.folder, content, self.settings.keep)

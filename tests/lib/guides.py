@@ -58,12 +58,7 @@ def run(guide: Path, folder: Path) -> dict[str, Any]:
 
     Raises AssertionError, with what was printed, for a command that fails.
     """
-    programs = folder.parent / f"{folder.name}-programs"
-    programs.mkdir(exist_ok=True)
-    for name, arguments in (("python", ""), ("clinattn", "-m clinattn ")):
-        path = programs / name
-        path.write_text(f'#!/bin/sh\nexec "{sys.executable}" {arguments}"$@"\n')
-        path.chmod(0o755)
+    programs = write_programs(folder.parent / f"{folder.name}-programs")
     namespace: dict[str, Any] = {"__name__": "__main__"}
     for block in all_blocks(guide):
         if block.not_run:
@@ -73,6 +68,16 @@ def run(guide: Path, folder: Path) -> dict[str, Any]:
         else:
             _run_commands(block, folder, programs)
     return namespace
+
+
+def write_programs(folder: Path) -> Path:
+    """A folder for PATH: python is this one, and clinattn is the package that it imports."""
+    folder.mkdir(exist_ok=True)
+    for name, arguments in (("python", ""), ("clinattn", "-m clinattn ")):
+        path = folder / name
+        path.write_text(f'#!/bin/sh\nexec "{sys.executable}" {arguments}"$@"\n')
+        path.chmod(0o755)
+    return folder
 
 
 def _run_commands(block: Block, folder: Path, programs: Path) -> None:

@@ -22,7 +22,11 @@ from clinattn.encoder import (  # noqa: E402
 )
 from clinattn.tools.exporting import card  # noqa: E402
 from clinattn.tools.exporting.model import read_model  # noqa: E402
-from clinattn.training.checkpoint import load_model  # noqa: E402
+from clinattn.training.checkpoint import (  # noqa: E402
+    load_checkpoint,
+    load_model,
+    save_checkpoint,
+)
 
 TIMED = replace(MODERN, positions="rotary_time", numeric_values=True)
 CAUSAL = replace(MODERN, causal=True, pooling="last")
@@ -107,6 +111,17 @@ def test_a_model_of_a_number_has_its_scale_in_the_folder(cli, tmp_path):
     assert "predicts a number" in text and "import SequenceClassifier\n" in text
     assert SequenceClassifier.from_pretrained(tmp_path / "out").classifier.out_features == 1
     assert type(read_model("run").with_sdpa()) is SequenceClassifier
+
+
+def test_the_card_has_the_privacy_that_was_spent(cli, tmp_path):
+    path = write_made(tmp_path / "run", MODERN)
+    privacy = {"epsilon": 7.9912, "delta": 0.00117189, "unit": "patient"}
+    save_checkpoint(path.parent, load_checkpoint(path) | {"privacy": privacy}, keep=1)
+    for name, said in (("run", True), ("other", False)):
+        write_made(tmp_path / "other", MODERN)
+        assert cli("export", name, "--output", f"{name}-out").exit_code == 0
+        text = (tmp_path / f"{name}-out" / "README.md").read_text()
+        assert ("privacy: epsilon 7.99 (delta 0.00117, unit patient)" in text) == said
 
 
 def test_what_is_left_out_is_said(cli, tmp_path):

@@ -117,6 +117,7 @@ def test_a_loop_of_ones_own_leaves_a_checkpoint(settings, tmp_path):
     loaded, saved = load_model(path)
     assert_same_weights(loaded, model)
     assert saved["privacy"] == privacy and saved["step"] == 7
+    assert saved["settings"]["label_code"] == "ALARM*" and "lr" not in saved["settings"]
     with pytest.raises(ValueError, match=f"{path.name} was trained with differential privacy"):
         Trainer(settings("classify", resume=True))
     for wrong in ({"epsilon": 3.5}, {"epsilon": "low", "delta": 1e-5}):

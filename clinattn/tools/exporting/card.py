@@ -135,6 +135,15 @@ def _data(model: Exported, settings: ExportSettings) -> Iterator[str]:
         "data before you pass the folder on. No code was dropped from the vocabulary for this "
         "export."
     )
+    privacy = saved.get("privacy")
+    if privacy is not None:
+        shown = {k: f"{x:.3g}" if isinstance(x, float) else cell(x) for k, x in privacy.items()}
+        epsilon = shown.pop("epsilon")
+        facts = ", ".join(f"{name} {x}" for name, x in shown.items())
+        yield (
+            f"The weights were trained with differential privacy: epsilon {epsilon} "
+            f"({facts}). It does not cover the vocabulary, which has codes as they are."
+        )
 
 
 def _results(model: Exported, evaluation: dict[str, Any] | None) -> Iterator[str]:
