@@ -48,7 +48,7 @@ def evaluate(
         if path is not None:
             require_writable(path, name)
     settings = EvaluateSettings(predictions, tuple(by or ()), **given)
-    from clinattn.tools.evaluation.evaluate import evaluated
+    from clinattn.tools.evaluation.evaluate import evaluated, is_private
     from clinattn.tools.evaluation.printed import lines
 
     with console.progress_bar() as progress:
@@ -62,7 +62,9 @@ def evaluate(
 
         write_page(record, output)
     if json_file is not None:
-        write_text(json_file, json.dumps(record, indent=1, default=str) + "\n")
+        text = json.dumps(record, indent=1, default=str) + "\n"
+        write_text(json_file, text, private=is_private(record))
+    whose = ", which has the data of a person" if is_private(record) else ""
     for path in (output, json_file):
         if path is not None:
-            console.out.print(f"wrote {path}", soft_wrap=True)
+            console.out.print(f"wrote {path}{whose}", soft_wrap=True)

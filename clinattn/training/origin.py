@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,3 +50,21 @@ def resolve(path: str | Path, name: str = "checkpoint") -> Origin:
     if not found:
         raise ValueError(f"{where} holds neither step-*.pt nor config.json: expected {FORMS}")
     return Origin(*newest_intact(found, where))
+
+
+def sha256(origin: Origin) -> str:
+    """The SHA-256 of the file, or of the names and contents of the files of a folder."""
+    if origin.path.is_file():
+        return _of_file(origin.path).hexdigest()
+    whole = hashlib.sha256()
+    for path in sorted(x for x in origin.path.iterdir() if x.is_file()):
+        whole.update(f"{path.name}\0".encode() + _of_file(path).digest())
+    return whole.hexdigest()
+
+
+def _of_file(path: Path) -> Any:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest

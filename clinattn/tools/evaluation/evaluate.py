@@ -11,6 +11,7 @@ import numpy as np
 from clinattn.tools.environment import environment
 from clinattn.tools.evaluation.binary import Binary, of_prevalence
 from clinattn.tools.evaluation.bootstrap import LEVEL, Interval, intervals
+from clinattn.tools.evaluation.explained import read_explanation
 from clinattn.tools.evaluation.groups import Grouping, groupings
 from clinattn.tools.evaluation.others import Classes, Numbers, of_frequencies, of_mean
 from clinattn.tools.evaluation.predictions import Predictions, read_predictions
@@ -36,6 +37,9 @@ def evaluated(settings: EvaluateSettings, progress: Progress) -> Record:
         raise ValueError(f"threshold={settings.threshold}: expected only for a yes or no")
     if predictions.scores is None and settings.threshold is not None:
         raise ValueError(f"threshold={settings.threshold}: the file has decisions alone")
+    explanation = None
+    if settings.explanation is not None:
+        explanation = read_explanation(settings.explanation, predictions.facts)
     asked = groupings(settings, predictions)
     work: list[tuple[str | None, str, np.ndarray]] = [
         (None, EVERYBODY, np.arange(len(predictions.truth)))
@@ -54,7 +58,12 @@ def evaluated(settings: EvaluateSettings, progress: Progress) -> Record:
         found.append(
             {"by": by, "name": name} | _group(settings, predictions, decided, rows, seed, tick)
         )
-    return _record(settings, predictions, asked, found)
+    return _record(settings, predictions, asked, found) | {"explanation": explanation}
+
+
+def is_private(record: Record) -> bool:
+    """Whether the record has the data of a person."""
+    return record["explanation"] is not None
 
 
 def _record(

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from clinattn.files.disk import write_text
+from clinattn.tools.evaluation.evaluate import is_private
+from clinattn.tools.evaluation.explained import on_page
 from clinattn.tools.evaluation.printed import counts, rows_of_figures, titles
 from clinattn.tools.evaluation.words import (
     DECISIONS,
@@ -33,13 +35,15 @@ ABREAST = 3  # figures of a table of groups, which has to be printed too
 
 
 def write_page(record: Record, path: Path) -> None:
-    write_text(path, render(record))
+    """Writes the page, mode 0600 where it has the data of a person."""
+    write_text(path, render(record), private=is_private(record))
 
 
 def render(record: Record) -> str:
     """The page as HTML."""
     whole = record["groups"][0]
     names = figures_of(record)
+    explanation = record["explanation"]
     shown = [*dict.fromkeys([*names, *(DECISIONS if record["task"] == "binary" else ())])]
     return template("page.html.j2", "clinattn.tools.evaluation").render(
         record=record,
@@ -55,12 +59,13 @@ def render(record: Record) -> str:
         reliability=_reliability(record),
         classes=_classes(record),
         groups=list(_groups(record)),
+        explained=None if explanation is None else on_page(explanation),
         threshold=threshold(record) if record["task"] == "binary" else "",
         meanings=[FIGURES[name] for name in shown],
         undefined=_undefined(record),
         sources=[*dict.fromkeys(x for name in shown for x in FIGURES[name].sources), EFRON],
         facts=Table("Facts", ("fact", "value"), list(facts(record).items()), labels=2),
-        raw=json.dumps(record, indent=1, default=str),
+        raw=json.dumps(record | {"explanation": None}, indent=1, default=str),
     )
 
 

@@ -24,6 +24,11 @@ class EvaluateSettings:
     table: Path | None = option(
         None, "Columns for --by: parquet, csv or tsv with one row for each subject_id."
     )
+    explanation: Path | None = option(
+        None,
+        "What clinattn explain --json wrote of one prediction, to stand on the page. The files "
+        "have mode 0600 then.",
+    )
     resamples: int = option(1000, "Resamples of the patients for each interval.", least=100)
     threshold: float | None = option(
         None,

@@ -72,7 +72,7 @@ class Case:
     title: who or what. subject: in a sentence. unit: what a unit is called, "event" or "word".
     of_token: (N,) the unit of each token, -1 for [CLS] and its like. text: of a note, with its end
     that the model did not read from `read`. predicted: what a class means, where that is known.
-    facts: for the table of where numbers come from.
+    facts: for the table of where numbers come from. checkpoint: its SHA-256.
     warnings: what a reader has to know before any number.
     """
 
@@ -86,6 +86,7 @@ class Case:
     read: int = 0
     predicted: str = ""
     facts: Mapping[str, str] = field(default_factory=dict)
+    checkpoint: str = ""
     warnings: Sequence[str] = ()
 
     def probabilities(self, logits: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from clinattn.tools.explanation.deletion import deletion
 from clinattn.tools.explanation.note import read_note
 from clinattn.tools.explanation.scores import overlap, rank_correlation, ranked, shares
 from clinattn.tools.explanation.settings import METHODS, ExplainSettings
-from clinattn.training.origin import resolve
+from clinattn.training.origin import resolve, sha256
 
 READ_ATTENTION = ("attingrad", "relevance", "rollout")
 
@@ -34,7 +35,7 @@ def read_case(settings: ExplainSettings) -> Case:
     for method in settings.methods:
         if why_not and method in READ_ATTENTION:
             raise ValueError(f"method={method!r} reads attention, and {why_not}: expected another")
-    return case
+    return replace(case, checkpoint=sha256(origin))
 
 
 def explained(case: Case, settings: ExplainSettings, progress: Progress) -> dict[str, Any]:
@@ -57,6 +58,8 @@ def explained(case: Case, settings: ExplainSettings, progress: Progress) -> dict
     top = min(settings.top, len(case.units))
     first, second = (ranked(x)[:top] for x in (one, other))
     return {
+        "kind": "explanation",
+        "checkpoint": case.checkpoint,
         "title": case.title,
         "unit": case.unit,
         "predicted": case.predicted,

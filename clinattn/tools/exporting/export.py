@@ -10,8 +10,7 @@ from clinattn.files.shapes import COUNT, TEXT, Each, Kind, Named, require
 from clinattn.tools.exporting.model import Exported, read_model
 from clinattn.tools.exporting.program import exported, signature, write_program
 from clinattn.tools.exporting.settings import ExportSettings
-from clinattn.tools.prediction.job import sha256
-from clinattn.training.origin import Origin
+from clinattn.training.origin import Origin, sha256
 
 Progress = Callable[[str, int, int], None]
 EVALUATION = Named(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +14,7 @@ from clinattn.tools.prediction.answers import Answer
 from clinattn.tools.prediction.models import Model
 from clinattn.tools.prediction.rows import Progress, Rows
 from clinattn.tools.prediction.settings import PredictionSettings
-from clinattn.training.origin import Origin, resolve
+from clinattn.training.origin import resolve, sha256
 
 
 @dataclass(frozen=True)
@@ -78,21 +76,3 @@ def _trained(saved: dict[str, Any]) -> dict[str, Any]:
     known = saved["settings"]
     names = ("task", "preset", "label_code", "cuts", "max_tokens")
     return {"step": saved["step"], **{name: known.get(name) for name in names}}
-
-
-def sha256(origin: Origin) -> str:
-    """The SHA-256 of the file, or of the names and contents of the files of a folder."""
-    if origin.path.is_file():
-        return _of_file(origin.path).hexdigest()
-    whole = hashlib.sha256()
-    for path in sorted(x for x in origin.path.iterdir() if x.is_file()):
-        whole.update(f"{path.name}\0".encode() + _of_file(path).digest())
-    return whole.hexdigest()
-
-
-def _of_file(path: Path) -> Any:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest
