@@ -6,7 +6,7 @@ student's to the teacher's width. Arguments: a MEDS folder and the code to predi
 
 from timeit import timeit
 
-import patients
+import example_patients
 import torch
 from torch.nn.functional import cross_entropy, mse_loss
 
@@ -51,7 +51,7 @@ def train(name, examples, lr, teacher=None, temperature=2.0, **shape):
     return model
 
 
-with patients.given(1600) as (data, code):
+with example_patients.given(1600) as (data, code):
     corpus = read_corpus(TrainingSettings(f"meds:{data}", "classify", label_code=code))
 print(f"{'':21} AUROC   weights   tokens/s")
 teacher = train("teacher", corpus.train, 5e-4)

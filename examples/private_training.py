@@ -8,7 +8,7 @@ Arguments: a MEDS folder and the code to predict, or none.
 import warnings
 from pathlib import Path
 
-import patients
+import example_patients
 import torch
 from opacus import PrivacyEngine
 from torch.utils.data import DataLoader, TensorDataset
@@ -23,7 +23,7 @@ from clinattn.training.settings import TrainingSettings
 EPOCHS, FOLDER = 12, Path("private")
 warnings.simplefilter("ignore")  # Opacus: its random numbers are not cryptographic by default
 torch.manual_seed(0)
-with patients.given(600, fell_before=False) as (data, code):
+with example_patients.given(600, fell_before=False) as (data, code):
     settings = TrainingSettings(f"meds:{data}", "classify", label_code=code, output=FOLDER)
     corpus = read_corpus(settings)  # its codes, of the patients trained on, are not private
 

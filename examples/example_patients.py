@@ -1,4 +1,4 @@
-"""Made-up patients in a MEDS folder, for examples without data. Alone: patients.py FOLDER.
+"""Made-up patients in a MEDS folder, for examples without data. Alone: example_patients.py FOLDER.
 
 Each is given heparin. Where platelets fall after it, THROMBOSIS follows in nine of ten patients;
 where they fell before, or do not fall at all, in one of ten.
