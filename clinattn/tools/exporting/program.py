@@ -120,9 +120,20 @@ def exported(model: nn.Module, config: EncoderConfig, plain: bool) -> ExportedPr
 
 
 def plain_rotary(
-    q: Tensor, k: Tensor, positions: Tensor, frequencies: Tensor, *rest: Any
+    q: Tensor,
+    k: Tensor,
+    positions: Tensor,
+    frequencies: Tensor,
+    interleaved: bool,
+    inverse: bool,
+    backend: str,
 ) -> tuple[Tensor, Tensor]:
-    """The op clinattn::rotary by torch's ops, of which none writes in place; q is (B, H, N, D)."""
+    """The op clinattn::rotary by torch's ops, of which none writes in place; q is (B, H, N, D).
+
+    As encoders call it: all features turn, in halves. Raises NotImplementedError for others.
+    """
+    if interleaved or inverse or 2 * frequencies.shape[0] != q.shape[-1]:
+        raise NotImplementedError("a plain program turns all features, in halves")
     angles = positions[..., None] * frequencies
     if positions.dim() == 2:
         angles = angles.unsqueeze(1)
