@@ -114,7 +114,7 @@ def calls(
 
 
 def calls_to_record(device: torch.device) -> Iterator[Callable[[], Any]]:
-    """What the stage launches through Triton, the times first."""
+    """Yields the stage's calls of Triton, those that are timed first."""
     for dtype, size in itertools.product(DTYPES, SIZES):
         yield from calls("triton", dtype, *size, device).values()
     for dtype, case in itertools.product(DTYPES, FIRST):

@@ -14,7 +14,7 @@ from support import Problem
 if os.environ.get("TRITON_INTERPRET") == "1":
     import interpreter_bf16  # noqa: F401
 
-# What shows most, for stages that have no time for all
+# The cases that show most, for stages that have no time for all
 FIRST = (
     "one-query dim40 dim128 causal-gqa lengths-gqa mask-bool-b11k mask-float-bhqk "
     "packed-empty-sequences packed-window everything everything-packed dim256"

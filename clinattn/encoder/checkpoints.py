@@ -155,7 +155,10 @@ def save(
     labels: Sequence[str] | None = None,
     family: Family | None = None,
 ) -> None:
-    """As save_pretrained; family: None for that of transformers which has this shape."""
+    """Writes a folder as save_pretrained does.
+
+    family: None takes the one of transformers that has this shape.
+    """
     save_file = safetensors_module("safetensors.torch").save_file
     encoder: Any = model if model.task == "encoder" else model.encoder
     config, task = encoder.config, model.task

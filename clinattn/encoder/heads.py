@@ -200,7 +200,7 @@ class SequenceClassifier(Pretrained):
         return HeadOutput(_classification_loss(logits, labels), logits)
 
     def pooled(self, hidden: Tensor, layout: Layout) -> Tensor:
-        """What the head reads of each sequence, (sequences, hidden), of an encoder's states."""
+        """Pools an encoder's states to those that the head reads, (sequences, hidden)."""
         pool = {"first": layout.first, "mean": layout.mean, "last": layout.last}
         return pool[self.encoder.config.pooling](hidden)
 

@@ -113,10 +113,11 @@ class Recorder:
                 f"{name}: attention drops pairs (dropout_p={call.dropout_p}), expected a model in "
                 "evaluation mode: model.eval()"
             )
+        kept = self.chosen is None or index in self.chosen
         differentiable = o.requires_grad
         tensors = [x if x is None else x.detach() for x in call.tensors()]
         call = Arguments._make([*tensors, *call.scalars()])
-        if not differentiable:  # nothing else keeps them
+        if kept and not differentiable:  # nothing else keeps them
             k = _of_its_own(call.k)
             call = call._replace(q=_of_its_own(call.q), k=k, v=k[..., :1])
         made = Layer(index, name, call, lse.detach(), o if differentiable else None)
@@ -125,7 +126,7 @@ class Recorder:
             for earlier in x.made:
                 made.other = earlier.other = "is made of several calls"
         running.made.append(made)
-        if self.chosen is None or index in self.chosen:
+        if kept:
             self.layers.append(made)
 
 

@@ -39,7 +39,7 @@ def evaluate(
         Path | None, typer.Option("--json", metavar="FILE", help="Write all numbers.")
     ] = None,
 ) -> None:
-    """How good predictions are: AUROC, AUPRC, Brier score and calibration, with intervals.
+    """Measure predictions: AUROC, AUPRC, Brier score and calibration, with intervals.
 
     Intervals are by patient, and figures by subgroup on demand. Files of several classes and of
     numbers have figures of their own.

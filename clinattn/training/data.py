@@ -122,7 +122,7 @@ def windows(
 
 
 def starts_of(count: int, room: int, overlap: float) -> list[int]:
-    """Where pieces of `room` begin, which cover `count` events or words."""
+    """Beginnings of pieces of `room` that together cover `count` events or words."""
     if not overlap:
         return list(range(0, max(count, 1), room))
     step = max(1, room - round(overlap * room))

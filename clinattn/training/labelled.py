@@ -102,7 +102,7 @@ def _target(
 
 
 def _line(labels: TaskLabels, source: Source, moments: Moments, division: Division) -> str:
-    """What became of the rows, for people."""
+    """Says how many rows are read, and why the others are left out."""
     used = moments.only(division.train | division.evaluated)
     left = {
         "of subjects that the data have not": len(labels) - len(moments),

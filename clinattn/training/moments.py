@@ -51,7 +51,7 @@ class Moments:
         return len(self.rows)
 
     def only(self, sequences: np.ndarray) -> Moments:
-        """Those in the chosen sequences (S,) bool of the source."""
+        """Keeps the moments of the chosen sequences (S,) bool of the source."""
         kept = sequences[self.index]
         return Moments(self.rows[kept], self.index[kept], self.end[kept])
 
@@ -62,10 +62,10 @@ class Moments:
         return np.arange(len(source.ids)) < source.of_events(until)
 
     def without_events(self, source: Source) -> int:
-        """How many have no event until then, besides static facts."""
+        """Counts moments before the first event; static facts are none."""
         return int((self.end == source.starts[self.index]).sum())
 
     def cut(self, source: Source, i: int, settings: TrainingSettings) -> Cut:
-        """What is read at moment i: static facts, and the latest events that fit."""
+        """The cut at moment i: static facts, and the latest events that fit."""
         end = int(self.end[i])
         return cut_at(source, int(self.index[i]), None, settings, end, end)

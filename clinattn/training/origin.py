@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clinattn.files.disk import file_sha256
+
 from .checkpoint import checkpoints, load_checkpoint, newest_intact
 
 FORMS = "a step-*.pt of clinattn train, the folder of a run, or a folder of transformers"
@@ -14,7 +16,7 @@ FORMS = "a step-*.pt of clinattn train, the folder of a run, or a folder of tran
 
 @dataclass(frozen=True)
 class Origin:
-    """What a CHECKPOINT names.
+    """A checkpoint or a folder, found at the path that a CHECKPOINT gives.
 
     path: of a step-*.pt, or of a folder of transformers. saved: the contents of the checkpoint,
     None for a folder of transformers. damaged: a message for each newer checkpoint of the run that
@@ -24,10 +26,6 @@ class Origin:
     path: Path
     saved: dict[str, Any] | None = None
     damaged: tuple[str, ...] = ()
-
-    @property
-    def transformers(self) -> bool:
-        return self.saved is None
 
 
 def resolve(path: str | Path, name: str = "checkpoint") -> Origin:
@@ -55,16 +53,8 @@ def resolve(path: str | Path, name: str = "checkpoint") -> Origin:
 def sha256(origin: Origin) -> str:
     """The SHA-256 of the file, or of the names and contents of the files of a folder."""
     if origin.path.is_file():
-        return _of_file(origin.path).hexdigest()
+        return file_sha256(origin.path)
     whole = hashlib.sha256()
     for path in sorted(x for x in origin.path.iterdir() if x.is_file()):
-        whole.update(f"{path.name}\0".encode() + _of_file(path).digest())
+        whole.update(f"{path.name}\0".encode() + bytes.fromhex(file_sha256(path)))
     return whole.hexdigest()
-
-
-def _of_file(path: Path) -> Any:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest

@@ -169,7 +169,7 @@ def make_config(
 
 
 class Settled(NamedTuple):
-    """What follows from where a run starts. preset: None for a shape that was published.
+    """Settings that follow from the start of a run. preset: None for a shape that was published.
 
     architecture: the preset, or else the model type. lr: at its peak.
     """

@@ -35,7 +35,7 @@ def note_windows(
 
 
 def notes_of(examples: Sequence[Example]) -> list[slice]:
-    """Where the windows of each note lie among examples in order."""
+    """A slice of the examples, which are in order, for the windows of each note."""
     starts = [i for i, example in enumerate(examples) if example.part == 0]
     return [slice(i, j) for i, j in zip(starts, [*starts[1:], len(examples)], strict=True)]
 

@@ -1,4 +1,4 @@
-"""What codes of a MEDS folder mean to people, by metadata/codes.parquet."""
+"""Meanings of the codes of a MEDS folder, by metadata/codes.parquet."""
 
 from __future__ import annotations
 

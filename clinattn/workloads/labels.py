@@ -47,7 +47,7 @@ class TaskLabels:
 
     @property
     def numeric(self) -> bool:
-        """Whether a number is predicted, and no class."""
+        """True where a number is predicted, and no class."""
         return self.column in NUMBERS
 
     def classes(self, rows: np.ndarray) -> tuple[str, ...]:

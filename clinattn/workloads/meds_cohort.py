@@ -152,7 +152,7 @@ def _static(subjects: list[int], codes: list[Any], values: list[Any]) -> Shard:
 
 
 def _lengths(found: dict[str, np.ndarray], level: str, where: str) -> np.ndarray:
-    """How many items each list of a level has, from where they end."""
+    """Numbers of items in the lists of a level, by the places where the lists end."""
     lengths = np.diff(found[f"{level}/bounds"], prepend=0)
     if (lengths < 0).any():
         raise MedsError(f"{where} has falling {level}/bounds: expected a file of MTD_preprocess")

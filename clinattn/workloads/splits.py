@@ -108,10 +108,10 @@ def chosen_split(source: Source, split: str, share: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Division:
-    """What training reads of a source. train, evaluated: (S,) bool, of different subjects.
+    """The parts of a source that training reads. train, evaluated: (S,) bool, of other subjects.
 
-    evaluated: what is scored while training. name: of that split, in metrics. record: for a
-    checkpoint, by which `seen` knows the subjects again. line: what was divided how, for people.
+    evaluated: the part that is scored meanwhile. name: of that split, in metrics. record: for a
+    checkpoint, by which trained_on knows the subjects again. line: says how it was divided.
     """
 
     train: np.ndarray
@@ -185,14 +185,14 @@ def default_split(source: Source, share: float) -> str:
 
 
 class Standing(NamedTuple):
-    """Whether training has seen a sequence, None where nobody can tell, and that in words."""
+    """trained_on: None where nobody can tell. words: the same, for people."""
 
     trained_on: bool | None
     words: str
 
 
 def standing(source: Source, index: int, share: float, record: dict[str, Any] | None) -> Standing:
-    """How a sequence stands to a training; arguments as in trained_on."""
+    """Says whether training has read a sequence. share, record: as in trained_on."""
     held_out = "held out, not trained on"
     seen = trained_on(source, share, record)
     if seen is None:

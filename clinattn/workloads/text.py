@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from .source import Source
-from .tables import COLUMNS, Columns, Row, read_rows
+from .tables import COLUMNS, Columns, Row, Rows, read_rows
 from .tokenizer import TextTokenizer, read_tokenizer
 from .vocabulary import Vocabulary
 from .words import lower_words
@@ -34,7 +34,13 @@ def text_source(
     """
     path = Path(text_file)
     beside = None if labels is None else Path(labels)
-    rows, used = read_rows(path, labelled, columns=columns, labels=beside, encoding=encoding)
+    found = read_rows(path, labelled, columns=columns, labels=beside, encoding=encoding)
+    return source_of_rows(path, found, tokenizer)
+
+
+def source_of_rows(path: Path, found: Rows, tokenizer: Tokenizing = None) -> Source:
+    """The rows that read_rows has found in a file; arguments and errors as those of text_source."""
+    rows, used = found
     texts = [row.text for row in rows]
     if callable(tokenizer):
         tokenizer = tokenizer(rows)

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    ModernBertConfig,
+    ModernBertForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] the patient has seps ##is and fever no cough . , mg".split()
 CLASSES = ("no", "yes", "maybe")
 MOST = 24  # tokens that the tokenizer cuts to
 
 
-def tokenizer() -> Tokenizer:
-    made = Tokenizer(models.WordPiece({w: i for i, w in enumerate(WORDS)}, unk_token="[UNK]"))
+def tokenizer(words: Sequence[str] = WORDS) -> Tokenizer:
+    """words: those of WordPiece, the five special ones first."""
+    made = Tokenizer(models.WordPiece({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
     made.normalizer = normalizers.BertNormalizer()
     made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     made.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
-    made.add_special_tokens(WORDS[:5])
+    made.add_special_tokens(list(words[:5]))
     return made
 
 
@@ -49,3 +60,15 @@ def configured(kind, **known):
         "label2id": {name: i for i, name in enumerate(CLASSES)},
     }
     return kind(**sizes | known)
+
+
+def save_families(root: Path) -> None:
+    """Classifiers bert, modernbert and several (of classes that exclude none), and an encoder."""
+    torch.manual_seed(0)
+    save(root / "bert", BertForSequenceClassification(configured(BertConfig)))
+    several = configured(BertConfig, problem_type="multi_label_classification")
+    save(root / "several", BertForSequenceClassification(several))
+    ids = {"bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
+    modern = ModernBertForSequenceClassification(configured(ModernBertConfig, **ids))
+    save(root / "modernbert", modern)
+    save(root / "encoder", BertModel(configured(BertConfig)))

@@ -5,16 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
+from terminal import flat
 
 for package in ("typer", "rich", "pyarrow", "matplotlib"):
     pytest.importorskip(package)
 
 FAST = ["--max-tokens", "48", "--sequences", "4", "--batch-size", "2", "--rounds", "1"]
-
-
-def flat(text: str) -> str:
-    """Without the line breaks that rich puts in."""
-    return " ".join(text.split())
 
 
 def test_bench_writes_everything_and_prints_the_speedup(cli, meds, tmp_path):

@@ -1,4 +1,4 @@
-"""One prediction explained on the page of an evaluation."""
+"""The explanation of a prediction on the page of an evaluation."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ for package in ("pyarrow", "jinja2", "rich", "typer"):
 from explained_cases import record_of, timeline  # noqa: E402
 from pages import assert_self_contained, barriers, read  # noqa: E402
 from predictions import drawn, evaluate_file, write_binary  # noqa: E402
+from terminal import flat  # noqa: E402
 
 from clinattn.tools.evaluation.page import render  # noqa: E402
 from clinattn.tools.explanation.words import conclusion, label  # noqa: E402
@@ -30,10 +31,6 @@ def files(folder, explanation, facts=OWN):
     return write_binary(folder / "p.parquet", *drawn(60, 0), facts=facts), path
 
 
-def plain(text):
-    return " ".join(text.split())
-
-
 def test_the_page_has_figures_and_the_explanation(explanation, tmp_path):
     predictions, why = files(tmp_path, explanation)
     record = evaluate_file(predictions, resamples=100, explanation=why)
@@ -41,8 +38,8 @@ def test_the_page_has_figures_and_the_explanation(explanation, tmp_path):
     page = read(html)
     assert_self_contained(html)
     assert not barriers(html)
-    text = plain(page.text)
-    assert plain(conclusion(explanation)) in text
+    text = flat(page.text)
+    assert flat(conclusion(explanation)) in text
     assert all(label(explanation["units"][i]) in text for i in explanation["strongest"])
     raw = json.loads(page.all("pre")[0].text)
     assert raw["explanation"] is None, "it stands on the page once"

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq  # noqa: E402
 from pages import read  # noqa: E402
 from patients import DAY, write_labels, write_measured_patients, write_splits  # noqa: E402
 from runs import SMALL_PRESETS, small_run  # noqa: E402
+from terminal import flat  # noqa: E402
 
 from clinattn.encoder import PRESETS  # noqa: E402
 from clinattn.tools.explanation import explain  # noqa: E402
@@ -84,10 +85,6 @@ def run(cli, folder, valued, texts, small_presets, threads, tmp_path):
     (tmp_path / "note.txt").write_text(text)
     names = {"VALUED": valued[1], "TEXTS": texts[1], "MEDS": f"meds:{folder}"}
     return lambda *args: cli("explain", *(names.get(arg, arg) for arg in args))
-
-
-def flat(text: str) -> str:
-    return " ".join(text.replace("\u00a0", " ").split())
 
 
 PATIENT = ["VALUED", "--data", "MEDS", "--patient", "7"]

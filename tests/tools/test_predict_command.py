@@ -17,6 +17,7 @@ import pyarrow as pa  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 from patients import DAY, write_events, write_measured_patients, write_splits  # noqa: E402
 from predicted import bits_of, facts_of, trained  # noqa: E402
+from terminal import flat  # noqa: E402
 
 from clinattn.tools.prediction import predict as prediction  # noqa: E402
 from clinattn.tools.prediction.job import read_job  # noqa: E402
@@ -54,10 +55,6 @@ def run(cli, folder, valued, masked, small_presets, threads):
     threads(1)
     names = {"VALUED": valued[1], "MASKED": masked[1], "MEDS": f"meds:{folder}"}
     return lambda *args: cli("predict", *(names.get(arg, arg) for arg in args))
-
-
-def flat(text: str) -> str:
-    return " ".join(text.split())
 
 
 GIVEN = ["VALUED", "--data", "MEDS"]

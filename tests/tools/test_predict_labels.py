@@ -15,6 +15,7 @@ import pyarrow as pa  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 from patients import DAY, write_events, write_labels, write_measured_patients  # noqa: E402
 from predicted import bits_of, facts_of, trained  # noqa: E402
+from terminal import flat  # noqa: E402
 
 from clinattn.training.checkpoint import load_model  # noqa: E402
 from clinattn.training.objectives import HELD_OUT_EPOCH  # noqa: E402
@@ -60,10 +61,6 @@ def tasks(folder, tmp_path_factory):
 def run(cli, folder, small_presets, threads):
     threads(1)
     return lambda model, *args: cli("predict", model, "--data", f"meds:{folder}", *args)
-
-
-def flat(text: str) -> str:
-    return " ".join(text.split())
 
 
 @pytest.mark.parametrize("column", VALUES)
@@ -119,7 +116,7 @@ def test_without_labels_it_is_the_end_of_each_timeline(column, run, tasks, tmp_p
 
 
 def test_labels_of_which_nothing_is_known_and_of_other_subjects(run, tasks, folder, tmp_path):
-    """As for patients of today: the times alone, and one who is not in the data."""
+    """Labels as for patients of today: times alone, and a subject who is not in the data."""
     rows = [(s, t, None) for s, t, _ in rows_of(folder, VALUES["boolean_value"])] + [(99, 5, None)]
     write_labels(tmp_path / "today.parquet", rows, boolean_value=pa.nulls(len(rows), pa.bool_()))
     given = ["--labels", "today.parquet", "--split", "all", "--output"]

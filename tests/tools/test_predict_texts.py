@@ -15,6 +15,7 @@ for package in ("pyarrow", "rich", "typer"):
 import pyarrow as pa  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 from predicted import facts_of, trained  # noqa: E402
+from terminal import flat  # noqa: E402
 
 from clinattn.training.checkpoint import load_model  # noqa: E402
 from clinattn.training.objectives import HELD_OUT_EPOCH, Classification  # noqa: E402
@@ -113,7 +114,7 @@ def test_subjects_that_are_no_numbers_and_labels_of_no_class(run, tmp_path):
     given = ["--data", "text:n.jsonl", "--output", "p.parquet", "--embeddings", "e.parquet"]
     done = run("TEXTS", *given, "--split", "all")
     assert done.exit_code == 0, done.output
-    assert "2 labels are no class of the model, such as 'L0'" in " ".join(done.stderr.split())
+    assert "2 labels are no class of the model, such as 'L0'" in flat(done.stderr)
     table = pq.read_table(tmp_path / "p.parquet")
     assert table["subject_id"].to_pylist()[:2] == ["A0", "A1"]
     states = pq.read_table(tmp_path / "e.parquet")
@@ -132,5 +133,5 @@ def test_subjects_that_are_no_numbers_and_labels_of_no_class(run, tmp_path):
 def test_bad_input_is_one_line(run, tmp_path, given, message):
     (tmp_path / "u.csv").write_text("text\nxylophone\n")
     done = run("TEXTS", *given, "--output", "p.parquet")
-    assert done.exit_code == 2 and message in " ".join(done.stderr.split())
+    assert done.exit_code == 2 and message in flat(done.stderr)
     assert not list(tmp_path.glob("p.parquet*"))

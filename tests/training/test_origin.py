@@ -1,4 +1,4 @@
-"""What a CHECKPOINT names: a file, the folder of a run, or a folder of transformers."""
+"""The origin of a model by its path: a file, the folder of a run, or a folder of transformers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_file_is_itself_and_a_run_its_newest(run):
     assert first.path.name == "step-00000001.pt" and first.saved["step"] == 1
     newest = resolve(str(run))
     assert newest.path.name == "step-00000002.pt" and newest.saved["step"] == 2
-    assert newest.damaged == () and not newest.transformers
+    assert newest.damaged == ()
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_named(run):
@@ -47,7 +47,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(run):
 def test_a_folder_with_a_config_is_of_transformers(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     origin = resolve(tmp_path)
-    assert origin.transformers and origin.path == tmp_path
+    assert origin.saved is None and origin.path == tmp_path
 
 
 def test_what_is_neither_is_refused(run, tmp_path):

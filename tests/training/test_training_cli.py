@@ -11,6 +11,7 @@ pytest.importorskip("rich")
 pytest.importorskip("pyarrow")
 
 from patients import write_patients  # noqa: E402
+from terminal import flat  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
 from clinattn.tools.cli import app  # noqa: E402
@@ -31,11 +32,6 @@ def cli(tmp_path, monkeypatch, threads):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
     return lambda *args, **env: CliRunner().invoke(app, [str(arg) for arg in args], env=env)
-
-
-def flat(text: str) -> str:
-    """Without the line breaks that rich puts in."""
-    return " ".join(text.split())
 
 
 def test_a_run_says_what_it_reads_and_how_it_goes(cli, folder, tmp_path):

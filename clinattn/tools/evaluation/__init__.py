@@ -1,5 +1,5 @@
 """Evaluation of predictions: figures with intervals by patient, of everybody and of subgroups.
 
-Others import evaluate (the whole way from settings to a record), page, printed, words and
-settings.
+Others import evaluate (the whole way from settings to a record), page, printed, words, settings and
+predictions (the columns of a file of predictions).
 """

@@ -10,7 +10,6 @@ from clinattn.tools.evaluation.ranking import Ranking, area_under_roc, average_p
 from clinattn.tools.evaluation.recalibration import log_odds, recalibrate
 
 DECISIONS = ("sensitivity", "specificity", "precision", "negative_precision", "accuracy")
-OF_PROBABILITIES = ("brier", "calibration_error", "observed_over_expected", "intercept", "slope")
 
 
 class Binary:
@@ -46,7 +45,7 @@ class Binary:
 
     @cached_property
     def edges(self) -> np.ndarray:
-        """Which of the levels begins each bin; equal scores share a bin."""
+        """(B,) for each bin the index of its first level; equal scores share a bin."""
         rows, starts = len(self.truth), self.ranking.starts
         wanted = np.arange(self.bins) * rows / self.bins
         return np.unique(np.searchsorted(starts, wanted).clip(max=len(starts) - 1))

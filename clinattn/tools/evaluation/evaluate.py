@@ -62,7 +62,7 @@ def evaluated(settings: EvaluateSettings, progress: Progress) -> Record:
 
 
 def is_private(record: Record) -> bool:
-    """Whether the record has the data of a person."""
+    """Returns whether the record holds data of one person."""
     return record["explanation"] is not None
 
 

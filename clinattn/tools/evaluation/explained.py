@@ -1,4 +1,4 @@
-"""One prediction explained, as `clinattn explain --json` wrote it, on the page of an evaluation."""
+"""The explanation of a prediction, by `clinattn explain --json`, on the page of an evaluation."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def _require_consistent(record: Record) -> None:
 
 
 def on_page(record: Record) -> dict[str, Any]:
-    """What the page says of it: sentences, and the strongest events or words as a table."""
+    """Words for the page: sentences, and the strongest events or words as a table."""
     titles = [METHODS[method].title for method in record["methods"]]
     placed = [ranks(scores_of(record, column)) for column in range(2)]
     rows = []

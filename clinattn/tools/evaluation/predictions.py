@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clinattn.files.disk import parse_json
+from clinattn.files.disk import file_sha256, parse_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -51,10 +50,6 @@ class Predictions:
     duplicates: int
     unit: str
     facts: dict[str, Any]
-
-    @property
-    def patients(self) -> int:
-        return int(self.patient.max()) + 1
 
     @property
     def calibrated(self) -> bool:
@@ -112,7 +107,7 @@ def read_table(path: str | Path, where: str) -> pa.Table:
 
 
 def _kind(names: set[str], where: str) -> tuple[str, str, list[str]]:
-    """What is predicted, the column of what was true, and those of the predictions."""
+    """Returns the kind of prediction, the column of the truth, and those of the predictions."""
     of_classes = sorted(name for name in names if name.startswith(OF_CLASS))
     yes = [name for name in (PROBABILITY, SAID_YES) if name in names]
     for kind, truth, said in (
@@ -209,9 +204,8 @@ def _duplicates(table: pa.Table, patient: np.ndarray) -> int:
 
 
 def _facts(table: pa.Table, path: str | Path) -> dict[str, Any]:
-    """What `clinattn predict` says of the file, with the file's own checksum."""
-    with open(path, "rb") as file:
-        found: dict[str, Any] = {"file": Path(path).name, "sha256": _sha256(file)}
+    """Name and checksum of the file, and the facts that `clinattn predict` has put in it."""
+    found: dict[str, Any] = {"file": Path(path).name, "sha256": file_sha256(path)}
     said = (table.schema.metadata or {}).get(FACTS)
     if said is not None:
         try:
@@ -220,10 +214,3 @@ def _facts(table: pa.Table, path: str | Path) -> dict[str, Any]:
             known = None
         found |= known if isinstance(known, dict) else {}
     return found
-
-
-def _sha256(file: Any) -> str:
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()

@@ -31,7 +31,7 @@ class Ranking:
 
 
 def over(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """Their quotient; NaN where the denominator is 0."""
+    """Divides; NaN where the denominator is 0."""
     shape = np.broadcast_shapes(numerator.shape, denominator.shape)
     return np.divide(numerator, denominator, out=np.full(shape, np.nan), where=denominator != 0)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from clinattn.tools.evaluation.binary import DECISIONS
+
 Record = dict[str, Any]
 
 HANLEY = ("Hanley and McNeil, 1982", "https://doi.org/10.1148/radiology.143.1.7063747")
@@ -94,7 +96,6 @@ MAIN = {
     "classes": ("auroc", "accuracy", "log_loss"),
     "numbers": ("mae", "rmse", "r2"),
 }
-DECISIONS = ("sensitivity", "specificity", "precision", "negative_precision", "accuracy")
 
 
 def figures_of(record: Record) -> list[str]:
@@ -132,7 +133,7 @@ def several(count: int, unit: str) -> str:
 
 
 def conclusion(record: Record) -> str:
-    """What follows from the figures, in a sentence or three."""
+    """Says in a sentence or three what follows from the figures."""
     whole = record["groups"][0]
     of = several(whole["rows"], "predictions")
     if record["unit"] == "patients":
@@ -222,14 +223,14 @@ def _of_groups(record: Record) -> str:
 
 
 def threshold(record: Record) -> str:
-    """What counts as a yes."""
+    """Says from which probability on a row is a yes."""
     if record["threshold"] is None:
         return "The file's own decisions."
     return f"A yes is a probability of {record['threshold']:g} or more."
 
 
 def facts(record: Record) -> dict[str, str]:
-    """Where the numbers come from; nested facts in one line."""
+    """Facts on the origin of the numbers, by name; nested ones in one line."""
     found = {}
     for name, known in (*record["source"].items(), *record["environment"].items()):
         if known is not None and known != {}:

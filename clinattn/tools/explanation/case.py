@@ -72,8 +72,8 @@ class Case:
     title: who or what. subject: in a sentence. unit: what a unit is called, "event" or "word".
     of_token: (N,) the unit of each token, -1 for [CLS] and its like. text: of a note, with its end
     that the model did not read from `read`. predicted: what a class means, where that is known.
-    facts: for the table of where numbers come from. checkpoint: its SHA-256.
-    warnings: what a reader has to know before any number.
+    facts: for the table of where numbers come from. checkpoint: the SHA-256 of the model's file or
+    folder. warnings: what a reader has to know before any number.
     """
 
     model: Model

@@ -61,8 +61,9 @@ def deletion(
 
 
 class Verdict(NamedTuple):
-    """The judgement of removals on a method. true: None where removals say nothing. text: a
-    sentence.
+    """The judgement of removals on a method, and a sentence.
+
+    true: None where removals say nothing.
     """
 
     true: bool | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -11,8 +12,7 @@ from clinattn.tools.explanation.case import shown
 from clinattn.tools.explanation.settings import ExplainSettings
 from clinattn.training.corpus import Cut, cut_at, cuts_of, marks_of
 from clinattn.training.settings import TrainingSettings
-from clinattn.workloads.code_names import code_descriptions, with_meaning
-from clinattn.workloads.opening import parse_data
+from clinattn.workloads.code_names import with_meaning
 from clinattn.workloads.source import NO_TIME, Source
 
 
@@ -31,8 +31,9 @@ def moment_of(
     settings: ExplainSettings,
     training: TrainingSettings,
     saved: dict[str, Any],
+    meanings: Mapping[str, str],
 ) -> Moment:
-    """The moment that the settings name for a sequence. saved: the checkpoint.
+    """The moment that the settings name for a sequence. saved: the checkpoint. meanings: of codes.
 
     Raises ValueError for a cut that there is not, or for a time or a cut with a checkpoint of the
     other kind of label.
@@ -41,7 +42,7 @@ def moment_of(
         return _at_time(source, index, settings, training, saved["target"]["column"])
     if settings.at is not None:
         raise ValueError(f"at={settings.at!r}: expected only with a checkpoint of task labels")
-    return _at_cut(source, index, settings, training, saved["classes"])
+    return _at_cut(source, index, settings, training, saved["classes"], meanings)
 
 
 def _at_cut(
@@ -50,6 +51,7 @@ def _at_cut(
     settings: ExplainSettings,
     training: TrainingSettings,
     classes: list[str],
+    meanings: Mapping[str, str],
 ) -> Moment:
     """A cut of training, or the end of the timeline."""
     assert source.times is not None
@@ -66,8 +68,7 @@ def _at_cut(
         )
     cut = cuts[number - 1] if number else cut_at(source, index, marks, training, end, end)
     last = _last(source, cut)
-    assert settings.data is not None and training.label_code is not None
-    meanings = code_descriptions(parse_data(settings.data).place)
+    assert training.label_code is not None
     code = shown(with_meaning(training.label_code, source.vocabulary.tokens, meanings))
     follows = f"Here “present” means that a code like {code} follows"
     unread = "; the model does not read such codes."

@@ -64,8 +64,8 @@ class ExplainSettings:
     """A classifier, and the patient or note whose prediction is explained.
 
     checkpoint: of `clinattn train --task classify`, the folder of such a run, or a folder of
-    transformers. methods: one or
-    two names; the second is else the first other of METHODS. Raises ValueError.
+    transformers. methods: one or two names; without the second it is the first other of METHODS.
+    Raises ValueError.
     """
 
     checkpoint: str

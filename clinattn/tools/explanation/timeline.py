@@ -41,7 +41,8 @@ def timeline_case(
     source = open_source(settings.data)
     assert source.times is not None and source.values is not None
     index = _patient(source, str(settings.patient))
-    moment = moment_of(source, index, settings, training, saved)
+    meanings = code_descriptions(parse_data(settings.data).place)
+    moment = moment_of(source, index, settings, training, saved, meanings)
     cut = moment.cut
     events = tokens_of(
         source,
@@ -54,7 +55,6 @@ def timeline_case(
         raise ValueError(
             f"patient={settings.patient}: no event is before the prediction: expected some"
         )
-    meanings = code_descriptions(parse_data(settings.data).place)
     units, groups = _events(source, vocabulary, at, settings.visit_gap, meanings)
     stands = standing(source, index, training.held_out, saved.get("split"))
     facts |= {

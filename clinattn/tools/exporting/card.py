@@ -224,7 +224,7 @@ def span(text: Any) -> str:
 
 
 def cell(text: Any) -> str:
-    """One line of Markdown without marks of its own: names of codes and classes are anything."""
+    """Escapes a name of a code or a class, which is any text, for one line of Markdown."""
     flat = " ".join(str(text).split()).replace("\\", "\\\\")
     for mark in "|`<>[]*_":
         flat = flat.replace(mark, f"\\{mark}")

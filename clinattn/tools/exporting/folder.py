@@ -47,7 +47,7 @@ def write_folder(
 
 
 def _of_tokenizer(tokenizer: TextTokenizer) -> dict[str, Any]:
-    """What transformers asks of a tokenizer.json: the names of its special tokens."""
+    """Names of the special tokens, which transformers asks for beside a tokenizer.json."""
     own = tokenizer.vocabulary
     ids = {"cls": own.cls, "sep": own.sep, "mask": own.mask, "unk": own.unknown}
     found = {f"{name}_token": own.tokens[i] for name, i in ids.items() if i is not None}
@@ -57,7 +57,7 @@ def _of_tokenizer(tokenizer: TextTokenizer) -> dict[str, Any]:
 
 
 def reading(saved: dict[str, Any]) -> dict[str, Any]:
-    """What turns a timeline or a text into the model's input, besides the vocabulary."""
+    """Facts by which a timeline or a text becomes the model's input, besides the vocabulary."""
     scales = saved.get("standard")
     return {
         "step": saved["step"],

@@ -14,7 +14,7 @@ from torch.export import Dim, ExportedProgram
 from clinattn.encoder import EncoderConfig, SequenceClassifier
 from clinattn.files.disk import written_whole
 
-OURS = "clinattn::"  # namespace of the ops
+OURS = "clinattn"  # namespace of the ops
 MOST = 1 << 20  # sequences, and tokens where positions are no table
 
 
@@ -128,7 +128,9 @@ def plain_rotary(
     inverse: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    """The op clinattn::rotary by torch's ops, of which none writes in place; q is (B, H, N, D).
+    """The op clinattn::rotary by torch's ops; q is (B, H, N, D).
+
+    A program may not write in place, as the op's definition does (rotary_op.reference_rotary).
 
     As encoders call it: all features turn, in halves. Raises NotImplementedError for others.
     """
@@ -153,7 +155,7 @@ def ours_in(program: ExportedProgram) -> set[str]:
         node.target.name()
         for part in parts
         for node in part.graph.nodes
-        if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == OURS[:-2]
+        if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == OURS
     }
 
 

@@ -1,4 +1,4 @@
-"""What a model's outputs mean, and the columns of a file that say it."""
+"""The meaning of a model's outputs, and the columns of a file that say it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from clinattn.tools.evaluation.predictions import (
+    LABEL,
+    OF_CLASS,
+    PROBABILITY,
+    SAID_LABEL,
+    SAID_VALUE,
+    SAID_YES,
+    VALUE,
+    YES,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -56,17 +67,17 @@ class Answer:
 
         known = any(outcome is not None for outcome in outcomes)
         if self.scale is not None:
-            found = {"value": pa.array(outcomes, pa.float64())} if known else {}
-            return found | {"predicted_value": pa.array(logits[:, 0] * self.scale + self.mean)}
+            found = {VALUE: pa.array(outcomes, pa.float64())} if known else {}
+            return found | {SAID_VALUE: pa.array(logits[:, 0] * self.scale + self.mean)}
         p = self.probabilities(logits)
         if self.boolean:
-            found = {"boolean_value": pa.array(outcomes, pa.bool_())} if known else {}
+            found = {YES: pa.array(outcomes, pa.bool_())} if known else {}
             return found | {
-                "predicted_boolean_value": pa.array(p[:, 1] > p[:, 0]),
-                "predicted_boolean_probability": pa.array(p[:, 1], pa.float32()),
+                SAID_YES: pa.array(p[:, 1] > p[:, 0]),
+                PROBABILITY: pa.array(p[:, 1], pa.float32()),
             }
-        found = {"label": pa.array(outcomes, pa.string())} if known else {}
-        found["predicted_label"] = pa.array(np.array(self.classes)[p.argmax(1)], pa.string())
+        found = {LABEL: pa.array(outcomes, pa.string())} if known else {}
+        found[SAID_LABEL] = pa.array(np.array(self.classes)[p.argmax(1)], pa.string())
         return found | {
-            f"probability_{name}": pa.array(p[:, i]) for i, name in enumerate(self.classes)
+            f"{OF_CLASS}{name}": pa.array(p[:, i]) for i, name in enumerate(self.classes)
         }

@@ -12,6 +12,7 @@ import torch
 
 from clinattn.files.disk import parse_json, written_whole
 from clinattn.tools.environment import environment
+from clinattn.tools.evaluation.predictions import FACTS
 from clinattn.tools.prediction.job import Job
 from clinattn.tools.prediction.parts import Part, Parts
 from clinattn.tools.prediction.settings import PredictionSettings
@@ -19,7 +20,6 @@ from clinattn.tools.prediction.settings import PredictionSettings
 if TYPE_CHECKING:
     import pyarrow as pa
 
-KEY = b"clinattn"
 FORMAT = 1
 ROWS = 16_384  # of a row group
 
@@ -73,7 +73,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
     import pyarrow.parquet as pq
 
     try:
-        found = parse_json((pq.read_schema(path).metadata or {}).get(KEY, b"null"))
+        found = parse_json((pq.read_schema(path).metadata or {}).get(FACTS, b"null"))
     except (pa.ArrowException, OSError, ValueError) as error:
         raise ValueError(f"{str(path)!r} cannot be read: {error}") from None
     if not isinstance(found, dict) or found.get("format") != FORMAT:
@@ -86,7 +86,7 @@ def _write(
 ) -> None:
     import pyarrow.parquet as pq
 
-    known = schema.with_metadata({KEY: json.dumps(about).encode()})
+    known = schema.with_metadata({FACTS: json.dumps(about).encode()})
     with written_whole(path, private=True) as partial, pq.ParquetWriter(partial, known) as file:
         for table in tables:
             file.write_table(table.replace_schema_metadata(known.metadata))

@@ -24,12 +24,11 @@ from clinattn.tools.prediction.texts import note_rows
 from clinattn.tools.pretrained_folder import PretrainedFolder, open_folder, require_classifier
 from clinattn.training.data import Tokens
 from clinattn.training.origin import Origin
+from clinattn.training.settings import TrainingSettings
 from clinattn.training.windows import FIRST
 from clinattn.workloads.opening import parse_data
 from clinattn.workloads.splits import ALL
 from clinattn.workloads.tables import read_rows
-
-OVERLAP = 0.25  # share of a window that is in the next one, as in training
 
 
 def read_pretrained(
@@ -49,7 +48,7 @@ def read_pretrained(
         require_classifier(folder)
     path = Path(place)
     rows = read_rows(path, False, **settings.table).rows
-    answer = Answer(pool=settings.pool or "mean")
+    answer = Answer(pool=settings.pool or TrainingSettings.pool)
     if folder.is_classifier:
         answer = replace(answer, classes=folder.classes, independent=folder.independent)
     if answer.independent and answer.pool == "readmission":
@@ -80,7 +79,7 @@ def _windows(
     limit: the most tokens that the model has positions for, None for no limit.
     """
     most = folder.most_tokens(limit)
-    overlap = OVERLAP if settings.overlap is None else settings.overlap
+    overlap = TrainingSettings.overlap if settings.overlap is None else settings.overlap
     room = most - folder.tokenizer.num_special_tokens_to_add()
     encoded = folder.tokenizer(
         texts,

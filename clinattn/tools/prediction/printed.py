@@ -13,7 +13,7 @@ MOST = 6  # classes that are named
 
 
 def notes(job: Job) -> list[str]:
-    """What is predicted for, what was left out, and what is not as it may seem."""
+    """Lines on the rows that are predicted for, those left out, and the checkpoint that is read."""
     tokens = f"{job.lengths.sum():,} tokens"
     passed = job.about["passed_over"]
     return [

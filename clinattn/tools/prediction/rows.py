@@ -17,12 +17,11 @@ SHOWN = 1000  # rows between two words on progress
 
 @dataclass(frozen=True)
 class Rows:
-    """One row for each prediction, in the order of the file.
+    """The rows of a file of predictions, in their order.
 
     title: the data, for people and the file. sequences: of a row, made when they are asked for;
-    several are the windows of a note.
-    columns: by name, what the file says of each row besides predictions. outcomes: (R,) what is
-    known of each row's outcome, None where nothing is: True or False, a class or a number.
+    several are the windows of a note. columns: of the file, by name, besides predictions.
+    outcomes: (R,) the known outcome of each row, True or False, a class or a number, else None.
     unit: what a row is. notes: lines on what was chosen and left out.
     """
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from clinattn.files.disk import require_writable
 from clinattn.training.fields import check, check_device, option
-from clinattn.training.settings import DTYPES, pools
+from clinattn.training.settings import DTYPES, TrainingSettings, pools
 from clinattn.workloads.opening import parse_data
 from clinattn.workloads.tables import Columns
 
@@ -55,13 +55,13 @@ class PredictionSettings:
     overlap: float | None = option(
         None,
         "With text:FILE: share of a window that is in the next one of its note, too.",
-        shown="that of training, else 0.25",
+        shown=f"that of training, else {TrainingSettings.overlap}",
     )
     pool: str | None = option(
         None,
         "With text:FILE: how windows answer for their note.",
         choices=pools,
-        shown="that of training, else mean",
+        shown=f"that of training, else {TrainingSettings.pool}",
     )
     output: Path | None = option(None, "File for the predictions, parquet, mode 0600.")
     embeddings: Path | None = option(
@@ -109,6 +109,6 @@ class PredictionSettings:
 
     @property
     def table(self) -> dict[str, Any]:
-        """How a file of texts is read, by the arguments of read_rows."""
+        """The arguments of read_rows by which a file of texts is read."""
         columns = Columns(self.text_column, self.label_column, self.id_column)
         return {"columns": columns, "labels": self.labels, "encoding": self.encoding}

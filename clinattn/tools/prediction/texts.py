@@ -43,6 +43,6 @@ def note_rows(
 
 
 def _subjects(names: list[str]) -> Any:
-    """Whole numbers as MEDS has them, where all names are such; else the names."""
+    """Turns names into whole numbers, as MEDS has them, where all are such; else returns them."""
     whole = all(name.lstrip("-").isdigit() and len(name) < 19 for name in names)
     return np.array([int(name) for name in names], dtype=np.int64) if whole else names

@@ -29,7 +29,7 @@ from clinattn.workloads.labels import TaskLabels, read_labels
 from clinattn.workloads.opening import parse_data
 from clinattn.workloads.splits import chosen_split, default_split, trained_on
 from clinattn.workloads.tables import read_rows
-from clinattn.workloads.text import text_source
+from clinattn.workloads.text import source_of_rows
 
 
 def read_trained(
@@ -123,8 +123,8 @@ def _notes(
     else:
         vocabulary = tokenizer.vocabulary
     path = Path(parse_data(training.data).place)
-    given = settings.table
-    source = text_source(path, tokenizer, **given)
+    read = read_rows(path, False, **settings.table)
+    source = source_of_rows(path, read, tokenizer)
     ids = torch.from_numpy(source.ids_of(vocabulary))
     notes = unknown_note(ids.numpy(), vocabulary, source.where)
     split, chosen, more = _chosen(settings, training, saved, source)
@@ -135,8 +135,7 @@ def _notes(
         start, _, end = source.bounds(row)
         return note_windows(ids[start:end], vocabulary, training.room, overlap, pool)
 
-    classes = saved["classes"]
-    rows = note_rows(path, read_rows(path, False, **given).rows, chosen, sequences, classes)
+    rows = note_rows(path, read.rows, chosen, sequences, saved["classes"])
     return replace(rows, notes=(*rows.notes, *notes, *more)), split
 
 

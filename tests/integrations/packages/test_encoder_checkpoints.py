@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import re
-import shutil
 import warnings
 import zipfile
 from dataclasses import replace
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from encoder_families import TYPES, make_theirs
 from safetensors.torch import load_file, save_file
 
 from clinattn.encoder import (
@@ -24,50 +24,11 @@ from clinattn.encoder import (
 from clinattn.encoder.families import family_for, family_of
 
 LENGTHS = (9, 1, 23, 14)
-SIZES = {
-    "vocab_size": 61,
-    "hidden_size": 32,
-    "num_attention_heads": 2,
-    "intermediate_size": 40,
-    "num_hidden_layers": 4,
-}
-BERT = {"max_position_embeddings": 30, "hidden_dropout_prob": 0.2, "pad_token_id": 0}
-ROBERTA = BERT | {"pad_token_id": 1, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
-MODERN = {"local_attention": 6, "pad_token_id": 0, "max_position_embeddings": 30}
-TYPES = {
-    "bert": ("Bert", BERT | {"classifier_dropout": 0.3}),
-    "roberta": ("Roberta", ROBERTA),
-    "longformer": ("Longformer", ROBERTA | {"attention_window": [4, 6, 8, 4]}),
-    "megatron-bert": ("MegatronBert", BERT),
-    "modernbert": ("ModernBert", MODERN | {"classifier_pooling": "mean"}),
-    "modernbert-bias": (
-        "ModernBert",
-        MODERN
-        | dict.fromkeys(("norm_bias", "attention_bias", "mlp_bias", "classifier_bias"), True),
-    ),
-}
 TASKS = {
     "Model": Encoder,
     "ForMaskedLM": MaskedLanguageModel,
     "ForSequenceClassification": SequenceClassifier,
 }
-
-
-def make_theirs(name, task="Model", **more):
-    """Random weights large enough for attention and norms to matter."""
-    stem, settings = TYPES[name]
-    if task == "ForSequenceClassification":
-        more["num_labels"] = 3
-    config = getattr(transformers, f"{stem}Config")(**SIZES | settings | more)
-    config._attn_implementation = "eager"
-    torch.manual_seed(1)
-    model = getattr(transformers, stem + task)(config).eval()
-    with torch.no_grad():
-        for key, x in model.named_parameters():
-            x.copy_(torch.randn_like(x) * (0.3 if x.dim() == 2 else 0.2))
-            if x.dim() == 1 and "weight" in key:
-                x.add_(1)
-    return model
 
 
 def batch():
@@ -326,79 +287,6 @@ def test_an_untied_decoder_is_refused(tmp_path):
         MaskedLanguageModel.from_pretrained(tmp_path)
 
 
-def test_folders_that_hold_no_model_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="expected a local folder; nothing is downloaded"):
-        Encoder.from_pretrained("emilyalsentzer/Bio_ClinicalBERT")
-    with pytest.raises(FileNotFoundError, match="config.json: no such file"):
-        Encoder.from_pretrained(tmp_path)
-    make_theirs("bert").save_pretrained(tmp_path)
-    shutil.move(tmp_path / "model.safetensors", tmp_path / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="pytorch_model.bin is damaged, or holds more than tensor"):
-        Encoder.from_pretrained(tmp_path)
-    (tmp_path / "pytorch_model.bin").unlink()
-    with pytest.raises(FileNotFoundError, match="expected model.safetensors or pytorch_model.bin"):
-        Encoder.from_pretrained(tmp_path)
-    index = {"weight_map": {"embeddings.word_embeddings.weight": "../model.safetensors"}}
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(FileNotFoundError, match="'../model.safetensors' is no file beside it"):
-        Encoder.from_pretrained(tmp_path)
-
-
-OLD_NAMES = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
-
-
-@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before torch 1.6"])
-@pytest.mark.parametrize("name", ["bert", "roberta"])
-def test_a_pickle_gives_the_same_model(name, zipped, tmp_path):
-    """As published before safetensors, by BERT with the names of its norms from TensorFlow."""
-    theirs = make_theirs(name, "ForMaskedLM")
-    theirs.save_pretrained(tmp_path)
-    expected = MaskedLanguageModel.from_pretrained(tmp_path).state_dict()
-    tensors = load_file(tmp_path / "model.safetensors")
-    (tmp_path / "model.safetensors").unlink()
-    for new, old in OLD_NAMES.items():
-        tensors = {key.replace(new, old): x for key, x in tensors.items()}
-    path = tmp_path / "pytorch_model.bin"
-    torch.save(tensors, path, _use_new_zipfile_serialization=zipped)
-    found = MaskedLanguageModel.from_pretrained(tmp_path).state_dict()
-    assert found.keys() == expected.keys()
-    for key, x in expected.items():
-        assert torch.equal(found[key], x), key
-    shutil.move(path, tmp_path / "a.bin")
-    index = {"weight_map": dict.fromkeys(tensors, "a.bin")}
-    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
-    assert MaskedLanguageModel.from_pretrained(tmp_path).state_dict().keys() == expected.keys()
-
-
-class Planted:
-    """Code that a pickle would run."""
-
-    def __reduce__(self):
-        return Path.touch, (Path("ran"),)
-
-
-def test_a_pickle_with_code_is_refused_and_does_not_run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    make_theirs("bert").save_pretrained(tmp_path)
-    (tmp_path / "model.safetensors").unlink()
-    torch.save({"pooler.dense.weight": Planted()}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="pytorch_model.bin .* could run code and is not read"):
-        Encoder.from_pretrained(tmp_path)
-    assert not Path("ran").exists()
-    torch.save([torch.zeros(1)], tmp_path / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="pytorch_model.bin: expected tensors by name"):
-        Encoder.from_pretrained(tmp_path)
-
-
-def test_an_index_that_promises_too_much_is_refused(tmp_path):
-    make_theirs("bert").save_pretrained(tmp_path)
-    shutil.move(tmp_path / "model.safetensors", tmp_path / "a.safetensors")
-    index = {"weight_map": {"pooler.dense.weight": "a.safetensors", "other": "a.safetensors"}}
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match=r"a.safetensors: expected the tensors \['other'\]"):
-        Encoder.from_pretrained(tmp_path)
-
-
 @pytest.mark.parametrize(
     ("preset", "change", "message"),
     [
@@ -414,13 +302,6 @@ def test_a_shape_that_transformers_lacks_is_not_written(preset, change, message,
     with pytest.raises(ValueError, match=message):
         Encoder(config).save_pretrained(tmp_path / "none")
     assert not (tmp_path / "none").exists()
-
-
-def test_without_safetensors_one_line_says_what_to_install(tmp_path, monkeypatch):
-    make_theirs("bert").save_pretrained(tmp_path)
-    monkeypatch.setitem(__import__("sys").modules, "safetensors", None)
-    with pytest.raises(ImportError, match=r"pip install 'clinattn\[integrations\]'"):
-        Encoder.from_pretrained(tmp_path)
 
 
 def test_minilm_gives_transformers_sentence_vectors(tmp_path):

@@ -12,13 +12,11 @@ for package in ("transformers", "tokenizers", "jinja2", "rich", "typer"):
 
 from pages import barriers, read  # noqa: E402
 from runs import small_run  # noqa: E402
-from small_folders import CLASSES, MOST, WORDS, configured, save, tokenizer  # noqa: E402
+from small_folders import CLASSES, MOST, WORDS, save_families, tokenizer  # noqa: E402
+from terminal import flat  # noqa: E402
 from tokenizers import Tokenizer  # noqa: E402
 from transformers import (  # noqa: E402
-    BertConfig,
     BertForSequenceClassification,
-    BertModel,
-    ModernBertConfig,
     ModernBertForSequenceClassification,
     PreTrainedTokenizerFast,
 )
@@ -37,15 +35,8 @@ TEXT = "The patient has sepsis and <b>fever</b>, no cough. \n" * 4
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    torch.manual_seed(0)
     root = tmp_path_factory.mktemp("models")
-    save(root / "bert", BertForSequenceClassification(configured(BertConfig)))
-    several = configured(BertConfig, problem_type="multi_label_classification")
-    save(root / "several", BertForSequenceClassification(several))
-    ids = {"bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
-    modern = ModernBertForSequenceClassification(configured(ModernBertConfig, **ids))
-    save(root / "modernbert", modern)
-    save(root / "encoder", BertModel(configured(BertConfig)))
+    save_families(root)
     (root / "n.txt").write_text(TEXT)
     return root
 
@@ -125,7 +116,7 @@ def test_a_folder_is_explained_as_a_command(cli, folders, tmp_path):
 )
 def test_bad_folders_are_one_line(cli, folders, name, options, message):
     done = cli(folders / name, "--text", folders / "n.txt", *options)
-    assert done.exit_code == 2 and message in " ".join(done.stderr.split())
+    assert done.exit_code == 2 and message in flat(done.stderr)
 
 
 def test_a_folder_without_weights_is_refused(cli, folders, tmp_path):

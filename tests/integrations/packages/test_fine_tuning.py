@@ -15,7 +15,8 @@ for package in ("transformers", "tokenizers", "safetensors"):
 
 import transformers  # noqa: E402
 from runs import assert_same_bits, rows_of  # noqa: E402
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors  # noqa: E402
+from small_folders import tokenizer  # noqa: E402
+from tokenizers import Tokenizer  # noqa: E402
 
 from clinattn.encoder import Encoder  # noqa: E402
 from clinattn.training.checkpoint import checkpoints, load_checkpoint, model_of  # noqa: E402
@@ -41,13 +42,7 @@ WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] the patient has fever cough ##s no , . a
 
 
 def wordpiece() -> Tokenizer:
-    made = Tokenizer(models.WordPiece({w: i for i, w in enumerate(WORDS)}, unk_token="[UNK]"))
-    made.normalizer = normalizers.BertNormalizer()
-    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    made.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    made.add_special_tokens(WORDS[:5])
+    made = tokenizer(WORDS)
     made.enable_truncation(8)  # as published: no matter, since windows are cut here
     return made
 

@@ -25,7 +25,7 @@ MODEL = yaml.safe_load((ENTRY / "model.yaml").read_text())
 COMMANDS = {
     (of, mode): command for of, x in MODEL["commands"].items() for mode, command in x.items()
 }
-# What meds-dev-model fills in, as MEDS_DEV.models.model_commands does
+# The words that meds-dev-model fills in, as MEDS_DEV.models.model_commands does
 ALWAYS = {"dataset_dir", "output_dir", "model_dir", "demo"}
 PLACES = {
     ("unsupervised", "train"): ALWAYS,
@@ -57,7 +57,7 @@ def test_its_commands_have_placeholders_and_options_that_exist(stage):
 
 
 def test_its_commands_run_one_after_the_other(tmp_path):
-    """As meds-dev-model runs them in its modes "full", on labels with the columns of ACES."""
+    """The commands as meds-dev-model runs them in modes "full", on labels with columns of ACES."""
     meds = write_patients(tmp_path / "a meds folder", patients=60)
     splits = {p: ("train", "train", "tuning", "held_out")[p % 4] for p in range(1, 61)}
     write_splits(meds, splits)

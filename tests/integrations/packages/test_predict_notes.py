@@ -13,23 +13,19 @@ for package in ("transformers", "tokenizers", "pyarrow", "rich", "typer"):
 
 import pyarrow.parquet as pq  # noqa: E402
 from predicted import bits_of, facts_of, trained  # noqa: E402
-from small_folders import CLASSES, MOST, configured, save, tokenizer  # noqa: E402
+from small_folders import CLASSES, MOST, configured, save, save_families, tokenizer  # noqa: E402
+from terminal import flat  # noqa: E402
 from transformers import (  # noqa: E402
     AutoModel,
     AutoModelForSequenceClassification,
     BartConfig,
     BartForSequenceClassification,
-    BertConfig,
-    BertForSequenceClassification,
-    BertModel,
     ElectraConfig,
     ElectraForSequenceClassification,
     FNetConfig,
     FNetForSequenceClassification,
     GPT2Config,
     GPT2ForSequenceClassification,
-    ModernBertConfig,
-    ModernBertForSequenceClassification,
     PreTrainedTokenizerFast,
 )
 from typer.testing import CliRunner  # noqa: E402
@@ -51,14 +47,8 @@ BART = {"layers": 2, "attention_heads": 2, "ffn_dim": 48}
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    torch.manual_seed(0)
     root = tmp_path_factory.mktemp("models")
-    save(root / "bert", BertForSequenceClassification(configured(BertConfig)))
-    several = configured(BertConfig, problem_type="multi_label_classification")
-    save(root / "several", BertForSequenceClassification(several))
-    ids = {"bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
-    modern = ModernBertForSequenceClassification(configured(ModernBertConfig, **ids))
-    save(root / "modernbert", modern)
+    save_families(root)
     electra = configured(ElectraConfig, embedding_size=32)
     save(root / "electra", ElectraForSequenceClassification(electra))
     inner = {f"{side}_{x}": n for side in ("encoder", "decoder") for x, n in BART.items()}
@@ -67,7 +57,6 @@ def folders(tmp_path_factory):
     save(root / "fnet", FNetForSequenceClassification(configured(FNetConfig)))
     without = configured(GPT2Config, pad_token_id=None, n_positions=64, n_inner=48)
     save(root / "gpt2", GPT2ForSequenceClassification(without))
-    save(root / "encoder", BertModel(configured(BertConfig)))
     rows = [{"text": text, "label": CLASSES[i % 3]} for i, text in enumerate(NOTES)]
     (root / "n.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return root
@@ -164,7 +153,7 @@ def test_bad_folders_are_one_line(cli, folders, tmp_path, name, options, message
     (tmp_path / "none" / "config.json").write_text((folders / "bert" / "config.json").read_text())
     place = folders / name if (folders / name).is_dir() else name
     done = cli(place, *options)
-    assert done.exit_code == 2 and message in " ".join(done.stderr.split())
+    assert done.exit_code == 2 and message in flat(done.stderr)
 
 
 def test_a_checkpoint_has_its_tokenizer_and_an_older_one_needs_it(
