@@ -31,7 +31,7 @@ def train(name, examples, lr, teacher=None, temperature=2.0, **shape):
     config = EncoderConfig.preset("tiny", vocab_size=len(corpus.tokens), **shape)
     model, widen = SequenceClassifier(config, 2), torch.nn.Linear(config.hidden_size, 192)
     optimizer = torch.optim.AdamW([*model.parameters(), *widen.parameters()], lr)
-    batches = Batches([len(example) for example in examples], 2048, seed=0)
+    batches = Batches(len(examples), examples.lengths, 2048, seed=0)
     for _ in range(150):
         batch = [examples[index] for index in batches.next()[1]]
         logits, labels, hidden = run(model, batch)

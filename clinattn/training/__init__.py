@@ -2,6 +2,6 @@
 
 Others import settings (what to run), fields (how settings are written), masking, loop (the
 Trainer), ranks, output and interruption (processes, the folder, signals), and for afterwards
-checkpoint (load_model), origin (what a CHECKPOINT names), and start, corpus, moments (sequences at
-task labels), data, windows and batches: what a checkpoint's model is given.
+checkpoint (load_model), origin (what a CHECKPOINT names), and start, corpus, moments and cuts (of
+timelines), reading, sequences, data, windows and batches: what a checkpoint's model is given.
 """

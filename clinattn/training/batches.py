@@ -2,59 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from clinattn.operator.packing import cu_seqlens_from_lengths
 from clinattn.workloads.seeds import derived_seed
 
-from .data import Tokens, joined
+from .order import Order
+from .sequences import Tokens, joined
+
+BLOCK = 2**14  # places of the order that are read at once
 
 
 class Batches:
     """Endless batches of at most max_tokens tokens: each epoch takes every sequence once.
 
     The order follows from seed and epoch, so that `epoch` and `place`, the batches of it that have
-    been read, are all the state there is.
+    been read, are all the state there is. count: of sequences. lengths: of those at some places
+    (N,), asked for as they are read.
     """
 
-    def __init__(self, lengths: list[int], max_tokens: int, seed: int):
-        self.lengths, self.max_tokens, self.seed = lengths, max_tokens, seed
+    def __init__(
+        self, count: int, lengths: Callable[[np.ndarray], np.ndarray], max_tokens: int, seed: int
+    ):
+        self.count, self.lengths, self.max_tokens, self.seed = count, lengths, max_tokens, seed
         self.seek(0, 0)
 
     def seek(self, epoch: int, place: int) -> None:
         self.epoch, self.place = epoch, place
-        generator = torch.Generator().manual_seed(derived_seed("order", self.seed, epoch))
-        order = torch.randperm(len(self.lengths), generator=generator).tolist()
-        self.batches = consecutive(order, self.lengths, self.max_tokens)
+        self.left = consecutive(self._drawn(epoch), self.max_tokens)
+        for _ in range(place):
+            next(self.left)
 
     def next(self) -> tuple[int, list[int]]:
         """The epoch, and which sequences."""
-        if self.place == len(self.batches):
+        batch = next(self.left, None)
+        if batch is None:
             self.seek(self.epoch + 1, 0)
+            batch = next(self.left)
         self.place += 1
-        return self.epoch, self.batches[self.place - 1]
+        return self.epoch, batch
+
+    def _drawn(self, epoch: int) -> Iterator[tuple[int, int]]:
+        """The sequences of an epoch in its order, each with its length."""
+        order = Order(self.count, derived_seed("order", self.seed, epoch))
+        for first in range(0, self.count, BLOCK):
+            found = order[np.arange(first, min(first + BLOCK, self.count))]
+            yield from zip(found.tolist(), self.lengths(found).tolist(), strict=True)
 
 
-def consecutive(order: list[int], lengths: list[int], max_tokens: int) -> list[list[int]]:
-    """`order` cut before each sequence that would make its batch longer than max_tokens.
+def consecutive(sequences: Iterable[tuple[int, int]], max_tokens: int) -> Iterator[list[int]]:
+    """Sequences, each with its length, cut before one that would make its batch too long.
 
     Unlike batch_by_tokens it does not sort: packed sequences need not be of like length, and a
     batch of the longest alone would be a biased sample.
     """
-    batches: list[list[int]] = []
-    used = max_tokens
-    for index in order:
-        if used + lengths[index] > max_tokens:
-            batches.append([])
-            used = 0
-        batches[-1].append(index)
-        used += lengths[index]
-    return batches
+    batch: list[int] = []
+    used = 0
+    for index, length in sequences:
+        if batch and used + length > max_tokens:
+            yield batch
+            batch, used = [], 0
+        batch.append(index)
+        used += length
+    if batch:
+        yield batch
 
 
 def packed(sequences: Sequence[Tokens], device: torch.device) -> tuple[Tensor, dict[str, Any]]:

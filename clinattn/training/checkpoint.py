@@ -109,7 +109,7 @@ def content_of(
         "model": model.state_dict(),
         "optimiser": optimiser.state_dict(),
         "settings": {k: x for k, x in settings.maths().items() if k not in OF_THE_LOOP},
-        "data": corpus.fingerprint(),
+        "data": corpus.fingerprint,
         "config": asdict(encoder.config),
         "tokens": corpus.tokens,
         "classes": corpus.classes,

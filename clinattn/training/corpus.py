@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from fnmatch import fnmatchcase
-from typing import NamedTuple
 
 import numpy as np
-import torch
 
-from clinattn.encoder.heads import IGNORE
-from clinattn.workloads import SPECIAL_TOKENS, Vocabulary
+from clinattn.workloads import Vocabulary
 from clinattn.workloads.opening import open_source, parse_data
 from clinattn.workloads.source import Source
 from clinattn.workloads.splits import Division, divide
 from clinattn.workloads.tokenizer import SEPARATORS, TextTokenizer
 
-from .data import Corpus, Example, Tokens, sequence, windows
+from .cuts import futures, matching_of
+from .data import Corpus
+from .examples import Examples, Listed, sampled
+from .reading import Reader, fit_standard
+from .sequences import Example, windows
 from .settings import TrainingSettings
 from .standard import Standard
 from .texts import open_texts
+from .windowed import Windows
 from .windows import note_windows
 
 
@@ -44,93 +45,96 @@ def read_corpus(
     Raises MedsError or ValueError where the source, or label_code in it, cannot be used.
     """
     assert settings.data is not None
-    if parse_data(settings.data).kind == "text":
+    texts = parse_data(settings.data).kind == "text"
+    if texts:
         source, tokenizer = open_texts(settings, tokenizer)
     else:
         source = open_source(
             settings.data, max_tokens=settings.room, vocab_size=vocab_size, seed=settings.seed
         )
     division = divide(source, settings.held_out)
-    fitted = source.of_events(division.train)
+    fitted = source.until(division.train)
     vocabulary = _vocabulary(source, settings, fitted, vocabulary)
-    marks = marks_of(source, settings.label_code)
     classes = _classes(source, settings, division)
     if values and source.values is not None and standard is None:
         standard = fit_standard(source, vocabulary, fitted)
-    events = tokens_of(source, vocabulary, times=times, standard=standard if values else None)
+    reader = Reader(source, vocabulary, times, standard if values else None)
+    numbers = subject_numbers(source, division)
+    matching = matching_of(source, settings.label_code)
 
-    splits: tuple[list[Example], list[Example]] = ([], [])
-    numbers: dict[int | str, int] = {}
-    for index in np.flatnonzero(division.train | division.evaluated).tolist():
-        subject = numbers.setdefault(source.subjects[index], len(numbers))
-        start, timed, end = source.bounds(index)
-        if marks is not None:
-            examples = list(_futures(source, events, index, subject, marks, settings))
-        else:
-            static, others = events.take(slice(start, timed)), events.take(slice(timed, end))
-            if classes and source.labels is not None:
-                label = classes.index(str(source.labels[index]))
-                examples = [
-                    replace(window, label=label, subject=subject)
-                    for window in note_windows(
-                        others.ids, vocabulary, settings.room, settings.overlap, settings.pool
-                    )
-                ]
-            else:
-                # a pair has its [SEP] put by Pairs
-                last = None if settings.nsp else vocabulary.end
-                examples = windows(
-                    static, others, vocabulary.cls, settings.room, subject, end=last
-                )
-        splits[int(division.evaluated[index])].extend(examples)
-    if marks is not None and len({example.label for example in splits[0]}) < 2:
-        raise ValueError(
-            f"label_code={settings.label_code!r} gives all {len(splits[0])} training sequences "
-            "the same class: expected both"
-        )
+    def examples(chosen: np.ndarray) -> Examples:
+        at = np.flatnonzero(chosen)
+        if matching is not None:
+            return futures(reader, at, matching, settings)
+        if texts:
+            return Listed(_of_texts(reader, at, numbers[at], classes, settings))
+        # a pair has its [SEP] put by Pairs
+        last = None if settings.nsp else vocabulary.end
+        return Windows(reader, at, numbers[at], settings.room, last)
+
+    train, evaluated = examples(division.train), examples(division.evaluated)
+    if matching is not None:
+        classes = ("absent", "present")
+        if len(set(train.labels().tolist())) < 2:
+            raise ValueError(
+                f"label_code={settings.label_code!r} gives all {len(train)} training sequences "
+                "the same class: expected both"
+            )
+    sample = sampled(evaluated, settings.eval_tokens)
     return Corpus(
-        source=f"{source.counted} ({division.line})",
+        source=f"{source.counted} ({division.line}{sample.line})",
         tokens=vocabulary.tokens,
         special=vocabulary.special,
         mask=vocabulary.mask,
-        train=splits[0],
-        held_out=splits[1],
-        classes=classes if marks is None else ("absent", "present"),
+        train=train,
+        held_out=sample.examples,
+        classes=classes,
         sep=vocabulary.sep if settings.nsp else None,
         standard=standard,
         evaluated=division.name,
         split=division.record,
-        unknown=vocabulary.unknown if source.name == "text" else None,
+        unknown=vocabulary.unknown if texts else None,
         tokenizer=None if tokenizer is None else tokenizer.json(),
     )
 
 
-def tokens_of(
-    source: Source, vocabulary: Vocabulary, *, times: bool, standard: Standard | None
-) -> Tokens:
-    """All events of a source as an encoder takes them, (E,).
-
-    times: they have days. standard: they have values, where the source has some, on this scale.
-    """
-    ids = torch.from_numpy(source.ids_of(vocabulary))
-    measured = None
-    if standard is not None and source.values is not None:
-        measured = standard(ids, torch.from_numpy(source.values))
-    return Tokens(ids, torch.from_numpy(source.days()) if times else None, measured)
+def subject_numbers(source: Source, division: Division) -> np.ndarray:
+    """(S,) int64: a number for the subject of each sequence that training reads, from 0."""
+    numbers = np.zeros(len(source), dtype=np.int64)
+    read = np.flatnonzero(division.train | division.evaluated)
+    of: dict[int | str, int] = {}
+    numbers[read] = [of.setdefault(source.subjects[i], len(of)) for i in read.tolist()]
+    return numbers
 
 
-def fit_standard(source: Source, vocabulary: Vocabulary, fitted: np.ndarray) -> Standard:
-    """The scales of the values of the events fitted, (E,) bool."""
-    assert source.values is not None
-    known = torch.from_numpy(fitted)
-    ids = torch.from_numpy(source.ids_of(vocabulary))
-    return Standard.fit(ids[known], torch.from_numpy(source.values)[known], len(vocabulary))
+def _of_texts(
+    reader: Reader,
+    at: np.ndarray,
+    subjects: np.ndarray,
+    classes: tuple[str, ...],
+    settings: TrainingSettings,
+) -> Iterator[Example]:
+    """The windows of notes, with the label of their note where there are classes."""
+    source, vocabulary = reader.source, reader.vocabulary
+    last = None if settings.nsp else vocabulary.end
+    for index, subject in zip(at.tolist(), subjects.tolist(), strict=True):
+        events = reader.whole(index)
+        if not classes or source.labels is None:
+            yield from windows(
+                events.take(slice(0)), events, vocabulary.cls, settings.room, subject, end=last
+            )
+            continue
+        label = classes.index(str(source.labels[index]))
+        for window in note_windows(
+            events.ids, vocabulary, settings.room, settings.overlap, settings.pool
+        ):
+            yield replace(window, label=label, subject=subject)
 
 
 def _vocabulary(
     source: Source, settings: TrainingSettings, fitted: np.ndarray, given: Vocabulary | None
 ) -> Vocabulary:
-    """The vocabulary given, or that of the events fitted; with [SEP] among its special tokens.
+    """The vocabulary given, or that of the events before fitted[i]; [SEP] is special in it.
 
     Raises ValueError where a tokenizer has not what is asked for.
     """
@@ -146,20 +150,6 @@ def _vocabulary(
     if own.sep is None:
         raise ValueError(f"{name} has none of {SEPARATORS}: expected one")
     return replace(own, special=own.special | {own.sep})
-
-
-def marks_of(source: Source, label_code: str | None) -> np.ndarray | None:
-    """(E,) bool: the events whose code matches the pattern. Raises ValueError where none does."""
-    if label_code is None:
-        return None
-    codes = source.vocabulary.tokens
-    matching = np.array([fnmatchcase(code, label_code) for code in codes])
-    if not matching.any():
-        raise ValueError(
-            f"label_code={label_code!r} matches no code: expected a pattern of codes "
-            f"such as {codes[len(SPECIAL_TOKENS)]!r}"
-        )
-    return matching[source.ids]
 
 
 def _classes(source: Source, settings: TrainingSettings, division: Division) -> tuple[str, ...]:
@@ -178,76 +168,3 @@ def _classes(source: Source, settings: TrainingSettings, division: Division) -> 
             f"{sorted(unseen)}: expected two or more, and no others"
         )
     return tuple(classes)
-
-
-class Cut(NamedTuple):
-    """A moment of a timeline to predict at.
-
-    static, past: indices of the events of the source that a classifier then sees, static facts and
-    the latest before the cut. end: the index of the first event after the cut; until: that of the
-    first which the label no longer depends on.
-    """
-
-    static: np.ndarray
-    past: np.ndarray
-    end: int
-    until: int
-
-    def sequence(
-        self, source: Source, events: Tokens, label: float = IGNORE, subject: int = 0
-    ) -> Example:
-        """Returns the sequence that the classifier reads. events: of the whole source."""
-        static, past = (events.take(torch.from_numpy(x)) for x in (self.static, self.past))
-        return sequence(source.vocabulary.cls, static, past, label, subject)
-
-
-def cuts_of(
-    source: Source, index: int, marks: np.ndarray, settings: TrainingSettings
-) -> list[Cut]:
-    """The cuts of a sequence that training makes, from the first to the last.
-
-    A cut lies where the time changes: what happens at one time is all input or all future.
-    """
-    assert source.times is not None
-    _, timed, end = source.bounds(index)
-    times = source.times[timed:end]
-    parts = settings.cuts + 1
-    cuts = [len(times) * part // parts for part in range(1, parts)]
-    first = [int(np.searchsorted(times, times[cut])) for cut in cuts if cut < len(times)]
-    edges = sorted({0, *first, len(times)})
-    return [
-        cut_at(source, index, marks, settings, timed + cut, timed + next_cut)
-        for cut, next_cut in zip(edges[1:], edges[2:], strict=False)
-    ]
-
-
-def cut_at(
-    source: Source,
-    index: int,
-    marks: np.ndarray | None,
-    settings: TrainingSettings,
-    end: int,
-    until: int,
-) -> Cut:
-    """The cut of a sequence before the event `end`. Events with a mark are not seen."""
-    start, timed, _ = source.bounds(index)
-    room = settings.max_tokens - 1
-    static, past = np.arange(start, timed), np.arange(timed, end)
-    if marks is not None:
-        static, past = static[~marks[static]], past[~marks[past]]
-    static = static[: room // 2]
-    return Cut(static, past[max(0, len(past) - (room - len(static))) :], end, until)
-
-
-def _futures(
-    source: Source,
-    events: Tokens,
-    index: int,
-    subject: int,
-    marks: np.ndarray,
-    settings: TrainingSettings,
-) -> Iterator[Example]:
-    """The latest events before each cut, labelled by whether a mark stands before the next one."""
-    for cut in cuts_of(source, index, marks, settings):
-        label = int(marks[cut.end : cut.until].any())
-        yield cut.sequence(source, events, label, subject)

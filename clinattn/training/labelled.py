@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from clinattn.workloads import Vocabulary, open_source
@@ -10,9 +11,11 @@ from clinattn.workloads.opening import parse_data
 from clinattn.workloads.source import Source
 from clinattn.workloads.splits import Division, divide
 
-from .corpus import fit_standard, tokens_of
-from .data import Corpus, Example, Target
+from .cuts import Cuts
+from .data import Corpus, Target
+from .examples import sampled
 from .moments import Moments
+from .reading import Reader, fit_standard
 from .settings import TrainingSettings
 from .standard import Standard
 
@@ -44,28 +47,26 @@ def read_labelled(
                 f"{name!r} of {source.where}, expected some"
             )
     classes, target = _target(labels, train, evaluated)
-    fitted = train.read(source)
+    fitted = train.until(source)
     if vocabulary is None:
         vocabulary = source.vocabulary_of(fitted, settings.min_count, settings.max_vocab)
     if values and standard is None:
         standard = fit_standard(source, vocabulary, fitted)
-    events = tokens_of(source, vocabulary, times=times, standard=standard if values else None)
+    reader = Reader(source, vocabulary, times, standard if values else None)
 
-    def examples(part: Moments) -> list[Example]:
-        return [
-            part.cut(source, i, settings).sequence(
-                source, events, labels.value(row, classes), int(part.index[i])
-            )
-            for i, row in enumerate(part.rows.tolist())
-        ]
+    def examples(part: Moments) -> Cuts:
+        found = np.array([labels.value(row, classes) for row in part.rows.tolist()])
+        return Cuts(reader, part.index, part.end, found, None, settings)
 
+    sample = sampled(examples(evaluated), settings.eval_tokens)
+    read = f"{division.line}; {_line(labels, source, moments, division)}{sample.line}"
     return Corpus(
-        source=f"{source.counted} ({division.line}; {_line(labels, source, moments, division)})",
+        source=f"{source.counted} ({read})",
         tokens=vocabulary.tokens,
         special=vocabulary.special,
         mask=vocabulary.mask,
         train=examples(train),
-        held_out=examples(evaluated),
+        held_out=sample.examples,
         classes=classes,
         standard=standard,
         evaluated=division.name,

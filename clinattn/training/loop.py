@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,9 @@ class Trainer:
         dtype = torch.float64 if settings.dtype == "float64" else torch.float32
         self.model.to(self.device, dtype)
         self.optimiser = adamw(self.model, settings.weight_decay)
-        self.batches = Batches(self.objective.lengths(0), settings.batch_tokens, settings.seed)
+        lengths = partial(self.objective.lengths, 0)
+        count = len(self.corpus.train)
+        self.batches = Batches(count, lengths, settings.batch_tokens, settings.seed)
         self.step = 0
         if saved is not None:
             self._restore(saved)
@@ -107,7 +110,7 @@ class Trainer:
     def summary(self) -> str:
         """A line on the data and the model."""
         weights = sum(p.numel() for p in self.model.parameters())
-        tokens = [sum(self.objective.lengths(epoch)) for epoch in (0, HELD_OUT_EPOCH)]
+        tokens = [int(self.objective.lengths(epoch).sum()) for epoch in (0, HELD_OUT_EPOCH)]
         return (
             f"{self.corpus.source}: {tokens[0]:,} tokens to train on, {tokens[1]:,} to evaluate; "
             f"{self.architecture}, {weights:,} weights, {len(self.corpus.tokens):,} token ids"
@@ -221,7 +224,7 @@ class Trainer:
     @torch.no_grad()
     def _held_out(self) -> Iterator[Evaluated]:
         self.model.eval()
-        lengths = self.objective.lengths(HELD_OUT_EPOCH)
+        lengths = self.objective.lengths(HELD_OUT_EPOCH).tolist()
         batches = batch_by_tokens(lengths, self.settings.batch_tokens)
         for done, indices in enumerate(batches):
             if done % self.ranks.world != self.ranks.rank:
@@ -280,7 +283,7 @@ class Trainer:
         return saved
 
     def _restore(self, saved: dict[str, Any]) -> None:
-        if saved["data"] != self.corpus.fingerprint():
+        if saved["data"] != self.corpus.fingerprint:
             raise ValueError(
                 f"resume: {self.corpus.source} gives other sequences than step {saved['step']} "
                 "was trained on: expected the same data"

@@ -9,9 +9,6 @@ import numpy as np
 from clinattn.workloads.labels import TaskLabels
 from clinattn.workloads.source import Source
 
-from .corpus import Cut, cut_at
-from .settings import TrainingSettings
-
 
 @dataclass(frozen=True)
 class Moments:
@@ -31,20 +28,20 @@ class Moments:
     def of(cls, source: Source, labels: TaskLabels) -> Moments:
         """Raises ValueError where no subject of the labels is in the source."""
         assert source.times is not None
-        places = {subject: index for index, subject in enumerate(source.subjects)}
-        found = [(row, places.get(subject)) for row, subject in enumerate(labels.subjects.tolist())]
-        known = [(row, index) for row, index in found if index is not None]
-        if not known:
+        subjects = np.asarray(source.subjects)
+        index = np.minimum(np.searchsorted(subjects, labels.subjects), len(subjects) - 1)
+        rows = np.flatnonzero(subjects[index] == labels.subjects)
+        if not len(rows):
             raise ValueError(
                 f"{labels.where}: none of its {len(labels)} rows has a subject of {source.where}, "
                 "expected some"
             )
         end = []
-        for row, index in known:
-            _, timed, stop = source.bounds(index)
+        index = index[rows]
+        for row, own in zip(rows.tolist(), index.tolist(), strict=True):
+            _, timed, stop = source.bounds(own)
             times = source.times[timed:stop]
             end.append(timed + np.searchsorted(times, labels.times[row], side="right"))
-        rows, index = np.array(known, dtype=np.int64).T
         return cls(rows, index, np.array(end, dtype=np.int64))
 
     def __len__(self) -> int:
@@ -55,17 +52,12 @@ class Moments:
         kept = sequences[self.index]
         return Moments(self.rows[kept], self.index[kept], self.end[kept])
 
-    def read(self, source: Source) -> np.ndarray:
-        """(E,) bool: static facts of these sequences, and events until their last moment."""
-        until = source.offsets[:-1].copy()
+    def until(self, source: Source) -> np.ndarray:
+        """(S,) int64: what stands before it is read, static facts and until the last moment."""
+        until = source.begins.copy()
         np.maximum.at(until, self.index, self.end)
-        return np.arange(len(source.ids)) < source.of_events(until)
+        return until
 
     def without_events(self, source: Source) -> int:
         """Counts moments before the first event; static facts are none."""
         return int((self.end == source.starts[self.index]).sum())
-
-    def cut(self, source: Source, i: int, settings: TrainingSettings) -> Cut:
-        """The cut at moment i: static facts, and the latest events that fit."""
-        end = int(self.end[i])
-        return cut_at(source, int(self.index[i]), None, settings, end, end)

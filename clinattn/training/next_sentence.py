@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from clinattn.encoder import EncoderConfig, PretrainingModel, PretrainingOutput
@@ -32,8 +33,9 @@ class MaskedPairs(MaskedTokens):
     def pairs(self, epoch: int) -> Pairs:
         return self.held_out if epoch == HELD_OUT_EPOCH else self.train
 
-    def lengths(self, epoch: int) -> list[int]:
-        return self.pairs(epoch).lengths
+    def lengths(self, epoch: int, at: np.ndarray | None = None) -> np.ndarray:
+        lengths = self.pairs(epoch).lengths
+        return lengths if at is None else lengths[at]
 
     def batch(self, indices: list[int], epoch: int, device: torch.device) -> LabelledBatch:
         pairs = self.pairs(epoch)

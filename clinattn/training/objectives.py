@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,10 +22,12 @@ from clinattn.encoder.heads import IGNORE
 from clinattn.workloads.seeds import derived_seed
 
 from .batches import packed
-from .data import Corpus, Example, Tokens, unigram_entropy
+from .data import Corpus
+from .examples import Examples
 from .masking import mask_tokens
 from .metrics import auroc
 from .ranks import Ranks
+from .sequences import Tokens
 from .windows import by_note
 
 HELD_OUT_EPOCH = -1  # its masks are drawn once, and are those of no training epoch
@@ -52,8 +55,8 @@ class Evaluated(NamedTuple):
 class Objective(Protocol):
     def model(self, config: EncoderConfig) -> nn.Module: ...
 
-    def lengths(self, epoch: int) -> list[int]:
-        """Number of tokens of each sequence, as batches have the sequence."""
+    def lengths(self, epoch: int, at: np.ndarray | None = None) -> np.ndarray:
+        """Tokens of each sequence, or of those `at` some numbers (N,), as batches have them."""
 
     def batch(self, indices: list[int], epoch: int, device: torch.device) -> LabelledBatch:
         """A batch of the training split, or of the held-out one for HELD_OUT_EPOCH."""
@@ -71,8 +74,8 @@ class MaskedTokens:
     def model(self, config: EncoderConfig) -> nn.Module:
         return MaskedLanguageModel(config)
 
-    def lengths(self, epoch: int) -> list[int]:
-        return [len(example) for example in split(self.corpus, epoch)]
+    def lengths(self, epoch: int, at: np.ndarray | None = None) -> np.ndarray:
+        return split(self.corpus, epoch).lengths(at)
 
     def batch(self, indices: list[int], epoch: int, device: torch.device) -> LabelledBatch:
         examples = split(self.corpus, epoch)
@@ -108,7 +111,7 @@ class MaskedTokens:
         return {
             "loss": loss_sum / max(count, 1),
             "accuracy": right_count / max(count, 1),
-            "unigram_entropy": unigram_entropy(self.corpus),
+            "unigram_entropy": self.corpus.unigram_entropy,
         }
 
 
@@ -133,8 +136,8 @@ class Classification:
     def model(self, config: EncoderConfig) -> SequenceClassifier:
         return SequenceClassifier(config, len(self.corpus.classes))
 
-    def lengths(self, epoch: int) -> list[int]:
-        return [len(example) for example in split(self.corpus, epoch)]
+    def lengths(self, epoch: int, at: np.ndarray | None = None) -> np.ndarray:
+        return split(self.corpus, epoch).lengths(at)
 
     def batch(self, indices: list[int], epoch: int, device: torch.device) -> LabelledBatch:
         examples = [split(self.corpus, epoch)[index] for index in indices]
@@ -160,7 +163,7 @@ class Classification:
             self.pool,
         )
         labels, trained = (
-            torch.tensor([example.label for example in examples if example.part == 0])
+            torch.from_numpy(examples.labels()[examples.first()])
             for examples in (self.corpus.held_out, self.corpus.train)
         )
         frequency = torch.bincount(trained, minlength=len(self.corpus.classes)).double()
@@ -176,7 +179,7 @@ class Classification:
         return figures
 
 
-def split(corpus: Corpus, epoch: int) -> list[Example]:
+def split(corpus: Corpus, epoch: int) -> Examples:
     return corpus.held_out if epoch == HELD_OUT_EPOCH else corpus.train
 
 

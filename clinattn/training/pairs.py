@@ -7,7 +7,8 @@ from torch import Tensor
 
 from clinattn.encoder.heads import IGNORE
 
-from .data import Example, Tokens, joined
+from .examples import Examples
+from .sequences import Tokens, joined
 
 FOLLOWS, RANDOM = 0, 1  # as in BERT
 
@@ -21,11 +22,11 @@ class Pairs:
     Raises ValueError where there is no pair at all.
     """
 
-    def __init__(self, source: str, examples: list[Example], sep: int):
+    def __init__(self, source: str, examples: Examples, sep: int):
         self.examples, self.sep = examples, sep
-        self.subjects = torch.tensor([example.subject for example in examples])
-        self.content = torch.tensor([len(example) - example.start for example in examples])
-        starts = torch.tensor([example.start for example in examples])
+        self.subjects = torch.from_numpy(examples.subjects())
+        starts = torch.from_numpy(examples.starts())
+        self.content = torch.from_numpy(examples.lengths()) - starts
         owner = self.subjects[self.content.argmax()]
         others = torch.where(self.subjects == owner, 0, self.content).max()
         longest = torch.where(self.subjects == owner, others, self.content.max())
@@ -36,7 +37,7 @@ class Pairs:
                 f"{source}: no pairs for nsp in a split, expected sequences of two or more tokens "
                 "besides [CLS] and static facts, and of two or more subjects"
             )
-        self.lengths = (starts + self.first + self.second + 1 + (self.second > 0)).tolist()
+        self.lengths = (starts + self.first + self.second + 1 + (self.second > 0)).numpy()
 
     def draw(self, index: int, seed: int) -> tuple[Tokens, Tensor, int]:
         """The pair of a sequence, its token types (N,), 1 from B on, and FOLLOWS or RANDOM.

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -48,8 +49,8 @@ class Regression:
     def model(self, config: EncoderConfig) -> Regressor:
         return Regressor(config)
 
-    def lengths(self, epoch: int) -> list[int]:
-        return [len(example) for example in split(self.corpus, epoch)]
+    def lengths(self, epoch: int, at: np.ndarray | None = None) -> np.ndarray:
+        return split(self.corpus, epoch).lengths(at)
 
     def batch(self, indices: list[int], epoch: int, device: torch.device) -> LabelledBatch:
         examples = [split(self.corpus, epoch)[index] for index in indices]

@@ -141,6 +141,9 @@ class TrainingSettings:
     seed: int = option(0, "Seed of everything that is drawn.")
     output: str | Path = option("train/out", "Folder for checkpoints and metrics.")
     eval_every: int = option(100, "Steps between evaluations.", least=1)
+    eval_tokens: int = option(
+        2**20, "Most tokens of an evaluation: of more, whole patients are drawn, once.", least=1
+    )
     save_every: int = option(100, "Steps between checkpoints.", least=1)
     keep: int = option(2, "Checkpoints that are kept.", least=1)
     resume: bool = option(False, "Go on from the last checkpoint in --output.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -23,13 +24,21 @@ class Standard:
     scale: Tensor
 
     @classmethod
-    def fit(cls, ids: Tensor, values: Tensor, size: int) -> Standard:
-        """Fits mean and scale of ids below `size` to their finite values; ids, values: (E,)."""
-        known = values.isfinite() & (ids >= len(SPECIAL_TOKENS))
-        ids, x = ids[known], values[known].double()
-        count = torch.bincount(ids, minlength=size)
-        mean = torch.bincount(ids, x, size) / count
-        scale = (torch.bincount(ids, (x - mean[ids]).square(), size) / count).sqrt()
+    def fit(cls, chunks: Callable[[], Iterable[tuple[Tensor, Tensor]]], size: int) -> Standard:
+        """Fits mean and scale of ids below `size` to their finite values.
+
+        chunks: gives ids and values, (E,) each, some at a time; asked twice, since squares are
+        of what the mean leaves.
+        """
+        count, total = torch.zeros(2, size, dtype=torch.float64)
+        for ids, values in _known(chunks):
+            count += torch.bincount(ids, minlength=size)
+            total += torch.bincount(ids, values, size)
+        mean = total / count
+        squares = torch.zeros(size, dtype=torch.float64)
+        for ids, values in _known(chunks):
+            squares += torch.bincount(ids, (values - mean[ids]).square(), size)
+        scale = (squares / count).sqrt()
         # what rounding to fp32 makes of equal values is no spread
         flat = scale <= torch.finfo(torch.float32).eps * mean.abs()
         return cls(mean, torch.where(flat, 1.0, scale))
@@ -38,3 +47,12 @@ class Standard:
         """values (E,) of token ids (E,), fp32; NaN stays, and infinity becomes it."""
         z = ((values.double() - self.mean[ids]) / self.scale[ids]).float()
         return torch.where(z.isfinite(), z, float("nan"))
+
+
+def _known(
+    chunks: Callable[[], Iterable[tuple[Tensor, Tensor]]],
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Ids of content with a finite value, and the values in fp64."""
+    for ids, values in chunks():
+        known = values.isfinite() & (ids >= len(SPECIAL_TOKENS))
+        yield ids[known], values[known].double()

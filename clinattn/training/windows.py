@@ -13,7 +13,7 @@ from torch import Tensor
 
 from clinattn.workloads import Vocabulary
 
-from .data import Example, Tokens, windows
+from .sequences import Example, Tokens, windows
 
 FIRST = "first"
 HALF = 2  # Huang et al.: windows beyond which the mean counts for more than the largest

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from .meds_files import MedsError, parquet_files, read_columns
-from .source import MICROSECONDS_PER_HOUR, NO_TIME, Source, latest
+from .source import BIRTH, MICROSECONDS_PER_HOUR, NO_TIME, Source, latest, origins_of
 from .splits import OwnersSplits, owners_splits
 from .vocabulary import CLS, UNK, Vocabulary
 
@@ -146,20 +146,24 @@ def as_source(
 ) -> Source:
     """Returns a dataset as a source, with the splits of its owner. title, where: as in Source."""
     subjects = dataset.subject_ids.tolist()
-    first = dataset.offsets[:-1]
-    static = np.add.reduceat((dataset.times == NO_TIME).astype(np.int64), first)
+    begins, ends, times = dataset.offsets[:-1], dataset.offsets[1:], dataset.times
+    static = np.add.reduceat((times == NO_TIME).astype(np.int64), begins)
+    tokens = dataset.vocabulary.tokens
+    birth = tokens.index(BIRTH) if BIRTH in tokens else -1
     return Source(
         name="meds",
         title=title,
         unit="patients",
         where=where,
         subjects=subjects,
-        offsets=dataset.offsets,
-        starts=first + static,
+        begins=begins,
+        starts=begins + static,
+        ends=ends,
         ids=dataset.token_ids,
         vocabulary=dataset.vocabulary,
-        times=dataset.times,
+        times=times,
         values=dataset.values,
+        origins=origins_of(begins, ends, times, dataset.token_ids == birth),
         splits=None if owners is None else [owners.of.get(subject) for subject in subjects],
         splits_digest="" if owners is None else owners.digest,
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 
+HOLD_OUT_RANGE = 2**63
+
 
 def derived_seed(*names: int | str) -> int:
     """A seed in 0..2^63 - 1 that is the same for the same names, on every machine."""
@@ -11,6 +13,11 @@ def derived_seed(*names: int | str) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
+def hold_out_draw(subject: int | str) -> int:
+    """A number in 0..HOLD_OUT_RANGE - 1 of a subject, whatever the seed or other subjects."""
+    return derived_seed("held out", str(subject))
+
+
 def is_held_out(subject: int | str, share: float) -> bool:
-    """Returns whether a subject is in the held-out `share`, whatever the seed or other subjects."""
-    return derived_seed("held out", str(subject)) < share * 2**63
+    """Returns whether a subject is in the held-out `share`."""
+    return hold_out_draw(subject) < share * HOLD_OUT_RANGE

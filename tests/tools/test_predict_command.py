@@ -23,8 +23,8 @@ from clinattn.tools.prediction import predict as prediction  # noqa: E402
 from clinattn.tools.prediction.job import read_job  # noqa: E402
 from clinattn.tools.prediction.models import ROWS, filler  # noqa: E402
 from clinattn.tools.prediction.settings import PredictionSettings  # noqa: E402
-from clinattn.training.data import Tokens  # noqa: E402
 from clinattn.training.objectives import HELD_OUT_EPOCH, Classification  # noqa: E402
+from clinattn.training.sequences import Tokens  # noqa: E402
 from clinattn.training.start import make_corpus  # noqa: E402
 from clinattn.workloads import open_source  # noqa: E402
 

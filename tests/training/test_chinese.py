@@ -46,7 +46,7 @@ def test_an_encoding_changes_nothing_but_the_line_that_names_it(tmp_path, ending
     for encoding in ("utf-8", "gbk", "utf-16"):
         path = write(tmp_path / f"{encoding}.{ending}", encoding)
         corpora[encoding] = read_corpus(TrainingSettings(task="classify", text_file=path))
-    assert len({corpus.fingerprint() for corpus in corpora.values()}) == 1
+    assert len({corpus.fingerprint for corpus in corpora.values()}) == 1
     assert "in GB18030" in corpora["gbk"].source and " in " not in corpora["utf-8"].source[:12]
     assert not corpora["utf-8"].warnings()
 
@@ -58,7 +58,7 @@ def test_widths_of_digits_and_letters_are_one(tmp_path):
         given = [r | {"text": r["text"].translate(WIDE)} if wide else r for r in rows]
         (tmp_path / name).write_text("\n".join(map(json.dumps, given)))
         corpora.append(read_corpus(TrainingSettings(text_file=tmp_path / name)))
-    assert corpora[0].fingerprint() == corpora[1].fingerprint()
+    assert corpora[0].fingerprint == corpora[1].fingerprint
     assert {"mmhg", "岁"} < set(corpora[0].tokens)
 
 

@@ -17,8 +17,8 @@ from clinattn.encoder import Encoder, EncoderConfig  # noqa: E402
 from clinattn.encoder.heads import IGNORE  # noqa: E402
 from clinattn.training.batches import Batches, consecutive  # noqa: E402
 from clinattn.training.corpus import read_corpus  # noqa: E402
-from clinattn.training.data import Tokens, unigram_entropy, windows  # noqa: E402
 from clinattn.training.masking import mask_tokens  # noqa: E402
+from clinattn.training.sequences import Tokens, windows  # noqa: E402
 from clinattn.training.settings import TrainingSettings  # noqa: E402
 from clinattn.training.windows import notes_of  # noqa: E402
 from clinattn.workloads import SPECIAL_TOKENS, read_meds  # noqa: E402
@@ -54,7 +54,7 @@ def test_stretches_hold_every_event_once_behind_the_static_facts(tmp_path):
     corpus = read_corpus(TrainingSettings(meds_dir=folder, max_tokens=9, min_count=1))
     dataset = read_meds(folder)
     static = {i for i, token in enumerate(corpus.tokens) if token.startswith("SEX")}
-    examples = corpus.train + corpus.held_out
+    examples = [*corpus.train, *corpus.held_out]
     assert all(e.ids[0] == CLS and int(e.ids[1]) in static and len(e.ids) <= 9 for e in examples)
     assert sum(len(e.ids) - 2 for e in examples) == len(dataset.token_ids) - len(dataset)
 
@@ -136,7 +136,7 @@ def test_csv_and_jsonl_read_alike(tmp_path):
         read_corpus(TrainingSettings(task="classify", text_file=write_text(tmp_path / name, TEXTS)))
         for name in ("a.csv", "a.jsonl")
     )
-    assert one.fingerprint() == two.fingerprint()
+    assert one.fingerprint == two.fingerprint
     assert one.classes == ("c0", "c1") and len(one.train) + len(one.held_out) == 40
     assert names(one, one.train[0])[:2] == ["[CLS]", "patient"]
     assert names(one, one.train[0])[2] == "[UNK]"  # a number seen once
@@ -255,8 +255,8 @@ def test_masking_is_eighty_ten_ten_of_the_share_and_spares_special_tokens():
 
 
 def test_an_epoch_takes_each_sequence_once_in_another_order():
-    lengths = torch.randint(1, 60, (50,)).tolist()
-    batches = Batches(lengths, 64, seed=3)
+    lengths = torch.randint(1, 60, (50,)).numpy()
+    batches = Batches(50, lengths.__getitem__, 64, seed=3)
     epochs: dict[int, list[list[int]]] = {}
     while batches.epoch < 3:
         epoch, indices = batches.next()
@@ -266,20 +266,20 @@ def test_an_epoch_takes_each_sequence_once_in_another_order():
     assert all(sorted(sum(found, [])) == list(range(50)) for found in whole)
     assert whole[0] != whole[1] != whole[2]
 
-    again = Batches(lengths, 64, seed=3)
+    again = Batches(50, lengths.__getitem__, 64, seed=3)
     again.seek(1, 4)
     assert [again.next()[1] for _ in range(len(whole[1]) - 4)] == whole[1][4:]
-    assert Batches(lengths, 64, seed=4).batches != whole[0]
+    assert Batches(50, lengths.__getitem__, 64, seed=4).next()[1] != whole[0][0]
 
 
 def test_consecutive_fills_to_the_brim():
-    assert consecutive([0, 1, 2, 3], [3, 5, 1, 8], 8) == [[0, 1], [2], [3]]
+    assert [*consecutive(enumerate([3, 5, 1, 8]), 8)] == [[0, 1], [2], [3]]
 
 
 def test_unigram_entropy_is_that_of_the_held_out_content(tmp_path):
     rows = [(p, i, "AB"[i % 2]) for p in (TRAINED[0], HELD_OUT[0]) for i in range(8)]
     corpus = read_corpus(TrainingSettings(meds_dir=write_events(tmp_path, rows), min_count=1))
-    assert unigram_entropy(corpus) == pytest.approx(torch.log(torch.tensor(2.0)).item())
+    assert corpus.unigram_entropy == pytest.approx(torch.log(torch.tensor(2.0)).item())
 
 
 def test_seeds_differ_by_every_name():

@@ -17,9 +17,9 @@ from clinattn.encoder.heads import IGNORE  # noqa: E402
 from clinattn.training.batches import packed, padded  # noqa: E402
 from clinattn.training.checkpoint import checkpoints, load_checkpoint, load_model  # noqa: E402
 from clinattn.training.corpus import read_corpus  # noqa: E402
-from clinattn.training.data import Tokens  # noqa: E402
 from clinattn.training.loop import Trainer  # noqa: E402
 from clinattn.training.objectives import MaskedTokens  # noqa: E402
+from clinattn.training.sequences import Tokens  # noqa: E402
 from clinattn.training.settings import TrainingSettings  # noqa: E402
 from clinattn.training.standard import Standard  # noqa: E402
 from clinattn.workloads import SPECIAL_TOKENS  # noqa: E402
@@ -114,6 +114,10 @@ def test_a_future_begins_where_its_latest_events_do(tmp_path):
 V = len(SPECIAL_TOKENS)
 
 
+def fit(ids, values, size):
+    return Standard.fit(lambda: [(ids, values)], size)
+
+
 @pytest.mark.parametrize(
     ("trained", "value", "expected"),
     [
@@ -129,24 +133,32 @@ V = len(SPECIAL_TOKENS)
 )
 def test_a_value_is_put_on_the_scale_of_its_code(trained, value, expected):
     ids = torch.tensor([V] * len(trained) + [V + 1, V + 1])
-    fitted = Standard.fit(ids, torch.tensor([*trained, 1e6, 1e7]), V + 2)
+    fitted = fit(ids, torch.tensor([*trained, 1e6, 1e7]), V + 2)
     found = fitted(torch.tensor([V]), torch.tensor([value]))
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, torch.tensor([expected]), equal_nan=True)
+
+
+def test_scales_are_those_of_all_parts_together():
+    ids, values = torch.randint(V, V + 3, (99,)), torch.randn(99) * 9 + 1e3
+    whole = fit(ids, values, V + 3)
+    parts = Standard.fit(lambda: zip(ids.split(7), values.split(7), strict=True), V + 3)
+    for one, other in zip(vars(whole).values(), vars(parts).values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-14, atol=0, equal_nan=True)
 
 
 def test_special_tokens_have_no_values():
     """Least of all [UNK], which is codes of any unit."""
     ids = torch.arange(V)
     values = torch.ones(V)
-    assert Standard.fit(ids, values, V)(ids, values).isnan().all()
+    assert fit(ids, values, V)(ids, values).isnan().all()
 
 
 def test_rounding_is_no_spread():
     ids = torch.full((3,), V)
     x = torch.tensor(98.6)
     values = torch.stack([x, x.nextafter(torch.tensor(99.0)), x])
-    assert float(Standard.fit(ids, values, V + 1).scale[V]) == 1
+    assert float(fit(ids, values, V + 1).scale[V]) == 1
 
 
 def test_values_of_the_held_out_move_no_scale(tmp_path):
@@ -175,7 +187,7 @@ def test_the_fingerprint_covers_what_is_used(tmp_path, field):
     folders = [write_events(tmp_path / n, r) for n, r in (("one", rows), ("two", other))]
     asked = {"times": field == "days", "values": field == "values"}
     prints = [
-        [read_corpus(TrainingSettings(meds_dir=f), **given).fingerprint() for f in folders]
+        [read_corpus(TrainingSettings(meds_dir=f), **given).fingerprint for f in folders]
         for given in ({}, asked)
     ]
     assert prints[0][0] == prints[0][1] and len({*prints[0], *prints[1]}) == 3
@@ -290,7 +302,7 @@ def test_a_checkpoint_brings_its_scales(settings, tmp_path):
     own = Trainer(settings(preset="valued", meds_dir=other, min_count=1)).corpus.standard
     assert not torch.equal(own.mean.nan_to_num(), tuned.corpus.standard.mean.nan_to_num())
     again = Trainer(replace(first, resume=True))
-    assert again.step == 2 and again.corpus.fingerprint() == trainer.corpus.fingerprint()
+    assert again.step == 2 and again.corpus.fingerprint == trainer.corpus.fingerprint
     assert rows_of(tmp_path / "first")[-1]["split"] == "held_out"
 
 

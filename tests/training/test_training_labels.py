@@ -73,7 +73,7 @@ def test_nothing_after_the_prediction_time_is_in_a_corpus(tmp_path, task):
     leaky = read(settings_of(ward(tmp_path / "leaky", MOMENT + 1), task))
     past = ward(tmp_path / "past", None, lambda row: row[1] is None or row[1] <= MOMENT)
     clean = read(settings_of(past, task))
-    assert leaky.fingerprint() == clean.fingerprint()
+    assert leaky.fingerprint == clean.fingerprint
     for ours, theirs in zip(
         (leaky.standard.mean, leaky.standard.scale),
         (clean.standard.mean, clean.standard.scale),
@@ -81,14 +81,14 @@ def test_nothing_after_the_prediction_time_is_in_a_corpus(tmp_path, task):
     ):
         assert torch.equal(ours.nan_to_num(), theirs.nan_to_num())
     assert set(leaky.tokens) == {*SPECIAL_TOKENS, *CODES, "SEX//F", "SEX//M"}
-    for example in leaky.train + leaky.held_out:
+    for example in [*leaky.train, *leaky.held_out]:
         assert len(example) == 1 + 1 + 10 and float(example.days.max()) <= 9
 
 
 def test_what_happens_at_the_prediction_time_is_read(tmp_path, task):
     """LabelSchema of the package meds: data up to and including this time."""
     corpus = read(settings_of(ward(tmp_path / "ward", MOMENT), task))
-    for example in corpus.train + corpus.held_out:
+    for example in [*corpus.train, *corpus.held_out]:
         said = "OUT//True" if example.label else "OUT//False"
         assert names(corpus, example)[-1] == said and float(example.days[-1]) == 10
         assert "LATER" not in corpus.tokens  # a microsecond later

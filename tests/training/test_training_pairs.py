@@ -17,10 +17,11 @@ from clinattn.encoder import MaskedLanguageModel, PretrainingModel  # noqa: E402
 from clinattn.encoder.heads import IGNORE  # noqa: E402
 from clinattn.training.checkpoint import checkpoints, load_model  # noqa: E402
 from clinattn.training.corpus import read_corpus  # noqa: E402
-from clinattn.training.data import Tokens, sequence  # noqa: E402
+from clinattn.training.examples import Listed  # noqa: E402
 from clinattn.training.loop import Trainer  # noqa: E402
 from clinattn.training.objectives import HELD_OUT_EPOCH  # noqa: E402
 from clinattn.training.pairs import FOLLOWS, RANDOM, Pairs  # noqa: E402
+from clinattn.training.sequences import Tokens, sequence  # noqa: E402
 from clinattn.training.settings import TrainingSettings  # noqa: E402
 from clinattn.workloads.vocabulary import CLS, SEP  # noqa: E402
 
@@ -64,7 +65,7 @@ SIZES = [(0, 0, 9), (0, 9, 4), (1, 0, 7), (1, 7, 1), (2, 0, 12), (3, 0, 2), (3, 
 
 @pytest.fixture
 def pairs():
-    return Pairs("here", [told(*size) for size in SIZES], SEP)
+    return Pairs("here", Listed([told(*size) for size in SIZES]), SEP)
 
 
 @pytest.mark.parametrize("index", range(len(SIZES)), ids=lambda i: "-".join(map(str, SIZES[i])))
@@ -107,7 +108,7 @@ def test_a_pair_is_labelled_as_it_is_made(pairs, index):
 
 def test_the_length_of_a_second_part_tells_nothing():
     """Nobody else has as many events as the half of the longest."""
-    pairs = Pairs("here", [told(0, 0, 20), told(1, 0, 4)], SEP)
+    pairs = Pairs("here", Listed([told(0, 0, 20), told(1, 0, 4)]), SEP)
     sizes = {label: set() for label in (FOLLOWS, RANDOM)}
     for seed in range(20):
         tokens, types, label = pairs.draw(0, seed)
@@ -130,7 +131,7 @@ def test_half_of_the_pairs_follow_and_any_other_subject_may_be_drawn(pairs):
 )
 def test_a_split_without_pairs_is_refused(sizes):
     with pytest.raises(ValueError, match="here: no pairs for nsp in a split, expected sequences"):
-        Pairs("here", [told(*size) for size in sizes], SEP)
+        Pairs("here", Listed([told(*size) for size in sizes]), SEP)
 
 
 def test_pairs_are_drawn_anew_each_epoch_and_once_for_the_held_out(settings):

@@ -49,7 +49,7 @@ def test_held_out_and_unlisted_patients_change_nothing(settings, tmp_path):
     kept = [p for p in PATIENTS if OF[p] != "held_out"]
     pq.write_table(table.filter(pc.is_in(table["subject_id"], pc.cast(kept, "int64"))), path)
     two = read_corpus(settings(), times=True, values=True)
-    assert one.fingerprint() == two.fingerprint() and one.evaluated == "tuning"
+    assert one.fingerprint == two.fingerprint and one.evaluated == "tuning"
     assert torch.equal(one.standard.mean.nan_to_num(), two.standard.mean.nan_to_num())
     assert "not read: 10 of 'held_out'" in one.source
 
@@ -59,7 +59,7 @@ def test_patients_of_tuning_move_no_vocabulary_or_scale(settings, tmp_path):
     swapped = {"tuning": "held_out", "held_out": "tuning"}
     write_splits(tmp_path / "ward", {p: swapped.get(split, split) for p, split in OF.items()})
     two = read_corpus(settings(), values=True)
-    assert one.tokens == two.tokens and one.fingerprint() != two.fingerprint()
+    assert one.tokens == two.tokens and one.fingerprint != two.fingerprint
     assert torch.equal(one.standard.mean.nan_to_num(), two.standard.mean.nan_to_num())
     write_splits(tmp_path / "ward", OF | {2: "tuning"})  # whom both were trained on
     three = read_corpus(settings(), values=True)

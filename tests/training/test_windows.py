@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from clinattn.training.data import starts_of
+from clinattn.training.sequences import starts_of
 from clinattn.training.windows import POOLS, by_note, note_windows, notes_of, pooled
 from clinattn.workloads import Vocabulary
 from clinattn.workloads.vocabulary import CLS, SEP

@@ -62,7 +62,8 @@ def test_a_meds_folder_has_times_values_and_static_facts(meds):
     assert words(meds, meds.sequence(0, 3)) == ["[CLS]", "SEX//F", "HR"]  # the latest event
     assert meds.sequence(0, 1).tolist() == [CLS]
     assert meds.lengths(4).tolist() == [4, 3]
-    assert meds.days().tolist() == [0, 0, 2, 3, 0, 1]  # since birth, or the first timed event
+    days = [meds.days(i, meds.times[at]).tolist() for i, at in ((0, slice(4)), (1, slice(4, 6)))]
+    assert days == [[0, 0, 2, 3], [0, 1]]  # since birth, or the first timed event
     np.testing.assert_array_equal(meds.values[2:4], [80, 90])
     assert meds.unknown_share() == 0
 
@@ -75,7 +76,7 @@ def test_a_text_has_words_labels_and_subjects(text):
     assert text.lengths(5).tolist() == [5, 3, 2]
     assert text.times is None and text.values is None
     with pytest.raises(ValueError, match="text_file='.*notes.jsonl' has no times: expected"):
-        text.days()
+        text.days(0, np.zeros(1))
 
 
 def test_a_profile_is_drawn_from_its_seed(profile):
@@ -106,13 +107,14 @@ def test_a_split_holds_out_whole_subjects(tmp_path, profile):
 
 def test_the_vocabulary_of_a_split_leaves_the_others_unknown(text, meds):
     chosen = np.array([False, True, True])
-    vocabulary = text.vocabulary_of(text.of_events(chosen))
+    vocabulary = text.vocabulary_of(text.until(chosen))
     assert vocabulary.tokens == (*SPECIAL_TOKENS, "no", "pain", "rest")
-    assert text.ids_of(vocabulary).tolist() == [6, UNK, 6, UNK, 7, UNK, 5, 6, 7]
-    everything = np.ones(len(text.ids), bool)
-    assert text.vocabulary_of(everything, min_count=2).tokens[5:] == ("pain", "rest")
-    assert text.vocabulary_of(everything, max_size=6).tokens[5:] == ("pain",)
-    assert meds.vocabulary_of(meds.of_events(np.array([False, True]))).tokens[5:] == ("ADMIT", "HR")
+    ids = text.table_of(vocabulary)[text.ids]
+    assert ids.tolist() == [6, UNK, 6, UNK, 7, UNK, 5, 6, 7]
+    assert text.vocabulary_of(text.ends, min_count=2).tokens[5:] == ("pain", "rest")
+    assert text.vocabulary_of(text.ends, max_size=6).tokens[5:] == ("pain",)
+    one = meds.until(np.array([False, True]))
+    assert meds.vocabulary_of(one).tokens[5:] == ("ADMIT", "HR")
 
 
 def test_a_tokenizer_brings_its_own_vocabulary(tmp_path, text):
@@ -127,8 +129,8 @@ def test_a_tokenizer_brings_its_own_vocabulary(tmp_path, text):
     assert source.closed and source.sequence(2, 9).tolist() == [2, 5]
     own = source.vocabulary
     assert (own.cls, own.mask, own.sep, own.unknown) == (2, 3, None, 1)
-    assert source.vocabulary_of(np.zeros(3, bool)) is own
-    assert source.ids_of(text.vocabulary).tolist() == source.ids.tolist()
+    assert source.vocabulary_of(source.begins) is own
+    assert source.table_of(text.vocabulary).tolist() == list(range(6))
     assert 0 < source.unknown_share() < 1
 
 

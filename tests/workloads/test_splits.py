@@ -167,4 +167,6 @@ def test_part_of_a_source_is_a_source(source):
     for index, subject in enumerate(part.subjects):
         ids = part.sequence(index, 9)
         assert [part.vocabulary.tokens[i] for i in ids] == ["[CLS]", *[f"OF//{subject}"] * 3]
-    assert part.times.tolist() == [0, 1, 2] * 3 and part.starts.tolist() == [0, 3, 6]
+    places = [slice(*part.bounds(index)[::2]) for index in range(3)]
+    assert [part.times[at].tolist() for at in places] == [[0, 1, 2]] * 3
+    assert (part.starts == part.begins).all() and part.counts().tolist() == [*[0] * 5, 3, 3, 3]

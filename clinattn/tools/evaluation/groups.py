@@ -14,6 +14,8 @@ from clinattn.tools.evaluation.settings import EvaluateSettings
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from clinattn.workloads import Source
+
 UNKNOWN = "unknown"
 MOST_VALUES = 12  # of a column of numbers, each a group; others are cut at their quartiles
 MOST_GROUPS = 50
@@ -119,32 +121,43 @@ def _by_codes(
     globs: list[str], settings: EvaluateSettings, predictions: Predictions
 ) -> dict[str, Grouping]:
     """Rows of patients with such an event at or before the time of prediction, and the others."""
+    from clinattn.workloads import open_source
     from clinattn.workloads.code_names import code_descriptions, with_meaning
-    from clinattn.workloads.meds import read_meds
 
     assert settings.data is not None
     folder = settings.data.partition(":")[2]
     subjects = _subjects(predictions, f"data={settings.data!r}")
     times = _times(predictions)
-    dataset = read_meds(folder)
+    source = open_source(settings.data)
     meanings = code_descriptions(folder)
+    places = {str(subject): i for i, subject in enumerate(source.subjects)}
     found = {}
     for glob in globs:
-        matching = np.array([fnmatchcase(code, glob) for code in dataset.vocabulary.tokens])
-        matching &= dataset.vocabulary.ordinary()
+        matching = np.array([fnmatchcase(code, glob) for code in source.vocabulary.tokens])
+        matching &= source.vocabulary.ordinary()
         if not matching.any():
             raise ValueError(
                 f"by={glob!r}: no code of {settings.data!r} and no column matches: expected one"
             )
-        at = np.where(matching[dataset.token_ids], dataset.times, NEVER)
-        first = np.minimum.reduceat(at, dataset.offsets[:-1])
-        earliest = dict(zip(map(str, dataset.subject_ids.tolist()), first.tolist(), strict=True))
+        earliest = _earliest(source, matching)
         numbers = [
-            -1 if subject not in earliest or time is None else int(earliest[subject] > time)
+            -1 if subject not in places or time is None else int(earliest[places[subject]] > time)
             for subject, time in zip(subjects, times, strict=True)
         ]
-        said = with_meaning(glob, dataset.vocabulary.tokens, meanings)
+        said = with_meaning(glob, source.vocabulary.tokens, meanings)
         found[glob] = _grouping(f"code {said}", ["had it", "had not"], numbers)
+    return found
+
+
+def _earliest(source: Source, matching: np.ndarray) -> np.ndarray:
+    """(S,) int64: the time of each sequence's first event with such an id (V,) bool, or NEVER."""
+    assert source.times is not None
+    found = np.full(len(source), NEVER)
+    for part in source.parts():
+        at = np.where(matching[source.ids[part.at]], source.times[part.at], NEVER)
+        full = part.indices[source.ends[part.indices] > source.begins[part.indices]]
+        if len(full):
+            found[full] = np.minimum.reduceat(at, source.begins[full] - part.at.start)
     return found
 
 

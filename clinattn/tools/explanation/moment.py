@@ -10,7 +10,7 @@ import numpy as np
 
 from clinattn.tools.explanation.case import shown
 from clinattn.tools.explanation.settings import ExplainSettings
-from clinattn.training.corpus import Cut, cut_at, cuts_of, marks_of
+from clinattn.training.cuts import Cut, cut_at, cuts_of, matching_of
 from clinattn.training.settings import TrainingSettings
 from clinattn.workloads.code_names import with_meaning
 from clinattn.workloads.source import NO_TIME, Source
@@ -55,10 +55,10 @@ def _at_cut(
 ) -> Moment:
     """A cut of training, or the end of the timeline."""
     assert source.times is not None
-    marks = marks_of(source, training.label_code)
-    assert marks is not None
+    matching = matching_of(source, training.label_code)
+    assert matching is not None
     end = source.bounds(index)[2]
-    cuts = cuts_of(source, index, marks, training)
+    cuts = cuts_of(source, index, matching, training)
     number = len(cuts) if settings.cut is None else settings.cut
     if number > len(cuts) or (settings.cut is None and not cuts):
         given = "the last" if settings.cut is None else number
@@ -66,7 +66,7 @@ def _at_cut(
             f"cut={given}: the timeline of patient {settings.patient} has {len(cuts)} cuts of "
             "training; expected one of them from 1, or 0 for its end"
         )
-    cut = cuts[number - 1] if number else cut_at(source, index, marks, training, end, end)
+    cut = cuts[number - 1] if number else cut_at(source, index, matching, training, end, end)
     last = _last(source, cut)
     assert training.label_code is not None
     code = shown(with_meaning(training.label_code, source.vocabulary.tokens, meanings))
@@ -75,7 +75,7 @@ def _at_cut(
     if not number:
         return Moment(cut, f"{last}, the end of the timeline", follows + unread)
     when = f"{last}, after its last event before the cut, cut {number} of {len(cuts)}"
-    outcome = classes[int(marks[cut.end : cut.until].any())]
+    outcome = classes[int(cut.marked(source, matching))]
     return Moment(cut, when, f"{follows} before the next cut{unread}", outcome)
 
 

@@ -12,8 +12,8 @@ import torch
 from clinattn.tools.explanation.case import Case, Group, Model, Unit, shown
 from clinattn.tools.explanation.moment import minute, moment_of
 from clinattn.tools.explanation.settings import ExplainSettings
-from clinattn.training.corpus import tokens_of
-from clinattn.training.data import Example
+from clinattn.training.reading import Reader
+from clinattn.training.sequences import Example
 from clinattn.training.settings import TrainingSettings
 from clinattn.training.start import of_checkpoint
 from clinattn.workloads import Vocabulary, open_source
@@ -44,7 +44,7 @@ def timeline_case(
     meanings = code_descriptions(parse_data(settings.data).place)
     moment = moment_of(source, index, settings, training, saved, meanings)
     cut = moment.cut
-    events = tokens_of(
+    reader = Reader(
         source,
         vocabulary,
         times=config.positions == "rotary_time",
@@ -72,7 +72,7 @@ def timeline_case(
         warnings.append("Whether the model was trained on this patient is not known.")
     elif stands.trained_on:
         warnings.append("The model was trained on this patient: it may know the outcome by heart.")
-    example = cut.sequence(source, events)
+    example = cut.sequence(reader)
     return Case(
         model=make(example, vocabulary),
         title=f"patient {settings.patient}",

@@ -19,7 +19,7 @@ from clinattn.tools.explanation.timeline import timeline_case
 from clinattn.tools.vocabularies import tokenizer_for
 from clinattn.training.batches import consecutive, packed
 from clinattn.training.checkpoint import model_of
-from clinattn.training.data import Example
+from clinattn.training.sequences import Example
 from clinattn.training.settings import TrainingSettings
 from clinattn.training.start import of_checkpoint
 from clinattn.training.windows import note_windows
@@ -61,7 +61,7 @@ class Trained:
 
     def logits(self, kept: Sequence[Tensor]) -> Tensor:
         """Packed, as in training; sequences of BATCH tokens at once."""
-        batches = consecutive(list(range(len(kept))), [len(x) for x in kept], BATCH)
+        batches = consecutive(enumerate(map(len, kept)), BATCH)
         found = []
         with torch.inference_mode():
             for batch in batches:

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from clinattn.encoder import SequenceClassifier
 from clinattn.operator.packing import batch_by_tokens
 from clinattn.training.batches import packed
-from clinattn.training.data import Tokens
+from clinattn.training.sequences import Tokens
 
 # Products of few rows are summed in an order of their own (MKL: below four a thread; the compiled
 # layers of fp32: below 256), so there are always whole multiples of so many.

@@ -17,9 +17,9 @@ from clinattn.tools.prediction.models import Outputs
 from clinattn.tools.prediction.parts import MANIFEST, Part, Parts, require_same
 from clinattn.tools.prediction.rows import Progress
 from clinattn.tools.prediction.settings import PredictionSettings
-from clinattn.training.data import Tokens
 from clinattn.training.interruption import Stop, deferred_signals
 from clinattn.training.output import claimed
+from clinattn.training.sequences import Tokens
 from clinattn.training.windows import pooled
 
 BATCHES = 4  # of a part: what a kill may lose

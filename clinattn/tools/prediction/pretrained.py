@@ -22,8 +22,8 @@ from clinattn.tools.prediction.rows import Rows
 from clinattn.tools.prediction.settings import PredictionSettings
 from clinattn.tools.prediction.texts import note_rows
 from clinattn.tools.pretrained_folder import PretrainedFolder, open_folder, require_classifier
-from clinattn.training.data import Tokens
 from clinattn.training.origin import Origin
+from clinattn.training.sequences import Tokens
 from clinattn.training.settings import TrainingSettings
 from clinattn.training.windows import FIRST
 from clinattn.workloads.opening import parse_data

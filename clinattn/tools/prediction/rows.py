@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from clinattn.training.data import Tokens
+from clinattn.training.sequences import Tokens
 
 Progress = Callable[[str, int, int], None]
 SHOWN = 1000  # rows between two words on progress

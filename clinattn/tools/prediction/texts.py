@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from clinattn.tools.prediction.rows import Rows
-from clinattn.training.data import Tokens
+from clinattn.training.sequences import Tokens
 from clinattn.workloads.tables import Row
 
 

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from clinattn.tools.prediction.rows import Rows
-from clinattn.training.corpus import cut_at, cuts_of, marks_of
-from clinattn.training.data import Example, Tokens
+from clinattn.training.cuts import cut_at, cuts_of, matching_of
 from clinattn.training.moments import Moments
+from clinattn.training.reading import Reader
+from clinattn.training.sequences import Example
 from clinattn.training.settings import TrainingSettings
 from clinattn.workloads.labels import TaskLabels
 from clinattn.workloads.source import Source
@@ -29,23 +30,27 @@ class Moment(NamedTuple):
 
 @dataclass(frozen=True)
 class Timelines:
-    """A source, its events as an encoder takes them, and the sequences chosen, (S,) bool.
+    """A source, as an encoder takes it, and the sequences chosen, (S,) bool.
 
-    Events with a mark, (E,) bool, are not read: they are of the outcome.
+    Codes that match, (V,) bool, are not read: they are of the outcome. None for none.
     """
 
-    source: Source
-    events: Tokens
+    reader: Reader
     chosen: np.ndarray
     training: TrainingSettings
-    marks: np.ndarray
+    matching: np.ndarray | None
+
+    @property
+    def source(self) -> Source:
+        return self.reader.source
 
     def at_cuts(self) -> Rows:
         """At the cuts of training, with what follows."""
+        assert self.matching is not None
         moments = []
         for index in np.flatnonzero(self.chosen).tolist():
-            for cut in cuts_of(self.source, index, self.marks, self.training):
-                outcome = bool(self.marks[cut.end : cut.until].any())
+            for cut in cuts_of(self.source, index, self.matching, self.training):
+                outcome = cut.marked(self.source, self.matching)
                 moments.append(self._after(index, cut.end, cut.until, outcome))
         return self._rows(moments, ["each timeline is predicted at the cuts of training"])
 
@@ -101,8 +106,8 @@ class Timelines:
 
         def sequences(row: int) -> list[Example]:
             owner, end, until, *_ = moments[row]
-            cut = cut_at(source, owner, self.marks, self.training, end, until)
-            return [cut.sequence(source, self.events)]
+            cut = cut_at(source, owner, self.matching, self.training, end, until)
+            return [cut.sequence(self.reader)]
 
         return Rows(
             title=source.title,
@@ -117,15 +122,14 @@ class Timelines:
         )
 
 
-def unread(source: Source, training: TrainingSettings, required: bool) -> np.ndarray:
-    """(E,) bool: the events that label_code matches, by which training made its classes.
+def unread(source: Source, training: TrainingSettings, required: bool) -> np.ndarray | None:
+    """(V,) bool: the codes that label_code matches, by which training made its classes.
 
-    Raises ValueError where none does and one is required.
+    Raises ValueError where none does and one is required; None where none is.
     """
     try:
-        marks = marks_of(source, training.label_code)
+        return matching_of(source, training.label_code)
     except ValueError:
         if required:
             raise
-        marks = None
-    return np.zeros(len(source.ids), dtype=bool) if marks is None else marks
+        return None

@@ -18,9 +18,9 @@ from clinattn.tools.prediction.texts import note_rows
 from clinattn.tools.prediction.timelines import Timelines, unread
 from clinattn.tools.vocabularies import require_words, tokenizer_for
 from clinattn.training.checkpoint import model_of
-from clinattn.training.corpus import tokens_of
-from clinattn.training.data import Example
 from clinattn.training.origin import Origin
+from clinattn.training.reading import Reader
+from clinattn.training.sequences import Example
 from clinattn.training.settings import TrainingSettings
 from clinattn.training.start import check_source, of_checkpoint
 from clinattn.training.windows import note_windows
@@ -79,17 +79,16 @@ def _timelines(
         labels = read_labels(settings.labels, folder, required=False)
         _require_column(labels, saved)
     source = open_source(training.data)
-    notes = unknown_note(source.ids_of(vocabulary), vocabulary, source.where)
+    notes = unknown_note(source, vocabulary)
     split, chosen, more = _chosen(settings, training, saved, source)
-    events = tokens_of(
+    reader = Reader(
         source,
         vocabulary,
         times=config.positions == "rotary_time",
         standard=standard if config.numeric_values else None,
     )
     at_cuts = training.label_code is not None and labels is None and not settings.at_end
-    marks = unread(source, training, required=at_cuts)
-    timelines = Timelines(source, events, chosen, training, marks)
+    timelines = Timelines(reader, chosen, training, unread(source, training, required=at_cuts))
     if labels is not None:
         rows = timelines.at_labels(labels)
     else:
@@ -125,15 +124,15 @@ def _notes(
     path = Path(parse_data(training.data).place)
     read = read_rows(path, False, **settings.table)
     source = source_of_rows(path, read, tokenizer)
-    ids = torch.from_numpy(source.ids_of(vocabulary))
-    notes = unknown_note(ids.numpy(), vocabulary, source.where)
+    reader = Reader(source, vocabulary)
+    notes = unknown_note(source, vocabulary)
     split, chosen, more = _chosen(settings, training, saved, source)
     overlap = training.overlap if settings.overlap is None else settings.overlap
     pool = settings.pool or training.pool
 
     def sequences(row: int) -> list[Example]:
-        start, _, end = source.bounds(row)
-        return note_windows(ids[start:end], vocabulary, training.room, overlap, pool)
+        ids = reader.whole(row).ids
+        return note_windows(ids, vocabulary, training.room, overlap, pool)
 
     rows = note_rows(path, read.rows, chosen, sequences, saved["classes"])
     return replace(rows, notes=(*rows.notes, *notes, *more)), split
@@ -149,15 +148,15 @@ def _chosen(
     return split, chosen, seen_note(trained_on(source, share, saved.get("split")), chosen)
 
 
-def unknown_note(ids: np.ndarray, vocabulary: Vocabulary, where: str) -> list[str]:
+def unknown_note(source: Source, vocabulary: Vocabulary) -> list[str]:
     """A line on the share of events or words that are [UNK], where there are some.
 
     Raises ValueError where all are: the data are coded in another way than those of training.
     """
-    share = float((ids == vocabulary.unknown).mean())
+    share = source.unknown_share(vocabulary)
     if share == 1:
         raise ValueError(
-            f"{where}: the checkpoint knows none of its codes or words: expected such as "
+            f"{source.where}: the checkpoint knows none of its codes or words: expected such as "
             f"{vocabulary.tokens[-1]!r}"
         )
     return [f"{share:.1%} of events or words are new to the model, [UNK]"] if share else []

@@ -73,7 +73,7 @@ def folders(tmp_path_factory):
 
 def events(source, index):
     """(code, microseconds, value) of the events of a sequence."""
-    at = slice(int(source.offsets[index]), int(source.offsets[index + 1]))
+    at = slice(*source.bounds(index)[::2])
     codes = [source.vocabulary.tokens[i] for i in source.ids[at]]
     return codes, source.times[at].tolist(), source.values[at]
 
@@ -111,7 +111,6 @@ def test_sequences_are_those_of_the_packages_dataset(folders):
         seq_sampling_strategy="to_end",
         static_inclusion_mode="include",
     )
-    days = cohort.days()
     for split in ("train", "tuning", "held_out"):
         theirs = MEDSPytorchDataset(config, split=split)
         subjects = [subject for subject, _ in theirs.index]
@@ -120,7 +119,8 @@ def test_sequences_are_those_of_the_packages_dataset(folders):
         ids, arguments = from_meds_torch(batch, values=True)
         for row, i in enumerate(seen):
             index = cohort.subjects.index(subjects[i])
-            at = slice(*cohort.offsets[index : index + 2].tolist())
+            at = slice(*cohort.bounds(index)[::2])
+            days = cohort.days(index, cohort.times[at])
             length = int(arguments["lengths"][row])
             # an id here stands behind five special tokens, and the package's begin with 1
             assert (ids[row, :length] + 4).tolist() == cohort.ids[at].tolist()
@@ -129,7 +129,7 @@ def test_sequences_are_those_of_the_packages_dataset(folders):
                 arguments["values"][row, :length], torch.from_numpy(cohort.values[at]), **close
             )
             torch.testing.assert_close(
-                arguments["positions"][row, :length], torch.from_numpy(days[at]), **close
+                arguments["positions"][row, :length], torch.from_numpy(days), **close
             )
 
 
