@@ -16,7 +16,7 @@ import torch
 import clinattn
 from clinattn.backends.cpu import instruction_set
 
-PACKAGES = ("torch", "triton", "numpy", "pyarrow", "transformers")
+PACKAGES = ("triton", "numpy", "pyarrow", "transformers")
 
 
 def load_average() -> float | None:
@@ -43,6 +43,7 @@ def environment(device: torch.device | None = None) -> dict[str, Any]:
         "clinattn": clinattn.__version__,
         "commit": git_commit(),
         "python": platform.python_version(),
+        "torch": str(torch.__version__),  # with the build, which a wheel's own version may lack
         **{name: _version(name) for name in PACKAGES},
         "platform": f"{platform.system()} {platform.machine()}",
         "cpu": cpu_name(),
