@@ -38,13 +38,15 @@ class PackedBatches(_Base):
     Raises ValueError and NotImplementedError, at once, for what packed rows do not go with.
     """
 
+    data_collator: Any
+
     def __init__(self, *args: Any, max_tokens: int, max_length: int | None = None, **words: Any):
         if words.get("model_init") is not None:
             raise ValueError("model_init: expected a model, which is run once to check it")
         super().__init__(*args, **words)
         self.max_tokens, self.max_length = max_tokens, max_length
         _check(self)
-        given: Any = self.data_collator
+        given = self.data_collator
         if not isinstance(given, PackingCollator):
             plain = given is default_data_collator or isinstance(given, DataCollatorWithPadding)
             self.data_collator = PackingCollator(
@@ -133,7 +135,7 @@ class PackedBatches(_Base):
             if model.training:
                 if not n:  # the mean over nothing is NaN
                     loss = sum(x.sum() for x in _results(outputs)) * 0.0
-                share = n / num_items_in_batch
+                share = n / torch.as_tensor(num_items_in_batch).clamp(min=1)
                 if self.args.average_tokens_across_devices:
                     share = share * self.accelerator.num_processes
                 loss = loss * share
@@ -181,7 +183,7 @@ class PackedBatches(_Base):
         return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)])
 
 
-class PackedTrainer(PackedBatches, Trainer):  # type: ignore[misc]
+class PackedTrainer(PackedBatches, Trainer):
     """transformers' Trainer with packed rows of at most max_tokens tokens; see PackedBatches."""
 
 
