@@ -11,6 +11,7 @@ import packed_rows
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
+from support import assert_close
 from torch.utils.data import DataLoader
 
 from clinattn.integrations.trainer import (
@@ -81,6 +82,28 @@ def by_hand(name, processes, dtype, accumulate=ACCUMULATE, tokens=True):
                         x -= RATE * x.grad
                         x.grad = None
     return dict(model.state_dict())
+
+
+def by_module(weights):
+    """Weight and bias in one: a key's bias moves by what cancels in its gradient alone."""
+    found = {}
+    for name, x in weights.items():
+        found.setdefault(name.rpartition(".")[0], []).append(x.flatten())
+    return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+def assert_weights_close(actual, name, processes, accumulate=ACCUMULATE):
+    hand = lambda dtype: by_module(by_hand(name, processes, dtype, accumulate=accumulate))
+    truth, naive, actual = hand(torch.float64), hand(torch.float32), by_module(actual)
+    assert actual.keys() == truth.keys()
+    for module in truth:
+        assert_close(module, actual[module], truth[module], naive[module])
+
+
+def read_by(rank, processes):
+    """The sequences that a process reads in all epochs."""
+    steps = [step for epoch in range(EPOCHS) for step in batches(processes, epoch)]
+    return [i for step in steps for i in step[rank]]
 
 
 def arguments(folder, **more):

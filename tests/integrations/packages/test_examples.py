@@ -17,6 +17,9 @@ PACKAGES = {
     "captum_embeddings": ("captum",),
     "finetune_bert": ("transformers", "accelerate"),
     "meds_eic_ar": ("transformers",),
+    "packed_accelerate": ("transformers", "accelerate"),
+    "packed_lightning": ("transformers", "lightning"),
+    "packed_trainer": ("transformers", "accelerate"),
     "private_training": ("opacus",),
 }
 
@@ -57,6 +60,10 @@ def teaches(output):
     return min(teacher, student) > 0.85 > scratch + 0.1 and small == same < size / 10
 
 
+def sorts_notes(output):
+    return replaces(output) and numbers("accuracy", output)[-1] > 0.95
+
+
 def agrees(output):
     eager, compiled = (numbers(name, output) for name in ("eager", "compiled"))
     assert set(numbers("graphs", output)) == {1}
@@ -90,6 +97,9 @@ SHOWS = {
     "femr": differs_by_rounding,
     "finetune_bert": replaces,
     "meds_eic_ar": falls,
+    "packed_accelerate": replaces,
+    "packed_lightning": replaces,
+    "packed_trainer": sorts_notes,
     "private_training": learns_in_private,
     "self_attention": forgets_the_distant,
 }

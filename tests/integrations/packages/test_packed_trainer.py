@@ -1,7 +1,7 @@
 """transformers' Trainer over packed rows, in one process and in two."""
 
 from contextlib import nullcontext
-from itertools import chain, count
+from itertools import count
 
 import numpy as np
 import pytest
@@ -21,22 +21,6 @@ from clinattn.tools.model_report.parity import InDouble  # noqa: E402
 MODELS = ("bert", "modernbert")
 
 
-def by_module(weights):
-    """Weight and bias in one: a key's bias moves by what cancels in its gradient alone."""
-    found = {}
-    for name, x in weights.items():
-        found.setdefault(name.rpartition(".")[0], []).append(x.flatten())
-    return {name: torch.cat(parts) for name, parts in found.items()}
-
-
-def assert_weights_close(actual, name, processes, accumulate=trained.ACCUMULATE):
-    hand = lambda dtype: by_module(trained.by_hand(name, processes, dtype, accumulate=accumulate))
-    truth, naive, actual = hand(torch.float64), hand(torch.float32), by_module(actual)
-    assert actual.keys() == truth.keys()
-    for module in truth:
-        assert_close(module, actual[module], truth[module], naive[module])
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_it_learns_as_by_hand_over_padded_rows(name, tmp_path):
     """Two rows to a step, of different numbers of labels: the mean is over all of them.
@@ -44,10 +28,8 @@ def test_it_learns_as_by_hand_over_padded_rows(name, tmp_path):
     BERT's loss is the mean of a row and ModernBERT's reads num_items_in_batch.
     """
     found = trained.transformers_run(tmp_path, name)
-    assert found["read"] == list(
-        chain(*chain(*(s for e in range(3) for s in trained.batches(1, e))))
-    )
-    assert_weights_close(found["weights"], name, 1)
+    assert found["read"] == trained.read_by(0, 1)
+    trained.assert_weights_close(found["weights"], name, 1)
     wrong = trained.by_hand(name, 1, torch.float64, tokens=False)
     truth = trained.by_hand(name, 1, torch.float64)
     with pytest.raises(AssertionError):  # the test would notice
@@ -122,7 +104,7 @@ def test_results_are_of_sequences_in_the_order_of_the_dataset(name, head, tmp_pa
 def test_two_processes(tmp_path):
     """Each has its share, the weights are those of steps over both, and a checkpoint goes on."""
     place = -(-len(trained.batches(2, 0)) // trained.ACCUMULATE) + 1  # in the second epoch
-    saved = {"save_strategy": "steps", "save_steps": 1}
+    saved = {"save_strategy": "steps", "save_steps": place}
     sequences = {"head": "SequenceClassification", "evaluate": True, "num_train_epochs": 1}
     ranks = trained.in_two_processes(
         tmp_path,
@@ -134,13 +116,12 @@ def test_two_processes(tmp_path):
         ),
         ("transformers_run", (tmp_path / "sequences", "modernbert"), sequences),
     )
-    steps = [step for epoch in range(trained.EPOCHS) for step in trained.batches(2, epoch)]
     for rank, (whole, resumed, of_sequences) in enumerate(ranks):
-        assert whole["read"] == list(chain(*(step[rank] for step in steps)))
+        assert whole["read"] == trained.read_by(rank, 2)
         assert resumed["read"] == whole["read"][-len(resumed["read"]) :] != whole["read"]
         for weight, x in whole["weights"].items():
             assert torch.equal(resumed["weights"][weight], x)
-        assert_weights_close(whole["weights"], "bert", 2)
+        trained.assert_weights_close(whole["weights"], "bert", 2)
         assert_evaluated(whole, "bert", trained.HEAD)
         assert_evaluated(of_sequences, "modernbert", "SequenceClassification")
 
