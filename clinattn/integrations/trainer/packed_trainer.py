@@ -52,6 +52,7 @@ class PackedBatches(_Base):
             self.data_collator = PackingCollator(
                 self.model, None if plain else given, max_length=max_length
             )
+        self._lengths: dict[int, tuple[Any, list[int]]] = {}
         self._epochs = _Epochs()
         self.add_callback(self._epochs)
 
@@ -87,13 +88,21 @@ class PackedBatches(_Base):
             )
         args = self.args
         return TokenBudgetSampler(
-            lengths_of(dataset, args.length_column_name, not args.disable_tqdm),
+            self._lengths_of(dataset),
             self.max_tokens,
             max_length=self.max_length,
             shuffle=shuffle,
             seed=args.seed if args.data_seed is None else args.data_seed,
             num_replicas=self.accelerator.num_processes,
         )
+
+    def _lengths_of(self, dataset: Any) -> list[int]:
+        """Its lengths, which are counted once: evaluation may come often."""
+        if id(dataset) not in self._lengths:
+            progress = not self.args.disable_tqdm and self.is_local_process_zero()
+            lengths = lengths_of(dataset, self.args.length_column_name, progress)
+            self._lengths[id(dataset)] = dataset, lengths
+        return self._lengths[id(dataset)][1]
 
     def _loader(
         self, dataset: Any, sampler: TokenBudgetSampler, description: str, **words: Any
@@ -107,7 +116,7 @@ class PackedBatches(_Base):
             ),
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,
-            persistent_workers=args.dataloader_persistent_workers,
+            persistent_workers=args.dataloader_persistent_workers and description == "Training",
             prefetch_factor=args.dataloader_prefetch_factor,
             **words,
         )
@@ -153,7 +162,8 @@ class PackedBatches(_Base):
             model, inputs, prediction_loss_only, ignore_keys=ignore_keys
         )
         if loss is not None:
-            n = inputs["labels"].ne(-100).sum().to(loss.device)
+            given = inputs.get("labels", inputs[ENDS][1:])
+            n = given.ne(-100).sum().to(loss.device)
             self._losses += torch.stack([torch.where(n > 0, loss * n, 0.0).double(), n.double()])
         ends = inputs[ENDS].tolist()
         return loss, _nested(logits, "logits", ends), _nested(labels, "labels", ends)

@@ -24,6 +24,7 @@ REFUSED = {
     "DataCollatorWithFlattening serves decoders",
     "ForConditionalGeneration": "it has two sequences, of an encoder and of a decoder",
 }
+HEAD = "_head_of_packed_rows"  # where a model keeps its hooks, so that they are set once
 WAY_OUT = (
     "give it padded batches (transformers' own Trainer and collators), which replaced models take"
 )
@@ -72,6 +73,9 @@ def serve(model: nn.Module) -> Serving:
     starts = [0, _padding(inner) + 1] if "position_ids" in names else [None]
     pooled = one_label or getattr(inner.base_model, "pooler", None) is not None
     pools = (first_tokens, means) if pooled else (None,)
+    earlier = vars(inner).pop(HEAD, None)
+    if earlier is not None:
+        earlier.remove()
     labels = "sequences" if name.endswith(ONE_LABEL[:2]) else "tokens"
     with _quiet(inner):
         ids = _ids(inner)
@@ -82,6 +86,7 @@ def serve(model: nn.Module) -> Serving:
                 serving = Serving(names, start, _most_positions(inner, start), labels, head)
                 packed = _packed(inner, serving, ids)
                 if packed is not None and _agree(packed, alone) and _apart(inner, serving, ids):
+                    vars(inner)[HEAD] = head
                     return serving
             if head is not None:
                 head.remove()

@@ -1,5 +1,6 @@
 """PackingCollator: documents of a row are apart, and give what they give in padded batches."""
 
+import copy
 from contextlib import nullcontext
 
 import pytest
@@ -240,6 +241,19 @@ def test_a_model_is_as_before_after_it_was_tried():
     with torch.no_grad():
         batch = padded(rows)
         assert torch.equal(model.eval()(**batch).logits, fresh(**batch).logits)
+
+
+def test_a_second_collator_and_a_copy_of_the_model_are_no_matter():
+    model = packed_rows.model("bert", "SequenceClassification").eval()
+    rows = features("SequenceClassification")
+    with torch.no_grad():
+        first = model(**PackingCollator(model)(rows)).logits
+        batch = PackingCollator(model)(rows)
+        assert torch.equal(first, model(**batch).logits)
+        other = copy.deepcopy(model)
+        assert torch.equal(first, other(**batch).logits)
+        assert torch.equal(first, other(**PackingCollator(other)(rows)).logits)
+        assert torch.equal(first, model(**batch).logits)
 
 
 def test_lora_of_peft_takes_packed_rows():
