@@ -12,7 +12,9 @@ import packed_rows  # noqa: E402
 from packed_rows import LENGTHS, features, padded  # noqa: E402
 from support import assert_close  # noqa: E402
 
+import clinattn  # noqa: E402
 from clinattn.integrations.trainer import PackingCollator, per_sequence  # noqa: E402
+from clinattn.tools.model_report.architectures import find  # noqa: E402
 from clinattn.tools.model_report.parity import CountedAttention, InDouble  # noqa: E402
 
 HEADS = ("MaskedLM", "TokenClassification", "SequenceClassification")
@@ -224,6 +226,27 @@ def test_models_that_do_not_keep_sequences_apart_are_refused():
         PackingCollator(packed_rows.model("bert", "MaskedLM").to("meta"))
     with pytest.raises(ValueError, match="labels: got 'rows'"):
         PackingCollator(model, labels="rows")
+
+
+PASS = (
+    "bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "esm", "modernbert",
+    "eurobert", "nomic_bert",
+)  # fmt: skip
+REFUSED = ("longformer", "megatron-bert", "mpnet", "roformer", "big_bird", "deberta-v2")
+
+
+@pytest.mark.parametrize("name", [*PASS, *REFUSED])
+def test_families_pass_or_are_refused_as_the_guide_says(name):
+    family = find(name)
+    if not family.available():
+        pytest.skip(f"transformers {transformers.__version__} has no {name}")
+    model = family.build(dtype=torch.float32)
+    clinattn.replace_attention(model)
+    if name in PASS:
+        assert PackingCollator(model).position_start in (0, 2)
+    else:
+        with pytest.raises(NotImplementedError, match="give it padded batches"):
+            PackingCollator(model)
 
 
 def test_a_model_is_as_before_after_it_was_tried():
