@@ -125,5 +125,10 @@ class PackingCollator:
 
 def _rows(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The features of a padded batch."""
+    if "attention_mask" not in batch:
+        raise ValueError(
+            f"collator: its batch has {', '.join(batch)}, expected attention_mask too, which "
+            "tells tokens from padding"
+        )
     names = [name for name, x in batch.items() if isinstance(x, Tensor)]
     return [{name: batch[name][i] for name in names} for i in range(len(batch["input_ids"]))]

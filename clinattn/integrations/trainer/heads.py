@@ -11,6 +11,8 @@ from torch.utils.hooks import RemovableHandle
 
 from clinattn.integrations.trainer.split import ENDS
 
+Pool = Callable[[Tensor, Tensor], Tensor]
+
 
 def first_tokens(hidden: Tensor, ends: Tensor) -> Tensor:
     """(S, 1, E), the first token of each sequence of a row (1, T, E)."""
@@ -30,7 +32,7 @@ class PooledApart:
     that are not packed stay as they are.
     """
 
-    def __init__(self, base: nn.Module, pool: Callable[[Tensor, Tensor], Tensor]):
+    def __init__(self, base: nn.Module, pool: Pool):
         self.pool = pool
         self.ends: Tensor | None = None
         pooler = getattr(base, "pooler", None)

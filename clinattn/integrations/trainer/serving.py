@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import inf
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from clinattn.integrations.trainer.heads import PooledApart, first_tokens, means
+from clinattn.integrations.trainer.heads import Pool, PooledApart, first_tokens, means
 from clinattn.integrations.trainer.split import ENDS, per_sequence
 
 LENGTHS = (5, 4)  # of the two sequences that a model is tried with
@@ -35,22 +36,21 @@ class Serving(NamedTuple):
 
     names: the words of its forward. position_start: the position of a first token, None where the
     model takes no positions. most_positions: the longest sequence it has positions for, or None.
-    labels: "tokens" or "sequences". head: the hooks that serve a head of its own, or None.
+    labels: "tokens" or "sequences".
     """
 
     names: frozenset[str]
     position_start: int | None
     most_positions: int | None
     labels: str
-    head: PooledApart | None
 
 
 def serve(model: nn.Module) -> Serving:
     """Finds out how a model takes packed rows, and hooks a head that reads one vector of a row.
 
     Two short sequences are computed alone and packed, in eval mode without gradients. Of the ways
-    to number positions and to pool, the first is taken whose results agree in half of the digits;
-    then another second sequence has to leave all bits of the first.
+    to number positions and to pool, that is taken whose results agree best; they have to agree in
+    half of the digits, and another second sequence has to leave all bits of the first.
 
     Raises TypeError for what is no model of transformers, NotImplementedError for models that do
     not keep sequences apart, with a way out.
@@ -72,24 +72,27 @@ def serve(model: nn.Module) -> Serving:
     one_label = name.endswith(ONE_LABEL)
     starts = [0, _padding(inner) + 1] if "position_ids" in names else [None]
     pooled = one_label or getattr(inner.base_model, "pooler", None) is not None
-    pools = (first_tokens, means) if pooled else (None,)
+    pools: tuple[Pool | None, ...] = (first_tokens, means) if pooled else (None,)
     earlier = vars(inner).pop(HEAD, None)
     if earlier is not None:
         earlier.remove()
     labels = "sequences" if name.endswith(ONE_LABEL[:2]) else "tokens"
     with _quiet(inner):
         ids = _ids(inner)
-        alone = [_results(inner(input_ids=x[None])) for x in ids]
+        alone = [{n: y[0] for n, y in _run(inner, input_ids=x[None]).items()} for x in ids]
+        tried: list[tuple[float, Pool | None, Serving]] = []
         for pool in pools:
-            head = None if pool is None else PooledApart(inner.base_model, pool)
-            for start in starts:
-                serving = Serving(names, start, _most_positions(inner, start), labels, head)
-                packed = _packed(inner, serving, ids)
-                if packed is not None and _agree(packed, alone) and _apart(inner, serving, ids):
-                    vars(inner)[HEAD] = head
-                    return serving
-            if head is not None:
-                head.remove()
+            with _pooled(inner, pool):
+                for start in starts:
+                    serving = Serving(names, start, _most_positions(inner, start), labels)
+                    packed = _packed(inner, serving, ids)
+                    if packed is not None and _apart(inner, serving, ids):
+                        tried.append((_difference(packed, alone), pool, serving))
+    if tried and min(x[0] for x in tried) <= 1:
+        _, best, serving = min(tried, key=lambda x: x[0])
+        if best is not None:
+            vars(inner)[HEAD] = PooledApart(inner.base_model, best)
+        return serving
     chosen = getattr(inner.config, "_attn_implementation", None)
     how = "" if chosen == "clinattn" else ", or call clinattn.replace_attention(model) first"
     raise NotImplementedError(
@@ -125,6 +128,16 @@ def _quiet(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+@contextmanager
+def _pooled(model: Any, pool: Pool | None) -> Iterator[None]:
+    head = None if pool is None else PooledApart(model.base_model, pool)
+    try:
+        yield
+    finally:
+        if head is not None:
+            head.remove()
+
+
 def _padding(model: Any) -> int:
     padding = getattr(model.config, "pad_token_id", None)
     return 0 if padding is None else padding
@@ -141,10 +154,19 @@ def _ids(model: Any) -> list[Tensor]:
     return list(torch.tensor(ids, device=device).split(list(LENGTHS)))
 
 
-def _results(outputs: Any) -> dict[str, Tensor]:
-    """What a model returned for one row alone."""
-    tensors = {name: x for name, x in outputs.items() if isinstance(x, Tensor) and x.dim()}
-    return {name: x[0] for name, x in tensors.items()}
+def _run(model: Any, **words: Any) -> dict[str, Tensor]:
+    """Outputs by name, and what the encoder gave: a new head may give the same for everything."""
+    found = {}
+
+    def keep(module: nn.Module, args: Any, output: Any) -> None:
+        found["of the encoder"] = output[0]
+
+    handle = model.base_model.register_forward_hook(keep, prepend=True)
+    try:
+        outputs = model(**words)
+    finally:
+        handle.remove()
+    return found | {name: x for name, x in outputs.items() if isinstance(x, Tensor) and x.dim()}
 
 
 def _packed(model: Any, serving: Serving, ids: list[Tensor]) -> list[dict[str, Tensor]] | None:
@@ -155,21 +177,23 @@ def _packed(model: Any, serving: Serving, ids: list[Tensor]) -> list[dict[str, T
         batch["position_ids"] = positions(lengths, serving.position_start, ids[0].device)
     words = {name: x for name, x in batch.items() if name in serving.names}
     try:
-        return per_sequence(model(input_ids=torch.cat(ids)[None], **words), batch)
+        return per_sequence(_run(model, input_ids=torch.cat(ids)[None], **words), batch)
     except (ValueError, IndexError, RuntimeError):
         return None
 
 
-def _agree(packed: list[dict[str, Tensor]], alone: list[dict[str, Tensor]]) -> bool:
+def _difference(packed: list[dict[str, Tensor]], alone: list[dict[str, Tensor]]) -> float:
+    """The largest, in units of half of the digits of the largest number; inf for other shapes."""
+    largest = 0.0
     for one, other in zip(packed, alone, strict=True):
         for name, truth in other.items():
             if name not in one or one[name].shape != truth.shape:
-                return False
+                return inf
             if truth.is_floating_point():
-                within = torch.finfo(truth.dtype).eps ** 0.5 * truth.abs().max()
-                if not bool((one[name] - truth).abs().max() <= within):
-                    return False
-    return True
+                digits = torch.finfo(truth.dtype)
+                unit = digits.eps**0.5 * max(float(truth.abs().max()), digits.tiny)
+                largest = max(largest, float((one[name] - truth).abs().max()) / unit)
+    return largest
 
 
 def _apart(model: Any, serving: Serving, ids: list[Tensor]) -> bool:

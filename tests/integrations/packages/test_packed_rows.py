@@ -172,6 +172,13 @@ def test_a_collator_that_pads_goes_before():
     assert "attention_mask" not in batch and (batch["labels"] != -100).any()
 
 
+def test_a_padded_batch_without_a_mask_is_refused():
+    bare = lambda rows: {"input_ids": torch.zeros(len(rows), 9, dtype=torch.long)}
+    collate = PackingCollator(packed_rows.model("bert", "MaskedLM"), bare)
+    with pytest.raises(ValueError, match="collator: its batch has input_ids, expected attention_m"):
+        collate(features(""))
+
+
 @pytest.mark.parametrize("labels", ["numbers", "several"])
 def test_labels_of_sequences(labels):
     """(S,) and (S, C), also where C is the length of a sequence."""
@@ -217,6 +224,11 @@ def test_models_that_do_not_keep_sequences_apart_are_refused():
     model = packed_rows.model("bert", "MaskedLM", replaced=False)
     with pytest.raises(NotImplementedError, match=r"or call clinattn.replace_attention\(model\)"):
         PackingCollator(model)
+    with torch.no_grad():
+        for weight in model.cls.parameters():
+            weight.zero_()  # a new head gives the same for everything
+    with pytest.raises(NotImplementedError, match="does not take packed rows"):
+        PackingCollator(model)
     for head, reason in (("QuestionAnswering", "start and end"), ("MultipleChoice", "choices")):
         with pytest.raises(NotImplementedError, match=f"{reason}.*give it padded batches"):
             PackingCollator(packed_rows.model("bert", head))
@@ -247,6 +259,16 @@ def test_families_pass_or_are_refused_as_the_guide_says(name):
     else:
         with pytest.raises(NotImplementedError, match="give it padded batches"):
             PackingCollator(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_positions_are_found_in_few_digits_too(dtype):
+    """Fresh position embeddings are small: numbered from 0 RoBERTa is nearly as close."""
+    config = transformers.RobertaConfig(**packed_rows.SIZES | packed_rows.MORE["roberta"])
+    torch.manual_seed(0)
+    model = transformers.RobertaForMaskedLM(config).to(dtype)
+    clinattn.replace_attention(model)
+    assert PackingCollator(model).position_start == 2
 
 
 def test_a_model_is_as_before_after_it_was_tried():
