@@ -10,7 +10,7 @@ from transformers import BertConfig, BertForSequenceClassification
 import clinattn
 from clinattn.integrations.trainer import PackedDataLoader, PackingCollator, TokenBudgetSampler
 
-SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+SIZE = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
 torch.manual_seed(0)
 lengths = torch.randint(4, 60, (600,)).tolist()
 notes = [{"input_ids": torch.randint(2, 40, (n,))} for n in lengths]
