@@ -1,0 +1,50 @@
+"""The split of sequences over processes that a block has entered; None where a process has them whole.
+
+Code that means whole sequences reads `active`: attention, rotary origins, layouts of an encoder.
+The state is the process's, not the thread's: recomputed layers run in threads of autograd.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor
+
+
+class Part(NamedTuple):
+    """The tokens [begin, end) of each row that this process has, of `total`."""
+
+    begin: int
+    end: int
+    total: int
+
+
+class Split(Protocol):
+    processes: int
+
+    def dense(self, query: Tensor, key: Tensor, value: Tensor, **words: Any) -> Any:
+        """Returns what fused_attention does, for the tokens of this process."""
+
+    def packed(self, query: Tensor, key: Tensor, value: Tensor, **words: Any) -> Any:
+        """Returns what fused_attention_varlen does, for the tokens of this process."""
+
+    def part(self, tokens: int) -> Part:
+        """Returns the place of this process's tokens; all processes ask for it together."""
+
+    def gathered(self, x: Tensor, dim: int) -> Tensor:
+        """Returns the whole of what has a part along dim in each process; without a gradient."""
+
+    def summed(self, x: Tensor) -> Tensor:
+        """Returns the sum over processes. Gradients are summed as well."""
+
+
+active: Split | None = None
+
+
+def refuse(what: str) -> None:
+    """Raises NotImplementedError where sequences are split: `what` knows this process's part alone."""
+    if active is not None:
+        raise NotImplementedError(
+            f"{what}: not served inside context_parallel, where it would see the part of this "
+            "process for the whole sequence"
+        )

@@ -1,0 +1,239 @@
+"""The public functions' calls, as they are computed where sequences are split over processes."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from clinattn.backends.call import Arguments
+from clinattn.operator import listeners, timeline
+from clinattn.operator.assemble import dense_call, packed_call
+from clinattn.operator.jagged import is_jagged
+from clinattn.operator.split import Part
+from clinattn.operator.words import checks, feature_checks
+from clinattn.operator.words.scalars import as_flag
+from clinattn.parallel.attention import Request, SplitAttention
+from clinattn.parallel.documents import Documents, Sides, seen
+from clinattn.parallel.plan import Plan, Range, plan, shards
+from clinattn.parallel.processes import Processes
+
+INSTEAD = {
+    "attn_mask": "kv_lengths and q_lengths tell padding",
+    "segment_ids": "cu_seqlens of fused_attention_varlen tells documents",
+    "dropout_p": "0 is",
+}
+
+
+class SplitCalls:
+    """The calls of one block; it is operator.split's Split."""
+
+    def __init__(self, processes: Processes, gathered: bool):
+        self._processes, self._gathered = processes, gathered
+        self._shards: list[Range] | None = None
+        self._agreed: set[tuple[Any, ...]] = set()
+        self._plans: dict[tuple[Any, ...], Plan] = {}
+
+    @property
+    def processes(self) -> int:
+        return self._processes.size
+
+    def dense(
+        self, query: Tensor, key: Tensor, value: Tensor, *,
+        is_causal: bool, scale: float | None, enable_gqa: bool, window: Any, bottom_right: bool,
+        kv_lengths: Tensor | None, q_lengths: Tensor | None, times: Tensor | None,
+        time_window: float | None, softcap: float | None, global_prefix: int, return_lse: bool,
+        backend: str | None, **others: Any,
+    ) -> Any:  # fmt: skip
+        """fused_attention of this process's tokens; all words are given."""
+        refuse(query, key, value, others)
+        call, form = dense_call(
+            query, key, value, None, 0.0, is_causal, scale, enable_gqa, window, bottom_right,
+            softcap=softcap,
+        )  # fmt: skip
+        refuse_other_keys(query.shape[-2], key.shape[-2])
+        if form is not None:
+            form.refuse(kv_lengths=kv_lengths, q_lengths=q_lengths, times=times)
+        rows, device = len(call.q), call.q.device
+        total = self.part(call.q.shape[2]).total
+        queries, keys = (
+            None if x is None else checks.check_lengths(name, x, rows, total, device)
+            for name, x in (("q_lengths", q_lengths), ("kv_lengths", kv_lengths))
+        )
+        if times is not None and not (queries is keys is None):
+            raise NotImplementedError("times: with kv_lengths or q_lengths, not served when split")
+        q, k, v = (x.transpose(1, 2) for x in call[:3])
+        documents = Documents.dense(rows, total, queries, keys)
+        results = self._attend(
+            call._replace(q=q, k=k, v=v), documents, global_prefix, backend,
+            None if times is None else (times, time_window, None),
+        )  # fmt: skip
+        o, lse = results[0].transpose(1, 2), results[1].transpose(0, 1)
+        if form is not None:
+            o, lse = form.as_given(o, 2), form.as_given(lse, 2)
+        return (o, lse) if as_flag("return_lse", return_lse) else o
+
+    def packed(
+        self, query: Tensor, key: Tensor, value: Tensor, *,
+        cu_seqlens_q: Tensor, cu_seqlens_k: Tensor | None, max_seqlen_q: int | None,
+        max_seqlen_k: int | None, is_causal: bool, scale: float | None, enable_gqa: bool,
+        window: Any, bottom_right: bool, times: Tensor | None, time_window: float | None,
+        softcap: float | None, global_prefix: int, return_lse: bool, backend: str | None,
+        **others: Any,
+    ) -> Any:  # fmt: skip
+        """fused_attention_varlen of this process's tokens; all words are given."""
+        refuse(query, key, value, others)
+        refuse_other_keys(query.shape[0], key.shape[0])
+        whole = torch.tensor((0, query.shape[0]), dtype=torch.int32, device=query.device)
+        call = packed_call(
+            query, key, value, whole, None, query.shape[0], query.shape[0], 0.0, is_causal, scale,
+            enable_gqa, window, bottom_right, softcap=softcap,
+        )  # fmt: skip
+        total = self.part(query.shape[0]).total
+        for side, ends, longest in (
+            ("q", cu_seqlens_q, max_seqlen_q), ("k", cu_seqlens_k, max_seqlen_k)
+        ):  # fmt: skip
+            if ends is not None:
+                checks.check_cu_seqlens(side, ends, longest, total, query.device)
+                if int(ends[-1]) != total:
+                    raise ValueError(
+                        f"cu_seqlens_{side}: got a last value of {int(ends[-1])}, expected that of "
+                        f"whole sequences, the {total} tokens of all processes together"
+                    )
+        if cu_seqlens_k is not None and not torch.equal(cu_seqlens_q, cu_seqlens_k):
+            raise NotImplementedError("cu_seqlens_k: others than cu_seqlens_q, not served when split")
+        q, k, v = (x[None] for x in call[:3])
+        o, lse = self._attend(
+            call._replace(q=q, k=k, v=v), Documents.packed(cu_seqlens_q), global_prefix, backend,
+            None if times is None else (times[None], time_window, cu_seqlens_q),
+        )  # fmt: skip
+        return (o[0], lse[:, 0]) if as_flag("return_lse", return_lse) else o[0]
+
+    def _attend(
+        self,
+        call: Arguments,
+        documents: Documents,
+        global_prefix: Any,
+        backend: str | None,
+        times: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """call: q, k and v (B, n, H, D), its scalars for itself alone."""
+        backend = checks.check_backend(backend)
+        sides = Sides(call.window_left, call.window_right)
+        said = self._said(call, documents, sides, times)
+        self._agree(call.q.shape[1], said)
+        request = Request(
+            self._processes, self._plan(said, documents, sides, call.q.device), call.scale,
+            call.softcap, backend, sides.is_bounded(),
+        )  # fmt: skip
+        return SplitAttention.apply(*call[:3], request)
+
+    def _said(
+        self, call: Arguments, documents: Documents, sides: Sides, *more: Any
+    ) -> tuple[Any, ...]:
+        """Returns what all processes must say alike of a call."""
+        shapes = [(len(x), *x.shape[2:]) for x in call[:3]]
+        ends = [zlib.crc32(x.numpy().tobytes()) for x in documents[2:]]
+        words = {"rows, heads and head_dim": shapes, "dtype": call.q.dtype, "scale": call.scale}
+        words |= {"softcap": call.softcap, "window": sides[:2], "documents": ends}
+        return tuple((name, str(x)) for name, x in words.items())
+
+    def _plan(
+        self, said: Any, documents: Documents, sides: Sides, device: torch.device
+    ) -> Plan:
+        key = (said, device)
+        if key not in self._plans:
+            assert self._shards is not None
+            rank = self._processes.rank
+            shard = self._shards[rank]
+            visible = seen(documents, sides, torch.arange(*shard))
+            at_once = self._gathered or sides.is_bounded()
+            self._plans[key] = plan(
+                documents, sides, visible, self._shards, rank, at_once, device
+            )
+        return self._plans[key]
+
+    def part(self, tokens: int) -> Part:
+        self._agree(tokens)
+        assert self._shards is not None
+        shard = self._shards[self._processes.rank]
+        return Part(*shard, self._shards[-1].end)
+
+    def _agree(self, tokens: int, said: tuple[Any, ...] = ()) -> None:
+        """Learns how many tokens each process has; of what is said the first time, that all do."""
+        if self._shards is not None:
+            mine = self._shards[self._processes.rank].length
+            if tokens != mine:
+                raise ValueError(
+                    f"got {tokens} tokens after {mine} in one context_parallel block, expected the "
+                    "same number; enter another block for another batch"
+                )
+            if said in self._agreed:
+                return
+        everyone = self._processes.said((tokens, said))
+        for rank, (_, theirs) in enumerate(everyone):
+            for (name, mine), (other_name, other) in zip(said, theirs, strict=False):
+                if (name, mine) != (other_name, other):
+                    raise ValueError(
+                        f"processes of the mesh call attention differently: {name} is {mine} in "
+                        f"{self._processes.rank}, {other_name} is {other} in {rank}"
+                    )
+            if len(said) != len(theirs):
+                raise ValueError("processes of the mesh do not run the same program")
+        self._shards = shards([n for n, _ in everyone])
+        self._agreed.add(said)
+
+    def gathered(self, x: Tensor, dim: int) -> Tensor:
+        self.part(x.shape[dim])
+        assert self._shards is not None
+        return self._processes.gathered(x, dim, [shard.length for shard in self._shards])
+
+    def summed(self, x: Tensor) -> Tensor:
+        return Summed.apply(x, self._processes)
+
+
+class Summed(torch.autograd.Function):
+    """The sum over processes, whose gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, processes: Processes) -> Tensor:
+        ctx.processes = processes
+        return processes.summed(x.clone())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return Summed.apply(grad, ctx.processes), None
+
+
+def refuse(query: Tensor, key: Tensor, value: Tensor, others: dict[str, Any]) -> None:
+    """Raises NotImplementedError for words and modes that are not served."""
+    for name, x in others.items():
+        if x is not None and not (name == "dropout_p" and x == 0):
+            instead = INSTEAD.get(name)
+            raise NotImplementedError(
+                f"{name}: not served where a sequence is split over processes"
+                + (f"; {instead}" if instead else "")
+            )
+    if torch.compiler.is_compiling():
+        raise NotImplementedError("torch.compile: not served inside context_parallel")
+    for x in (query, key, value):
+        checks.check_tensor("query, key and value", x)
+        if type(x) not in (Tensor, torch.nn.Parameter) or is_jagged(x):
+            raise NotImplementedError(
+                f"{type(x).__name__}: not served inside context_parallel, expected plain tensors"
+            )
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        raise NotImplementedError("torch.func: not served inside context_parallel")
+    if listeners.on:
+        raise NotImplementedError("explain: not served inside context_parallel")
+
+
+def refuse_other_keys(queries: int, keys: int) -> None:
+    if queries != keys:
+        raise NotImplementedError(
+            f"cross-attention: got {queries} queries and {keys} keys, expected as many where a "
+            "sequence is split over processes"
+        )
