@@ -9,38 +9,24 @@ that of the whole.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from clinattn.backends.call import Arguments, Incoming
-from clinattn.operator import ops
+from clinattn.backends.call import Incoming
 from clinattn.parallel.keys import Pair, Returned, pieces
-from clinattn.parallel.merging import Merged, Results
+from clinattn.parallel.merging import Merged, nothing_seen
 from clinattn.parallel.plan import Piece, Plan
-from clinattn.parallel.processes import Processes
-
-
-class Request(NamedTuple):
-    """What is asked for beside q, k and v.
-
-    keeps: whether the backward pass has the received keys at hand; else they are sent again.
-    """
-
-    processes: Processes
-    plan: Plan
-    scale: float
-    softcap: float
-    backend: str
-    keeps: bool
-
-    def call(self, piece: Piece, q: Tensor, pair: Pair) -> Arguments:
-        """Returns the call of queries (B, n, H, D) to the keys of a piece."""
-        assert piece.layout is not None
-        q, k, v = (x.flatten(0, 1) for x in (q, *pair))
-        return piece.layout.call(q, k, v, self.scale, self.softcap)
+from clinattn.parallel.prefix_attention import (
+    keys_backward,
+    keys_forward,
+    put,
+    queries_backward,
+    queries_forward,
+)
+from clinattn.parallel.request import Request
 
 
 class SplitAttention(torch.autograd.Function):
@@ -51,39 +37,46 @@ class SplitAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, request: Request) -> Any:
+        rows, q, prefix = q.shape[:2], q.flatten(0, 1), request.prefix
         kept: list[Tensor] = []
-        merged = Merged()
+        parts = Merged()
         for piece, collected in pieces(request.processes, request.plan, (k, v)):
             pair = collected.pair()
             if request.keeps:
                 kept += collected.messages
             if piece.layout is not None:
-                merged.add(ops.forward(request.call(piece, q, pair), request.backend))
-        o, lse, lse_low = merged.results() or nothing_seen(q, v)
-        ctx.save_for_backward(q, k, v, o, lse, lse_low, *kept)
+                parts.add(request.forward(piece.layout, q, *(x.flatten(0, 1) for x in pair)))
+        if prefix is not None and (more := keys_forward(request, prefix.keys, q, (k, v))):
+            parts.add(more)
+        results = parts.results() or nothing_seen(q, v)
+        of_prefix: tuple[Any, ...] = ()
+        if prefix is not None:
+            attended, found = queries_forward(request, prefix.queries, q, (k, v))
+            results = put(prefix.queries, found, results)
+            of_prefix = (attended, *found)
+        ctx.save_for_backward(q, k, v, *results, *of_prefix, *kept)
         ctx.set_materialize_grads(False)
         ctx.request = request
-        rows = q.shape[:2]
-        return o.unflatten(0, rows), lse.unflatten(1, rows)
+        return results[0].unflatten(0, rows), results[1].unflatten(1, rows)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, do: Tensor | None, dlse: Tensor | None) -> Any:
-        q, k, v, o, lse, lse_low, *kept = ctx.saved_tensors
+        q, k, v, o, lse, lse_low, *saved = ctx.saved_tensors
         request: Request = ctx.request
-        processes, plan = request.processes, request.plan
+        processes, plan, prefix = request.processes, request.plan, request.prefix
+        of_prefix, kept = (saved[:4], saved[4:]) if prefix is not None else ([], saved)
         do = torch.zeros_like(o) if do is None else do.flatten(0, 1)
         incoming = Incoming(do, None if dlse is None else dlse.flatten(1), o, lse, lse_low)
-        received = iter(kept) if request.keeps else None
         dq, sums = zeros(q), (zeros(k), zeros(v))
         before: Returned | None = None
+        received = iter(kept) if request.keeps else None
         for piece, collected in pieces(processes, plan, (k, v), received):
-            pair = collected.pair()
-            grads = pair
+            grads = pair = collected.pair()
             if piece.layout is not None:
-                call = request.call(piece, q, pair)
-                of_q, *of_pair = ops.backward(call, incoming, 0, request.backend)[:3]
-                dq += of_q.view(q.shape)
+                flat = (x.flatten(0, 1) for x in pair)
+                of_q, *of_pair = request.backward(piece.layout, q, *flat, incoming)
+                dq += of_q
                 dk, dv = (x.view(y.shape) for x, y in zip(of_pair, pair, strict=True))
                 grads = dk, dv
                 if 0 in piece.distances:
@@ -93,13 +86,16 @@ class SplitAttention(torch.autograd.Function):
             before = Returned(processes, plan, piece, grads)
         assert before is not None
         before.add_to(sums)
-        return dq.to(q.dtype), *(x.to(k.dtype) for x in sums), None
-
-
-def nothing_seen(q: Tensor, v: Tensor) -> Results:
-    """Returns the results of queries (B, n, H, D) that see no key."""
-    lse = ops.lse_like(q.flatten(0, 1), packed=True)
-    return q.new_zeros((lse.shape[1], q.shape[2], v.shape[3])), lse.fill_(-torch.inf), None
+        if prefix is not None:
+            of_q = keys_backward(request, prefix.keys, q, (k, v), incoming, sums)
+            if of_q is not None:
+                dq += of_q
+            rows, *of_rows = of_prefix
+            dq += queries_backward(
+                request, prefix.queries, rows, (k, v), of_rows, incoming, sums
+            )
+        dq = dq.to(q.dtype).unflatten(0, (len(k), -1))
+        return dq, *(x.to(k.dtype) for x in sums), None
 
 
 def zeros(like: Tensor) -> Tensor:

@@ -15,11 +15,13 @@ from clinattn.operator.assemble import dense_call, packed_call
 from clinattn.operator.jagged import is_jagged
 from clinattn.operator.split import Part
 from clinattn.operator.words import checks, feature_checks
-from clinattn.operator.words.scalars import as_flag
-from clinattn.parallel.attention import Request, SplitAttention
-from clinattn.parallel.documents import Documents, Sides, seen
+from clinattn.operator.words.scalars import as_flag, as_size
+from clinattn.parallel.attention import SplitAttention
+from clinattn.parallel.documents import EVERYTHING, Documents, Sides, seen
 from clinattn.parallel.plan import Plan, Range, plan, shards
+from clinattn.parallel.prefix import Prefix, prefix_keys, prefix_queries, unprefixed
 from clinattn.parallel.processes import Processes
+from clinattn.parallel.request import Request
 
 INSTEAD = {
     "attn_mask": "kv_lengths and q_lengths tell padding",
@@ -35,7 +37,7 @@ class SplitCalls:
         self._processes, self._gathered = processes, gathered
         self._shards: list[Range] | None = None
         self._agreed: set[tuple[Any, ...]] = set()
-        self._plans: dict[tuple[Any, ...], Plan] = {}
+        self._plans: dict[tuple[Any, ...], tuple[Plan, Prefix | None]] = {}
 
     @property
     def processes(self) -> int:
@@ -122,39 +124,46 @@ class SplitCalls:
     ) -> tuple[Tensor, Tensor]:
         """call: q, k and v (B, n, H, D), its scalars for itself alone."""
         backend = checks.check_backend(backend)
+        prefix = as_size("global_prefix", global_prefix)
         sides = Sides(call.window_left, call.window_right)
-        said = self._said(call, documents, sides, times)
+        said = self._said(call, documents, sides, prefix)
         self._agree(call.q.shape[1], said)
+        key = (said, call.q.device)
+        if key not in self._plans:
+            self._plans[key] = self._plan(documents, sides, prefix, call.q.device)
         request = Request(
-            self._processes, self._plan(said, documents, sides, call.q.device), call.scale,
-            call.softcap, backend, sides.is_bounded(),
+            self._processes, *self._plans[key], call.scale, call.softcap, backend,
+            sides.is_bounded(),
         )  # fmt: skip
         return SplitAttention.apply(*call[:3], request)
 
     def _said(
-        self, call: Arguments, documents: Documents, sides: Sides, *more: Any
+        self, call: Arguments, documents: Documents, sides: Sides, prefix: int
     ) -> tuple[Any, ...]:
         """Returns what all processes must say alike of a call."""
         shapes = [(len(x), *x.shape[2:]) for x in call[:3]]
         ends = [zlib.crc32(x.numpy().tobytes()) for x in documents[2:]]
         words = {"rows, heads and head_dim": shapes, "dtype": call.q.dtype, "scale": call.scale}
-        words |= {"softcap": call.softcap, "window": sides[:2], "documents": ends}
+        words |= {"softcap": call.softcap, "window": sides[:2], "global_prefix": prefix}
+        words |= {"documents": ends}
         return tuple((name, str(x)) for name, x in words.items())
 
     def _plan(
-        self, said: Any, documents: Documents, sides: Sides, device: torch.device
-    ) -> Plan:
-        key = (said, device)
-        if key not in self._plans:
-            assert self._shards is not None
-            rank = self._processes.rank
-            shard = self._shards[rank]
-            visible = seen(documents, sides, torch.arange(*shard))
-            at_once = self._gathered or sides.is_bounded()
-            self._plans[key] = plan(
-                documents, sides, visible, self._shards, rank, at_once, device
+        self, documents: Documents, sides: Sides, prefix: int, device: torch.device
+    ) -> tuple[Plan, Prefix | None]:
+        assert self._shards is not None
+        everyone, rank = self._shards, self._processes.rank
+        at_once = self._gathered or sides.is_bounded()
+        place = torch.arange(*everyone[rank])
+        visible = seen(documents, sides, place)
+        of_prefix = None
+        if prefix and sides != EVERYTHING:
+            of_prefix = Prefix(
+                prefix_keys(documents, visible, place, everyone, rank, prefix, device),
+                prefix_queries(documents, everyone, rank, prefix, device),
             )
-        return self._plans[key]
+            visible = unprefixed(documents, visible, place, prefix)
+        return plan(documents, sides, visible, everyone, rank, at_once, device), of_prefix
 
     def part(self, tokens: int) -> Part:
         self._agree(tokens)

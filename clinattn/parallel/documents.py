@@ -62,6 +62,9 @@ class Sides(NamedTuple):
         return self.left >= 0 and self.right >= 0
 
 
+EVERYTHING = Sides(-1, -1)
+
+
 class Seen(NamedTuple):
     """The keys [lo, hi) that queries at some places of all rows see, (B, n), and their document.
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from clinattn.operator import ops
+
 Results = tuple[Tensor, Tensor, Tensor | None]  # o (T, H, D), lse (H, T), lse_low, as of the op
 
 
@@ -58,3 +60,9 @@ class Merged:
             return self._first
         of_o, of_lse = self._dtypes
         return self._o.to(of_o), *rounded(self._lse, of_lse)
+
+
+def nothing_seen(q: Tensor, v: Tensor) -> Results:
+    """Returns the results of queries (T, H, D) that see no value (..., Dv)."""
+    lse = ops.lse_like(q, packed=True)
+    return q.new_zeros((*q.shape[:2], v.shape[-1])), lse.fill_(-torch.inf), None
