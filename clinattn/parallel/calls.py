@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from clinattn.backends.call import Arguments
-from clinattn.operator import listeners, timeline
+from clinattn.operator import listeners
 from clinattn.operator.assemble import dense_call, packed_call
 from clinattn.operator.jagged import is_jagged
 from clinattn.operator.split import Part
@@ -22,6 +22,7 @@ from clinattn.parallel.plan import Plan, Range, plan, shards
 from clinattn.parallel.prefix import Prefix, prefix_keys, prefix_queries, unprefixed
 from clinattn.parallel.processes import Processes
 from clinattn.parallel.request import Request
+from clinattn.parallel.times import time_sides
 
 INSTEAD = {
     "attn_mask": "kv_lengths and q_lengths tell padding",
@@ -66,13 +67,15 @@ class SplitCalls:
             for name, x in (("q_lengths", q_lengths), ("kv_lengths", kv_lengths))
         )
         if times is not None and not (queries is keys is None):
-            raise NotImplementedError("times: with kv_lengths or q_lengths, not served when split")
+            raise NotImplementedError(
+                "times: not served with kv_lengths or q_lengths where a sequence is split; "
+                "fused_attention_varlen takes them with cu_seqlens"
+            )
         q, k, v = (x.transpose(1, 2) for x in call[:3])
+        sides = self._sides(call, times, time_window, None, (rows, call.q.shape[2]))
         documents = Documents.dense(rows, total, queries, keys)
-        results = self._attend(
-            call._replace(q=q, k=k, v=v), documents, global_prefix, backend,
-            None if times is None else (times, time_window, None),
-        )  # fmt: skip
+        call = call._replace(q=q, k=k, v=v)
+        results = self._attend(call, documents, sides, global_prefix, backend)
         o, lse = results[0].transpose(1, 2), results[1].transpose(0, 1)
         if form is not None:
             o, lse = form.as_given(o, 2), form.as_given(lse, 2)
@@ -108,24 +111,41 @@ class SplitCalls:
         if cu_seqlens_k is not None and not torch.equal(cu_seqlens_q, cu_seqlens_k):
             raise NotImplementedError("cu_seqlens_k: others than cu_seqlens_q, not served when split")
         q, k, v = (x[None] for x in call[:3])
-        o, lse = self._attend(
-            call._replace(q=q, k=k, v=v), Documents.packed(cu_seqlens_q), global_prefix, backend,
-            None if times is None else (times[None], time_window, cu_seqlens_q),
-        )  # fmt: skip
+        sides = self._sides(call, times, time_window, cu_seqlens_q, (len(query),))
+        documents = Documents.packed(cu_seqlens_q)
+        call = call._replace(q=q, k=k, v=v)
+        o, lse = self._attend(call, documents, sides, global_prefix, backend)
         return (o[0], lse[:, 0]) if as_flag("return_lse", return_lse) else o[0]
+
+    def _sides(
+        self,
+        call: Arguments,
+        times: Tensor | None,
+        time_window: Any,
+        cu_seqlens: Tensor | None,
+        shape: tuple[int, ...],
+    ) -> Sides:
+        """Returns what bounds the keys of whole sequences. shape: that of times."""
+        time_window = feature_checks.check_time_words(times, time_window, None)
+        sides = Sides(call.window_left, call.window_right)
+        if times is None:
+            return sides
+        feature_checks.check_times(times, call.q, shape)
+        dtype = torch.float64 if call.q.dtype == torch.float64 else torch.float32
+        whole = self.gathered(times, -1)
+        return sides._replace(of_time=time_sides(whole, time_window, cu_seqlens, dtype))
 
     def _attend(
         self,
         call: Arguments,
         documents: Documents,
+        sides: Sides,
         global_prefix: Any,
         backend: str | None,
-        times: Any,
     ) -> tuple[Tensor, Tensor]:
         """call: q, k and v (B, n, H, D), its scalars for itself alone."""
         backend = checks.check_backend(backend)
         prefix = as_size("global_prefix", global_prefix)
-        sides = Sides(call.window_left, call.window_right)
         said = self._said(call, documents, sides, prefix)
         self._agree(call.q.shape[1], said)
         key = (said, call.q.device)
@@ -142,10 +162,13 @@ class SplitCalls:
     ) -> tuple[Any, ...]:
         """Returns what all processes must say alike of a call."""
         shapes = [(len(x), *x.shape[2:]) for x in call[:3]]
-        ends = [zlib.crc32(x.numpy().tobytes()) for x in documents[2:]]
+        ends, times = (
+            [zlib.crc32(x.numpy().tobytes()) for x in numbers]
+            for numbers in (documents[2:], sides.of_time)
+        )
         words = {"rows, heads and head_dim": shapes, "dtype": call.q.dtype, "scale": call.scale}
         words |= {"softcap": call.softcap, "window": sides[:2], "global_prefix": prefix}
-        words |= {"documents": ends}
+        words |= {"documents": ends, "times": times}
         return tuple((name, str(x)) for name, x in words.items())
 
     def _plan(

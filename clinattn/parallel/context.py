@@ -4,15 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
+from torch.overrides import TorchFunctionMode
 
 from clinattn.operator import split
 from clinattn.operator.words.checks import check_tensor
 from clinattn.operator.words.scalars import as_flag, as_int
 from clinattn.parallel.calls import SplitCalls
 from clinattn.parallel.processes import Processes
+
+OTHERS = {
+    F.scaled_dot_product_attention,
+    F.multi_head_attention_forward,
+    torch._native_multi_head_attention,
+    torch._transformer_encoder_layer_fwd,
+}
 
 
 @contextmanager
@@ -49,9 +60,25 @@ def context_parallel(mesh: DeviceMesh, *, gathered: bool = False) -> Iterator[No
         raise ValueError("context_parallel: entered inside another one, expected one at a time")
     split.active = SplitCalls(processes, gathered)
     try:
-        yield
+        with RefusesOthers():
+            yield
     finally:
         split.active = None
+
+
+class RefusesOthers(TorchFunctionMode):
+    """Refuses torch's own attention, which would see the part of this process for the whole."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if function in OTHERS:
+            raise NotImplementedError(
+                f"{function.__name__}: torch's own attention inside context_parallel would see the "
+                "part of this process for the whole sequence; call clinattn.fused_attention, or "
+                "replace a model's attention by clinattn.replace_attention"
+            )
+        return function(*args, **(kwargs or {}))
 
 
 def shard(mesh: DeviceMesh, x: Tensor, dim: int = 0) -> Tensor:

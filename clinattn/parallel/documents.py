@@ -50,12 +50,14 @@ class Documents(NamedTuple):
 
 
 class Sides(NamedTuple):
-    """What bounds a query's keys: those of a window, -1 for none, and of time (B, total)."""
+    """What bounds a query's keys: the sides of a window, -1 for none, and a window of time.
+
+    of_time: nothing, or the first key and one past the last for each token of all rows, (B, total).
+    """
 
     left: int
     right: int
-    early: Tensor | None = None
-    late: Tensor | None = None
+    of_time: tuple[Tensor, ...] = ()
 
     def is_bounded(self) -> bool:
         """Returns whether a query sees few keys, whatever the length of its document."""
@@ -82,9 +84,9 @@ def seen(documents: Documents, sides: Sides, place: Tensor) -> Seen:
     start, keys = documents.start[document], documents.keys[document]
     lo = start if sides.left < 0 else torch.maximum(start, place - sides.left)
     hi = keys if sides.right < 0 else torch.minimum(keys, place + sides.right + 1)
-    if sides.early is not None and sides.late is not None:
-        lo = torch.maximum(lo, sides.early[:, place])
-        hi = torch.minimum(hi, sides.late[:, place])
+    if sides.of_time:
+        early, late = sides.of_time
+        lo, hi = torch.maximum(lo, early[:, place]), torch.minimum(hi, late[:, place])
     hi = torch.maximum(hi, start)
     lo = torch.minimum(lo, hi).where(place < documents.queries[document], hi)
     return Seen(lo, hi, document)
