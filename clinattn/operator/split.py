@@ -6,6 +6,7 @@ The state is the process's, not the thread's: recomputed layers run in threads o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
@@ -30,6 +31,12 @@ class Split(Protocol):
 
     def part(self, tokens: int) -> Part:
         """Returns the place of this process's tokens; all processes ask for it together."""
+
+    def check(self, x: Tensor, wrong: Callable[[], str | None]) -> None:
+        """Raises ValueError in all processes where one says what is wrong with its part x.
+
+        Each tensor is asked about once.
+        """
 
     def gathered(self, x: Tensor, dim: int) -> Tensor:
         """Returns the whole of what has a part along dim in each process; without a gradient."""

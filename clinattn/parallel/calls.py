@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -37,6 +38,7 @@ class SplitCalls:
     def __init__(self, processes: Processes, gathered: bool):
         self._processes, self._gathered = processes, gathered
         self._shards: list[Range] | None = None
+        self._checked: dict[int, Tensor] = {}
         self._agreed: set[tuple[Any, ...]] = set()
         self._plans: dict[tuple[Any, ...], tuple[Plan, Prefix | None]] = {}
 
@@ -217,6 +219,14 @@ class SplitCalls:
                 raise ValueError("processes of the mesh do not run the same program")
         self._shards = shards([n for n, _ in everyone])
         self._agreed.add(said)
+
+    def check(self, x: Tensor, wrong: Callable[[], str | None]) -> None:
+        if id(x) in self._checked:
+            return
+        said = [words for words in self._processes.said(wrong()) if words]
+        if said:
+            raise ValueError(said[0])
+        self._checked[id(x)] = x  # kept, so that no other tensor gets its id
 
     def gathered(self, x: Tensor, dim: int) -> Tensor:
         self.part(x.shape[dim])

@@ -34,18 +34,23 @@ def check_part(
                 "position_ids that start over: not served inside context_parallel without "
                 "cu_seq_lens_q and cu_seq_lens_k, the ends of documents in whole rows"
             )
-    if position_ids is None or position_ids.shape[-1] != tokens or not tokens:
-        return
-    begin = split.part(tokens).begin
+    if position_ids is not None and position_ids.shape[-1] == tokens:
+        begin = split.part(tokens).begin
+        split.check(position_ids, lambda: wrong_positions(begin, position_ids, cu_seq_lens))
+
+
+def wrong_positions(begin: int, position_ids: Tensor, cu_seq_lens: Tensor | None) -> str | None:
+    """Returns what is wrong with the positions of tokens from `begin` on; None where nothing is."""
+    tokens = position_ids.shape[-1]
     place = torch.arange(begin, begin + tokens, device=position_ids.device)
     if cu_seq_lens is not None:
         ends = cu_seq_lens.to(position_ids.device).long()
         place = place - ends[torch.searchsorted(ends[1:], place, right=True)]
     ahead = position_ids - place
-    first = int(ahead.flatten()[0])
-    if first < 0 or not bool((ahead == first).all()):
-        raise ValueError(
-            f"position_ids: got {position_ids.flatten()[:4].tolist()}, ... for tokens from "
-            f"{begin} on, expected the positions in whole sequences, as "
-            "clinattn.parallel.shard(mesh, position_ids, dim=1) gives them"
-        )
+    if bool(((ahead == ahead.flatten()[:1]) & (ahead >= 0)).all()):
+        return None
+    return (
+        f"position_ids: got {position_ids.flatten()[:4].tolist()}, ... for tokens from {begin} on, "
+        "expected the positions in whole sequences, as clinattn.parallel.shard(mesh, position_ids, "
+        "dim=1) gives them"
+    )
