@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from clinattn.backends.call import Incoming
-from clinattn.parallel.keys import Pair, Returned, pieces
+from clinattn.parallel.keys import Collected, Pair, Returned, pieces
 from clinattn.parallel.merging import Merged, nothing_seen
 from clinattn.parallel.plan import Piece, Plan
 from clinattn.parallel.prefix_attention import (
@@ -43,7 +43,7 @@ class SplitAttention(torch.autograd.Function):
         for piece, collected in pieces(request.processes, request.plan, (k, v)):
             pair = collected.pair()
             if request.keeps:
-                kept += collected.messages
+                kept += collected.received
             if piece.layout is not None:
                 parts.add(request.forward(piece.layout, q, *(x.flatten(0, 1) for x in pair)))
         if prefix is not None and (more := keys_forward(request, prefix.keys, q, (k, v))):
@@ -72,18 +72,13 @@ class SplitAttention(torch.autograd.Function):
         before: Returned | None = None
         received = iter(kept) if request.keeps else None
         for piece, collected in pieces(processes, plan, (k, v), received):
-            grads = pair = collected.pair()
-            if piece.layout is not None:
-                flat = (x.flatten(0, 1) for x in pair)
-                of_q, *of_pair = request.backward(piece.layout, q, *flat, incoming)
-                dq += of_q
-                dk, dv = (x.view(y.shape) for x, y in zip(of_pair, pair, strict=True))
-                grads = dk, dv
-                if 0 in piece.distances:
-                    add_own(sums, grads, plan, piece)
+            grads = of_piece(request, piece, q, collected, incoming, dq)
+            if 0 in piece.distances:
+                add_own(sums, grads, plan, piece)
             if before is not None:
                 before.add_to(sums)
             before = Returned(processes, plan, piece, grads)
+            del grads, collected  # the next piece has the room
         assert before is not None
         before.add_to(sums)
         if prefix is not None:
@@ -96,6 +91,21 @@ class SplitAttention(torch.autograd.Function):
             )
         dq = dq.to(q.dtype).unflatten(0, (len(k), -1))
         return dq, *(x.to(k.dtype) for x in sums), None
+
+
+def of_piece(
+    request: Request, piece: Piece, q: Tensor, collected: Collected, incoming: Incoming, dq: Tensor
+) -> Pair:
+    """Returns dk and dv of a piece; adds to dq."""
+    pair = collected.pair()
+    if piece.layout is None:
+        return pair
+    of_q, *grads = request.backward(
+        piece.layout, q, *(x.flatten(0, 1) for x in pair), incoming
+    )
+    dq += of_q
+    dk, dv = (x.view(y.shape) for x, y in zip(grads, pair, strict=True))
+    return dk, dv
 
 
 def zeros(like: Tensor) -> Tensor:

@@ -37,12 +37,11 @@ class Processes:
         return words_of
 
     def start(self, sends: Sequence[Message], receives: Sequence[Message]) -> Pending:
-        """Sends contiguous tensors and receives into others, until `wait`; empty ones stay here."""
+        """Sends contiguous tensors and receives into others, in their order, until `wait`."""
         ops = [
             dist.P2POp(op, x, group=self.group, group_peer=peer)
             for op, messages in ((dist.isend, sends), (dist.irecv, receives))
             for peer, x in messages
-            if x.numel()
         ]
         works = dist.batch_isend_irecv(ops) if ops else []
         return Pending(works, [x for _, x in sends])
