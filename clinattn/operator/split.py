@@ -1,4 +1,4 @@
-"""The split of sequences over processes that a block has entered; None where a process has them whole.
+"""The split of sequences over processes that a block has entered, if any.
 
 Code that means whole sequences reads `active`: attention, rotary origins, layouts of an encoder.
 The state is the process's, not the thread's: recomputed layers run in threads of autograd.
@@ -21,13 +21,16 @@ class Part(NamedTuple):
 
 
 class Split(Protocol):
-    processes: int
+    @property
+    def processes(self) -> int: ...
 
-    def dense(self, query: Tensor, key: Tensor, value: Tensor, **words: Any) -> Any:
-        """Returns what fused_attention does, for the tokens of this process."""
+    @property
+    def dense(self) -> Callable[..., Any]:
+        """Computes fused_attention of this process's tokens: query, key, value and all words."""
 
-    def packed(self, query: Tensor, key: Tensor, value: Tensor, **words: Any) -> Any:
-        """Returns what fused_attention_varlen does, for the tokens of this process."""
+    @property
+    def packed(self) -> Callable[..., Any]:
+        """Computes fused_attention_varlen of this process's tokens, in the same way."""
 
     def part(self, tokens: int) -> Part:
         """Returns the place of this process's tokens; all processes ask for it together."""
@@ -49,7 +52,7 @@ active: Split | None = None
 
 
 def refuse(what: str) -> None:
-    """Raises NotImplementedError where sequences are split: `what` knows this process's part alone."""
+    """Raises NotImplementedError where sequences are split, which `what` knows nothing of."""
     if active is not None:
         raise NotImplementedError(
             f"{what}: not served inside context_parallel, where it would see the part of this "

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from clinattn.backends.call import Incoming
 from clinattn.parallel.keys import Collected, Pair, Returned, pieces
@@ -60,8 +59,9 @@ class SplitAttention(torch.autograd.Function):
         return results[0].unflatten(0, rows), results[1].unflatten(1, rows)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, do: Tensor | None, dlse: Tensor | None) -> Any:
+        if torch.is_grad_enabled():
+            raise NotImplementedError("second derivatives: not served inside context_parallel")
         q, k, v, o, lse, lse_low, *saved = ctx.saved_tensors
         request: Request = ctx.request
         processes, plan, prefix = request.processes, request.plan, request.prefix
@@ -85,10 +85,7 @@ class SplitAttention(torch.autograd.Function):
             of_q = keys_backward(request, prefix.keys, q, (k, v), incoming, sums)
             if of_q is not None:
                 dq += of_q
-            rows, *of_rows = of_prefix
-            dq += queries_backward(
-                request, prefix.queries, rows, (k, v), of_rows, incoming, sums
-            )
+            dq += queries_backward(request, prefix.queries, of_prefix, (k, v), incoming, sums)
         dq = dq.to(q.dtype).unflatten(0, (len(k), -1))
         return dq, *(x.to(k.dtype) for x in sums), None
 
@@ -100,9 +97,8 @@ def of_piece(
     pair = collected.pair()
     if piece.layout is None:
         return pair
-    of_q, *grads = request.backward(
-        piece.layout, q, *(x.flatten(0, 1) for x in pair), incoming
-    )
+    k, v = (x.flatten(0, 1) for x in pair)
+    of_q, *grads = request.backward(piece.layout, q, k, v, incoming)
     dq += of_q
     dk, dv = (x.view(y.shape) for x, y in zip(grads, pair, strict=True))
     return dk, dv

@@ -13,10 +13,9 @@ from torch.autograd import forward_ad
 from clinattn.backends.call import Arguments
 from clinattn.operator import listeners
 from clinattn.operator.assemble import dense_call, packed_call
-from clinattn.operator.jagged import is_jagged
 from clinattn.operator.split import Part
 from clinattn.operator.words import checks, feature_checks
-from clinattn.operator.words.scalars import as_flag, as_size
+from clinattn.operator.words.scalars import as_flag
 from clinattn.parallel.attention import SplitAttention
 from clinattn.parallel.documents import EVERYTHING, Documents, Sides, seen
 from clinattn.parallel.plan import Plan, Range, plan, shards
@@ -77,7 +76,8 @@ class SplitCalls:
         sides = self._sides(call, times, time_window, None, (rows, call.q.shape[2]))
         documents = Documents.dense(rows, total, queries, keys)
         call = call._replace(q=q, k=k, v=v)
-        results = self._attend(call, documents, sides, global_prefix, backend)
+        prefix = feature_checks.check_global_prefix(global_prefix, total)
+        results = self._attend(call, documents, sides, prefix, backend)
         o, lse = results[0].transpose(1, 2), results[1].transpose(0, 1)
         if form is not None:
             o, lse = form.as_given(o, 2), form.as_given(lse, 2)
@@ -111,12 +111,16 @@ class SplitCalls:
                         f"whole sequences, the {total} tokens of all processes together"
                     )
         if cu_seqlens_k is not None and not torch.equal(cu_seqlens_q, cu_seqlens_k):
-            raise NotImplementedError("cu_seqlens_k: others than cu_seqlens_q, not served when split")
+            raise NotImplementedError(
+                "cu_seqlens_k: got others than cu_seqlens_q, expected the same where a sequence is "
+                "split over processes"
+            )
         q, k, v = (x[None] for x in call[:3])
         sides = self._sides(call, times, time_window, cu_seqlens_q, (len(query),))
         documents = Documents.packed(cu_seqlens_q)
         call = call._replace(q=q, k=k, v=v)
-        o, lse = self._attend(call, documents, sides, global_prefix, backend)
+        prefix = feature_checks.check_global_prefix(global_prefix, None)
+        o, lse = self._attend(call, documents, sides, prefix, backend)
         return (o[0], lse[:, 0]) if as_flag("return_lse", return_lse) else o[0]
 
     def _sides(
@@ -142,12 +146,11 @@ class SplitCalls:
         call: Arguments,
         documents: Documents,
         sides: Sides,
-        global_prefix: Any,
+        prefix: int,
         backend: str | None,
     ) -> tuple[Tensor, Tensor]:
         """call: q, k and v (B, n, H, D), its scalars for itself alone."""
         backend = checks.check_backend(backend)
-        prefix = as_size("global_prefix", global_prefix)
         said = self._said(call, documents, sides, prefix)
         self._agree(call.q.shape[1], said)
         key = (said, call.q.device)
@@ -261,9 +264,10 @@ def refuse(query: Tensor, key: Tensor, value: Tensor, others: dict[str, Any]) ->
             )
     if torch.compiler.is_compiling():
         raise NotImplementedError("torch.compile: not served inside context_parallel")
-    for x in (query, key, value):
-        checks.check_tensor("query, key and value", x)
-        if type(x) not in (Tensor, torch.nn.Parameter) or is_jagged(x):
+    for name, x in (("query", query), ("key", key), ("value", value)):
+        if not isinstance(x, Tensor):
+            checks.check_tensor(name, x)
+        if type(x) not in (Tensor, torch.nn.Parameter):
             raise NotImplementedError(
                 f"{type(x).__name__}: not served inside context_parallel, expected plain tensors"
             )

@@ -101,9 +101,7 @@ def layout(
     cu_k = cu_seqlens(
         row * keys.length + start.clamp(*keys) - keys.begin, documents.rows * keys.length
     )
-    first, last = (
-        x.clamp(*keys)[visible.document] for x in (documents.start, documents.end)
-    )
+    first, last = (x.clamp(*keys)[visible.document] for x in (documents.start, documents.end))
     lo, hi = (x.clamp(first, last) - first for x in (visible.lo, visible.hi))
     everything = bool((lo == 0).all()) and bool((hi == last - first).all())
     return on_device(cu_q, cu_k, None if everything else (lo, hi), device)

@@ -91,9 +91,9 @@ class PrefixQueries(NamedTuple):
 
     layout: of the call of these queries to the shard's keys, None without any. Those of documents
     that lie in one process are `here`: rows among the queries, and places in the flat shard. Of
-    the others, of `across` rows in all processes, this one attends `seen`: rows among the queries,
-    and among those across; and has `held`: rows among those across, and places in the flat shard. `own`: rows among the
-    queries of all that this process has, and places in the flat shard.
+    the others, `across` in all processes, this one attends to `seen`: rows among the queries, and
+    among those across; and it has `held`: rows among those across, and places in the flat shard.
+    own: of all that this process has, rows among the queries, and places in the flat shard.
     """
 
     layout: Layout | None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -50,7 +52,7 @@ def keys_backward(
 def queries_forward(
     request: Request, queries: PrefixQueries, q: Tensor, own: Pair
 ) -> tuple[Tensor, Results]:
-    """Returns queries of prefixes that are attended here, of q (T, H, D), and their results."""
+    """Returns the queries of prefixes that have keys here, of q (T, H, D), and their results."""
     rows = taken(queries, request.processes, q)
     k, v = (x.flatten(0, 1) for x in own)
     results = nothing_seen(rows, v)
@@ -74,16 +76,16 @@ def put(queries: PrefixQueries, results: Results, into: Results) -> Results:
 def queries_backward(
     request: Request,
     queries: PrefixQueries,
-    rows: Tensor,
+    saved: Sequence[Tensor],
     own: Pair,
-    of_rows: Results,
     incoming: Incoming,
     sums: Pair,
 ) -> Tensor:
     """Returns the share of dq (T, H, D) in fp32 at least; adds those of dk and dv to the sums.
 
-    incoming: of this process's tokens. of_rows: results of `rows` over all keys.
+    saved: what queries_forward returned. incoming: of this process's tokens.
     """
+    rows, *of_rows = saved
     processes = request.processes
     do = taken(queries, processes, incoming.do)
     dlse = None
@@ -93,9 +95,7 @@ def queries_backward(
     of_q = torch.zeros_like(rows)
     if queries.layout is not None:
         k, v = (x.flatten(0, 1) for x in own)
-        of_q, *of_pair = request.backward(
-            queries.layout, rows, k, v, Incoming(do, dlse, *of_rows)
-        )
+        of_q, *of_pair = request.backward(queries.layout, rows, k, v, Incoming(do, dlse, *of_rows))
         for whole, x in zip(sums, of_pair, strict=True):
             whole += x.view(whole.shape)
     dq[queries.here[1]] = of_q[queries.here[0]].to(dq.dtype)

@@ -14,8 +14,8 @@ def time_sides(
 ) -> tuple[Tensor, Tensor]:
     """Returns the first key and one past the last that each token sees, by place in its row.
 
-    times: of whole rows, (B, N); of packed documents (T,) with cu_seqlens, which are one row. dtype:
-    of lse. Returns int64 (B, N) twice, on the CPU. Raises ValueError for a decrease.
+    times: of whole rows, (B, N); or (T,) of packed documents with cu_seqlens, which are one row.
+    dtype: that of lse. Returns int64 (B, N) twice, on the CPU. Raises ValueError for a decrease.
     """
     if cu_seqlens is None:
         rows = dense_rows(times, None)

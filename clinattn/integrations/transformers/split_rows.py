@@ -1,4 +1,4 @@
-"""Checks of a model of transformers whose rows are split over processes, inside context_parallel."""
+"""Checks of a model of transformers whose rows are split over processes."""
 
 from __future__ import annotations
 
