@@ -67,7 +67,11 @@ class SplitAttention(torch.autograd.Function):
         processes, plan, prefix = request.processes, request.plan, request.prefix
         of_prefix, kept = (saved[:4], saved[4:]) if prefix is not None else ([], saved)
         do = torch.zeros_like(o) if do is None else do.flatten(0, 1)
-        incoming = Incoming(do, None if dlse is None else dlse.flatten(1), o, lse, lse_low)
+        if dlse is not None:
+            dlse = dlse.flatten(1)
+        elif prefix is not None:  # rows of it are sent, whether this process has any or not
+            dlse = torch.zeros_like(lse)
+        incoming = Incoming(do, dlse, o, lse, lse_low)
         dq, sums = zeros(q), (zeros(k), zeros(v))
         before: Returned | None = None
         received = iter(kept) if request.keeps else None

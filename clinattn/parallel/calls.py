@@ -36,6 +36,9 @@ class SplitCalls:
 
     def __init__(self, processes: Processes, gathered: bool):
         self._processes, self._gathered = processes, gathered
+        for name in ("dense", "packed", "part", "check", "gathered", "summed"):
+            # a compiled graph ends before them: what is sent is no part of it
+            setattr(self, name, torch.compiler.disable(getattr(self, name)))
         self._shards: list[Range] | None = None
         self._checked: dict[int, Tensor] = {}
         self._agreed: set[tuple[Any, ...]] = set()
@@ -263,7 +266,7 @@ def refuse(query: Tensor, key: Tensor, value: Tensor, others: dict[str, Any]) ->
                 + (f"; {instead}" if instead else "")
             )
     if torch.compiler.is_compiling():
-        raise NotImplementedError("torch.compile: not served inside context_parallel")
+        raise NotImplementedError("torch.export: not served inside context_parallel")
     for name, x in (("query", query), ("key", key), ("value", value)):
         if not isinstance(x, Tensor):
             checks.check_tensor(name, x)

@@ -42,16 +42,18 @@ def context_parallel(mesh: DeviceMesh, *, gathered: bool = False) -> Iterator[No
     said of sequences is said of whole ones, by all processes alike: cu_seqlens, max_seqlen,
     kv_lengths, q_lengths, window, global_prefix. Positions are the whole sequence's: those of
     clinattn's encoders are by themselves; a model of others needs its position_ids as a shard.
-    The backward pass belongs into the block, too, and all processes run it. Gradients are those of
-    the sum of the losses of all processes, as DistributedDataParallel expects them.
+    The backward pass belongs into the block, too, as layers may be recomputed in it; all processes
+    run it. Gradients are those of the sum of the losses of all processes: their mean over
+    processes, which DistributedDataParallel takes, is that of the mean loss.
 
     Results are those of one process within rounding. With a window, or gathered, o and lse have its
     bits on the compiled CPU kernels, without a global_prefix. dk and dv are summed over processes.
 
-    Raises TypeError or ValueError for another mesh, for a block inside a block, and where the
-    processes make different calls or change their number of tokens within a block;
-    NotImplementedError for what is not served: attn_mask, segment_ids, dropout_p, time_decay,
-    alibi_slopes, relative_bias, cross-attention, nested tensors, torch.compile, second derivatives.
+    Raises TypeError or ValueError for another mesh, for a block inside a block, and where processes
+    make different calls or change their number of tokens within a block; NotImplementedError for
+    what is not served: attn_mask, segment_ids, dropout_p, time_decay, alibi_slopes, relative_bias,
+    cross-attention, nested tensors, second derivatives, torch.export. After an error in one
+    process alone the others wait until the timeout of their group, as in torch's collectives.
     Follows Liu et al., Ring Attention (2023), and halo exchange of stencil codes.
     """
     gathered = as_flag("gathered", gathered)

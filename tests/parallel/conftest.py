@@ -1,11 +1,11 @@
-"""A mesh of this process alone, whose group ends with the tests of the folder."""
+"""A mesh of this process alone, whose group ends with the tests of a module."""
 
 import pytest
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def group():
     if not dist.is_gloo_available():
         pytest.skip("torch is built without gloo")

@@ -1,10 +1,11 @@
-"""What context_parallel refuses, by name, and that nothing is left behind."""
+"""context_parallel in one process: what it refuses, by name, and what goes on as before."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from encoders import CONFIGS, LONGFORMER, MODERN
 from torch.distributed.device_mesh import init_device_mesh
+from torch.utils.checkpoint import checkpoint
 
 import clinattn
 from clinattn import context_parallel, fused_attention, fused_attention_varlen
@@ -148,6 +149,26 @@ def test_forms_of_torch_are_taken(mesh):
         expected = fused_attention(q, k, k, is_causal=True)
         with context_parallel(mesh):
             assert torch.equal(fused_attention(q, k, k, is_causal=True), expected)
+
+
+def test_a_compiled_function_is_taken(mesh):
+    encoder = Encoder(CONFIGS["global_prefix"]).eval()
+    ids = torch.arange(7)
+    expected = encoder(ids, cu_seqlens=ENDS)
+    compiled = torch.compile(encoder, backend="eager")
+    for _ in range(2):
+        with context_parallel(mesh):
+            torch.testing.assert_close(compiled(ids, cu_seqlens=ENDS), expected)
+        torch.testing.assert_close(compiled(ids, cu_seqlens=ENDS), expected)
+
+
+def test_recomputed_layers_are_taken(mesh):
+    q = Q.clone().requires_grad_()
+    with context_parallel(mesh):
+        o = checkpoint(lambda q: fused_attention(q, q, q, window=2), q, use_reentrant=False)
+        (dq,) = torch.autograd.grad(o.sum(), q)
+    (expected,) = torch.autograd.grad(fused_attention(q, q, q, window=2).sum(), q)
+    torch.testing.assert_close(dq, expected)
 
 
 def test_shards_of_one_process_are_everything(mesh):
