@@ -62,11 +62,22 @@ def results(model: nn.Module, ids: Tensor, labels: Tensor, words: dict[str, Any]
     return logits, loss / (LABELS != -100).sum()
 
 
-def whole(name: str, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+def whole(
+    name: str, dtype: torch.dtype = torch.float32, backwards: bool = False
+) -> dict[str, Tensor]:
+    """Results of one process. backwards: with the row in reverse order, which changes sums alone."""
     model = made(name).to(dtype)
     replace_attention(model)
-    logits, loss = results(model, IDS, LABELS, documents(name))
+    ids, labels, words = IDS, LABELS, documents(name)
+    if backwards:
+        ids, labels, words["position_ids"] = (
+            x.flip(1) for x in (ids, labels, words["position_ids"])
+        )
+        ends = {n: TOKENS - x.flip(0) for n, x in words.items() if n.startswith("cu_")}
+        words |= ends
+    logits, loss = results(model, ids, labels, words)
     loss.backward()
+    logits = logits.flip(1) if backwards else logits
     return {"logits": logits.detach()} | {n: p.grad for n, p in model.named_parameters()}
 
 
