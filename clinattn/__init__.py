@@ -11,6 +11,7 @@ from clinattn.operator.functions import FusedAttention
 from clinattn.operator.relative import t5_relative_bias
 from clinattn.operator.rotary import rotary
 from clinattn.operator.summary import attention_summary
+from clinattn.parallel import context_parallel
 
 try:
     __version__ = version("clinattn")
@@ -22,6 +23,7 @@ __all__ = [
     "attention_summary",
     "attribute",
     "backends",
+    "context_parallel",
     "explain",
     "fused_attention",
     "fused_attention_varlen",

@@ -89,7 +89,7 @@ class MaskedLanguageModel(Pretrained):
         hidden, layout = self.encoder.encode(input_ids, **batch)
         if labels is None:
             return HeadOutput(None, layout.restore(self.decode(hidden))), hidden, layout
-        return _language_loss(self.decode, hidden, layout.pack(labels)), hidden, layout
+        return _language_loss(self.decode, hidden, layout.pack(labels), layout), hidden, layout
 
     def decode(self, hidden: Tensor) -> Tensor:
         return self.linear(self.decoder, self.head(hidden))
@@ -125,7 +125,8 @@ class CausalLanguageModel(Pretrained):
         hidden, layout = self.encoder.encode(input_ids, **batch)
         if labels is None:
             return HeadOutput(None, layout.restore(self.decode(hidden)))
-        return _language_loss(self.decode, hidden, layout.following(layout.pack(labels), IGNORE))
+        targets = layout.following(layout.pack(labels), IGNORE)
+        return _language_loss(self.decode, hidden, targets, layout)
 
     def decode(self, hidden: Tensor) -> Tensor:
         return self.linear(self.decoder, hidden)
@@ -152,13 +153,13 @@ def _check_labels(
 
 
 def _language_loss(
-    decode: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor
+    decode: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor, layout: Layout
 ) -> HeadOutput:
     targets = targets.flatten()
     labelled = (targets != IGNORE).nonzero().squeeze(1)
     logits = decode(hidden.reshape(-1, hidden.shape[-1]).index_select(0, labelled))
     total = F.cross_entropy(at_least_fp32(logits), targets[labelled], reduction="sum")
-    return HeadOutput(total / max(len(labelled), 1), logits)
+    return HeadOutput(total / layout.counted(len(labelled)), logits)
 
 
 class SequenceClassifier(Pretrained):

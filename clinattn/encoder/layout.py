@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypedDict
 import torch
 from torch import Tensor
 
+from clinattn.operator import split
 from clinattn.operator.packing import unpad
 from clinattn.operator.visibility import concrete
 from clinattn.operator.words.checks import check_tensor
@@ -21,6 +22,7 @@ from .config import EncoderConfig
 from .inputs import INDEX_DTYPES, check_attention_mask
 from .packed_layout import PackedLayout
 from .padded_layout import PaddedLayout, SdpaLayout
+from .split_layout import SplitLayout
 
 
 class Batch(TypedDict, total=False):
@@ -74,6 +76,13 @@ class Layout(Protocol):
     def mean(self, x: Tensor) -> Tensor:
         """The mean of each sequence's tokens: (sequences, ...), zeros for an empty one."""
 
+    def counted(self, tokens: int) -> float:
+        """What a sum over so many chosen tokens is divided by for their mean, at least 1.
+
+        Where sequences are split over processes, it makes the mean of the processes' results that
+        over all tokens.
+        """
+
     def heads(self, projected: Tensor) -> tuple[Tensor, ...]:
         """(..., n, H, D) -> n tensors as attention takes them: q, k and v for n = 3."""
 
@@ -106,6 +115,11 @@ def make_layout(
     """
     if layout not in (None, "packed", "padded"):
         raise ValueError(f"layout={layout!r}: expected 'packed' or 'padded'")
+    if split.active is not None and (tokens.dim() != 1 or config.attention == "sdpa"):
+        raise NotImplementedError(
+            "inside context_parallel: expected 1-D inputs, this process's part of packed "
+            "sequences, with cu_seqlens, and attention='clinattn'"
+        )
     visibility = config.causal, config.global_prefix
     for name, x in (("lengths", lengths), ("cu_seqlens", cu_seqlens)):
         if x is not None:
@@ -164,7 +178,10 @@ def _unless_full(lengths: Tensor | None, length: int) -> Tensor | None:
 def _packed(
     tokens: Tensor, cu_seqlens: Tensor, max_seqlen: Any, visibility: tuple[bool, int]
 ) -> PackedLayout:
-    total = tokens.shape[0]
+    total, part = tokens.shape[0], None
+    if split.active is not None:
+        part = split.active.part(total)
+        total = part.total
     if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 2:
         raise ValueError(
             f"cu_seqlens has shape {tuple(cu_seqlens.shape)}: expected (sequences + 1,), at least "
@@ -184,7 +201,10 @@ def _packed(
     if max_seqlen is None:
         max_seqlen = total if torch.compiler.is_compiling() else int(cu_seqlens.diff().max())
     cu_seqlens = cu_seqlens.to(device=tokens.device, dtype=torch.int32)
-    return PackedLayout(cu_seqlens, max_seqlen, total, None, None, *visibility)
+    packed = cu_seqlens, max_seqlen, tokens.shape[0], None, None, *visibility
+    if split.active is not None and part is not None:
+        return SplitLayout(*packed, split=split.active, begin=part.begin)
+    return PackedLayout(*packed)
 
 
 def _unpadded(

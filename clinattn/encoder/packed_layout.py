@@ -67,6 +67,9 @@ class PackedLayout:
         sums = torch.segment_reduce(at_least_fp32(x), "sum", lengths=self.lengths.long())
         return (sums / self.lengths.clamp(min=1)[:, None]).to(x.dtype)
 
+    def counted(self, tokens: int) -> float:
+        return max(tokens, 1)
+
     def heads(self, projected: Tensor) -> tuple[Tensor, ...]:
         return projected.unbind(-3)
 

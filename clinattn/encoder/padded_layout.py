@@ -74,6 +74,9 @@ class PaddedLayout:
         sums = self._real(at_least_fp32(x)).sum(1)
         return (sums / self.lengths.clamp(min=1)[:, None]).to(x.dtype)
 
+    def counted(self, tokens: int) -> float:
+        return max(tokens, 1)
+
     @property
     def cu_seqlens(self) -> None:
         return None

@@ -13,6 +13,7 @@ from torch import nn
 
 from clinattn.backends.call import MAX_HEAD_DIM
 from clinattn.integrations.outcome import Outcome
+from clinattn.operator import split
 
 # Parameters of transformers' forwards under the names that later releases gave them.
 RENAMED = {"cache": "past_key_values"}  # 5.24
@@ -81,6 +82,7 @@ _warned: set[str] = set()
 def warn_of_attentions(module: nn.Module) -> None:
     """A RuntimeWarning, once a class, that a call gives probabilities, and so is the original's."""
     name = type(module).__name__
+    split.refuse(f"attention probabilities of {name}")
     if name not in _warned:
         _warned.add(name)
         warnings.warn(

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from clinattn.operator import bare
+from clinattn.operator import bare, split
 from clinattn.operator.assemble import dense_call, packed_call
 from clinattn.operator.functions import attend
 from clinattn.operator.jagged import is_jagged, jagged_attention
@@ -96,6 +96,15 @@ def fused_attention(
     that the backend asked for does not compute (docs/operator.md has the table; with backend=None
     the reference computes them), RuntimeError where the backend asked for cannot run.
     """
+    if split.active is not None:
+        return split.active.dense(
+            query, key, value, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal,
+            scale=scale, enable_gqa=enable_gqa, window=window, bottom_right=bottom_right,
+            kv_lengths=kv_lengths, q_lengths=q_lengths, segment_ids=segment_ids, times=times,
+            time_window=time_window, time_decay=time_decay, alibi_slopes=alibi_slopes,
+            relative_bias=relative_bias, softcap=softcap, global_prefix=global_prefix,
+            return_lse=return_lse, backend=backend,
+        )  # fmt: skip
     if (
         attn_mask is window is kv_lengths is q_lengths is segment_ids is times is None
         and time_window is time_decay is alibi_slopes is relative_bias is softcap is backend is None
@@ -170,6 +179,15 @@ def fused_attention_varlen(
 
     Returns o (Tq, H, Dv), and with return_lse also lse (H, Tq). Raises as fused_attention does.
     """
+    if split.active is not None:
+        return split.active.packed(
+            query, key, value, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k,
+            max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, dropout_p=dropout_p,
+            is_causal=is_causal, scale=scale, enable_gqa=enable_gqa, window=window,
+            bottom_right=bottom_right, times=times, time_window=time_window, time_decay=time_decay,
+            alibi_slopes=alibi_slopes, relative_bias=relative_bias, softcap=softcap,
+            global_prefix=global_prefix, return_lse=return_lse, backend=backend,
+        )  # fmt: skip
     call = packed_call(
         query, key, value, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p,
         is_causal, scale, enable_gqa, window, bottom_right, times, time_window, time_decay,

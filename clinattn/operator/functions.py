@@ -13,7 +13,7 @@ from torch._C._functorch import unwrap_if_dead
 from torch.autograd import forward_ad
 
 from clinattn.backends.call import FEATURE_SCALARS, NEEDS, Arguments, Gradients, Incoming
-from clinattn.operator import listeners, ops  # ops registers torch.ops.clinattn
+from clinattn.operator import listeners, ops, split  # ops registers torch.ops.clinattn
 from clinattn.operator.autograd import Function, op_is_watched
 from clinattn.operator.visibility import unexpanded
 from clinattn.operator.words import checks, feature_checks, forms
@@ -67,6 +67,7 @@ class FusedAttention(Function):
     @classmethod
     def apply(cls, *args: Any, **kwargs: Any) -> Any:
         # torch.compile does not come through here: it traces forward and backward themselves.
+        split.refuse("FusedAttention.apply")
         given: Any = Given(*args, **kwargs)
         q, k, v = given[:3]
         checks.check_tensors(q, k, v)
@@ -359,6 +360,7 @@ def _wants_gradient(call: Arguments) -> bool:
 
 def attend(call: Arguments, backend: str) -> tuple[Tensor, ...]:
     """Returns (o, lse) of a complete and checked call."""
+    split.refuse("a call of this form")
     differentiates = torch.is_grad_enabled() and _wants_gradient(call)
     if op_is_watched(call.q, call.k, call.v):
         o, lse, _ = _attend_watched(call, backend, differentiates)

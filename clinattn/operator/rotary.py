@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from clinattn.operator import rotary_op  # registers torch.ops.clinattn.rotary
+from clinattn.operator import rotary_op, split  # rotary_op registers torch.ops.clinattn.rotary
 from clinattn.operator.autograd import Function, op_is_watched
 from clinattn.operator.timeline import difference
 from clinattn.operator.visibility import concrete
@@ -151,13 +151,15 @@ def turned(
 
 def _origin(positions: Tensor, cu_seqlens: Tensor | None) -> Tensor:
     """Returns the position that those of each token's sequence are counted from."""
+    begin, tokens = 0, positions.shape[-1]
+    if split.active is not None:  # the first token of a sequence may be another process's
+        begin, positions = split.active.part(tokens).begin, split.active.gathered(positions, -1)
     if cu_seqlens is None:
         first = positions[..., :1]
     else:
-        total = positions.shape[0]
-        token = torch.arange(total, device=positions.device, dtype=torch.int32)
+        token = torch.arange(begin, begin + tokens, device=positions.device, dtype=torch.int32)
         sequence = torch.searchsorted(cu_seqlens, token, right=True) - 1
-        first = positions[cu_seqlens[sequence].clamp(0, total - 1)]
+        first = positions[cu_seqlens[sequence].clamp(0, positions.shape[0] - 1)]
     if first.is_floating_point():
         return first
     return first.where((first >= INDICES) | (first <= -INDICES), 0)
@@ -238,8 +240,11 @@ def _check_cu_seqlens(cu_seqlens: Any, q: Tensor) -> None:
         )
     if concrete(cu_seqlens):
         ends = cu_seqlens.tolist()
-        if ends[0] != 0 or ends != sorted(ends) or ends[-1] > q.shape[0]:
+        tokens, of = q.shape[0], "q"
+        if split.active is not None:
+            tokens, of = split.active.part(tokens).total, "all processes"
+        if ends[0] != 0 or ends != sorted(ends) or ends[-1] > tokens:
             raise ValueError(
                 f"cu_seqlens: got {ends}, expected to start at 0, never decrease and end at most "
-                f"at the {q.shape[0]} tokens of q"
+                f"at the {tokens} tokens of {of}"
             )

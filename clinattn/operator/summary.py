@@ -9,7 +9,7 @@ from torch import Tensor
 
 from clinattn.backends import call as records
 from clinattn.backends.call import MAX_TOP, Arguments, Summary
-from clinattn.operator import ops
+from clinattn.operator import ops, split
 from clinattn.operator.assemble import dense_call, packed_call
 from clinattn.operator.jagged import is_jagged
 from clinattn.operator.words import checks
@@ -80,6 +80,7 @@ def attention_summary(
     not depend on the batch, on padding, on packing and on the number of threads.
     Raises TypeError or ValueError for wrong or missing arguments, and otherwise as fused_attention.
     """
+    split.refuse("attention_summary")
     if reduce not in REDUCTIONS:
         raise ValueError(f"reduce: got {reduce!r}, expected one of {', '.join(REDUCTIONS)}")
     for name in ("dropout_p", "return_lse"):

@@ -32,6 +32,7 @@ TIERS = {
     "explain/learning": "slow",
     "training/processes": "slow",
     "tools/commands": "slow",
+    "parallel/processes": "slow",
     "packaging": "slow",
 }
 # Folders whose tests judge by time: they run one after the other, and only where all tests do.

@@ -101,6 +101,7 @@ PACKAGE = ROOT / "clinattn"
 ROOMS = {
     "backends": {"kernels"},
     "operator": {"backends"},
+    "parallel": {"backends", "operator"},
     "files": set(),
     "encoder": {"backends", "files", "operator"},
     "workloads": {"files", "operator"},
@@ -113,7 +114,11 @@ ROOMS = {
     },
 }  # fmt: skip
 # The entrance hall: what stands in no room.
-HALL = {"": {"backends", "explain", "integrations", "operator"}, "__main__": {"tools"}, "_C": set()}
+HALL = {
+    "": {"backends", "explain", "integrations", "operator", "parallel"},
+    "__main__": {"tools"},
+    "_C": set(),
+}
 
 # Within the two lowest rooms, the modules of its room that a module may import.
 LAYERS = {
@@ -135,6 +140,7 @@ LAYERS = {
     "operator.autograd": set(),
     "operator.listeners": set(),
     "operator.ranges": set(),
+    "operator.split": set(),
     "operator.timeline": set(),
     "operator.visibility": set(),
     "operator.flops": {"visibility"},
@@ -148,7 +154,7 @@ LAYERS = {
     "operator.jagged": {"packing"},
     "operator.relative": {"words.checks", "words.scalars"},
     "operator.functions": {
-        "autograd", "listeners", "ops", "visibility",
+        "autograd", "listeners", "ops", "split", "visibility",
         "words.checks", "words.feature_checks", "words.forms", "words.scalars",
     },
     "operator.bare": {"autograd", "functions", "listeners", "ranges"},
@@ -156,14 +162,15 @@ LAYERS = {
         "visibility", "words.checks", "words.features", "words.forms", "words.scalars",
     },
     "operator.attention": {
-        "assemble", "bare", "functions", "jagged", "visibility", "words.checks", "words.scalars",
+        "assemble", "bare", "functions", "jagged", "split", "visibility", "words.checks",
+        "words.scalars",
     },
     "operator.summary": {
-        "assemble", "jagged", "ops", "words.checks", "words.forms", "words.scalars",
+        "assemble", "jagged", "ops", "split", "words.checks", "words.forms", "words.scalars",
     },
     "operator.rotary_op": {"ops"},
     "operator.rotary": {
-        "autograd", "rotary_op", "timeline", "visibility", "words.checks", "words.scalars",
+        "autograd", "rotary_op", "split", "timeline", "visibility", "words.checks", "words.scalars",
     },
 }  # fmt: skip
 

@@ -17,6 +17,7 @@ from clinattn.integrations.flash_attn.words import (
     check_qkv,
     keywords,
 )
+from clinattn.operator import split
 from clinattn.operator.attention import fused_attention
 from clinattn.operator.visibility import concrete
 from clinattn.operator.words.checks import check_dense, check_lengths, check_scale, check_tensor
@@ -87,6 +88,7 @@ def flash_attn_with_kvcache(
     rotary_interleaved = as_flag("rotary_interleaved", rotary_interleaved)
     return_softmax_lse = as_flag("return_softmax_lse", return_softmax_lse)
     check_num_splits(num_splits)
+    split.refuse("flash_attn_with_kvcache")
     with torch.no_grad(), as_given(q):
         if k is not None and v is not None:
             places = _places(lengths, new)

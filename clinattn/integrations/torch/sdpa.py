@@ -49,6 +49,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from clinattn.integrations.torch import nested, varlen
 from clinattn.integrations.torch.multihead import Weights, multi_head_attention
+from clinattn.operator import split
 from clinattn.operator.attention import fused_attention
 from clinattn.operator.jagged import is_jagged
 from clinattn.operator.words.checks import SERVED_DTYPES
@@ -145,6 +146,7 @@ def _attention(
     reason = reason or _limit(*given, *(() if attn_mask is None else (attn_mask,)))
     reason = reason or _mismatch(*given, *args[3:], enable_gqa)
     if reason is not None:
+        split.refuse(f"torch's own attention, since {reason}")
         o = theirs(*args, **keywords)
         _warn(reason)
         return o

@@ -20,6 +20,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from clinattn.integrations.transformers.documents import documents, warn_of_one_document
 from clinattn.integrations.transformers.masks import attention_mask, parts_of
 from clinattn.integrations.transformers.pattern_mask import Pattern
+from clinattn.integrations.transformers.split_rows import check_part
+from clinattn.operator import split
 from clinattn.operator.attention import fused_attention, fused_attention_varlen
 from clinattn.operator.visibility import PreparedMask, combined, concrete, right_padded_lengths
 
@@ -93,6 +95,8 @@ def attention(
     _check_words(module, kwargs)
     if query.dim() != 4:
         raise ValueError(f"query: got shape {tuple(query.shape)}, expected (B, H, N, D)")
+    if split.active is not None:
+        check_part(split.active, query.shape[2], attention_mask, position_ids, cu_seq_lens_q)
     packed = cu_seq_lens_q is not None
     if attention_mask is not None and not packed:
         warn_of_one_document(attention_mask, position_ids, query, key)
@@ -282,6 +286,8 @@ class _Ends(NamedTuple):
             )
         ends_k = ends_q if ends_k is None else ends_k
         for name, x, n in (("q", ends_q, query.shape[2]), ("k", ends_k, key.shape[2])):
+            if split.active is not None:
+                n = split.active.part(n).total
             if concrete(x) and int(x[-1]) != n:
                 raise ValueError(
                     f"cu_seq_lens_{name}: got documents up to {int(x[-1])} in a row of {n}"

@@ -102,6 +102,7 @@ SHOWS = {
     "packed_trainer": sorts_notes,
     "private_training": learns_in_private,
     "self_attention": forgets_the_distant,
+    "split_sequence": falls,
 }
 
 
@@ -115,7 +116,7 @@ def spent(folder):
 
 
 LEAVES = {"private_training": spent}
-LINES = {"distillation": 60, "private_training": 60}  # of the others: 40
+LINES = {"distillation": 60, "private_training": 60, "split_sequence": 60}  # of the others: 40
 DATA = {"example_patients"}  # modules that others import
 
 
