@@ -178,7 +178,7 @@ def test_names_are_no_markup(cli):
 
 
 def test_a_folder_is_of_one_run(cli, patients, tmp_path):
-    hold = "import sys; from pathlib import Path; from clinattn.training.output import claimed\n"
+    hold = "import sys; from pathlib import Path; from clinattn.files.claims import claimed\n"
     hold += "with claimed(Path('out')): print('in', flush=True); sys.stdin.read()"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", hold], text=True, **pipes) as process:
