@@ -6,12 +6,11 @@ A limit on the size of files stands for a full disk.
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
-from contextlib import contextmanager
 
 import pytest
+from limits import largest_file
 from results import ENCODER
 
 for package in ("typer", "rich", "pyarrow", "matplotlib", "jinja2"):
@@ -50,17 +49,6 @@ def cli(tmp_path, monkeypatch, threads, small_presets):
     (tmp_path / "deep.jsonl").write_text("[" * 100_000)
     (tmp_path / "folder.jsonl").mkdir()
     return lambda *args: CliRunner().invoke(app, [str(arg) for arg in args])
-
-
-@contextmanager
-def largest_file(size: int):
-    """No file of this process grows beyond it."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def assert_one_line(done, message: str) -> None:

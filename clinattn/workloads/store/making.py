@@ -114,8 +114,8 @@ class Making:
         free = shutil.disk_usage(self.folder).free
         if need > free:
             raise ValueError(
-                f"output={str(self.folder)!r}: the timelines take {need / 1e9:.1f} GB more, and "
-                f"{free / 1e9:.1f} GB are free: expected as much"
+                f"output={str(self.folder)!r}: the timelines take {need // 1000:,} kB more, and "
+                f"{free // 1000:,} kB are free: expected as much"
             )
         tasks = [
             (self.root, [self.files[i] for i, _ in piece.parts], piece, self.folder)
@@ -164,7 +164,8 @@ class Making:
         before = np.cumsum([0] + [piece.events for piece in pieces[:-1]])[number]
         found = Patients(*(values[order] for values in found))
         splits = np.full(len(order), -1) if owners is None else owners.numbers_of(found.subjects)
-        indices = column(splits.astype(np.int32), pa.int32(), splits < 0)
+        # Polars looks at numbers under nulls too, and refuses those that name nothing.
+        indices = column(np.maximum(splits, 0).astype(np.int32), pa.int32(), splits < 0)
         names = pa.array([] if owners is None else owners.names, pa.string())
         columns = {
             "subject_id": column(found.subjects, pa.int64()),

@@ -1,6 +1,6 @@
 """Writes a MEDS folder of made-up patients, of any number of events, in bounded memory.
 
-    python bench/timelines.py FOLDER --events 300000000
+    python bench/made_timelines.py FOLDER --events 300000000
 
 The same numbers give the same folder. Lengths of timelines are log-normal and codes follow Zipf's
 law, as in records of hospitals; events come in visits, some with a value, after a birth and facts
