@@ -22,7 +22,7 @@ from . import plan, scan
 from .batches import column, read_batch, write_batch
 from .format import ABOUT, CODES, FORMAT, PATIENTS, WORK, events_file
 from .inputs import Input, digest, events_in, require_same
-from .piece import Patients, make_piece, patients_file
+from .piece import make_piece, patients_file
 from .processes import Workers
 
 BYTES = 17  # of an event in a store, at most
@@ -52,6 +52,7 @@ class Making:
         scans = self._scans(units)
         by_file = plan.of_files(units, scans, len(self.files))
         vocabulary = self._write_codes(scans)
+        del scans
         paths = [self.root / file.name for file in self.files]
         subjects = {path: found.subjects for path, found in zip(paths, by_file, strict=True)}
         owners = owners_splits(self.root, paths, subjects.__getitem__)
@@ -151,35 +152,38 @@ class Making:
         import pyarrow as pa
 
         parts = [read_batch(patients_file(self.folder, piece.number)) for piece in pieces]
-        if [len(part) for part in parts] != [piece.subjects for piece in pieces]:
+        counts = [piece.subjects for piece in pieces]
+        if [len(part) for part in parts] != counts:
             raise MedsError(
                 f"{str(self.folder)!r} holds pieces of another plan: expected an empty folder"
             )
-        found = Patients(*(
-            np.concatenate([part[name].to_numpy() for part in parts]) for name in Patients._fields
-        ))
-        order = np.argsort(found.subjects)
-        counts = [piece.subjects for piece in pieces]
+        subjects = np.concatenate([part["subjects"].to_numpy() for part in parts])
+        order = np.argsort(subjects)
+        subjects = subjects[order]
         number = np.repeat(np.arange(len(pieces), dtype=np.int32), counts)[order]
-        before = np.cumsum([0] + [piece.events for piece in pieces[:-1]])[number]
-        found = Patients(*(values[order] for values in found))
-        splits = np.full(len(order), -1) if owners is None else owners.numbers_of(found.subjects)
+        before = np.cumsum([0, *(piece.events for piece in pieces[:-1])])[number]
+
+        def sorted_column(name: str) -> np.ndarray:
+            return np.concatenate([part[name].to_numpy() for part in parts])[order]
+
+        splits = np.full(len(order), -1) if owners is None else owners.numbers_of(subjects)
         # Polars looks at numbers under nulls too, and refuses those that name nothing.
         indices = column(np.maximum(splits, 0).astype(np.int32), pa.int32(), splits < 0)
         names = pa.array([] if owners is None else owners.names, pa.string())
+        digests = sorted_column("digests")
         columns = {
-            "subject_id": column(found.subjects, pa.int64()),
+            "subject_id": column(subjects, pa.int64()),
             "piece": column(number, pa.int32()),
-            "begin": column(found.begins + before, pa.int64()),
-            "start": column(found.starts + before, pa.int64()),
-            "end": column(found.ends + before, pa.int64()),
-            "origin": column(found.origins, pa.timestamp("us")),
-            "hash": column(found.draws, pa.uint64()),
+            "begin": column(sorted_column("begins") + before, pa.int64()),
+            "start": column(sorted_column("starts") + before, pa.int64()),
+            "end": column(sorted_column("ends") + before, pa.int64()),
+            "origin": column(sorted_column("origins"), pa.timestamp("us")),
+            "hash": column(sorted_column("draws"), pa.uint64()),
             "split": pa.DictionaryArray.from_arrays(indices, names),
-            "digest": column(found.digests, pa.uint64()),
+            "digest": column(digests, pa.uint64()),
         }
         write_batch(self.folder / PATIENTS, columns)
         whole = hashlib.blake2b(json.dumps(vocabulary.tokens).encode(), digest_size=16)
-        whole.update(found.subjects.data)
-        whole.update(found.digests.data)
+        whole.update(subjects.data)
+        whole.update(digests.data)
         return whole.hexdigest()
