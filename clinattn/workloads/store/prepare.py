@@ -35,7 +35,10 @@ def prepare(
     begun, ValueError where something else is in `output`, OSError and ChildProcessError.
     """
     root, folder = Path(meds_dir), Path(output)
+    if is_store(root):
+        raise MedsError(f"meds_dir={str(root)!r} holds timelines already: expected a MEDS folder")
     inputs, zoned = inputs_of(root)
+    _require_own(folder)
     with claimed(folder, wait):
         if is_store(folder):
             _require_made_from(folder, root, inputs)
@@ -51,6 +54,18 @@ def prepare(
     return True
 
 
+def _require_own(folder: Path) -> None:
+    """Checks that a folder has no more in it than a store or the beginning of one."""
+    if not folder.is_dir() or is_store(folder) or (folder / WORK / BEGUN).exists():
+        return
+    held = sorted({path.name for path in folder.iterdir()} - {LOCK, WORK})
+    if held:
+        raise ValueError(
+            f"output={str(folder)!r} holds {held[0]}: expected a new or empty folder, or one that "
+            "clinattn prepare has begun"
+        )
+
+
 def _require_made_from(folder: Path, root: Path, inputs: Sequence[Input]) -> None:
     said = about(folder)
     if said["input"] != digest(inputs):
@@ -64,12 +79,6 @@ def _begin(folder: Path, root: Path, inputs: Sequence[Input]) -> None:
     """Notes what the store is made from, or checks that it is what was noted before."""
     path = folder / WORK / BEGUN
     if not path.exists():
-        held = sorted({x.name for x in folder.iterdir()} - {LOCK, WORK})
-        if held:
-            raise ValueError(
-                f"output={str(folder)!r} holds {held[0]}: expected a new or empty folder, or one "
-                "that clinattn prepare has begun"
-            )
         folder.chmod(0o700)
         path.parent.mkdir(mode=0o700, exist_ok=True)
         begun = {"format": FORMAT, "made_from": str(root.resolve()), "inputs": inputs}
