@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ for package in ("pyarrow", "rich", "typer", "filelock"):
 
 import stores  # noqa: E402
 from patients import write_measured_patients  # noqa: E402
+from predicted import bits_of, trained  # noqa: E402
 from runs import assert_same_bits  # noqa: E402
 from terminal import flat  # noqa: E402
 
@@ -84,6 +86,40 @@ def test_as_many_processes_as_cpus_unless_another_number_is_asked_for(cli, ward,
     given = ["--data", f"meds:{ward}", "--output", "b", "--processes", "3"]
     assert cli("prepare", *given).exit_code == 0
     assert asked == [5, 3]
+
+
+def test_a_model_says_the_same_of_timelines_and_of_their_folder(
+    cli, ward, tmp_path, small_presets, threads
+):
+    threads(1)
+    stores.made(ward, tmp_path / "timelines", 200)
+    path = trained(tmp_path / "run", preset="valued", meds_dir=ward, cuts=2)[1]
+    patient = stores.store_source(tmp_path / "timelines").subjects[7]
+    for data in ("ward", "timelines"):
+        given = [path, "--data", f"meds:{data}"]
+        done = cli("predict", *given, "--split", "all", "--output", f"{data}.parquet")
+        assert done.exit_code == 0, done.output
+        done = cli("explain", *given, "--patient", patient, "--json", f"{data}.json")
+        assert done.exit_code == 0, done.output
+        done = cli("evaluate", f"{data}.parquet", "--by", "STEP//1*", "--data", f"meds:{data}",
+                   "--resamples", "100", "--json", f"{data}-evaluated.json")  # fmt: skip
+        assert done.exit_code == 0, done.output
+    assert bits_of(tmp_path / "ward.parquet").equals(bits_of(tmp_path / "timelines.parquet"))
+    for name in ("{}.json", "{}-evaluated.json"):
+        one, other = (
+            (tmp_path / name.format(data)).read_text().replace(data, "DATA")
+            for data in ("ward", "timelines")
+        )
+        assert json.loads(one).keys() == json.loads(other).keys() and len(one) > 500
+        assert figures(json.loads(one)) == figures(json.loads(other))
+
+
+def figures(found) -> list[float]:
+    """All numbers in a JSON file, in their order."""
+    if isinstance(found, (list, dict)):
+        items = found.values() if isinstance(found, dict) else found
+        return [x for item in items for x in figures(item)]
+    return [found] if isinstance(found, (int, float)) else []
 
 
 def test_training_on_timelines_is_training_on_their_folder(cli, ward, small_presets):

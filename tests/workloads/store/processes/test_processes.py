@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -109,3 +111,26 @@ def test_ctrl_c_is_one_line(tmp_path, ward, whole, processes, moment):
     with prepare(ward, folder, processes) as process:
         assert process.communicate() and process.returncode == 0
     assert stores.contents(folder) == whole
+
+
+OPEN = """
+import sys
+from pathlib import Path
+from clinattn.workloads import open_source, timelines
+from clinattn.workloads.store import plan
+
+timelines.IN_MEMORY, plan.EVENTS = 1000, int(sys.argv[3])
+source = open_source(f"meds:{sys.argv[1]}", beside=Path(sys.argv[2]), say=print)
+print(len(source.ids), int(source.times[-1]))
+"""
+
+
+def test_processes_that_open_a_large_folder_at_once_share_its_timelines(tmp_path, ward, whole):
+    """As those of torchrun do: one makes them, and the others wait for it."""
+    beside = tmp_path / "run" / "timelines"
+    command = [sys.executable, "-c", OPEN, ward, beside, str(PIECE)]
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    said = [process.communicate()[0].splitlines() for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0]
+    assert said[0] == said[1] == said[2] and said[0][-1].startswith(f"{EVENTS} ")
+    assert stores.contents(beside) == whole
