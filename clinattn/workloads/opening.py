@@ -11,7 +11,7 @@ from .profiles import PROFILES, profile_source, require_profile
 from .source import Source
 from .store.making import Progress
 from .text import text_source
-from .timelines import silent, timelines_source
+from .timelines import on_stderr, silent, timelines_source
 
 
 class Kind(NamedTuple):
@@ -96,7 +96,7 @@ def open_source(
     seed: int = 0,
     beside: Path | None = None,
     progress: Progress = silent,
-    say: Callable[[str], None] = lambda line: None,
+    say: Callable[[str], None] = on_stderr,
 ) -> Source:
     """Opens the source that `data` names.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -24,11 +25,16 @@ def silent(message: str, done: int, total: int) -> None:
     """Progress that nobody sees."""
 
 
+def on_stderr(line: str) -> None:
+    """Tells people a line."""
+    print(line, file=sys.stderr, flush=True)
+
+
 def timelines_source(
     meds_dir: str | Path,
     beside: Path | None = None,
     progress: Progress = silent,
-    say: Callable[[str], None] = lambda line: None,
+    say: Callable[[str], None] = on_stderr,
 ) -> Source:
     """Every patient of a MEDS folder or of a store.
 

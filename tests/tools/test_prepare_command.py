@@ -18,6 +18,7 @@ from runs import assert_same_bits  # noqa: E402
 from terminal import flat  # noqa: E402
 
 from clinattn.tools import prepare as command  # noqa: E402
+from clinattn.workloads import timelines  # noqa: E402
 from clinattn.workloads.store import prepare  # noqa: E402
 
 TRAIN = ["train", "--preset", "timed-valued", "--max-tokens", "48", "--batch-tokens", "96"]
@@ -120,6 +121,26 @@ def figures(found) -> list[float]:
         items = found.values() if isinstance(found, dict) else found
         return [x for item in items for x in figures(item)]
     return [found] if isinstance(found, (int, float)) else []
+
+
+def test_training_on_a_large_folder_keeps_its_timelines_beside_the_checkpoints(
+    cli, ward, tmp_path, small_presets, monkeypatch
+):
+    data = ["--data", f"meds:{ward}"]
+    assert cli(*TRAIN, *data, "--output", "small").exit_code == 0
+    monkeypatch.setattr(timelines, "IN_MEMORY", 100)
+    with stores.cut_finely(10**6):
+        done = cli(*TRAIN, *data, "--output", "large")
+    assert done.exit_code == 0, done.output
+    assert "events are more than are read into memory: their timelines are kept in large/tim" in (
+        flat(done.stderr)
+    )
+    assert_same_bits("small", "large")
+    before = stores.contents(tmp_path / "large" / "timelines")
+    done = cli(*TRAIN, *data, "--output", "large", "--resume")
+    assert done.exit_code == 0, done.output
+    assert stores.contents(tmp_path / "large" / "timelines") == before
+    assert not (tmp_path / "small" / "timelines").exists()
 
 
 def test_training_on_timelines_is_training_on_their_folder(cli, ward, small_presets):
