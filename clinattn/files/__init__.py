@@ -1,4 +1,4 @@
-"""Files: disk (written whole or not at all) and shapes (what values of a file must look like).
+"""Files: disk (written whole or not at all), shapes (what values of a file must look like), claims.
 
-Imports nothing of the package; any room may import both.
+claims: a folder for one run at a time. Imports nothing of the package; any room may import all.
 """

@@ -1,4 +1,4 @@
-"""The command line: doctor, bench, report, profile, report-model, train, and what follows it."""
+"""The command line: doctor, bench, report, profile, report-model, prepare, train, and the rest."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ from clinattn.tools.model_report.settings import ReportSettings
 from clinattn.tools.options import listing, takes
 from clinattn.tools.predict import predict
 from clinattn.tools.prediction.settings import PredictionSettings
+from clinattn.tools.prepare import PrepareSettings, prepare
 from clinattn.tools.train import train
 from clinattn.tools.ways import dtype_name, pass_name, way_name
 from clinattn.training.settings import TrainingSettings
@@ -280,6 +281,7 @@ def report_model_command(
         raise typer.Exit(1)
 
 
+app.command(cls=listing(PrepareSettings))(prepare)
 app.command(cls=listing(TrainingSettings))(train)
 app.command(cls=listing(ExplainSettings))(explain)
 app.command(cls=listing(PredictionSettings))(predict)

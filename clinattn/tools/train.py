@@ -19,8 +19,8 @@ def train(given: dict[str, Any]) -> None:
     """Pretrain or fine-tune an encoder; Ctrl-C saves, and --resume goes on to the same bits."""
     import torch
 
+    from clinattn.files.claims import claimed
     from clinattn.training.loop import Diverged, Trainer
-    from clinattn.training.output import claimed
     from clinattn.training.ranks import joined
 
     settings = TrainingSettings(**{"device": console.default_device()} | given)

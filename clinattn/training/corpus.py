@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from clinattn.workloads import Vocabulary
 from clinattn.workloads.opening import open_source, parse_data
 from clinattn.workloads.source import Source
 from clinattn.workloads.splits import Division, divide
+from clinattn.workloads.timelines import BESIDE
 from clinattn.workloads.tokenizer import SEPARATORS, TextTokenizer
 
 from .cuts import futures, matching_of
@@ -50,7 +52,11 @@ def read_corpus(
         source, tokenizer = open_texts(settings, tokenizer)
     else:
         source = open_source(
-            settings.data, max_tokens=settings.room, vocab_size=vocab_size, seed=settings.seed
+            settings.data,
+            max_tokens=settings.room,
+            vocab_size=vocab_size,
+            seed=settings.seed,
+            beside=Path(settings.output) / BESIDE,
         )
     division = divide(source, settings.held_out)
     fitted = source.until(division.train)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 
@@ -10,6 +12,7 @@ from clinattn.workloads.labels import TaskLabels, read_labels
 from clinattn.workloads.opening import parse_data
 from clinattn.workloads.source import Source
 from clinattn.workloads.splits import Division, divide
+from clinattn.workloads.timelines import BESIDE
 
 from .cuts import Cuts
 from .data import Corpus, Target
@@ -36,7 +39,7 @@ def read_labelled(
     """
     assert settings.data is not None and settings.labels is not None
     labels = read_labels(settings.labels, parse_data(settings.data).place)
-    source = open_source(settings.data)
+    source = open_source(settings.data, beside=Path(settings.output) / BESIDE)
     division = divide(source, settings.held_out)
     moments = Moments.of(source, labels)
     train, evaluated = moments.only(division.train), moments.only(division.evaluated)

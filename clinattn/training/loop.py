@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from clinattn.files.claims import claimed
 from clinattn.files.disk import require_writable_folder
 from clinattn.operator.packing import batch_by_tokens
 from clinattn.workloads.seeds import derived_seed
@@ -27,7 +28,6 @@ from .metrics import MetricsFile
 from .objectives import HELD_OUT_EPOCH, Evaluated, LabelledBatch
 from .optimiser import adamw, learning_rate
 from .origin import resolve
-from .output import claimed
 from .ranks import ALONE, Ranks
 from .settings import TrainingSettings
 from .start import (

@@ -1,9 +1,9 @@
 """Clinical sequences to run models on: a Source of a MEDS folder, a text file or a length profile.
 
 Others import the names below, opening (the forms of --data), source (what every Source has),
-pieces (columns of events), splits, labels (of tasks), code_names, meds, profiles, vocabulary
-(special tokens), seeds (numbers from names), and of texts: text, tables and encodings (files),
-words, tokenizer and wordpiece.
+pieces (columns of events), store (timelines on disk), timelines (when they are made), splits,
+labels (of tasks), code_names, meds, profiles, vocabulary (special tokens), seeds (numbers from
+names), and of texts: text, tables and encodings (files), words, tokenizer and wordpiece.
 """
 
 from .meds import MedsDataset, Timeline, read_meds

@@ -1,4 +1,4 @@
-"""Meanings of the codes of a MEDS folder, by metadata/codes.parquet."""
+"""Meanings of the codes of a MEDS folder or store, by metadata/codes.parquet of the folder."""
 
 from __future__ import annotations
 
@@ -8,16 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from .meds_files import MedsError, read_columns
+from .store.format import is_store
+from .store.reading import store_descriptions
 
 
 def code_descriptions(meds_dir: str | Path) -> dict[str, str]:
     """Returns meanings of codes by metadata/codes.parquet of a MEDS folder; {} without it.
+
+    A store has the meanings that its folder had.
 
     A code without a description has "under ..." with the descriptions of its parent_codes, or with
     a parent itself where the file does not describe it, as is so for parents in OMOP's
     vocabularies. Raises MedsError where the file cannot be read or has other types.
     """
     root = Path(meds_dir)
+    if is_store(root):
+        return store_descriptions(root)
     path = root / "metadata" / "codes.parquet"
     if not path.exists():
         return {}

@@ -10,7 +10,8 @@ import numpy as np
 
 from clinattn.files.shapes import LARGEST
 
-from .meds_files import MedsError, has_time_zone, place, read_columns
+from .meds_files import MedsError, place, read_columns
+from .time_zones import has_time_zone
 
 if TYPE_CHECKING:  # pyarrow takes a fifth of a second to import
     import pyarrow as pa

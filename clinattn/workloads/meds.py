@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from .meds_files import MedsError, parquet_files, read_columns
+from .meds_events import EventFile
+from .meds_files import MedsError, no_events, parquet_files
 from .source import BIRTH, MICROSECONDS_PER_HOUR, NO_TIME, Source, latest, origins_of
 from .splits import OwnersSplits, owners_splits
 from .vocabulary import CLS, UNK, Vocabulary
@@ -46,6 +47,19 @@ class MedsDataset:
         """Tokens per patient, [CLS] included, after truncation: (P,) int64."""
         lengths = np.diff(self.offsets) + 1
         return lengths if max_tokens is None else np.minimum(lengths, max_tokens)
+
+    def starts(self) -> np.ndarray:
+        """(P,) int64: where the events of each patient begin that are no static facts."""
+        static = (self.times == NO_TIME).astype(np.int64)
+        return self.offsets[:-1] + np.add.reduceat(static, self.offsets[:-1])
+
+    def origins(self) -> np.ndarray:
+        """(P,) int64: as origins_of has it, of each patient."""
+        tokens = self.vocabulary.tokens
+        birth = tokens.index(BIRTH) if BIRTH in tokens else -1
+        return origins_of(
+            self.offsets[:-1], self.offsets[1:], self.times, self.token_ids == birth
+        )
 
     def timeline(self, index: int, max_tokens: int | None = None) -> Timeline:
         """Patient `index` as tokens: [CLS], the static facts, then the most recent events that fit.
@@ -93,17 +107,13 @@ def read_meds(
         subjects, paths = _select_split(root, paths, split)
 
     lookup: dict[str, int] = {}  # code -> its number over all files
-    shards = [_read_shard(root, path, lookup) for path in paths]
-    subject, times, codes, values = (np.concatenate(column) for column in zip(*shards, strict=True))
+    files = [_read_file(root, path, lookup) for path in paths]
+    subject, times, codes, values = (np.concatenate(column) for column in zip(*files, strict=True))
     if subjects is not None:
         keep = np.isin(subject, subjects)
         subject, times, codes, values = (a[keep] for a in (subject, times, codes, values))
     if not len(subject):
-        of_split = "" if split is None else f" for split={split!r}"
-        raise MedsError(
-            f"meds_dir={str(root)!r} has no events{of_split} in its {len(paths)} parquet file(s): "
-            "expected at least one"
-        )
+        raise MedsError(no_events(root, len(paths), "" if split is None else f" for {split=}"))
 
     if vocabulary is None:
         counts = np.bincount(codes, minlength=len(lookup))
@@ -120,15 +130,17 @@ def in_order(
     vocabulary: Vocabulary,
 ) -> MedsDataset:
     """Returns events (E,) of whatever order as a dataset, by subject and time."""
-    order = np.lexsort((times, subject))  # stable: equal times keep the order of the file
-    subject = subject[order]
+    same = subject[1:] == subject[:-1]
+    if not (same & (times[1:] >= times[:-1]) | (subject[1:] > subject[:-1])).all():
+        order = np.lexsort((times, subject))  # stable: equal times keep the order of the file
+        subject, times, token_ids, values = (x[order] for x in (subject, times, token_ids, values))
     starts = np.flatnonzero(np.r_[True, subject[1:] != subject[:-1]])
     return MedsDataset(
         subject_ids=subject[starts],
         offsets=np.r_[starts, len(subject)].astype(np.int64),
-        token_ids=token_ids[order],
-        times=times[order],
-        values=values[order],
+        token_ids=token_ids,
+        times=times,
+        values=values,
         vocabulary=vocabulary,
     )
 
@@ -145,26 +157,21 @@ def as_source(
     dataset: MedsDataset, title: str, where: str, owners: OwnersSplits | None
 ) -> Source:
     """Returns a dataset as a source, with the splits of its owner. title, where: as in Source."""
-    subjects = dataset.subject_ids.tolist()
-    begins, ends, times = dataset.offsets[:-1], dataset.offsets[1:], dataset.times
-    static = np.add.reduceat((times == NO_TIME).astype(np.int64), begins)
-    tokens = dataset.vocabulary.tokens
-    birth = tokens.index(BIRTH) if BIRTH in tokens else -1
     return Source(
         name="meds",
         title=title,
         unit="patients",
         where=where,
-        subjects=subjects,
-        begins=begins,
-        starts=begins + static,
-        ends=ends,
+        subjects=dataset.subject_ids.tolist(),
+        begins=dataset.offsets[:-1],
+        starts=dataset.starts(),
+        ends=dataset.offsets[1:],
         ids=dataset.token_ids,
         vocabulary=dataset.vocabulary,
-        times=times,
+        times=dataset.times,
         values=dataset.values,
-        origins=origins_of(begins, ends, times, dataset.token_ids == birth),
-        splits=None if owners is None else [owners.of.get(subject) for subject in subjects],
+        origins=dataset.origins(),
+        splits=None if owners is None else owners.of(dataset.subject_ids),
         splits_digest="" if owners is None else owners.digest,
     )
 
@@ -185,65 +192,28 @@ def _select_split(
         if chosen:
             return None, chosen
     else:
-        found = set(owners.of.values())
-        subjects = [subject for subject, own in owners.of.items() if own == split]
-        if subjects:
-            return np.array(subjects), paths
+        found = set(owners.names)
+        if split in found:
+            return owners.in_split(split), paths
     raise MedsError(
         f"meds_dir={str(root)!r} has no split={split!r}: expected one of {sorted(map(str, found))}"
     )
 
 
-def _read_shard(
+def _read_file(
     root: Path, path: Path, lookup: dict[str, int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """subject_id, time, code number, numeric_value of one file; new codes are added to lookup."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    table = read_columns(root, path, ["subject_id", "time", "code"], ["numeric_value"])
-    where = f"meds_dir={str(root)!r}: {path.relative_to(root)}"
-
-    def expect(name: str, good: bool, expected: str) -> None:
-        if not good:
-            kind = table.schema.field(name).type
-            raise MedsError(f"{where} column {name!r} has type {kind}: expected {expected}")
-        if name != "time" and table[name].null_count:
-            raise MedsError(
-                f"{where} column {name!r} has {table[name].null_count} nulls: expected none"
-            )
-
-    kinds = pa.types
-    expect("subject_id", kinds.is_integer(table.schema.field("subject_id").type), "int64")
-    time_type = table.schema.field("time").type
-    good_time = kinds.is_timestamp(time_type) or kinds.is_date(time_type)
-    expect("time", good_time or kinds.is_null(time_type), "timestamp[us]")
-    code = table["code"]
-    if kinds.is_dictionary(code.type):
-        code = code.cast(code.type.value_type)
-    expect("code", kinds.is_string(code.type) or kinds.is_large_string(code.type), "string")
-
-    times = table["time"].cast(pa.timestamp("us"), safe=False).cast(pa.int64())
-    encoded = pc.dictionary_encode(code.combine_chunks())
-    if isinstance(encoded, pa.ChunkedArray):
-        encoded = encoded.combine_chunks()
-    numbers = np.array(
-        [lookup.setdefault(name, len(lookup)) for name in encoded.dictionary.to_pylist()],
-        dtype=np.int64,
-    )
-    if "numeric_value" in table.column_names:
-        value_type = table.schema.field("numeric_value").type
-        good_value = kinds.is_floating(value_type) or kinds.is_integer(value_type)
-        good_value |= kinds.is_decimal(value_type) or kinds.is_null(value_type)
-        if not good_value:
-            raise MedsError(f"{where} column 'numeric_value' has type {value_type}: expected float")
-        numeric = table["numeric_value"].cast(pa.float32(), safe=False)
-        values = pc.fill_null(numeric, float("nan")).to_numpy()
-    else:
-        values = np.full(len(table), np.nan, dtype=np.float32)
-    return (
-        table["subject_id"].cast(pa.int64()).to_numpy(),
-        pc.fill_null(times, int(NO_TIME)).to_numpy(),
-        numbers[encoded.indices.to_numpy()],
-        values,
-    )
+    """subject_id, time, code number, numeric_value of a file; new codes are added to lookup."""
+    parts, names, numbers = [], None, np.zeros(0, dtype=np.int64)
+    with EventFile(root, path) as file:
+        for events in file.batches(range(len(file.rows))):
+            if events.names is not names:
+                names = events.names
+                numbers = np.array(
+                    [lookup.setdefault(name, len(lookup)) for name in names.to_pylist()],
+                    dtype=np.int64,
+                )
+            parts.append((events.subjects, events.times, numbers[events.codes], events.values))
+    empty = (np.zeros(0, kind) for kind in (np.int64, np.int64, np.int64, np.float32))
+    subject, time, code, value = (np.concatenate(x) for x in zip(empty, *parts, strict=True))
+    return subject, time, code, value

@@ -10,7 +10,7 @@ import numpy as np
 from .meds import as_source, in_order
 from .meds_files import SCHEMAS, MedsError, place, read_columns
 from .source import NO_TIME, Source
-from .splits import one_each
+from .splits import of_folders
 from .vocabulary import SPECIAL_TOKENS, Vocabulary
 
 ARGUMENT = "cohort"
@@ -55,7 +55,7 @@ def cohort_source(folder: str | Path) -> Source:
         state = "has no tokenization/schemas" if root.is_dir() else "is no folder"
         raise MedsError(f"{where} {state}: expected {LAYOUT}")
     names = _names(root)
-    shards, pairs = [], set()
+    shards, listed = [], []
     for path in schemas:
         at = path.relative_to(root / SCHEMAS)
         shard = _read(root, path, root / "data" / at.with_suffix(".nrt"))
@@ -67,7 +67,7 @@ def cohort_source(folder: str | Path) -> Source:
             )
         shards.append(shard)
         if len(at.parts) > 1:
-            pairs |= {(subject, at.parts[0]) for subject in np.unique(shard.subject).tolist()}
+            listed.append((np.unique(shard.subject), at.parts[0]))
     subject, time, code, value = (np.concatenate(column) for column in zip(*shards, strict=True))
     if not len(subject):
         raise MedsError(f"{where} has no events in its {len(schemas)} file(s): expected some")
@@ -76,7 +76,10 @@ def cohort_source(folder: str | Path) -> Source:
     places[list(names)] = np.arange(len(names)) + len(SPECIAL_TOKENS)
     dataset = in_order(subject, time, places[code], value, vocabulary)
     title = f"meds-torch-data cohort {root.resolve().name}"
-    return as_source(dataset, title, where, one_each(pairs, where) if pairs else None)
+    owners = None
+    if listed:
+        owners = of_folders([own for own, _ in listed], [folder for _, folder in listed], where)
+    return as_source(dataset, title, where, owners)
 
 
 def _lists(kind: Any, *names: str) -> bool:

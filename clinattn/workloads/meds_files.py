@@ -62,27 +62,9 @@ def place(root: Path, path: Path, name: str = "meds_dir") -> str:
     return said if path == root else f"{said}: {path.relative_to(root)}"
 
 
-def has_time_zone(root: Path) -> bool:
-    """Returns whether times of events have a time zone, in a MEDS folder or a cohort.
-
-    Raises MedsError where files differ.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    found = {}
-    schemas = sorted((root / SCHEMAS).rglob("*.parquet"))
-    for path in schemas or parquet_files(root):
-        try:
-            kind = pq.read_schema(path).field("time").type
-            kind = kind.value_type if schemas else kind
-        except (pa.ArrowException, OSError, KeyError) as error:
-            raise MedsError(f"{place(root, path)} has no readable column 'time'") from error
-        if not pa.types.is_null(kind):
-            found[getattr(kind, "tz", None) is not None] = path
-    if len(found) == 2:
-        raise MedsError(
-            f"{place(root, found[True])} has times with a time zone, and {found[False].name} "
-            "without: expected one way"
-        )
-    return True in found
+def no_events(root: Path, files: int, of_split: str = "") -> str:
+    """Says that there is no event in the files."""
+    return (
+        f"meds_dir={str(root)!r} has no events{of_split} in its {files} parquet file(s): "
+        "expected at least one"
+    )

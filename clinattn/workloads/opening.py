@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from .meds import meds_source
 from .meds_cohort import cohort_source
 from .profiles import PROFILES, profile_source, require_profile
 from .source import Source
+from .store.making import Progress
 from .text import text_source
+from .timelines import on_stderr, silent, timelines_source
 
 
 class Kind(NamedTuple):
@@ -93,18 +94,22 @@ def open_source(
     max_tokens: int = 4096,
     vocab_size: int = 8192,
     seed: int = 0,
+    beside: Path | None = None,
+    progress: Progress = silent,
+    say: Callable[[str], None] = on_stderr,
 ) -> Source:
-    """Reads the source that `data` names.
+    """Opens the source that `data` names.
 
     tokenizer, labelled: for a text, a tokenizer.json or a folder with a tokenizer, in place of
         words, and whether rows need a label. max_tokens, vocab_size, seed: for a profile, whose
         sequences are drawn: the longest sequence with [CLS], the number of token ids, and the
-        seed of the draw.
+        seed of the draw. beside, progress, say: as in timelines_source, for a MEDS folder of more
+        events than are read into memory.
     Raises MedsError or ValueError, naming the input, where it cannot be used.
     """
     kind, place = parse_data(data, tokenizer)
     if kind == "meds":
-        return meds_source(place)
+        return timelines_source(place, beside, progress, say)
     if kind == "meds-torch":
         return cohort_source(place)
     if kind == "text":

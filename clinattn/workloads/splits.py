@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,50 +19,114 @@ TRAIN, TUNING, HELD_OUT = "train", "tuning", "held_out"  # as MEDS calls them
 ALL = "all"  # every sequence, whatever its split
 UNLISTED = ""  # the split of a subject whom the owner's list does not name
 LIST = Path("metadata") / "subject_splits.parquet"
+AT_ONCE = 1 << 16  # pairs of a list that are text at a time
 
 
-class OwnersSplits(NamedTuple):
-    """of: the split of each subject listed. digest: the same for the same list, wherever it is."""
+@dataclass(frozen=True)
+class OwnersSplits:
+    """A list of subjects, ascending, each with a split: names[numbers[i]] is that of subjects[i].
 
-    of: dict[int, str]
+    digest: the same for the same list, wherever it is.
+    """
+
+    subjects: np.ndarray  # (L,) int64
+    numbers: np.ndarray  # (L,) int32
+    names: tuple[str, ...]
     digest: str
 
+    def numbers_of(self, subjects: np.ndarray) -> np.ndarray:
+        """(S,) int32: the number of each subject's split, -1 for one who is not listed."""
+        at = np.searchsorted(self.subjects, subjects)
+        listed = np.isin(subjects, self.subjects)
+        found = np.full(len(subjects), -1, dtype=np.int32)
+        found[listed] = self.numbers[at[listed]]
+        return found
 
-def owners_splits(root: Path, paths: list[Path]) -> OwnersSplits | None:
+    def of(self, subjects: np.ndarray) -> list[str | None]:
+        """The split of each subject (S,), None for one who is not listed."""
+        return named(self.numbers_of(subjects), self.names)
+
+    def in_split(self, split: str) -> np.ndarray:
+        """The subjects of a split, none for an unknown one: (n,) int64."""
+        number = self.names.index(split) if split in self.names else -1
+        return self.subjects[self.numbers == number]
+
+
+def named(numbers: np.ndarray, names: Sequence[str]) -> list[str | None]:
+    """The names of numbers (S,), None for -1."""
+    return np.array([*names, None], dtype=object)[numbers].tolist()
+
+
+def owners_splits(
+    root: Path, paths: list[Path], subjects_in: Callable[[Path], np.ndarray] | None = None
+) -> OwnersSplits | None:
     """Returns the splits of a MEDS folder by its list, or else by its folders; None without both.
 
     The list is metadata/subject_splits.parquet (SubjectSplitSchema of the package meds). Folders
     say splits where all files are in data/train, data/tuning and data/held_out, and not all in one.
+    subjects_in: the subjects of a file, where they are known; else files are read for them.
     Raises MedsError for a list with nulls, of other types, or with a subject in two splits.
     """
+    where = f"meds_dir={str(root)!r}"
     listed = root / LIST
     if listed.exists():
-        pairs = _listed(root, listed)
-    else:
-        folders = [path.relative_to(root / "data").parts[0] for path in paths]
-        if len(set(folders)) < 2 or not {TRAIN} <= set(folders) <= {TRAIN, TUNING, HELD_OUT}:
-            return None
-        pairs = set()
-        for path, folder in zip(paths, folders, strict=True):
-            subjects = read_columns(root, path, ["subject_id"], [])["subject_id"].unique()
-            pairs |= {(subject, folder) for subject in subjects.to_pylist()}
-    return one_each(pairs, f"meds_dir={str(root)!r}")
+        return one_each(*_listed(root, listed), where)
+    folders = [path.relative_to(root / "data").parts[0] for path in paths]
+    if len(set(folders)) < 2 or not {TRAIN} <= set(folders) <= {TRAIN, TUNING, HELD_OUT}:
+        return None
+    read = subjects_in or partial(_subjects_in, root)
+    return of_folders([np.unique(read(path)) for path in paths], folders, where)
 
 
-def one_each(pairs: set[tuple[int, str]], where: str) -> OwnersSplits:
-    """Returns the splits of pairs of subject and split. Raises MedsError for a subject in two."""
-    of = dict(pairs)
-    if len(of) < len(pairs):
-        twice = min(s for s, count in Counter(s for s, _ in pairs).items() if count > 1)
-        of_twice = sorted(split for subject, split in pairs if subject == twice)
-        raise MedsError(
-            f"{where} has subject {twice} in the splits {of_twice}: expected one"
-        )
-    digest = hashlib.blake2b(repr(sorted(of.items())).encode(), digest_size=16).hexdigest()
-    return OwnersSplits(of, digest)
+def of_folders(
+    subjects: Sequence[np.ndarray], folders: Sequence[str], where: str
+) -> OwnersSplits:
+    """Returns the splits of files by the folders that they are in. subjects: of each file."""
+    names = sorted(set(folders))
+    numbers = np.repeat([names.index(x) for x in folders], [len(own) for own in subjects])
+    return one_each(np.concatenate(subjects), numbers, names, where)
 
 
-def _listed(root: Path, path: Path) -> set[tuple[int, str]]:
+def one_each(
+    subjects: np.ndarray, numbers: np.ndarray, names: Sequence[str], where: str
+) -> OwnersSplits:
+    """Returns the splits of pairs: subjects (L,), and numbers (L,), places in `names`.
+
+    Raises MedsError for a subject in two.
+    """
+    ranked = sorted(names)
+    numbers = np.array([ranked.index(name) for name in names], dtype=np.int32)[numbers]
+    order = np.lexsort((numbers, subjects))
+    subjects, numbers = subjects[order].astype(np.int64), numbers[order]
+    again = np.zeros(len(subjects), dtype=bool)
+    again[1:] = subjects[1:] == subjects[:-1]
+    twice = subjects[1:][again[1:] & (numbers[1:] != numbers[:-1])]
+    if len(twice):
+        of_twice = [ranked[i] for i in np.unique(numbers[subjects == twice[0]])]
+        raise MedsError(f"{where} has subject {twice[0]} in the splits {of_twice}: expected one")
+    subjects, numbers = subjects[~again], numbers[~again]
+    return OwnersSplits(subjects, numbers, tuple(ranked), _digest(subjects, numbers, ranked))
+
+
+def _digest(subjects: np.ndarray, numbers: np.ndarray, names: Sequence[str]) -> str:
+    """A hash of the sorted list of pairs as Python writes it, which is never in memory whole."""
+    digest = hashlib.blake2b(b"[", digest_size=16)
+    ends = [f", {name!r})" for name in names]
+    for first in range(0, len(subjects), AT_ONCE):
+        part = slice(first, first + AT_ONCE)
+        pairs = zip(subjects[part].tolist(), numbers[part].tolist(), strict=True)
+        text = ", ".join(f"({subject}{ends[number]}" for subject, number in pairs)
+        digest.update((", " if first else "").encode() + text.encode())
+    digest.update(b"]")
+    return digest.hexdigest()
+
+
+def _subjects_in(root: Path, path: Path) -> np.ndarray:
+    return read_columns(root, path, ["subject_id"], [])["subject_id"].to_numpy()
+
+
+def _listed(root: Path, path: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """subject_id and the number of split, of each row, and the names of splits."""
     import pyarrow as pa
 
     table = read_columns(root, path, ["subject_id", "split"], [])
@@ -77,7 +143,9 @@ def _listed(root: Path, path: Path) -> set[tuple[int, str]]:
             raise MedsError(
                 f"{where} column {name!r} has {table[name].null_count} nulls: expected none"
             )
-    return set(zip(table["subject_id"].to_pylist(), table["split"].to_pylist(), strict=True))
+    column = table["split"].cast(pa.string()).dictionary_encode().combine_chunks()
+    numbers = column.indices.to_numpy()
+    return table["subject_id"].to_numpy(), numbers, column.dictionary.to_pylist()
 
 
 def splits_of(source: Source, share: float) -> np.ndarray:

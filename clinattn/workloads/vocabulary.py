@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -63,5 +64,9 @@ class Vocabulary:
 
     def ids(self, codes: Sequence[str]) -> np.ndarray:
         """int32 token ids; [UNK] for a code that is not in the vocabulary."""
-        index = {token: i for i, token in enumerate(self.tokens)}
+        index = self._index
         return np.array([index.get(code, UNK) for code in codes], dtype=np.int32)
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        return {token: i for i, token in enumerate(self.tokens)}

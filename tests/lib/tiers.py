@@ -31,6 +31,7 @@ TIERS = {
     "training/learning": "slow",
     "explain/learning": "slow",
     "training/processes": "slow",
+    "workloads/store/processes": "slow",
     "tools/commands": "slow",
     "parallel/processes": "slow",
     "packaging": "slow",

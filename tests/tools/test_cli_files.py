@@ -6,12 +6,11 @@ A limit on the size of files stands for a full disk.
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
-from contextlib import contextmanager
 
 import pytest
+from limits import largest_file
 from results import ENCODER
 
 for package in ("typer", "rich", "pyarrow", "matplotlib", "jinja2"):
@@ -50,17 +49,6 @@ def cli(tmp_path, monkeypatch, threads, small_presets):
     (tmp_path / "deep.jsonl").write_text("[" * 100_000)
     (tmp_path / "folder.jsonl").mkdir()
     return lambda *args: CliRunner().invoke(app, [str(arg) for arg in args])
-
-
-@contextmanager
-def largest_file(size: int):
-    """No file of this process grows beyond it."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def assert_one_line(done, message: str) -> None:
@@ -178,7 +166,7 @@ def test_names_are_no_markup(cli):
 
 
 def test_a_folder_is_of_one_run(cli, patients, tmp_path):
-    hold = "import sys; from pathlib import Path; from clinattn.training.output import claimed\n"
+    hold = "import sys; from pathlib import Path; from clinattn.files.claims import claimed\n"
     hold += "with claimed(Path('out')): print('in', flush=True); sys.stdin.read()"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", hold], text=True, **pipes) as process:

@@ -24,6 +24,7 @@ from clinattn.tools.exporting.settings import ExportSettings  # noqa: E402
 from clinattn.tools.model_report.settings import ReportSettings  # noqa: E402
 from clinattn.tools.options import takes  # noqa: E402
 from clinattn.tools.prediction.settings import PredictionSettings  # noqa: E402
+from clinattn.tools.prepare import PrepareSettings  # noqa: E402
 from clinattn.training import settings as training  # noqa: E402
 from clinattn.training.fields import check, option, options  # noqa: E402
 from clinattn.workloads import PROFILES  # noqa: E402
@@ -38,6 +39,7 @@ SETTINGS = {
     "evaluate": EvaluateSettings,
     "export": ExportSettings,
     "predict": PredictionSettings,
+    "prepare": PrepareSettings,
 }
 LISTED = {
     "bench": {"preset": PRESETS, "dtype": benchmark.DTYPES, "modes": benchmark.MODES},

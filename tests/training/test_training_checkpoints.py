@@ -303,7 +303,7 @@ def test_metrics_of_something_else_are_named_but_for_a_torn_end(tmp_path, line):
 
 
 def test_one_run_at_a_time_is_in_a_folder(settings, tmp_path):
-    other = "import sys; from pathlib import Path; from clinattn.training.output import claimed\n"
+    other = "import sys; from pathlib import Path; from clinattn.files.claims import claimed\n"
     other += "with claimed(Path(sys.argv[1])): print('in', flush=True); sys.stdin.read()"
     command = [sys.executable, "-c", other, str(tmp_path / "out")]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}

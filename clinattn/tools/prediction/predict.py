@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clinattn.files.claims import claimed
 from clinattn.tools.prediction.files import read_metadata, write_files
 from clinattn.tools.prediction.job import Job
 from clinattn.tools.prediction.models import Outputs
@@ -18,7 +19,6 @@ from clinattn.tools.prediction.parts import MANIFEST, Part, Parts, require_same
 from clinattn.tools.prediction.rows import Progress
 from clinattn.tools.prediction.settings import PredictionSettings
 from clinattn.training.interruption import Stop, deferred_signals
-from clinattn.training.output import claimed
 from clinattn.training.sequences import Tokens
 from clinattn.training.windows import pooled
 

@@ -14,18 +14,18 @@ LOCK = ".lock"
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[None]:
+def claimed(folder: Path, wait: bool = False) -> Iterator[None]:
     """The folder, made where it is missing, and no other process in it meanwhile.
 
     What a run that was killed had half written is removed; so is a folder made for a run that
-    wrote nothing. This process may claim it again within.
+    wrote nothing. This process may claim it again within. wait: for the end of another run.
     Raises ValueError where another run is in it, or where it cannot be written to.
     """
     require_writable_folder(folder)
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(folder / LOCK, timeout=0, is_singleton=True):
+        with FileLock(folder / LOCK, timeout=-1 if wait else 0, is_singleton=True):
             for partial in folder.glob(".*.partial*"):
                 partial.unlink()
             yield
