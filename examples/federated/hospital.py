@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,7 +68,8 @@ class Hospital:
         trainer, plan = self._with(weights), self.plan
         if plan.noise:
             train_in_private(trainer.model, self.corpus.train, plan.noise, self.steps, plan.lr)
-            return Trained(weights_of(trainer.model), self.tokens, self._spent(number + 1)["epsilon"])
+            epsilon = self._spent(number + 1)["epsilon"]
+            return Trained(weights_of(trainer.model), self.tokens, epsilon)
         trainer.optimiser.state.clear()
         trainer.step = number * self.steps
         trainer.batches.seek(number, 0)
@@ -92,7 +94,7 @@ class Hospital:
         save_checkpoint(self.output, content, keep=1)
         return float(average_precision_score(labels, scores))
 
-    def _spent(self, rounds: int) -> dict[str, str | float]:
+    def _spent(self, rounds: int) -> dict[str, Any]:
         return spent(len(self.corpus.train), self.plan.noise, self.steps, rounds)
 
     def _with(self, weights: Weights) -> Trainer:

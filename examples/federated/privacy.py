@@ -3,12 +3,13 @@
 import copy
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from clinattn.training.batches import padded
-from clinattn.training.data import Example
+from clinattn.training.sequences import Example
 
 
 def train_in_private(
@@ -40,7 +41,7 @@ def train_in_private(
     model.load_state_dict(copied.state_dict())
 
 
-def spent(patients: int, noise: float, steps: int, rounds: int) -> dict[str, str | float]:
+def spent(patients: int, noise: float, steps: int, rounds: int) -> dict[str, Any]:
     """Returns unit, delta and epsilon of `rounds` rounds; of a hospital, for whoever sees all."""
     from opacus.accountants import PRVAccountant
 
