@@ -85,14 +85,19 @@ class Hospital:
         return np.array([example.label for example in examples]), scores
 
     def finish(self, weights: Weights) -> float:
-        """Leaves a checkpoint for `clinattn predict`; returns AUPRC on the patients to evaluate."""
+        """Leaves a checkpoint for `clinattn predict`; returns AUPRC on the patients to evaluate.
+
+        NaN for fewer than `least` patients of a label: the AUPRC of one patient tells the label.
+        """
         labels, scores = self.scores(weights)
         trainer, step = self.trainer, self.plan.rounds * self.steps
         content = content_of(self.settings, self.corpus, trainer.model, trainer.optimiser, step)
         if self.plan.noise:
             content["privacy"] = self._spent(self.plan.rounds)
         save_checkpoint(self.output, content, keep=1)
-        return float(average_precision_score(labels, scores))
+        of = [{x.subject for x in self.corpus.held_out if x.label == label} for label in (0, 1)]
+        told = min(map(len, of)) >= self.plan.least
+        return float(average_precision_score(labels, scores)) if told else math.nan
 
     def _spent(self, rounds: int) -> dict[str, Any]:
         return spent(len(self.corpus.train), self.plan.noise, self.steps, rounds)

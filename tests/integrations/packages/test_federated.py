@@ -20,6 +20,7 @@ for package in ("pyarrow", "sklearn"):
 from patients import write_events, write_patients, write_splits  # noqa: E402
 
 from clinattn.training.checkpoint import checkpoints, load_model  # noqa: E402
+from clinattn.workloads import SPECIAL_TOKENS  # noqa: E402
 
 HERE = ROOT / "examples" / "federated"
 sys.path.insert(0, str(HERE))
@@ -149,6 +150,18 @@ def test_a_code_of_few_patients_is_not_told(tmp_path):
     counts = Hospital(tmp_path, replace(PLAN, max_tokens=64), "unused").counts()
     assert counts["THREE"] == 3 and counts["A"] == 9
     assert not {"RARE", "TUNING"} & counts.keys()
+
+
+@pytest.mark.parametrize("least, told", [(2, True), (3, False)])
+def test_an_auprc_of_few_patients_is_not_told(least, told, tmp_path):
+    rows = [(p, i, code) for p in range(12) for i, code in enumerate("AB" * 8)]
+    rows += [(p, 16, "ALARM") for p in range(0, 12, 2)]
+    write_events(tmp_path, sorted(rows))
+    write_splits(tmp_path, {p: "tuning" if p > 7 else "train" for p in range(12)})
+    plan = replace(PLAN, least=least)
+    hospital = Hospital(tmp_path, plan, tmp_path / "output").join([*SPECIAL_TOKENS, "A", "B"])
+    auprc = hospital.finish(weights_of(hospital.trainer.model))
+    assert (0 < auprc <= 1) if told else np.isnan(auprc)
 
 
 @pytest.mark.unpoisoned
