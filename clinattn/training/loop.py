@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from clinattn.files.claims import claimed
 from clinattn.files.disk import require_writable_folder
@@ -103,7 +104,8 @@ class Trainer:
         lengths = partial(self.objective.lengths, 0)
         count = len(self.corpus.train)
         self.batches = Batches(count, lengths, settings.batch_tokens, settings.seed)
-        self.step = 0
+        self.step, self.tokens = 0, 0
+        self.metrics: MetricsFile | None = None
         if saved is not None:
             self._restore(saved)
 
@@ -128,10 +130,37 @@ class Trainer:
             self.metrics = MetricsFile(self.folder / "metrics.jsonl", self.step)
             return self._run()
 
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Takes weights such as those of another hospital; moments and the schedule stay.
+
+        weights: by name, as `model.state_dict()` has them, all of them. Raises ValueError.
+        """
+        take_weights(self.model, weights, "load_weights")
+
+    def advance(self, steps: int) -> int:
+        """Trains for `steps` steps without evaluations, files or signals; returns their tokens.
+
+        The order of sequences, every draw and the learning rate go on from where the last call
+        ended, so that two calls are one call of both. Raises Diverged, and ValueError for more
+        steps than the settings have left.
+        """
+        left = self.settings.steps - self.step
+        if not 0 <= steps <= left:
+            raise ValueError(f"steps={steps}: expected 0 to {left}, which the settings have left")
+        before = self.tokens
+        with self._own_draws():
+            for _ in range(steps):
+                self._train_step(Stop())
+        return self.tokens - before
+
+    def _own_draws(self) -> AbstractContextManager[None]:
+        """Leaves the caller's random numbers as they were."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        return torch.random.fork_rng(devices=devices)
+
     def _run(self) -> int:
         s = self.settings
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), deferred_signals() as stop:
+        with self._own_draws(), deferred_signals() as stop:
             while True:
                 if self.step % s.eval_every == 0 or self.step == s.steps:
                     self._evaluate()
@@ -184,6 +213,7 @@ class Trainer:
             group["lr"] = rate
         self.optimiser.step()
         self.step += 1
+        self.tokens += int(tokens)
         per_second = tokens / (time.perf_counter() - started)
         self._record(
             {
@@ -240,7 +270,7 @@ class Trainer:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
 
     def _record(self, row: dict[str, Any]) -> None:
-        if self.ranks.rank == 0:
+        if self.metrics is not None:
             self.metrics.write(row)
 
     def _save(self) -> None:
