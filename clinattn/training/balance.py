@@ -71,7 +71,8 @@ def balanced(
 ) -> list[Batch]:
     """Returns the sequences of `drawn` in as many batches of like cost, epoch by epoch.
 
-    Sequences of a batch keep their order. Where no cut keeps to max_tokens, those drawn stay.
+    Sequences of a batch keep their order. Where no such cut is found within max_tokens, or none that
+    is better, the batches stay as they were drawn.
     """
     batches: list[Batch] = []
     for epoch in sorted({epoch for epoch, _ in drawn}):
@@ -103,6 +104,8 @@ def _even(
         room[number] -= lengths[order[place]]
         for batch in full:
             heapq.heappush(batches, batch)
+    if max(batches)[0] > max(sum(cost(lengths[index]) for index in batch) for batch in drawn):
+        return drawn
     return [[order[place] for place in sorted(places)] for places in held]
 
 
