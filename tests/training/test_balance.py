@@ -65,8 +65,9 @@ def test_a_step_is_shared_out_anew():
 def test_a_step_that_is_full_stays():
     lengths, step = {0: 4, 1: 4, 2: 3, 3: 3, 4: 2}, [(0, [0, 1]), (0, [2, 3, 4])]
     assert balanced(step, lengths, 8, lambda n: n) == step
-    assert balanced(step, lengths, 9, lambda n: n) == [(0, [0, 2, 4]), (0, [1, 3])]
-    assert balanced([(0, [0, 2]), (0, [1, 3])], lengths, 9, lambda n: n)[0] == (0, [0, 2])
+    assert balanced(step, lengths, 9, lambda n: n) == step  # a cut of 9 and 7 is no better
+    step = [(0, [0, 1, 4]), (0, [2, 3])]
+    assert balanced(step, lengths, 10, lambda n: n) == [(0, [0, 4, 2]), (0, [1, 3])]
 
 
 @pytest.mark.parametrize("accumulate", [2, 4, 16])
