@@ -4,8 +4,9 @@
     python bench/scaling/run.py --data meds:FOLDER --json bench/results/scaling-NAME.json
     python bench/scaling/run.py --device cuda --preset clinicalbert --processes 1 2 4 8
 
-One thread a process. The tokens of a step are the same for every number of processes. Before them,
-`as drawn` gives each rank the batches that come: how idle it was before they were balanced.
+One thread a process. The batches of a step are the same for every number of processes. Rows `as
+drawn` have batches that are cut where the next sequence is too long, each rank taking the next one:
+how idle ranks were before batches were filled and balanced.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from clinattn.training import loop
+from clinattn.training import batches, loop
 from clinattn.training.ranks import joined
 from clinattn.training.settings import TrainingSettings
 
@@ -30,7 +30,11 @@ class Rows:
 
 
 def as_drawn() -> None:
-    """Batches as they are drawn, to one rank after the other: how it was before balance.py."""
+    """Batches cut where the next sequence is too long, to one rank after the other.
+
+    So it was before balance.py.
+    """
+    batches.filled = batches.consecutive
     loop.balanced = lambda drawn, *rest: list(drawn)  # type: ignore[assignment]
     loop.shares = lambda costs, ranks: [  # type: ignore[assignment]
         list(range(rank, len(costs), ranks)) for rank in range(ranks)

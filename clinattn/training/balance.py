@@ -71,8 +71,8 @@ def balanced(
 ) -> list[Batch]:
     """Returns the sequences of `drawn` in as many batches of like cost, epoch by epoch.
 
-    Sequences of a batch keep their order. Where no such cut is found within max_tokens, or none that
-    is better, the batches stay as they were drawn.
+    Sequences of a batch keep their order. Where no such cut is found within max_tokens, or none
+    that is better, the batches stay as they were drawn.
     """
     batches: list[Batch] = []
     for epoch in sorted({epoch for epoch, _ in drawn}):

@@ -1,11 +1,20 @@
-"""A clock of the work on a device: a GPU's own, whose work goes on behind the host's back."""
+"""How long a rank works and waits: by a GPU's own clock, whose work goes on behind the host's back.
+
+Ranks leave a collective together. What each then does until the next one takes it some seconds, and
+those that need fewer wait for the slowest: nothing else has to be measured.
+"""
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
+
+from .ranks import Ranks
 
 Mark = Any  # seconds, or an event of CUDA
 
@@ -29,3 +38,22 @@ class Clock:
             return end - begin
         end.synchronize()
         return begin.elapsed_time(end) / 1000
+
+    def seconds_of(self, spans: Sequence[tuple[Mark, Mark | None]]) -> list[float]:
+        """Returns the seconds of each span; NaN where its end is not known."""
+        return [math.nan if end is None else self.seconds(begin, end) for begin, end in spans]
+
+
+def own_column(seconds: Sequence[float], ranks: Ranks) -> Tensor:
+    """Returns (spans, world), fp64: this rank's seconds in its column, and 0 for the sum of all."""
+    table = torch.zeros(len(seconds), ranks.world, dtype=torch.float64)
+    table[:, ranks.rank] = torch.tensor(seconds, dtype=torch.float64)
+    return table
+
+
+def waited(table: Tensor) -> float:
+    """Seconds that a rank waits for the slowest, the mean of ranks, in all spans together.
+
+    table: (spans, world), the seconds of each rank.
+    """
+    return float((table.amax(1) - table.mean(1)).sum())

@@ -25,7 +25,7 @@ from clinattn.workloads.seeds import derived_seed
 from .balance import balanced, cost_of, shares
 from .batches import Batches
 from .checkpoint import checkpoint_path, content_of, save_checkpoint
-from .clock import Clock, Mark
+from .clock import Clock, own_column, waited
 from .engine import engine_of
 from .interruption import Stop, deferred_signals
 from .metrics import MetricsFile
@@ -216,8 +216,10 @@ class Trainer:
                 loss = torch.stack([x * n * (labels / count) for x, n, count in parts]).sum()
                 loss.backward()
             totals += torch.tensor([float(loss.detach()), len(batch.ids)], dtype=torch.float64)
-        busy = self._busy((started, read), (counted, self.engine.computed()))
-        sums = self.ranks.sum(torch.cat([totals, busy]).to(self.device))
+        # between two collectives: reading, and computing
+        spans = (started, read), (counted, self.engine.computed())
+        busy = own_column(self.clock.seconds_of(spans), self.ranks)
+        sums = self.ranks.sum(torch.cat([totals, busy.flatten()]).to(self.device))
         loss_sum, tokens = sums[:2].tolist()
         for parameter in self.model.parameters():
             if parameter.grad is not None:
@@ -235,8 +237,7 @@ class Trainer:
         self.step += 1
         self.tokens += int(tokens)
         seconds = self.clock.seconds(started, self.clock.mark())
-        each = sums[2:].view(2, -1)
-        idle = float((each.amax(1) - each.mean(1)).sum()) / seconds
+        idle = waited(sums[2:].view_as(busy)) / seconds
         per_second = tokens / seconds
         self._record(
             {
@@ -253,16 +254,6 @@ class Trainer:
         message = f"training: loss {loss_mean:.4f}, {per_second:,.0f} tokens/s"
         self.progress(message, self.step, s.steps)
         return int(self.ranks.largest(torch.tensor(stop.signal, device=self.device)))
-
-    def _busy(self, *spans: tuple[Mark, Mark | None]) -> Tensor:
-        """Returns (spans * world,), this rank's seconds of each span at its place, else 0.
-
-        A span lies between two collectives; NaN where its end is not known.
-        """
-        seconds = [math.nan if end is None else self.clock.seconds(a, end) for a, end in spans]
-        busy = torch.zeros(len(spans), self.ranks.world, dtype=torch.float64)
-        busy[:, self.ranks.rank] = torch.tensor(seconds, dtype=torch.float64)
-        return busy.flatten()
 
     def _loss_of_first(self, model: nn.Module) -> Tensor:
         batch = self.objective.batch([0], 0, self.device)

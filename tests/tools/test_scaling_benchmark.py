@@ -38,7 +38,8 @@ def test_a_process_sends_two_copies_less_the_shares_it_has(paper, plain):
 
 
 def test_each_bucket_has_its_messages(paper, plain):
-    ring = paper.summed(3 * paper.BUCKET, plain, 4) - paper.summed(3 * paper.BUCKET, replace(plain, latency=0.0), 4)
+    still, total = replace(plain, latency=0.0), 3 * paper.BUCKET
+    ring = paper.summed(total, plain, 4) - paper.summed(total, still, 4)
     assert ring == pytest.approx(3 * 6e-4)
     tree = replace(plain, tree=True)
     assert paper.summed(1, plain, 512) == pytest.approx(1022e-4, rel=1e-3)
