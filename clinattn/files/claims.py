@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,7 +28,7 @@ def claimed(folder: Path, wait: bool = False) -> Iterator[None]:
     try:
         with FileLock(folder / LOCK, timeout=-1 if wait else 0, is_singleton=True):
             for partial in folder.glob(".*.partial*"):
-                partial.unlink()
+                shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
             yield
     except Timeout:
         raise ValueError(

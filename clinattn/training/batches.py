@@ -13,6 +13,7 @@ from torch import Tensor
 from clinattn.operator.packing import cu_seqlens_from_lengths
 from clinattn.workloads.seeds import derived_seed
 
+from .balance import filled
 from .order import Order
 from .sequences import Tokens, joined
 
@@ -35,7 +36,7 @@ class Batches:
 
     def seek(self, epoch: int, place: int) -> None:
         self.epoch, self.place = epoch, place
-        self.left = consecutive(self._drawn(epoch), self.max_tokens)
+        self.left = filled(self._drawn(epoch), self.max_tokens)
         for _ in range(place):
             next(self.left)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,6 @@ CONTENT = Named(
         "epoch": COUNT,
         "place": COUNT,
         "model": Named({}, others=WEIGHT),
-        "optimiser": Named({"state": Named({}), "param_groups": Each(Named({}))}, closed=True),
         # a setting is absent from checkpoints older than the setting, and has its default
         "settings": Named(
             {"task": TEXT, "preset": TEXT | NOTHING, "held_out": NUMBER},
@@ -60,6 +60,9 @@ CONTENT = Named(
         "classes": Each(TEXT),
     },
     {
+        # one of the two: moments are in the file, or by file and checksum in shards beside it
+        "optimiser": Named({"state": Named({}), "param_groups": Each(Named({}))}, closed=True),
+        "shards": Named({}, others=TEXT),
         "standard": SCALES | NOTHING,
         "sha256": TEXT,
         "split": Named({"by": TEXT}, others=TEXT),
@@ -84,6 +87,15 @@ def checkpoints(folder: Path) -> list[Path]:
         (int(m[1]), path) for path in folder.glob("step-*.pt") if (m := NAME.fullmatch(path.name))
     ]
     return [path for _, path in sorted(found)]
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:08d}.pt"
+
+
+def shards_of(path: Path) -> Path:
+    """The folder beside a checkpoint that has the moments of a model in shards."""
+    return path.with_suffix(".shards")
 
 
 def content_of(
@@ -123,7 +135,7 @@ def content_of(
 
 def save_checkpoint(folder: Path, state: dict[str, Any], keep: int) -> Path:
     """Write step-<step>.pt with its checksum, then remove those before it but the last `keep`."""
-    path = folder / f"step-{state['step']:08d}.pt"
+    path = checkpoint_path(folder, state["step"])
     content = state | {"format": FORMAT}
     with written_whole(path) as partial, partial.open("wb") as file:
         try:
@@ -135,6 +147,9 @@ def save_checkpoint(folder: Path, state: dict[str, Any], keep: int) -> Path:
     found = checkpoints(folder)
     for old in found[: found.index(path) + 1][:-keep]:
         old.unlink()
+    for shards in folder.glob("step-*.shards"):
+        if not shards.with_suffix(".pt").exists():
+            shutil.rmtree(shards)
     return path
 
 
@@ -157,6 +172,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise Damaged(f"{where}: expected one of clinattn train, format {FORMAT}")
     try:
         require(state, CONTENT)
+        if ("optimiser" in state) == ("shards" in state):
+            raise ValueError("expected one of optimiser and shards")
         EncoderConfig(**state["config"])
     except (ValueError, TypeError) as error:
         raise Damaged(f"{where}: {error}") from None
@@ -172,15 +189,19 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-def newest_intact(found: list[Path], where: str) -> tuple[Path, dict[str, Any], tuple[str, ...]]:
+def newest_intact(
+    found: list[Path],
+    where: str,
+    load: Callable[[Path], dict[str, Any]] = load_checkpoint,
+) -> tuple[Path, dict[str, Any], tuple[str, ...]]:
     """The newest intact of these checkpoints, its contents, and what damaged the ones after it.
 
-    found: oldest first. Raises ValueError where none is intact.
+    found: oldest first. load: raises Damaged. Raises ValueError where none is intact.
     """
     damaged: list[str] = []
     for path in reversed(found):
         try:
-            return path, load_checkpoint(path), tuple(damaged)
+            return path, load(path), tuple(damaged)
         except Damaged as error:
             damaged.append(str(error))
     raise ValueError(f"{where} holds no checkpoint that is intact: {'; '.join(damaged)}")
@@ -214,6 +235,12 @@ def checksum(content: dict[str, Any]) -> str:
 
 def take_weights(model: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
     """Loads weights into model. Raises ValueError, in one line, where names or shapes differ."""
+    check_weights(model, weights, where)
+    model.load_state_dict(weights)
+
+
+def check_weights(model: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
+    """Raises ValueError, in one line, where names or shapes are not those of the model."""
     own = model.state_dict()
     differ = [
         f"{name} {'missing' if theirs is None else 'unknown' if ours is None else theirs}"
@@ -225,7 +252,6 @@ def take_weights(model: nn.Module, weights: Mapping[str, Tensor], where: str) ->
         raise ValueError(
             f"{where}: {len(differ)} weights are not those of the model, first {differ[0]}"
         )
-    model.load_state_dict(weights)
 
 
 def _shape(weight: Tensor | None) -> tuple[int, ...] | None:

@@ -7,29 +7,34 @@ few counters are the whole state of its randomness, and which rank computes a ba
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from clinattn.encoder.tensor_files import safetensors_module
 from clinattn.files.claims import claimed
 from clinattn.files.disk import require_writable_folder
 from clinattn.operator.packing import batch_by_tokens
 from clinattn.workloads.seeds import derived_seed
 
+from .balance import balanced, cost_of, shares
 from .batches import Batches
-from .checkpoint import checkpoints, content_of, newest_intact, save_checkpoint, take_weights
+from .checkpoint import checkpoint_path, content_of, save_checkpoint
+from .clock import Clock, own_column, waited
+from .engine import engine_of
 from .interruption import Stop, deferred_signals
 from .metrics import MetricsFile
 from .objectives import HELD_OUT_EPOCH, Evaluated, LabelledBatch
 from .optimiser import adamw, learning_rate
 from .origin import resolve
 from .ranks import ALONE, Ranks
+from .resuming import saved_run, settled_resume
 from .settings import TrainingSettings
 from .start import (
     make_config,
@@ -41,7 +46,6 @@ from .start import (
     take_published,
 )
 
-FOLLOW = ("preset", "lr")  # settings whose default follows from where a run starts
 Progress = Callable[[str, int, int], None]
 
 
@@ -63,7 +67,8 @@ class Trainer:
         progress: Progress = lambda message, done, total: None,
         say: Callable[[str], None] = lambda line: None,
     ):
-        self.settings, self.ranks = settings, ranks
+        self.settings, self.ranks = settled_resume(settings, ranks), ranks
+        settings = self.settings
         self.device = device or torch.device(settings.device)
         quiet = ranks.rank > 0
         self.progress = (lambda message, done, total: None) if quiet else progress
@@ -72,10 +77,15 @@ class Trainer:
             raise ValueError(
                 f"accumulate={settings.accumulate}: expected a multiple of the {ranks.world} ranks"
             )
+        if settings.shard:
+            safetensors_module("safetensors.torch")  # before any work
+            if ranks.world == 1:
+                raise ValueError("shard: got one process, expected several, started by torchrun")
         self.folder = Path(settings.output)
         if not quiet:
             require_writable_folder(self.folder)
-        saved = self._saved()
+        found = saved_run(settings, ranks, self.say)
+        saved = None if found is None else found[1]
         start, published = None, None
         if settings.init is not None and saved is None:
             origin = resolve(settings.init, "init")
@@ -99,15 +109,21 @@ class Trainer:
         if published is not None and (new := take_published(self.model, published)):
             self.say(f"{settings.init} has no tensors for {', '.join(new)}: drawn at random")
         dtype = torch.float64 if settings.dtype == "float64" else torch.float32
-        self.model.to(self.device, dtype)
+        self.model.to(dtype)
+        self.clock = Clock(self.device)
+        self.engine = engine_of(self.model, settings, ranks, self.device, self.clock)
+        with self._own_draws():
+            self.engine.rehearse(self._loss_of_first)
         self.optimiser = adamw(self.model, settings.weight_decay)
         lengths = partial(self.objective.lengths, 0)
         count = len(self.corpus.train)
         self.batches = Batches(count, lengths, settings.batch_tokens, settings.seed)
+        labelled = {"mlm": settings.mask_share, "clm": 1.0}.get(settings.task, 0.0)
+        self.cost = cost_of(self.config, labelled)
         self.step, self.tokens = 0, 0
         self.metrics: MetricsFile | None = None
-        if saved is not None:
-            self._restore(saved)
+        if found is not None:
+            self._restore(*found)
 
     def summary(self) -> str:
         """A line on the data and the model."""
@@ -135,7 +151,7 @@ class Trainer:
 
         weights: by name, as `model.state_dict()` has them, all of them. Raises ValueError.
         """
-        take_weights(self.model, weights, "load_weights")
+        self.engine.take(weights, "load_weights")
 
     def advance(self, steps: int) -> int:
         """Trains for `steps` steps without evaluations, files or signals; returns their tokens.
@@ -180,29 +196,35 @@ class Trainer:
         Returns the signal that any rank has had, so that all agree.
         """
         s = self.settings
-        started = time.perf_counter()
+        started = self.clock.mark()
         self.model.train()
         self.optimiser.zero_grad()
         batches = self._next_batches()
+        read = self.clock.mark()
         own = torch.tensor([batch.labels for batch in batches.values()]).sum(0).to(self.device)
         counts = self.ranks.sum(own).clamp(min=1).tolist()
         labels = counts[0]
+        counted = self.clock.mark()
         totals = torch.zeros(2, dtype=torch.float64)  # loss, tokens
         for number, batch in batches.items():
             torch.manual_seed(derived_seed("dropout", s.seed, self.step, number))
-            with self._autocast():
-                output = batch.run(self.model)
-            # the gradient is divided by the labels of the first loss when it is whole
-            parts = zip(output.losses, batch.labels, counts, strict=True)
-            loss = torch.stack([x * n * (labels / count) for x, n, count in parts]).sum()
-            loss.backward()
+            with self.engine.microbatch(last=number == max(batches)):
+                with self._autocast():
+                    output = batch.run(self.engine.trained)
+                # the gradient is divided by the labels of the first loss when it is whole
+                parts = zip(output.losses, batch.labels, counts, strict=True)
+                loss = torch.stack([x * n * (labels / count) for x, n, count in parts]).sum()
+                loss.backward()
             totals += torch.tensor([float(loss.detach()), len(batch.ids)], dtype=torch.float64)
-        loss_sum, tokens = self.ranks.sum(totals.to(self.device)).tolist()
-        self.ranks.sum_gradients(self.model)
+        # between two collectives: reading, and computing
+        spans = (started, read), (counted, self.engine.computed())
+        busy = own_column(self.clock.seconds_of(spans), self.ranks)
+        sums = self.ranks.sum(torch.cat([totals, busy.flatten()]).to(self.device))
+        loss_sum, tokens = sums[:2].tolist()
         for parameter in self.model.parameters():
             if parameter.grad is not None:
                 parameter.grad /= labels
-        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), s.clip or math.inf))
+        norm = self.engine.clip(s.clip)
         loss_mean = loss_sum / labels
         if not math.isfinite(norm) or not math.isfinite(loss_mean):
             raise Diverged(
@@ -214,7 +236,9 @@ class Trainer:
         self.optimiser.step()
         self.step += 1
         self.tokens += int(tokens)
-        per_second = tokens / (time.perf_counter() - started)
+        seconds = self.clock.seconds(started, self.clock.mark())
+        idle = waited(sums[2:].view_as(busy)) / seconds
+        per_second = tokens / seconds
         self._record(
             {
                 "step": self.step,
@@ -223,6 +247,7 @@ class Trainer:
                 "lr": rate,
                 "tokens": int(tokens),
                 "tokens_per_s": per_second,
+                "idle_share": None if math.isnan(idle) else idle,
                 "grad_norm": norm,
             }
         )
@@ -230,14 +255,24 @@ class Trainer:
         self.progress(message, self.step, s.steps)
         return int(self.ranks.largest(torch.tensor(stop.signal, device=self.device)))
 
+    def _loss_of_first(self, model: nn.Module) -> Tensor:
+        batch = self.objective.batch([0], 0, self.device)
+        with self._autocast():
+            return torch.stack(batch.run(model).losses).sum()
+
     def _next_batches(self) -> dict[int, LabelledBatch]:
         """Returns this rank's share of the next `accumulate` batches, by their number."""
         s = self.settings
         drawn = [self.batches.next() for _ in range(s.accumulate)]
+        read = np.array(sorted({index for _, indices in drawn for index in indices}))
+        lengths = dict(zip(read.tolist(), self.batches.lengths(read).tolist(), strict=True))
+        batches = balanced(drawn, lengths, s.batch_tokens, self.cost)
+        costs = [sum(self.cost(lengths[i]) for i in indices) for _, indices in batches]
+        own = shares(costs, self.ranks.world)[self.ranks.rank]
         return {
             number: self.objective.batch(indices, epoch, self.device)
-            for number, (epoch, indices) in enumerate(drawn)
-            if number % self.ranks.world == self.ranks.rank
+            for number, (epoch, indices) in enumerate(batches)
+            if number in own
         }
 
     def _evaluate(self) -> None:
@@ -256,14 +291,17 @@ class Trainer:
         self.model.eval()
         lengths = self.objective.lengths(HELD_OUT_EPOCH).tolist()
         batches = batch_by_tokens(lengths, self.settings.batch_tokens)
-        for done, indices in enumerate(batches):
-            if done % self.ranks.world != self.ranks.rank:
-                continue
+        own = list(enumerate(batches))[self.ranks.rank :: self.ranks.world]
+        forwards = self.engine.forwards(len(own), -(-len(batches) // self.ranks.world))
+        for place in range(forwards):
+            # a rank without a batch of its own takes one for the layers that others are waiting for
+            done, indices = own[place] if place < len(own) else (len(batches), batches[-1])
             self.progress("evaluating", done, len(batches))
             batch = self.objective.batch(indices, HELD_OUT_EPOCH, self.device)
             with self._autocast():
                 output = batch.run(self.model)
-            yield Evaluated(indices, batch, output)
+            if place < len(own):
+                yield Evaluated(indices, batch, output)
 
     def _autocast(self) -> torch.autocast:
         enabled = self.settings.dtype == "bfloat16"
@@ -275,50 +313,28 @@ class Trainer:
 
     def _save(self) -> None:
         """Saves a checkpoint. Raises Diverged, and removes none, where a weight is not finite."""
-        if not all(weight.isfinite().all() for weight in self.model.parameters()):
+        wrong = torch.tensor(0 if self.engine.finite() else 1, device=self.device)
+        if self.ranks.largest(wrong):
             raise Diverged(f"step {self.step}: a weight is not finite: a lower lr may help")
+        path, weights = checkpoint_path(self.folder, self.step), self.engine.weights()
+        moments = self.engine.moments(path, self.optimiser, weights)
         if self.ranks.rank == 0:
             content = content_of(self.settings, self.corpus, self.model, self.optimiser, self.step)
+            del content["optimiser"]
+            content |= {"model": weights} | moments
             settled = {"preset": self.preset, "lr": self.lr}
             content["settings"] = self.settings.maths() | settled
             content |= {"epoch": self.batches.epoch, "place": self.batches.place}
             content |= {"architecture": self.architecture}
             save_checkpoint(self.folder, content, self.settings.keep)
 
-    def _saved(self) -> dict[str, Any] | None:
-        """The checkpoint to go on from, whose settings are checked; None without `resume`."""
-        found = checkpoints(self.folder)
-        if not self.settings.resume:
-            if found:
-                raise ValueError(
-                    f"output={str(self.folder)!r} holds {found[-1].name}: expected resume, or "
-                    "another folder"
-                )
-            return None
-        if not found:
-            raise ValueError(f"resume: output={str(self.folder)!r} holds no checkpoint")
-        path, saved, damaged = newest_intact(found, f"resume: output={str(self.folder)!r}")
-        if damaged:
-            self.say(f"{'; '.join(damaged)}; going on from {path.name}, which is intact")
-        if "privacy" in saved:
-            raise ValueError(
-                f"resume: {path.name} was trained with differential privacy, which further steps "
-                "would end: expected a checkpoint without, or init in place of resume"
-            )
-        for name, value in self.settings.maths().items():
-            # a checkpoint without a setting is older than it, and was made as its default is
-            before = saved["settings"].get(name, getattr(TrainingSettings, name))
-            if before != value and not (value is None and name in FOLLOW):
-                raise ValueError(f"resume: {name}={value!r}: expected {before!r} as in {path.name}")
-        return saved
-
-    def _restore(self, saved: dict[str, Any]) -> None:
+    def _restore(self, path: Path, saved: dict[str, Any]) -> None:
         if saved["data"] != self.corpus.fingerprint:
             raise ValueError(
                 f"resume: {self.corpus.source} gives other sequences than step {saved['step']} "
                 "was trained on: expected the same data"
             )
-        take_weights(self.model, saved["model"], f"resume: step {saved['step']}")
-        self.optimiser.load_state_dict(saved["optimiser"])
+        self.engine.take(saved["model"], f"resume: step {saved['step']}")
+        self.engine.take_moments(path, saved, self.optimiser)
         self.batches.seek(saved["epoch"], saved["place"])
         self.step = saved["step"]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Iterator
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,7 +18,17 @@ import torch.distributed as dist
 # part of an optimiser's first step, imports it. A group held there outlives destroy_process_group,
 # and its threads let go of tensors while the interpreter ends, which aborts the process.
 import torch.distributed.nn.functional
-from torch import Tensor, nn
+from torch import Tensor
+
+Found = TypeVar("Found")
+
+
+class RanksLost(RuntimeError):
+    """Another process of the run has ended, or cannot be reached. first: no other has said so."""
+
+    def __init__(self, first: bool):
+        super().__init__("another process of this run has ended, or cannot be reached")
+        self.first = first
 
 
 @dataclass(frozen=True)
@@ -30,20 +43,10 @@ class Ranks:
         return x
 
     def largest(self, x: Tensor) -> Tensor:
-        """The largest x of any rank, in place."""
+        """The largest x of any rank, in place, element by element."""
         if self.world > 1:
             dist.all_reduce(x, dist.ReduceOp.MAX)
         return x
-
-    def sum_gradients(self, model: nn.Module) -> None:
-        """Sums gradients in one message: they are few, and small beside the cost of computing."""
-        if self.world == 1:
-            return
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        flat = self.sum(torch.cat([g.flatten() for g in gradients]))
-        parts = flat.split([g.numel() for g in gradients])
-        for gradient, part in zip(gradients, parts, strict=True):
-            gradient.copy_(part.view_as(gradient))
 
     def gather(self, x: Any) -> list[Any]:
         """List of each rank's x, on all ranks."""
@@ -53,13 +56,30 @@ class Ranks:
         dist.all_gather_object(found, x)
         return found
 
+    def by_first(self, work: Callable[[], Found]) -> Found:
+        """What rank 0 finds, on all ranks; so is an error of it, which leaves no rank behind."""
+        found: list[Any] = [None, None]
+        if self.rank == 0:
+            try:
+                found[0] = work()
+            except Exception as error:
+                found[1] = error
+        if self.world > 1:
+            dist.broadcast_object_list(found)
+        if found[1] is not None:
+            raise found[1]
+        return found[0]
+
 
 ALONE = Ranks()
 
 
 @contextmanager
 def joined(device: str) -> Iterator[tuple[Ranks, torch.device]]:
-    """The group that torchrun's environment describes, and this rank's device."""
+    """The group that torchrun's environment describes, and this rank's device.
+
+    Raises RanksLost from within where the other ranks are lost.
+    """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         yield ALONE, torch.device(device)
@@ -68,8 +88,53 @@ def joined(device: str) -> Iterator[tuple[Ranks, torch.device]]:
     if device == "cuda":
         chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(chosen)
-    dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    store = _store(world)
+    backend, rank = "nccl" if device == "cuda" else "gloo", int(os.environ["RANK"])
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world)
     try:
-        yield Ranks(dist.get_rank(), world), chosen
+        yield Ranks(rank, world), chosen
+    except RuntimeError as error:
+        if of_lost_ranks(error):
+            ignore_end_of_job()
+            raise RanksLost(_is_first(store)) from error
+        raise
     finally:
+        gc.collect()  # DDP holds the group
         dist.destroy_process_group()
+
+
+def _store(world: int) -> dist.Store:
+    """The store of torchrun's agent, which outlives the ranks, or one that rank 0 keeps."""
+    ours = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    store = dist.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        world,
+        is_master=ours and os.environ["RANK"] == "0",
+    )
+    return dist.PrefixStore(f"clinattn/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
+def _is_first(store: dist.Store) -> bool:
+    """Returns whether no other rank has asked before; True where the store is lost, too."""
+    try:
+        return store.add("lost", 1) == 1
+    except RuntimeError:
+        return True
+
+
+def ignore_end_of_job() -> None:
+    """Lets a process that is about to end say why: torchrun sends SIGTERM to what is left."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def of_lost_ranks(error: RuntimeError) -> bool:
+    """Returns whether a collective failed; gloo has no class of its own for that."""
+    return isinstance(error, dist.DistError) or "/gloo/" in str(error)
+
+
+def restarted() -> bool:
+    """Returns whether torchrun or Slurm has started this run anew after a failure."""
+    counts = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
+    return any(int(os.environ.get(name) or 0) > 0 for name in counts)

@@ -20,6 +20,7 @@ NOT_MATHS = (
     *("data", "tokenizer", "labels", "init", "output", "device", "threads"),
     *("text_column", "label_column", "id_column", "encoding"),
     *("save_every", "eval_every", "keep", "resume", "other_patients"),
+    *("shard", "recompute", "compile"),
 )
 
 
@@ -134,6 +135,13 @@ class TrainingSettings:
         False, "With mlm: sequences are pairs, and whether the second follows is predicted, too."
     )
     dtype: str = option("float32", "bfloat16 is autocast with fp32 weights.", choices=tuple(DTYPES))
+    shard: bool = option(
+        False, "With torchrun: weights, gradients and moments in shards over the processes (FSDP2)."
+    )
+    recompute: bool = option(
+        False, "Compute each layer again in the backward pass, in place of keeping what is inside."
+    )
+    compile: bool = option(False, "Layers by torch.compile, once for all lengths.")
     device: str = option(
         "cpu", "Where to run.", choices=("cpu", "cuda"), shown="cuda if there, else cpu"
     )

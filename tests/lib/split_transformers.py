@@ -65,7 +65,7 @@ def results(model: nn.Module, ids: Tensor, labels: Tensor, words: dict[str, Any]
 def whole(
     name: str, dtype: torch.dtype = torch.float32, backwards: bool = False
 ) -> dict[str, Tensor]:
-    """Results of one process. backwards: with the row in reverse order, which changes sums alone."""
+    """Results of one process. backwards: with the row in reverse order: only sums change."""
     model = made(name).to(dtype)
     replace_attention(model)
     ids, labels, words = IDS, LABELS, documents(name)

@@ -21,6 +21,7 @@ ROOMS = {
     "suites": {"base_tree"},
     "cpu": {"base_tree", "rows_file", "suites.problem"},
     "models": {"rows_file", "turns"},
+    "scaling": {"rows_file"},
 }
 COMMANDS = {"gpu.run", "gpu.pack", "gpu.plan", "gpu.plot", "gpu.adopt", "cpu.run", "cpu.compare"}
 

@@ -213,11 +213,11 @@ def test_bfloat16_computes_in_it_and_keeps_weights_and_moments_in_fp32(settings)
 @pytest.mark.parametrize("kind", ["mlm", "classify", "clm", "pairs"])
 def test_batches_count_by_their_labels_however_they_are_accumulated(settings, tmp_path, kind):
     """The gradient is that of one mean over all labels of each loss; fp64, without dropout."""
-    given = KINDS[kind] | {"accumulate": 3, "steps": 1, "clip": 0, "dtype": "float64"}
+    given = KINDS[kind] | {"accumulate": 8, "steps": 1, "clip": 0, "dtype": "float64"}
     trainer = Trainer(settings(**given, max_tokens=30))
     model = trainer.model.eval()
     model.train = lambda mode=True: model
-    drawn = [trainer.batches.next() for _ in range(3)]
+    drawn = [trainer.batches.next() for _ in range(8)]
     trainer.batches.seek(0, 0)
     losses, labels = [], []
     for epoch, indices in drawn:
