@@ -29,8 +29,10 @@ from .regression import Regressor
 from .settings import TrainingSettings
 from .windows import FIRST
 
-FORMAT = 2
-UNSUMMED = 1  # the format before FORMAT: no checksum
+FORMAT = 3
+REORDERED = 2  # the format of runs that took sequences in another order
+UNSUMMED = 1  # the format before checksums
+FORMATS = (FORMAT, REORDERED, UNSUMMED)
 NAME = re.compile(r"step-(\d+)\.pt")
 WEIGHT = Kind("a tensor", lambda x: isinstance(x, Tensor))
 SCALES = Kind(
@@ -168,7 +170,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise Damaged(
             f"{where} cannot be read: it is damaged, or none of clinattn train"
         ) from None
-    if not isinstance(state, dict) or state.get("format") not in (FORMAT, UNSUMMED):
+    if not isinstance(state, dict) or state.get("format") not in FORMATS:
         raise Damaged(f"{where}: expected one of clinattn train, format {FORMAT}")
     try:
         require(state, CONTENT)

@@ -9,7 +9,7 @@ from typing import Any
 
 from clinattn.files.disk import file_sha256
 
-from .checkpoint import Damaged, checkpoints, load_checkpoint, newest_intact, shards_of
+from .checkpoint import FORMAT, Damaged, checkpoints, load_checkpoint, newest_intact, shards_of
 from .ranks import Ranks, restarted
 from .settings import TrainingSettings
 
@@ -86,6 +86,11 @@ def _check(settings: TrainingSettings, path: Path, saved: dict[str, Any]) -> Non
         raise ValueError(
             f"resume: {path.name} was trained with differential privacy, which further steps "
             "would end: expected a checkpoint without, or init in place of resume"
+        )
+    if saved["format"] != FORMAT:
+        raise ValueError(
+            f"resume: {path.name} is of a version that took sequences in another order: expected "
+            "that version, or init in place of resume"
         )
     for name, value in settings.maths().items():
         # a checkpoint without a setting is older than it, and was made as its default is

@@ -97,10 +97,20 @@ def test_a_checkpoint_older_than_a_setting_has_its_default(finished, tmp_path):
     (path,) = checkpoints(tmp_path / "out")
     state = load_checkpoint(path)
     del state["settings"]["nsp"], state["standard"]
-    torch.save(state | {"format": 1}, path)
+    save_checkpoint(path.parent, state, keep=1)
     assert Trainer(finished()).step == 1
     with pytest.raises(ValueError, match=r"resume: nsp=True: expected False as in step-00000001"):
         Trainer(finished(nsp=True))
+
+
+@pytest.mark.parametrize("older", [1, 2])
+def test_runs_that_took_another_order_are_read_and_not_gone_on_with(finished, tmp_path, older):
+    (path,) = checkpoints(tmp_path / "out")
+    state = load_checkpoint(path) | {"format": older}
+    torch.save(state | {"sha256": checksum(state)}, path)
+    assert load_model(path)[1]["step"] == 1
+    with pytest.raises(ValueError, match="step-00000001.pt is of a version that took sequences"):
+        Trainer(finished())
 
 
 def test_a_loop_of_ones_own_leaves_a_checkpoint(settings, tmp_path):
