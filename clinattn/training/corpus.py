@@ -108,6 +108,9 @@ def subject_numbers(source: Source, division: Division) -> np.ndarray:
     """(S,) int64: a number for the subject of each sequence that training reads, from 0."""
     numbers = np.zeros(len(source), dtype=np.int64)
     read = np.flatnonzero(division.train | division.evaluated)
+    if source.times is not None:  # a timeline is all of its subject
+        numbers[read] = np.arange(len(read))
+        return numbers
     of: dict[int | str, int] = {}
     numbers[read] = [of.setdefault(source.subjects[i], len(of)) for i in read.tolist()]
     return numbers

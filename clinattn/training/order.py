@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from clinattn.workloads.seeds import scattered
+
 LISTED = 2**16  # sequences whose order is listed; of more it is computed, place by place
 ROUNDS = 6
 
@@ -15,7 +17,7 @@ class Order:
     Up to LISTED it is torch.randperm's. Above, no list is held: a Feistel network of ROUNDS rounds
     permutes the numbers below a power of 4, and is applied again to what falls outside, on the way
     that Black and Rogaway call cycle walking (Ciphers with Arbitrary Finite Domains, 2002). Its
-    round function is the finaliser of splitmix64 (Steele, Lea and Flood, 2014).
+    round function is seeds.scattered.
     """
 
     def __init__(self, count: int, seed: int):
@@ -42,12 +44,5 @@ class Order:
         low = (np.uint64(1) << self.half) - np.uint64(1)
         left, right = x >> self.half, x & low
         for key in self.keys:
-            left, right = right, left ^ (_mixed(right + key) & low)
+            left, right = right, left ^ (scattered(right + key) & low)
         return (left << self.half) | right
-
-
-def _mixed(x: np.ndarray) -> np.ndarray:
-    """Scatters numbers over 64 bits."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))

@@ -9,10 +9,13 @@ import numpy as np
 import torch
 
 from clinattn.workloads import Vocabulary
+from clinattn.workloads.seeds import scattered
 from clinattn.workloads.source import Source
 
 from .sequences import Tokens
 from .standard import Standard
+
+ALL = slice(None)
 
 
 @dataclass(frozen=True)
@@ -33,14 +36,48 @@ class Reader:
 
     def take(self, index: int, at: slice | np.ndarray) -> Tokens:
         """The events of sequence `index` at places of the source's columns, which lie in it."""
+        return self._tokens(index, at)
+
+    def _tokens(
+        self, index: int | np.ndarray, at: slice | np.ndarray, kept: np.ndarray | slice = ALL
+    ) -> Tokens:
+        """The events kept of those at some places. index: of the sequence, of all or of each."""
         source = self.source
-        ids = torch.from_numpy(self.table[source.ids[at]])
+        ids = torch.from_numpy(self.table[source.ids[at][kept]])
         days = values = None
         if self.times and source.times is not None:
-            days = torch.from_numpy(source.days(index, source.times[at]))
+            days = torch.from_numpy(source.days(index, source.times[at][kept]))
         if self.standard is not None and source.values is not None:
-            values = self.standard(ids, torch.from_numpy(source.values[at].copy()))
+            values = self.standard(ids, torch.from_numpy(source.values[at][kept].copy()))
         return Tokens(ids, days, values)
+
+    def hashes(self, chosen: np.ndarray, until: np.ndarray) -> np.ndarray:
+        """(P,) uint64: of each sequence chosen (P,), of its tokens before the place until (P,).
+
+        The same for the same tokens in the same order, days and values included where they are
+        read; of the whole source in one pass.
+        """
+        source = self.source
+        ends = source.begins.copy()
+        ends[chosen] = until
+        found = np.zeros(len(source), dtype=np.uint64)
+        for part in source.parts():
+            kept = source.within(part, ends)
+            sizes = (ends - source.begins)[part.indices]
+            full = sizes > 0
+            owner, sizes = part.indices[full], sizes[full]
+            if not len(owner):
+                continue
+            first = np.cumsum(sizes) - sizes
+            places = np.arange(sizes.sum()) - np.repeat(first, sizes)
+            tokens = self._tokens(np.repeat(owner, sizes), part.at, kept)
+            x = scattered(tokens.ids.numpy().astype(np.uint64) ^ (places.astype(np.uint64) << 32))
+            if tokens.days is not None:
+                x = scattered(x ^ tokens.days.numpy().view(np.uint64))
+            if tokens.values is not None:
+                x = scattered(x ^ tokens.values.numpy().view(np.uint32))
+            found[owner] = np.add.reduceat(x, first)
+        return found[chosen]
 
     def whole(self, index: int, until: int | None = None) -> Tokens:
         """The events of a sequence, static facts first, before the place `until`."""

@@ -73,11 +73,8 @@ class Windows(Examples):
 
     def feed(self, digest: Digest) -> None:
         """By whole sequences, of which the windows follow."""
+        source, at = self.reader.source, self.at
+        static, events = (source.starts - source.begins)[at], (source.ends - source.starts)[at]
         digest.update(repr(self.end).encode())
-        for place, subject, room in zip(
-            self.at.tolist(), self.of.tolist(), self.room.tolist(), strict=True
-        ):
-            source = self.reader.source
-            start, timed, end = source.bounds(place)
-            digest.update(f"{subject} {timed - start} {end - timed} {room} ".encode())
-            self.reader.whole(place).feed(digest)
+        digest.update(np.c_[self.of, static, events, self.room].tobytes())
+        digest.update(self.reader.hashes(at, source.ends[at]).tobytes())

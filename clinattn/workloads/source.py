@@ -173,8 +173,10 @@ class Source:
             return np.arange(len(self.vocabulary), dtype=np.int32)
         return vocabulary.ids(self.vocabulary.tokens)
 
-    def days(self, index: int, times: np.ndarray) -> np.ndarray:
+    def days(self, index: int | np.ndarray, times: np.ndarray) -> np.ndarray:
         """fp64: days from the origin of a sequence to `times` of its events; 0 for static facts.
+
+        index: of the sequence, or of that of each time.
 
         Raises ValueError for a source without times.
         """

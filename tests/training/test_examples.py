@@ -1,9 +1,11 @@
 """Sequences that are made when they are read, and the order in which an epoch takes them."""
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("pyarrow")
 
@@ -16,8 +18,10 @@ from clinattn.training.order import LISTED, Order  # noqa: E402
 from clinattn.training.reading import Reader  # noqa: E402
 from clinattn.training.sequences import windows  # noqa: E402
 from clinattn.training.settings import TrainingSettings  # noqa: E402
+from clinattn.training.standard import Standard  # noqa: E402
 from clinattn.training.windowed import Windows  # noqa: E402
 from clinattn.workloads import open_source  # noqa: E402
+from clinattn.workloads.pieces import Pieces  # noqa: E402
 from clinattn.workloads.vocabulary import CLS, SEP  # noqa: E402
 
 HOUR = 3_600_000_000
@@ -71,6 +75,38 @@ def test_windows_by_number_are_those_of_the_whole_timelines(folder, room, end):
         np.testing.assert_array_equal(getattr(found, name)(), getattr(listed, name)())
         np.testing.assert_array_equal(getattr(found, name)(some), getattr(listed, name)(some))
     assert digest_of(found) != digest_of(Windows(reader, at, at * 10, room + 1, end))
+
+
+@pytest.mark.parametrize("pieces", [1, 3], ids="{} pieces".format)
+def test_hashes_of_sequences_tell_every_change(folder, pieces):
+    source = open_source(f"meds:{folder}")
+    places = np.sort(source.begins[1 : 1 + 3 * (pieces - 1) : 3])
+
+    def hashes(**changes):
+        columns = {"ids": source.ids, "times": source.times, "values": source.values} | changes
+        cut = {name: Pieces(np.split(column, places)) for name, column in columns.items()}
+        whole = replace(source, **cut)
+        standard = Standard(torch.zeros(99), torch.ones(99))
+        reader = Reader(whole, source.vocabulary, times=True, standard=standard)
+        return reader.hashes(np.arange(len(source)), source.ends)
+
+    before = hashes()
+    assert len(set(before.tolist())) == len(source)
+    last = source.ends[7] - 1
+    for name, change in (("ids", 1), ("times", 1_000), ("values", 1e9)):
+        column = getattr(source, name).copy()
+        column[last] += change
+        assert np.flatnonzero(hashes(**{name: column}) != before).tolist() == [7]
+    swapped = source.ids.copy()
+    first = source.starts[9]
+    assert swapped[first] != swapped[first + 1]
+    swapped[[first, first + 1]] = swapped[[first + 1, first]]
+    assert np.flatnonzero(hashes(ids=swapped) != before).tolist() == [9]
+    some = np.array([9, 2])
+    reader = Reader(source, source.vocabulary)
+    short = reader.hashes(some, source.ends[some] - 1)
+    assert (short != reader.hashes(some, source.ends[some])).all()
+    assert short.tolist() == reader.hashes(np.arange(10), source.ends[:10] - 1)[some].tolist()
 
 
 @pytest.mark.parametrize("max_tokens", [4, 16, 99])
