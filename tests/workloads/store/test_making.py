@@ -19,7 +19,7 @@ from clinattn.workloads import MedsError  # noqa: E402
 from clinattn.workloads.code_names import code_descriptions  # noqa: E402
 from clinattn.workloads.labels import read_labels  # noqa: E402
 from clinattn.workloads.seeds import derived_seed  # noqa: E402
-from clinattn.workloads.store import mapped, prepare  # noqa: E402
+from clinattn.workloads.store import prepare  # noqa: E402
 from clinattn.workloads.store.format import about  # noqa: E402
 from clinattn.workloads.store.reading import store_source  # noqa: E402
 from clinattn.workloads.time_zones import has_time_zone  # noqa: E402
@@ -201,40 +201,6 @@ def test_bad_splits_are_named_before_timelines_are_written(tmp_path):
     with pytest.raises(MedsError, match=r"subject 1 in the splits \['train', 'tuning'\]"):
         stores.made(root, tmp_path / "store")
     assert not list((tmp_path / "store").glob("events-*"))
-
-
-def test_the_pages_that_are_read_do_not_add_up(tmp_path, bench_on_the_path, monkeypatch):
-    """Reading all patients in any order leaves a bounded part of the files in memory."""
-    import made_timelines
-
-    events, most = 2_000_000, 1 << 23
-    made_timelines.write(tmp_path / "ward", events, 2, seed=0)
-    folder = stores.made(tmp_path / "ward", tmp_path / "store", 1 << 18)
-    monkeypatch.setattr(mapped, "MOST", most)
-    store = store_source(folder)
-    order = np.random.default_rng(0).permutation(len(store))
-    largest = total = 0
-    for number, index in enumerate(order.tolist()):
-        begin, _, end = store.bounds(index)
-        for column in (store.ids, store.times, store.values):
-            total += int(np.isnan(column[begin:end]).sum())
-        if number % 500 == 0:
-            largest = max(largest, resident(folder))
-    patients = 61 * len(store)  # bytes of what is known of each
-    assert patients + most // 2 < largest + patients < 2 * most + 2 * patients
-    assert largest < 16 * events / 2 and total
-
-
-def resident(folder) -> int:
-    """Bytes of the files of a folder that are mapped and in memory."""
-    total, ours = 0, False
-    with open("/proc/self/smaps") as file:
-        for line in file:
-            if line[0].islower() or line[0].isdigit():  # "7f0c...-7f0d... r--s ... PATH"
-                ours = str(folder) in line
-            elif ours and line.startswith("Rss:"):
-                total += int(line.split()[1]) * 1024
-    return total
 
 
 def test_json_of_a_store_says_where_it_is_from(tmp_path):

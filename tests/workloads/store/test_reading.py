@@ -15,7 +15,7 @@ import stores  # noqa: E402
 
 from clinattn.workloads import MedsError, open_source, timelines  # noqa: E402
 from clinattn.workloads.code_names import code_descriptions  # noqa: E402
-from clinattn.workloads.store import format, prepare  # noqa: E402
+from clinattn.workloads.store import format, mapped, prepare  # noqa: E402
 from clinattn.workloads.store.reading import store_source  # noqa: E402
 
 
@@ -112,6 +112,39 @@ def test_a_store_json_that_does_not_fit_is_refused(store, change, message):
     path.write_text("{" if change is None else json.dumps(format.about(store) | change))
     with pytest.raises(MedsError, match=message):
         open_source(f"meds:{store}")
+
+
+def test_the_pages_that_are_read_do_not_add_up(tmp_path, bench_on_the_path, monkeypatch):
+    """Reading all patients in any order leaves a bounded part of the files in memory."""
+    import made_timelines
+
+    events, most = 2_000_000, 1 << 23
+    made_timelines.write(tmp_path / "ward", events, 2, seed=0)
+    folder = stores.made(tmp_path / "ward", tmp_path / "store", 1 << 18)
+    monkeypatch.setattr(mapped, "MOST", most)
+    monkeypatch.setattr(mapped, "EVERY", 1 << 18)
+    store = store_source(folder)
+    order = np.random.default_rng(0).permutation(len(store))
+    largest = total = 0
+    for number, index in enumerate(order.tolist()):
+        begin, _, end = store.bounds(index)
+        for column in (store.ids, store.times, store.values):
+            total += int(np.isnan(column[begin:end]).sum())
+        if number % 500 == 0:
+            largest = max(largest, resident(folder))
+    assert total and most // 2 < largest < 2 * most < 16 * events / 1.5
+
+
+def resident(folder) -> int:
+    """Bytes of the files of a folder that are mapped and in memory."""
+    total, ours = 0, False
+    with open("/proc/self/smaps") as file:
+        for line in file:
+            if line[0].islower() or line[0].isdigit():  # "7f0c...-7f0d... r--s ... PATH"
+                ours = str(folder) in line
+            elif ours and line.startswith("Rss:"):
+                total += int(line.split()[1]) * 1024
+    return total
 
 
 @pytest.fixture
