@@ -83,9 +83,11 @@ def make_corpus(
     assert settings.data is not None
     if settings.labels is not None and of_timelines(parse_data(settings.data).kind):
         return read_labelled(settings, vocabulary, **known)
-    return read_corpus(
-        settings, vocabulary, **known, vocab_size=config.vocab_size, tokenizer=tokenizer
-    )
+    # tokens of a length profile are drawn from as many ids as when the run of a checkpoint began,
+    # whose config has those that were seen
+    began = None if saved is None else saved["settings"]["preset"]
+    ids = config.vocab_size if began is None else EncoderConfig.preset(began).vocab_size
+    return read_corpus(settings, vocabulary, **known, vocab_size=ids, tokenizer=tokenizer)
 
 
 def of_checkpoint(saved: dict[str, Any]) -> tuple[EncoderConfig, Vocabulary, Standard | None]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from functools import partial
+
 import pytest
 
 pytest.importorskip("pyarrow")
@@ -9,6 +12,7 @@ pytest.importorskip("pyarrow")
 from patients import write_patients  # noqa: E402
 from runs import assert_same_bits, small_run  # noqa: E402
 
+from clinattn.training.checkpoint import checkpoints  # noqa: E402
 from clinattn.training.loop import Trainer  # noqa: E402
 from clinattn.training.ranks import Ranks  # noqa: E402
 
@@ -63,3 +67,14 @@ def test_shards_need_several_processes(settings):
 def test_batches_of_a_step_are_shared_out_evenly(settings):
     with pytest.raises(ValueError, match="accumulate=3: expected a multiple of the 2 ranks"):
         Trainer(settings("out", accumulate=3), Ranks(1, 2))
+
+
+def test_a_run_on_a_length_profile_goes_on(settings, tmp_path):
+    """Its tokens are drawn from all ids of the preset, and not from those that were seen."""
+    settings = partial(small_run, data="profile:ehr_population", save_every=3, keep=3)
+    Trainer(settings(output=tmp_path / "whole")).run()
+    shutil.copytree(tmp_path / "whole", tmp_path / "again")
+    for path in checkpoints(tmp_path / "again")[1:]:
+        path.unlink()
+    Trainer(settings(output=tmp_path / "again", resume=True)).run()
+    assert_same_bits(tmp_path / "whole", tmp_path / "again")
