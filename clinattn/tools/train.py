@@ -25,7 +25,7 @@ def train(given: dict[str, Any]) -> None:
     import torch
 
     from clinattn.training.checkpoint import checkpoints
-    from clinattn.training.ranks import RanksLost, joined
+    from clinattn.training.ranks import FirstFailed, RanksLost, joined
 
     settings = TrainingSettings(**{"device": console.default_device()} | given)
     if settings.threads is not None:
@@ -39,6 +39,8 @@ def train(given: dict[str, Any]) -> None:
             on = f"--resume goes on from {found[-1].name}" if found else "there is no checkpoint"
             say(f"error: {error}: {on}", style="red")
         status = 1
+    except FirstFailed:
+        status = 2
     if status:
         raise typer.Exit(status)
 

@@ -31,6 +31,10 @@ class RanksLost(RuntimeError):
         self.first = first
 
 
+class FirstFailed(RuntimeError):
+    """Rank 0 has raised an error, and says what it is."""
+
+
 @dataclass(frozen=True)
 class Ranks:
     rank: int = 0
@@ -57,17 +61,20 @@ class Ranks:
         return found
 
     def by_first(self, work: Callable[[], Found]) -> Found:
-        """What rank 0 finds, on all ranks; so is an error of it, which leaves no rank behind."""
-        found: list[Any] = [None, None]
+        """What rank 0 finds, on all ranks. Its error is raised there, and FirstFailed elsewhere."""
+        found: list[Any] = [None, None]  # what it finds, or what its error says
+        failed: Exception | None = None
         if self.rank == 0:
             try:
                 found[0] = work()
             except Exception as error:
-                found[1] = error
+                failed, found[1] = error, str(error)
         if self.world > 1:
             dist.broadcast_object_list(found)
+        if failed is not None:
+            raise failed
         if found[1] is not None:
-            raise found[1]
+            raise FirstFailed(found[1])
         return found[0]
 
 

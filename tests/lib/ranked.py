@@ -31,15 +31,24 @@ class Processes:
 
     def train(self, world: int, settings: Any) -> list[str]:
         """Runs a Trainer on `world` ranks to its end; returns what rank 0 has said."""
+        answers = self._answers(world, settings)
+        wrong = [error for error, _ in answers if error]
+        assert not wrong, "\n".join(wrong)
+        return answers[0][1]
+
+    def failing(self, world: int, settings: Any) -> list[str]:
+        """Returns the traceback of each rank of a run that ends in errors."""
+        return [error for error, _ in self._answers(world, settings)]
+
+    def _answers(self, world: int, settings: Any) -> list[tuple[str, list[str]]]:
+        """The traceback, "" without one, and what was said, of each rank."""
         with closing(socket.socket()) as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         for orders in self.orders[:world]:
             orders.put((world, port, settings))
-        answers = [self.answers.get(timeout=120) for _ in range(world)]
-        wrong = [error for _, error, _ in answers if error]
-        assert not wrong, "\n".join(wrong)
-        return next(said for rank, _, said in answers if rank == 0)
+        answers = sorted(self.answers.get(timeout=120) for _ in range(world))
+        return [(error, said) for _, error, said in answers]
 
     def end(self) -> None:
         for process in self.processes:

@@ -187,3 +187,10 @@ def test_another_number_of_processes_changes_no_more_than_the_order_of_sums(
     for ranks in (2, 4):
         for name, bound in bounds.items():
             assert ((saved[ranks][name] - saved[1][name]).abs() <= bound).all(), (ranks, name)
+
+
+def test_an_error_of_rank_0_ends_the_others_at_once(trained, processes, settings):
+    """Two lines would say it twice; none would leave the others waiting."""
+    found = processes.failing(2, settings(dtype="float64", output=trained(2)))
+    assert "ValueError: output=" in found[0] and "expected resume, or another" in found[0]
+    assert "FirstFailed: output=" in found[1] and "ValueError" not in found[1]
