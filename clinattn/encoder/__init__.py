@@ -1,8 +1,8 @@
 """Clinical encoders on packed sequences: shapes by preset, language and classification heads.
 
 Others import the names below, what heads.py says of labels, checkpoints (folders of transformers),
-families (their model types), the descriptions in presets, embeddings and linear, linear_op (layers
-of the CPU).
+families (their model types), tensor_files (safetensors), the descriptions in presets, embeddings
+and linear, linear_op (layers of the CPU).
 """
 
 from .config import EncoderConfig

@@ -12,7 +12,7 @@ from clinattn.workloads import Vocabulary
 from clinattn.workloads.opening import open_source, parse_data
 from clinattn.workloads.source import Source
 from clinattn.workloads.splits import Division, divide
-from clinattn.workloads.timelines import BESIDE
+from clinattn.workloads.timelines import BESIDE, Progress, silent
 from clinattn.workloads.tokenizer import SEPARATORS, TextTokenizer
 
 from .cuts import futures, matching_of
@@ -36,6 +36,7 @@ def read_corpus(
     standard: Standard | None = None,
     vocab_size: int = 8192,
     tokenizer: TextTokenizer | None = None,
+    progress: Progress = silent,
 ) -> Corpus:
     """The sequences of settings.data, divided as splits.divide does; others are left alone.
 
@@ -57,6 +58,7 @@ def read_corpus(
             vocab_size=vocab_size,
             seed=settings.seed,
             beside=Path(settings.output) / BESIDE,
+            progress=progress,
         )
     division = divide(source, settings.held_out)
     fitted = source.until(division.train)

@@ -12,7 +12,7 @@ from clinattn.workloads.labels import TaskLabels, read_labels
 from clinattn.workloads.opening import parse_data
 from clinattn.workloads.source import Source
 from clinattn.workloads.splits import Division, divide
-from clinattn.workloads.timelines import BESIDE
+from clinattn.workloads.timelines import BESIDE, Progress, silent
 
 from .cuts import Cuts
 from .data import Corpus, Target
@@ -30,6 +30,7 @@ def read_labelled(
     times: bool = False,
     values: bool = False,
     standard: Standard | None = None,
+    progress: Progress = silent,
 ) -> Corpus:
     """The sequences of settings.data at the moments of settings.labels, as Moments reads them.
 
@@ -39,7 +40,9 @@ def read_labelled(
     """
     assert settings.data is not None and settings.labels is not None
     labels = read_labels(settings.labels, parse_data(settings.data).place)
-    source = open_source(settings.data, beside=Path(settings.output) / BESIDE)
+    source = open_source(
+        settings.data, beside=Path(settings.output) / BESIDE, progress=progress
+    )
     division = divide(source, settings.held_out)
     moments = Moments.of(source, labels)
     train, evaluated = moments.only(division.train), moments.only(division.evaluated)

@@ -27,7 +27,7 @@ from .balance import balanced, cost_of, shares
 from .batches import Batches
 from .checkpoint import checkpoint_path, content_of, save_checkpoint
 from .clock import Clock, own_column, waited
-from .engine import engine_of
+from .engines import engine_of
 from .interruption import Stop, deferred_signals
 from .metrics import MetricsFile
 from .objectives import HELD_OUT_EPOCH, Evaluated, LabelledBatch
@@ -95,7 +95,7 @@ class Trainer:
                 published = read_published(origin.path, settings)
             start = origin.saved
         self.progress("reading sequences", 0, 1)
-        self.corpus = make_corpus(settings, start or saved, published)
+        self.corpus = make_corpus(settings, start or saved, published, self.progress)
         for warning in self.corpus.warnings():
             self.say(f"warning: {warning}")
         self.config = make_config(settings, self.corpus, start or saved, published)

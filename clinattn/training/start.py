@@ -12,6 +12,7 @@ from clinattn.encoder import EncoderConfig, PretrainingModel
 from clinattn.encoder.checkpoints import Pretrained, config_of, take_pretrained
 from clinattn.workloads import Vocabulary
 from clinattn.workloads.opening import KINDS, of_timelines, parse_data
+from clinattn.workloads.timelines import Progress, silent
 from clinattn.workloads.tokenizer import TextTokenizer, of_json, read_tokenizer
 
 from .checkpoint import take_weights
@@ -64,6 +65,7 @@ def make_corpus(
     settings: TrainingSettings,
     saved: dict[str, Any] | None,
     published: Published | None = None,
+    progress: Progress = silent,
 ) -> Corpus:
     """The corpus as the encoder needs it, with the vocabulary and scales of what it starts from."""
     vocabulary, standard, tokenizer = None, None, None
@@ -79,6 +81,7 @@ def make_corpus(
         "times": config.positions == "rotary_time",
         "values": config.numeric_values,
         "standard": standard,
+        "progress": progress,
     }
     assert settings.data is not None
     if settings.labels is not None and of_timelines(parse_data(settings.data).kind):

@@ -20,6 +20,7 @@ from clinattn.tools.other_work import Spent, here
 from clinattn.workloads.opening import open_source, parse_data
 from clinattn.workloads.source import Source
 from clinattn.workloads.splits import ALL, TRAIN, chosen_split
+from clinattn.workloads.timelines import silent
 
 from .agreement import check_agreement
 from .measure import peak_memory, quartiles
@@ -87,7 +88,7 @@ class Benchmark:
         if s.threads is not None:
             torch.set_num_threads(s.threads)
         torch.manual_seed(s.seed)
-        self.workload = open_workload(s)
+        self.workload = open_workload(s, self.progress)
         config = encoder_config(s, vocab_size=len(self.workload.source.vocabulary))
         device = torch.device(s.device)
         model = MaskedLanguageModel(config).to(device, DTYPES[s.dtype])
@@ -282,7 +283,7 @@ class Benchmark:
         }
 
 
-def open_workload(settings: EncoderSettings) -> Workload:
+def open_workload(settings: EncoderSettings, progress: Progress = silent) -> Workload:
     """The sequences of settings.split in settings.data, with the vocabulary of these alone.
 
     Raises MedsError or ValueError where the data cannot be used.
@@ -294,6 +295,7 @@ def open_workload(settings: EncoderSettings) -> Workload:
         max_tokens=settings.max_tokens,
         vocab_size=EncoderConfig.preset(settings.preset).vocab_size,
         seed=settings.seed,
+        progress=progress,
     )
     return Workload(of_split(source, settings.split), settings.max_tokens)
 

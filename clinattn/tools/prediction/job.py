@@ -38,10 +38,13 @@ def read_job(settings: PredictionSettings, progress: Progress = lambda *_: None)
     """Raises MedsError or ValueError where the checkpoint or the data cannot be used."""
     origin = resolve(settings.checkpoint)
     if origin.saved is None:
-        from clinattn.tools.prediction.pretrained import read_pretrained as read
+        from clinattn.tools.prediction.pretrained import read_pretrained
+
+        model, answer, rows, split = read_pretrained(settings, origin)
     else:
-        from clinattn.tools.prediction.trained import read_trained as read
-    model, answer, rows, split = read(settings, origin)
+        from clinattn.tools.prediction.trained import read_trained
+
+        model, answer, rows, split = read_trained(settings, origin, progress)
     if settings.output is not None and not answer.outputs:
         raise ValueError(
             f"checkpoint {str(origin.path)!r} predicts nothing: expected embeddings alone, or a "

@@ -12,7 +12,7 @@ import torch
 from clinattn.encoder import SequenceClassifier
 from clinattn.tools.prediction.answers import Answer
 from clinattn.tools.prediction.models import Model, PackedModel, placed
-from clinattn.tools.prediction.rows import Rows
+from clinattn.tools.prediction.rows import Progress, Rows
 from clinattn.tools.prediction.settings import PredictionSettings
 from clinattn.tools.prediction.texts import note_rows
 from clinattn.tools.prediction.timelines import Timelines, unread
@@ -30,10 +30,11 @@ from clinattn.workloads.opening import parse_data
 from clinattn.workloads.splits import chosen_split, default_split, trained_on
 from clinattn.workloads.tables import read_rows
 from clinattn.workloads.text import source_of_rows
+from clinattn.workloads.timelines import BESIDE, silent
 
 
 def read_trained(
-    settings: PredictionSettings, origin: Origin
+    settings: PredictionSettings, origin: Origin, progress: Progress = silent
 ) -> tuple[Model, Answer, Rows, str]:
     """Model, answer, rows and split. Raises MedsError or ValueError for data that do not fit."""
     saved = origin.saved
@@ -50,8 +51,10 @@ def read_trained(
     known = {"data": settings.data, "labels": None if target is None else target["column"]}
     training = TrainingSettings(**saved["settings"] | known)
     check_source(of_checkpoint(saved)[0], training)
-    read = _notes if kind == "text" else _timelines
-    rows, split = read(settings, training, saved)
+    if kind == "text":
+        rows, split = _notes(settings, training, saved)
+    else:
+        rows, split = _timelines(settings, training, saved, progress)
     device = torch.device(settings.device)
     module = placed(model_of(saved, where), device, settings.dtype)
     answer = Answer()
@@ -69,7 +72,10 @@ def read_trained(
 
 
 def _timelines(
-    settings: PredictionSettings, training: TrainingSettings, saved: dict[str, Any]
+    settings: PredictionSettings,
+    training: TrainingSettings,
+    saved: dict[str, Any],
+    progress: Progress,
 ) -> tuple[Rows, str]:
     assert training.data is not None
     config, vocabulary, standard = of_checkpoint(saved)
@@ -78,7 +84,9 @@ def _timelines(
         folder = parse_data(training.data).place
         labels = read_labels(settings.labels, folder, required=False)
         _require_column(labels, saved)
-    source = open_source(training.data)
+    written = next(iter(settings.files.values()))
+    beside = written.with_suffix(f".{BESIDE}")
+    source = open_source(training.data, beside=beside, progress=progress)
     notes = unknown_note(source, vocabulary)
     split, chosen, more = _chosen(settings, training, saved, source)
     reader = Reader(
