@@ -14,6 +14,7 @@ from clinattn.operator.relative import t5_relative_bias as t5_relative_bias
 from clinattn.operator.rotary import rotary as rotary
 from clinattn.operator.summary import attention_summary as attention_summary
 from clinattn.operator.visibility import PreparedMask, Window
+from clinattn.parallel.context import context_parallel as context_parallel
 
 __version__: str
 
