@@ -74,7 +74,8 @@ class Windows(Examples):
     def feed(self, digest: Digest) -> None:
         """By whole sequences, of which the windows follow."""
         source, at = self.reader.source, self.at
-        static, events = (source.starts - source.begins)[at], (source.ends - source.starts)[at]
         digest.update(repr(self.end).encode())
-        digest.update(np.c_[self.of, static, events, self.room].tobytes())
+        for numbers in (self.of, self.room, (source.ends - source.starts)[at]):
+            digest.update(numbers.tobytes())
+        digest.update((source.starts - source.begins)[at].tobytes())
         digest.update(self.reader.hashes(at, source.ends[at]).tobytes())

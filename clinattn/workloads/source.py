@@ -19,6 +19,7 @@ NO_TIME = np.iinfo(np.int64).min  # a static fact; sorts before every event
 BIRTH = "MEDS_BIRTH"
 MICROSECONDS_PER_HOUR = 3_600_000_000
 MICROSECONDS_PER_DAY = 24 * MICROSECONDS_PER_HOUR
+AT_ONCE = 2**20  # events of a Part
 
 
 class Part(NamedTuple):
@@ -109,14 +110,20 @@ class Source:
     def parts(self) -> Iterator[Part]:
         """The sequences as the columns have them, for one pass over all events in bounded memory.
 
-        A part of a column is a part of these, so its slice is a view.
+        AT_ONCE events at a time, or one sequence, and never of two parts of a column, so that
+        slices are views.
         """
-        order = np.argsort(self.begins, kind="stable")
+        order = np.lexsort((self.ends, self.begins))
+        begins, ends = self.begins[order], self.ends[order]
         bounds = bounds_of(self.ids)
-        cuts = np.searchsorted(self.begins[order], bounds)
+        cuts = np.searchsorted(begins, bounds)
         cuts[-1] = len(self)  # a sequence without events may begin where the columns end
-        for i in range(len(bounds) - 1):
-            yield Part(slice(int(bounds[i]), int(bounds[i + 1])), order[cuts[i] : cuts[i + 1]])
+        for first, last in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
+            while first < last:
+                fits = int(np.searchsorted(ends[:last], begins[first] + AT_ONCE, side="right"))
+                end = max(first + 1, fits)
+                yield Part(slice(int(begins[first]), int(ends[end - 1])), order[first:end])
+                first = end
 
     def within(self, part: Part, until: np.ndarray) -> np.ndarray:
         """(size of the part,) bool: its events that a sequence i has before the place until[i]."""

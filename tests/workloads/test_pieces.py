@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from clinattn.workloads import source as source_module
 from clinattn.workloads.pieces import Pieces, bounds_of, through
 from clinattn.workloads.source import Source
 from clinattn.workloads.vocabulary import SPECIAL_TOKENS, Vocabulary
@@ -49,10 +50,12 @@ def test_a_table_stands_between():
     assert bounds_of(WHOLE).tolist() == [0, 23]
 
 
+@pytest.mark.parametrize("at_once", [1, 5, 100])
 @pytest.mark.parametrize("scattered", [False, True], ids=["in_order", "scattered"])
 @pytest.mark.parametrize("cuts", [[], [4], [4, 9], [0, 9, 10]], ids=str)
-def test_a_pass_over_parts_counts_what_it_is_asked(cuts, scattered):
+def test_a_pass_over_parts_counts_what_it_is_asked(monkeypatch, cuts, scattered, at_once):
     """Sequences of 4, 0, 5 and 1 events, in whatever order and pieces."""
+    monkeypatch.setattr(source_module, "AT_ONCE", at_once)
     sizes = np.array([4, 0, 5, 1])
     ends = sizes.cumsum()
     rng = np.random.default_rng(0)
@@ -67,7 +70,9 @@ def test_a_pass_over_parts_counts_what_it_is_asked(cuts, scattered):
     read = np.concatenate([ids[b:u] for b, u in zip(source.begins, until, strict=True)])
     np.testing.assert_array_equal(source.counts(until), np.bincount(read, minlength=8))
     np.testing.assert_array_equal(source.counts(), np.bincount(ids, minlength=8))
-    seen = np.concatenate([part.indices for part in source.parts()])
-    assert sorted(seen.tolist()) == [0, 1, 2, 3]
+    parts = list(source.parts())
+    assert sorted(np.concatenate([part.indices for part in parts]).tolist()) == [0, 1, 2, 3]
+    large = [part for part in parts if part.at.stop - part.at.start > at_once]
+    assert all(len(part.indices) == 1 for part in large)
     part = source.only(source.ends - source.begins > 1)
     assert part.counts().sum() == 9 and len(part) == 2

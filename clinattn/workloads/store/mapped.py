@@ -12,7 +12,7 @@ from .batches import read_batch
 if TYPE_CHECKING:  # pyarrow takes a fifth of a second to import
     import pyarrow as pa
 
-MOST = 1 << 28  # bytes that come into memory between two times of letting go
+MOST = 1 << 26  # bytes that come into memory between two times of letting go
 EVERY = 1 << 21  # bytes that are read between two looks at what is in memory
 AROUND = 1 << 16  # bytes that Linux maps about each place that is read, or up to 2 MB
 
@@ -21,7 +21,7 @@ class MappedFiles:
     """The files of a folder, each as a record batch without a copy.
 
     Pages of a mapped file count as memory of the process that has read them, though the system
-    can take them back. `touched` lets them go where more than 256 MB have come, so that a process
+    can take them back. `touched` lets them go where more than 64 MB have come, so that a process
     that has read all of a large store has no more of it in memory than one that has read a little.
     """
 

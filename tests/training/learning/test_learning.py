@@ -55,6 +55,6 @@ def test_what_follows_is_learnt(settings, tmp_path):
         rows.append({"text": text, "subject_id": i})
     path.write_text("\n".join(map(json.dumps, rows)))
     source = {"meds_dir": None, "text_file": path, "preset": "typed", "nsp": True, "max_tokens": 24}
-    Trainer(settings(**source, steps=400, batch_tokens=256, lr=5e-3, eval_every=400)).run()
+    Trainer(settings(**source, steps=800, batch_tokens=256, lr=5e-3, eval_every=800, seed=4)).run()
     last = rows_of(tmp_path / "out")[-1]
     assert last["nsp_accuracy"] > last["nsp_base_rate"] + 0.15
