@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
@@ -110,14 +111,15 @@ def _started() -> Worker:
 def _serve(pipe: Connection) -> None:
     """The life of a process: tasks come by the pipe, and None or an error goes back for each."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    while True:
-        work, task = pipe.recv()
-        try:
-            work(*task)
-        except Exception as error:
-            pipe.send(error)
-        else:
-            pipe.send(None)
+    with suppress(EOFError, BrokenPipeError):  # of the pipe, when the other end is closed
+        while True:
+            work, task = pipe.recv()
+            try:
+                work(*task)
+            except Exception as error:
+                pipe.send(error)
+            else:
+                pipe.send(None)
 
 
 def _end_with_parent() -> None:

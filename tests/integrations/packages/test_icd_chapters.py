@@ -15,7 +15,7 @@ PROGRAM = ROOT / "bench" / "models" / "icd_chapters.py"
 
 def test_both_ways_are_scored_on_blocks_that_neither_has_read():
     done = subprocess.run(
-        [sys.executable, PROGRAM, "--titles", "40", "--steps", "10"],
+        [sys.executable, PROGRAM, "--titles", "40", "--steps", "25"],
         capture_output=True,
         text=True,
         check=False,
