@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
@@ -30,6 +31,7 @@ class Workers:
 
     def __init__(self, processes: int):
         self.processes = processes
+        self.begun: list[Worker] = []
         self.idle: list[Worker] = []
         self.busy: dict[Connection, tuple[Worker, int]] = {}
 
@@ -37,10 +39,9 @@ class Workers:
         return self
 
     def __exit__(self, *_: object) -> None:
-        workers = [*self.idle, *(worker for worker, _ in self.busy.values())]
-        for worker in workers:
+        for worker in self.begun:
             worker.process.terminate()
-        for worker in workers:
+        for worker in self.begun:
             worker.process.join()
             worker.pipe.close()
 
@@ -59,7 +60,7 @@ class Workers:
         waiting = list(enumerate(tasks))[::-1]
         while waiting or self.busy:
             while waiting and len(self.busy) < self.processes:
-                worker = self.idle.pop() if self.idle else _started()
+                worker = self.idle.pop() if self.idle else self._begin()
                 number, task = waiting.pop()
                 self.busy[worker.pipe] = worker, number
                 worker.pipe.send((work, task))
@@ -70,6 +71,23 @@ class Workers:
                 del self.busy[pipe]
                 self.idle.append(worker)
                 ended(number)
+
+    def _begin(self) -> Worker:
+        # A fork would take over locks of the threads of torch and Arrow.
+        spawn = multiprocessing.get_context("spawn")
+        pipe, other = spawn.Pipe()
+        worker = Worker(spawn.Process(target=_serve, args=(other,), daemon=True), pipe)
+        # Ctrl-C goes to all processes of a terminal: this one hears it, and ends the others, which
+        # are begun deaf to it. The tracker's own beginning would unblock it.
+        resource_tracker.ensure_running()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            worker.process.start()
+            self.begun.append(worker)
+            other.close()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return worker
 
 
 class Worker(NamedTuple):
@@ -93,25 +111,10 @@ class Worker(NamedTuple):
             raise error
 
 
-def _started() -> Worker:
-    # A fork would take over locks of the threads of torch and Arrow.
-    spawn = multiprocessing.get_context("spawn")
-    pipe, other = spawn.Pipe()
-    process = spawn.Process(target=_serve, args=(other,), daemon=True)
-    # Ctrl-C goes to all processes of a terminal: this one hears it, and ends the others.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        process.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        other.close()
-    return Worker(process, pipe)
-
-
 def _serve(pipe: Connection) -> None:
     """The life of a process: tasks come by the pipe, and None or an error goes back for each."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    with suppress(EOFError, BrokenPipeError):  # of the pipe, when the other end is closed
+    with suppress(EOFError, OSError):  # of the pipe, when the other end is closed
         while True:
             work, task = pipe.recv()
             try:

@@ -113,6 +113,29 @@ def test_ctrl_c_is_one_line(tmp_path, ward, whole, processes, moment):
     assert stores.contents(folder) == whole
 
 
+DEAF = """
+import signal, sys
+from pathlib import Path
+from clinattn.workloads.store.processes import Workers
+
+def tell(path):
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    Path(path).write_text(str(signal.SIGINT in blocked))
+
+if __name__ == "__main__":
+    with Workers(2) as workers:
+        workers.run(tell, [(path,) for path in sys.argv[1:]], lambda number: None)
+"""
+
+
+def test_every_worker_is_begun_deaf_to_ctrl_c(tmp_path):
+    """The first one too, with which multiprocessing begins its tracker and unblocks signals."""
+    (tmp_path / "deaf.py").write_text(DEAF)
+    paths = [tmp_path / "one", tmp_path / "two"]
+    subprocess.run([sys.executable, tmp_path / "deaf.py", *paths], check=True)
+    assert [path.read_text() for path in paths] == ["True", "True"]
+
+
 OPEN = """
 import sys
 from pathlib import Path
