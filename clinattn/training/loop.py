@@ -78,7 +78,10 @@ class Trainer:
                 f"accumulate={settings.accumulate}: expected a multiple of the {ranks.world} ranks"
             )
         if settings.shard:
-            safetensors_module("safetensors.torch")  # before any work
+            try:  # before any work
+                safetensors_module("safetensors.torch")
+            except ImportError as error:
+                raise ValueError(f"shard: {error}") from None
             if ranks.world == 1:
                 raise ValueError("shard: got one process, expected several, started by torchrun")
         self.folder = Path(settings.output)
