@@ -37,7 +37,7 @@ SCHEMA = pa.schema(
 
 
 def names() -> list[str]:
-    """All codes, those of Zipf's law from the most frequent on, behind the fixed ones."""
+    """Returns the codes: the fixed ones, then those of Zipf's law, the most frequent first."""
     return [*FIXED, *(f"{KINDS[i % len(KINDS)]}//{i * 7919 % 100_000:05d}" for i in range(CODES))]
 
 

@@ -133,7 +133,7 @@ def ways_of(case: Case) -> dict[str, Way]:
     return {
         "transformers, padded": Way(model, batches["random"]),
         "clinattn, padded": Way(replaced, batches["random"]),
-        "clinattn, padded by length": Way(copy.deepcopy(replaced), batches["by length"]),
+        "clinattn, length-bucketed": Way(copy.deepcopy(replaced), batches["by length"]),
         "clinattn, packed": Way(copy.deepcopy(replaced), packed),
     }
 

@@ -19,7 +19,7 @@ BACKWARD = 2 / 3  # of the products of a step
 
 @dataclass(frozen=True)
 class Machine:
-    """What a process has.
+    """A process, its links to others, and what several share.
 
     rate: FLOP/s of a process that has a processor to itself. processors: P beyond them share.
 
@@ -68,7 +68,7 @@ class Step:
 
 
 def step(job: Job, machine: Machine, processes: int) -> Step:
-    """One step of the job; the tokens are shared out evenly."""
+    """Returns the seconds of a step, whose tokens are shared out evenly over the processes."""
     own = job.tokens / processes
     share = min(1.0, machine.processors / processes)
     compute = own * job.flops / (machine.rate * share)

@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from clinattn.tools.environment import cpu_count, environment
+from clinattn.workloads.opening import parse_data
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/
 
@@ -84,9 +85,14 @@ def predicted(row: dict[str, Any], alone: dict[str, Any], batch_tokens: int) -> 
     return tokens / step(job, machine, p).seconds
 
 
+def shareable(data: str) -> str:
+    """The kind of data, and of a profile its name, but no path."""
+    return data if data.startswith("profile:") else parse_data(data).kind
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", default="profile:starr", help="as of clinattn train")
+    parser.add_argument("--data", default="profile:ehr_population", help="as of clinattn train")
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--max-tokens", type=int, default=512)
@@ -113,6 +119,7 @@ def main() -> None:
     show(rows)
     if given.json:
         chosen = {k: v for k, v in vars(given).items() if k != "json"}
+        chosen["data"] = shareable(given.data)
         write_json(given.json, {"environment": environment(), "settings": chosen, "rows": rows})
 
 

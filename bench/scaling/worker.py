@@ -1,4 +1,4 @@
-"""One process of a measurement: steps of training, and sums of as many bytes as gradients have.
+"""A process of a measurement: steps of training, and sums of as many bytes as gradients have.
 
 Started by run.py. Rank 0 writes what it found to the file that it is given.
 """

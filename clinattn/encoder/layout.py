@@ -77,7 +77,7 @@ class Layout(Protocol):
         """The mean of each sequence's tokens: (sequences, ...), zeros for an empty one."""
 
     def counted(self, tokens: int) -> float:
-        """What a sum over so many chosen tokens is divided by for their mean, at least 1.
+        """The divisor by which a sum over so many chosen tokens becomes their mean, at least 1.
 
         Where sequences are split over processes, it makes the mean of the processes' results that
         over all tokens.

@@ -15,7 +15,6 @@ from torch.overrides import TorchFunctionMode
 from clinattn.operator import split
 from clinattn.operator.words.checks import check_tensor
 from clinattn.operator.words.scalars import as_flag, as_int
-from clinattn.parallel.calls import SplitCalls
 from clinattn.parallel.processes import Processes
 
 OTHERS = {
@@ -56,6 +55,8 @@ def context_parallel(mesh: DeviceMesh, *, gathered: bool = False) -> Iterator[No
     process alone the others wait until the timeout of their group, as in torch's collectives.
     Follows Liu et al., Ring Attention (2023), and halo exchange of stencil codes.
     """
+    from clinattn.parallel.calls import SplitCalls  # a dozen modules, of which few calls have need
+
     gathered = as_flag("gathered", gathered)
     processes = Processes(mesh)
     if split.active is not None:

@@ -50,7 +50,7 @@ class Documents(NamedTuple):
 
 
 class Sides(NamedTuple):
-    """What bounds a query's keys: the sides of a window, -1 for none, and a window of time.
+    """The bounds of a query's keys: the sides of a window, -1 for none, and a window of time.
 
     of_time: nothing, or the first key and one past the last for each token of all rows, (B, total).
     """

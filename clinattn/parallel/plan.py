@@ -1,4 +1,4 @@
-"""What a call needs of the other processes: ranges of keys, and the call of the op for each.
+"""The plan of a call: ranges of keys that other processes send, and the call of the op for each.
 
 Every process works out the ranges of all: nobody asks for keys, their owners send them.
 """

@@ -1,4 +1,4 @@
-"""What is asked for beside q, k and v, and the op's passes with it."""
+"""The request of a call beside q, k and v, and the op's two passes with it."""
 
 from __future__ import annotations
 

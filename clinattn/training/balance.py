@@ -1,4 +1,4 @@
-"""Which sequences go into which batch, and which batch to which rank, so that none waits for long.
+"""Sequences shared out over batches, and batches over ranks, so that no rank waits for long.
 
 Batches are filled to the brim as sequences are drawn. Those of a step then have their sequences
 shared out anew: as many batches, all of like cost. Both follow from the sequences alone, so that a

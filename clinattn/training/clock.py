@@ -1,4 +1,4 @@
-"""How long a rank works and waits: by a GPU's own clock, whose work goes on behind the host's back.
+"""Seconds that a rank works and waits, on a GPU by its own clock: the host runs ahead of it.
 
 Ranks leave a collective together. What each then does until the next one takes it some seconds, and
 those that need fewer wait for the slowest: nothing else has to be measured.

@@ -60,7 +60,11 @@ class Corpus:
             raise ValueError(f"{self.source}: no token is left besides the special ones")
 
     def ordinary(self) -> Tensor:
-        """(V,) bool: the ids that are content."""
+        """(V,) bool: the ids that are content; asked for with each sequence, and made once."""
+        return self._ordinary
+
+    @cached_property
+    def _ordinary(self) -> Tensor:
         kept = torch.ones(len(self.tokens), dtype=torch.bool)
         kept[sorted(self.special)] = False
         return kept

@@ -1,4 +1,4 @@
-"""How a model is trained on its ranks: alone, whole on each (DDP), or in shards (FSDP2).
+"""Engines that train a model on its ranks: alone, whole on each (DDP), or in shards (FSDP2).
 
 The engines of several ranks are torch's. They add gradients up over the ranks and take no mean: the
 loop divides once, by the labels of all ranks.
@@ -42,7 +42,7 @@ class Engine:
         return nullcontext()
 
     def computed(self) -> Mark | None:
-        """When this rank had computed its gradients of the step; None where nothing tells."""
+        """The moment at which this rank had its gradients of the step; None where nothing tells."""
         return self.clock.mark()
 
     def clip(self, largest: float) -> float:

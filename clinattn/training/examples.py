@@ -42,7 +42,7 @@ class Examples(Sequence[Example]):
 
     @abstractmethod
     def starts(self, at: np.ndarray | None = None) -> np.ndarray:
-        """Where the events or words of each begin, (N,) int64."""
+        """The place in each where its events or words begin, (N,) int64."""
 
     def labels(self, at: np.ndarray | None = None) -> np.ndarray:
         """The label of each, (N,), as in Example."""

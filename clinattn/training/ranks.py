@@ -61,7 +61,10 @@ class Ranks:
         return found
 
     def by_first(self, work: Callable[[], Found]) -> Found:
-        """What rank 0 finds, on all ranks. Its error is raised there, and FirstFailed elsewhere."""
+        """Lets rank 0 work, and returns its result on all ranks.
+
+        An error is raised on rank 0 as it is, and as FirstFailed on the others.
+        """
         found: list[Any] = [None, None]  # what it finds, or what its error says
         failed: Exception | None = None
         if self.rank == 0:

@@ -79,10 +79,10 @@ class Reader:
             found[owner] = np.add.reduceat(x, first)
         return found[chosen]
 
-    def whole(self, index: int, until: int | None = None) -> Tokens:
-        """The events of a sequence, static facts first, before the place `until`."""
+    def whole(self, index: int) -> Tokens:
+        """The events of a sequence, static facts first."""
         start, _, end = self.source.bounds(index)
-        return self.take(index, slice(start, end if until is None else until))
+        return self.take(index, slice(start, end))
 
 
 def fit_standard(source: Source, vocabulary: Vocabulary, until: np.ndarray) -> Standard:

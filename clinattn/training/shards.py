@@ -90,7 +90,7 @@ def _take_place(partial: Path, folder: Path) -> None:
 
 
 def _first_of(error: dcp.CheckpointException, folder: Path) -> Exception:
-    """What went wrong on the first rank that failed."""
+    """The error of the first rank that failed."""
     found, _ = next(iter(error.failures.values()))
     if isinstance(found, OSError):
         return OSError(found.errno, found.strerror, found.filename or str(folder))

@@ -56,7 +56,7 @@ class Pieces:
         return np.asarray(self[:], dtype=dtype)
 
     def through(self, table: np.ndarray) -> Pieces:
-        """These numbers by another table: item i is table[self[i]]."""
+        """The same column by another table: item i is table[self[i]]."""
         return Pieces(self.parts, table if self.table is None else table[self.table], self.touched)
 
     def _between(self, start: int, stop: int) -> np.ndarray:
@@ -75,7 +75,7 @@ Column = np.ndarray | Pieces
 
 
 def bounds_of(column: Column) -> np.ndarray:
-    """Where the parts of a column begin and the last one ends; an array is a part alone."""
+    """Places where the parts of a column begin, and the end; an array is a part alone."""
     return column.bounds if isinstance(column, Pieces) else np.array([0, len(column)])
 
 

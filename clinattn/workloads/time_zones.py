@@ -1,4 +1,4 @@
-"""Whether times of events have a time zone, so that times of labels can have the same."""
+"""The time zone of events, which times of labels have to have or to lack as well."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What federation costs: a model of all data, federated averaging, and hospitals alone.
+"""The cost of federation: a model of all data, federated averaging, and hospitals alone.
 
 Arguments: a MEDS folder, an empty folder for hospitals and models (which then has the data: remove
 it), and in JSON seeds=, folds=, frameworks= or fields of a Plan, such as noise=1.0.

@@ -1,4 +1,4 @@
-"""What the hospitals of a federation agree on, and what their coordinator computes."""
+"""The agreement of a federation's hospitals, and the sums of their coordinator."""
 
 import json
 from collections import Counter
@@ -18,7 +18,7 @@ Weights = dict[str, np.ndarray]
 
 
 class Trained(NamedTuple):
-    """What a hospital returns in a round.
+    """The answer of a hospital in a round.
 
     tokens: that it trained on. epsilon: spent by its patients in all rounds until now, 0 without
     differential privacy.

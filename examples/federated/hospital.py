@@ -1,4 +1,4 @@
-"""What one hospital computes in a federation, whatever framework carries its messages.
+"""A hospital's own computing in a federation, whatever framework carries its messages.
 
 It counts codes, from which all agree on token ids. In a round it takes the weights of all, trains
 about one pass over its own patients, and returns weights and a number of tokens. A round follows
@@ -45,7 +45,7 @@ class Hospital:
         self.steps = math.ceil(self.tokens / plan.batch_tokens)  # of a round
 
     def counts(self) -> dict[str, int]:
-        """How many patients have each code, where these are `least` or more."""
+        """The number of patients with each code, where it is `least` or more."""
         seen = {(x.subject, token) for x in self.corpus.train for token in x.ids.tolist()}
         of = Counter(self.corpus.tokens[i] for _, i in seen if i not in self.corpus.special)
         return {code: patients for code, patients in of.items() if patients >= self.plan.least}

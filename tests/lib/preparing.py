@@ -31,7 +31,7 @@ def children(pid: int) -> list[int]:
 
 
 def workers(pid: int) -> list[int]:
-    """Those of them that do tasks, and not the one that multiprocessing tidies up with."""
+    """The children that do tasks, without the one that multiprocessing tidies up with."""
     commands = {child: Path(f"/proc/{child}/cmdline").read_bytes() for child in children(pid)}
     return [child for child, command in commands.items() if b"spawn_main" in command]
 

@@ -163,6 +163,6 @@ SAME_BITS = [
 
 
 def split_results(mesh: Any) -> dict[str, dict[str, Tensor]]:
-    """What work(mesh) of `spawned` returns: the results by case."""
+    """The work of `spawned`: returns the results by case."""
     cases = CASES | (UNEVEN if mesh.size() == 3 else {})
     return {name: case.split(mesh) for name, case in cases.items()}

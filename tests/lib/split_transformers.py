@@ -105,7 +105,7 @@ def split_transformers(mesh: Any) -> dict[str, Any]:
 
 
 def refusals(mesh: Any) -> list[str]:
-    """What is said of calls that a part of the row would give another meaning."""
+    """Returns the errors of calls that a part of the row would give another meaning."""
     part = lambda x: shard(mesh, x, 1)
     restarted = documents("modernbert-documents")["position_ids"]
     said = []

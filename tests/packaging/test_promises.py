@@ -1,4 +1,4 @@
-"""What SECURITY.md says of the sources: no network, and no code from data. And CITATION.cff."""
+"""Promises: no network, no code from data, no folders in results, a citation of this version."""
 
 from __future__ import annotations
 
@@ -85,6 +85,15 @@ def test_the_cpp_opens_no_connection():
     for path in CSRC:
         text = path.read_text(encoding="utf-8")
         assert not re.search(r"#include\s*<(sys/socket|netdb|curl|arpa|netinet)", text), path
+
+
+def test_results_name_no_folder_of_a_machine():
+    """Of data a result says the kind: a folder's name may be that of a ward, or of a study."""
+    folder = re.compile(r"""["':= ]/(?:data|home|mnt|root|scratch|srv|tmp|Users|work)/""")
+    assert folder.search('"data": "meds:/home/ward"') and not folder.search('"4/tmp/x"')
+    files = [x for x in sorted((ROOT / "bench" / "results").rglob("*")) if x.is_file()]
+    texts = {x.name: x.read_text(encoding="utf-8", errors="replace") for x in files}
+    assert texts and [name for name, text in texts.items() if folder.search(text)] == []
 
 
 def test_the_citation_is_of_this_version():

@@ -116,7 +116,7 @@ def test_a_model_says_the_same_of_timelines_and_of_their_folder(
 
 
 def figures(found) -> list[float]:
-    """All numbers in a JSON file, in their order."""
+    """Returns the numbers in a JSON file, in their order."""
     if isinstance(found, (list, dict)):
         items = found.values() if isinstance(found, dict) else found
         return [x for item in items for x in figures(item)]

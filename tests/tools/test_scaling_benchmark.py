@@ -9,6 +9,8 @@ from dataclasses import replace
 import pytest
 from places import BENCH
 
+from clinattn.workloads.opening import parse_data
+
 ROWS = sorted((BENCH / "results").glob("scaling-*.json"))
 
 
@@ -71,6 +73,14 @@ def test_it_bends_where_messages_take_a_tenth(paper, job, plain):
     alone = paper.step(job, plain, 1).seconds
     reached = [alone / (p * paper.step(job, plain, p).seconds) for p in (most, 2 * most)]
     assert reached[0] >= 0.9 > reached[1]
+
+
+def test_defaults_are_data_that_exist_and_results_have_no_path(bench_on_the_path, monkeypatch):
+    run = importlib.import_module("scaling.run")
+    monkeypatch.setattr("sys.argv", ["run.py"])
+    assert run.shareable(run.arguments().data) == "profile:ehr_population"
+    assert parse_data(run.arguments().data).kind == "profile"
+    assert run.shareable("meds:/ward/of/ours") == "meds"
 
 
 @pytest.mark.parametrize("path", ROWS, ids=lambda path: path.stem)

@@ -70,7 +70,7 @@ def test_batches_of_a_step_are_shared_out_evenly(settings):
 
 
 def test_a_run_on_a_length_profile_goes_on(settings, tmp_path):
-    """Its tokens are drawn from all ids of the preset, and not from those that were seen."""
+    """Tokens of a profile are drawn from all ids of the preset, not from those that were seen."""
     settings = partial(small_run, data="profile:ehr_population", save_every=3, keep=3)
     Trainer(settings(output=tmp_path / "whole")).run()
     shutil.copytree(tmp_path / "whole", tmp_path / "again")

@@ -85,7 +85,7 @@ class PackedDataLoader(DataLoader):
 
 
 class _Share:
-    """This process's batches of all, from its first-th on."""
+    """The batches of this process, from number `first` on."""
 
     def __init__(self, batches: Any, num_replicas: int, first: int):
         self.batches, self.num_replicas, self.first = batches, num_replicas, first

@@ -97,7 +97,7 @@ class PackedBatches(_Base):
         )
 
     def _lengths_of(self, dataset: Any) -> list[int]:
-        """Its lengths, which are counted once: evaluation may come often."""
+        """The lengths of a dataset, counted once: evaluation may come often."""
         if id(dataset) not in self._lengths:
             progress = not self.args.disable_tqdm and self.is_local_process_zero()
             lengths = lengths_of(dataset, self.args.length_column_name, progress)

@@ -85,7 +85,7 @@ class TokenBudgetSampler(Sampler[list[int]]):
         return iter(spread(self.lengths, self.max_tokens, len(self), generator))
 
     def fingerprint(self) -> dict[str, Any]:
-        """What the order of batches depends on, the epoch apart."""
+        """Facts that the order of batches follows from, the epoch apart."""
         digest = hashlib.blake2b(torch.tensor(self.lengths).numpy().tobytes(), digest_size=8)
         return {
             "lengths": digest.hexdigest(),

@@ -1,4 +1,4 @@
-"""Whether a model keeps the sequences of a packed row apart, found out by running it."""
+"""A trial of a model: does it keep the sequences of a packed row apart?"""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ WAY_OUT = (
 
 
 class Serving(NamedTuple):
-    """How a model takes packed rows.
+    """The way in which a model takes packed rows.
 
     names: the words of its forward. position_start: the position of a first token, None where the
     model takes no positions. most_positions: the longest sequence it has positions for, or None.
@@ -197,7 +197,7 @@ def _difference(packed: list[dict[str, Tensor]], alone: list[dict[str, Tensor]])
 
 
 def _apart(model: Any, serving: Serving, ids: list[Tensor]) -> bool:
-    """Whether another second sequence leaves the bits of the first."""
+    """Returns whether the first sequence keeps its bits when the second is another one."""
     runs = [_packed(model, serving, [ids[0], x]) for x in (ids[1], ids[1].flip(0))]
     return all(torch.equal(x, runs[1][0][name]) for name, x in runs[0][0].items())  # type: ignore
 

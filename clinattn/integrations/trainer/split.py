@@ -30,7 +30,7 @@ def per_sequence(outputs: Any, batch: Mapping[str, Any]) -> list[dict[str, Tenso
 
 
 def split(name: str, x: Tensor, ends: list[int]) -> list[Tensor]:
-    """One tensor of a packed row, per sequence. ends: cu_seqlens, (S + 1,)."""
+    """Cuts a tensor of a packed row into those of its sequences. ends: cu_seqlens, (S + 1,)."""
     if x.shape[:2] == (1, ends[-1]):
         return [x[0, a:b] for a, b in zip(ends, ends[1:], strict=False)]
     if len(x) == len(ends) - 1:
@@ -42,7 +42,7 @@ def split(name: str, x: Tensor, ends: list[int]) -> list[Tensor]:
 
 
 def padded(name: str, x: Tensor, ends: list[int]) -> Tensor:
-    """One tensor of a packed row as (S, N, ...), filled up with -100, or (S, ...)."""
+    """Returns a tensor of a packed row as (S, N, ...), filled up with -100, or as (S, ...)."""
     parts = split(name, x, ends)
     if x.shape[:2] != (1, ends[-1]):
         return torch.stack(parts)

@@ -45,7 +45,7 @@ class Making:
         self.workers, self.progress = workers, progress
 
     def run(self, zoned: bool | None) -> None:
-        """Both passes, then what is known of the whole, and last store.json."""
+        """Does both passes, writes codes and patients of the whole, and last store.json."""
         if not events_in(self.inputs):
             raise MedsError(no_events(self.root, len(self.files)))
         units = scan.units_of(self.files, scan.ROWS)

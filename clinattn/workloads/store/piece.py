@@ -98,7 +98,7 @@ def read_piece(
 
 
 def patients_of(dataset: MedsDataset) -> Patients:
-    """What is known of each patient of a dataset."""
+    """Returns the table of a dataset's patients."""
     draws = [hold_out_draw(subject) for subject in dataset.subject_ids.tolist()]
     return Patients(
         dataset.subject_ids,

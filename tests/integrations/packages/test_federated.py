@@ -108,7 +108,7 @@ def test_a_simulator_gives_the_bits_of_a_plain_loop(framework, federation, plain
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_a_hospital_that_fails_ends_the_run(framework, federation, tmp_path):
-    """Its share is not left out in silence: the mean of the others is another model."""
+    """A missing hospital ends the run: the mean of the others is another model."""
     needs(framework)
     data, output = tmp_path / "data", tmp_path / "output"
     data.mkdir()

@@ -32,7 +32,7 @@ def test_a_module_learns_as_by_hand_and_goes_on(name, tmp_path):
 
 
 def test_two_processes(tmp_path):
-    """Each has its share, whatever use_distributed_sampler says."""
+    """A process has its share, whatever use_distributed_sampler says."""
     steps = len(trained.batches(2, 0))
     two = {"devices": 2}
     ranks = trained.in_two_processes(

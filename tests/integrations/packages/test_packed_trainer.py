@@ -102,7 +102,7 @@ def test_results_are_of_sequences_in_the_order_of_the_dataset(name, head, tmp_pa
 
 
 def test_two_processes(tmp_path):
-    """Each has its share, the weights are those of steps over both, and a checkpoint goes on."""
+    """A process has its share, weights are those of steps over both, and a checkpoint goes on."""
     place = -(-len(trained.batches(2, 0)) // trained.ACCUMULATE) + 1  # in the second epoch
     saved = {"save_strategy": "steps", "save_steps": place}
     sequences = {"head": "SequenceClassification", "evaluate": True, "num_train_epochs": 1}

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-import torch.distributed as dist
+from needs import GLOO
 from spawned import spawned
 from split_calls import CASES, SAME_BITS, UNEVEN, split_results
 from support import assert_close
@@ -10,7 +10,7 @@ from yardstick import shared
 
 pytestmark = [
     pytest.mark.unpoisoned,
-    pytest.mark.skipif(not dist.is_gloo_available(), reason="torch is built without gloo"),
+    GLOO,
 ]
 WORLDS = (1, 3, 4)
 TABLE = [(world, name) for world in WORLDS for name in CASES] + [(3, name) for name in UNEVEN]

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-import torch.distributed as dist
+from needs import GLOO
 from spawned import spawned
 from split_long import (
     HEAD_DIM,
@@ -23,15 +23,12 @@ from support import assert_close
 
 pytestmark = [
     pytest.mark.unpoisoned,
-    pytest.mark.skipif(not dist.is_gloo_available(), reason="torch is built without gloo"),
+    GLOO,
 ]
 TOKEN = HEADS * HEAD_DIM * 4  # bytes
-EVERY = os.environ.get("CLINATTN_TESTS") == "every"
-LENGTHS = [
-    ("windowed", LONG),
-    ("global", SHORT),
-    pytest.param("global", LONG, marks=pytest.mark.skipif(not EVERY, reason="takes minutes")),
-]
+LENGTHS = [("windowed", LONG), ("global", SHORT)]
+if os.environ.get("CLINATTN_TESTS") == "every":  # it takes minutes
+    LENGTHS.append(("global", LONG))
 
 
 def truth(kind, alone, chosen):

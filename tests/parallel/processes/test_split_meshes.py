@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-import torch.distributed as dist
 from adapted import assert_no_worse
+from needs import GLOO
 from spawned import spawned
 from split_meshes import WAYS, gradients, whole
 
 pytestmark = [
     pytest.mark.unpoisoned,
-    pytest.mark.skipif(not dist.is_gloo_available(), reason="torch is built without gloo"),
+    GLOO,
 ]
 
 

@@ -2,15 +2,15 @@
 
 import pytest
 import torch
-import torch.distributed as dist
 from adapted import assert_no_worse
+from needs import GLOO
 from spawned import spawned
 from split_models import HEADS, split_models, whole
 from yardstick import shared
 
 pytestmark = [
     pytest.mark.unpoisoned,
-    pytest.mark.skipif(not dist.is_gloo_available(), reason="torch is built without gloo"),
+    GLOO,
 ]
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-import torch.distributed as dist
 from adapted import assert_no_worse
+from needs import GLOO
 from spawned import spawned
 from split_transformers import MODELS, split_transformers, whole
 
@@ -11,7 +11,7 @@ pytest.importorskip("transformers")
 
 pytestmark = [
     pytest.mark.unpoisoned,
-    pytest.mark.skipif(not dist.is_gloo_available(), reason="torch is built without gloo"),
+    GLOO,
 ]
 
 

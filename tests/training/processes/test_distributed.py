@@ -5,10 +5,10 @@ from contextlib import closing
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
 from encoders import seeded
 from gloo import CASES, WORLD, gradients, loss_of, worker
+from needs import GLOO
 from support import assert_close
 
 from clinattn.encoder import SequenceClassifier
@@ -16,7 +16,7 @@ from clinattn.encoder import model as encoder
 
 pytestmark = [
     pytest.mark.unpoisoned,
-    pytest.mark.skipif(not dist.is_gloo_available(), reason="torch is built without gloo"),
+    GLOO,
 ]
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-import torch.distributed as dist
+from needs import GLOO
 
 pytest.importorskip("typer")
 pytest.importorskip("pyarrow")
@@ -20,7 +20,7 @@ from torchrun import Launched, run  # noqa: E402
 from clinattn.training.checkpoint import checkpoints, load_checkpoint  # noqa: E402
 
 pytestmark = [
-    pytest.mark.skipif(not dist.is_gloo_available(), reason="torch is built without gloo"),
+    GLOO,
     pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc"),
 ]
 STEPS = 30

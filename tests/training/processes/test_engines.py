@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 import torch
-import torch.distributed as dist
+from needs import GLOO
 
 pytest.importorskip("typer")
 pytest.importorskip("pyarrow")
@@ -24,7 +24,7 @@ from clinattn.training.loop import Trainer  # noqa: E402
 from clinattn.training.origin import resolve  # noqa: E402
 from clinattn.training.settings import DEFAULT_LR  # noqa: E402
 
-pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch is built without gloo")
+pytestmark = GLOO
 STEPS = 6
 
 

@@ -86,7 +86,7 @@ def test_a_file_that_is_damaged_is_named(store, name, how):
 
 
 def test_a_file_of_another_store_is_named(tmp_path, store):
-    """One of the same size, which only its rows tell from the right one."""
+    """A file of the same size, which only its rows tell from the right one."""
     path, other = store / "events-00001.arrow", store / "events-00000.arrow"
     path.write_bytes(other.read_bytes())
     said = json.loads((store / "store.json").read_text())
